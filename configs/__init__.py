@@ -1,0 +1,1 @@
+"""The Hydra configurations that ship with megagpt. Imported as `megagpt.configs`."""

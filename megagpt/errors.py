@@ -1,0 +1,41 @@
+"""Every error that megagpt raises for people to read, and the exit code that each one ends a process with."""
+
+
+class MegaGPTError(Exception):
+    """Base of the family: the message says what was wrong, where, and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(MegaGPTError):
+    """A key, a value or a combination of values in the configuration is wrong."""
+
+    exit_code = 2
+
+
+class DataError(MegaGPTError):
+    """An input file or a record in it is malformed, missing or does not match the configuration."""
+
+    exit_code = 3
+
+
+class CheckpointError(MegaGPTError):
+    """A checkpoint could not be written, or none that is valid could be read."""
+
+    exit_code = 4
+
+
+class TrainingDiverged(MegaGPTError):
+    """Too many steps in a row had a loss or gradient that was not finite."""
+
+    exit_code = 5
+
+
+class DistributedError(MegaGPTError):
+    """A rank could not join its group, or a collective failed."""
+
+    exit_code = 6
+
+
+STOPPED_BY_SIGNAL = 75
+"""Exit code of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL of sysexits.h)."""
