@@ -1,0 +1,58 @@
+"""The only reader of environment variables: small typed functions, so that what a run depends on is in one place."""
+
+import os
+
+from megagpt.errors import ConfigError
+
+
+def _integer(name: str, default: int) -> int:
+    value = os.environ.get(name) or str(default)
+    try:
+        return int(value)
+    except ValueError:
+        raise ConfigError(f"the environment variable {name} must be a whole number, not {value!r}") from None
+
+
+def rank() -> int:
+    """This process's number among all ranks, as torchrun sets it; 0 without torchrun."""
+    return _integer("RANK", 0)
+
+
+def world_size() -> int:
+    """Number of ranks, as torchrun sets it; 1 without torchrun."""
+    return _integer("WORLD_SIZE", 1)
+
+
+def local_rank() -> int:
+    """This process's number on its machine, as torchrun sets it; it selects the GPU."""
+    return _integer("LOCAL_RANK", 0)
+
+
+def local_world_size() -> int:
+    """Number of ranks on this machine, as torchrun sets it; 1 without torchrun."""
+    return _integer("LOCAL_WORLD_SIZE", 1)
+
+
+def master_address() -> str:
+    """Host where rank 0 listens for the other ranks."""
+    return os.environ.get("MASTER_ADDR") or "127.0.0.1"
+
+
+def master_port() -> int | None:
+    """Port where rank 0 listens for the other ranks; None when no launcher chose one."""
+    return _integer("MASTER_PORT", 0) or None
+
+
+def restart_attempt() -> int:
+    """How often this job was started again, by torchrun or by Slurm; 0 the first time."""
+    return max(_integer("TORCHELASTIC_RESTART_COUNT", 0), _integer("SLURM_RESTART_COUNT", 0))
+
+
+def wandb_mode() -> str | None:
+    """Value of WANDB_MODE in lower case (online, offline, disabled, shared, dryrun); None when it is not set."""
+    return (os.environ.get("WANDB_MODE") or "").lower() or None
+
+
+def launcher_has_store() -> bool:
+    """Whether torchrun itself serves the store at the master address, so that no rank has to."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
