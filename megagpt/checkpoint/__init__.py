@@ -1,0 +1,1 @@
+"""Checkpoints that are atomic, verified and independent of the layout that wrote them."""

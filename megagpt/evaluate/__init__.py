@@ -1,0 +1,1 @@
+"""Judging a trained model, and reporting a run."""

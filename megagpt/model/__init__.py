@@ -1,0 +1,1 @@
+"""The transformer on Megatron-Core, its losses, and generation."""

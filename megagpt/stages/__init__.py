@@ -1,0 +1,1 @@
+"""What can be trained: each stage defines a task and runs the loop."""

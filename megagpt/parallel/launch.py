@@ -1,0 +1,84 @@
+"""Brings up `torch.distributed` and Megatron-Core's process groups, and takes them down."""
+
+import datetime
+import logging
+import sys
+
+import torch
+import torch.distributed as dist
+
+from megagpt import env
+from megagpt.config.schema import ParallelConfig
+from megagpt.errors import DistributedError
+from megagpt.parallel import cpu
+
+log = logging.getLogger(__name__)
+
+DATA_PARALLEL_SEED_STRIDE = 100_003
+"""Distance between the random streams of data-parallel ranks."""
+
+
+def initialize(parallel: ParallelConfig, seed: int) -> torch.device:
+    """Join the job that torchrun started (or be a job of one), and form the groups of `parallel`.
+
+    Returns the device of this rank. Collectives that wait longer than `parallel.timeout_minutes` for a rank fail.
+    Raises DistributedError when the ranks cannot meet.
+    """
+    timeout = datetime.timedelta(minutes=parallel.timeout_minutes)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(env.local_rank())
+    if not dist.is_initialized():
+        _meet(timeout)
+    cpu.enable()
+    form_groups(parallel, seed)
+    return cpu.device()
+
+
+def _meet(timeout: datetime.timedelta) -> None:
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    rank, world_size = env.rank(), env.world_size()
+    if world_size == 1:
+        # A store inside the process: one rank alone needs no open port.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    address, port = env.master_address(), env.master_port()
+    if port is None:
+        raise DistributedError(
+            f"WORLD_SIZE is {world_size} but MASTER_PORT is not set: start several ranks with torchrun"
+        )
+    try:
+        store = dist.TCPStore(
+            address, port, is_master=rank == 0 and not env.launcher_has_store(), wait_for_workers=False, timeout=timeout
+        )
+        # Every restart gets a key space of its own: the addresses of ranks that died must not be read again.
+        store = dist.PrefixStore(f"attempt{env.restart_attempt()}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        raise DistributedError(
+            f"rank {rank} of {world_size} could not meet the others at {address}:{port}: {error}"
+        ) from error
+
+
+def form_groups(parallel: ParallelConfig, seed: int) -> None:
+    """Form Megatron-Core's groups over the ranks of the default group, and seed its random streams."""
+    from megatron.core import parallel_state, tensor_parallel
+
+    parallel_state.initialize_model_parallel(
+        parallel.tensor_parallel_size,
+        parallel.pipeline_parallel_size,
+        parallel.virtual_pipeline_size if parallel.virtual_pipeline_size > 1 else None,
+        distributed_timeout_minutes=parallel.timeout_minutes,
+        create_gloo_process_groups=False,
+    )
+    torch.manual_seed(seed + DATA_PARALLEL_SEED_STRIDE * parallel_state.get_data_parallel_rank())
+    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+
+def shutdown() -> None:
+    """Leave the groups; safe to call when `initialize` failed half-way."""
+    if "megatron.core.parallel_state" in sys.modules:
+        from megatron.core import parallel_state
+
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
