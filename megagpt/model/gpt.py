@@ -1,0 +1,104 @@
+"""From a `Config` to this rank's part of Megatron-Core's GPTModel."""
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megagpt.config.schema import Config
+from megagpt.model.layers import block_spec
+from megagpt.model.losses import cross_entropy
+from megagpt.model.parameters import initialize
+
+NORMALIZATION = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
+POSITION_EMBEDDING = {"learned": "learned_absolute", "rope": "rope"}
+
+
+def transformer_config(config: Config) -> TransformerConfig:
+    """Megatron-Core's settings for `config`. What is about gradients and schedules is the engine's to add."""
+    model, parallel = config.model, config.parallel
+    bf16 = config.optim.precision == "bf16"
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    full = parallel.recompute == "full"
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.query_groups,
+        kv_channels=model.head_dim,
+        ffn_hidden_size=model.ffn_size,
+        normalization=NORMALIZATION[model.normalization],
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=model.activation == "swiglu",
+        add_bias_linear=model.bias,
+        qk_layernorm=model.qk_layernorm,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        tensor_model_parallel_size=parallel.tensor_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        pipeline_model_parallel_size=parallel.pipeline_parallel_size,
+        virtual_pipeline_model_parallel_size=(
+            parallel.virtual_pipeline_size if parallel.virtual_pipeline_size > 1 else None
+        ),
+        recompute_granularity=None if parallel.recompute == "none" else parallel.recompute,
+        recompute_method="uniform" if full else None,
+        recompute_num_layers=1 if full else None,
+        bf16=bf16,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        perform_initialization=False,  # `initialize` does it, alike in every layout
+        gradient_accumulation_fusion=False,
+        bias_dropout_fusion=False,
+        persist_layer_norm=False,
+    )
+
+
+class GPT(GPTModel):
+    """One pipeline rank's chunk of the model: Megatron-Core's GPTModel with our layers, initial values and loss.
+
+    `model(tokens, position_ids, attention_mask, labels=labels)` takes int64 tokens, positions and labels [B, S] and
+    returns losses, float32 [B, S], on the last pipeline stage and hidden states [S, B, H] on the others; without
+    labels the last stage returns logits [B, S, padded vocabulary / tp], whose columns from vocab_size on mean nothing.
+    attention_mask: None is causal; otherwise bool [B or 1, 1, Sq, Sk], complete in itself, True hides a key. Rotary
+    positions count from the first token of the sequence and ignore position_ids; they matter only as differences.
+    """
+
+    def __init__(self, config: Config, pre_process: bool, post_process: bool, vp_stage: int | None):
+        model = config.model
+        settings = transformer_config(config)
+        super().__init__(
+            settings,
+            block_spec(model, settings, vp_stage),
+            vocab_size=model.padded_vocab_size,
+            max_sequence_length=model.sequence_length,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=model.tie_embeddings,
+            position_embedding_type=POSITION_EMBEDDING[model.position_embedding],
+            rotary_base=model.rope_base,
+            vp_stage=vp_stage,
+        )
+        self.real_vocab_size = model.vocab_size
+        if pre_process:
+            set_tensor_model_parallel_attributes(self.embedding.word_embeddings.weight, True, 0, 1)
+        if post_process and self.output_layer.weight is not None:
+            set_tensor_model_parallel_attributes(self.output_layer.weight, True, 0, 1)
+        self.to(settings.params_dtype)
+        initialize(self, config)
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Float32 losses [B, S] of labels [B, S] under logits [S, B, V / tp], which are consumed."""
+        return cross_entropy(logits, labels, self.real_vocab_size, self.pg_collection.tp)
+
+
+def build_model(
+    config: Config, pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None
+) -> GPT:
+    """This rank's chunk of the model, with initial values, in the precision of `config.optim`.
+
+    pre_process: it holds the embedding. post_process: it holds the final norm and the output projection. vp_stage:
+    index of the chunk where the pipeline is interleaved. Needs the groups of `megagpt.parallel.launch.initialize`.
+    """
+    return GPT(config, pre_process, post_process, vp_stage)

@@ -1,0 +1,92 @@
+"""Names of parameters that are the same in every layout, where this rank's share of each lies, and first values."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megagpt.config.schema import Config, ModelConfig
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A box of a global tensor that this rank holds."""
+
+    global_shape: tuple[int, ...]
+    """Shape of the global tensor."""
+    offset: tuple[int, ...]
+    """Where the box starts in it."""
+    shape: tuple[int, ...]
+    """Shape of the box."""
+
+    def of(self, full: Tensor) -> Tensor:
+        """View of this box in the global tensor."""
+        return full[tuple(slice(start, start + size) for start, size in zip(self.offset, self.shape, strict=True))]
+
+
+def named_shards(chunks: Iterable[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter, list[Shard]]]:
+    """Global name, parameter and boxes of every parameter of the GPT `chunks` that this rank holds.
+
+    Layers are numbered from 0 over the whole model. The parameter, flattened, is its boxes flattened, in order; only
+    SwiGLU's first linear, whose gate and value are sharded apart, has two. The copy of tied embeddings that the last
+    pipeline stage holds has the embedding's name (and a `shared` attribute, which Megatron-Core gives it).
+    """
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            yield _global_name(chunk, name), parameter, _shards(chunk, parameter)
+
+
+def _global_name(chunk: torch.nn.Module, name: str) -> str:
+    if name == "output_layer.weight" and chunk.share_embeddings_and_output_weights:
+        return "embedding.word_embeddings.weight"
+    return re.sub(
+        r"^decoder\.layers\.(\d+)\.",
+        lambda match: f"decoder.layers.{chunk.decoder.layers[int(match[1])].layer_number - 1}.",
+        name,
+    )
+
+
+def _shards(chunk: torch.nn.Module, parameter: torch.nn.Parameter) -> list[Shard]:
+    local = tuple(parameter.shape)
+    if not getattr(parameter, "tensor_model_parallel", False):
+        return [Shard(local, (0,) * len(local), local)]
+    dim, parts = parameter.partition_dim, parameter.partition_stride
+    ranks, rank = chunk.tp_group.size(), chunk.tp_group.rank()
+    size = local[dim] // parts
+
+    def along(length: int, elsewhere: tuple[int, ...]) -> tuple[int, ...]:
+        return (*elsewhere[:dim], length, *elsewhere[dim + 1 :])
+
+    whole, origin = along(local[dim] * ranks, local), (0,) * len(local)
+    return [Shard(whole, along((part * ranks + rank) * size, origin), along(size, local)) for part in range(parts)]
+
+
+@torch.no_grad()
+def initialize(chunk: torch.nn.Module, config: Config) -> None:
+    """Fill the parameters of `chunk` with GPT-2's and GPT-3's initial values, equal in every layout and on any device.
+
+    Weights and positions are N(0, init_std), projections into the residual stream N(0, init_std / sqrt(2 layers)),
+    norms 1, biases and rows of the padded vocabulary 0. Every global tensor is drawn in float32 on the CPU from a
+    stream of its own, seeded by config.seed and its name.
+    """
+    for name, parameter, shards in named_shards([chunk]):
+        full = _initial_value(name, shards[0].global_shape, config.model, config.seed)
+        parameter.copy_(torch.cat([shard.of(full).flatten() for shard in shards]).view_as(parameter))
+
+
+def _initial_value(name: str, shape: tuple[int, ...], model: ModelConfig, seed: int) -> Tensor:
+    if name.endswith(".bias"):
+        return torch.zeros(shape)
+    if "norm" in name:
+        return torch.ones(shape)
+    into_residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+    std = model.init_std / math.sqrt(2 * model.num_layers) if into_residual else model.init_std
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    value = torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:4]))).mul_(std)
+    if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        value[model.vocab_size :] = 0.0
+    return value
