@@ -1,0 +1,240 @@
+"""Where a run's numbers go: metrics.jsonl always, Weights & Biases where asked. Neither ever stops training."""
+
+import json
+import logging
+import math
+import os
+import platform
+import queue
+import secrets
+import shlex
+import sys
+import threading
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megagpt import __version__, env
+from megagpt.config.schema import LoggingConfig
+
+log = logging.getLogger(__name__)
+
+WANDB_NAMES = {
+    "step": "data/step",
+    "tokens": "data/tokens",
+    "samples": "data/samples",
+    "loss": "train/loss",
+    "perplexity": "train/perplexity",
+    "lr": "optim/lr",
+    "grad_norm": "optim/grad_norm",
+    "global_batch_size": "optim/global_batch_size",
+    "step_seconds": "speed/step_seconds",
+    "tokens_per_second": "speed/tokens_per_second",
+    "mfu": "speed/mfu",
+    "memory_gib": "memory/peak_gib",
+    "skipped_steps": "health/skipped_steps",
+    "validation_loss": "validation/loss",
+    "validation_perplexity": "validation/perplexity",
+    "validation_bits_per_byte": "validation/bits_per_byte",
+}
+"""Names on Weights & Biases, whose panels are grouped by what stands before the slash; others go under `train/`."""
+
+INIT_TIMEOUT_SECONDS = 60.0
+FINISH_TIMEOUT_SECONDS = 60.0
+"""How long the end of a run waits for Weights & Biases; what was not sent stays in its folder for `wandb sync`."""
+
+
+def wandb_name(metric: str) -> str:
+    """Name on Weights & Biases of a metric of metrics.jsonl."""
+    return WANDB_NAMES.get(metric, f"train/{metric}")
+
+
+def describe_run() -> dict[str, Any]:
+    """How this run was started and by which versions, for the report. Nothing of the environment is in it."""
+    packages = ("torch", "megatron-core", "numpy", "tokenizers")
+    versions = {"megagpt": __version__, "python": platform.python_version()}
+    return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "versions": versions | {package: metadata.version(package) for package in packages},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "ranks": env.world_size(),
+    }
+
+
+class MetricsWriter:
+    """Writes a run's metrics. On ranks other than the first (`enabled` false) it does nothing.
+
+    `config` is the run's configuration as plain dicts, recorded on Weights & Biases. `run.json` in the run folder keeps
+    the command, versions and the Weights & Biases id, which stays the same over resumes.
+    """
+
+    def __init__(self, run_dir: str | Path, logging: LoggingConfig, config: dict[str, Any], enabled: bool) -> None:
+        self.enabled = enabled
+        self.path = Path(run_dir) / "metrics.jsonl"
+        self._unwritten = bytearray()
+        self._warned = False
+        self._wandb = None
+        if not enabled:
+            return
+        run_id = secrets.token_hex(4)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            run_id = self._keep_run_id(run_id)
+        except OSError as error:
+            self._warn(error)
+        mode = _wandb_mode(logging)
+        if mode != "off":
+            options = {"project": logging.wandb_project, "name": self.path.parent.name, "id": run_id, "mode": mode}
+            self._wandb = _WandbThread(self.path.parent, options, config)
+
+    def resume(self, step: int) -> None:
+        """Drop the lines of steps after `step`, and any half-written line, in one atomic rewrite."""
+        if not self.enabled or not self.path.exists():
+            return
+        try:
+            kept = [line for line in read_jsonl(self.path) if line.get("step", 0) <= step]
+            replace_file(self.path, "".join(_to_line(line) for line in kept))
+        except OSError as error:
+            self._warn(error)
+
+    def log(self, **metrics: Any) -> None:
+        """Append one line, with the time in seconds since 1970. Numbers may be 0-dimensional tensors.
+
+        A value that is not finite is written as null and named in the line's "nonfinite" list.
+        """
+        if not self.enabled:
+            return
+        values = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
+        nonfinite = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+        values |= dict.fromkeys(nonfinite)
+        line = values | {"time": round(time.time(), 3)} | ({"nonfinite": nonfinite} if nonfinite else {})
+        self._unwritten += _to_line(line).encode()
+        try:
+            # Unbuffered, and what a full disk did not take is kept: the next line's write completes it.
+            with self.path.open("ab", buffering=0) as file:
+                del self._unwritten[: file.write(self._unwritten)]
+        except OSError as error:
+            self._warn(error)
+        if self._wandb:
+            if values.get("loss") is not None:
+                values["perplexity"] = math.exp(min(values["loss"], 100.0))
+            self._wandb.put({wandb_name(name): value for name, value in values.items() if value is not None})
+
+    def finish(self) -> None:
+        """Let Weights & Biases send what is left, for at most FINISH_TIMEOUT_SECONDS."""
+        if self._wandb:
+            self._wandb.finish()
+
+    def _keep_run_id(self, new_id: str) -> str:
+        """The run's id on Weights & Biases: the one in run.json, else `new_id`, stored there for the next time."""
+        path = self.path.with_name("run.json")
+        try:
+            new_id = str(json.loads(path.read_text())["wandb_id"])
+        except (OSError, ValueError, KeyError, TypeError):
+            log.debug("%s holds no id yet", path)
+        replace_file(path, json.dumps(describe_run() | {"wandb_id": new_id}, indent=2) + "\n")
+        return new_id
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning("cannot write %s (%s): training goes on, and writing is tried again", self.path, error)
+
+
+class _WandbThread:
+    """Owns Weights & Biases: its import, start, network and end happen in a thread that training never waits for."""
+
+    def __init__(self, run_dir: Path, options: dict[str, Any], config: dict[str, Any]) -> None:
+        self.run_dir, self.options, self.config = run_dir, options, config
+        self.queue: queue.SimpleQueue[dict[str, float] | None] = queue.SimpleQueue()
+        self.given_up = False
+        self.thread = threading.Thread(target=self._run, name="wandb", daemon=True)
+        self.thread.start()
+
+    def put(self, values: dict[str, float]) -> None:
+        """Queue one record; without effect once Weights & Biases has failed."""
+        if self.thread.is_alive():
+            self.queue.put(values)
+
+    def finish(self) -> None:
+        """Ask for the end and wait for it, but not for ever."""
+        self.queue.put(None)
+        self.thread.join(FINISH_TIMEOUT_SECONDS)
+        if self.thread.is_alive():
+            self.given_up = True
+            log.warning("wandb did not finish in %.0f s: metrics.jsonl has every number", FINISH_TIMEOUT_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            run = self._start()
+            while (values := self.queue.get()) is not None:
+                run.log(values)
+            run.finish()
+        except ImportError:
+            log.warning('wandb is not installed (pip install "megagpt[wandb]"): metrics go to metrics.jsonl only')
+        except BaseException as error:  # wandb also raises SystemExit and KeyboardInterrupt
+            if not self.given_up:
+                log.warning("wandb failed (%s: %s): metrics go to metrics.jsonl only", type(error).__name__, error)
+
+    def _start(self) -> Any:
+        import wandb
+
+        # Console capture, source code, git remotes and the machine's description stay out: they can hold secrets.
+        settings = wandb.Settings(
+            init_timeout=INIT_TIMEOUT_SECONDS,
+            login_timeout=INIT_TIMEOUT_SECONDS,
+            finish_timeout=FINISH_TIMEOUT_SECONDS,
+            console="off",
+            save_code=False,
+            disable_git=True,
+            x_disable_meta=True,
+            silent=True,
+        )
+        run = wandb.init(**self.options, dir=self.run_dir, config=self.config, resume="allow", settings=settings)
+        run.define_metric("data/step")
+        run.define_metric("data/tokens")
+        run.define_metric("*", step_metric="data/tokens")
+        return run
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Objects of a JSON-lines file, in order; lines that are not whole objects are left out, with one warning.
+
+    A process killed while writing leaves such a line at the end.
+    """
+    objects, broken = [], []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                value = json.loads(line, parse_constant=lambda _: None)
+            except ValueError:
+                value = None
+            if isinstance(value, dict):
+                objects.append(value)
+            elif line.strip():
+                broken.append(number)
+    if broken:
+        log.warning("%s:%d: %d half-written lines left out, this is the first", path, broken[0], len(broken))
+    return objects
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write `path` so that it is always either the old or the whole new text, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _to_line(values: dict[str, Any]) -> str:
+    return json.dumps(values, allow_nan=False) + "\n"
+
+
+def _wandb_mode(logging: LoggingConfig) -> str:
+    mode = env.wandb_mode() or logging.wandb
+    return {"disabled": "off", "dryrun": "offline"}.get(mode, mode)
