@@ -1,0 +1,159 @@
+"""Batches for training and evaluation, made from the configuration."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from megagpt.config.schema import Config
+from megagpt.data.batch import Batch
+from megagpt.data.packed import PARTS, Blend, PackedCorpus, Part
+from megagpt.data.tokenizer import Tokenizer
+from megagpt.errors import ConfigError, DataError
+
+_AHEAD = 2
+"""Micro-batches that are read while the model computes."""
+
+
+class TrainLoader:
+    """Every batch of a run. A batch is a function of the seed and of sample numbers, in every layout."""
+
+    def __init__(self, config: Config) -> None:
+        """Open all corpora. Raises DataError or ConfigError when they do not fit the configuration."""
+        self.config, data, model = config, config.data, config.model
+        if not data.corpora:
+            raise ConfigError("data.corpora is empty: name at least one corpus made by tools/preprocess.py")
+        self.tokenizer = Tokenizer.load(data.tokenizer)
+        if self.tokenizer.vocab_size > model.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size is {model.vocab_size}, but the tokenizer {data.tokenizer} has "
+                f"{self.tokenizer.vocab_size} tokens: set model.vocab_size={self.tokenizer.vocab_size}"
+            )
+        self.corpora: dict[Part, list[PackedCorpus]] = {
+            part: [PackedCorpus(c.path, data.split, part, model.sequence_length, config.seed) for c in data.corpora]
+            for part in PARTS
+        }
+        self._check()
+        self.blend = Blend(self.corpora["train"], [corpus.weight for corpus in data.corpora], config.seed)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="data")
+        self._pending: dict[int, Future[Batch]] = {}
+
+    def micro_batches(
+        self, first_sample: int, global_batch_size: int, data_parallel_rank: int, data_parallel_size: int
+    ) -> Iterator[Batch]:
+        """The micro-batches of one rank in the step that trains on samples first_sample .. + global_batch_size - 1.
+
+        Micro-batch m has samples first_sample + (m * data_parallel_size + data_parallel_rank) * micro_batch_size and
+        the following. A background thread reads ahead, into the next step too.
+        """
+        size = self.config.parallel.micro_batch_size
+        if global_batch_size % (size * data_parallel_size):
+            raise ConfigError(
+                f"a global batch of {global_batch_size} sequences cannot be shared by {data_parallel_size} "
+                f"data-parallel ranks in micro-batches of {size} (parallel.micro_batch_size)"
+            )
+        count = global_batch_size // (size * data_parallel_size)
+        starts = [
+            first_sample + (m * data_parallel_size + data_parallel_rank) * size
+            for m in range(count + _AHEAD)  # the last ones are the next step's first, however large it is
+        ]
+        self._pending = {start: self._pending[start] for start in starts if start in self._pending}
+        for m in range(count):
+            for start in starts[m : m + 1 + _AHEAD]:
+                if start not in self._pending:
+                    self._pending[start] = self._reader.submit(self._train_batch, start)
+            yield self._pending.pop(starts[m]).result()
+
+    def evaluation_batches(
+        self,
+        part: Part,
+        max_tokens: int | None,
+        data_parallel_rank: int = 0,
+        data_parallel_size: int = 1,
+        micro_batch_size: int | None = None,
+    ) -> Iterator[Batch]:
+        """One rank's share of the documents of `part`, in order, each token predicted once.
+
+        Windows follow one another without overlap; the first input of a corpus is end-of-text. `max_tokens` (None:
+        all) is shared by the corpora according to their weights. Every rank gets the same number of batches; what is
+        beyond the end has loss_mask 0.
+        """
+        size, length = micro_batch_size or self.config.parallel.micro_batch_size, self.config.model.sequence_length
+        windows = [
+            (corpus, start, min(length, limit - start))
+            for corpus, limit in self._held_out(part, max_tokens)
+            for start in range(0, limit, length)
+        ]
+        for first in range(0, len(windows), size * data_parallel_size):
+            begin = first + data_parallel_rank * size
+            yield self._evaluation_batch(windows[begin : begin + size], size)
+
+    def evaluation_bytes(self, part: Part, max_tokens: int | None) -> int:
+        """Number of UTF-8 bytes of the text that `evaluation_batches` predicts on all ranks together."""
+        chunks = self._evaluation_tokens(part, max_tokens)
+        return sum(int(self.tokenizer.token_bytes[tokens].sum()) for tokens in chunks)
+
+    def held_out_text(self, part: Part, max_tokens: int | None = None) -> bytes:
+        """The text that `evaluation_batches` predicts, for other compressors to be measured on."""
+        chunks = self._evaluation_tokens(part, max_tokens)
+        return b"".join(self.tokenizer.decode_bytes(tokens.tolist()) for tokens in chunks)
+
+    def _check(self) -> None:
+        sha256, data = self.tokenizer.sha256, self.config.data
+        for corpus in self.corpora["train"]:
+            if corpus.about["tokenizer_sha256"] != sha256:
+                raise DataError(
+                    f"{corpus.prefix} was tokenized with another tokenizer (sha256 "
+                    f"{corpus.about['tokenizer_sha256'][:12]}) than data.tokenizer={data.tokenizer} ({sha256[:12]}): "
+                    "set data.tokenizer to the one it was made with, or make the corpus again"
+                )
+        for corpus, of in zip(self.corpora["train"], data.corpora, strict=True):
+            if of.weight > 0:
+                corpus[0]  # fails now, not in the middle of a run, when the part is too short
+        for part, share in zip(PARTS, data.split, strict=True):
+            if share > 0 and not any(corpus.num_tokens for corpus in self.corpora[part]):
+                total = sum(corpus.about["documents"] for corpus in self.corpora[part])
+                raise DataError(
+                    f"no document fell into the {part} part: data.split gives it a share of {share} of {total} "
+                    "documents; raise the share or set it to 0"
+                )
+
+    def _train_batch(self, start: int) -> Batch:
+        size = self.config.parallel.micro_batch_size
+        tokens = torch.from_numpy(np.stack([self.blend[start + row] for row in range(size)]))
+        inputs = tokens[:, :-1].contiguous()
+        return self._batch(inputs, tokens[:, 1:].contiguous(), torch.ones(inputs.shape))
+
+    def _evaluation_batch(self, windows: list[tuple[PackedCorpus, int, int]], size: int) -> Batch:
+        tokens = np.full((size, self.config.model.sequence_length + 1), self.tokenizer.end_of_text_id)
+        mask = np.zeros((size, self.config.model.sequence_length), np.float32)
+        for row, (corpus, start, count) in enumerate(windows):
+            known = min(start, 1)  # the input that comes before the first prediction, except at the beginning
+            tokens[row, 1 - known : count + 1] = corpus.read(start - known, count + known)
+            mask[row, :count] = 1
+        tokens = torch.from_numpy(tokens)
+        return self._batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.from_numpy(mask))
+
+    def _batch(self, inputs: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor) -> Batch:
+        positions = torch.arange(inputs.shape[1]).expand(inputs.shape).contiguous()
+        if not self.config.data.isolate_documents:
+            return Batch(inputs, labels, loss_mask, positions)
+        after_end = torch.zeros_like(inputs, dtype=torch.bool)
+        after_end[:, 1:] = inputs[:, :-1] == self.tokenizer.end_of_text_id
+        starts = torch.where(after_end, positions, 0).cummax(1).values
+        return Batch(inputs, labels, loss_mask, positions - starts, after_end.long().cumsum(1))
+
+    def _held_out(self, part: Part, max_tokens: int | None) -> list[tuple[PackedCorpus, int]]:
+        """(corpus, how many of its tokens are predicted) for every corpus."""
+        weights = [corpus.weight for corpus in self.config.data.corpora]
+        return [
+            (corpus, corpus.num_tokens if max_tokens is None else min(corpus.num_tokens, int(max_tokens * share)))
+            for corpus, share in zip(self.corpora[part], np.array(weights) / sum(weights), strict=True)
+        ]
+
+    def _evaluation_tokens(self, part: Part, max_tokens: int | None) -> Iterator[np.ndarray]:
+        chunk = 1 << 20
+        for corpus, limit in self._held_out(part, max_tokens):
+            for start in range(0, limit, chunk):
+                yield corpus.read(start, min(chunk, limit - start))

@@ -1,0 +1,154 @@
+"""Training samples as a pure function of (seed, sample index): packed windows of one corpus, and blends of corpora.
+
+Nothing here depends on the length of the run, the number of ranks or what was read before, and nothing is written to
+disk: a sample's content can be computed from its number alone. Permutations come from sorting hashes rather than from
+a random generator's stream, so they are the same under every version of NumPy.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from megagpt.data.indexed import open_corpus
+from megagpt.errors import DataError
+
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+
+BLOCK = 65_536
+"""Samples over which a blend's proportions are exact."""
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The splitmix64 finalizer: a bijection of uint64 whose every output bit depends on every input bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hashes(count: int, *keys: int) -> np.ndarray:
+    """uint64 [count]: a different pseudo-random number for each of 0..count-1, fixed by `keys`."""
+    state = np.zeros(1, np.uint64)
+    for key in keys:
+        state = _mix(state + np.uint64(key % 2**64) + np.uint64(0x9E3779B97F4A7C15))
+    return _mix(np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + state)
+
+
+def permutation(count: int, *keys: int) -> np.ndarray:
+    """uint32 or int64 [count]: 0..count-1 in a random order, fixed by `keys`."""
+    order = np.argsort(hashes(count, *keys))  # hashes of one call never tie, so every sorting method agrees
+    return order.astype(np.uint32) if count < 2**32 else order
+
+
+def documents_of(part: Part, split: Sequence[float], count: int) -> np.ndarray:
+    """int64 [n]: which of `count` documents are in `part`, ascending; it depends on a document's number alone.
+
+    split: shares of the three parts, relative to their sum.
+    """
+    edges = np.cumsum(split) / np.sum(split)
+    edges[np.flatnonzero(split)[-1] :] = 1.0  # rounding must leave no document out
+    place = (hashes(count) >> np.uint64(11)) / 2.0**53  # uniform in [0, 1)
+    return np.flatnonzero(np.searchsorted(edges, place, side="right") == PARTS.index(part))
+
+
+class PackedCorpus:
+    """One part of one corpus, its documents concatenated and cut into windows.
+
+    In epoch e the documents are permuted by (seed, e), concatenated, and cut into windows of sequence_length + 1
+    tokens that overlap by one; the windows are permuted by (seed, e). The last tokens, fewer than a window, are left
+    out; they are others in each epoch.
+    """
+
+    def __init__(
+        self, prefix: str | Path, split: Sequence[float], part: Part, sequence_length: int, seed: int = 0
+    ) -> None:
+        """Open the corpus at `prefix`. Raises DataError when it is damaged. A part may turn out to be empty."""
+        self.prefix, self.part, self.sequence_length, self.seed = str(prefix), part, sequence_length, seed
+        self._dataset, self.about = open_corpus(prefix)
+        self.documents = documents_of(part, split, len(self._dataset))
+        self._lengths = self._dataset.sequence_lengths[self.documents]
+        self._in_order = np.cumsum(self._lengths, dtype=np.int64)
+        self.num_tokens = int(self._in_order[-1]) if len(self.documents) else 0
+        self.samples_per_epoch = max(0, (self.num_tokens - 1) // sequence_length)
+        self._epoch = lru_cache(maxsize=2)(self._build_epoch)  # two, because epochs meet inside a batch
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """int64 [sequence_length + 1]: tokens of sample `index`, which may be any number from 0."""
+        if not self.samples_per_epoch:
+            raise DataError(
+                f"the {self.part} part of {self.prefix} ({len(self.documents)} documents, {self.num_tokens} tokens) is "
+                f"too short for one sequence of {self.sequence_length} + 1 tokens: use more text, a shorter "
+                "model.sequence_length or a larger share in data.split"
+            )
+        epoch, place = divmod(int(index), self.samples_per_epoch)
+        order, ends, windows = self._epoch(epoch)
+        return self._read(order, ends, int(windows[place]) * self.sequence_length, self.sequence_length + 1)
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """int64 [count]: tokens from `start` on, of the documents in their own order."""
+        return self._read(range(len(self.documents)), self._in_order, start, count)
+
+    def _build_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        order = permutation(len(self.documents), self.seed, epoch, 0)
+        ends = np.cumsum(self._lengths[order], dtype=np.int64)
+        return order, ends, permutation(self.samples_per_epoch, self.seed, epoch, 1)
+
+    def _read(self, order: Sequence[int], ends: np.ndarray, start: int, count: int) -> np.ndarray:
+        """Tokens start..start+count-1 of the documents `order`, which end at `ends`."""
+        tokens = np.empty(count, np.int64)
+        place, filled = int(np.searchsorted(ends, start, side="right")), 0
+        while filled < count:
+            local = int(order[place])
+            offset = start + filled - (int(ends[place]) - int(self._lengths[local]))
+            take = min(count - filled, int(self._lengths[local]) - offset)
+            tokens[filled : filled + take] = self._dataset.get(self.documents[local], offset, take)
+            place, filled = place + 1, filled + take
+        return tokens
+
+
+class Blend:
+    """A mixture of corpora in which sample `index` is a sample of one of them, by weight.
+
+    In every BLOCK of samples each corpus has the same fixed quota, so proportions hold at every point of a run to
+    within a block, and within the block its samples are evenly spread.
+    """
+
+    def __init__(self, corpora: Sequence[Sequence[np.ndarray]], weights: Sequence[float], seed: int = 0) -> None:
+        """Weights are relative to their sum; a corpus of positive weight gets at least one sample a block."""
+        self.corpora, self.seed = list(corpora), seed
+        self.quotas = _quotas(weights)
+        self._block = lru_cache(maxsize=2)(self._build_block)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(which corpus, the index within it) of sample `index`."""
+        block, place = divmod(int(index), BLOCK)
+        owners, ranks = self._block(block)
+        corpus = int(owners[place])
+        return corpus, block * int(self.quotas[corpus]) + int(ranks[place])
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Sample `index`, which may be any number from 0."""
+        corpus, within = self.locate(index)
+        return self.corpora[corpus][within]
+
+    def _build_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """(int64 [BLOCK] corpus, int64 [BLOCK] rank among that corpus's samples) of every sample of the block."""
+        phases = hashes(len(self.quotas), self.seed, block) / 2.0**64
+        ranks = np.concatenate([np.arange(quota) for quota in self.quotas])
+        owners = np.repeat(np.arange(len(self.quotas)), self.quotas)
+        order = np.argsort((ranks + phases[owners]) / self.quotas[owners], kind="stable")
+        return owners[order], ranks[order]
+
+
+def _quotas(weights: Sequence[float]) -> np.ndarray:
+    """int64 [n]: samples of each corpus in a block, by largest remainder, at least 1 for any positive weight."""
+    shares = np.asarray(weights, float) / np.sum(weights) * BLOCK
+    quotas = np.floor(shares).astype(np.int64)
+    quotas[np.argsort(quotas - shares, kind="stable")[: BLOCK - quotas.sum()]] += 1
+    starved = (quotas == 0) & (shares > 0)
+    quotas[starved] = 1
+    quotas[np.argmax(quotas)] -= starved.sum()
+    return quotas

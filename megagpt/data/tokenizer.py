@@ -1,0 +1,114 @@
+"""The byte-level BPE tokenizer of GPT-2 and GPT-3, trained and run by Hugging Face `tokenizers`.
+
+Every byte sequence can be encoded, and decoding gives the bytes back exactly. A tokenizer is one `tokenizer.json`;
+its SHA-256 is what a corpus remembers about it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from megagpt.data.files import write_atomic
+from megagpt.errors import DataError
+
+END_OF_TEXT = "<|endoftext|>"
+"""The token that ends every document."""
+
+
+class Tokenizer:
+    """Text to token ids and back."""
+
+    def __init__(self, content: bytes, name: str = "the tokenizer") -> None:
+        """Read `content`, the bytes of a tokenizer.json; `name` is what errors call it. Raises DataError."""
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # the library raises plain Exception
+            raise DataError(f"{name} is not a tokenizer.json of Hugging Face tokenizers: {error}") from None
+        if (json.loads(content).get("decoder") or {}).get("type") != "ByteLevel":
+            raise DataError(f"{name} is not a byte-level BPE; train one with tools/train_tokenizer.py")
+        end_of_text = self._tokenizer.token_to_id(END_OF_TEXT)
+        if end_of_text is None:
+            raise DataError(f"{name} has no {END_OF_TEXT} token to end documents with")
+        self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" inside a document is text like any other
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._content = content
+        self.end_of_text_id: int = end_of_text
+        self.vocab_size: int = self._tokenizer.get_vocab_size()
+        self.sha256: str = hashlib.sha256(content).hexdigest()
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read the tokenizer.json at `path`. Raises DataError when it is missing or is no such file."""
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read the tokenizer {path}: {error.strerror}") from None
+        return cls(content, str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write the tokenizer.json to `path`, whole or not at all."""
+        write_atomic(path, self._content)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; strings that look like special tokens are encoded as plain text."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        return [item.ids for item in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that `ids` stand for, which a cut may leave as broken UTF-8; special tokens give none."""
+        table = self._bytes_of_token
+        return b"".join([table[index] for index in ids])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; broken UTF-8 becomes U+FFFD, special tokens give nothing."""
+        return self.decode_bytes(ids).decode(errors="replace")
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """int64 [vocab_size]: the number of bytes that each token stands for, 0 for special tokens."""
+        return np.array([len(item) for item in self._bytes_of_token])
+
+    @cached_property
+    def _bytes_of_token(self) -> list[bytes]:
+        to_byte = _byte_of_character()
+        table = {
+            index: bytes(to_byte[character] for character in token)
+            for token, index in self._tokenizer.get_vocab(with_added_tokens=False).items()
+        }
+        for index, token in self._tokenizer.get_added_tokens_decoder().items():
+            table[index] = b"" if token.special else token.content.encode()
+        return [table[index] for index in range(self.vocab_size)]
+
+
+def _byte_of_character() -> dict[str, int]:
+    """How byte-level BPE spells bytes: printable Latin-1 stands for itself, the others are numbered from U+0100."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn a byte-level BPE of `vocab_size` tokens, the 256 bytes and end-of-text (the last one) included.
+
+    The same texts always give the same tokenizer. Texts too short for so many merges give fewer tokens.
+    """
+    if vocab_size < 257:
+        raise DataError(f"vocab_size must be at least 257 (256 bytes and {END_OF_TEXT}), not {vocab_size}")
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # splits by GPT-2's pattern
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=sorted(alphabet), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return Tokenizer(tokenizer.to_str(pretty=True).encode())

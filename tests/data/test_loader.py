@@ -1,0 +1,158 @@
+"""Batches: the same samples in every layout, held-out text predicted once, documents kept apart when asked."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from megagpt.config.schema import Config, CorpusConfig, DataConfig, ModelConfig, ParallelConfig
+from megagpt.data.indexed import write_corpus
+from megagpt.data.loader import TrainLoader
+from megagpt.data.tokenizer import train_tokenizer
+from megagpt.errors import ConfigError, DataError
+
+TEXTS = {
+    "a": [f"document {n} of the first corpus: {'la ' * (n % 17)}" for n in range(120)],
+    "b": [f"second corpus, {n}! {'Ünïcödé 中文 ' * (n % 11)}" for n in range(80)],
+}
+LENGTH = 24
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    folder = tmp_path_factory.mktemp("data")
+    tokenizer = train_tokenizer(TEXTS["a"] + TEXTS["b"], 300)
+    tokenizer.save(folder / "tokenizer.json")
+    for name, texts in TEXTS.items():
+        documents = [np.array([*tokenizer.encode(text), tokenizer.end_of_text_id]) for text in texts]
+        about = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
+        parts = ((np.array([len(d)], np.int32), d) for d in documents)
+        write_corpus(folder / name, parts, len(documents), about)
+    corpora = (CorpusConfig(str(folder / "a"), 3.0), CorpusConfig(str(folder / "b"), 1.0))
+    return Config(
+        model=ModelConfig(sequence_length=LENGTH, vocab_size=300),
+        data=DataConfig(str(folder / "tokenizer.json"), corpora, split=(0.8, 0.1, 0.1)),
+        parallel=ParallelConfig(micro_batch_size=2),
+    )
+
+
+def with_data(config: Config, **changes) -> Config:
+    return replace(config, data=replace(config.data, **changes))
+
+
+def with_micro_batch(config: Config, size: int) -> Config:
+    return replace(config, parallel=replace(config.parallel, micro_batch_size=size))
+
+
+def test_batch(config):
+    batch = next(TrainLoader(config).micro_batches(0, 4, 0, 1))
+    for name, dtype in [("tokens", torch.int64), ("labels", torch.int64), ("position_ids", torch.int64)]:
+        assert getattr(batch, name).shape == (2, LENGTH)
+        assert getattr(batch, name).dtype == dtype
+    assert torch.equal(batch.tokens[:, 1:], batch.labels[:, :-1])
+    assert torch.equal(batch.loss_mask, torch.ones(2, LENGTH))
+    assert torch.equal(batch.position_ids, torch.arange(LENGTH).expand(2, LENGTH))
+    assert batch.document_ids is None
+    assert batch.to("meta").tokens.device.type == "meta"
+
+
+@pytest.mark.parametrize(("ranks", "size"), [(1, 1), (1, 3), (2, 2), (3, 4), (4, 1)])
+def test_the_same_samples_in_every_layout(config, ranks, size):
+    reference = TrainLoader(config)
+    loaders = [TrainLoader(with_micro_batch(config, size)) for _ in range(ranks)]
+    first = 0
+    for global_batch in (12, 12, 24, 12):  # as in a batch-size ramp
+        per_rank = [
+            [batch.tokens for batch in loader.micro_batches(first, global_batch, rank, ranks)]
+            for rank, loader in enumerate(loaders)
+        ]
+        in_order = torch.cat([tokens for step in zip(*per_rank, strict=True) for tokens in step])
+        expected = np.stack([reference.blend[first + n][:-1] for n in range(global_batch)])
+        assert np.array_equal(in_order.numpy(), expected)
+        first += global_batch
+
+
+def test_jumping_and_abandoning_do_not_confuse_reading_ahead(config):
+    loader, reference = TrainLoader(config), TrainLoader(config)
+    next(loader.micro_batches(0, 8, 0, 1))
+    for first in (400, 6, 6, 7, 0):
+        got = torch.cat([batch.tokens for batch in loader.micro_batches(first, 8, 0, 1)])
+        assert np.array_equal(got.numpy(), np.stack([reference.blend[first + n][:-1] for n in range(8)]))
+
+
+def test_batch_that_cannot_be_shared_names_both_sizes(config):
+    with pytest.raises(ConfigError, match=r"10 sequences cannot be shared by 3 .*parallel\.micro_batch_size"):
+        next(TrainLoader(config).micro_batches(0, 10, 0, 3))
+
+
+@pytest.mark.parametrize(("ranks", "size"), [(1, 1), (2, 3), (4, 2)])
+@pytest.mark.parametrize("max_tokens", [None, 100, 7])
+def test_held_out_text_is_predicted_once(config, ranks, size, max_tokens):
+    loader = TrainLoader(config)
+    per_rank = [list(loader.evaluation_batches("validation", max_tokens, rank, ranks, size)) for rank in range(ranks)]
+    assert len({len(batches) for batches in per_rank}) == 1
+    batches = [batch for step in zip(*per_rank, strict=True) for batch in step]
+    mask = torch.cat([batch.loss_mask for batch in batches]).bool()
+    labels = torch.cat([batch.labels for batch in batches])[mask].numpy()
+    expected = [
+        corpus.read(0, corpus.num_tokens if max_tokens is None else min(corpus.num_tokens, int(max_tokens * share)))
+        for corpus, share in zip(loader.corpora["validation"], (0.75, 0.25), strict=True)
+    ]
+    assert np.array_equal(labels, np.concatenate(expected))
+    text = loader.held_out_text("validation", max_tokens)
+    assert text == loader.tokenizer.decode_bytes(labels)
+    assert loader.evaluation_bytes("validation", max_tokens) == len(text)
+
+
+def test_inputs_of_evaluation_are_the_tokens_before(config):
+    loader = TrainLoader(config)
+    tokens = torch.cat([batch.tokens for batch in loader.evaluation_batches("test", None, 0, 1, 1)])
+    stream = loader.corpora["test"][0].read(0, 3 * LENGTH)
+    assert tokens[0, 0] == loader.tokenizer.end_of_text_id
+    assert np.array_equal(tokens[:3].flatten()[1:].numpy(), stream[:-1])
+
+
+def test_held_out_text_is_whole_documents_in_order(config):
+    loader = TrainLoader(config)
+    texts = [TEXTS[name][d] for name, c in zip("ab", loader.corpora["test"], strict=True) for d in c.documents]
+    assert loader.held_out_text("test").decode() == "".join(texts)
+    trained = {(n, d) for n, corpus in enumerate(loader.corpora["train"]) for d in corpus.documents}
+    assert not any((n, d) in trained for n, corpus in enumerate(loader.corpora["test"]) for d in corpus.documents)
+
+
+def test_isolated_documents(config):
+    loader = TrainLoader(with_data(config, isolate_documents=True))
+    seen = 0
+    for batch in loader.micro_batches(0, 16, 0, 1):
+        for tokens, positions, documents in zip(batch.tokens, batch.position_ids, batch.document_ids, strict=True):
+            position = document = 0
+            for index, token in enumerate(tokens):
+                assert (int(positions[index]), int(documents[index])) == (position, document)
+                ends = int(token) == loader.tokenizer.end_of_text_id
+                position, document = (0, document + 1) if ends else (position + 1, document)
+            seen += document
+    assert seen > 0
+
+
+def test_refuses_a_corpus_of_another_tokenizer(config, tmp_path):
+    other = train_tokenizer(TEXTS["a"], 290)
+    other.save(tmp_path / "other.json")
+    with pytest.raises(DataError) as error:
+        TrainLoader(with_data(config, tokenizer=str(tmp_path / "other.json")))
+    sha256 = TrainLoader(config).tokenizer.sha256
+    assert all(part in str(error.value) for part in (other.sha256[:12], sha256[:12], "other.json"))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda c: with_data(c, corpora=()), ConfigError, r"data\.corpora is empty"),
+        (lambda c: replace(c, model=replace(c.model, vocab_size=299)), ConfigError, r"set model\.vocab_size=300"),
+        (lambda c: with_data(c, split=(0.999999, 1e-6, 0)), DataError, "no document fell into the validation part"),
+        (lambda c: replace(c, model=replace(c.model, sequence_length=10**5)), DataError, "too short"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_once(config, change, error, message):
+    with pytest.raises(error, match=message):
+        TrainLoader(change(config))
