@@ -224,6 +224,9 @@ class LoggingConfig:
 class Config:
     """A complete run."""
 
+    # How load.py's validator treats this class and every class inside it.
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False, "coerce_numbers_to_str": True}  # noqa: RUF012
+
     run_name: str = "run"
     """Name of the run; its folder is runs_dir/run_name."""
     runs_dir: str = "runs"

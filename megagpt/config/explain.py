@@ -1,0 +1,115 @@
+"""Says in words what the schema expects and what is wrong with a value, one line a problem, each naming its key."""
+
+import dataclasses
+import types
+from collections.abc import Iterator, Mapping
+from reprlib import repr as short
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from megagpt.config.nearest import nearest, nearest_key
+from megagpt.config.schema import Config
+
+DEPTH = 4
+"""Parts of the longest path in the schema, as in data.corpora[0].path."""
+
+
+def fields(cls: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Every key that can be set, sections included, as `section.key` -> its type."""
+    found = {}
+    for name, kind in get_type_hints(cls).items():
+        found[prefix + name] = kind
+        if dataclasses.is_dataclass(kind):
+            found |= fields(kind, f"{prefix}{name}.")
+    return found
+
+
+def describe(kind: Any) -> str:
+    """A field's type in words, for messages and for the help."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(argument) for argument in arguments)
+    if origin is tuple:
+        each = describe(arguments[0])
+        return f"a list of {each}" if arguments[1] is ... else f"a list of {len(arguments)}, each {each}"
+    if dataclasses.is_dataclass(kind):
+        names = _names(kind)
+        return f"a mapping of {names}" if len(names) < 40 else "a mapping of keys to values"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
+    return words[kind]
+
+
+def booleans_for_numbers(values: Any, location: tuple = ()) -> Iterator[str]:
+    """Problems for booleans where the schema wants a number, which pydantic would take as 0 or 1."""
+    if isinstance(values, bool) and {int, float} & {(kind := _type_at(location)), *get_args(kind)}:
+        yield f"{_dotted(location)}: expected {describe(kind)}, got {str(values).lower()}"
+    if len(location) < DEPTH:
+        children = values.items() if isinstance(values, Mapping) else enumerate(values) if is_list(values) else ()
+        for key, child in children:
+            yield from booleans_for_numbers(child, (*location, key))
+
+
+def explain(detail: Mapping[str, Any]) -> Iterator[str]:
+    """Lines for one of pydantic's error details."""
+    location, given, problem = detail["loc"], detail["input"], detail["type"]
+    if problem in ("unexpected_keyword_argument", "invalid_key"):
+        children = given if isinstance(given, Mapping) and len(location) == 1 else ()
+        yield from (_unknown_key((*location, *rest)) for rest in [(child,) for child in children] or [()])
+        return
+    if problem in ("too_long", "too_short", "missing") and isinstance(location[-1], int):
+        location = location[:-1]  # the list's length is wrong, not one of its items
+    kind, key = _type_at(location), _dotted(location) or "the configuration"
+    if problem == "missing" and not is_list(given):
+        yield f"{key}: missing; expected {describe(kind)}"
+        return
+    shown = {True: "true", False: "false", None: "null"}[given] if _is_constant(given) else short(given)
+    message = f"{key}: expected {describe(kind)}, got {shown}"
+    if problem == "finite_number":
+        message += ", which is not finite"
+    elif isinstance(given, bool):
+        message += " (YAML reads a bare on, off, yes or no as true or false: put it in quotes)"
+    elif get_origin(kind) is Literal and (close := nearest(str(given), list(map(str, get_args(kind))))):
+        message += f"; did you mean {close}?"
+    yield message
+
+
+def _unknown_key(location: tuple) -> str:
+    """The line for a key that the schema does not have, with the nearest one that it has."""
+    key, last = _dotted(location), str(location[-1])
+    section = _type_at(location[:-1])
+    name, section = (_dotted(location[:-1]), section) if section and location[:-1] else ("a configuration", Config)
+    if last.startswith("_") and last.endswith("_"):
+        return f"{key}: refused: a configuration cannot name code to run"
+    if not any(isinstance(part, int) for part in location) and (close := nearest_key(key, fields())):
+        return f"{key}: no such key; did you mean {close}?"
+    return f"{key}: no such key; the keys of {name} are {_names(section)}"
+
+
+def _names(section: Any) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(section))
+
+
+def _type_at(location: tuple) -> Any:
+    """The schema's type at a path of keys and list indices; None where there is no such field."""
+    kind: Any = Config
+    for part in location:
+        if dataclasses.is_dataclass(kind):
+            kind = get_type_hints(kind).get(part)
+        elif get_origin(kind) is tuple and isinstance(part, int):
+            kind = get_args(kind)[0]
+        else:
+            return None
+    return kind
+
+
+def _dotted(location: tuple) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+
+
+def is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _is_constant(value: Any) -> bool:
+    return value is None or isinstance(value, bool)

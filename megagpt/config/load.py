@@ -1,0 +1,163 @@
+"""Turns YAML files and `key=value` overrides into a `Config`; nothing after this module sees Hydra.
+
+Hydra only composes here: no output folder, no logging, no change of folder, no plugins of ours. What it returns is
+plain data, checked field by field against the dataclasses in `schema.py`. Nothing in a configuration can name code: keys such
+as `_target_` are unknown keys, YAML tags that build objects are refused, and `${...}` may only refer to another key
+(`${run_name}`): resolvers, `${oc.env:...}` among them, are refused and never called.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+import megagpt.configs
+from megagpt.config.explain import booleans_for_numbers, explain, is_list
+from megagpt.config.nearest import nearest
+from megagpt.config.schema import Config
+from megagpt.errors import ConfigError
+
+CONFIG_DIR = Path(megagpt.configs.__file__).parent.resolve()
+
+_REFERENCE = re.compile(r"\$\{\.*[A-Za-z][\w.]*\}")
+
+
+def load(overrides: list[str]) -> Config:
+    """Composes configs/config.yaml with command-line overrides: `group=option` or `key=value`, in Hydra's grammar.
+
+    Raises ConfigError that lists every unknown key and every value of a wrong type.
+    """
+    lines, problems = [], []
+    for text in overrides:
+        try:
+            lines.append(_normalize(text))
+        except ConfigError as error:
+            problems.append(str(error))
+    raise_all(problems)
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
+            composed = compose("config", overrides=lines)
+        _refuse_resolvers(OmegaConf.to_container(composed, resolve=False))
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"the configuration cannot be composed: {str(error).splitlines()[0]}") from error
+    return from_dict(values)
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Builds a Config from plain data, such as a checkpoint's manifest; absent keys take their defaults.
+
+    Raises ConfigError that lists every unknown key and every value of a wrong type.
+    """
+    problems = list(booleans_for_numbers(values))
+    try:
+        config = _validator().validate_python(values)
+    except ValidationError as error:
+        problems += [
+            line for detail in error.errors(include_url=False, include_context=False) for line in explain(detail)
+        ]
+    raise_all(problems)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The whole configuration as plain dicts, lists and scalars; `from_dict` gives the same Config back."""
+    return _plain(dataclasses.asdict(config))
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML, in the schema's order."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def save(config: Config, path: str | Path) -> None:
+    """Writes `to_yaml` to `path`, replacing a file that is there in one step."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(to_yaml(config), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read(path: str | Path) -> Config:
+    """Reads a file written by `save`. Raises ConfigError that names the file when it is not such a file."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not a readable configuration: {error}") from error
+    try:
+        return from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def groups() -> dict[str, list[str]]:
+    """Names of the config groups, each with its options."""
+    folders = sorted(folder for folder in CONFIG_DIR.iterdir() if any(folder.glob("*.yaml")))
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def raise_all(problems: list[str]) -> None:
+    """Raises one ConfigError with a line for each problem; does nothing when there is none."""
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+def _normalize(text: str) -> str:
+    """One override as Hydra takes it: groups and their options checked, keys allowed whether or not YAML has them."""
+    try:
+        override: Override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        key, equals, _ = text.partition("=")
+        advice = str(error).splitlines()[-1] if equals else f"write {key}=VALUE"
+        raise ConfigError(f"{text!r} cannot be read as an override: {advice}") from None
+    key, options = override.key_or_group, groups()
+    if not key:
+        raise ConfigError(f"{text!r} cannot be read as an override: write KEY=VALUE")
+    if key.split(".")[0].split("/")[0] == "hydra":
+        raise ConfigError(f"{text}: Hydra only composes the configuration here; it has no settings of its own")
+    if override.is_sweep_override():
+        raise ConfigError(f"{text}: several values; one run takes one. A list is written {key}=[a,b]")
+    if override.is_delete():
+        return text
+    if "/" in key or override.package:
+        raise ConfigError(f"{text}: write GROUP=OPTION; the groups are {', '.join(options)}")
+    if key not in options:
+        return "++" + text.lstrip("+")
+    option = override.value()
+    if option not in options[key]:
+        close = nearest(str(option), options[key])
+        hint = f"did you mean {key}={close}?" if close else f"the options are {', '.join(options[key])}"
+        raise ConfigError(f"{text}: no such option; {hint}")
+    return f"{key}={option}"
+
+
+def _refuse_resolvers(value: Any, path: str = "") -> None:
+    """Raises ConfigError for `${...}` that is more than a reference to another key."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        _refuse_resolvers(child, f"{path}.{key}" if path else str(key))
+    if isinstance(value, str) and "${" in _REFERENCE.sub("", value).replace("\\${", ""):
+        raise ConfigError(f"{path}: {value!r} is refused: ${{...}} may only refer to another key, as in ${{run_name}}")
+
+
+@cache
+def _validator() -> TypeAdapter[Config]:
+    return TypeAdapter(Config)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(child) for key, child in value.items()}
+    return [_plain(child) for child in value] if is_list(value) else value
