@@ -148,7 +148,7 @@ def _quotas(weights: Sequence[float]) -> np.ndarray:
     shares = np.asarray(weights, float) / np.sum(weights) * BLOCK
     quotas = np.floor(shares).astype(np.int64)
     quotas[np.argsort(quotas - shares, kind="stable")[: BLOCK - quotas.sum()]] += 1
-    starved = (quotas == 0) & (shares > 0)
+    starved = (quotas == 0) & (np.asarray(weights) > 0)
     quotas[starved] = 1
     quotas[np.argmax(quotas)] -= starved.sum()
     return quotas
