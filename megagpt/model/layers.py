@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from megatron.core import tensor_parallel
+from megatron.core import parallel_state, tensor_parallel
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -110,6 +110,7 @@ class MLP(MegatronMLP):
             config,
             MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
             ffn_hidden_size=config.ffn_hidden_size,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
         )
 
     def forward(self, hidden_states: Tensor, **_) -> tuple[Tensor, Tensor | None]:
@@ -152,3 +153,12 @@ class CoreAttention(torch.nn.Module):
                 dropout=dropout,
             )
         return out.transpose(0, 1).reshape(query.shape[0], query.shape[1], -1)
+
+
+def document_mask(document_ids: Tensor) -> Tensor:
+    """Attention mask, bool [B, 1, S, S], of packed documents: True hides later tokens and tokens of other documents.
+
+    document_ids: int64 [B, S], the number of every token's document.
+    """
+    later = torch.ones(document_ids.shape[1], document_ids.shape[1], dtype=torch.bool, device=document_ids.device)
+    return (later.triu(1) | (document_ids[:, :, None] != document_ids[:, None, :])).unsqueeze(1)
