@@ -1,0 +1,73 @@
+"""What the training loop asks of whatever executes its steps, in any layout, and what a stage gives in return."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from megagpt.data.batch import Batch
+from megagpt.parallel.dims import ParallelDims
+from megagpt.parallel.pieces import Piece
+
+
+class Task(Protocol):
+    """What a stage trains: how a batch goes through the model, and the loss of what comes out."""
+
+    metric_names: tuple[str, ...]
+    """Further sums that `loss` returns, in order."""
+
+    def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Pass `batch` through this rank's part of the model.
+
+        Returns the last stage's output, in whatever shape `loss` expects, or hidden states [S, B, H] elsewhere.
+        """
+
+    def loss(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Loss of the last stage's output.
+
+        Returns the sum of the loss (scalar, with gradient), the number of things summed over (integer scalar), and
+        further sums to report. The engine divides by the count over all micro-batches and replicas, so neither
+        accumulation nor unequal masks change the result.
+        """
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, the same on every rank."""
+
+    loss: float
+    """Mean loss over the global batch."""
+    count: int
+    """What the loss was averaged over (tokens, for language modelling)."""
+    grad_norm: float
+    """Global gradient norm before clipping."""
+    applied: bool
+    """False if the loss or a gradient was not finite; then no parameter and no moment has changed."""
+    metrics: dict[str, float]
+    """Means of the task's further sums."""
+
+
+class Engine(Protocol):
+    """Executes training and evaluation steps of a task on this rank's part of the model."""
+
+    dims: ParallelDims
+    device: torch.device
+
+    def train_step(self, batches: Iterator[Batch], num_micro_batches: int, lr: float) -> StepResult:
+        """Accumulate gradients over `num_micro_batches` and update the parameters. Collective over all ranks."""
+
+    def evaluate(self, batches: Iterator[Batch], num_micro_batches: int) -> StepResult:
+        """Mean loss over `num_micro_batches` a replica, without gradients. Collective over all ranks."""
+
+    def pieces(self, for_saving: bool) -> Iterator[Piece]:
+        """This rank's shards of parameters and optimizer state: all of them, or those it has to save."""
+
+    def load_finished(self, optimizer_step: int) -> None:
+        """To be called after the tensors of `pieces` were filled in place; 0 steps for weights alone."""
+
+    def random_state(self) -> dict[str, torch.Tensor]:
+        """State of this rank's random streams, uint8 tensors by name."""
+
+    def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore what `random_state` returned."""

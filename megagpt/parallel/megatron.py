@@ -1,0 +1,254 @@
+"""The engine on Megatron-Core: tensor, sequence, pipeline and interleaved pipeline parallelism over data parallelism,
+with gradients in fp32 buffers and, at ZeRO stage 1, Megatron's distributed optimizer."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from megatron.core import tensor_parallel
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+
+from megagpt.config.schema import Config
+from megagpt.data.batch import Batch
+from megagpt.model.gpt import build_model
+from megagpt.model.parameters import Shard, named_shards
+from megagpt.parallel import cpu
+from megagpt.parallel.dims import ParallelDims
+from megagpt.parallel.engine import StepResult, Task
+from megagpt.parallel.pieces import Piece
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class MegatronEngine:
+    """Implements `megagpt.parallel.engine.Engine`. Needs the groups of `launch.initialize`."""
+
+    def __init__(self, config: Config, task: Task, training: bool = True) -> None:
+        """Build this rank's part of the model and, if `training`, its gradient buffers and optimizer."""
+        self.config, self.task = config, task
+        self.dims = ParallelDims.of(config.parallel, dist.get_rank(), dist.get_world_size())
+        self.device = cpu.device()
+        self.dtype = torch.bfloat16 if config.optim.precision == "bf16" else torch.float32
+        self.modules = [self._build(stage) for stage in range(self.dims.virtual_size)]
+        self.chunks: list[torch.nn.Module] = self.modules
+        self.optimizer = None
+        if training:
+            self.chunks = [self._with_gradients(index, module) for index, module in enumerate(self.modules)]
+            self.optimizer = self._build_optimizer()
+        self.schedule = get_forward_backward_func()
+
+    def _build(self, virtual_stage: int) -> torch.nn.Module:
+        last = self.dims.virtual_size - 1
+        module = build_model(
+            self.config,
+            pre_process=self.dims.is_first_stage and virtual_stage == 0,
+            post_process=self.dims.is_last_stage and virtual_stage == last,
+            vp_stage=virtual_stage if last else None,
+        )
+        settings = module.config
+        settings.calculate_per_token_loss = True
+        settings.finalize_model_grads_func = finalize_model_grads
+        settings.batch_p2p_comm = self.device.type == "cuda"  # gloo has no batched point-to-point calls
+        return module.to(self.device, self.dtype)
+
+    def _with_gradients(self, index: int, module: torch.nn.Module) -> DistributedDataParallel:
+        overlap = self.config.parallel.overlap_communication and self.device.type == "cuda"
+        zero = self.config.parallel.zero_stage == 1
+        ddp_config = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=zero,
+            overlap_grad_reduce=overlap,
+            overlap_param_gather=overlap and zero,
+        )
+        chunk = DistributedDataParallel(module.config, ddp_config, module, disable_bucketing=index > 0)
+        if overlap:
+            previous = module.config.no_sync_func if index else []
+            module.config.no_sync_func = [*previous, chunk.no_sync] if self.dims.virtual_size > 1 else chunk.no_sync
+        return chunk
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        optim = self.config.optim
+        optimizer = get_megatron_optimizer(
+            OptimizerConfig(
+                optimizer="adam",
+                lr=optim.lr,
+                adam_beta1=optim.beta1,
+                adam_beta2=optim.beta2,
+                adam_eps=optim.eps,
+                weight_decay=optim.weight_decay,
+                clip_grad=optim.clip_grad,
+                bf16=optim.precision == "bf16",
+                params_dtype=self.dtype,
+                use_distributed_optimizer=self.config.parallel.zero_stage == 1,
+                overlap_param_gather=self.chunks[0].ddp_config.overlap_param_gather,
+            ),
+            self.chunks,
+            use_gloo_process_groups=False,
+        )
+        for group in optimizer.param_groups:
+            group["weight_decay"] = optim.weight_decay * group["wd_mult"]
+        (inner,) = optimizer.chained_optimizers
+        if not inner.is_stub_optimizer:
+            _prepare_adam(inner.optimizer)
+        return optimizer
+
+    def train_step(self, batches: Iterator[Batch], num_micro_batches: int, lr: float) -> StepResult:
+        """See `Engine.train_step`."""
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        loss, count, metrics = self._run(batches, num_micro_batches, forward_only=False)
+        self.optimizer.prepare_grads()
+        grad_norm = float(self.optimizer.get_grad_norm())
+        applied = math.isfinite(loss) and math.isfinite(grad_norm)
+        if applied:
+            self._update(grad_norm, lr)
+        return StepResult(loss, count, grad_norm, applied, metrics)
+
+    def _update(self, grad_norm: float, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        (inner,) = self.optimizer.chained_optimizers
+        if self.config.optim.clip_grad > 0 and inner.get_parameters():
+            clip_grad_by_total_norm_fp32(inner.get_parameters(), self.config.optim.clip_grad, grad_norm)
+        self.optimizer.step_with_ready_grads()
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterator[Batch], num_micro_batches: int) -> StepResult:
+        """See `Engine.evaluate`."""
+        for chunk in self.chunks:
+            chunk.eval()
+        loss, count, metrics = self._run(batches, num_micro_batches, forward_only=True)
+        return StepResult(loss, count, 0.0, False, metrics)
+
+    def _run(self, batches: Iterator[Batch], num_micro_batches: int, forward_only: bool) -> tuple[float, int, dict]:
+        """Pass micro-batches through the pipeline; returns mean loss, count and mean metrics over all ranks."""
+        virtual = self.dims.virtual_size
+        sums = self.schedule(
+            forward_step_func=self._forward_step,
+            data_iterator=list(itertools.tee(batches, virtual)) if virtual > 1 else batches,
+            model=self.chunks,
+            num_microbatches=num_micro_batches,
+            seq_length=self.config.model.sequence_length,
+            micro_batch_size=self.config.parallel.micro_batch_size,
+            forward_only=forward_only,
+        )
+        total = torch.zeros(2 + len(self.task.metric_names), dtype=torch.float64, device=self.device)
+        if sums and self.dims.tensor_rank == 0:
+            total += torch.stack(sums).sum(0)
+        dist.all_reduce(total)
+        loss, count, *metrics = total.tolist()
+        names = self.task.metric_names
+        return loss / max(count, 1), int(count), {n: m / max(count, 1) for n, m in zip(names, metrics, strict=True)}
+
+    def _forward_step(self, batches: Iterator[Batch], model: torch.nn.Module) -> tuple:
+        batch = next(batches).to(self.device)
+        return self.task.forward(model, batch), partial(self._loss, batch)
+
+    def _loss(self, batch: Batch, output: torch.Tensor) -> tuple:
+        loss, count, metrics = self.task.loss(output, batch)
+        sums = torch.stack([value.detach().double() for value in (loss, count, *metrics)])
+        return loss, count.int(), sums
+
+    def pieces(self, for_saving: bool) -> Iterator[Piece]:
+        """See `Engine.pieces`. Names are `model/...`, `optimizer/{exp_avg,exp_avg_sq,master}/...`."""
+        (inner,) = self.optimizer.chained_optimizers if self.optimizer else (None,)
+        for index, (name, parameter, shards) in enumerate(named_shards(self.modules)):
+            split, copy = getattr(parameter, "tensor_model_parallel", False), getattr(parameter, "shared", False)
+            if for_saving and (copy or (not split and self.dims.tensor_rank > 0)):
+                continue  # another rank has the same and saves it
+            # Replicas hold the same and take turns in saving it.
+            ours = not for_saving or index % self.dims.data_size == self.dims.data_rank
+            if ours:
+                yield from _split(f"model/{name}", parameter.detach(), None, shards)
+            if inner is not None and (ours or isinstance(inner, DistributedOptimizer)):
+                yield from self._optimizer_pieces(inner, name, parameter, shards)
+
+    def _optimizer_pieces(
+        self, inner: MegatronOptimizer, name: str, parameter: torch.nn.Parameter, shards: list[Shard]
+    ) -> Iterator[Piece]:
+        main, span = getattr(parameter, "main_param", parameter), None
+        if isinstance(inner, DistributedOptimizer):
+            if parameter not in inner.model_param_group_index_map:
+                return  # other replicas hold all of its state
+            group, order = inner.model_param_group_index_map[parameter]
+            main = inner.optimizer.param_groups[group]["params"][order]
+            held = inner._get_model_param_range_map(parameter)["param"]
+            span = (held.start, held.end)
+        state = {key: inner.optimizer.state[main][key] for key in MOMENTS}
+        if self.dtype != torch.float32:
+            state["master"] = main.detach()
+        for key, value in state.items():
+            yield from _split(f"optimizer/{key}/{name}", value, span, shards)
+
+    def load_finished(self, optimizer_step: int) -> None:
+        """See `Engine.load_finished`."""
+        if self.optimizer is None:
+            return
+        if optimizer_step == 0:
+            self.optimizer.reload_model_params()
+        (inner,) = self.optimizer.chained_optimizers
+        for state in [] if inner.is_stub_optimizer else inner.optimizer.state.values():
+            state["step"].fill_(optimizer_step)
+
+    def random_state(self) -> dict[str, torch.Tensor]:
+        """See `Engine.random_state`."""
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state()
+        tracked = tensor_parallel.get_cuda_rng_tracker().get_states()
+        return state | {f"tracker.{name}": value for name, value in tracked.items()}
+
+    def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
+        """See `Engine.set_random_state`."""
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"])
+        tracked = {name.removeprefix("tracker."): value for name, value in state.items() if name.startswith("tracker.")}
+        tensor_parallel.get_cuda_rng_tracker().set_states(tracked)
+
+
+def _prepare_adam(adam: torch.optim.Optimizer) -> None:
+    """Use torch's fused kernel, and give every parameter its state, with a step count of its own, from the start.
+
+    Megatron-Core builds the optimizer itself and leaves no way to ask for this. The state must exist before the
+    first step for a checkpoint to be loaded into it; were the step count shared, one update would advance it once
+    for every parameter.
+    """
+    for group in adam.param_groups:
+        group |= {"fused": True, "foreach": False}
+        for param in group["params"]:
+            adam.state[param] = {
+                "step": torch.zeros((), dtype=torch.float32, device=param.device),
+                **{key: torch.zeros_like(param, memory_format=torch.preserve_format) for key in MOMENTS},
+            }
+
+
+def _split(name: str, data: torch.Tensor, span: tuple[int, int] | None, shards: list[Shard]) -> Iterator[Piece]:
+    """Describe a rank's parameter, or the range `span` of it when flattened, as pieces of the global tensor."""
+    start, end = span or (0, data.numel())
+    data, position = data.view(-1), 0
+    for shard in shards:
+        size = math.prod(shard.shape)
+        first, last = max(start, position), min(end, position + size)
+        if first < last:
+            whole = last - first == size
+            values = data[first - start : last - start]
+            yield Piece(
+                name,
+                shard.global_shape,
+                shard.offset,
+                shard.shape,
+                None if whole else (first - position, last - position),
+                values.view(shard.shape) if whole else values,
+            )
+        position += size

@@ -1,0 +1,29 @@
+"""Where a run stands: all that the next step depends on besides tensors."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class TrainState:
+    """Counters of a run; written into every checkpoint."""
+
+    step: int = 0
+    """Steps taken, skipped ones included."""
+    samples: int = 0
+    """Sequences consumed; the next step starts at this global sample index."""
+    tokens: int = 0
+    """Tokens consumed; learning rate and batch size are functions of it."""
+    skipped_steps: int = 0
+    """Steps that changed nothing because the loss or a gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """How many of those were the latest steps."""
+
+    @property
+    def optimizer_step(self) -> int:
+        """Updates that the optimizer has made."""
+        return self.step - self.skipped_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counters as JSON."""
+        return asdict(self)

@@ -1,0 +1,27 @@
+"""Tasks that several stages share."""
+
+import torch
+
+from megagpt.data.batch import Batch
+
+
+class LanguageModelTask:
+    """Predict every next token: the sum of masked cross-entropies in nats, over the number of tokens that count."""
+
+    metric_names: tuple[str, ...] = ()
+
+    def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """See `Task.forward`; the last stage gives the loss of every token, float32 [B, S]."""
+        mask = None if batch.document_ids is None else document_mask(batch.document_ids)
+        return model(batch.tokens, batch.position_ids, mask, labels=batch.labels)
+
+    def loss(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, tuple]:
+        """See `Task.loss`."""
+        return (output.float() * batch.loss_mask).sum(), batch.loss_mask.sum().int(), ()
+
+
+def document_mask(document_ids: torch.Tensor) -> torch.Tensor:
+    """Bool [B, 1, S, S] from int64 [B, S]: True where a token may not attend, being later or in another document."""
+    length = document_ids.shape[1]
+    later = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).triu(1)
+    return (later | (document_ids[:, :, None] != document_ids[:, None, :]))[:, None]

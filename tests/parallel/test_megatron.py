@@ -1,0 +1,124 @@
+"""Every layout gives the losses and gradient norms of one rank, from the same initial weights and batches."""
+
+import dataclasses
+
+import pytest
+import torch
+from dist import run_distributed
+
+from megagpt.config.schema import Config, ModelConfig, OptimConfig, ParallelConfig
+from megagpt.data.batch import Batch
+
+STEPS, BATCH = 3, 8
+
+MODERN = ModelConfig(
+    num_layers=4,
+    hidden_size=32,
+    num_attention_heads=4,
+    num_query_groups=2,
+    sequence_length=16,
+    vocab_size=250,
+    position_embedding="rope",
+    normalization="rmsnorm",
+    activation="swiglu",
+    bias=False,
+    tie_embeddings=False,
+    qk_layernorm=True,
+)
+GPT3 = ModelConfig(
+    num_layers=4,
+    hidden_size=32,
+    num_attention_heads=4,
+    sequence_length=16,
+    vocab_size=250,
+    attention_pattern=("dense", "banded"),
+    attention_window=4,
+)
+
+ON_TWO = [
+    {"tensor_parallel_size": 2},
+    {"tensor_parallel_size": 2, "sequence_parallel": True},
+    {"pipeline_parallel_size": 2},
+    {"pipeline_parallel_size": 2, "virtual_pipeline_size": 2},
+    {},
+    {"zero_stage": 0},
+    {"tensor_parallel_size": 2, "sequence_parallel": True, "recompute": "full"},
+    {"recompute": "selective"},
+]
+ON_FOUR = [
+    {"tensor_parallel_size": 4, "sequence_parallel": True},
+    {"pipeline_parallel_size": 4},
+    {"tensor_parallel_size": 2, "sequence_parallel": True, "pipeline_parallel_size": 2},
+    {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "virtual_pipeline_size": 2, "recompute": "full"},
+    {"tensor_parallel_size": 2, "zero_stage": 0},
+    {"pipeline_parallel_size": 2},
+    {},
+]
+
+
+def _config(model: ModelConfig, parallel: dict, precision: str) -> Config:
+    return Config(
+        model=model,
+        parallel=ParallelConfig(**parallel),
+        optim=OptimConfig(clip_grad=0.5, precision=precision),
+    )
+
+
+def _batch(step: int, rows: range, model: ModelConfig) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    shape = (BATCH, model.sequence_length)
+    tokens = torch.randint(0, model.vocab_size, (BATCH, model.sequence_length + 1), generator=generator)
+    mask = (torch.rand(shape, generator=generator) < 0.7).float()  # unequal counts in every micro-batch
+    positions = torch.arange(model.sequence_length).expand(shape)
+    pick = slice(rows.start, rows.stop)
+    return Batch(tokens[pick, :-1], tokens[pick, 1:].contiguous(), mask[pick], positions[pick], None)
+
+
+def _train(config: Config) -> list[tuple[float, float]]:
+    from megatron.core import parallel_state
+
+    from megagpt.parallel import launch
+    from megagpt.parallel.megatron import MegatronEngine
+    from megagpt.train.task import LanguageModelTask
+
+    launch.initialize(config.parallel, config.seed)
+    engine = MegatronEngine(config, LanguageModelTask())
+    dims, size = engine.dims, config.parallel.micro_batch_size
+    curve = []
+    for step in range(STEPS):
+        count = BATCH // (size * dims.data_size)
+        rows = [range(start, start + size) for start in range(dims.data_rank * size, BATCH, size * dims.data_size)]
+        result = engine.train_step((_batch(step, r, config.model) for r in rows), count, lr=2e-3)
+        assert result.applied
+        curve.append((result.loss, result.grad_norm))
+    held_out = (_batch(99, r, config.model) for r in rows)
+    curve.append((engine.evaluate(held_out, count).loss, 0.0))
+    parallel_state.destroy_model_parallel()
+    return curve
+
+
+def _train_all(configs: list[Config]) -> list[list[tuple[float, float]]]:
+    return [_train(config) for config in configs]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "layouts", "precision", "tolerance"),
+    [
+        (2, [(GPT3, layout) for layout in ON_TWO] + [(MODERN, layout) for layout in ON_TWO[:4]], "fp32", 1e-4),
+        (4, [(GPT3, layout) for layout in ON_FOUR[::2]] + [(MODERN, layout) for layout in ON_FOUR[1::2]], "fp32", 1e-4),
+        (2, [(MODERN, layout) for layout in ON_TWO[1:6]], "bf16", 2e-2),
+    ],
+)
+def test_layouts_equal_one_rank(world_size, layouts, precision, tolerance):
+    configs = [_config(model, layout, precision) for model, layout in layouts]
+    alone = [
+        dataclasses.replace(config, parallel=ParallelConfig(zero_stage=config.parallel.zero_stage))
+        for config in configs
+    ]
+    unique = {repr(config): config for config in alone}
+    (expected,) = run_distributed(_train_all, 1, list(unique.values()))
+    expected = dict(zip(unique, expected, strict=True))
+    for curves in run_distributed(_train_all, world_size, configs):  # of every rank
+        for config, single, curve in zip(configs, alone, curves, strict=True):
+            got, want = torch.tensor(curve), torch.tensor(expected[repr(single)])
+            torch.testing.assert_close(got, want, rtol=tolerance, atol=0, msg=lambda m, c=config: f"{c.parallel}: {m}")
