@@ -55,4 +55,5 @@ def attention(
 @lru_cache(maxsize=8)
 def _visible_keys(queries: int, keys: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
     """Bool [queries, keys], True where a query may see a key; kept, because every layer and step asks for the same."""
-    return ~hidden_keys(queries, keys, causal, window, device)
+    with torch.inference_mode(False):  # a mask made while generating may be asked for again in training
+        return ~hidden_keys(queries, keys, causal, window, device)

@@ -73,8 +73,9 @@ def compare(gpt, theirs, convert, model: ModelConfig, check_gradients: bool = Tr
 
 
 def test_gpt2():
-    from tests.model.hf import gpt2_tensors
     from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tests.model.hf import gpt2_tensors
 
     theirs = GPT2LMHeadModel(
         GPT2Config(
@@ -88,8 +89,9 @@ def test_gpt2():
 
 
 def test_gpt_neo_for_the_banded_pattern():
-    from tests.model.hf import gpt_neo_tensors
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    from tests.model.hf import gpt_neo_tensors
 
     model = replace(TINY, attention_pattern=("dense", "banded"), attention_window=7)
     theirs = GPTNeoForCausalLM(
@@ -135,15 +137,17 @@ def llama_settings(model: ModelConfig) -> dict:
 
 
 def test_llama():
-    from tests.model.hf import llama_tensors
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.model.hf import llama_tensors
 
     compare(build(LLAMA), LlamaForCausalLM(LlamaConfig(**llama_settings(LLAMA))), llama_tensors, LLAMA)
 
 
 def test_qwen3_for_normalised_queries_and_keys():
-    from tests.model.hf import llama_tensors
     from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from tests.model.hf import llama_tensors
 
     model = replace(LLAMA, qk_layernorm=True)
     compare(build(model), Qwen3ForCausalLM(Qwen3Config(**llama_settings(model))), llama_tensors, model)
