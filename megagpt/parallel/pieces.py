@@ -1,23 +1,83 @@
 """How a rank describes what it holds of a tensor, whatever the layout and the engine."""
 
 from dataclasses import dataclass
+from math import prod
+from typing import Self
 
 import torch
 
+Shape = tuple[int, ...]
+
 
 @dataclass(frozen=True)
-class Piece:
-    """Part of a global tensor: a box of it or, where an optimizer shards flat, a range of the flattened box."""
+class Place:
+    """Where a piece lies: the elements `flat` of the box at `offset` of size `shape` in a tensor of `global_shape`."""
 
     name: str
-    """Name of the global tensor, the same in every layout and engine."""
-    global_shape: tuple[int, ...]
-    """Shape of the global tensor."""
-    offset: tuple[int, ...]
-    """Where the box starts in the global tensor."""
-    shape: tuple[int, ...]
-    """Shape of the box."""
+    """Engine-neutral name of the tensor, such as model/decoder.layers.3.mlp.linear_fc1.weight."""
+    global_shape: Shape
+    """Shape of the whole tensor."""
+    offset: Shape
+    """First index of the box on every axis."""
+    shape: Shape
+    """Size of the box on every axis."""
     flat: tuple[int, int] | None
-    """First and one-past-last element of the flattened box that are held here; None: all of it."""
+    """Half-open range of the box's elements in row-major order; None means all of them."""
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The half-open range of the box's elements that this piece holds."""
+        return self.flat if self.flat is not None else (0, prod(self.shape))
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        start, stop = self.range
+        return stop - start
+
+    @property
+    def data_shape(self) -> Shape:
+        """Shape of the data: the box's, or [numel] for a flat range."""
+        return self.shape if self.flat is None else (self.numel,)
+
+    @property
+    def label(self) -> str:
+        """The name, with the box and the range in it when the piece is not the whole tensor."""
+        box = ""
+        if self.shape != self.global_shape:
+            box = ",".join(f"{o}:{o + n}" for o, n in zip(self.offset, self.shape, strict=True))
+        flat = "" if self.flat is None else f";{self.flat[0]}:{self.flat[1]}"
+        return f"{self.name}[{box}{flat}]" if box or flat else self.name
+
+    def flaw(self) -> str | None:
+        """What is inconsistent in offset, shape and flat range; None when nothing is."""
+        if not len(self.global_shape) == len(self.offset) == len(self.shape):
+            return f"global shape {self.global_shape}, offset {self.offset} and shape {self.shape} differ in length"
+        for size, offset, length in zip(self.global_shape, self.offset, self.shape, strict=True):
+            if offset < 0 or length < 0 or offset + length > size:
+                return f"box {self.offset} + {self.shape} leaves the tensor {self.global_shape}"
+        if not 0 <= self.range[0] <= self.range[1] <= prod(self.shape):
+            return f"flat range {self.flat} leaves the box {self.shape}"
+        return None
+
+
+@dataclass(frozen=True)
+class Piece(Place):
+    """A part of a tensor and its data: what an engine saves, or wants filled."""
+
     data: torch.Tensor
-    """The elements: of `shape`, or one-dimensional when `flat` is given. Loading fills it in place."""
+    """Tensor shaped like the box, or the contiguous 1-D flat range of it."""
+
+    @classmethod
+    def whole(cls, name: str, data: torch.Tensor) -> Self:
+        """The piece that is all of `data`."""
+        shape = tuple(data.shape)
+        return cls(name, shape, (0,) * len(shape), shape, None, data)
+
+    def flaw(self) -> str | None:
+        """What is inconsistent in the place or between it and the data; None when nothing is."""
+        if tuple(self.data.shape) != self.data_shape:
+            return f"data of shape {tuple(self.data.shape)} where {self.data_shape} was declared"
+        if self.flat is not None and not self.data.is_contiguous():
+            return "the data of a flat range must be contiguous"
+        return super().flaw()
