@@ -108,6 +108,7 @@ def _dotted(location: tuple) -> str:
 
 
 def is_list(value: Any) -> bool:
+    """Whether a value is what YAML calls a list, before or after it went through the schema."""
     return isinstance(value, list | tuple)
 
 

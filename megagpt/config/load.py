@@ -1,9 +1,9 @@
 """Turns YAML files and `key=value` overrides into a `Config`; nothing after this module sees Hydra.
 
-Hydra only composes here: no output folder, no logging, no change of folder, no plugins of ours. What it returns is
-plain data, checked field by field against the dataclasses in `schema.py`. Nothing in a configuration can name code: keys such
-as `_target_` are unknown keys, YAML tags that build objects are refused, and `${...}` may only refer to another key
-(`${run_name}`): resolvers, `${oc.env:...}` among them, are refused and never called.
+Hydra only composes here: no output folder, no logging, no change of folder. What it returns is plain data, checked
+field by field against the dataclasses in `schema.py`. Nothing in a configuration can name code: keys such as `_target_`
+are unknown keys, YAML tags that build objects are refused, and `${...}` may only refer to another key (`${run_name}`):
+resolvers, `${oc.env:...}` among them, are refused and never called.
 """
 
 import dataclasses
@@ -94,7 +94,7 @@ def read(path: str | Path) -> Config:
     """Reads a file written by `save`. Raises ConfigError that names the file when it is not such a file."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not a readable configuration: {error}") from error
     try:
         return from_dict(values)
@@ -110,8 +110,11 @@ def groups() -> dict[str, list[str]]:
 
 def raise_all(problems: list[str]) -> None:
     """Raises one ConfigError with a line for each problem; does nothing when there is none."""
-    if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    lines = list(dict.fromkeys(problems))
+    if len(lines) > 1:
+        lines = [f"{len(lines)} problems in the configuration", *(f"  {line}" for line in lines)]
+    if lines:
+        raise ConfigError("\n".join(lines))
 
 
 def _normalize(text: str) -> str:

@@ -1,0 +1,137 @@
+"""Writes `python -m megagpt --help`: examples, the config groups and every key with its type, default and docstring."""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from itertools import pairwise
+from typing import Any, get_type_hints
+
+import yaml
+
+from megagpt.config import schema
+from megagpt.config.explain import describe
+from megagpt.config.load import CONFIG_DIR, groups
+from megagpt.config.nearest import nearest
+from megagpt.errors import ConfigError
+
+WIDTH = 100
+
+_USAGE = """\
+megagpt trains GPT models: one command for one process or a thousand.
+
+  python -m megagpt [GROUP=OPTION ...] [KEY=VALUE ...]
+
+Examples
+  python -m megagpt experiment=demo                             the demo on one process
+  torchrun --nproc-per-node 2 -m megagpt experiment=demo        the same, data parallel on two
+  torchrun --nproc-per-node 2 -m megagpt experiment=demo parallel=tensor run_name=demo_tensor
+  python -m megagpt experiment=demo optim.lr=1e-3 run_name=demo_lr
+  python -m megagpt experiment=gpt3_125m 'data.corpora=[{path:data/web,weight:3},{path:data/code}]'
+  python -m megagpt --config experiment=gpt3_125m               shows the whole configuration, runs nothing
+  python -m megagpt --help optim                                only the keys of one section
+"""
+
+
+def full() -> str:
+    """The whole help."""
+    sections = [_section(name) for name in ("", *_sections())]
+    return "\n".join([_USAGE, _groups(), "Keys (KEY=VALUE), each with its type and default", "", *sections])
+
+
+def section(name: str) -> str:
+    """The help of one section of the configuration, with the options of its group.
+
+    Raises ConfigError when there is no section of that name.
+    """
+    known = {**_sections(), **groups()}
+    if name not in known:
+        close = nearest(name, known)
+        hint = f"did you mean {close}?" if close else f"the sections are {', '.join(known)}"
+        raise ConfigError(f"--help {name}: no such section; {hint}")
+    parts = [_options(name)] if name in groups() else []
+    return "\n".join([*parts, _section(name)] if name in _sections() else parts)
+
+
+def docstrings(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, read from its source."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    return {
+        statement.target.id: inspect.cleandoc(following.value.value)
+        for statement, following in pairwise(body)
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(following, ast.Expr)
+        and isinstance(following.value, ast.Constant)
+    }
+
+
+def _sections() -> dict[str, type]:
+    hints = get_type_hints(schema.Config)
+    return {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+
+
+def _groups() -> str:
+    lines = ["Groups (GROUP=OPTION), the option that is taken unless another is given marked *", ""]
+    for name, options in groups().items():
+        default = _defaults().get(name)
+        shown = ", ".join(f"{option}*" if option == default else option for option in options)
+        lines.append(textwrap.fill(shown, WIDTH, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14))
+    return "\n".join([*lines, ""])
+
+
+def _options(group: str) -> str:
+    """Every option of a group with the comment that opens its file."""
+    lines = [f"{group}=OPTION, the option that is taken unless another is given marked *", ""]
+    for option in groups()[group]:
+        label = f"{option}*" if option == _defaults().get(group) else option
+        text = (CONFIG_DIR / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+        comment = " ".join(line.lstrip("# ") for line in text if line.startswith("# ") and "@package" not in line)
+        lines.append(_hanging(label, comment))
+    return "\n".join([*lines, ""])
+
+
+def _defaults() -> dict[str, str | None]:
+    """The option that configs/config.yaml takes of each group."""
+    entries = yaml.safe_load((CONFIG_DIR / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
+
+
+def _section(name: str) -> str:
+    """The keys of a section; those that are in none for an empty name."""
+    cls = _sections()[name] if name else schema.Config
+    lines = [f"{name or 'run'}: {inspect.cleandoc(cls.__doc__)}"]
+    lines += _keys(cls, f"{name}." if name else "")
+    return "\n".join([*lines, ""])
+
+
+def _keys(cls: type, prefix: str) -> list[str]:
+    lines, kinds, texts = [], get_type_hints(cls), docstrings(cls)
+    for field in dataclasses.fields(cls):
+        kind = kinds[field.name]
+        if dataclasses.is_dataclass(kind):
+            continue
+        lines.append(f"  {prefix + field.name:<34}{describe(kind)}{_default(field)}")
+        lines.append(textwrap.indent(textwrap.fill(texts[field.name], WIDTH - 6), " " * 6))
+        lines += [line for item in _items(kind) for line in _keys(item, f"{prefix}{field.name}[].")]
+    return lines
+
+
+def _items(kind: Any) -> list[type]:
+    """The dataclasses that a list holds."""
+    return [item for item in getattr(kind, "__args__", ()) if dataclasses.is_dataclass(item)]
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default is dataclasses.MISSING:
+        return ", required"
+    value = list(field.default) if isinstance(field.default, tuple) else field.default
+    shown = (
+        f"{value:_}"
+        if type(value) is int and value >= 100_000
+        else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0]
+    )
+    return f"; {shown.strip()}"
+
+
+def _hanging(label: str, text: str) -> str:
+    return textwrap.fill(text or " ", WIDTH, initial_indent=f"  {label:<16}", subsequent_indent=" " * 18).rstrip()
