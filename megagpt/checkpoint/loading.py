@@ -1,0 +1,247 @@
+"""Finding a checkpoint that can be trusted, and filling pieces from it, whatever layout it was saved in."""
+
+import logging
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from megagpt.checkpoint.files import CHUNK, JSON_LIMIT, check_file, open_regular, parse_json, read_bytes
+from megagpt.checkpoint.format import STATE, STEP, Checkpoint, Stored, rank_file
+from megagpt.checkpoint.geometry import Rectangle, intersection, rectangles
+from megagpt.checkpoint.world import World, current_world
+from megagpt.errors import CheckpointError
+from megagpt.parallel.pieces import Piece, Shape
+
+log = logging.getLogger(__name__)
+
+LATEST = "latest"
+NAMES_SHOWN = 10
+HASH_THREADS = 4
+
+
+def verify(path: Path, world: World) -> Checkpoint:
+    """Opens a checkpoint folder and checks the SHA-256 of its files, the ranks sharing the work.
+
+    Collective. Raises: CheckpointError on all ranks, naming the file, when anything in the folder is not as written.
+    """
+    with world.together():
+        checkpoint = Checkpoint.open(path)
+        largest_first = sorted(checkpoint.files().items(), key=lambda item: (-item[1].size, item[0]))
+        mine = list(islice(largest_first, world.rank, None, world.size))
+        with ThreadPoolExecutor(HASH_THREADS) as pool:
+            list(pool.map(lambda item: check_file(path / item[0], item[1]), mine))
+    return checkpoint
+
+
+def newest_valid(directory: Path, world: World | None = None) -> Path | None:
+    """The checkpoint that `latest` names or, when that one is not valid, the newest that is.
+
+    Collective. Every candidate that is refused is logged at ERROR with the file and the reason.
+
+    Returns: the checkpoint's folder, verified; None when the directory has no checkpoint at all.
+    Raises: CheckpointError when there are checkpoints but none is valid.
+    """
+    found, _ = find(directory, world or current_world())
+    return found.path if found else None
+
+
+def find(directory: Path, world: World) -> tuple[Checkpoint | None, set[str]]:
+    """`newest_valid`, returning the checkpoint opened, and the names of those that were refused."""
+    with world.together():
+        listed = list_candidates(directory) if world.rank == 0 else None
+    candidates, complaints = world.broadcast(listed)
+    refused: set[str] = set()
+    for name in candidates:
+        try:
+            return verify(directory / name, world), refused
+        except CheckpointError as error:
+            complaints.append(str(error))
+            refused.add(name)
+            if world.rank == 0:
+                log.error("refused the checkpoint %s: %s", name, error)
+    if complaints:
+        raise CheckpointError(
+            f"no checkpoint in {directory} is valid: {'; '.join(complaints)}. "
+            f"Restore one, or move the folder away to start from scratch"
+        )
+    return None, refused
+
+
+def list_candidates(directory: Path) -> tuple[list[str], list[str]]:
+    """Names of a directory's checkpoints, the one that `latest` names first, then the newest first; and complaints."""
+    names = sorted((path.name for path in directory.glob("step_*") if STEP.fullmatch(path.name)), reverse=True)
+    names.sort(key=lambda name: -int(STEP.fullmatch(name)[1]))
+    latest = directory / LATEST
+    if not latest.exists() and not latest.is_symlink():
+        return names, []
+    try:
+        pointed = read_bytes(latest, limit=64).decode(errors="replace").strip()
+        if not STEP.fullmatch(pointed):
+            raise CheckpointError(f"{latest} holds {pointed!r}, which is not a checkpoint's name")
+        if pointed not in names:
+            raise CheckpointError(f"{latest} names {pointed}, which does not exist")
+    except CheckpointError as error:
+        log.error("%s", error)
+        return names, [str(error)]
+    return [pointed, *(name for name in names if name != pointed)], []
+
+
+def locate(path: Path, world: World | None = None) -> Path:
+    """The checkpoint that `path` stands for: itself, or the newest valid one of a run folder or of its checkpoints.
+
+    Collective. Raises: CheckpointError when there is none.
+    """
+    if STEP.fullmatch(path.name):
+        return path
+    directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = newest_valid(directory, world)
+    if found is None:
+        raise CheckpointError(f"{directory} has no checkpoint")
+    return found
+
+
+def load(
+    path: Path, pieces: Iterable[Piece], strict: bool = True, cast: bool = False, world: World | None = None
+) -> dict[str, Any]:
+    """Verifies the checkpoint folder `path`, fills every piece's data in place, and returns the saved state.
+
+    Collective. The pieces may be cut in any way. See `fill` for `strict`, `cast` and the errors.
+    """
+    world = world or current_world()
+    return fill(verify(path, world), pieces, strict, cast, world)
+
+
+def fill(checkpoint: Checkpoint, pieces: Iterable[Piece], strict: bool, cast: bool, world: World) -> dict[str, Any]:
+    """Fills every piece's data in place from a verified checkpoint, bit for bit, and returns the saved state.
+
+    Collective. Memory beside the pieces stays within a few CHUNKs.
+
+    Args:
+        checkpoint: what `verify` returned.
+        pieces: what this rank wants.
+        strict: whether a saved tensor that no rank wants is an error.
+        cast: whether floating-point data may be converted to another floating-point dtype.
+        world: the ranks that load.
+
+    Raises: CheckpointError on all ranks, listing names that are missing, not expected, or of another shape or dtype.
+    """
+    wanted = list(pieces)
+    names = {name for part in world.gather(sorted({piece.name for piece in wanted})) for name in part}
+    with world.together():
+        problems = [flaw for piece in wanted if (flaw := _mismatch(checkpoint, piece, cast))]
+        if strict:
+            problems += [f"{name} is not expected" for name in sorted(set(checkpoint.tensors) - names)]
+        if problems:
+            more = f"; and {len(problems) - NAMES_SHOWN} more" if len(problems) > NAMES_SHOWN else ""
+            raise CheckpointError(f"{checkpoint.path} does not fit: {'; '.join(problems[:NAMES_SHOWN])}{more}")
+        _copy_all(checkpoint, wanted)
+        file = checkpoint.path / STATE
+        state = parse_json(read_bytes(file, JSON_LIMIT), file)
+    return state
+
+
+def _mismatch(checkpoint: Checkpoint, piece: Piece, cast: bool) -> str | None:
+    """Why a piece cannot be filled; None when it can."""
+    stored = checkpoint.tensors.get(piece.name)
+    if stored is None:
+        return f"{piece.name} is missing"
+    entry = stored[0].entry
+    if entry.global_shape != tuple(piece.global_shape):
+        return f"{piece.name} has shape {list(entry.global_shape)}, not {list(piece.global_shape)}"
+    if flaw := piece.flaw():
+        return f"{piece.name}: {flaw}"
+    dtypes = (entry.torch_dtype, piece.data.dtype)
+    if dtypes[0] != dtypes[1] and not (cast and all(dtype.is_floating_point for dtype in dtypes)):
+        return f"{piece.name} is {entry.torch_dtype}, not {piece.data.dtype}"
+    return None
+
+
+def _copy_all(checkpoint: Checkpoint, wanted: Collection[Piece]) -> None:
+    """Fills pieces that fit, one file after another, in the order of the file's data."""
+    pairs = ((stored, piece) for piece in wanted for stored in checkpoint.tensors[piece.name])
+    plan: dict[str, list[tuple[Stored, Piece]]] = {}
+    for stored, piece in pairs:
+        if _boxes_meet(stored, piece):
+            plan.setdefault(stored.file, []).append((stored, piece))
+    for name, jobs in sorted(plan.items()):
+        jobs.sort(key=lambda job: job[0].position)
+        with open_regular(checkpoint.path / name) as file:
+            for stored, piece in jobs:
+                try:
+                    _copy(file, stored, piece)
+                except OSError as error:
+                    where = f"{piece.name} from {checkpoint.path / name}"
+                    raise CheckpointError(f"cannot read {where}: {error.strerror or error}") from error
+
+
+def _boxes_meet(stored: Stored, piece: Piece) -> bool:
+    """Whether the boxes of a stored and a wanted piece share an element; a quick sieve before their rectangles."""
+    a, b = (Rectangle(0, place.offset, place.shape) for place in (stored.entry, piece))
+    return intersection(a, b) is not None
+
+
+def _copy(file: BinaryIO, stored: Stored, piece: Piece) -> None:
+    """Copies what a stored piece and a wanted piece share."""
+    data, dtype = piece.data.detach(), stored.entry.torch_dtype
+    for target in rectangles(piece):
+        whole = target.shape == piece.data_shape
+        view = data if whole else data.view(-1)[target.start :][: prod(target.shape)].view(target.shape)
+        for source in rectangles(stored.entry):
+            if shared := intersection(source, target):
+                offset, size = shared
+                inside = tuple(slice(o - t, o - t + n) for o, t, n in zip(offset, target.offset, size, strict=True))
+                start = stored.position + source.start * dtype.itemsize
+                first = tuple(o - s for o, s in zip(offset, source.offset, strict=True))
+                _read(file, start, source.shape, first, size, dtype, view[inside])
+
+
+def _read(
+    file: BinaryIO, start: int, shape: Shape, first: Shape, size: Shape, dtype: torch.dtype, target: torch.Tensor
+) -> None:
+    """Reads the box `first` + `size` of the row-major array of `shape` at byte `start` of a file into `target`."""
+    if not shape:
+        shape, first, size, target = (1,), (0,), (1,), target.view(1)
+    row = prod(shape[1:]) * dtype.itemsize
+    start += first[0] * row
+    direct = target.dtype == dtype and target.device.type == "cpu" and target.is_contiguous()
+    if size[1:] == shape[1:] and direct:
+        _read_into(file, start, target)
+    elif row > CHUNK:
+        for index in range(size[0]):
+            _read(file, start + index * row, shape[1:], first[1:], size[1:], dtype, target[index])
+    else:
+        columns = tuple(slice(f, f + n) for f, n in zip(first[1:], size[1:], strict=True))
+        step = max(1, CHUNK // row)
+        for index in range(0, size[0], step):
+            rows = torch.empty(min(step, size[0] - index), *shape[1:], dtype=dtype)
+            _read_into(file, start + index * row, rows)
+            target[index : index + step].copy_(rows[:, *columns] if columns else rows)
+
+
+def _read_into(file: BinaryIO, start: int, target: torch.Tensor) -> None:
+    """Reads the bytes of a contiguous CPU tensor from byte `start` of a file. Raises OSError."""
+    buffer = memoryview(target.view(-1).view(torch.uint8).numpy())
+    file.seek(start)
+    while buffer:
+        count = file.readinto(buffer)
+        if not count:
+            raise OSError("the file ends early")
+        buffer = buffer[count:]
+
+
+def rank_tensors(checkpoint: Checkpoint, rank: int) -> dict[str, torch.Tensor]:
+    """The rank tensors that `rank` saved, on the CPU; none when it saved none. Raises CheckpointError."""
+    name, tensors = rank_file(rank), {}
+    stored_tensors = checkpoint.private.get(name, [])
+    if not stored_tensors:
+        return {}
+    with open_regular(checkpoint.path / name) as file:
+        for stored in stored_tensors:
+            tensors[stored.entry.name] = torch.empty(stored.entry.shape, dtype=stored.entry.torch_dtype)
+            _read_into(file, stored.position, tensors[stored.entry.name])
+    return tensors

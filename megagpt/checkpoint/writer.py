@@ -1,0 +1,74 @@
+"""A rank's part of a save: one file, written by a thread of its own."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from megagpt.checkpoint.files import CHUNK, FileInfo, write_file
+from megagpt.checkpoint.format import Entry, header, rank_file
+from megagpt.errors import CheckpointError
+from megagpt.parallel.pieces import Piece
+
+
+class RankWriter:
+    """Writes the pieces and the rank tensors of one rank to its file in `folder`, in the background.
+
+    Unless `copy` is set the tensors are read while the file is written and must not change until `done`.
+    Raises: CheckpointError when a tensor cannot be stored.
+    """
+
+    def __init__(
+        self, folder: Path, rank: int, pieces: Iterable[Piece], rank_tensors: dict[str, torch.Tensor], copy: bool
+    ):
+        shared = [(Entry.of(piece), piece.data) for piece in pieces]
+        own = [(Entry.of(Piece.whole(name, data), private=True), data) for name, data in rank_tensors.items()]
+        kept = [item for item in shared + own if item[0].numel or 0 in item[0].global_shape]
+        kept.sort(key=lambda item: -item[0].torch_dtype.itemsize)  # stable; keeps every tensor aligned in the file
+        self.path = folder / rank_file(rank)
+        self.entries = tuple(entry for entry, _ in kept)
+        self.tensors = [data.detach().to("cpu", copy=True) if copy else data.detach() for _, data in kept]
+        try:
+            self.header = header(self.entries)
+        except ValueError as error:
+            raise CheckpointError(f"rank {rank} cannot save: {error}") from error
+        self.size = len(self.header) + sum(entry.nbytes for entry in self.entries)
+        self.info: FileInfo | None = None
+        self.error: Exception | None = None
+        self.error_time = 0.0
+        self._cancelled = threading.Event()
+        self._thread = threading.Thread(target=self._write, name="checkpoint-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether the file is complete or has failed."""
+        return not self._thread.is_alive()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Waits until done, at most this long."""
+        self._thread.join(seconds)
+
+    def cancel(self) -> None:
+        """Gives the file up and waits until nothing more is written."""
+        self._cancelled.set()
+        self.wait()
+
+    def _write(self) -> None:
+        try:
+            if self.entries:
+                self.info = write_file(self.path, self._chunks(), self.size, lambda: not self._cancelled.is_set())
+        except Exception as error:  # told to all ranks by the poll
+            self.error, self.error_time = error, time.time()
+        finally:
+            self.tensors = []
+
+    def _chunks(self) -> Iterator[memoryview]:
+        """The bytes of the file, without a copy of tensors that are contiguous and on the CPU."""
+        yield memoryview(self.header)
+        for tensor in self.tensors:
+            data = memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            for start in range(0, len(data), CHUNK):
+                yield data[start : start + CHUNK]

@@ -1,0 +1,108 @@
+"""Ranks as threads of one process, fake layouts, and small runs for the checkpoint tests."""
+
+import json
+import threading
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+
+from megagpt.checkpoint import Piece, World
+
+MANIFEST = {"run_id": "test", "config": {"seed": 1}, "layout": {"tp": 1}}
+
+
+class _Exchange:
+    def __init__(self, size: int):
+        self.barrier = threading.Barrier(size, timeout=60)
+        self.values: list[Any] = [None] * size
+
+
+class ThreadWorld(World):
+    """One of several ranks that are threads of this process."""
+
+    def __init__(self, rank: int, size: int, exchange: _Exchange):
+        self.rank, self.size, self.exchange = rank, size, exchange
+
+    def gather(self, value: Any) -> list[Any]:
+        self.exchange.values[self.rank] = value
+        self.exchange.barrier.wait()
+        values = [json.loads(json.dumps(v)) for v in self.exchange.values]
+        self.exchange.barrier.wait()
+        return values
+
+    def lowest(self, value: int) -> int:
+        return min(self.gather(value))
+
+
+def run_ranks(size: int, function: Callable[[World], Any]) -> list[Any]:
+    """Calls function(world) on every rank; returns results, or raised exceptions, by rank."""
+    exchange, results = _Exchange(size), [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = function(ThreadWorld(rank, size, exchange))
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    """Named tensors of several dtypes and shapes, a function of the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "model/layers.0.weight": torch.randn(12, 8, generator=generator),
+        "model/layers.0.bias": torch.randn(12, generator=generator).bfloat16(),
+        "model/scale": torch.randn((), generator=generator),
+        "optimizer/exp_avg/layers.0.weight": torch.randn(12, 8, generator=generator),
+        "optimizer/step": torch.randint(100, (1,), generator=generator),
+        "model/cube": torch.randn(4, 6, 10, generator=generator),
+    }
+
+
+def cut(name: str, full: torch.Tensor, parts: int, layout: str) -> list[Piece]:
+    """Cuts a tensor in `parts` pieces: rows, columns (boxes on the first or last axis) or flat ranges."""
+    if layout == "whole" or full.dim() == 0:
+        return [Piece.whole(name, full.clone())]
+    shape = tuple(full.shape)
+    if layout == "flat":
+        ends = [full.numel() * i // parts for i in range(parts + 1)]
+        spans = zip(ends, ends[1:], strict=False)
+        zero = (0,) * len(shape)
+        return [Piece(name, shape, zero, shape, (a, b), full.reshape(-1)[a:b].clone()) for a, b in spans]
+    axis = 0 if layout == "rows" else len(shape) - 1
+    pieces, start = [], 0
+    for data in full.tensor_split(parts, dim=axis):
+        offset = tuple(start if i == axis else 0 for i in range(len(shape)))
+        pieces.append(Piece(name, shape, offset, tuple(data.shape), None, data.clone()))
+        start += data.shape[axis]
+    return pieces
+
+
+def share(full: dict[str, torch.Tensor], world: World, layout: str) -> list[Piece]:
+    """A rank's pieces of tensors cut in as many parts as there are ranks; leftovers go to rank 0."""
+    cuts = [cut(name, tensor, world.size, layout) for name, tensor in full.items()]
+    return [piece for pieces in cuts for rank, piece in enumerate(pieces) if rank % world.size == world.rank]
+
+
+def blank(pieces: list[Piece]) -> list[Piece]:
+    """The same pieces with their data overwritten."""
+    for piece in pieces:
+        piece.data.fill_(1) if not piece.data.is_floating_point() else piece.data.fill_(float("nan"))
+    return pieces
+
+
+def assert_holds(pieces: list[Piece], full: dict[str, torch.Tensor]) -> None:
+    """Asserts that the pieces are, bit for bit, the parts of the tensors that they claim to be."""
+    for piece in pieces:
+        box = full[piece.name][tuple(slice(o, o + n) for o, n in zip(piece.offset, piece.shape, strict=True))]
+        expected = box if piece.flat is None else box.reshape(-1)[slice(*piece.flat)]
+        assert expected.numel() == piece.numel <= prod(piece.shape)
+        assert torch.equal(piece.data, expected), piece.label
