@@ -1,0 +1,136 @@
+"""The curves of a report: which there are, how they are smoothed and thinned out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megagpt.evaluate.runs import Run, number
+
+MAX_POINTS = 5000
+"""Longer curves are thinned out to about this many points."""
+
+SMOOTHING = 1 / 50
+"""The smoothed curve is an exponential mean over this fraction of the run."""
+
+COMPRESSORS = {"gzip_9_bits_per_byte": "gzip -9", "xz_9_bits_per_byte": "xz -9"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot: a training metric (each step, and smoothed when it is noisy), a validation metric, or both."""
+
+    title: str
+    unit: str
+    train: str = ""
+    validation: str = ""
+    evaluation: str = ""
+    """Key of evaluation.json drawn as a last, separate point."""
+    noisy: bool = False
+    logarithmic: bool = False
+    from_zero: bool = False
+    percent: bool = False
+
+
+PANELS = (
+    Panel("Loss", "nats per token", train="loss", validation="validation_loss", noisy=True),
+    Panel("Held-out loss", "nats per token", validation="validation_loss", evaluation="loss"),
+    Panel("Held-out bits per byte", "bits", validation="validation_bits_per_byte", evaluation="bits_per_byte"),
+    Panel("Learning rate", "", train="lr", from_zero=True),
+    Panel("Gradient norm", "", train="grad_norm", noisy=True, logarithmic=True),
+    Panel("Throughput", "tokens per second", train="tokens_per_second", noisy=True, from_zero=True),
+    Panel("Model FLOPs utilisation", "of the device's peak", train="mfu", noisy=True, from_zero=True, percent=True),
+    Panel("Peak memory", "GiB", train="memory_gib", from_zero=True),
+    Panel("Skipped steps", "since the start", train="skipped_steps", from_zero=True),
+)
+
+
+def smooth(values: Sequence[float | None]) -> list[float | None]:
+    """Exponential mean over SMOOTHING of the curve, without the start's pull to zero; None stays None."""
+    keep = 1 - 2 / (max(1.0, len(values) * SMOOTHING) + 1)
+    total, weight, smoothed = 0.0, 0.0, []
+    for value in values:
+        if value is not None:
+            total, weight = keep * total + value, keep * weight + 1
+        smoothed.append(None if value is None else total / weight)
+    return smoothed
+
+
+def thin_out(values: Sequence[float | None], limit: int = MAX_POINTS) -> list[int]:
+    """Indices of at most `limit` points that keep the look of a curve: each bucket's smallest and largest value."""
+    if len(values) <= limit:
+        return list(range(len(values)))
+    buckets = limit // 2
+    kept = set()
+    for bucket in range(buckets):
+        indices = range(len(values) * bucket // buckets, len(values) * (bucket + 1) // buckets)
+        present = [index for index in indices if values[index] is not None] or [indices[0]]
+        kept |= {min(present, key=values.__getitem__), max(present, key=values.__getitem__)}
+    return sorted(kept)
+
+
+def panel_data(panel: Panel, runs: list[Run]) -> dict[str, Any] | None:
+    """What the page needs to draw a panel; None when no run has anything to show in it."""
+    traces = []
+    for index, run in enumerate(runs):
+        traces += [trace | {"run": index} for trace in _traces(panel, run)]
+    if not traces or (panel.train == "skipped_steps" and not any(any(trace["y"]) for trace in traces)):
+        return None
+    references = _references(runs) if panel.evaluation == "bits_per_byte" else []
+    return {
+        "title": panel.title,
+        "unit": panel.unit,
+        "logarithmic": panel.logarithmic,
+        "fromZero": panel.from_zero,
+        "percent": panel.percent,
+        "traces": traces,
+        "references": references,
+        "thinned": any(trace["thinned"] for trace in traces),
+    }
+
+
+def _traces(panel: Panel, run: Run) -> list[dict[str, Any]]:
+    traces = []
+    if panel.train:
+        lines = [line for line in run.train if panel.train in line]
+        values = [number(line[panel.train]) for line in lines]
+        traces.append(_trace("faint" if panel.noisy else "line", "each step", lines, values))
+        if panel.noisy:
+            traces.append(_trace("line", "smoothed", lines, smooth(values)))
+    if panel.validation:
+        lines = [line for line in run.validation if panel.validation in line]
+        values = [number(line[panel.validation]) for line in lines]
+        traces.append(_trace("points", "validation", lines, values))
+    value = number(run.evaluation.get(panel.evaluation)) if panel.evaluation else None
+    step = number(run.evaluation.get("step"))
+    if value is not None and step is not None:
+        logged = [line for line in [*run.train, *run.validation] if line["step"] <= step]
+        tokens = max((number(line.get("tokens")) or 0 for line in logged), default=0)
+        line = {"step": step, "tokens": tokens}
+        traces.append(_trace("last", str(run.evaluation.get("part", "evaluation")), [line], [value]))
+    return [trace for trace in traces if any(value is not None for value in trace["y"])]
+
+
+def _trace(style: str, label: str, lines: list[dict[str, Any]], values: list[float | None]) -> dict[str, Any]:
+    kept = thin_out(values)
+    return {
+        "style": style,
+        "label": label,
+        "step": [lines[index]["step"] for index in kept],
+        "tokens": [number(lines[index].get("tokens")) for index in kept],
+        "y": [None if values[index] is None else float(f"{values[index]:.6g}") for index in kept],
+        "thinned": len(kept) < len(values),
+    }
+
+
+def _references(runs: list[Run]) -> list[dict[str, Any]]:
+    """Horizontal lines: what general compressors need for the held-out text, once for all runs that agree."""
+    lines = {}
+    for key, label in COMPRESSORS.items():
+        for run in runs:
+            if (value := number(run.evaluation.get(key))) is not None:
+                lines.setdefault((label, round(value, 4)), []).append(run.name)
+    labels = [label for label, _ in lines]
+    return [
+        {"label": label if labels.count(label) == 1 else f"{label} ({', '.join(names)})", "y": value}
+        for (label, value), names in lines.items()
+    ]

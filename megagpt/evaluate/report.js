@@ -1,0 +1,107 @@
+"use strict";
+(() => {
+  const { runs, panels } = JSON.parse(document.getElementById("data").textContent);
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const hidden = new Set();
+  let axis = "tokens";
+
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const runColor = (run) => css(`--run${run % 8}`);
+
+  // With one run the evaluations take a colour of their own; with several, a colour is a run.
+  const color = (trace) => (runs.length === 1 && trace.style === "points" ? css("--run1") : runColor(trace.run));
+
+  function drawn(trace, panel) {
+    const style = {
+      faint: { mode: "lines", line: { width: 1 }, opacity: 0.28, hoverinfo: "skip" },
+      line: { mode: "lines", line: { width: 2 } },
+      points: { mode: "lines+markers", line: { width: 1.5 }, marker: { size: 6 } },
+      last: { mode: "markers", marker: { size: 11, symbol: "diamond" } },
+    }[trace.style];
+    const several = runs.length > 1;
+    const label = trace.style === "line" && panel.traces.every((other) => other.style !== "faint") ? panel.title : trace.label;
+    return {
+      ...style,
+      type: "scatter",
+      x: trace[axis],
+      y: trace.y,
+      line: { ...style.line, color: color(trace) },
+      marker: { ...style.marker, color: color(trace) },
+      name: several ? `${runs[trace.run]}, ${label}` : label,
+      showlegend: false,
+      visible: !hidden.has(trace.run),
+      hovertemplate: trace.style === "faint" ? undefined : panel.percent ? "%{y:.1%}" : "%{y:.4~g}",
+    };
+  }
+
+  function reference(line, panel) {
+    const xs = panel.traces.flatMap((trace) => trace[axis]).filter((x) => x !== null);
+    return {
+      type: "scatter",
+      mode: "lines+text",
+      x: [xs.reduce((a, b) => Math.min(a, b), Infinity), xs.reduce((a, b) => Math.max(a, b), -Infinity)],
+      y: [line.y, line.y],
+      text: ["", `${line.label}  ${line.y.toFixed(2)}`],
+      textposition: "top left",
+      textfont: { color: css("--muted"), size: 12 },
+      line: { color: css("--reference"), width: 1.5, dash: "4px,3px" },
+      hoverinfo: "skip",
+      showlegend: false,
+    };
+  }
+
+  function draw(panel, index) {
+    const traces = panel.traces.map((trace) => drawn(trace, panel)).concat(panel.references.map((line) => reference(line, panel)));
+    const lines = { gridcolor: css("--grid"), linecolor: css("--line"), zeroline: false, automargin: true };
+    const layout = {
+      margin: { l: 46, r: 12, t: 8, b: 34 },
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: css("--sans"), size: 12, color: css("--muted") },
+      hovermode: "x unified",
+      hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink") }, namelength: 40 },
+      xaxis: {
+        ...lines,
+        showgrid: false,
+        showline: true,
+        tickformat: axis === "tokens" ? "~s" : ",d",
+        hoverformat: axis === "tokens" ? ".4~s" : ",d",
+        title: { text: axis === "tokens" ? "tokens" : "steps", standoff: 6, font: { size: 12 } },
+      },
+      yaxis: {
+        ...lines,
+        type: panel.logarithmic ? "log" : "linear",
+        rangemode: panel.fromZero ? "tozero" : "normal",
+        tickformat: panel.percent ? ".0%" : panel.logarithmic ? "~g" : "~s",
+        nticks: 6,
+      },
+    };
+    const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+    return Plotly.react(`plot${index}`, traces, layout, options);
+  }
+
+  function drawAll() {
+    for (const dot of document.querySelectorAll("[data-color]")) dot.style.background = runColor(Number(dot.dataset.color));
+    return Promise.all(panels.map(draw)).then(() => {
+      document.documentElement.dataset.drawn = axis;
+    });
+  }
+
+  for (const button of document.querySelectorAll("[data-axis]")) {
+    button.addEventListener("click", () => {
+      axis = button.dataset.axis;
+      for (const other of document.querySelectorAll("[data-axis]")) other.setAttribute("aria-pressed", String(other === button));
+      drawAll();
+    });
+  }
+  for (const chip of document.querySelectorAll("[data-run]")) {
+    chip.addEventListener("click", () => {
+      const run = Number(chip.dataset.run);
+      if (!hidden.delete(run)) hidden.add(run);
+      chip.setAttribute("aria-pressed", String(!hidden.has(run)));
+      drawAll();
+    });
+  }
+  dark.addEventListener("change", drawAll);
+  drawAll();
+})();

@@ -1,0 +1,291 @@
+"""One self-contained HTML page about one or several runs; it needs no network and makes no request."""
+
+import base64
+import hashlib
+import json
+import statistics
+from html import escape
+from importlib import resources
+from typing import Any
+
+from megagpt.errors import ConfigError
+from megagpt.evaluate.curves import COMPRESSORS, MAX_POINTS, PANELS, panel_data, smooth
+from megagpt.evaluate.runs import Run, number
+
+Rows = list[tuple[str, list[str]]]
+"""A table: each row's label and one cell for every run, as plain text."""
+
+
+def build_report(runs: list[Run]) -> str:
+    """The page's HTML. Every text that comes from a run is escaped."""
+    panels = [data for panel in PANELS if (data := panel_data(panel, runs))]
+    page_data = {"runs": [run.name for run in runs], "panels": panels}
+    scripts = [_plotly(), resources.files(__package__).joinpath("report.js").read_text(encoding="utf-8")]
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
+    body = "\n".join(
+        [
+            _header(title, runs),
+            _controls(runs),
+            _figures(panels),
+            _section("Summary", _table(runs, summary_rows(runs))),
+            _config(runs),
+            _samples(runs),
+            _section("How it was run", _table(runs, _about_rows(runs), "code")),
+        ]
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}">
+<title>{escape(title)} - megagpt</title>
+<link rel="icon" href="data:,">
+<style>{resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<script type="application/json" id="data">{_script_safe_json(page_data)}</script>
+{"".join(f"<script>{script}</script>" for script in scripts)}
+</body>
+</html>
+"""
+
+
+def summary_rows(runs: list[Run]) -> Rows:
+    """The numbers that matter, as rows; those that no run has are left out."""
+    columns = [_summary(run) for run in runs]
+    labels = list(dict.fromkeys(label for column in columns for label in column))
+    return [(label, [column.get(label, "") for column in columns]) for label in labels]
+
+
+def _summary(run: Run) -> dict[str, str]:
+    last, validation = (lines[-1] if lines else {} for lines in (run.train, run.validation))
+    loss = smooth([number(line["loss"]) for line in run.train])
+    part = run.evaluation.get("part", "evaluation")
+    values = {
+        "Steps": _format(last.get("step"), ",.0f"),
+        "Tokens": _quantity(last.get("tokens")),
+        "Training loss, smoothed": _format(next((value for value in reversed(loss) if value is not None), None), ".4f"),
+        "Validation loss": _format(validation.get("validation_loss"), ".4f"),
+        "Validation perplexity": _format(validation.get("validation_perplexity"), ".2f"),
+        "Validation bits per byte": _format(validation.get("validation_bits_per_byte"), ".4f"),
+        f"Final loss ({part})": _format(run.evaluation.get("loss"), ".4f"),
+        f"Final perplexity ({part})": _format(run.evaluation.get("perplexity"), ".2f"),
+        f"Final bits per byte ({part})": _format(run.evaluation.get("bits_per_byte"), ".4f"),
+        **{f"Bits per byte of {name}": _format(run.evaluation.get(key), ".4f") for key, name in COMPRESSORS.items()},
+        "Tokens per second, median": _quantity(_median(run, "tokens_per_second")),
+        "Model FLOPs utilisation, median": _format(_median(run, "mfu"), ".1%"),
+        "Peak memory": _format(_largest(run, "memory_gib"), ".2f", " GiB"),
+        "Time training": _duration(_training_seconds(run)),
+        "Skipped steps": _format(last.get("skipped_steps"), ",.0f"),
+    }
+    return {label: value for label, value in values.items() if value}
+
+
+def _header(title: str, runs: list[Run]) -> str:
+    names = {str(run.config["model.name"]): None for run in runs if "model.name" in run.config}
+    devices = {str(run.about["device"]): None for run in runs if "device" in run.about}
+    facts = [*names, *devices]
+    tiles = ""
+    if len(runs) == 1:
+        run, values = runs[0], _summary(runs[0])
+        part = run.evaluation.get("part", "evaluation")
+        compressors = [
+            f"{name} {_format(run.evaluation.get(key), '.2f')}"
+            for key, name in COMPRESSORS.items()
+            if number(run.evaluation.get(key)) is not None
+        ]
+        bits = values.get(f"Final bits per byte ({part})") or values.get("Validation bits per byte")
+        loss = values.get(f"Final loss ({part})") or values.get("Validation loss")
+        perplexity = values.get(f"Final perplexity ({part})") or values.get("Validation perplexity")
+        utilisation = values.get("Model FLOPs utilisation, median")
+        tiles = _tiles(
+            ("Held-out bits per byte", bits, " · ".join(compressors)),
+            ("Held-out loss", loss, f"perplexity {perplexity}" if perplexity else ""),
+            ("Tokens", values.get("Tokens"), f"{values['Steps']} steps" if "Steps" in values else ""),
+            ("Tokens per second", values.get("Tokens per second, median"), f"MFU {utilisation}" if utilisation else ""),
+            ("Time training", values.get("Time training"), values.get("Peak memory", "")),
+        )
+    subtitle = f"<p>{escape(' · '.join(facts))}</p>" if facts else ""
+    return f'<header><span class="brand">megagpt</span><h1>{escape(title)}</h1>{subtitle}</header>{tiles}'
+
+
+def _tiles(*tiles: tuple[str, str | None, str]) -> str:
+    items = (
+        f"<li><span>{escape(label)}</span><strong>{escape(value)}</strong><small>{escape(note)}</small></li>"
+        for label, value, note in tiles
+        if value
+    )
+    return f'<ul class="tiles">{"".join(items)}</ul>'
+
+
+def _controls(runs: list[Run]) -> str:
+    chips = ""
+    if len(runs) > 1:
+        chips = "".join(
+            f'<button class="chip" data-run="{index}" aria-pressed="true">{_dot(index)}{escape(run.name)}</button>'
+            for index, run in enumerate(runs)
+        )
+    return f"""<nav class="controls" aria-label="Plots">
+<div class="chips">{chips}</div>
+<div class="switch" role="group" aria-label="Horizontal axis">
+<button data-axis="tokens" aria-pressed="true">Tokens</button>
+<button data-axis="step" aria-pressed="false">Steps</button>
+</div></nav>"""
+
+
+def _figures(panels: list[dict[str, Any]]) -> str:
+    figures = []
+    for index, panel in enumerate(panels):
+        unit = f"<small>{escape(panel['unit'])}</small>" if panel["unit"] else ""
+        wide = ' class="wide"' if index == 0 else ""
+        caption = f"<figcaption>{escape(panel['title'])}{unit}</figcaption>"
+        figures.append(f'<figure{wide}>{caption}<div class="plot" id="plot{index}"></div></figure>')
+    notes = ["Faint lines are single steps, full lines an exponential mean over 2% of the run, dots evaluations."]
+    if any(panel["thinned"] for panel in panels):
+        notes.append(
+            f"Curves of more than {MAX_POINTS:,} points are thinned out to the smallest and the largest value "
+            f"of each of {MAX_POINTS // 2:,} stretches."
+        )
+    return f'<div class="plots">{"".join(figures)}</div><p class="note">{" ".join(notes)}</p>'
+
+
+def _config(runs: list[Run]) -> str:
+    keys = list(dict.fromkeys(key for run in runs for key in run.config))
+    if not keys:
+        return ""
+    rows = [(key, [_setting(run.config[key]) if key in run.config else "" for run in runs]) for key in keys]
+    if len(runs) == 1:
+        return _section("Configuration", _config_groups(rows))
+    different = [row for row in rows if len(set(row[1])) > 1]
+    same = [(key, values[:1]) for key, values in rows if len(set(values)) == 1]
+    first = _table(runs, different, "code") if different else "<p>The configurations are the same.</p>"
+    rest = f"<details><summary>{len(same)} settings that are the same</summary>{_config_groups(same)}</details>"
+    return _section("What differs in the configuration", first + rest)
+
+
+def _config_groups(rows: Rows) -> str:
+    groups: dict[str, list[str]] = {}
+    for key, values in rows:
+        group, _, name = key.rpartition(".")
+        groups.setdefault(group or "run", []).append(f"<dt>{escape(name)}</dt><dd>{escape(values[0])}</dd>")
+    cards = (f"<div><h3>{escape(group)}</h3><dl>{''.join(items)}</dl></div>" for group, items in groups.items())
+    return f'<div class="groups">{"".join(cards)}</div>'
+
+
+def _samples(runs: list[Run]) -> str:
+    articles = []
+    for index, run in enumerate(runs):
+        for sample in run.samples:
+            prompt, text = (
+                str(sample.get("prompt", "")),
+                str(sample.get("text", "")).removeprefix(str(sample.get("prompt", ""))),
+            )
+            of_run = f"{_dot(index)}{escape(run.name)} · " if len(runs) > 1 else ""
+            step = escape(_format(sample.get("step"), ",.0f"))
+            body = f"<pre><b>{escape(prompt)}</b>{escape(text)}</pre>"
+            articles.append(f"<article><small>{of_run}step {step}</small>{body}</article>")
+    return _section("Samples", f'<div class="samples">{"".join(articles)}</div>') if articles else ""
+
+
+def _about_rows(runs: list[Run]) -> Rows:
+    columns = []
+    for run in runs:
+        versions = run.about.get("versions")
+        about = {name: run.about[name] for name in ("command", "device", "ranks") if name in run.about}
+        columns.append(about | (versions if isinstance(versions, dict) else {}))
+    labels = list(dict.fromkeys(label for column in columns for label in column))
+    return [(str(label), [str(column.get(label, "")) for column in columns]) for label in labels]
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
+
+
+def _table(runs: list[Run], rows: Rows, style: str = "numbers") -> str:
+    if not rows:
+        return ""
+    head = ""
+    if len(runs) > 1:
+        names = (f'<th scope="col">{_dot(index)}{escape(run.name)}</th>' for index, run in enumerate(runs))
+        head = f"<thead><tr><th></th>{''.join(names)}</tr></thead>"
+    lines = (
+        f'<tr><th scope="row">{escape(label)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+        for label, cells in rows
+    )
+    return f'<div class="scroll"><table class="{style}">{head}<tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _dot(run: int) -> str:
+    return f'<i class="dot" data-color="{run}"></i>'
+
+
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise ConfigError('the report needs plotly: pip install "megagpt[report]"') from None
+    return get_plotlyjs()
+
+
+def _policy(scripts: list[str]) -> str:
+    """A policy under which the page's own scripts run, no other does, and nothing is fetched."""
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {allowed}"
+
+
+def _script_safe_json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _setting(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _format(value: Any, spec: str, suffix: str = "") -> str:
+    value = number(value)
+    return "" if value is None else f"{value:{spec}}{suffix}"
+
+
+def _quantity(value: Any) -> str:
+    """Three significant digits with an SI-like suffix: 1.23M."""
+    value = number(value)
+    if value is None:
+        return ""
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def _duration(seconds: float | None) -> str:
+    if not seconds:
+        return ""
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
+
+
+def _values(run: Run, key: str) -> list[float]:
+    return [value for line in run.train if (value := number(line.get(key))) is not None]
+
+
+def _median(run: Run, key: str) -> float | None:
+    return statistics.median(values) if (values := _values(run, key)) else None
+
+
+def _largest(run: Run, key: str) -> float | None:
+    return max(_values(run, key), default=None)
+
+
+def _training_seconds(run: Run) -> float | None:
+    """Time in steps, from the tokens between two lines and their rate, so that unlogged steps count as well."""
+    seconds, before = 0.0, 0.0
+    for line in run.train:
+        tokens, rate = number(line.get("tokens")), number(line.get("tokens_per_second"))
+        if tokens is not None and rate:
+            seconds, before = seconds + (tokens - before) / rate, tokens
+    return seconds or None

@@ -1,0 +1,102 @@
+"""Reads run folders as they are, also of runs that go on, stopped half-way or were never evaluated."""
+
+import json
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megagpt.errors import DataError
+from megagpt.train.metrics import read_jsonl
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds; parts whose file is missing or unreadable are empty."""
+
+    name: str
+    """Name of the folder, made unique among the runs that are read together."""
+    train: list[dict[str, Any]]
+    """Training lines of metrics.jsonl by ascending step, one a step."""
+    validation: list[dict[str, Any]]
+    """Evaluation lines of metrics.jsonl by ascending step, one a step."""
+    config: dict[str, Any]
+    """config.yaml, flattened: "optim.lr" -> 6e-4."""
+    evaluation: dict[str, Any]
+    """evaluation.json: the last evaluation, with what gzip and xz need for the same text."""
+    samples: list[dict[str, Any]]
+    """samples.jsonl: the newest step's generated texts."""
+    about: dict[str, Any]
+    """run.json: command, versions, device, ranks."""
+
+
+def number(value: Any) -> float | None:
+    """`value` when it is a finite number, else None."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
+
+
+def read_runs(folders: list[Path]) -> list[Run]:
+    """Read run folders. Raises DataError for one without metrics."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    return [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by dots."""
+    flat = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _read_run(folder: Path, name: str) -> Run:
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        raise DataError(f"{folder} is not a run folder: it has no metrics.jsonl. Give the folder that training wrote.")
+    lines = [line for line in read_jsonl(metrics) if number(line.get("step")) is not None]
+    train = _by_step(line for line in lines if "loss" in line)
+    validation = _by_step(line for line in lines if "validation_loss" in line)
+    if not train and not validation:
+        raise DataError(f"{metrics} holds no metrics yet: make the report when the run has logged its first step.")
+    samples = _lines(folder / "samples.jsonl")
+    newest = max((number(sample.get("step")) or 0 for sample in samples), default=0)
+    return Run(
+        name=name,
+        train=train,
+        validation=validation,
+        config=flatten(_mapping(folder / "config.yaml")),
+        evaluation=_mapping(folder / "evaluation.json"),
+        samples=[sample for sample in samples if (number(sample.get("step")) or 0) == newest],
+        about=_mapping(folder / "run.json"),
+    )
+
+
+def _by_step(lines: Any) -> list[dict[str, Any]]:
+    """One line a step, the last written, in ascending order."""
+    steps = {line["step"]: line for line in lines}
+    return [steps[step] for step in sorted(steps)]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return read_jsonl(path) if path.is_file() else []
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file's mapping, read without ever building objects; {} when it is missing or broken."""
+    import yaml
+
+    if not path.is_file():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        log.warning("%s cannot be read and is left out: %s", path, error)
+        return {}
+    return value if isinstance(value, dict) else {}
