@@ -25,7 +25,8 @@ class RankWriter:
     ):
         shared = [(Entry.of(piece), piece.data) for piece in pieces]
         own = [(Entry.of(Piece.whole(name, data), private=True), data) for name, data in rank_tensors.items()]
-        kept = [item for item in shared + own if item[0].numel or 0 in item[0].global_shape]
+        kept = [item for item in shared + own if item[0].numel]
+        kept += {entry.name: (entry, data) for entry, data in shared + own if 0 in entry.global_shape}.values()
         kept.sort(key=lambda item: -item[0].torch_dtype.itemsize)  # stable; keeps every tensor aligned in the file
         self.path = folder / rank_file(rank)
         self.entries = tuple(entry for entry, _ in kept)

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -74,7 +75,7 @@ def cut(name: str, full: torch.Tensor, parts: int, layout: str) -> list[Piece]:
     shape = tuple(full.shape)
     if layout == "flat":
         ends = [full.numel() * i // parts for i in range(parts + 1)]
-        spans = zip(ends, ends[1:], strict=False)
+        spans = pairwise(ends)
         zero = (0,) * len(shape)
         return [Piece(name, shape, zero, shape, (a, b), full.reshape(-1)[a:b].clone()) for a, b in spans]
     axis = 0 if layout == "rows" else len(shape) - 1
