@@ -52,7 +52,8 @@ def load(overrides: list[str]) -> Config:
         _refuse_resolvers(OmegaConf.to_container(composed, resolve=False))
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"the configuration cannot be composed: {str(error).splitlines()[0]}") from error
+        key = getattr(error, "full_key", None) or "the configuration"
+        raise ConfigError(f"{key}: cannot be composed: {str(error).splitlines()[0]}") from error
     return from_dict(values)
 
 

@@ -1,0 +1,94 @@
+"""The YAML files that ship: each composes and passes the rules, and the models are as large as their names say."""
+
+import re
+from functools import cache
+
+import pytest
+
+from megagpt.config.load import CONFIG_DIR, groups
+from megagpt.config.load import load as compose
+from megagpt.config.rules import check
+from megagpt.config.schema import Config, ModelConfig
+
+EVERY = [(group, option) for group, options in groups().items() for option in options]
+GPT3 = [option for option in groups()["model"] if re.fullmatch(r"gpt3_.*[mb]", option)]
+
+
+@cache
+def load(*overrides: str) -> Config:
+    return compose(list(overrides))
+
+
+@pytest.mark.parametrize(("group", "option"), EVERY, ids=[f"{group}/{option}" for group, option in EVERY])
+def test_every_file_composes_and_passes_the_rules(group, option):
+    config = load(f"{group}={option}")
+    smallest = config.parallel.tensor_parallel_size * config.parallel.pipeline_parallel_size
+    check(config, smallest)
+
+
+@pytest.mark.parametrize("option", groups()["parallel"])
+def test_every_layout_runs_the_demo_on_the_ranks_its_comment_names(option):
+    comment = (CONFIG_DIR / "parallel" / f"{option}.yaml").read_text()
+    multiple = re.search(r"Ranks: a multiple of (\d)", comment)
+    check(load("experiment=demo", f"parallel={option}"), int(multiple[1]) if multiple else 1)
+
+
+def test_no_file_lies_outside_a_group():
+    named = {CONFIG_DIR / group / f"{option}.yaml" for group, option in EVERY} | {CONFIG_DIR / "config.yaml"}
+    assert set(CONFIG_DIR.rglob("*.yaml")) == named
+
+
+def parameters(model: ModelConfig) -> int:
+    """Weights and biases of a GPT-3-shaped model: learned positions, tied embeddings, two norms a layer."""
+    assert (model.position_embedding, model.activation, model.tie_embeddings) == ("learned", "gelu", True)
+    hidden, ffn = model.hidden_size, model.ffn_size
+    norms, attention = 4 * hidden, 4 * (hidden * hidden + hidden)
+    layer = norms + attention + 2 * hidden * ffn + ffn + hidden
+    return model.num_layers * layer + (model.vocab_size + model.sequence_length) * hidden + 2 * hidden
+
+
+@pytest.mark.parametrize("option", GPT3)
+def test_models_are_as_large_as_their_names(option):
+    published = option.removeprefix("gpt3_").replace("_", ".")
+    size = float(published[:-1]) * {"m": 1e6, "b": 1e9}[published[-1]]
+    assert parameters(load(f"model={option}").model) == pytest.approx(size, rel=0.03)
+
+
+def test_there_are_eight_sizes_each_with_model_schedule_and_experiment():
+    assert len(GPT3) == 8
+    for option in GPT3:
+        config = load(f"experiment={option}")
+        assert config.run_name == config.model.name == option
+        assert config.model == load(f"model={option}").model
+        assert config.optim == load(f"optim={option}").optim
+
+
+def test_gpt3_alternates_dense_and_banded():
+    for option in GPT3:
+        model = load(f"model={option}").model
+        windows = [model.window(layer) for layer in range(model.num_layers)]
+        assert windows == [None, model.attention_window] * (model.num_layers // 2)
+
+
+def test_aliases_are_the_models_they_stand_for():
+    for alias, option in {"ada": "350m", "babbage": "1_3b", "curie": "6_7b", "davinci": "175b"}.items():
+        given, meant = load(f"model={alias}").model, load(f"model=gpt3_{option}").model
+        assert given.name == alias
+        assert parameters(given) == parameters(meant)
+
+
+def test_larger_models_have_larger_batches_and_smaller_rates():
+    configs = sorted((load(f"experiment={option}") for option in GPT3), key=lambda config: parameters(config.model))
+    rates = [config.optim.lr for config in configs]
+    batches = [config.optim.global_batch_size for config in configs]
+    ramps = [config.optim.ramp_tokens for config in configs]
+    assert rates == sorted(set(rates), reverse=True)
+    assert batches == sorted(batches)
+    assert ramps == sorted(ramps)
+    assert (min(ramps), max(ramps)) == (4e9, 12e9)
+
+
+def test_a_model_file_holds_only_what_differs():
+    for option in groups()["model"]:
+        lines = (CONFIG_DIR / "model" / f"{option}.yaml").read_text().splitlines()
+        assert sum(not line.startswith(("#", "defaults:", "name:")) for line in lines) <= 12

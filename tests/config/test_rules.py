@@ -1,0 +1,215 @@
+"""Every rule is broken once, by an example found in a table, and says which fields and what to do."""
+
+import copy
+import inspect
+import re
+from functools import cache
+
+import pytest
+import yaml
+
+from megagpt.config import rules
+from megagpt.config.explain import fields
+from megagpt.config.load import from_dict, groups, load, to_dict
+from megagpt.config.schema import Config
+from megagpt.errors import ConfigError
+
+TENSOR, STAGES = "parallel.tensor_parallel_size", "parallel.pipeline_parallel_size"
+
+# rule, ranks, overrides of the demo, and what the message names: fields with their values, then the fix
+BROKEN = [
+    ("run_name", 1, ["run_name=../x"], ["run_name ('../x')", "runs_dir"]),
+    ("run_name", 1, ["run_name=''"], ["run_name ('')"]),
+    ("run_name", 1, ["run_name=/tmp/x"], ["run_name ('/tmp/x')"]),
+    ("run_name", 1, ["run_name=.."], ["run_name ('..')"]),
+    (
+        *("heads_divide_hidden_size", 1, ["model.num_attention_heads=3"]),
+        ["model.hidden_size (256)", "model.num_attention_heads (3)", "255 or 258"],
+    ),
+    (
+        *("query_groups_divide_heads", 1, ["model.num_query_groups=3"]),
+        ["model.num_attention_heads (4)", "model.num_query_groups (3)", "3 or 6"],
+    ),
+    (
+        *("rope_pairs_dimensions", 1, ["model.position_embedding=rope", "model.hidden_size=12"]),
+        ["model.position_embedding (rope)", "model.hidden_size (12)", "model.num_attention_heads (4)"],
+    ),
+    ("attention_pattern", 1, ["model.attention_pattern=[]"], ["model.attention_pattern", "[dense,banded]"]),
+    (
+        *("tensor_parallel_divides", 8, [f"{TENSOR}=8", "optim.global_batch_size=8"]),
+        ["model.num_attention_heads (4)", f"{TENSOR} (8)"],
+    ),
+    (
+        *("tensor_parallel_divides", 2, [f"{TENSOR}=2", "model.num_query_groups=1"]),
+        ["model.num_query_groups (1)", f"{TENSOR} (2)"],
+    ),
+    (
+        *("tensor_parallel_divides", 2, [f"{TENSOR}=2", "model.ffn_hidden_size=33"]),
+        ["model.ffn_hidden_size (33)", f"{TENSOR} (2)", "32 or 34"],
+    ),
+    (
+        *("tensor_parallel_divides", 3, [f"{TENSOR}=3", "model.num_attention_heads=6", "model.hidden_size=384"]),
+        ["model.vocab_size (4096)", f"{TENSOR} (3)", "power of two"],
+    ),
+    (
+        *("sequence_parallel", 1, ["parallel.sequence_parallel=true"]),
+        ["parallel.sequence_parallel (true)", f"{TENSOR} is 1", "sequence_parallel=false"],
+    ),
+    (
+        *("sequence_parallel", 2, ["parallel=tensor_sequence", "model.sequence_length=255"]),
+        ["model.sequence_length (255)", f"{TENSOR} (2)", "254 or 256"],
+    ),
+    ("world_size_fits", 1, ["parallel=tensor"], ["processes (1)", f"{TENSOR} (2)", f"{STAGES} (1)", "start 2"]),
+    ("world_size_fits", 6, ["parallel=3d"], ["processes (6)", f"{TENSOR} (2)", f"{STAGES} (2)", "start 4"]),
+    (
+        *("pipeline_divides_layers", 3, [f"{STAGES}=3", "optim.global_batch_size=24"]),
+        ["model.num_layers (4)", f"{STAGES} (3)", "3 or 6"],
+    ),
+    (
+        *("pipeline_divides_layers", 2, ["parallel=interleaved", "model.num_layers=6"]),
+        ["model.num_layers (6)", f"{STAGES} (2)", "parallel.virtual_pipeline_size (2)", "4 or 8"],
+    ),
+    (
+        *("pipeline_divides_layers", 1, ["parallel.virtual_pipeline_size=2"]),
+        ["parallel.virtual_pipeline_size (2)", f"{STAGES} is 1"],
+    ),
+    (
+        *("batch_divides", 3, ["parallel.micro_batch_size=8"]),
+        ["optim.global_batch_size (16)", "parallel.micro_batch_size (8) x 3 data-parallel ranks = 24", "set it to 24"],
+    ),
+    (
+        *("batch_divides", 2, ["optim.ramp_start=9", "optim.ramp_tokens=100", "parallel.micro_batch_size=2"]),
+        ["optim.ramp_start (9)", "parallel.micro_batch_size (2) x 2 data-parallel ranks", "8 or 12"],
+    ),
+    (
+        *("batch_divides", 2, ["parallel=interleaved", "optim.global_batch_size=3", "parallel.micro_batch_size=1"]),
+        ["optim.global_batch_size (3)", "parallel.micro_batch_size (1)", f"{STAGES} (2)", "2 or 4"],
+    ),
+    (
+        *("enough_micro_batches", 2, ["parallel=pipeline", "parallel.micro_batch_size=16"]),
+        ["optim.global_batch_size (16)", "parallel.micro_batch_size (16)", f"{STAGES} (2)", "32 or more"],
+    ),
+    (
+        *("zero_stage", 2, ["parallel=pipeline", "parallel.zero_stage=3"]),
+        ["parallel.zero_stage (3)", f"{STAGES} (2)", "zero_stage=1, the distributed optimizer"],
+    ),
+    (
+        *("zero_stage", 1, ["parallel.zero_stage=2"]),
+        ["parallel.zero_stage (2)", "parallel.engine is megatron", "deepspeed", "zero_stage=1"],
+    ),
+    ("batch_ramp", 1, ["optim.ramp_start=8"], ["optim.ramp_start (8)", "optim.ramp_tokens (0)", "ramp_start=null"]),
+    ("batch_ramp", 1, ["optim.ramp_tokens=8"], ["optim.ramp_start (null)", "optim.ramp_tokens (8)"]),
+    (
+        *("batch_ramp", 1, ["optim.ramp_start=32", "optim.ramp_tokens=100"]),
+        ["optim.ramp_start (32)", "optim.global_batch_size (16)"],
+    ),
+    (
+        *("warmup_before_decay", 1, ["optim.warmup_tokens=200", "optim.decay_tokens=100"]),
+        ["optim.warmup_tokens (200)", "optim.decay_tokens (100)", "raise the second"],
+    ),
+    (
+        *("kept_checkpoints_exist", 1, ["checkpoint.keep_every=150", "checkpoint.interval=100"]),
+        ["checkpoint.keep_every (150)", "checkpoint.interval (100)", "100 or 200"],
+    ),
+    ("data_is_named", 1, ["data.tokenizer=''"], ["data.tokenizer", "tools/train_tokenizer.py", "make train"]),
+    ("data_is_named", 1, ["data.corpora=[]"], ["data.corpora", "tools/preprocess.py", "make train"]),
+    ("data_is_named", 1, ["data.corpora=[{path: ''}]"], ["data.corpora[0].path", "tools/preprocess.py"]),
+    (
+        "data_is_named",
+        1,
+        ["data.corpora=[{path: a, weight: 0}]"],
+        ["data.corpora[0].weight (0.0)", "'a'", "off the list"],
+    ),
+    ("split_is_whole", 1, ["data.split=[0.9,0.2,0.1]"], ["data.split (0.9, 0.2, 0.1)", "1.2"]),
+    ("split_is_whole", 1, ["data.split=[1.5,-0.5,0]"], ["data.split (1.5, -0.5, 0.0)"]),
+    ("split_is_whole", 1, ["data.split=[0,1,0]"], ["data.split (0.0, 1.0, 0.0)"]),
+]
+
+
+@cache
+def composed(*options: str) -> dict:
+    return to_dict(load(["experiment=demo", "parallel.micro_batch_size=1", *options]))
+
+
+def demo(overrides: list[str]) -> Config:
+    """The demo with overrides; only options of groups are composed, for speed."""
+    values = copy.deepcopy(composed(*(text for text in overrides if text.partition("=")[0] in groups())))
+    for text in overrides:
+        key, _, value = text.partition("=")
+        section, _, name = key.rpartition(".")
+        if key not in groups():
+            (values[section] if section else values)[name] = yaml.safe_load(value)
+    return from_dict(values)
+
+
+def violations(overrides: list[str], world_size: int) -> list[str]:
+    try:
+        rules.check(demo(overrides), world_size)
+    except ConfigError as error:
+        lines = str(error).splitlines()
+        return [line.strip() for line in lines[1:]] or lines
+    return []
+
+
+@pytest.mark.parametrize(("rule", "world_size", "overrides", "named"), BROKEN)
+def test_a_broken_rule_names_the_fields_and_the_fix(rule, world_size, overrides, named):
+    config = demo(overrides)
+    lines = list(getattr(rules, rule)(config, world_size))
+    assert any(all(part in line for part in named) for line in lines), lines
+    assert set(lines) <= set(violations(overrides, world_size))
+
+
+def test_every_rule_is_broken_by_an_example():
+    public = {
+        name for name, value in vars(rules).items() if inspect.isfunction(value) and value.__module__ == rules.__name__
+    }
+    known = {name for name in public if not name.startswith("_")} - {"check"}
+    assert known == {rule.__name__ for rule in rules.RULES} == {example[0] for example in BROKEN} | {"ranges"}
+
+
+@pytest.mark.parametrize("name", rules.POSITIVE)
+def test_positive_fields(name):
+    for value in (0, -1):
+        shown = float(value) if fields()[name] in (float, float | None) else value
+        assert f"{name} ({shown}) must be above 0" in violations([f"{name}={value}"], 2)
+
+
+@pytest.mark.parametrize("name", rules.NOT_NEGATIVE)
+def test_fields_that_may_be_zero(name):
+    assert not [line for line in violations([f"{name}=0"], 1) if line.startswith(f"{name} ")]
+    assert any(line.startswith(f"{name} (-1") for line in violations([f"{name}=-1"], 1))
+
+
+@pytest.mark.parametrize("name", (*rules.BELOW_ONE, "optim.min_lr_ratio", "seed"))
+def test_bounded_fields(name):
+    for value in (-1, 2**32):
+        assert any(line.startswith(f"{name} (") for line in violations([f"{name}={value}"], 1))
+
+
+def test_every_number_is_bounded():
+    numbers = {name for name, kind in fields().items() if kind in (int, float, int | None, float | None)}
+    bounded = {*rules.POSITIVE, *rules.NOT_NEGATIVE, *rules.BELOW_ONE, "optim.min_lr_ratio"}
+    assert numbers == bounded
+
+
+def test_all_violations_are_listed():
+    lines = violations(["model.num_attention_heads=3", "parallel.zero_stage=2", "data.split=[1,1,1]", "optim.lr=0"], 1)
+    assert len(lines) == 4
+    assert all(re.search(pattern, " ".join(lines)) for pattern in ("heads", "zero", "split", "optim.lr"))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overrides"),
+    [
+        (4, ["parallel=3d"]),
+        (8, ["parallel=3d"]),
+        (2, ["parallel=interleaved", "optim.ramp_start=2", "optim.ramp_tokens=1000"]),
+        (2, ["parallel=pipeline", "optim.ramp_start=1", "optim.ramp_tokens=1000"]),  # a ramp may start below the stages
+        (2, ["model=demo_modern", "parallel=tensor_sequence"]),
+        (1, ["model=demo_modern"]),
+        (1, ["optim.warmup_tokens=0", "checkpoint.keep_every=0", "checkpoint.interval=0"]),
+        (1, ["checkpoint.keep_every=5", "checkpoint.interval=0"]),
+    ],
+)
+def test_what_works_is_not_refused(world_size, overrides):
+    assert violations(overrides, world_size) == []
