@@ -52,6 +52,7 @@ def transformer_config(config: Config) -> TransformerConfig:
         gradient_accumulation_fusion=False,
         bias_dropout_fusion=False,
         persist_layer_norm=False,
+        cuda_graph_scope=[],
     )
 
 

@@ -202,6 +202,16 @@ def test_documents_do_not_see_each_other(base: ModelConfig):
     torch.testing.assert_close(packed, torch.cat(apart, dim=1), atol=1e-5, rtol=0)
 
 
+def test_a_given_mask_replaces_causality():
+    gpt = build(TINY)
+    tokens, positions, _ = inputs(TINY, batch=1, length=8)
+    changed = tokens.clone()
+    changed[0, -1] = (changed[0, -1] + 1) % TINY.vocab_size
+    for mask, sees_the_end in ((None, False), (torch.zeros(1, 1, 8, 8, dtype=torch.bool), True)):
+        same = torch.equal(gpt(tokens, positions, mask)[:, 0], gpt(changed, positions, mask)[:, 0])
+        assert same != sees_the_end
+
+
 @pytest.mark.parametrize("base", [TINY, LLAMA])
 @torch.no_grad()
 def test_kv_cache(base: ModelConfig):

@@ -70,6 +70,8 @@ def held(chunks: list, gradients: bool = False) -> list:
 
 def on_a_rank() -> dict:
     """In every layout: the initial values; where there is no pipeline, losses and gradients too."""
+    from megatron.core import parallel_state
+
     from megagpt.parallel import launch
 
     seen = {}
@@ -83,10 +85,19 @@ def on_a_rank() -> dict:
                 losses = chunks[0](tokens, positions, None, labels=labels)
                 losses.mean().backward()
                 seen[kind, layout] |= {"losses": losses.detach(), "gradients": held(chunks, gradients=True)}
-            from megatron.core import parallel_state
-
+            if layout == "tensor":
+                seen[kind, "dropout"] = dropout_on_a_rank(configuration(model, parallel))
             parallel_state.destroy_model_parallel()
     return seen
+
+
+def dropout_on_a_rank(config: Config) -> dict:
+    """What attention makes of inputs that are equal on all ranks, and losses, both with dropout."""
+    (chunk,) = chunks_of(replace(config, model=replace(config.model, attention_dropout=0.5, hidden_dropout=0.5)))
+    query, key, value = torch.randn(3, 16, 2, 2, 16, generator=torch.Generator().manual_seed(0))
+    attended = chunk.decoder.layers[0].self_attention.core_attention(query, key, value)
+    tokens, positions, labels = batch(config.model)
+    return {"attended": attended, "losses": chunk(tokens, positions, None, labels=labels).detach()}
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +150,13 @@ def test_layouts(two_ranks: list[dict], kind: str, model: ModelConfig, layout: s
     whole = assemble([piece for rank in two_ranks for piece in rank[kind, layout]["gradients"]], reduced)
     for name, gradient in assemble(held(chunks, gradients=True), identical).items():
         torch.testing.assert_close(whole[name], gradient, atol=1e-6, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["gpt3", "modern"])
+def test_tensor_parallel_ranks_drop_heads_differently_and_the_residual_stream_alike(two_ranks: list[dict], kind: str):
+    first, second = (rank[kind, "dropout"] for rank in two_ranks)
+    assert not torch.equal(first["attended"], second["attended"])
+    torch.testing.assert_close(first["losses"], second["losses"])
 
 
 @pytest.mark.usefixtures("one_rank")
