@@ -78,8 +78,12 @@ class Checkpointer:
         self._refused: set[str] = set()
         with self.world.together():
             if self.world.rank == 0:
-                self.directory.mkdir(parents=True, exist_ok=True)
-                self._lease = Lease(self.directory)
+                try:
+                    self.directory.mkdir(parents=True, exist_ok=True)
+                    self._lease = Lease(self.directory)
+                except OSError as error:
+                    reason = explain(error, self.directory, 0)
+                    raise CheckpointError(f"cannot write in {self.directory}: {reason}") from error
                 self._sweep()
 
     def save(

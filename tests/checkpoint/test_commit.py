@@ -1,0 +1,380 @@
+"""A save is committed whole or not at all, whatever kills it, and what need not be kept goes away."""
+
+import errno
+import logging
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from dist import run_distributed
+
+from megagpt.checkpoint import Checkpointer, Piece, World, current_world, newest_valid
+from megagpt.config.schema import CheckpointConfig
+from megagpt.errors import CheckpointError
+from tests.checkpoint.ranks import assert_holds, blank, run_ranks, share, tensors
+
+FORK = multiprocessing.get_context("fork")
+
+
+def save(checkpointer, step, size=8):
+    """Saves a step; its tensors are a function of the step."""
+    world = checkpointer.world
+    pieces = share(tensors(step), world, "flat")
+    if world.rank == 0:
+        pieces.append(Piece.whole("model/large", torch.full((size,), float(step))))
+    checkpointer.save(step, pieces, {"rng": torch.full((5,), step, dtype=torch.uint8)}, {"step": step}, {})
+
+
+def save_steps(directory, *steps, world=None, **config):
+    with Checkpointer(directory, CheckpointConfig(**config), world or World()) as checkpointer:
+        for step in steps:
+            save(checkpointer, step)
+
+
+def assert_loads(directory, *allowed):
+    """Asserts that a new attempt finds one of the allowed steps whole, and leaves no debris; returns the step."""
+    with Checkpointer(directory, CheckpointConfig()) as checkpointer:
+        path = checkpointer.latest_valid()
+        pieces = blank(share(tensors(0), World(), "whole"))
+        step = checkpointer.load(path, pieces, strict=False)["step"]
+        assert step in allowed and path.name == f"step_{step:08d}"
+        assert_holds(pieces, tensors(step))
+    assert all(re.fullmatch(r"step_\d{8}|latest|\.lease\.json", name) for name in names(directory))
+    return step
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def steps_in(directory):
+    return [int(name[5:]) for name in names(directory) if re.fullmatch(r"step_\d{8}", name)]
+
+
+# ---- killed at every point --------------------------------------------------------------------------------------
+
+
+def kill_at(event):
+    """Makes this process count what it does to the disk and kill itself before number `event`; returns the counter."""
+    counter = multiprocessing.Value("i", 0)
+
+    def counted(function):
+        def call(*args, **kwargs):
+            with counter.get_lock():
+                counter.value += 1
+                if counter.value == event:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
+        setattr(os, name, counted(getattr(os, name)))
+    ThreadPoolExecutor.submit = counted(ThreadPoolExecutor.submit)  # once for every chunk written
+    return counter
+
+
+def save_and_die(directory, event, ranks, asynchronous, results):
+    counter = kill_at(event)
+    config = {"keep_last": 1, "asynchronous": asynchronous}
+    assert run_ranks(ranks, lambda world: save_steps(directory, 2, world=world, **config)) == [None] * ranks
+    results.put(counter.value)
+
+
+def run_child(*args):
+    results = FORK.SimpleQueue()
+    child = FORK.Process(target=save_and_die, args=(*args, results))
+    child.start()
+    child.join()
+    return child.exitcode, results
+
+
+@pytest.mark.parametrize(("ranks", "asynchronous"), [(1, False), (2, True)])
+def test_killed_at_any_point_the_old_or_the_new_one_loads(tmp_path, ranks, asynchronous):
+    original = tmp_path / "original"
+    run_ranks(ranks, lambda world: save_steps(original, 1, world=world))
+    shutil.copytree(original, tmp_path / "whole")
+    exitcode, results = run_child(tmp_path / "whole", 0, ranks, asynchronous)
+    assert exitcode == 0 and steps_in(tmp_path / "whole") == [2]
+    events, found = results.get(), []
+    assert events > 20
+    for event in range(1, events + 1):
+        directory = tmp_path / str(event)
+        shutil.copytree(original, directory)
+        assert run_child(directory, event, ranks, asynchronous)[0] == -signal.SIGKILL
+        found.append(assert_loads(directory, 1, 2))
+        save_steps(directory, 3)  # and the run goes on
+        assert_loads(directory, 3)
+    assert found[0] == 1 and found[-1] == 2 and found == sorted(found)
+
+
+def die_on_rank_one(directory):
+    world = current_world()
+    if world.rank == 1:
+        kill_at(2)
+    save_steps(directory, 2, world=world)
+
+
+def test_a_killed_rank_leaves_the_old_one(tmp_path):
+    save_steps(tmp_path, 1)
+    with pytest.raises(AssertionError):
+        run_distributed(die_on_rank_one, 2, tmp_path)
+    assert_loads(tmp_path, 1)
+
+
+def test_the_very_first_save_killed_is_no_checkpoint(tmp_path):
+    assert run_child(tmp_path, 3, 1, False)[0] == -signal.SIGKILL
+    with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
+        assert checkpointer.latest_valid() is None
+    assert names(tmp_path) == [".lease.json"]
+
+
+# ---- disks that refuse ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def failing_fsync(monkeypatch, code, thread_name=None):
+    real = os.fsync
+
+    def fsync(handle):
+        if thread_name in (None, threading.current_thread().name):
+            raise OSError(code, os.strerror(code))
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield
+
+
+CAUSES = {
+    errno.ENOSPC: r"no space left on the disk \(ENOSPC; [\d,]+ bytes needed, [\d,]+ free\)",
+    errno.EDQUOT: "disk quota is used up",
+    errno.EROFS: "read-only",
+    errno.EACCES: "permission denied",
+    errno.EFBIG: "limit on file sizes",
+    errno.EIO: "Input/output error",
+}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("code", CAUSES)
+def test_a_failed_write_is_told_by_name_and_leaves_the_old_one(tmp_path, monkeypatch, code, asynchronous):
+    def attempt(world):
+        with Checkpointer(tmp_path, CheckpointConfig(asynchronous=asynchronous), world) as checkpointer:
+            save(checkpointer, 1)
+            checkpointer.poll(wait=True)
+            world.gather(None)
+            with failing_fsync(monkeypatch, code) if world.rank == 0 else nullcontext():
+                world.gather(None)
+                with pytest.raises(CheckpointError) as caught:
+                    save(checkpointer, 2)
+                    checkpointer.poll(wait=True)
+                world.gather(None)
+            assert checkpointer.poll() is None
+            assert steps_in(tmp_path) == [1] and "tmp" not in "".join(names(tmp_path))
+            world.gather(None)
+            save(checkpointer, 3)  # the disk is well again
+            return str(caught.value)
+
+    first, second = run_ranks(2, attempt)
+    assert first == second and re.search(CAUSES[code], first) and re.match(r"rank [01]: cannot write .*/rank_", first)
+    assert_loads(tmp_path, 3)
+
+
+def save_large(directory, asynchronous):
+    with Checkpointer(directory, CheckpointConfig(asynchronous=asynchronous)) as checkpointer:
+        save(checkpointer, 2, size=1 << 20)
+        checkpointer.poll(wait=True)
+
+
+def limited(directory, asynchronous, results):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+    with pytest.raises(CheckpointError) as caught:
+        save_large(directory, asynchronous)
+    results.put(str(caught.value))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_file_size_limit(tmp_path, asynchronous):
+    save_steps(tmp_path, 1)
+    results = FORK.SimpleQueue()
+    child = FORK.Process(target=limited, args=(tmp_path, asynchronous, results))
+    child.start()
+    child.join()
+    assert re.search(r"ulimit -f.*4,\d{3},\d{3} bytes needed", results.get())
+    assert_loads(tmp_path, 1)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 3 MB of its own."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(tmp_path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a small disk")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_full_disk(small_disk, asynchronous):
+    save_steps(small_disk, 1)
+    with pytest.raises(CheckpointError, match=r"no space left on the disk .ENOSPC; 4,\d{3},\d{3} bytes needed"):
+        save_large(small_disk, asynchronous)
+    assert_loads(small_disk, 1)
+
+
+def test_a_read_only_disk(small_disk):
+    save_steps(small_disk, 1)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(CheckpointError, match=f"cannot write in {small_disk}: the file system is read-only"):
+        save_steps(small_disk, 2)
+    assert newest_valid(small_disk).name == "step_00000001"
+
+
+def test_a_folder_that_vanishes(tmp_path):
+    with Checkpointer(tmp_path / "run", CheckpointConfig()) as checkpointer:
+        save(checkpointer, 1)
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(CheckpointError, match="the folder is gone"):
+            save(checkpointer, 2)
+
+
+# ---- in the background ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def held_writer(monkeypatch):
+    """Holds the writer threads back until the event that it yields is set."""
+    gate, real = threading.Event(), os.fsync
+
+    def fsync(handle):
+        if threading.current_thread().name == "checkpoint-writer":
+            assert gate.wait(30)
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield gate
+        gate.set()
+
+
+def test_training_goes_on_while_a_save_is_written(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    weight = torch.zeros(100)
+    with Checkpointer(tmp_path, CheckpointConfig(asynchronous=True)) as checkpointer, held_writer(monkeypatch) as gate:
+        checkpointer.save(1, [Piece.whole("model/x", weight)], {}, {}, {})
+        for _ in range(3):
+            weight += 1
+            assert checkpointer.poll() is None
+        assert steps_in(tmp_path) == [] and "saved" not in caplog.text
+        threading.Timer(0.2, gate.set).start()
+        checkpointer.save(2, [Piece.whole("model/x", weight)], {}, {}, {})  # waits for the first
+        assert "step_00000001" in names(tmp_path) and "saved" in caplog.text
+    assert newest_valid(tmp_path).name == "step_00000002"
+    restored = Piece.whole("model/x", torch.empty(100))
+    with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
+        for step, value in ((1, 0.0), (2, 3.0)):
+            checkpointer.load(tmp_path / f"step_{step:08d}", [restored])
+            assert torch.equal(restored.data, torch.full((100,), value))
+
+
+@pytest.mark.parametrize("when", ["poll", "save", "close"])
+def test_a_background_failure_is_raised_at_the_next_call(tmp_path, monkeypatch, when, caplog):
+    caplog.set_level(logging.INFO)
+    checkpointer = Checkpointer(tmp_path, CheckpointConfig(asynchronous=True))
+    with failing_fsync(monkeypatch, errno.ENOSPC, "checkpoint-writer"):
+        save(checkpointer, 1)
+        calls = {"poll": lambda: checkpointer.poll(wait=True), "save": lambda: save(checkpointer, 2)}
+        with pytest.raises(CheckpointError, match="no space left"):
+            calls.get(when, checkpointer.close)()
+    checkpointer.close()
+    assert "saved" not in caplog.text and names(tmp_path) == [".lease.json"]
+
+
+def test_an_exception_gives_the_pending_save_up(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    save_steps(tmp_path, 1)
+    with (
+        pytest.raises(ZeroDivisionError),
+        held_writer(monkeypatch) as gate,
+        Checkpointer(tmp_path, CheckpointConfig(asynchronous=True)) as checkpointer,
+    ):
+        save(checkpointer, 2)
+        gate.set()
+        raise ZeroDivisionError
+    assert "00000002" not in caplog.text
+    assert_loads(tmp_path, 1)
+
+
+# ---- what is kept -----------------------------------------------------------------------------------------------
+
+
+def test_retention(tmp_path):
+    save_steps(tmp_path, *range(1, 11), keep_last=2, keep_every=4)
+    assert steps_in(tmp_path) == [4, 8, 9, 10]
+    assert_loads(tmp_path, 10)
+
+
+def test_a_refused_checkpoint_does_not_count_as_kept(tmp_path):
+    save_steps(tmp_path, 1, 2, 3, keep_last=3)
+    (tmp_path / "step_00000003" / "state.json").write_text("{}")
+    with Checkpointer(tmp_path, CheckpointConfig(keep_last=2)) as checkpointer:
+        assert checkpointer.latest_valid().name == "step_00000002"
+        save(checkpointer, 4)
+    assert steps_in(tmp_path) == [2, 4]
+
+
+def test_a_run_rolled_back_by_hand_overwrites_its_old_future(tmp_path):
+    save_steps(tmp_path, 1, 2, 3, keep_last=3)
+    (tmp_path / "latest").write_text("step_00000001\n")
+    with Checkpointer(tmp_path, CheckpointConfig(keep_last=2)) as checkpointer:
+        assert checkpointer.latest_valid().name == "step_00000001"
+        before = (tmp_path / "step_00000002" / "manifest.json").read_text()
+        save(checkpointer, 2)
+        assert (tmp_path / "step_00000002" / "manifest.json").read_text() != before
+        assert steps_in(tmp_path) == [1, 2, 3]
+    assert assert_loads(tmp_path, 2) == 2
+
+
+def test_a_step_is_saved_once(tmp_path, monkeypatch):
+    with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
+        save(checkpointer, 1)
+        with failing_fsync(monkeypatch, errno.EIO):
+            save(checkpointer, 1)
+    with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
+        checkpointer.latest_valid()
+        with failing_fsync(monkeypatch, errno.EIO):
+            save(checkpointer, 1)
+
+
+# ---- one writer -------------------------------------------------------------------------------------------------
+
+
+def hold(directory, ready):
+    checkpointer = Checkpointer(directory, CheckpointConfig())
+    ready.put(checkpointer.directory == directory.resolve())
+    signal.pause()
+
+
+def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path):
+    ready = FORK.SimpleQueue()
+    child = FORK.Process(target=hold, args=(tmp_path, ready))
+    child.start()
+    assert ready.get()
+    with pytest.raises(CheckpointError, match=rf'another run is writing.*"pid": {child.pid},'):
+        Checkpointer(tmp_path, CheckpointConfig())
+    save_steps(tmp_path / "other", 1)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    save_steps(tmp_path, 1)
+    assert Path(tmp_path / "latest").read_text() == "step_00000001\n"
