@@ -56,3 +56,8 @@ def wandb_mode() -> str | None:
 def launcher_has_store() -> bool:
     """Whether torchrun itself serves the store at the master address, so that no rank has to."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def tokenize_on_one_thread() -> None:
+    """Keep the tokenizers library on the thread that calls it, here and in processes started from now on."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -94,8 +94,8 @@ def read_about(prefix: str | Path) -> dict[str, Any]:
     return about
 
 
-def open_corpus(prefix: str | Path) -> tuple[Any, dict[str, Any]]:
-    """(Megatron-Core's IndexedDataset, what the .json says) of the corpus at `prefix`.
+def check_corpus(prefix: str | Path) -> dict[str, Any]:
+    """What the .json of the corpus at `prefix` says, after a look at the three files' sizes and headers.
 
     Raises DataError naming the file that is missing, truncated or does not belong to the others.
     """
@@ -123,10 +123,18 @@ def open_corpus(prefix: str | Path) -> tuple[Any, dict[str, Any]]:
         raise DataError(f"{bin_path} holds token {about['max_token']}, beyond the vocabulary of {about['vocab_size']}")
     if sequences == 0:
         raise DataError(f"{prefix} has no documents")
+    return about
 
+
+def open_corpus(prefix: str | Path) -> tuple[Any, dict[str, Any]]:
+    """(Megatron-Core's IndexedDataset, what the .json says) of the corpus at `prefix`. Raises DataError."""
+    about = check_corpus(prefix)
     from megatron.core.datasets.indexed_dataset import IndexedDataset  # slow to import, and only needed here
 
     dataset = IndexedDataset(str(prefix), multimodal=False, mmap=True)
     if int(dataset.sequence_lengths.sum(dtype=np.int64)) != about["tokens"]:
-        raise DataError(f"{idx_path} is damaged: its lengths do not add up to {about['tokens']} tokens{again}")
+        raise DataError(
+            f"{prefix}.idx is damaged: its lengths do not add up to {about['tokens']} tokens; "
+            "make the corpus again with tools/preprocess.py"
+        )
     return dataset, about

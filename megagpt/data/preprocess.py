@@ -1,0 +1,339 @@
+"""Files of text into a tokenized corpus, with many processes, flat memory, and work that survives an interruption.
+
+One process reads chunks; workers tokenize them, each into one part file under PREFIX.parts/, whole or not at all. When
+all are there they are joined into PREFIX.bin, .idx and .json (megagpt.data.indexed). A rerun goes on after the parts
+that exist; what comes out is, byte for byte, what an uninterrupted run gives.
+"""
+
+import fcntl
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from megagpt import env
+from megagpt.data import indexed
+from megagpt.data.files import write_atomic
+from megagpt.data.readers import (
+    FOLDER_PATTERNS,
+    Chunk,
+    Position,
+    Rejection,
+    Source,
+    chunks,
+    documents,
+    find_sources,
+)
+from megagpt.data.tokenizer import Tokenizer
+from megagpt.errors import DataError
+from megagpt.log import progress
+
+log = logging.getLogger(__name__)
+
+MAX_RECORD_MB = 32
+"""Longest record that is accepted unless told otherwise, in millions of bytes."""
+
+_BATCH_CHARACTERS = 1 << 19
+"""Text that is tokenized at a time: the library's intermediate results are many times as large."""
+
+_SHOWN = 10
+"""Rejected records that are shown one by one; PREFIX.rejected.txt has all."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker must know besides its chunk."""
+
+    folder: Path
+    tokenizer: str
+    key: str
+    limit: int
+    max_rejected: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What became of one chunk: the first line of its part file."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    stored_bytes: int
+    end: Position
+    rejected: list[Rejection]
+
+
+def preprocess(
+    inputs: Sequence[str | Path],
+    tokenizer: str | Path,
+    output: str | Path,
+    *,
+    key: str = "text",
+    patterns: Sequence[str] = FOLDER_PATTERNS,
+    workers: int | None = None,
+    max_rejected: int = 0,
+    max_record_mb: float = MAX_RECORD_MB,
+) -> dict[str, Any]:
+    """Tokenize `inputs` (see readers.find_sources) into the corpus `output`.bin, .idx, .json; return what .json says.
+
+    tokenizer: path of a tokenizer.json; key: the text's key in JSON records, or column in parquet files
+    workers: tokenizing processes, by default one a core
+    max_rejected: more malformed records than this raise DataError; all are listed in `output`.rejected.txt
+    max_record_mb: longer records are malformed; about 100 times as much memory may be needed for one record
+
+    A corpus that was made from the same inputs with the same options is left as it is.
+    """
+    sources = find_sources(inputs, patterns)
+    known = Tokenizer.load(tokenizer)
+    about = {
+        "tokenizer_sha256": known.sha256,
+        "vocab_size": known.vocab_size,
+        "key": key,
+        "max_record_mb": max_record_mb,
+        "sources": [{"path": source.path, "bytes": source.bytes} for source in sources],
+    }
+    if _is_made(output, about, sources, max_rejected):
+        log.info("%s is already made from these inputs", output)
+        return indexed.read_about(output)
+    folder = Path(f"{output}.parts")
+    job = _Job(folder, str(tokenizer), key, int(max_record_mb * 1e6), max_rejected)
+    with _locked(folder):
+        _forget_other_work(folder, about, sources)
+        parts = _run(job, sources, workers or len(os.sched_getaffinity(0)), known)
+        total = _publish(output, folder, parts, about, known)
+        shutil.rmtree(folder)
+    log.info("%s: %d documents, %d tokens, %d bytes of text", output, *map(total.get, ("documents", "tokens", "bytes")))
+    return total
+
+
+def _is_made(output: str | Path, about: dict[str, Any], sources: list[Source], max_rejected: int) -> bool:
+    json_path = indexed.corpus_files(output)[2]
+    if not json_path.exists():
+        return False
+    try:
+        made = indexed.check_corpus(output)
+    except DataError as error:
+        log.warning("%s", error)
+        return False
+    changed = [name for name, value in about.items() if made.get(name) != value]
+    if not changed and json_path.stat().st_mtime < max(Path(source.path).stat().st_mtime for source in sources):
+        changed = ["sources"]
+    if changed:
+        log.warning("%s was made with other %s: making it anew", output, " and ".join(changed))
+    return not changed and sum(made["rejected"].values()) <= max_rejected
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in `folder`, until this one ends in whatever way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    except BlockingIOError:
+        raise DataError(f"another process is making this corpus: it works in {folder}") from None
+    except OSError as error:
+        raise DataError(f"cannot work in {folder}: {error}") from error
+
+
+def _forget_other_work(folder: Path, about: dict[str, Any], sources: list[Source]) -> None:
+    """Remove what an interrupted run with other inputs or options has left in `folder`, and say so."""
+    path = folder / "job.json"
+    changes = [Path(source.path).stat().st_mtime_ns for source in sources]
+    job = about | {"sources changed": changes, "tokenizers library": tokenizers.__version__}
+    try:
+        old = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        old = {}
+    if old == job:
+        return
+    if old:
+        changed = " and ".join(name for name in job if job[name] != old.get(name))
+        log.warning("%s is of an interrupted run with other %s: starting anew", folder, changed)
+    for file in folder.iterdir():
+        if file.name != "lock":
+            file.unlink()
+    write_atomic(path, json.dumps(job).encode())
+
+
+def _part_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:07d}.part"
+
+
+def _finished_parts(folder: Path, known: Tokenizer) -> list[_Part]:
+    """The parts of an interrupted run, up to the first that is missing."""
+    parts: list[_Part] = []
+    itemsize = indexed.token_dtype(known.vocab_size).itemsize
+    while (path := _part_path(folder, len(parts))).exists():
+        with path.open("rb") as file:
+            part = _parse(file.readline())
+            if path.stat().st_size != file.tell() + 4 * part.documents + itemsize * part.tokens:
+                break
+        parts.append(part)
+    return parts
+
+
+def _parse(line: bytes) -> _Part:
+    values = json.loads(line)
+    rejected = [Rejection(*item) for item in values["rejected"]]
+    return _Part(**values | {"end": Position(*values["end"]), "rejected": rejected})
+
+
+def _run(job: _Job, sources: list[Source], workers: int, known: Tokenizer) -> int:
+    """Make all parts that are not there yet, and return how many there are. Raises DataError."""
+    finished = _finished_parts(job.folder, known)
+    start = finished[-1].end if finished else Position()
+    done = sum(part.stored_bytes for part in finished)
+    if finished:
+        log.info("going on after %d MB that an interrupted run has tokenized", done // 10**6)
+    rejected: list[Rejection] = []
+    for part in finished:
+        _reject(rejected, part.rejected, job.max_rejected)
+    count, tokens, began = len(finished), 0, time.monotonic()
+    with progress(sum(source.bytes for source in sources), "B", "tokenizing", initial=done) as bar:
+        for part in _tokenize_all(job, sources, start, count, workers):
+            _reject(rejected, part.rejected, job.max_rejected)
+            count, tokens = count + 1, tokens + part.tokens
+            bar.set_postfix({"tokens/s": f"{tokens / (time.monotonic() - began):,.0f}"})
+            bar.update(part.stored_bytes)
+    if rejected:
+        log.warning("%d records rejected: %s", len(rejected), _kinds(rejected))
+    return count
+
+
+def _reject(rejected: list[Rejection], more: list[Rejection], max_rejected: int) -> None:
+    for rejection in more[: max(0, _SHOWN - len(rejected))]:
+        log.warning("rejected %s", rejection)
+    rejected += more
+    if len(rejected) > max_rejected:
+        raise DataError(
+            f"{len(rejected)} malformed records so far, and --max-rejected is {max_rejected}: {_kinds(rejected)}; "
+            f"the first is {rejected[0]}. Correct the input, or allow for more; what is tokenized is kept"
+        )
+
+
+def _kinds(rejected: list[Rejection]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(item.kind for item in rejected).most_common())
+
+
+def _tokenize_all(job: _Job, sources: list[Source], start: Position, number: int, workers: int) -> Iterator[_Part]:
+    """Parts `number` and following, from `start` in `sources` on, in order."""
+    env.tokenize_on_one_thread()  # a process a core leaves nothing for threads to do
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
+        waiting: deque[Future[_Part]] = deque()
+        try:
+            for chunk in chunks(sources, job.key, job.limit, start):
+                waiting.append(pool.submit(_tokenize, job, number + len(waiting), chunk))
+                if len(waiting) == 2 * workers:  # reading stays this far ahead of tokenizing, so memory is bounded
+                    yield waiting.popleft().result()
+                    number += 1
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise DataError(
+                "a worker process was killed, perhaps for want of memory: run the command again, with fewer "
+                "--workers or a smaller --max-record-mb, and it goes on from here"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
+
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+@lru_cache(maxsize=1)
+def _load(tokenizer: str) -> Tokenizer:
+    return Tokenizer.load(tokenizer)
+
+
+def _tokenize(job: _Job, number: int, chunk: Chunk) -> _Part:
+    """Make part `number` out of `chunk`; not if it has too many malformed records."""
+    tokenizer = _load(job.tokenizer)
+    dtype = indexed.token_dtype(tokenizer.vocab_size)
+    rejected: list[Rejection] = []
+    encoded: list[np.ndarray] = []
+    size = 0
+    for texts in _batches(chunk, job, rejected):
+        size += sum(len(text.encode()) for text in texts)
+        for ids in tokenizer.encode_batch(texts):
+            ids.append(tokenizer.end_of_text_id)
+            encoded.append(np.array(ids, dtype))
+    lengths = np.array([len(ids) for ids in encoded], "<i4")
+    part = _Part(len(encoded), int(lengths.sum()), size, chunk.stored_bytes, chunk.end, rejected)
+    if len(rejected) <= job.max_rejected:
+        header = json.dumps(asdict(part)).encode() + b"\n"
+        write_atomic(_part_path(job.folder, number), header, lengths.data, *(ids.data for ids in encoded))
+    return part
+
+
+def _batches(chunk: Chunk, job: _Job, rejected: list[Rejection]) -> Iterator[list[str]]:
+    """The texts of `chunk`, some at a time; malformed records go to `rejected`, until they are too many."""
+    texts, size = [], 0
+    for item in chunk.items:
+        for text in documents(item, job.key, job.limit):
+            if isinstance(text, Rejection):
+                rejected.append(text)
+                if len(rejected) > job.max_rejected:
+                    return
+                continue
+            texts.append(text)
+            size += len(text)
+            if size >= _BATCH_CHARACTERS:
+                yield texts
+                texts, size = [], 0
+    yield texts
+
+
+def _publish(output: str | Path, folder: Path, count: int, about: dict[str, Any], known: Tokenizer) -> dict[str, Any]:
+    """Join `count` parts into the corpus, and return what its .json says."""
+    parts = _finished_parts(folder, known)
+    if len(parts) != count:
+        raise DataError(f"{_part_path(folder, len(parts))} is gone: run the command again")
+    rejected = [item for part in parts for item in part.rejected]
+    total = {name: sum(getattr(part, name) for part in parts) for name in ("documents", "bytes")}
+    if not total["documents"]:
+        raise DataError("the inputs hold no document")
+    listing = Path(f"{output}.rejected.txt")
+    listing.unlink(missing_ok=True)
+    if rejected:
+        write_atomic(listing, "".join(f"{item}\n" for item in rejected).encode(errors="backslashreplace"))
+    kinds = dict(sorted(Counter(item.kind for item in rejected).items()))
+    indexed.write_corpus(
+        output,
+        (_read_part(_part_path(folder, number), known) for number in range(count)),
+        total["documents"],
+        about | {"bytes": total["bytes"], "rejected": kinds},
+    )
+    return indexed.read_about(output)
+
+
+def _read_part(path: Path, known: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    with path.open("rb") as file:
+        part = _parse(file.readline())
+        lengths = np.frombuffer(file.read(4 * part.documents), "<i4")
+        return lengths, np.frombuffer(file.read(), indexed.token_dtype(known.vocab_size))

@@ -1,0 +1,367 @@
+"""Documents out of files: what the inputs are, how they are read in chunks, and which records are malformed.
+
+`find_sources` lists files, `chunks` reads them one after the other, and `documents` turns what was read into texts.
+The first two run in one process, the last in many. Nothing is held beyond a chunk, whose longest record is limited.
+"""
+
+import codecs
+import glob
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+from megagpt.errors import ConfigError, DataError
+
+CHUNK_BYTES = 4 << 20
+"""Uncompressed bytes, about, that a worker gets at a time."""
+
+READ_BYTES = 1 << 20
+"""Uncompressed bytes, about, that are read at a time."""
+
+COMPRESSED_BYTES = 1 << 10
+"""Bytes that are decompressed at a time: what a hostile file can make of them (zstd: 32 MB) still fits in memory."""
+
+ROWS = 256
+"""Rows of a parquet file read at a time."""
+
+FOLDER_PATTERNS = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.parquet", "*.txt", "*.txt.gz", "*.txt.zst")
+"""Files that are taken from a folder unless patterns say otherwise."""
+
+Format = Literal["jsonl", "parquet", "text"]
+
+
+class Source(NamedTuple):
+    """One input file."""
+
+    path: str
+    bytes: int
+    format: Format
+
+
+class Rejection(NamedTuple):
+    """A record that is left out, and why."""
+
+    path: str
+    line: int
+    """Line of the file, or row of a parquet file, from 1."""
+    kind: str
+    """What is wrong, in words shared by all rejections of this sort."""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.kind}{self.detail and f' ({self.detail})'}"
+
+
+class Block(NamedTuple):
+    """Consecutive whole records of one file."""
+
+    path: str
+    format: Format
+    first_line: int
+    records: bytes | list[bytes | None]
+    """Lines of JSON, one text, or the values of a parquet column."""
+
+
+class Position(NamedTuple):
+    """Where reading goes on."""
+
+    source: int = 0
+    """Number of the file; all files before it are done."""
+    offset: int = 0
+    """Uncompressed bytes of the file that are done."""
+    line: int = 0
+    """Lines or rows of the file that are done."""
+
+
+@dataclass
+class Chunk:
+    """What a worker gets at a time."""
+
+    end: Position
+    """Where the next chunk begins."""
+    items: list[Block | Rejection] = field(default_factory=list)
+    """Records, and what could not even be read, in order."""
+    stored_bytes: int = 0
+    """Bytes of the files as they are stored, compressed or not, that were read for it."""
+
+
+class _Piece(NamedTuple):
+    """A step forward in a file."""
+
+    item: Block | Rejection
+    size: int
+    offset: int
+    line: int
+    stored: int
+    """Bytes of the stored file that are done."""
+
+
+class _Damaged(Exception):
+    """The rest of a file cannot be read."""
+
+
+def find_sources(inputs: Sequence[str | Path], patterns: Sequence[str] = FOLDER_PATTERNS) -> list[Source]:
+    """The files that `inputs` (files, folders, globs) stand for: in the order given, sorted within each.
+
+    A folder stands for the files anywhere below it whose names match one of `patterns`. A file's format follows from
+    its name: .jsonl, .ndjson or .json (one JSON object a line), .parquet, and anything else is text, one document a
+    file; all but parquet may end in .gz or .zst. Raises DataError when an input stands for nothing.
+    """
+    paths: dict[str, None] = {}  # in order, and a file that is named twice is read once
+    for item in map(str, inputs):
+        found = [item] if Path(item).exists() else sorted(glob.glob(item, recursive=True))  # noqa: PTH207
+        if not found:
+            raise DataError(f"{item}: no such file or folder")
+        files = [file for path in found for file in (_files_below(path, patterns) if Path(path).is_dir() else [path])]
+        if not files:
+            raise DataError(f"{item}: no file in this folder matches {' or '.join(patterns)}")
+        paths |= dict.fromkeys(files)
+    return [Source(path, Path(path).stat().st_size, _format_of(path)) for path in paths]
+
+
+def _files_below(folder: str, patterns: Sequence[str]) -> list[str]:
+    files = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    return sorted(str(path) for path in files if any(fnmatch(path.name, pattern) for pattern in patterns))
+
+
+def _format_of(path: str) -> Format:
+    name = path.lower().removesuffix(".gz").removesuffix(".zst")
+    if name.endswith((".jsonl", ".ndjson", ".json")):
+        return "jsonl"
+    return "parquet" if name.endswith(".parquet") else "text"
+
+
+def chunks(sources: Sequence[Source], key: str, limit: int, start: Position) -> Iterator[Chunk]:
+    """Read `sources` from `start` on.
+
+    key: the column of parquet files; limit: bytes of the longest record that is held in memory
+    """
+    chunk, size = Chunk(start), 0
+    for number in range(start.source, len(sources)):
+        offset, line = start[1:] if number == start.source else (0, 0)
+        stored = 0
+        for piece in _read(sources[number], key, limit, offset, line):
+            chunk.items.append(piece.item)
+            chunk.end = Position(number, piece.offset, piece.line)
+            chunk.stored_bytes += piece.stored - stored
+            size, stored = size + piece.size, piece.stored
+            if size >= CHUNK_BYTES:
+                yield chunk
+                chunk, size = Chunk(chunk.end), 0
+        chunk.end = Position(number + 1)
+    if chunk.items:
+        yield chunk
+
+
+def _read(source: Source, key: str, limit: int, offset: int, line: int) -> Iterator[_Piece]:
+    """What follows `offset` and `line` in one file. If it is damaged, the last piece is a rejection that says so."""
+    try:
+        with open(source.path, "rb") as raw:  # noqa: PTH123 (fails with the file's name)
+            if source.format == "parquet":
+                pieces = _read_parquet(source, raw, key, line)
+            else:
+                reader = _read_lines if source.format == "jsonl" else _read_text
+                pieces = reader(source.path, raw, _uncompressed(source.path, raw, offset), limit, offset, line)
+            try:
+                for piece in pieces:
+                    offset, line = piece.offset, piece.line
+                    yield piece
+            except _Damaged as error:
+                rejection = Rejection(source.path, line + 1, "damaged file", f"{error}; what follows in it is lost")
+                yield _Piece(rejection, 0, offset, line, source.bytes)
+    except OSError as error:
+        raise DataError(f"cannot read {source.path}: {error.strerror or error}") from error
+
+
+def _read_lines(
+    path: str, raw: BinaryIO, stream: Iterator[bytes], limit: int, offset: int, line: int
+) -> Iterator[_Piece]:
+    rest, read = b"", next(stream, b"")
+    if not read and offset == 0:
+        yield _Piece(Block(path, "jsonl", 1, b""), 0, 0, 1, 0)
+    while read or rest:
+        data = rest + read
+        cut = data.rfind(b"\n") + 1 if read else len(data)  # the last line may have no newline
+        rest = data[cut:]
+        if cut:
+            block = Block(path, "jsonl", line + 1, data[:cut])
+            offset, line = offset + cut, line + data.count(b"\n", 0, cut) + (data[cut - 1] != ord("\n"))
+            yield _Piece(block, cut, offset, line, raw.tell())
+        if len(rest) > limit:
+            length, rest = _skip_line(stream, len(rest))
+            offset, line = offset + length, line + 1
+            yield _Piece(_too_long(path, line, limit), 0, offset, line, raw.tell())
+        read = next(stream, b"")
+
+
+def _skip_line(stream: Iterator[bytes], length: int) -> tuple[int, bytes]:
+    """Read to the end of a line whose first `length` bytes were read: (its length, what was read of the next one)."""
+    for data in stream:
+        if cut := data.find(b"\n") + 1:
+            return length + cut, data[cut:]
+        length += len(data)
+    return length, b""
+
+
+def _read_text(
+    path: str, raw: BinaryIO, stream: Iterator[bytes], limit: int, offset: int, line: int
+) -> Iterator[_Piece]:
+    if line:
+        return  # the only record is done
+    text = b""
+    for data in stream:
+        text += data
+        if len(text) > limit:
+            yield _Piece(_too_long(path, 1, limit), 0, 0, 1, raw.tell())
+            return
+    yield _Piece(Block(path, "text", 1, text), len(text), len(text), 1, raw.tell())
+
+
+def _read_parquet(source: Source, raw: BinaryIO, key: str, line: int) -> Iterator[_Piece]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise ConfigError(f'reading {source.path} needs pyarrow: pip install "megagpt[corpora]"') from None
+    try:
+        file = pq.ParquetFile(raw, buffer_size=READ_BYTES, pre_buffer=False)
+        if key not in file.schema_arrow.names:
+            names = ", ".join(file.schema_arrow.names)
+            raise DataError(f"{source.path}: there is no column {key!r} (--key) among {names}")
+        kind = file.schema_arrow.field(key).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise DataError(f"{source.path}: column {key!r} holds {kind}, not strings")
+        done, total = 0, file.metadata.num_rows
+        for batch in file.iter_batches(ROWS, columns=[key]):
+            done += len(batch)
+            if done > line:
+                values = batch.column(0).cast(pa.large_binary()).to_pylist()
+                size = sum(map(len, filter(None, values)))
+                block = Block(source.path, "parquet", done - len(values) + 1, values)
+                yield _Piece(block, size, 0, done, source.bytes * done // total)
+    except (pa.ArrowException, OSError) as error:
+        raise _Damaged(str(error)) from None
+
+
+def _too_long(path: str, line: int, limit: int) -> Rejection:
+    return Rejection(path, line, "too long", f"more than {limit} bytes")
+
+
+def _uncompressed(path: str, raw: BinaryIO, offset: int) -> Iterator[bytes]:
+    """The uncompressed bytes of a file from `offset` on, in pieces. Raises _Damaged after all that can be read."""
+    if path.endswith(".gz"):
+        pieces = _decompressed(raw, lambda: zlib.decompressobj(wbits=31), zlib.error)
+    elif path.endswith(".zst"):
+        try:
+            import zstandard
+        except ImportError:
+            raise ConfigError(f'reading {path} needs zstandard: pip install "megagpt[corpora]"') from None
+        pieces = _decompressed(raw, lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError)
+    else:
+        raw.seek(offset)
+        return iter(lambda: raw.read(READ_BYTES), b"")
+    return _gathered(pieces, offset)
+
+
+def _decompressed(raw: BinaryIO, engine: Callable[[], Any], error: type[Exception]) -> Iterator[bytes]:
+    """Small pieces of a gzip or zstd file, which may be several such files one after the other."""
+    member = engine()
+    try:
+        while data := raw.read(COMPRESSED_BYTES):
+            while data := data.lstrip(b"\0") if member.eof else data:  # padding may follow the end
+                member = engine() if member.eof else member
+                yield member.decompress(data)
+                data = member.unused_data
+    except error as reason:
+        raise _Damaged(f"cannot be decompressed: {reason}") from None
+    if not member.eof:
+        raise _Damaged("the compressed data ends too early")
+
+
+def _gathered(pieces: Iterator[bytes], skip: int) -> Iterator[bytes]:
+    """The same bytes, after the first `skip`, in pieces of about READ_BYTES."""
+    held, size, damage = [], 0, None
+    try:
+        for piece in pieces:
+            if skip:
+                skip, piece = max(0, skip - len(piece)), piece[skip:]
+            held.append(piece)
+            size += len(piece)
+            if size >= READ_BYTES:
+                yield b"".join(held)
+                held, size = [], 0
+    except _Damaged as error:
+        damage = error
+    if size:
+        yield b"".join(held)
+    if damage:
+        raise damage
+
+
+def documents(item: Block | Rejection, key: str, limit: int) -> Iterator[str | Rejection]:
+    """The texts of the records of `item`, and a rejection in place of each record that is malformed."""
+    if isinstance(item, Rejection):
+        yield item
+        return
+    for line, record in enumerate(_records(item), item.first_line):
+        if line == 1 and record:
+            record = record.removeprefix(codecs.BOM_UTF8)
+        try:
+            yield _text_of(record, key if item.format == "jsonl" else None, limit)
+        except _Malformed as error:
+            yield Rejection(item.path, line, *error.args)
+
+
+class _Malformed(Exception):
+    """(kind, detail) of what is wrong with a record."""
+
+
+def _records(block: Block) -> Iterable[bytes | None]:
+    if block.format == "jsonl":
+        return block.records.removesuffix(b"\n").split(b"\n")
+    return block.records if block.format == "parquet" else [block.records]
+
+
+def _text_of(record: bytes | None, key: str | None, limit: int) -> str:
+    """The text of a record: all of it or, given a `key`, that value of the JSON object that it is."""
+    if record is None:
+        raise _Malformed("wrong type", "null, not a string")
+    if len(record) > limit:
+        raise _Malformed("too long", f"more than {limit} bytes")
+    if b"\0" in record:
+        raise _Malformed("NUL", f"at byte {record.index(0)}")
+    try:
+        text = record.decode()
+    except UnicodeDecodeError as error:
+        raise _Malformed("invalid UTF-8", f"at byte {error.start}") from None
+    if key is not None and text.strip():
+        text = _value_of(text, key)
+    if not text.strip():
+        raise _Malformed("empty", "")
+    return text
+
+
+def _value_of(line: str, key: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _Malformed("invalid JSON", str(error)) from None
+    if not isinstance(record, dict):
+        raise _Malformed("wrong type", f"{type(record).__name__}, not an object")
+    if key not in record:
+        raise _Malformed("missing key", key)
+    text = record[key]
+    if not isinstance(text, str):
+        raise _Malformed("wrong type", f"{key} is {type(text).__name__}, not a string")
+    if "\0" in text:
+        raise _Malformed("NUL", f"at character {text.index(chr(0))} of {key}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _Malformed("invalid UTF-8", f"half a surrogate pair at character {error.start} of {key}") from None
+    return text
