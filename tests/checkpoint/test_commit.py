@@ -139,6 +139,39 @@ def test_the_very_first_save_killed_is_no_checkpoint(tmp_path):
     assert names(tmp_path) == [".lease.json"]
 
 
+def test_all_is_durable_before_it_is_named(tmp_path, monkeypatch):
+    """The order of a commit: files, their folder, its rename, the parent, then `latest` in the same way."""
+    events, real_fsync = [], os.fsync
+
+    def fsync(handle):
+        events.append(("fsync", Path(f"/proc/self/fd/{handle}").readlink().name.split(".tmp")[0]))
+        real_fsync(handle)
+
+    def renaming(real):
+        def rename(source, target):
+            events.append(("rename", Path(target).name))
+            real(source, target)
+
+        return rename
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, renaming(getattr(os, name)))
+    save_steps(tmp_path, 1)
+    folder = "step_00000001"
+    files = [("fsync", path.name) for path in (tmp_path / folder).iterdir() if path.name != "manifest.json"]
+    assert sorted(events[: len(files)]) == sorted(files)
+    assert events[len(files) :] == [
+        ("fsync", "manifest.json"),
+        ("fsync", folder),
+        ("rename", folder),
+        ("fsync", tmp_path.name),
+        ("fsync", "latest"),
+        ("rename", "latest"),
+        ("fsync", tmp_path.name),
+    ]
+
+
 # ---- disks that refuse ------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,9 @@
 """What is saved in one layout is loaded in any other, bit for bit."""
 
+import os
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -192,6 +195,27 @@ def test_large_rows_are_read_in_parts(tmp_path, monkeypatch):
     for layout in LAYOUTS:
         pieces = run_ranks(3, lambda world, layout=layout: restore(world, tmp_path, layout))
         assert not [result for result in pieces if isinstance(result, Exception)]
+
+
+def peak_memory():
+    """Largest resident size in bytes since the last reset."""
+    return 1024 * int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory cannot be reset here")
+def test_memory_beside_the_tensors_is_flat(tmp_path):
+    data = torch.ones(16, 2 << 20)  # 128 MiB
+    columns = Piece("model/x", (16, 2 << 20), (0, 0), (16, 2 << 20), None, data)
+    with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = peak_memory()
+        checkpointer.save(1, [columns], {}, {}, {})
+        data.zero_()
+        checkpointer.load(tmp_path / "step_00000001", [columns])
+        narrow = Piece("model/x", (16, 2 << 20), (0, 5), (16, 9), None, torch.zeros(16, 9))
+        checkpointer.load(tmp_path / "step_00000001", [narrow])
+        assert peak_memory() - before < 40 << 20
+    assert data.min() == narrow.data.min() == 1
 
 
 def save_and_restore(directory):
