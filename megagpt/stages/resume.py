@@ -1,0 +1,93 @@
+"""What a run starts from: its own newest checkpoint, another run's weights, or nothing."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from megagpt import checkpoint
+from megagpt.checkpoint import Checkpointer
+from megagpt.config.load import to_dict
+from megagpt.config.schema import Config
+from megagpt.errors import ConfigError
+from megagpt.parallel.engine import Engine
+from megagpt.train.state import TrainState
+
+log = logging.getLogger(__name__)
+
+MAY_CHANGE = ("model.name", "model.hidden_dropout", "model.attention_dropout")
+"""Fields of the model that do not change what its weights mean."""
+
+CHANGES_SAMPLES = ("seed", "data.", "model.sequence_length", "stage.name")
+"""Fields on which the order of training samples depends; a run that has begun keeps them."""
+
+NOT_WORTH_SAYING = ("logging.", "checkpoint.", "runs_dir", "run_name")
+
+
+def layout(engine: Engine) -> dict[str, Any]:
+    """Layout of the job, as a checkpoint's manifest records it."""
+    dims = engine.dims
+    return {
+        "tensor_parallel_size": dims.tensor_size,
+        "pipeline_parallel_size": dims.pipeline_size,
+        "virtual_pipeline_size": dims.virtual_size,
+        "data_parallel_size": dims.data_size,
+    }
+
+
+def restore_run(config: Config, engine: Engine, checkpointer: Checkpointer) -> TrainState:
+    """Fill the engine from where the run stands and return its counters. Collective.
+
+    In the layout that saved it everything goes on bit for bit; in another one the random streams (of dropout) start
+    anew. Raises ConfigError when a field changed that a run must keep, CheckpointError when none is valid.
+    """
+    newest = checkpointer.latest_valid()
+    if newest is None:
+        return _load_weights(config, engine) if config.checkpoint.load else TrainState()
+    if not config.checkpoint.resume:
+        raise ConfigError(
+            f"{newest.parent} has checkpoints, but checkpoint.resume is false: give the new run another run_name "
+            f"than {config.run_name}, or move its folder away"
+        )
+    manifest = checkpoint.read_manifest(newest)
+    _compare(manifest["config"], to_dict(config), newest)
+    state = TrainState(**checkpointer.load(newest, engine.pieces(for_saving=False)))
+    engine.load_finished(state.optimizer_step)
+    if manifest["layout"] == layout(engine):
+        engine.set_random_state(checkpointer.rank_tensors(newest, engine.dims.rank))
+    log.info("resumed at step %d (%d tokens) from %s", state.step, state.tokens, newest)
+    return state
+
+
+def _load_weights(config: Config, engine: Engine) -> TrainState:
+    source = checkpoint.locate(Path(config.checkpoint.load))
+    weights = [piece for piece in engine.pieces(for_saving=False) if piece.name.startswith("model/")]
+    checkpoint.load(source, weights, strict=False, cast=True)
+    engine.load_finished(0)
+    log.info("started from the weights of %s", source)
+    return TrainState()
+
+
+def _compare(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """Refuse or log every field that differs between a checkpoint's configuration and the run's."""
+    before, now = _flatten(saved), _flatten(wanted)
+    changed = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
+    fixed = [
+        f"{key} is {new}, but the run was started with {old}"
+        for key, (old, new) in changed.items()
+        if key.startswith(("model.", *CHANGES_SAMPLES)) and key not in MAY_CHANGE
+    ]
+    if fixed:
+        raise ConfigError(
+            "\n".join(fixed) + f"\n{path} cannot go on like this: set them back, or give the new run another run_name "
+            "(checkpoint.load starts it from these weights)"
+        )
+    for key, (old, new) in changed.items():
+        if not key.startswith(NOT_WORTH_SAYING):
+            log.warning("%s changed from %s to %s on resume", key, old, new)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,98 @@
+"""Puts a run together around the training loop, and takes a trained model out of a run."""
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megagpt import checkpoint
+from megagpt import log as logs
+from megagpt.checkpoint import Checkpointer
+from megagpt.config.load import from_dict, to_dict
+from megagpt.config.load import save as save_config
+from megagpt.config.rules import check
+from megagpt.config.schema import Config, ParallelConfig
+from megagpt.data.loader import TrainLoader
+from megagpt.data.tokenizer import Tokenizer
+from megagpt.evaluate.held_out import evaluate
+from megagpt.parallel import launch
+from megagpt.parallel.engine import Engine, Task
+from megagpt.parallel.megatron import MegatronEngine
+from megagpt.stages.resume import layout, restore_run
+from megagpt.train.loop import Trainer
+from megagpt.train.metrics import MetricsWriter
+from megagpt.train.state import TrainState
+
+log = logging.getLogger(__name__)
+
+TOKENIZER = "tokenizer.json"
+
+
+@dataclasses.dataclass
+class Session:
+    """A run that is ready to train, and what its end needs."""
+
+    config: Config
+    engine: Engine
+    loader: TrainLoader
+    trainer: Trainer
+    run_dir: Path
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes the run's files."""
+        return self.engine.dims.rank == 0
+
+
+def open_session(config: Config, task: Task, checkpointer: Checkpointer) -> Session:
+    """Build engine, data and loop of a run, and go on from its newest checkpoint where there is one. Collective."""
+    run_dir, is_main = Path(config.run_dir), dist.get_rank() == 0
+    loader = TrainLoader(config)
+    engine = MegatronEngine(config, task)
+    state = restore_run(config, engine, checkpointer)
+    if is_main:
+        save_config(config, run_dir / "config.yaml")
+        shutil.copyfile(config.data.tokenizer, run_dir / TOKENIZER)
+    metrics = MetricsWriter(run_dir, config.logging, to_dict(config), enabled=is_main)
+    metrics.resume(state.step)
+
+    def save(state: TrainState) -> None:
+        manifest = {"run": config.run_name, "config": to_dict(config), "layout": layout(engine)}
+        checkpointer.save(state.step, engine.pieces(for_saving=True), engine.random_state(), state.to_dict(), manifest)
+
+    def validate(state: TrainState) -> dict[str, float]:
+        values = evaluate(engine, loader, "validation", config.stage.eval_tokens)
+        names = ("loss", "perplexity", "bits_per_byte")
+        return {f"validation_{name}": values[name] for name in names if name in values}
+
+    trainer = Trainer(config, engine, loader, metrics, checkpointer, save, validate, state)
+    return Session(config, engine, loader, trainer, run_dir)
+
+
+def start(config: Config) -> Checkpointer:
+    """Begin logging, join the other ranks and take the run folder. The checkpointer is to be closed at the end."""
+    run_dir = Path(config.run_dir)
+    logs.setup(run_dir)
+    device = launch.initialize(config.parallel, config.seed)
+    log.info("run %s in %s: %d ranks on %s", config.run_name, run_dir, dist.get_world_size(), device.type)
+    return Checkpointer(run_dir / "checkpoints", config.checkpoint)
+
+
+def restore(path: Path, parallel: ParallelConfig) -> tuple[Config, MegatronEngine, Tokenizer]:
+    """The model of a checkpoint, or of the newest one in a run folder, laid out as `parallel`, without an optimizer.
+
+    Raises CheckpointError when there is no valid checkpoint, ConfigError when the model does not fit the layout.
+    """
+    launch.initialize(parallel, seed=0)
+    folder = checkpoint.locate(path)
+    config = from_dict(checkpoint.read_manifest(folder)["config"])
+    # Of the optimizer only the precision matters here; no batch has to be divisible by anything.
+    optim = dataclasses.replace(config.optim, global_batch_size=dist.get_world_size() * 64, ramp_start=None)
+    check(dataclasses.replace(config, parallel=parallel, optim=optim), dist.get_world_size())
+    config = dataclasses.replace(config, parallel=parallel)
+    engine = MegatronEngine(config, task=None, training=False)
+    checkpoint.load(folder, engine.pieces(for_saving=False), strict=False)
+    beside = folder.parent.parent / TOKENIZER
+    return config, engine, Tokenizer.load(beside if beside.exists() else config.data.tokenizer)

@@ -1,0 +1,125 @@
+"""A run that stops and goes on is the run that never stopped: in the same layout bit for bit, in another to 1e-5."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from dist import run_distributed
+
+from megagpt.errors import MegaGPTError
+
+STEPS = 20
+
+
+def _run(overrides: list[str]) -> dict:
+    """Train as `overrides` say, and return the losses by step, and a hash of parameters and moments."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    from megagpt.config.load import load
+    from megagpt.config.rules import check
+    from megagpt.stages.session import open_session, start
+    from megagpt.train.task import LanguageModelTask
+
+    config = load(overrides)
+    check(config, dist.get_world_size())
+    with start(config) as checkpointer:
+        session = open_session(config, LanguageModelTask(), checkpointer)
+        session.trainer.fit()
+    digest = hashlib.sha256()
+    for piece in session.engine.pieces(for_saving=False):
+        digest.update(piece.name.encode() + piece.data.contiguous().view(torch.uint8).numpy().tobytes())
+    lines = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
+    state = session.trainer.state
+    parallel_state.destroy_model_parallel()
+    return {
+        "losses": {line["step"]: (line["loss"], line["grad_norm"], line["lr"]) for line in lines},
+        "digest": digest.hexdigest(),
+        "state": state.to_dict(),
+    }
+
+
+def _run_in_turn(runs: list[list[str]]) -> list[dict]:
+    from megatron.core import parallel_state
+
+    results = []
+    for overrides in runs:
+        try:
+            results.append(_run(overrides))
+        except MegaGPTError as error:
+            results.append({"error": f"{type(error).__name__}: {error}"})
+            parallel_state.destroy_model_parallel()
+    return results
+
+
+def _tokens(steps: int) -> int:
+    """Tokens of the first `steps` steps, from the schedule itself."""
+    from megagpt.config.schema import OptimConfig
+    from megagpt.train.schedules import global_batch_size
+
+    optim, tokens = OptimConfig(global_batch_size=16, ramp_start=8, ramp_tokens=32 * 8 * 6), 0
+    for _ in range(steps):
+        tokens += 32 * global_batch_size(optim, tokens, 2)
+    return tokens
+
+
+def _named(name: str, overrides: list[str], folder: Path, steps: int, *more: str) -> list[str]:
+    return [*overrides, f"run_name={name}", f"runs_dir={folder}", f"optim.train_tokens={_tokens(steps)}", *more]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "layout"),
+    [
+        (1, ["parallel.zero_stage=0", "parallel.micro_batch_size=2"]),
+        (2, ["parallel.zero_stage=1", "checkpoint.asynchronous=true"]),
+        (2, ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true", "parallel.micro_batch_size=2"]),
+        (2, ["parallel.pipeline_parallel_size=2", "parallel.micro_batch_size=2", "optim.precision=bf16"]),
+    ],
+    ids=["one", "dp2-async", "tp2-sp", "pp2-bf16"],
+)
+def test_same_layout_is_bit_exact(world_size, layout, overrides, tmp_path):
+    stops = [3, 10, 14]  # in warm-up and ramp-up; after them; in the next epoch
+    runs = [_named("whole", overrides, tmp_path, STEPS, *layout)]
+    runs += [_named("parts", overrides, tmp_path, steps, *layout) for steps in (*stops, STEPS)]
+    for whole, *_, last in run_distributed(_run_in_turn, world_size, runs):
+        assert len(whole["losses"]) == STEPS
+        assert last["losses"] == whole["losses"]
+        assert last["digest"] == whole["digest"]
+        assert last["state"] == whole["state"]
+
+
+def test_other_layouts_go_on(overrides, tmp_path):
+    """Saved on TP2; resumed on PP2, DP2, one rank and TP2 x PP2, against the run that never stopped."""
+    plain = [*overrides, "model.hidden_dropout=0", "model.attention_dropout=0", "parallel.micro_batch_size=2"]
+    tensor = ["parallel.tensor_parallel_size=2"]
+    pipeline = ["parallel.pipeline_parallel_size=2"]
+    layouts = {"pp2": (2, pipeline), "dp2": (2, []), "one": (1, []), "tp2pp2": (4, tensor + pipeline)}
+    saved = [_named(name, plain, tmp_path, 10, *tensor) for name in layouts]
+    whole, *_ = run_distributed(_run_in_turn, 2, [_named("whole", plain, tmp_path, STEPS, *tensor), *saved])[0]
+    for name, (world_size, layout) in layouts.items():
+        (resumed,) = run_distributed(_run_in_turn, world_size, [_named(name, plain, tmp_path, STEPS, *layout)])[0]
+        for step, values in whole["losses"].items():
+            torch.testing.assert_close(resumed["losses"][step], values, rtol=1e-5, atol=0, msg=f"{name}, step {step}")
+
+
+def test_what_a_run_must_keep(overrides, tmp_path):
+    """Fields that a begun run depends on are refused by name; others may change."""
+    refused = {
+        "seed=5": "seed is 5, but the run was started with 1234",
+        "data.split=[0.9,0.05,0.05]": "data.split",
+        "model.init_std=0.1": "model.init_std",
+        "checkpoint.resume=false": "checkpoint.resume is false",
+    }
+    runs = [
+        _named("run", overrides, tmp_path, steps, change)
+        for steps, change in [(2, "seed=1234"), *((4, change) for change in refused), (4, "optim.lr=5e-4")]
+    ]
+    ((first, *others, last),) = run_distributed(_run_in_turn, 1, runs)
+    for message, result in zip(refused.values(), others, strict=True):
+        assert result["error"].startswith("ConfigError")
+        assert message in result["error"]
+    assert sorted(last["losses"]) == [1, 2, 3, 4]
+    assert {step: last["losses"][step] for step in (1, 2)} == first["losses"]
+    assert last["losses"][4][2] == pytest.approx(5e-4 * _tokens(4) / (32 * 8 * 5))  # the learning rate's warm-up
