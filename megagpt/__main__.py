@@ -2,7 +2,7 @@
 
     python -m megagpt experiment=demo
     torchrun --nproc-per-node 2 -m megagpt experiment=demo parallel=tensor
-    python -m megagpt --help [SECTION]
+    python -m megagpt --help optim
 
 Nothing heavy is imported before the configuration is known to be right, so that a misspelt key costs a second.
 """

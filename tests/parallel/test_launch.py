@@ -1,3 +1,5 @@
+"""Process groups agree with the rank grid."""
+
 from megagpt.config.schema import ParallelConfig
 from megagpt.parallel.dims import ParallelDims
 

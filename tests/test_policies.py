@@ -1,0 +1,227 @@
+"""Rules of the house that a program can hold: who imports whom, what is used where, which documented commands work."""
+
+import ast
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from megagpt.__main__ import main
+from megagpt.config.load import load
+from megagpt.config.rules import check
+
+ROOT = Path(__file__).parent.parent
+LONGEST_FILE = 400
+
+# A package imports only from those to its left and from itself; packages in one place do not import each other.
+ORDER = [
+    {"config"},
+    {"data"},
+    {"model"},
+    {"parallel"},
+    {"train"},
+    {"checkpoint"},
+    {"rl", "evaluate", "plan"},
+    {"stages"},
+]
+# Modules beside the packages, which every package may import, in the order in which they may import each other.
+SHARED = ["errors", "env", "log"]
+
+# Where Megatron-Core is imported. Everything else sees tensors, pieces and the Engine protocol.
+MEGATRON = {
+    "megagpt/data/indexed.py",
+    "megagpt/model/gpt.py",
+    "megagpt/model/kv_cache.py",
+    "megagpt/model/layers.py",
+    "megagpt/parallel/launch.py",
+    "megagpt/parallel/megatron.py",
+}
+DEEPSPEED: set[str] = set()
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of all modules that a file imports, at its top or inside functions."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)}:{node.lineno} imports relatively: write the whole name"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def nodes(folders: tuple[str, ...], unwanted) -> list[str]:
+    """file:line of the nodes for which `unwanted` is true."""
+    return [
+        f"{name(path)}:{node.lineno}" for path in sources(*folders) for node in ast.walk(tree(path)) if unwanted(node)
+    ]
+
+
+def place(package: str) -> int:
+    return next((number for number, packages in enumerate(ORDER) if package in packages), -1)
+
+
+def test_imports_go_one_way():
+    wrong = []
+    for path in sources("megagpt"):
+        own = path.relative_to(ROOT / "megagpt").parts[0].removesuffix(".py")
+        if own in ("__main__", "__init__"):
+            continue
+        for module in imports(path):
+            if not module.startswith("megagpt."):
+                continue
+            other = module.split(".")[1]
+            if own in SHARED:
+                fine = other in (*SHARED[: SHARED.index(own)], "__version__")
+            elif place(other) >= 0:
+                fine = other == own or place(other) < place(own)
+            else:
+                fine = other in (*SHARED, "kernels", "configs", "__version__")
+            if not fine:
+                wrong.append(f"{name(path)} imports {module}")
+    assert not wrong
+
+
+def test_every_package_has_its_place():
+    packages = {path.parent.name for path in (ROOT / "megagpt").glob("*/__init__.py")}
+    assert packages <= set().union(*ORDER)
+    modules = {path.stem for path in (ROOT / "megagpt").glob("*.py")} - {"__init__", "__main__"}
+    assert modules == set(SHARED)
+
+
+def test_kernels_import_nothing_of_megagpt():
+    for path in sources("kernels"):
+        assert not [m for m in imports(path) if m.startswith("megagpt") and not m.startswith("megagpt.kernels")], path
+
+
+def test_tools_are_imported_by_nobody():
+    tools = {path.stem for path in sources("tools")}
+    for path in sources("megagpt", "kernels"):
+        assert not tools & {module.split(".")[0] for module in imports(path)}, path
+
+
+@pytest.mark.parametrize(("engine", "files"), [("megatron", MEGATRON), ("deepspeed", DEEPSPEED)])
+def test_engines_are_imported_in_few_files(engine, files):
+    found = {
+        name(path)
+        for path in sources("megagpt", "kernels", "tools")
+        if any(module.split(".")[0] == engine for module in imports(path))
+    }
+    assert found == files
+
+
+def test_no_global_statement():
+    assert not nodes(("megagpt", "kernels", "tools", "tests"), lambda node: isinstance(node, ast.Global))
+
+
+def test_only_env_reads_the_environment():
+    unwanted = {"environ", "environb", "getenv", "putenv", "unsetenv"}
+
+    def reads(node: ast.AST) -> bool:
+        if isinstance(node, ast.ImportFrom):
+            return node.module == "os" and any(alias.name in unwanted for alias in node.names)
+        return isinstance(node, ast.Attribute) and node.attr in unwanted
+
+    assert {place.split(":")[0] for place in nodes(("megagpt", "kernels", "tools"), reads)} <= {"megagpt/env.py"}
+
+
+def test_only_tools_print():
+    def prints(node: ast.AST) -> bool:
+        return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+
+    assert not nodes(("megagpt", "kernels"), prints)
+
+
+@pytest.mark.parametrize("path", sources("megagpt", "kernels", "tools", "tests", "configs"), ids=name)
+def test_file_is_short_and_says_what_it_is(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+    assert ast.get_docstring(tree(path)), "no module docstring"
+
+
+def test_every_direct_dependency_has_a_tested_version():
+    call = next(node for node in ast.walk(tree(ROOT / "setup.py")) if getattr(node, "func", None) and node.keywords)
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    extras = ast.literal_eval(given["extras_require"])
+    wanted = [*ast.literal_eval(given["install_requires"]), *extras["dev"], *extras["corpora"], *extras["wandb"]]
+    direct = {re.split(r"[\[<>=~! ]", line)[0].lower() for line in (*wanted, *extras["report"])} - {"megagpt"}
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    assert direct <= {line.split("==")[0].lower() for line in lines}
+
+
+# Documented commands
+
+
+def commands() -> list[tuple[str, str]]:
+    """(file, command) of every command in fenced shell blocks of the docs and in docstrings of the command lines."""
+    found = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        for block in re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            found += [(name(path), line) for line in block.replace("\\\n", " ").splitlines()]
+    for path in [*sources("tools"), ROOT / "megagpt/__main__.py"]:
+        lines = (ast.get_docstring(tree(path)) or "").replace("\\\n", " ").splitlines()
+        found += [(name(path), line.strip()) for line in lines if re.match(r"\s*(python|torchrun) .*(-m|tools/)", line)]
+    return [(where, line) for where, line in found if re.search(r"-m megagpt|tools/\w+\.py|\bmake \w", line)]
+
+
+@cache
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def check_megagpt(words: list[str]) -> None:
+    """Options of `python -m megagpt` work; overrides compose and pass the rules on the ranks that torchrun starts."""
+    at = words.index("megagpt", words.index("-m"))
+    arguments = [word for word in words[at + 1 :] if word != "..."]
+    if {"--help", "-h", "--config"} & set(arguments):
+        assert main(arguments) == 0
+        return
+    launcher = re.search(r"--nproc[-_]per[-_]node[ =](\d+)", " ".join(words[:at]))
+    nodes = re.search(r"--nnodes[ =](\S+)", " ".join(words[:at]))
+    config = load([re.sub(r"\$\{?\w+\}?", "1", word) for word in arguments])
+    if nodes is None or nodes[1].isdigit():
+        check(config, int(launcher[1] if launcher else 1) * int(nodes[1] if nodes else 1))
+
+
+def check_tool(words: list[str], monkeypatch, capsys) -> None:
+    """The tool exists and its help knows every option that is given."""
+    tool = next(word for word in words if re.fullmatch(r"(\S*/)?tools/\w+\.py", word))
+    monkeypatch.setattr(sys, "argv", [tool, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / tool[tool.index("tools/") :]))["main"]()
+    assert ended.value.code == 0
+    known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", capsys.readouterr().out))
+    given = {word.split("=")[0] for word in words[words.index(tool) + 1 :] if re.match(r"--?[a-z]", word)}
+    assert given <= known
+
+
+@pytest.mark.parametrize(("where", "line"), commands())
+def test_documented_command_works(where, line, monkeypatch, capsys):
+    line = re.split(r"\s[|>&]", line.removeprefix("$ "))[0]
+    words = shlex.split(line, comments=True)
+    if "-m" in words and "megagpt" in words:
+        check_megagpt(words)
+    elif any("tools/" in word for word in words):
+        check_tool(words, monkeypatch, capsys)
+    elif "make" in words:
+        targets = [word for word in words[words.index("make") + 1 :] if "=" not in word and not word.startswith("-")]
+        assert set(targets) <= make_targets()
