@@ -23,8 +23,11 @@ CHUNK_BYTES = 4 << 20
 READ_BYTES = 1 << 20
 """Uncompressed bytes, about, that are read at a time."""
 
-COMPRESSED_BYTES = 1 << 10
-"""Bytes that are decompressed at a time: what a hostile file can make of them (zstd: 32 MB) still fits in memory."""
+BURST_BYTES = 16 << 20
+"""No piece of a compressed file that is decompressed at a time can become larger than this, however hostile."""
+
+_LARGEST_RATIO = {".gz": 1032, ".zst": 32_768}
+"""How many times as large compressed bytes can become: by the formats' definitions."""
 
 ROWS = 256
 """Rows of a parquet file read at a time."""
@@ -255,24 +258,23 @@ def _too_long(path: str, line: int, limit: int) -> Rejection:
 def _uncompressed(path: str, raw: BinaryIO, offset: int) -> Iterator[bytes]:
     """The uncompressed bytes of a file from `offset` on, in pieces. Raises _Damaged after all that can be read."""
     if path.endswith(".gz"):
-        pieces = _decompressed(raw, lambda: zlib.decompressobj(wbits=31), zlib.error)
-    elif path.endswith(".zst"):
+        return _gathered(_decompressed(raw, ".gz", lambda: zlib.decompressobj(wbits=31), zlib.error), offset)
+    if path.endswith(".zst"):
         try:
             import zstandard
         except ImportError:
             raise ConfigError(f'reading {path} needs zstandard: pip install "megagpt[corpora]"') from None
-        pieces = _decompressed(raw, lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError)
-    else:
-        raw.seek(offset)
-        return iter(lambda: raw.read(READ_BYTES), b"")
-    return _gathered(pieces, offset)
+        engine = zstandard.ZstdDecompressor().decompressobj
+        return _gathered(_decompressed(raw, ".zst", engine, zstandard.ZstdError), offset)
+    raw.seek(offset)
+    return iter(lambda: raw.read(READ_BYTES), b"")
 
 
-def _decompressed(raw: BinaryIO, engine: Callable[[], Any], error: type[Exception]) -> Iterator[bytes]:
+def _decompressed(raw: BinaryIO, suffix: str, engine: Callable[[], Any], error: type[Exception]) -> Iterator[bytes]:
     """Small pieces of a gzip or zstd file, which may be several such files one after the other."""
     member = engine()
     try:
-        while data := raw.read(COMPRESSED_BYTES):
+        while data := raw.read(BURST_BYTES // _LARGEST_RATIO[suffix]):
             while data := data.lstrip(b"\0") if member.eof else data:  # padding may follow the end
                 member = engine() if member.eof else member
                 yield member.decompress(data)
