@@ -211,7 +211,7 @@ def test_result_does_not_depend_on_how_it_is_read(tmp_path_factory, content, new
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_memory_does_not_follow_a_long_line(tmp_path, suffix):
-    size, limit = 100_000_000, 1_000_000
+    size, limit = 200_000_000, 1_000_000
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(compress(b'{"text": "' + b"x" * size + b'"}\n{"text": "after"}\n', suffix))
     tracemalloc.start()
