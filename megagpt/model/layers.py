@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttention as MegatronSelfAttention
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP as MegatronMLP
 from megatron.core.transformer.mlp import MLPSubmodules
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from megagpt.config.schema import ModelConfig
 from megagpt.kernels.attention import attention
+from megagpt.model.kv_cache import KVCache
 
 
 def block_spec(model: ModelConfig, config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
@@ -124,6 +127,30 @@ class MLP(MegatronMLP):
         else:
             inner = F.gelu(inner, approximate="tanh")
         return self.linear_fc2(inner)
+
+
+class SelfAttention(MegatronSelfAttention):
+    """Megatron's self-attention; with a `KVCache` it rotates a key once, at the position its sequence gives it."""
+
+    def _adjust_key_value_for_inference(
+        self,
+        inference_context: object,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary_pos_emb: tuple[Tensor, Tensor] | None,
+        *args,
+        **kwargs,
+    ) -> tuple:
+        if not isinstance(inference_context, KVCache):
+            return super()._adjust_key_value_for_inference(
+                inference_context, query, key, value, rotary_pos_emb, *args, **kwargs
+            )
+        if rotary_pos_emb is not None:
+            angles = inference_context.rotary(rotary_pos_emb[0])
+            query, key = (apply_rotary_pos_emb(part, angles, self.config) for part in (query, key))
+        key, value = inference_context.append(self.layer_number, key, value)
+        return query, key, value, None, self.attn_mask_type, None
 
 
 class CoreAttention(torch.nn.Module):

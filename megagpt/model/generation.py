@@ -1,0 +1,297 @@
+"""Continuing prompts with a trained model, in any layout: batches, a KV cache, sampling, streaming."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megagpt.config.schema import Config
+from megagpt.data.tokenizer import Tokenizer
+from megagpt.errors import ConfigError, DataError, TrainingDiverged
+from megagpt.model.gpt import GPT
+from megagpt.model.kv_cache import KVCache
+from megagpt.model.sampling import choose, penalize
+from megagpt.model.text_stream import TextStream
+
+FinishReason = Literal["end_of_text", "stop", "length", "context"]
+"""Why a completion ended: the end-of-text token, a stop string, max_new_tokens, or the end of the context window."""
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How tokens are chosen and when a completion ends. Raises ConfigError for a value that makes no sense."""
+
+    max_new_tokens: int = 128
+    """Tokens to generate at most."""
+    temperature: float = 1.0
+    """Divides the logits before sampling; 0 takes the most likely token (greedy decoding)."""
+    top_k: int = 0
+    """Sample from the k most likely tokens; 0 means from all."""
+    top_p: float = 1.0
+    """Sample from the fewest most likely tokens that have this probability together (nucleus sampling)."""
+    repetition_penalty: float = 1.0
+    """Makes tokens of the prompt and the completion so far less likely above 1, more likely below."""
+    stop: tuple[str, ...] = ()
+    """The completion ends before the first of these strings that it would contain."""
+    seed: int = 0
+    """Seed of sampling. A prompt gets the same samples whatever else is generated with it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        for name, valid, wanted in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or a positive number"),
+            ("top_k", self.top_k >= 0, "0 (all tokens) or a positive number of tokens"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a positive number (1 changes nothing)"),
+            ("stop", all(self.stop), "strings of at least one character"),
+        ):
+            if not valid:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be {wanted}")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model added to one prompt."""
+
+    text: str
+    """The new text, without the stop string; bytes that are no UTF-8 are U+FFFD."""
+    tokens: list[int]
+    """All generated tokens, with those of the stop string or the end-of-text token that ended them."""
+    logprobs: list[float]
+    """Natural log-probability of each token under the distribution it was drawn from (greedy: at temperature 1)."""
+    finish_reason: FinishReason
+    """Why it ended."""
+
+
+@dataclass
+class _Sequence:
+    """One prompt being continued."""
+
+    index: int
+    prompt: list[int]
+    uniforms: np.ndarray
+    limit: int
+    stream: TextStream
+    text: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def completion(self) -> Completion:
+        return Completion("".join(self.text), self.tokens, self.logprobs, self.finish_reason)
+
+
+class Generator:
+    """Generates with this rank's chunks of a model.
+
+    All ranks that share the model (tensor and pipeline parallel) must make the same calls and read a stream to its
+    end; all of them get the same result. Data-parallel replicas are independent of each other.
+    """
+
+    def __init__(self, modules: list[GPT], config: Config, tokenizer: Tokenizer, batch_size: int = 32) -> None:
+        """`modules` are this rank's chunks in order (`engine.modules`); `batch_size` prompts are continued at a time.
+
+        Raises ConfigError when the tokenizer has more tokens than the model.
+        """
+        if tokenizer.vocab_size > config.model.vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens but model.vocab_size is {config.model.vocab_size}: "
+                "use the tokenizer that the model was trained with"
+            )
+        self.modules, self.tokenizer, self.batch_size = modules, tokenizer, batch_size
+        self.window = config.model.sequence_length
+        self.groups = modules[0].pg_collection
+        self.device = next(modules[0].parameters()).device
+
+    def generate(
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], settings: GenerationConfig
+    ) -> list[Completion]:
+        """Continue each prompt, a text or token ids; results in the order of the prompts.
+
+        An empty prompt starts a new document. A completion does not depend on the other prompts (up to rounding).
+        Raises DataError for a prompt that leaves no room in the context window or has an unknown token.
+        """
+        stream = self.stream(prompts, settings)
+        while True:
+            try:
+                next(stream)
+            except StopIteration as end:
+                return end.value
+
+    def stream(
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], settings: GenerationConfig
+    ) -> Iterator[tuple[int, str]]:
+        """Like `generate`, but yields (index of the prompt, new text) as it comes and returns the completions.
+
+        The pieces of a prompt, joined, are its completion's text; each holds whole characters.
+        """
+        sequences = self._sequences(prompts, settings)
+        by_length = sorted(sequences, key=lambda sequence: -len(sequence.prompt))  # little padding
+        with _for_generation(self.modules):
+            for start in range(0, len(by_length), self.batch_size):
+                yield from self._continue(by_length[start : start + self.batch_size], settings)
+        return [sequence.completion() for sequence in sequences]
+
+    def _sequences(self, prompts: Sequence, settings: GenerationConfig) -> list[_Sequence]:
+        sequences, repeats = [], {}
+        for index, prompt in enumerate(prompts):
+            tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+            tokens = tokens or [self.tokenizer.end_of_text_id]
+            room = self.window - len(tokens)
+            if room < 1:
+                raise DataError(
+                    f"prompt {index} has {len(tokens)} tokens, but the model's sequence_length of {self.window} takes "
+                    f"at most {self.window - 1}, to leave room for an answer: shorten it"
+                )
+            if not all(0 <= token < self.tokenizer.vocab_size for token in tokens):
+                raise DataError(f"prompt {index} has a token that is not in 0..{self.tokenizer.vocab_size - 1}")
+            limit = min(settings.max_new_tokens, room)
+            repeat = repeats[tuple(tokens)] = repeats.get(tuple(tokens), -1) + 1
+            uniforms = _uniforms(settings.seed, tokens, repeat, limit)
+            sequences.append(_Sequence(index, tokens, uniforms, limit, TextStream(settings.stop)))
+        return sequences
+
+    def _continue(self, sequences: list[_Sequence], settings: GenerationConfig) -> Iterator[tuple[int, str]]:
+        """Continue one batch: all sequences end at the same column, shorter prompts have padding on their left."""
+        longest, limit = max(len(s.prompt) for s in sequences), max(s.limit for s in sequences)
+        cache = KVCache(self.window, longest + limit - 1)
+        padding = self._tensor([longest - len(s.prompt) for s in sequences])
+        tokens = self._tensor([[0] * (longest - len(s.prompt)) + s.prompt for s in sequences])
+        seen = self._seen(sequences) if settings.repetition_penalty != 1 else None
+        while True:
+            logits = self._forward(tokens, padding, cache)
+            chosen, logprobs = self._choose(logits, sequences, seen, settings)
+            if seen is not None:
+                seen.scatter_(1, chosen[:, None], True)
+            for sequence, token, logprob in zip(sequences, chosen.tolist(), logprobs.tolist(), strict=True):
+                if text := self._advance(sequence, token, logprob, settings):
+                    yield sequence.index, text
+            rows = [row for row, sequence in enumerate(sequences) if sequence.finish_reason is None]
+            if not rows:
+                return
+            if len(rows) < len(sequences):
+                sequences, rows = [sequences[row] for row in rows], self._tensor(rows)
+                chosen, padding, seen = chosen[rows], padding[rows], None if seen is None else seen[rows]
+                cache.keep(rows)
+            tokens = chosen[:, None]
+
+    def _advance(self, sequence: _Sequence, token: int, logprob: float, settings: GenerationConfig) -> str:
+        """Add a token to a sequence, and decide whether it ends; returns the text that this settles."""
+        if math.isnan(logprob):
+            raise TrainingDiverged("the model's logits are not finite: load an earlier checkpoint")
+        sequence.tokens.append(token)
+        sequence.logprobs.append(logprob)
+        text = sequence.stream.add(self.tokenizer.decode_bytes([token]))
+        if sequence.stream.stopped:
+            sequence.finish_reason = "stop"
+        elif token == self.tokenizer.end_of_text_id:
+            sequence.finish_reason = "end_of_text"
+        elif len(sequence.tokens) == sequence.limit:
+            sequence.finish_reason = "length" if sequence.limit == settings.max_new_tokens else "context"
+        if sequence.finish_reason is not None:
+            text += sequence.stream.finish()
+        sequence.text.append(text)
+        return text
+
+    @torch.no_grad()
+    def _forward(self, tokens: Tensor, padding: Tensor, cache: KVCache) -> Tensor | None:
+        """Pass `tokens` [B, Sq], the next ones of every sequence, through all stages.
+
+        Returns the last token's logits over the real vocabulary, float32 [B, V], on the last stage.
+        """
+        batch, new = tokens.shape
+        columns = torch.arange(cache.length + new, device=self.device)
+        queries = columns[cache.length :]
+        cache.position_ids = (queries - padding[:, None]).clamp(min=0)
+        mask = _hidden(queries, columns, padding) if padding.any() else None
+        stage, stages, pipeline = self.groups.pp.rank(), self.groups.pp.size(), self.groups.pp
+        for module in self.modules:
+            if not module.pre_process:
+                settings = module.config
+                hidden = torch.empty(
+                    new, batch, settings.hidden_size, dtype=settings.pipeline_dtype, device=self.device
+                )
+                dist.recv(hidden, group=pipeline, group_src=(stage - 1) % stages)
+                module.set_input_tensor(hidden)
+            out = module(tokens, cache.position_ids, mask, inference_context=cache, runtime_gather_output=True)
+            if not module.post_process:
+                dist.send(out.contiguous(), group=pipeline, group_dst=(stage + 1) % stages)
+        cache.advance(new)
+        return out[:, -1, : self.tokenizer.vocab_size].float() if self.modules[-1].post_process else None
+
+    @torch.no_grad()
+    def _choose(
+        self, logits: Tensor | None, sequences: list[_Sequence], seen: Tensor | None, settings: GenerationConfig
+    ) -> tuple[Tensor, Tensor]:
+        """Next token and log-probability of every sequence, chosen on one rank and told to all that share the model."""
+        choice = torch.empty(2, len(sequences), dtype=torch.float64, device=self.device)  # exact for token ids
+        if logits is not None and self.groups.tp.rank() == 0:
+            if seen is not None:
+                logits = penalize(logits, seen, settings.repetition_penalty)
+            uniforms = np.array([sequence.uniforms[len(sequence.tokens)] for sequence in sequences])
+            uniforms = torch.from_numpy(uniforms).to(self.device)
+            choice[0], choice[1] = choose(logits, uniforms, settings.temperature, settings.top_k, settings.top_p)
+        if self.groups.mp.size() > 1:
+            dist.broadcast(choice, group=self.groups.mp, group_src=self.groups.mp.size() - self.groups.tp.size())
+        return choice[0].long(), choice[1]
+
+    def _seen(self, sequences: list[_Sequence]) -> Tensor:
+        """Bool [B, V], True for the tokens of each prompt."""
+        seen = torch.zeros(len(sequences), self.tokenizer.vocab_size, dtype=torch.bool, device=self.device)
+        for row, sequence in enumerate(sequences):
+            seen[row, self._tensor(sequence.prompt)] = True
+        return seen
+
+    def _tensor(self, values: list) -> Tensor:
+        return torch.tensor(values, device=self.device)
+
+
+def _uniforms(seed: int, prompt: list[int], repeat: int, count: int) -> np.ndarray:
+    """The random numbers of one completion, float64 [count] in [0, 1): a function of the arguments and no others.
+
+    repeat: how often the same prompt came before in the same call.
+    """
+    digest = hashlib.sha256(f"{seed}/{repeat}/{prompt}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest))).random(count)
+
+
+def _hidden(queries: Tensor, columns: Tensor, padding: Tensor) -> Tensor:
+    """Attention mask, bool [B, 1, Sq, Sk], True where a query may not see a column: later ones and the left padding.
+
+    A padding query sees itself, so that no row of scores is empty.
+    """
+    later = columns > queries[:, None]
+    pad = (columns < padding[:, None])[:, None, :] & (columns != queries[:, None])
+    return (later | pad).unsqueeze(1)
+
+
+@contextmanager
+def _for_generation(modules: list[GPT]) -> Iterator[None]:
+    """Evaluation mode without sequence parallelism, which cannot split a single token; the weights are the same."""
+    training = [module.training for module in modules]
+    switched = [
+        (holder, name)
+        for module in modules
+        for holder in (module.config, *module.modules())
+        for name in ("sequence_parallel", "reduce_scatter_embeddings")
+        if getattr(holder, name, False) is True
+    ]
+    try:
+        for holder, name in switched:
+            setattr(holder, name, False)
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for holder, name in switched:
+            setattr(holder, name, True)
+        for module, mode in zip(modules, training, strict=True):
+            module.train(mode)
