@@ -3,6 +3,7 @@
 import torch
 
 from megagpt.data.batch import Batch
+from megagpt.model.layers import document_mask
 
 
 class LanguageModelTask:
@@ -18,10 +19,3 @@ class LanguageModelTask:
     def loss(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, tuple]:
         """See `Task.loss`."""
         return (output.float() * batch.loss_mask).sum(), batch.loss_mask.sum().int(), ()
-
-
-def document_mask(document_ids: torch.Tensor) -> torch.Tensor:
-    """Bool [B, 1, S, S] from int64 [B, S]: True where a token may not attend, being later or in another document."""
-    length = document_ids.shape[1]
-    later = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).triu(1)
-    return (later | (document_ids[:, :, None] != document_ids[:, None, :]))[:, None]

@@ -1,0 +1,175 @@
+"""What a run survives: signals, kill -9 and numbers that are not finite."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from dist import run_distributed
+
+from megagpt.checkpoint import load, locate
+from megagpt.errors import STOPPED_BY_SIGNAL, TrainingDiverged
+from megagpt.parallel.pieces import Piece
+
+STEPS = 150
+KILLS = 10
+
+
+def _command(ranks: int, overrides: list[str], **options: object) -> list[str]:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *flags]
+    return [*(launcher if ranks > 1 else [sys.executable]), "-m", "megagpt", *overrides]
+
+
+def _start(command: list[str], log: Path) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    return subprocess.Popen(command, env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT)
+
+
+def _steps(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def _wait_for(condition, process: subprocess.Popen, log: Path, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+def _settings(overrides: list[str], folder: Path, name: str, steps: int = STEPS) -> list[str]:
+    tokens = 32 * 8 * steps
+    more = ["optim.global_batch_size=8", "optim.ramp_start=null", "optim.ramp_tokens=0", "model.num_layers=2"]
+    return [*overrides, *more, f"run_name={name}", f"runs_dir={folder}", f"optim.train_tokens={tokens}"]
+
+
+def _tensors(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Every tensor of the newest checkpoint, whole, and the state."""
+    folder = locate(run_dir)
+    index = json.loads((folder / "index.json").read_text())
+    entries = [entry for entries in index.values() for entry in entries if not entry["private"]]
+    pieces = {
+        entry["name"]: Piece.whole(entry["name"], torch.empty(entry["global_shape"], dtype=torch.float32))
+        for entry in entries
+    }
+    state = load(folder, pieces.values())
+    return {name: piece.data for name, piece in pieces.items()}, state
+
+
+def _ranks_of(launcher: int) -> list[int]:
+    """Process ids of the ranks that a launcher has started."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return [pid for pid in map(int, children) if b"megagpt" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.slow
+def test_kill_9_ten_times(overrides, tmp_path):
+    """Ranks killed at random moments and restarted by torchrun end with the parameters of a run never killed."""
+    settings = ["parallel=data", "checkpoint.interval=2"]
+    whole = _start(_command(2, [*_settings(overrides, tmp_path, "whole"), *settings]), tmp_path / "whole.log")
+    assert whole.wait(timeout=120) == 0, (tmp_path / "whole.log").read_text()
+
+    moments, log = random.Random(7), tmp_path / "killed.log"
+    command = _command(2, [*_settings(overrides, tmp_path, "killed"), *settings], max_restarts=3 * KILLS)
+    killed = _start(command, log)
+    kills = 0
+    while kills < KILLS:
+        _wait_for(lambda: len(_ranks_of(killed.pid)) == 2, killed, log)
+        time.sleep(moments.uniform(0, 10))  # while starting, resuming, training or saving
+        if killed.poll() is not None:
+            break
+        for rank in moments.sample(_ranks_of(killed.pid), 1):
+            os.kill(rank, signal.SIGKILL)
+            kills += 1
+    assert killed.wait(timeout=300) == 0, log.read_text()
+    assert kills == KILLS, f"the run was over after {kills} kills"
+
+    tensors, state = _tensors(tmp_path / "whole")
+    tensors_killed, state_killed = _tensors(tmp_path / "killed")
+    assert state == state_killed
+    assert tensors.keys() == tensors_killed.keys()
+    assert all(torch.equal(tensors[name], tensors_killed[name]) for name in tensors)
+    lines = [json.loads(line)["step"] for line in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signals_save_and_stop(number, overrides, tmp_path):
+    command = _command(1, [*_settings(overrides, tmp_path, "run", steps=100_000), "checkpoint.interval=0"])
+    log = tmp_path / "log"
+    process = _start(command, log)
+    _wait_for(lambda: _steps(tmp_path / "run") > 2, process, log)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == STOPPED_BY_SIGNAL, log.read_text()
+    saved = int(locate(tmp_path / "run").name.removeprefix("step_"))
+    assert saved == _steps(tmp_path / "run")
+    assert f"stopped by a signal at step {saved}" in log.read_text()
+
+
+class _Poisoned:
+    """Language modelling whose loss is not finite in some calls, on one rank only."""
+
+    def __init__(self, calls: range, value: float) -> None:
+        from megagpt.train.task import LanguageModelTask
+
+        self.inner, self.calls, self.value, self.seen = LanguageModelTask(), calls, value, 0
+        self.metric_names, self.forward = self.inner.metric_names, self.inner.forward
+
+    def loss(self, output, batch):
+        import torch.distributed as dist
+
+        loss, count, metrics = self.inner.loss(output, batch)
+        self.seen += 1
+        poisoned = dist.get_rank() == dist.get_world_size() - 1 and self.seen - 1 in self.calls
+        return loss * (self.value if poisoned else 1.0), count, metrics
+
+
+def _train_poisoned(overrides: list[str], calls: range, value: float) -> tuple[list, dict, str]:
+    from megagpt.config.load import load as load_config
+    from megagpt.stages.session import open_session, start
+
+    config, hashes, message = load_config(overrides), [], ""
+    with start(config) as checkpointer:
+        session = open_session(config, _Poisoned(calls, value), checkpointer)
+        step = session.engine.train_step
+
+        def watched_step(*arguments):
+            result = step(*arguments)
+            pieces = session.engine.pieces(for_saving=False)
+            hashes.append((result.applied, [piece.data.double().sum().item() for piece in pieces]))
+            return result
+
+        session.engine.train_step = watched_step
+        try:
+            session.trainer.fit()
+        except TrainingDiverged as error:
+            message = str(error)
+    return hashes, session.trainer.state.to_dict(), message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_step_is_skipped_everywhere(value, overrides, tmp_path):
+    """With 4 micro-batches a rank and step, calls 4 to 7 are step 2, poisoned on the last rank alone."""
+    settings = [*_settings(overrides, tmp_path, "run", steps=4), "parallel.micro_batch_size=1"]
+    for hashes, state, _ in run_distributed(_train_poisoned, 2, settings, range(5, 6), value):
+        assert [applied for applied, _ in hashes] == [True, False, True, True]
+        assert hashes[0][1] == hashes[1][1]
+        assert hashes[1][1] != hashes[2][1]
+        assert (state["step"], state["skipped_steps"], state["skipped_in_a_row"]) == (4, 1, 0)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped_steps"] for line in lines] == [0, 1, 1, 1]
+
+
+def test_too_many_skipped_steps_stop_the_run(overrides, tmp_path):
+    settings = [*_settings(overrides, tmp_path, "run", steps=9), "optim.max_skipped_steps=3"]
+    for hashes, state, message in run_distributed(_train_poisoned, 2, settings, range(4, 99), float("nan")):
+        assert len(hashes) == state["step"] == 4
+        assert "3 steps in a row, up to step 4" in message
