@@ -28,29 +28,41 @@ class Panel:
     noisy: bool = False
     logarithmic: bool = False
     from_zero: bool = False
-    percent: bool = False
+    ticks: str = "~g"
+    """Numbers on the vertical axis, in d3-format's notation."""
+    hover: str = ".4~g"
+    """Numbers under the pointer, likewise."""
 
 
 PANELS = (
-    Panel("Loss", "nats per token", train="loss", validation="validation_loss", noisy=True),
+    Panel("Loss", "nats per token", train="loss", validation="validation_loss", noisy=True, logarithmic=True),
     Panel("Held-out loss", "nats per token", validation="validation_loss", evaluation="loss"),
     Panel("Held-out bits per byte", "bits", validation="validation_bits_per_byte", evaluation="bits_per_byte"),
-    Panel("Learning rate", "", train="lr", from_zero=True),
+    Panel("Learning rate", "", train="lr", from_zero=True, ticks="~e", hover=".3~e"),
     Panel("Gradient norm", "", train="grad_norm", noisy=True, logarithmic=True),
-    Panel("Throughput", "tokens per second", train="tokens_per_second", noisy=True, from_zero=True),
-    Panel("Model FLOPs utilisation", "of the device's peak", train="mfu", noisy=True, from_zero=True, percent=True),
+    Panel(
+        "Throughput",
+        "tokens per second",
+        train="tokens_per_second",
+        noisy=True,
+        from_zero=True,
+        ticks="~s",
+        hover=".3~s",
+    ),
+    Panel("Model FLOPs utilisation", "of peak", train="mfu", noisy=True, from_zero=True, ticks=".0%", hover=".1%"),
     Panel("Peak memory", "GiB", train="memory_gib", from_zero=True),
     Panel("Skipped steps", "since the start", train="skipped_steps", from_zero=True),
 )
 
 
 def smooth(values: Sequence[float | None]) -> list[float | None]:
-    """Exponential mean over SMOOTHING of the curve, without the start's pull to zero; None stays None."""
-    keep = 1 - 2 / (max(1.0, len(values) * SMOOTHING) + 1)
-    total, weight, smoothed = 0.0, 0.0, []
+    """Exponential mean over SMOOTHING of the curve, and at its steep start over less; None stays None."""
+    full = max(1.0, len(values) * SMOOTHING)
+    total, weight, seen, smoothed = 0.0, 0.0, 0, []
     for value in values:
         if value is not None:
-            total, weight = keep * total + value, keep * weight + 1
+            keep = 1 - 2 / (min(full, 1 + seen / 10) + 1)
+            total, weight, seen = keep * total + value, keep * weight + 1, seen + 1
         smoothed.append(None if value is None else total / weight)
     return smoothed
 
@@ -81,7 +93,8 @@ def panel_data(panel: Panel, runs: list[Run]) -> dict[str, Any] | None:
         "unit": panel.unit,
         "logarithmic": panel.logarithmic,
         "fromZero": panel.from_zero,
-        "percent": panel.percent,
+        "ticks": panel.ticks,
+        "hover": panel.hover,
         "traces": traces,
         "references": references,
         "thinned": any(trace["thinned"] for trace in traces),
@@ -95,7 +108,7 @@ def _traces(panel: Panel, run: Run) -> list[dict[str, Any]]:
         values = [number(line[panel.train]) for line in lines]
         traces.append(_trace("faint" if panel.noisy else "line", "each step", lines, values))
         if panel.noisy:
-            traces.append(_trace("line", "smoothed", lines, smooth(values)))
+            traces.append(_trace("line", "training", lines, smooth(values)))
     if panel.validation:
         lines = [line for line in run.validation if panel.validation in line]
         values = [number(line[panel.validation]) for line in lines]

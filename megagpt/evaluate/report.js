@@ -9,16 +9,17 @@
   const runColor = (run) => css(`--run${run % 8}`);
 
   // With one run the evaluations take a colour of their own; with several, a colour is a run.
-  const color = (trace) => (runs.length === 1 && trace.style === "points" ? css("--run1") : runColor(trace.run));
+  const color = (trace) => (runs.length === 1 && ["points", "last"].includes(trace.style) ? css("--run1") : runColor(trace.run));
 
   function drawn(trace, panel) {
+    const several = runs.length > 1;
+    const overlaid = several && panel.traces.some((other) => other.style === "line");
     const style = {
       faint: { mode: "lines", line: { width: 1 }, opacity: 0.28, hoverinfo: "skip" },
       line: { mode: "lines", line: { width: 2 } },
-      points: { mode: "lines+markers", line: { width: 1.5 }, marker: { size: 6 } },
+      points: { mode: overlaid ? "markers" : "lines+markers", line: { width: 1.5 }, marker: { size: trace.y.length > 50 ? 3 : 6 } },
       last: { mode: "markers", marker: { size: 11, symbol: "diamond" } },
     }[trace.style];
-    const several = runs.length > 1;
     const label = trace.style === "line" && panel.traces.every((other) => other.style !== "faint") ? panel.title : trace.label;
     return {
       ...style,
@@ -28,9 +29,9 @@
       line: { ...style.line, color: color(trace) },
       marker: { ...style.marker, color: color(trace) },
       name: several ? `${runs[trace.run]}, ${label}` : label,
-      showlegend: false,
+      showlegend: !several && trace.style !== "faint",
       visible: !hidden.has(trace.run),
-      hovertemplate: trace.style === "faint" ? undefined : panel.percent ? "%{y:.1%}" : "%{y:.4~g}",
+      hovertemplate: trace.style === "faint" ? undefined : `%{y:${panel.hover}}`,
     };
   }
 
@@ -42,7 +43,8 @@
       x: [xs.reduce((a, b) => Math.min(a, b), Infinity), xs.reduce((a, b) => Math.max(a, b), -Infinity)],
       y: [line.y, line.y],
       text: ["", `${line.label}  ${line.y.toFixed(2)}`],
-      textposition: "top left",
+      textposition: "bottom left",
+      cliponaxis: false,
       textfont: { color: css("--muted"), size: 12 },
       line: { color: css("--reference"), width: 1.5, dash: "4px,3px" },
       hoverinfo: "skip",
@@ -54,10 +56,12 @@
     const traces = panel.traces.map((trace) => drawn(trace, panel)).concat(panel.references.map((line) => reference(line, panel)));
     const lines = { gridcolor: css("--grid"), linecolor: css("--line"), zeroline: false, automargin: true };
     const layout = {
-      margin: { l: 46, r: 12, t: 8, b: 34 },
+      margin: { l: 46, r: 12, t: 24, b: 34 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: css("--sans"), size: 12, color: css("--muted") },
+      showlegend: traces.filter((trace) => trace.showlegend).length > 1,
+      legend: { orientation: "h", x: 1, xanchor: "right", y: 1, yanchor: "bottom", itemclick: false, itemdoubleclick: false },
       hovermode: "x unified",
       hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink") }, namelength: 40 },
       xaxis: {
@@ -72,11 +76,11 @@
         ...lines,
         type: panel.logarithmic ? "log" : "linear",
         rangemode: panel.fromZero ? "tozero" : "normal",
-        tickformat: panel.percent ? ".0%" : panel.logarithmic ? "~g" : "~s",
-        nticks: 6,
+        tickformat: panel.ticks,
+        nticks: index === 0 ? 10 : panel.logarithmic ? 4 : 6,
       },
     };
-    const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+    const options = { responsive: true, displayModeBar: false };
     return Plotly.react(`plot${index}`, traces, layout, options);
   }
 

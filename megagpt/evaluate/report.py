@@ -6,10 +6,11 @@ import json
 import statistics
 from html import escape
 from importlib import resources
+from itertools import zip_longest
 from typing import Any
 
 from megagpt.errors import ConfigError
-from megagpt.evaluate.curves import COMPRESSORS, MAX_POINTS, PANELS, panel_data, smooth
+from megagpt.evaluate.curves import COMPRESSORS, MAX_POINTS, PANELS, SMOOTHING, panel_data, smooth
 from megagpt.evaluate.runs import Run, number
 
 Rows = list[tuple[str, list[str]]]
@@ -27,7 +28,7 @@ def build_report(runs: list[Run]) -> str:
             _header(title, runs),
             _controls(runs),
             _figures(panels),
-            _section("Summary", _table(runs, summary_rows(runs))),
+            _section("Summary", _facts(runs) if len(runs) == 1 else _table(runs, summary_rows(runs))),
             _config(runs),
             _samples(runs),
             _section("How it was run", _table(runs, _about_rows(runs), "code")),
@@ -86,9 +87,7 @@ def _summary(run: Run) -> dict[str, str]:
 
 
 def _header(title: str, runs: list[Run]) -> str:
-    names = {str(run.config["model.name"]): None for run in runs if "model.name" in run.config}
-    devices = {str(run.about["device"]): None for run in runs if "device" in run.about}
-    facts = [*names, *devices]
+    facts = list(dict.fromkeys(fact for run in runs for fact in _header_facts(run)))
     tiles = ""
     if len(runs) == 1:
         run, values = runs[0], _summary(runs[0])
@@ -102,15 +101,27 @@ def _header(title: str, runs: list[Run]) -> str:
         loss = values.get(f"Final loss ({part})") or values.get("Validation loss")
         perplexity = values.get(f"Final perplexity ({part})") or values.get("Validation perplexity")
         utilisation = values.get("Model FLOPs utilisation, median")
+        memory = f"peak memory {values['Peak memory']}" if "Peak memory" in values else ""
         tiles = _tiles(
             ("Held-out bits per byte", bits, " · ".join(compressors)),
             ("Held-out loss", loss, f"perplexity {perplexity}" if perplexity else ""),
             ("Tokens", values.get("Tokens"), f"{values['Steps']} steps" if "Steps" in values else ""),
             ("Tokens per second", values.get("Tokens per second, median"), f"MFU {utilisation}" if utilisation else ""),
-            ("Time training", values.get("Time training"), values.get("Peak memory", "")),
+            ("Time training", values.get("Time training"), memory),
         )
     subtitle = f"<p>{escape(' · '.join(facts))}</p>" if facts else ""
     return f'<header><span class="brand">megagpt</span><h1>{escape(title)}</h1>{subtitle}</header>{tiles}'
+
+
+def _header_facts(run: Run) -> list[str]:
+    """Model, its shape and the hardware, as far as they are known."""
+    config, about = run.config, run.about
+    facts = [config.get("model.name")]
+    if {"model.num_layers", "model.hidden_size"} <= set(config):
+        facts.append(f"{config['model.num_layers']} layers of width {config['model.hidden_size']}")
+    if "device" in about:
+        facts.append(f"{about['device']}, {about.get('ranks', 1)} rank{'s' * (about.get('ranks', 1) != 1)}")
+    return [str(fact) for fact in facts if fact]
 
 
 def _tiles(*tiles: tuple[str, str | None, str]) -> str:
@@ -144,7 +155,10 @@ def _figures(panels: list[dict[str, Any]]) -> str:
         wide = ' class="wide"' if index == 0 else ""
         caption = f"<figcaption>{escape(panel['title'])}{unit}</figcaption>"
         figures.append(f'<figure{wide}>{caption}<div class="plot" id="plot{index}"></div></figure>')
-    notes = ["Faint lines are single steps, full lines an exponential mean over 2% of the run, dots evaluations."]
+    notes = [
+        f"Faint lines are single steps, full lines an exponential mean over {SMOOTHING:.0%} of the run (less at its "
+        "start), dots evaluations on the way, diamonds the last one. Drag to zoom, double-click to zoom out."
+    ]
     if any(panel["thinned"] for panel in panels):
         notes.append(
             f"Curves of more than {MAX_POINTS:,} points are thinned out to the smallest and the largest value "
@@ -177,16 +191,16 @@ def _config_groups(rows: Rows) -> str:
 
 
 def _samples(runs: list[Run]) -> str:
+    """The generated texts, the runs' answers to one prompt side by side."""
     articles = []
-    for index, run in enumerate(runs):
-        for sample in run.samples:
-            prompt, text = (
-                str(sample.get("prompt", "")),
-                str(sample.get("text", "")).removeprefix(str(sample.get("prompt", ""))),
-            )
-            of_run = f"{_dot(index)}{escape(run.name)} · " if len(runs) > 1 else ""
-            step = escape(_format(sample.get("step"), ",.0f"))
-            body = f"<pre><b>{escape(prompt)}</b>{escape(text)}</pre>"
+    for samples in zip_longest(*(run.samples for run in runs)):
+        for index, sample in enumerate(samples):
+            if sample is None:
+                continue
+            prompt, text = str(sample.get("prompt", "")), str(sample.get("text", ""))
+            of_run = f"{_dot(index)}{escape(runs[index].name)} · " if len(runs) > 1 else ""
+            step = _format(sample.get("step"), ",.0f")
+            body = f"<pre><b>{escape(prompt)}</b>{escape(text.removeprefix(prompt))}</pre>"
             articles.append(f"<article><small>{of_run}step {step}</small>{body}</article>")
     return _section("Samples", f'<div class="samples">{"".join(articles)}</div>') if articles else ""
 
@@ -217,6 +231,11 @@ def _table(runs: list[Run], rows: Rows, style: str = "numbers") -> str:
         for label, cells in rows
     )
     return f'<div class="scroll"><table class="{style}">{head}<tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _facts(runs: list[Run]) -> str:
+    pairs = (f"<div><dt>{escape(label)}</dt><dd>{escape(cells[0])}</dd></div>" for label, cells in summary_rows(runs))
+    return f'<dl class="facts">{"".join(pairs)}</dl>'
 
 
 def _dot(run: int) -> str:

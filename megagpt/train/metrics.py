@@ -59,7 +59,7 @@ def describe_run() -> dict[str, Any]:
     return {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "versions": versions | {package: metadata.version(package) for package in packages},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "ranks": env.world_size(),
     }
 
