@@ -95,7 +95,7 @@ def preprocess(
     tokenizer: path of a tokenizer.json; key: the text's key in JSON records, or column in parquet files
     workers: tokenizing processes, by default one a core
     max_rejected: more malformed records than this raise DataError; all are listed in `output`.rejected.txt
-    max_record_mb: longer records are malformed; about 100 times as much memory may be needed for one record
+    max_record_mb: longer records are malformed; a worker needs about 20 times as much memory for one
 
     A corpus that was made from the same inputs with the same options is left as it is.
     """

@@ -6,7 +6,8 @@ its SHA-256 is what a corpus remembers about it.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,12 @@ from megagpt.errors import DataError
 END_OF_TEXT = "<|endoftext|>"
 """The token that ends every document."""
 
+PIECE = 1 << 18
+"""Characters that are encoded at a time, about, where the tokenizer allows it."""
+
+_BORDER = re.compile(r"""[\w.,;:!?)"'。」](?=[ \n])""")
+"""The end of something, before white space."""
+
 
 class Tokenizer:
     """Text to token ids and back."""
@@ -30,7 +37,8 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:  # the library raises plain Exception
             raise DataError(f"{name} is not a tokenizer.json of Hugging Face tokenizers: {error}") from None
-        if (json.loads(content).get("decoder") or {}).get("type") != "ByteLevel":
+        spec = json.loads(content)
+        if (spec.get("decoder") or {}).get("type") != "ByteLevel":
             raise DataError(f"{name} is not a byte-level BPE; train one with tools/train_tokenizer.py")
         end_of_text = self._tokenizer.token_to_id(END_OF_TEXT)
         if end_of_text is None:
@@ -38,6 +46,10 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" inside a document is text like any other
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        splitter = spec.get("pre_tokenizer") or {}
+        self._cuttable = (
+            splitter.get("type") == "ByteLevel" and splitter.get("use_regex") and not spec.get("normalizer")
+        )
         self._content = content
         self.end_of_text_id: int = end_of_text
         self.vocab_size: int = self._tokenizer.get_vocab_size()
@@ -58,11 +70,28 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; strings that look like special tokens are encoded as plain text."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = []
+        for piece in self._pieces(text):
+            ids += self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0].ids
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
+        if any(len(text) > PIECE for text in texts):
+            return [self.encode(text) for text in texts]
         return [item.ids for item in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """`text` in pieces whose tokens are together the tokens of the whole.
+
+        The library's intermediate results are a hundred times as large as the text, so a long one is encoded piecemeal.
+        GPT-2's pattern has no token with white space after something else, so any such place is a border.
+        """
+        start = 0
+        while self._cuttable and len(text) - start > PIECE and (border := _BORDER.search(text, start + PIECE)):
+            yield text[start : border.end()]
+            start = border.end()
+        yield text[start:]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that `ids` stand for, which a cut may leave as broken UTF-8; special tokens give none."""

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megagpt.data import tokenizer as module
 from megagpt.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
 from megagpt.errors import DataError
 
@@ -32,6 +33,23 @@ def test_round_trip_of_any_text(tokenizer, text):
     assert tokenizer.decode(ids) == text
     assert tokenizer.encode_batch([text]) == [ids]
     assert tokenizer.token_bytes[ids].sum() == len(text.encode())
+
+
+@given(
+    text=st.text(st.sampled_from("ab7 \n\t.,'\x1c\x85\u3000中。_s"), max_size=60) | st.text(), piece=st.integers(1, 9)
+)
+@settings(max_examples=300, deadline=None)
+def test_long_texts_are_encoded_in_pieces_without_a_difference(tokenizer, text, piece):
+    whole = tokenizer.encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PIECE", piece)
+        assert tokenizer.encode(text) == whole
+        assert tokenizer.encode_batch([text, "x"]) == [whole, tokenizer.encode("x")]
+
+
+def test_a_long_text_is_really_cut(tokenizer):
+    pieces = list(tokenizer._pieces(TEXTS[0] * module.PIECE))[:3]
+    assert all(module.PIECE <= len(piece) < module.PIECE + len(TEXTS[0]) for piece in pieces)
 
 
 def test_special_token_in_text_is_plain_text(tokenizer):
