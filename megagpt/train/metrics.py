@@ -15,8 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megagpt import __version__, env
 from megagpt.config.schema import LoggingConfig
 
@@ -54,6 +52,8 @@ def wandb_name(metric: str) -> str:
 
 def describe_run() -> dict[str, Any]:
     """How this run was started and by which versions, for the report. Nothing of the environment is in it."""
+    import torch  # here, so that tools that only read metrics start fast
+
     packages = ("torch", "megatron-core", "numpy", "tokenizers")
     versions = {"megagpt": __version__, "python": platform.python_version()}
     return {
