@@ -34,7 +34,8 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     changes a choice almost never. Tokens of probability 0 are never drawn.
     """
     cumulative = logprobs.double().exp().cumsum(-1)
-    return torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
+    tokens = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
+    return tokens.clamp_(max=logprobs.shape[-1] - 1)  # NaN compares with nothing; its log-probability will tell
 
 
 def choose(
