@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +17,13 @@ log = logging.getLogger(__name__)
 
 LINE_INTERVAL_SECONDS = 30.0
 """Time between two progress lines where stderr is not a terminal."""
+
+QUIET = (
+    (r"megatron\.", UserWarning),  # that Apex and Transformer Engine are not installed: megagpt needs neither
+    (r"megagpt\.parallel\.cpu", UserWarning),  # the same, seen from where Megatron-Core's calls pass through
+    (r"torch\.distributed", FutureWarning),  # names of collectives that Megatron-Core still uses
+)
+"""Warnings of libraries that a user can do nothing about: the module that they point at, and their category."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C in a tool (128 + SIGINT, as shells count)."""
@@ -75,6 +83,8 @@ def setup(run_dir: str | Path | None = None) -> None:
     stderr.setFormatter(_Short(rank))
     root.addHandler(stderr)
     logging.getLogger("megagpt").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    for module, category in QUIET:
+        warnings.filterwarnings("ignore", category=category, module=module)
     if run_dir is None or rank != 0:
         return
     path = Path(run_dir) / "log.txt"

@@ -82,3 +82,20 @@ def shutdown() -> None:
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def is_first_failure() -> bool:
+    """Whether no other rank has failed before: the first cause is worth reporting, what follows from it is not."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return True
+    rank = str(dist.get_rank())
+    try:
+        return dist.distributed_c10d._get_default_store().compare_set("first failure", "", rank).decode() == rank
+    except RuntimeError:  # the rank that serves the store is gone
+        return True
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether `error` is a collective's that failed because of another rank."""
+    from_gloo = type(error) is RuntimeError and ("gloo" in str(error).lower() or "closed by peer" in str(error))
+    return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or from_gloo

@@ -1,11 +1,29 @@
 """What can be trained: each stage defines a task and runs the loop."""
 
 from megagpt.config.schema import Config
+from megagpt.errors import DistributedError, MegaGPTError
 
 
 def run(config: Config) -> int:
-    """Run the stage that `config.stage.name` names, in this process, as its rank. Returns the exit code."""
+    """Run the stage that `config.stage.name` names, in this process, as its rank. Returns the exit code.
+
+    When ranks fail, the first one raises its error; the others only return an exit code, since theirs follows from it.
+    """
+    from megagpt.parallel import launch
     from megagpt.stages import pretrain
 
     stages = {"pretrain": pretrain.run}
-    return stages[config.stage.name](config)
+    try:
+        return stages[config.stage.name](config)
+    except Exception as error:
+        if not launch.is_first_failure():
+            return error.exit_code if isinstance(error, MegaGPTError) else 1
+        if launch.is_lost_contact(error):
+            raise DistributedError(
+                "lost contact with another rank: it was killed, crashed, or took longer than parallel.timeout_minutes "
+                f"({config.parallel.timeout_minutes:g}). Look for the first message of that rank; the newest "
+                f"checkpoint is good, and the same command goes on from it ({str(error).splitlines()[0]})"
+            ) from error
+        raise
+    finally:
+        launch.shutdown()

@@ -7,7 +7,6 @@ from megagpt.config.schema import Config
 from megagpt.errors import STOPPED_BY_SIGNAL
 from megagpt.evaluate.held_out import compressed_bits_per_byte, evaluate
 from megagpt.model.generation import GenerationConfig, Generator
-from megagpt.parallel import launch
 from megagpt.stages.session import Session, open_session, start
 from megagpt.train.metrics import replace_file
 from megagpt.train.task import LanguageModelTask
@@ -17,17 +16,14 @@ log = logging.getLogger(__name__)
 
 def run(config: Config) -> int:
     """Train to `optim.train_tokens`, then judge the model on all held-out documents and show samples."""
-    try:
-        with start(config) as checkpointer:
-            session = open_session(config, LanguageModelTask(), checkpointer)
-            if not session.trainer.fit():
-                return STOPPED_BY_SIGNAL
-            evaluate_run(session)
-            write_samples(session)
-            session.trainer.metrics.finish()
-        return 0
-    finally:
-        launch.shutdown()
+    with start(config) as checkpointer:
+        session = open_session(config, LanguageModelTask(), checkpointer)
+        if not session.trainer.fit():
+            return STOPPED_BY_SIGNAL
+        evaluate_run(session)
+        write_samples(session)
+        session.trainer.metrics.finish()
+    return 0
 
 
 def evaluate_run(session: Session) -> None:

@@ -101,6 +101,17 @@ def test_kill_9_ten_times(overrides, tmp_path):
     assert lines == list(range(1, STEPS + 1))
 
 
+def test_killed_rank_is_reported_once(overrides, tmp_path):
+    command = _command(2, [*_settings(overrides, tmp_path, "run", steps=100_000), "parallel=data"])
+    log = tmp_path / "log"
+    process = _start(command, log)
+    _wait_for(lambda: _steps(tmp_path / "run") > 2, process, log)
+    os.kill(_ranks_of(process.pid)[1], signal.SIGKILL)
+    assert process.wait(timeout=60) != 0
+    assert log.read_text().count("lost contact with another rank") == 1, log.read_text()
+    assert "megagpt/stages" not in log.read_text()  # no traceback of ours; torchrun prints its own
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signals_save_and_stop(number, overrides, tmp_path):
     command = _command(1, [*_settings(overrides, tmp_path, "run", steps=100_000), "checkpoint.interval=0"])
