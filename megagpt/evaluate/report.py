@@ -65,7 +65,7 @@ def summary_rows(runs: list[Run]) -> Rows:
 def _summary(run: Run) -> dict[str, str]:
     last, validation = (lines[-1] if lines else {} for lines in (run.train, run.validation))
     loss = smooth([number(line["loss"]) for line in run.train])
-    part = run.evaluation.get("part", "evaluation")
+    part = run.evaluation.get("part", "held out")
     values = {
         "Steps": _format(last.get("step"), ",.0f"),
         "Tokens": _quantity(last.get("tokens")),
@@ -91,7 +91,7 @@ def _header(title: str, runs: list[Run]) -> str:
     tiles = ""
     if len(runs) == 1:
         run, values = runs[0], _summary(runs[0])
-        part = run.evaluation.get("part", "evaluation")
+        part = run.evaluation.get("part", "held out")
         compressors = [
             f"{name} {_format(run.evaluation.get(key), '.2f')}"
             for key, name in COMPRESSORS.items()
@@ -157,7 +157,7 @@ def _figures(panels: list[dict[str, Any]]) -> str:
         figures.append(f'<figure{wide}>{caption}<div class="plot" id="plot{index}"></div></figure>')
     notes = [
         f"Faint lines are single steps, full lines an exponential mean over {SMOOTHING:.0%} of the run (less at its "
-        "start), dots evaluations on the way, diamonds the last one. Drag to zoom, double-click to zoom out."
+        "start), dots evaluations on the way, diamonds the final one. Drag to zoom, double-click to zoom out."
     ]
     if any(panel["thinned"] for panel in panels):
         notes.append(
