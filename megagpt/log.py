@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ from megagpt import env
 from megagpt.errors import MegaGPTError
 
 log = logging.getLogger(__name__)
+
+STARTED = time.perf_counter()
+"""When this process began: every command imports this module first."""
 
 LINE_INTERVAL_SECONDS = 30.0
 """Time between two progress lines where stderr is not a terminal."""

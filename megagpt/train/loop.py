@@ -12,7 +12,7 @@ import torch
 from megagpt.config.schema import Config
 from megagpt.data.loader import TrainLoader
 from megagpt.errors import TrainingDiverged
-from megagpt.log import progress
+from megagpt.log import STARTED, progress
 from megagpt.parallel.engine import Engine, StepResult
 from megagpt.train.flops import device_peak_tflops, mfu
 from megagpt.train.metrics import MetricsWriter
@@ -48,10 +48,12 @@ class Trainer:
     def fit(self) -> bool:
         """Run to the end and return True, or return False after a signal. The last step is saved either way."""
         optim, state = self.config.optim, self.state
-        saved_step = state.step
+        first_step, saved_step = state.step + 1, state.step
         with StopSignal() as stop, self._progress() as bar:
             while state.tokens < optim.train_tokens:
                 self._step(bar)
+                if state.step == first_step:
+                    log.info("first step after %.1f s", time.perf_counter() - STARTED)
                 self.saver.poll()
                 stopping = stop.agreed()
                 if stopping or _due(state.step, self.config.checkpoint.interval):
