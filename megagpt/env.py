@@ -61,3 +61,10 @@ def launcher_has_store() -> bool:
 def tokenize_on_one_thread() -> None:
     """Keep the tokenizers library on the thread that calls it, here and in processes started from now on."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def become_rank(rank: int, world_size: int, gpus: bool) -> None:
+    """Make this process what torchrun would make of rank `rank` on one machine; without `gpus` it sees none."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+    if not gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -74,6 +74,17 @@ def form_groups(parallel: ParallelConfig, seed: int) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
+def leave_groups() -> None:
+    """Give up the groups of `form_groups`, so that the same ranks can form those of another layout. Collective."""
+    from megatron.core import parallel_state
+
+    dist.barrier()
+    parallel_state.destroy_model_parallel()  # which only forgets them: their threads and sockets would stay
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+
+
 def shutdown() -> None:
     """Leave the groups; safe to call when `initialize` failed half-way."""
     if "megatron.core.parallel_state" in sys.modules:
