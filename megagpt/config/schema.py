@@ -106,8 +106,8 @@ class ParallelConfig:
     """Sequences that one rank passes through the model at a time."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations recomputed in the backward pass: none, attention only, or whole layers."""
-    overlap_communication: bool = False
-    """Whether gradient reduction and parameter gathering overlap with computation (CUDA only)."""
+    overlap_grad_reduce: bool = False
+    """Whether data-parallel ranks reduce gradients while the backward pass still runs."""
     timeout_minutes: float = 10.0
     """How long a collective waits for a missing rank before the job fails."""
 

@@ -42,6 +42,9 @@ class MegatronEngine:
         self.optimizer = None
         if training:
             self.chunks = [self._with_gradients(index, module) for index, module in enumerate(self.modules)]
+            if config.parallel.overlap_grad_reduce:  # only the last micro-batch's backward pass communicates
+                no_sync = [chunk.no_sync for chunk in self.chunks]
+                self.modules[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
             self.optimizer = self._build_optimizer()
         self.schedule = get_forward_backward_func()
 
@@ -60,19 +63,12 @@ class MegatronEngine:
         return module.to(self.device, self.dtype)
 
     def _with_gradients(self, index: int, module: torch.nn.Module) -> DistributedDataParallel:
-        overlap = self.config.parallel.overlap_communication and self.device.type == "cuda"
-        zero = self.config.parallel.zero_stage == 1
         ddp_config = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
-            use_distributed_optimizer=zero,
-            overlap_grad_reduce=overlap,
-            overlap_param_gather=overlap and zero,
+            use_distributed_optimizer=self.config.parallel.zero_stage == 1,
+            overlap_grad_reduce=self.config.parallel.overlap_grad_reduce,
         )
-        chunk = DistributedDataParallel(module.config, ddp_config, module, disable_bucketing=index > 0)
-        if overlap:
-            previous = module.config.no_sync_func if index else []
-            module.config.no_sync_func = [*previous, chunk.no_sync] if self.dims.virtual_size > 1 else chunk.no_sync
-        return chunk
+        return DistributedDataParallel(module.config, ddp_config, module, disable_bucketing=index > 0)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         optim = self.config.optim
@@ -88,7 +84,6 @@ class MegatronEngine:
                 bf16=optim.precision == "bf16",
                 params_dtype=self.dtype,
                 use_distributed_optimizer=self.config.parallel.zero_stage == 1,
-                overlap_param_gather=self.chunks[0].ddp_config.overlap_param_gather,
             ),
             self.chunks,
             use_gloo_process_groups=False,

@@ -43,15 +43,15 @@ ON_TWO = [
     {},
     {"zero_stage": 0},
     {"tensor_parallel_size": 2, "sequence_parallel": True, "recompute": "full"},
-    {"recompute": "selective"},
+    {"recompute": "selective", "overlap_grad_reduce": True},
 ]
 ON_FOUR = [
     {"tensor_parallel_size": 4, "sequence_parallel": True},
     {"pipeline_parallel_size": 4},
     {"tensor_parallel_size": 2, "sequence_parallel": True, "pipeline_parallel_size": 2},
     {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "virtual_pipeline_size": 2, "recompute": "full"},
-    {"tensor_parallel_size": 2, "zero_stage": 0},
-    {"pipeline_parallel_size": 2},
+    {"tensor_parallel_size": 2, "zero_stage": 0, "overlap_grad_reduce": True},
+    {"pipeline_parallel_size": 2, "virtual_pipeline_size": 2, "overlap_grad_reduce": True},
     {},
 ]
 
