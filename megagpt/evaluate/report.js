@@ -67,6 +67,7 @@
       xaxis: {
         ...lines,
         showgrid: false,
+        rangemode: "tozero",
         showline: true,
         tickformat: axis === "tokens" ? "~s" : ",d",
         hoverformat: axis === "tokens" ? ".4~s" : ",d",
@@ -77,7 +78,7 @@
         type: panel.logarithmic ? "log" : "linear",
         rangemode: panel.fromZero ? "tozero" : "normal",
         tickformat: panel.ticks,
-        nticks: index === 0 ? 10 : panel.logarithmic ? 4 : 6,
+        nticks: index === 0 ? 7 : panel.logarithmic ? 4 : 6,
       },
     };
     const options = { responsive: true, displayModeBar: false };

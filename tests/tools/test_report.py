@@ -194,11 +194,8 @@ def test_a_folder_without_metrics_is_a_clear_error(tmp_path: Path, metrics: str 
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
-def test_chromium_draws_every_plot(tmp_path: Path):
-    folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b", steps=20)]
-    output = tmp_path / "page.html"
-    subprocess.run([sys.executable, TOOL, *folders, "--output", output], check=True, capture_output=True)
+def draw(page: Path) -> tuple[str, list[str]]:
+    """The page's elements after headless Chromium has drawn it, and what it wrote to its console."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     options += [
         "--disable-component-update",
@@ -206,14 +203,35 @@ def test_chromium_draws_every_plot(tmp_path: Path):
         "--enable-logging=stderr",
         "--virtual-time-budget=10000",
     ]
-    command = [CHROMIUM, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", output.as_uri()]
+    command = [CHROMIUM, *options, f"--user-data-dir={page.with_suffix('.profile')}", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    panels = panels_of(output.read_text())
-    dom = done.stdout
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+def test_chromium_draws_every_plot(tmp_path: Path):
+    folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b", steps=20)]
+    page = tmp_path / "page.html"
+    subprocess.run([sys.executable, TOOL, *folders, "--output", page], check=True, capture_output=True)
+    panels = panels_of(page.read_text())
+    traces = [trace for panel in panels for trace in panel["traces"]]
+    references = sum(len(panel["references"]) for panel in panels)
+
+    dom, console = draw(page)
+    assert not console
     assert 'data-drawn="tokens"' in dom
     assert len(re.findall(r'class="plot js-plotly-plot"', dom)) == len(panels)
-    drawn = sum(len(panel["traces"]) + len(panel["references"]) for panel in panels)
-    assert len(re.findall(r'class="trace scatter ', dom)) == drawn
+    assert len(re.findall(r'class="trace scatter ', dom)) == len(traces) + references
     assert len(re.findall(r'<path class="js-line" d="M', dom)) > len(panels)
     assert "gzip -9  1.75" in dom
+
+    # The same page with someone clicking on "Steps" and hiding run b; the policy would forbid such a script.
+    clicks = "for (const button of ['[data-axis=step]', '[data-run=\"1\"]']) document.querySelector(button).click();"
+    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
+    clicked = tmp_path / "clicked.html"
+    clicked.write_text(html.replace("</body>", f"<script>{clicks}</script></body>"))
+    dom, console = draw(clicked)
+    assert not console
+    assert 'data-drawn="step"' in dom
+    of_first = [trace for trace in traces if trace["run"] == 0]
+    assert len(re.findall(r'class="trace scatter ', dom)) == len(of_first) + references
