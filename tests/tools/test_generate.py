@@ -129,11 +129,7 @@ def test_two_ranks_print_once_what_one_prints(run_dir, tool):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["tools/generate.py", "--checkpoint", str(run_dir), *arguments]
 
-    def launch(*layout: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [*command, *layout], cwd=ROOT, env=os.environ, text=True, capture_output=True, timeout=120
-        )
-
-    done = launch("--pipeline-parallel-size", "2")
+    command += ["--pipeline-parallel-size", "2"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["tokens"] for line in done.stdout.splitlines()] == expected
