@@ -56,6 +56,12 @@ DTYPES = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
+def memory(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, not copied."""
+    flat = tensor.as_strided((tensor.numel(),), (1,))  # view(-1) can keep another stride for a single element
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
 def step_folder(step: int) -> str:
     """Name of the folder of a step."""
     return f"step_{step:08d}"

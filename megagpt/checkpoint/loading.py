@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import torch
 
 from megagpt.checkpoint.files import CHUNK, JSON_LIMIT, check_file, open_regular, parse_json, read_bytes
-from megagpt.checkpoint.format import STATE, STEP, Checkpoint, Stored, rank_file
+from megagpt.checkpoint.format import STATE, STEP, Checkpoint, Stored, memory, rank_file
 from megagpt.checkpoint.geometry import Rectangle, intersection, rectangles
 from megagpt.checkpoint.world import World, current_world
 from megagpt.errors import CheckpointError
@@ -217,15 +217,16 @@ def _read(
     else:
         columns = tuple(slice(f, f + n) for f, n in zip(first[1:], size[1:], strict=True))
         step = max(1, CHUNK // row)
+        scratch = torch.empty(min(step, size[0]), *shape[1:], dtype=dtype)
         for index in range(0, size[0], step):
-            rows = torch.empty(min(step, size[0] - index), *shape[1:], dtype=dtype)
+            rows = scratch[: size[0] - index]
             _read_into(file, start + index * row, rows)
             target[index : index + step].copy_(rows[:, *columns] if columns else rows)
 
 
 def _read_into(file: BinaryIO, start: int, target: torch.Tensor) -> None:
     """Reads the bytes of a contiguous CPU tensor from byte `start` of a file. Raises OSError."""
-    buffer = memoryview(target.view(-1).view(torch.uint8).numpy())
+    buffer = memory(target)
     file.seek(start)
     while buffer:
         count = file.readinto(buffer)

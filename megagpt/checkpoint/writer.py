@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from megagpt.checkpoint.files import CHUNK, FileInfo, write_file
-from megagpt.checkpoint.format import Entry, header, rank_file
+from megagpt.checkpoint.format import Entry, header, memory, rank_file
 from megagpt.errors import CheckpointError
 from megagpt.parallel.pieces import Piece
 
@@ -70,6 +70,6 @@ class RankWriter:
         """The bytes of the file, without a copy of tensors that are contiguous and on the CPU."""
         yield memoryview(self.header)
         for tensor in self.tensors:
-            data = memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            data = memory(tensor.cpu().contiguous())
             for start in range(0, len(data), CHUNK):
                 yield data[start : start + CHUNK]

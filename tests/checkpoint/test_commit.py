@@ -411,3 +411,12 @@ def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path):
     child.join()
     save_steps(tmp_path, 1)
     assert Path(tmp_path / "latest").read_text() == "step_00000001\n"
+
+
+def test_the_first_of_several_errors_is_the_one_that_all_ranks_raise():
+    errors = (OSError("third"), None, ValueError("first"), CheckpointError("second"))
+
+    def fail(world):
+        world.fail_together(errors[world.rank], when=(3.0, None, 1.0, 2.0)[world.rank])
+
+    assert [str(error) for error in run_ranks(4, fail)] == ["rank 2: ValueError: first"] * 4

@@ -176,6 +176,15 @@ def test_loading_fills_views_in_place(tmp_path):
     assert torch.equal(parameter.detach().permute(2, 1, 0), tensors(0)["model/cube"])
 
 
+def test_a_single_element_of_odd_stride(tmp_path):
+    columns = torch.tensor([[3.0, 0.0], [4.0, 0.0]])
+    pieces = [Piece("model/x", (1, 2), (0, i), (1, 1), None, columns.t()[:1, i : i + 1]) for i in (0, 1)]
+    with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
+        checkpointer.save(1, pieces, {}, {}, {})
+        checkpointer.load(tmp_path / "step_00000001", blank(pieces))
+    assert [piece.data.item() for piece in pieces] == [3.0, 4.0]
+
+
 def test_pieces_that_do_not_make_up_the_tensor_are_not_saved(tmp_path):
     half = Piece("model/x", (4,), (0,), (2,), None, torch.zeros(2))
     with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
@@ -214,7 +223,7 @@ def test_memory_beside_the_tensors_is_flat(tmp_path):
         checkpointer.load(tmp_path / "step_00000001", [columns])
         narrow = Piece("model/x", (16, 2 << 20), (0, 5), (16, 9), None, torch.zeros(16, 9))
         checkpointer.load(tmp_path / "step_00000001", [narrow])
-        assert peak_memory() - before < 40 << 20
+        assert peak_memory() - before < data.nbytes // 2
     assert data.min() == narrow.data.min() == 1
 
 
