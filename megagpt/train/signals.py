@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import time
 from types import FrameType
 
 import torch
@@ -11,12 +12,16 @@ log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
+SAME_WISH_SECONDS = 2.0
+"""A Ctrl-C reaches a rank twice, from the terminal and again from torchrun: what comes this soon is no second wish."""
+
 
 class StopSignal:
-    """A context in which the signals only set a flag. A second SIGINT interrupts at once, as users expect."""
+    """A context in which the signals only set a flag. A second Ctrl-C interrupts at once, as users expect."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._received_at = 0.0
         # A CPU group: agreeing must not wait for the GPU.
         self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         self._previous: dict[signal.Signals, object] = {}
@@ -30,7 +35,10 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is signal.SIGINT and number == signal.SIGINT:
+        now = time.monotonic()
+        if self.received is None:
+            self._received_at = now
+        elif number == signal.SIGINT and now - self._received_at > SAME_WISH_SECONDS:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
 

@@ -125,6 +125,20 @@ def test_signals_save_and_stop(number, overrides, tmp_path):
     assert f"stopped by a signal at step {saved}" in log.read_text()
 
 
+def test_ctrl_c_under_torchrun_saves(overrides, tmp_path):
+    """The terminal sends SIGINT to the launcher and to every rank at once, and the launcher passes it on."""
+    command = _command(
+        2, [*_settings(overrides, tmp_path, "run", steps=100_000), "checkpoint.interval=0", "parallel=data"]
+    )
+    log = tmp_path / "log"
+    process = _start(command, log)
+    _wait_for(lambda: _steps(tmp_path / "run") > 2, process, log)
+    for pid in (process.pid, *_ranks_of(process.pid)):
+        os.kill(pid, signal.SIGINT)
+    assert process.wait(timeout=60) != 0
+    assert int(locate(tmp_path / "run").name.removeprefix("step_")) == _steps(tmp_path / "run"), log.read_text()
+
+
 class _Poisoned:
     """Language modelling whose loss is not finite in some calls, on one rank only."""
 
