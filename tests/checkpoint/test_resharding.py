@@ -149,6 +149,8 @@ def test_names_that_do_not_fit_are_listed(tmp_path):
     with pytest.raises(CheckpointError, match=r"model/cube is not expected; model/scale is not expected"):
         load(path, [Piece.whole(n, t) for n, t in own.items() if n not in ("model/cube", "model/scale")])
     load(path, [Piece.whole("model/cube", own["model/cube"])], strict=False)
+    with pytest.raises(CheckpointError, match=r"model/absent is missing; .*model/cube is not expected"):
+        load(path, [Piece.whole("model/absent", torch.zeros(1))])
     wrong = [
         Piece.whole("model/absent", torch.zeros(1)),
         Piece.whole("model/cube", torch.zeros(4, 6, 9)),
