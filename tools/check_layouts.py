@@ -18,19 +18,13 @@ Exit code 1 names the layouts beyond the tolerance. --write-docs puts the table 
 import argparse
 import dataclasses
 import datetime
-import gc
 import importlib.metadata
 import json
 import logging
 import os
 import platform
-import resource
 import shlex
-import statistics
 import sys
-import time
-from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,308 +32,20 @@ import torch
 
 from megagpt import log as logs
 from megagpt.config.load import load
-from megagpt.config.rules import check
-from megagpt.config.schema import Config, CorpusConfig, DataConfig, ParallelConfig
-from megagpt.data.batch import Batch
-from megagpt.data.loader import TrainLoader
-from megagpt.errors import ConfigError, DistributedError
-from megagpt.parallel import launch
-from megagpt.parallel.dims import ParallelDims
-from megagpt.parallel.spawn import run_ranks
+from megagpt.evaluate.layouts import REFERENCES, Row, cases, compare, has_data, measure
 
 log = logging.getLogger("megagpt.tools.check_layouts")
 
-TINY = ["model=tiny", "model.sequence_length=32", "optim=demo", "optim.global_batch_size=8", "data.corpora=[]"]
+TINY = [
+    *("model=tiny", "model.sequence_length=32", "optim=demo", "optim.lr=1e-3", "optim.global_batch_size=4"),
+    "data.corpora=[]",
+]
 MODERN = ["model=demo_modern", "model.hidden_size=64", "model.vocab_size=512"]
 DEFAULTS = {"GPT-3": TINY, "Modern": [*TINY, *MODERN]}
 """Models that are checked when no override is given, and their overrides."""
 
-
 DOCS = Path(__file__).parent.parent / "docs"
 MARKERS = ("<!-- layouts: made by tools/check_layouts.py -->", "<!-- layouts: end -->")
-REFERENCES = ("one rank", "one rank, bf16")
-TIMEOUT_SECONDS = 600
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One layout of one model."""
-
-    model: str
-    layout: str
-    ranks: int
-    config: Config
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """What one rank saw of a case."""
-
-    loss: list[float]
-    grad_norm: list[float]
-    milliseconds: float
-    """Median time of a step, the first one left out."""
-    memory_mib: float
-    """Most memory held: on the GPU, or resident with all libraries."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A case against one rank: the largest relative differences over all steps and ranks."""
-
-    model: str
-    layout: str
-    ranks: int
-    loss_difference: float
-    grad_norm_difference: float
-    milliseconds: float
-    memory_mib: float
-    tolerance: float
-    holds_grad_norm: bool
-
-    @property
-    def equal(self) -> bool:
-        """Whether it is within tolerance; a difference that is not a number is not."""
-        held = [self.loss_difference, self.grad_norm_difference][: 1 + self.holds_grad_norm]
-        return all(difference <= self.tolerance for difference in held)
-
-
-# Which layouts there are
-
-
-def cases(models: dict[str, Config], ranks: int) -> tuple[list[Case], dict[str, list[str]]]:
-    """All layouts on 1 to `ranks` ranks, and those that are refused, by reason. One rank comes first.
-
-    Raises ConfigError if not even one rank can train the model.
-    """
-    found: list[Case] = []
-    refused: dict[str, list[str]] = {}
-    for world_size, (model, given) in product(range(1, ranks + 1), models.items()):
-        base = _comparable(given)
-        check(base, 1)
-        for parallel in _layouts(base, world_size):
-            for suffix, config in _variants(dataclasses.replace(base, parallel=parallel), world_size):
-                try:
-                    check(config, world_size)
-                except ConfigError as error:
-                    lines, layout = str(error).splitlines(), f"{model}: {_name(parallel, world_size)}{suffix}"
-                    refused.setdefault(lines[len(lines) > 1].strip(), []).append(layout)
-                    if not suffix:
-                        break  # so are its variants
-                else:
-                    found.append(Case(model, _name(parallel, world_size) + suffix, world_size, config))
-    return found, refused
-
-
-def _comparable(config: Config) -> Config:
-    """The configuration on one rank, in fp32, without dropout and batch ramp.
-
-    Without corpora it names one that is not there, since the rules demand one.
-    """
-    parallel = ParallelConfig(
-        zero_stage=0,
-        micro_batch_size=config.parallel.micro_batch_size,
-        timeout_minutes=config.parallel.timeout_minutes,
-    )
-    model = dataclasses.replace(config.model, hidden_dropout=0.0, attention_dropout=0.0)
-    optim = dataclasses.replace(config.optim, precision="fp32", ramp_start=None, ramp_tokens=0)
-    data = config.data if _has_data(config) else DataConfig("none", (CorpusConfig("none"),))
-    return dataclasses.replace(config, model=model, parallel=parallel, optim=optim, data=data)
-
-
-def _has_data(config: Config) -> bool:
-    corpora = config.data.corpora
-    return bool(corpora) and all(Path(f"{corpus.path}.idx").exists() for corpus in corpora)
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
-
-
-def _layouts(config: Config, world_size: int) -> Iterator[ParallelConfig]:
-    for tensor in _divisors(world_size):
-        for pipeline in _divisors(world_size // tensor):
-            chunks = _divisors(max(1, config.model.num_layers // pipeline)) if pipeline > 1 else [1]
-            for sequence, virtual, zero in product({False, tensor > 1}, chunks, (0, 1)):
-                yield dataclasses.replace(
-                    config.parallel,
-                    tensor_parallel_size=tensor,
-                    sequence_parallel=sequence,
-                    pipeline_parallel_size=pipeline,
-                    virtual_pipeline_size=virtual,
-                    zero_stage=zero,
-                )
-
-
-def _variants(config: Config, world_size: int) -> Iterator[tuple[str, Config]]:
-    """(addition to the name, configuration): the layout itself and, where it uses each kind fully, its options."""
-    yield "", config
-    parallel = config.parallel
-    tensor, pipeline, size = parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.micro_batch_size
-    bf16 = dataclasses.replace(config, optim=dataclasses.replace(config.optim, precision="bf16"))
-    if world_size == 1 and parallel.zero_stage == 0:
-        yield ", bf16", bf16  # what the others in bf16 are compared with
-    chunks = config.model.num_layers // pipeline if pipeline > 1 else 1
-    if (
-        parallel.zero_stage == 0
-        or parallel.sequence_parallel != (tensor > 1)
-        or parallel.virtual_pipeline_size != chunks
-    ):
-        return
-    options = {
-        ", full recompute": {"recompute": "full"},
-        ", selective recompute": {"recompute": "selective"},
-        f", micro-batches of {2 * size}": {"micro_batch_size": 2 * size},
-    }
-    if world_size > tensor * pipeline:
-        options[", overlapped reduction"] = {"overlap_grad_reduce": True}
-    for suffix, change in options.items():
-        yield suffix, dataclasses.replace(config, parallel=dataclasses.replace(parallel, **change))
-    yield ", bf16", bf16
-
-
-def _name(parallel: ParallelConfig, world_size: int) -> str:
-    dims = ParallelDims.of(parallel, 0, world_size)
-    parts = {
-        f"TP{dims.tensor_size}": dims.tensor_size > 1,
-        "SP": parallel.sequence_parallel,
-        f"PP{dims.pipeline_size}": dims.pipeline_size > 1,
-        f"VPP{dims.virtual_size}": dims.virtual_size > 1,
-        f"DP{dims.data_size}": dims.data_size > 1,
-        "one rank": world_size == 1,
-        "ZeRO-1": parallel.zero_stage == 1,
-    }
-    return " ".join(part for part, used in parts.items() if used)
-
-
-# What every rank does
-
-
-def train_cases(todo: list[Case], steps: int, done: int, total: int) -> list[Curve]:
-    """Train each case in turn; runs on every rank. `done` of `total` cases came before. Collective."""
-    logs.setup()
-    curves = []
-    with logs.progress(total, "layouts", f"{todo[0].ranks} ranks", initial=done) as bar:
-        for case in todo:
-            bar.set_postfix(layout=f"{case.model} {case.layout}")
-            try:
-                curves.append(_train(case.config, steps))
-            except Exception as error:
-                raise DistributedError(f"{case.model}, {case.layout}: {error}") from error
-            gc.collect()  # engines refer to themselves; the next one should not find them in memory
-            bar.update()
-    return curves
-
-
-def _train(config: Config, steps: int) -> Curve:
-    from megagpt.parallel.megatron import MegatronEngine
-    from megagpt.train.task import LanguageModelTask
-
-    device = launch.initialize(config.parallel, config.seed)
-    _reset_peak_memory(device)
-    engine = MegatronEngine(config, LanguageModelTask())
-    dims, batch_size = engine.dims, config.optim.global_batch_size
-    loader = TrainLoader(config) if _has_data(config) else _RandomTokens(config)
-    results, seconds = [], []
-    for step in range(steps):
-        start = time.perf_counter()
-        batches = loader.micro_batches(step * batch_size, batch_size, dims.data_rank, dims.data_size)
-        count = batch_size // (config.parallel.micro_batch_size * dims.data_size)
-        results.append(engine.train_step(batches, count, config.optim.lr))
-        seconds.append(time.perf_counter() - start)
-    launch.leave_groups()
-    return Curve(
-        [result.loss for result in results],
-        [result.grad_norm for result in results],
-        1000 * statistics.median(seconds[1:] or seconds),
-        _peak_memory_mib(device),
-    )
-
-
-class _RandomTokens:
-    """Stands in for TrainLoader. Low tokens are frequent, so that there is something to learn."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    def micro_batches(self, first_sample: int, batch_size: int, rank: int, replicas: int) -> Iterator[Batch]:
-        """As `TrainLoader.micro_batches`."""
-        size = self.config.parallel.micro_batch_size
-        for start in range(first_sample + rank * size, first_sample + batch_size, size * replicas):
-            samples = [self._sample(start + row) for row in range(size)]
-            tokens, mask = (torch.stack(parts) for parts in zip(*samples, strict=True))
-            positions = torch.arange(mask.shape[1]).expand(mask.shape).contiguous()
-            yield Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, positions)
-
-    def _sample(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [S + 1] and loss mask [S]: how many tokens count differs from sample to sample."""
-        model = self.config.model
-        generator = torch.Generator().manual_seed(number)
-        tokens = (torch.rand(model.sequence_length + 1, generator=generator) ** 3 * model.vocab_size).long()
-        return tokens, (torch.rand(model.sequence_length, generator=generator) < 0.7).float()
-
-
-def _reset_peak_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif (control := Path("/proc/self/clear_refs")).exists():
-        control.write_text("5")  # forgets the peak so far
-
-
-def _peak_memory_mib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else ():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-# Comparing
-
-
-def measure(todo: list[Case], steps: int, gpus: bool) -> dict[Case, list[Curve]]:
-    """The curve of every rank of every case; ranks are started once for each number of ranks."""
-    measured: dict[Case, list[Curve]] = {}
-    for ranks in sorted({case.ranks for case in todo}):
-        group = [case for case in todo if case.ranks == ranks]
-        of_ranks = run_ranks(
-            train_cases, ranks, group, steps, len(measured), len(todo), timeout=TIMEOUT_SECONDS, gpus=gpus
-        )
-        measured |= dict(zip(group, map(list, zip(*of_ranks, strict=True)), strict=True))
-    return measured
-
-
-def compare(measured: dict[Case, list[Curve]], tolerance: float, bf16_tolerance: float) -> list[Row]:
-    """Every case against one rank of the same model and precision; in bf16 only the loss is held to a tolerance."""
-    references = {}
-    for case, (curve, *_) in measured.items():
-        references.setdefault((case.model, case.config.optim.precision), curve)
-    rows = []
-    for case, curves in measured.items():
-        precision = case.config.optim.precision
-        reference, exact = references[case.model, precision], precision == "fp32"
-        rows.append(
-            Row(
-                case.model,
-                case.layout,
-                case.ranks,
-                max(_difference(curve.loss, reference.loss) for curve in curves),
-                max(_difference(curve.grad_norm, reference.grad_norm) for curve in curves),
-                max(curve.milliseconds for curve in curves),
-                max(curve.memory_mib for curve in curves),
-                tolerance if exact else bf16_tolerance,
-                exact,
-            )
-        )
-    return rows
-
-
-def _difference(values: list[float], reference: list[float]) -> float:
-    """Largest relative difference; not a number if any is not."""
-    ours, theirs = (torch.tensor(numbers, dtype=torch.float64) for numbers in (values, reference))
-    return ((ours - theirs).abs() / theirs.abs()).max().item()
 
 
 def table(rows: list[Row]) -> str:
@@ -425,7 +131,7 @@ def main() -> int:
     found, refused = cases(models, args.ranks)
     todo = [case for case in found if args.only in case.layout or case.layout in REFERENCES]
     for name, config in models.items():
-        log.info("%s: %s", name, "the configured corpora" if _has_data(config) else "random tokens")
+        log.info("%s: %s", name, "the configured corpora" if has_data(config) else "random tokens")
     rows = compare(measure(todo, args.steps, gpus), args.tolerance, args.bf16_tolerance)
     text = document(rows, refused)
     print(text)
