@@ -11,7 +11,6 @@ import torch.distributed as dist
 from megatron.core import tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
@@ -37,6 +36,8 @@ class MegatronEngine:
         self.dims = ParallelDims.of(config.parallel, dist.get_rank(), dist.get_world_size())
         self.device = cpu.device()
         self.dtype = torch.bfloat16 if config.optim.precision == "bf16" else torch.float32
+        # A single replica has nobody to share with, and would still pay for the collectives.
+        self.shards_optimizer = config.parallel.zero_stage == 1 and self.dims.data_size > 1
         self.modules = [self._build(stage) for stage in range(self.dims.virtual_size)]
         self.chunks: list[torch.nn.Module] = self.modules
         self.optimizer = None
@@ -65,7 +66,7 @@ class MegatronEngine:
     def _with_gradients(self, index: int, module: torch.nn.Module) -> DistributedDataParallel:
         ddp_config = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
-            use_distributed_optimizer=self.config.parallel.zero_stage == 1,
+            use_distributed_optimizer=self.shards_optimizer,
             overlap_grad_reduce=self.config.parallel.overlap_grad_reduce,
         )
         return DistributedDataParallel(module.config, ddp_config, module, disable_bucketing=index > 0)
@@ -83,7 +84,7 @@ class MegatronEngine:
                 clip_grad=optim.clip_grad,
                 bf16=optim.precision == "bf16",
                 params_dtype=self.dtype,
-                use_distributed_optimizer=self.config.parallel.zero_stage == 1,
+                use_distributed_optimizer=self.shards_optimizer,
             ),
             self.chunks,
             use_gloo_process_groups=False,
@@ -103,19 +104,31 @@ class MegatronEngine:
         self.optimizer.zero_grad()
         loss, count, metrics = self._run(batches, num_micro_batches, forward_only=False)
         self.optimizer.prepare_grads()
-        grad_norm = float(self.optimizer.get_grad_norm())
+        grad_norm = self._grad_norm()
         applied = math.isfinite(loss) and math.isfinite(grad_norm)
         if applied:
             self._update(grad_norm, lr)
         return StepResult(loss, count, grad_norm, applied, metrics)
 
-    def _update(self, grad_norm: float, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+    @torch.no_grad()
+    def _grad_norm(self) -> float:
+        """Norm of the whole model's gradient. Megatron-Core's, without Apex, waits for the device at every tensor."""
         (inner,) = self.optimizer.chained_optimizers
-        if self.config.optim.clip_grad > 0 and inner.get_parameters():
-            clip_grad_by_total_norm_fp32(inner.get_parameters(), self.config.optim.clip_grad, grad_norm)
-        self.optimizer.step_with_ready_grads()
+        square = torch.zeros((), device=self.device)
+        if grads := inner.get_main_grads_for_grad_norm():
+            square += torch.stack(torch._foreach_norm(grads)).square().sum()
+        dist.all_reduce(square, group=inner.get_grad_stats_parallel_group())
+        return math.sqrt(square.item())
+
+    def _update(self, grad_norm: float, lr: float) -> None:
+        (inner,) = self.optimizer.chained_optimizers
+        for group in inner.param_groups:
+            group["lr"] = lr
+        if self.config.optim.clip_grad > 0 and not inner.is_stub_optimizer:
+            # Adam's fused kernel divides gradients by this as it reads them, which is cheaper than a pass of its own.
+            excess = max(1.0, (grad_norm + 1e-6) / self.config.optim.clip_grad)
+            inner.optimizer.grad_scale = torch.full((), excess, device=self.device)
+        inner.step_with_ready_grads()
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[Batch], num_micro_batches: int) -> StepResult:
