@@ -210,7 +210,8 @@ class Generator:
         batch, new = tokens.shape
         columns = torch.arange(cache.length + new, device=self.device)
         queries = columns[cache.length :]
-        cache.position_ids = (queries - padding[:, None]).clamp(min=0)
+        positions = (queries - padding[:, None]).clamp(min=0)
+        cache.begin(positions)
         mask = _hidden(queries, columns, padding) if padding.any() else None
         stage, stages, pipeline = self.groups.pp.rank(), self.groups.pp.size(), self.groups.pp
         for module in self.modules:
@@ -221,7 +222,7 @@ class Generator:
                 )
                 dist.recv(hidden, group=pipeline, group_src=(stage - 1) % stages)
                 module.set_input_tensor(hidden)
-            out = module(tokens, cache.position_ids, mask, inference_context=cache, runtime_gather_output=True)
+            out = module(tokens, positions, mask, inference_context=cache, runtime_gather_output=True)
             if not module.post_process:
                 dist.send(out.contiguous(), group=pipeline, group_dst=(stage + 1) % stages)
         cache.advance(new)

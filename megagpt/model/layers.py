@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.attention import SelfAttention as MegatronSelfAttention
 from megatron.core.transformer.attention import SelfAttentionSubmodules
@@ -147,8 +146,7 @@ class SelfAttention(MegatronSelfAttention):
                 inference_context, query, key, value, rotary_pos_emb, *args, **kwargs
             )
         if rotary_pos_emb is not None:
-            angles = inference_context.rotary(rotary_pos_emb[0])
-            query, key = (apply_rotary_pos_emb(part, angles, self.config) for part in (query, key))
+            query, key = (inference_context.rotate(part, rotary_pos_emb[0]) for part in (query, key))
         key, value = inference_context.append(self.layer_number, key, value)
         return query, key, value, None, self.attn_mask_type, None
 
