@@ -136,6 +136,9 @@ def transformers_model(model: ModelConfig, activation: str) -> torch.nn.Module:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+        loss_type="ForCausalLM",
         use_cache=False,
         attn_implementation="sdpa",
     )
