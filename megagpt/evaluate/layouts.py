@@ -194,7 +194,7 @@ def train_cases(todo: list[Case], steps: int, done: int, total: int) -> list[Cur
     """Train each case in turn; runs on every rank. `done` of `total` cases came before. Collective."""
     logs.setup()
     curves = []
-    with logs.progress(total, "layouts", f"{todo[0].ranks} ranks", initial=done) as bar:
+    with logs.progress(total, "layouts", f"ranks: {todo[0].ranks}", initial=done) as bar:
         for case in todo:
             bar.set_postfix(layout=f"{case.model} {case.layout}")
             try:
@@ -300,8 +300,8 @@ def compare(measured: dict[Case, list[Curve]], tolerance: float, bf16_tolerance:
                 case.model,
                 case.layout,
                 case.ranks,
-                max(_difference(curve.loss, reference.loss) for curve in curves),
-                max(_difference(curve.grad_norm, reference.grad_norm) for curve in curves),
+                _difference([curve.loss for curve in curves], reference.loss),
+                _difference([curve.grad_norm for curve in curves], reference.grad_norm),
                 max(curve.milliseconds for curve in curves),
                 max(curve.memory_mib for curve in curves),
                 tolerance if exact else bf16_tolerance,
@@ -311,7 +311,7 @@ def compare(measured: dict[Case, list[Curve]], tolerance: float, bf16_tolerance:
     return rows
 
 
-def _difference(values: list[float], reference: list[float]) -> float:
+def _difference(of_ranks: list[list[float]], reference: list[float]) -> float:
     """Largest relative difference; not a number if any is not."""
-    ours, theirs = (torch.tensor(numbers, dtype=torch.float64) for numbers in (values, reference))
-    return ((ours - theirs).abs() / theirs.abs()).max().item()
+    ours, theirs = (torch.tensor(numbers, dtype=torch.float64) for numbers in (of_ranks, reference))
+    return ((ours - theirs).abs() / theirs.abs()).max().item()  # torch's max, unlike Python's, keeps NaN
