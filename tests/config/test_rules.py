@@ -128,7 +128,7 @@ BROKEN = [
 
 @cache
 def composed(*options: str) -> dict:
-    return to_dict(load(["experiment=demo", "parallel.micro_batch_size=1", *options]))
+    return to_dict(load(["experiment=demo", "parallel.micro_batch_size=1", "optim.global_batch_size=16", *options]))
 
 
 def demo(overrides: list[str]) -> Config:
