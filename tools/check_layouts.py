@@ -58,13 +58,16 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def document(rows: list[Row], refused: dict[str, list[str]]) -> str:
+def document(rows: list[Row], refused: dict[str, dict[str, list[str]]]) -> str:
     """A table for each model, and what was refused, as Markdown."""
     parts = []
     for model in dict.fromkeys(row.model for row in rows):
         parts.append(f"**{model}**\n\n" + table([row for row in rows if row.model == model]))
-    if refused:
-        lines = [f"- {', '.join(dict.fromkeys(layouts))}: {reason}" for reason, layouts in refused.items()]
+    lines = []
+    for reason, by_model in refused.items():
+        names = [f"{', '.join(layouts)} ({model})" for model, layouts in by_model.items()]
+        lines.append(f"- {'; '.join(names)}: {reason}")
+    if lines:
         parts.append("Refused:\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 

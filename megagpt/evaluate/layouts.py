@@ -78,13 +78,13 @@ class Row:
 # Which layouts there are
 
 
-def cases(models: dict[str, Config], ranks: int) -> tuple[list[Case], dict[str, list[str]]]:
-    """All layouts on 1 to `ranks` ranks, and those that are refused, by reason. One rank comes first.
+def cases(models: dict[str, Config], ranks: int) -> tuple[list[Case], dict[str, dict[str, list[str]]]]:
+    """All layouts on 1 to `ranks` ranks, and those that are refused, by reason and model. One rank comes first.
 
     Raises ConfigError if not even one rank can train the model.
     """
     found: list[Case] = []
-    refused: dict[str, list[str]] = {}
+    refused: dict[str, dict[str, list[str]]] = {}
     for world_size, (model, given) in product(range(1, ranks + 1), models.items()):
         base = _comparable(given)
         check(base, 1)
@@ -93,8 +93,8 @@ def cases(models: dict[str, Config], ranks: int) -> tuple[list[Case], dict[str, 
                 try:
                     check(config, world_size)
                 except ConfigError as error:
-                    lines, layout = str(error).splitlines(), f"{model}: {_name(parallel, world_size)}{suffix}"
-                    refused.setdefault(lines[len(lines) > 1].strip(), []).append(layout)
+                    lines, layout = str(error).splitlines(), _name(parallel, world_size) + suffix
+                    refused.setdefault(lines[len(lines) > 1].strip(), {}).setdefault(model, []).append(layout)
                     if not suffix:
                         break  # so are its variants
                 else:

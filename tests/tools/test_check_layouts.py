@@ -69,9 +69,9 @@ def test_every_layout_is_tried_or_refused_by_name():
     assert {case.layout for case in found if case.ranks == 4 and "," not in case.layout} == {
         name + zero for name in kinds for zero in ("", " ZeRO-1")
     }
-    of = {layout: reason for reason, layouts_ in refused.items() for layout in layouts_}
-    assert "optim.global_batch_size (4) is not a multiple of" in of["M: DP3"]
-    assert "model.num_layers (2) is not a multiple of parallel.pipeline_parallel_size (4)" in of["M: PP4 ZeRO-1"]
+    of = {layout: reason for reason, by_model in refused.items() for layout in by_model["M"]}
+    assert "optim.global_batch_size (4) is not a multiple of" in of["DP3"]
+    assert "model.num_layers (2) is not a multiple of parallel.pipeline_parallel_size (4)" in of["PP4 ZeRO-1"]
     with pytest.raises(ConfigError, match="num_attention_heads"):
         layouts.cases({"M": load([*SMALL, "model.num_attention_heads=3"])}, 1)
 
