@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megagpt import checkpoint
+from megagpt import checkpoint, env
 from megagpt import log as logs
 from megagpt.checkpoint import Checkpointer
-from megagpt.config.load import from_dict, to_dict
+from megagpt.config.load import from_dict, raise_all, to_dict
 from megagpt.config.load import save as save_config
-from megagpt.config.rules import check
+from megagpt.config.rules import check, world_size_fits
 from megagpt.config.schema import Config, ParallelConfig
 from megagpt.data.loader import TrainLoader
 from megagpt.data.tokenizer import Tokenizer
@@ -85,6 +85,7 @@ def restore(path: Path, parallel: ParallelConfig) -> tuple[Config, MegatronEngin
 
     Raises CheckpointError when there is no valid checkpoint, ConfigError when the model does not fit the layout.
     """
+    raise_all(list(world_size_fits(Config(parallel=parallel), env.world_size())))
     launch.initialize(parallel, seed=0)
     folder = checkpoint.locate(path)
     config = from_dict(checkpoint.read_manifest(folder)["config"])
