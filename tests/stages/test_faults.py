@@ -79,7 +79,7 @@ def _ranks_of(launcher: int) -> list[int]:
 @pytest.mark.slow
 def test_kill_9_ten_times(overrides, tmp_path):
     """Ranks killed at random moments and restarted by torchrun end with the parameters of a run never killed."""
-    settings = ["parallel=data", "checkpoint.interval=2"]
+    settings = ["parallel=data", "checkpoint.interval=5"]
     whole = _start(_command(2, [*_settings(overrides, tmp_path, "whole"), *settings]), tmp_path / "whole.log")
     assert whole.wait(timeout=300) == 0, (tmp_path / "whole.log").read_text()
 
