@@ -6,11 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before kernels are imported
 ROOT = Path(__file__).parent.parent
 # For spawned ranks to find test modules (as tests.*), `dist`, and the command lines.
-sys.path += [str(folder) for folder in (ROOT / "tests", ROOT / "tools", ROOT) if str(folder) not in sys.path]
+FOLDERS = [str(ROOT / folder) for folder in ("tests", "tests/kernels", "tools", "")]
+sys.path += [folder for folder in FOLDERS if folder not in sys.path]
+    str(folder)
+    for folder in (ROOT / "tests", ROOT / "tests/kernels", ROOT / "tools", ROOT)
+    if str(folder) not in sys.path
+]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,99 @@
+"""Where an op runs: how the faces of a `torch.library` op are registered, and which back end `auto` means."""
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module, util
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the Triton kernels take, unless an op says otherwise; they compute in float32."""
+
+
+def define(name: str, reference: Callable, kernel: str, fake: Callable) -> Callable:
+    """Register `torch.ops.megagpt.<name>` and return it.
+
+    reference: the op on CPU, annotated, from which the schema is read; it must return new tensors. kernel: "module:
+    function" that runs it with Triton, on CUDA and, where TRITON_INTERPRET=1, on CPU; imported when first called,
+    because not every machine has Triton. fake: the outputs' shapes and dtypes, for meta tensors and torch.compile.
+    """
+    qualified = f"megagpt::{name}"
+    module, function = kernel.split(":")
+
+    def triton(*args):
+        return getattr(import_module(module), function)(*args)
+
+    def cpu(*args):
+        return triton(*args) if interpreted() else reference(*args)
+
+    torch.library.define(qualified, torch.library.infer_schema(reference, mutates_args=()))
+    torch.library.impl(qualified, "cpu", cpu)
+    torch.library.impl(qualified, "cuda", triton)
+    torch.library.register_fake(qualified, fake)
+    return getattr(torch.ops.megagpt, name).default
+
+
+def resolve(backend: str, tensor: Tensor, others: tuple[str, ...] = ("torch",)) -> str:
+    """The back end that `backend` means for `tensor`: `auto` is Triton on CUDA and the first of `others` elsewhere.
+
+    Raises ValueError for a back end that is unknown, or for Triton on a CPU without its interpreter.
+    """
+    if backend == "auto":
+        return "triton" if tensor.is_cuda else others[0]
+    if backend not in ("triton", *others):
+        raise ValueError(f"backend is {backend!r}; it must be one of auto, triton, {', '.join(others)}")
+    if backend == "triton" and tensor.device.type == "cpu" and not interpreted():
+        raise ValueError(
+            "backend is 'triton' but the tensors are on the CPU: move them to CUDA, use 'auto', or set "
+            "TRITON_INTERPRET=1 to run kernels slowly in Triton's interpreter"
+        )
+    return backend
+
+
+@torch.compiler.assume_constant_result
+def interpreted() -> bool:
+    """Whether Triton is installed and interprets kernels on the CPU (TRITON_INTERPRET=1) instead of compiling them."""
+    return _interpreted()
+
+
+@cache
+def _interpreted() -> bool:
+    if util.find_spec("triton") is None:
+        return False
+    from triton import knobs
+
+    return knobs.runtime.interpret
+
+
+def capability() -> int:
+    """Compute capability to choose launch settings for, such as 90 for sm_90; the interpreter poses as Hopper."""
+    if interpreted():
+        return 90
+    from triton.runtime import driver
+
+    return driver.active.get_current_target().arch
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of a device; few on a CPU, so that the interpreter also runs a program many times."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def check_tensor(name: str, tensor: Tensor, like: Tensor | None = None, shape: tuple[int, ...] | None = None) -> None:
+    """Raise ValueError, naming the argument, unless the kernels can take `tensor`.
+
+    It must have one of DTYPES, lie where `like` lies with the same dtype, and have `shape`; the stride of its last
+    dimension must be 1.
+    """
+    if tensor.dtype not in DTYPES:
+        raise ValueError(f"{name} has dtype {tensor.dtype}; supported are float32, bfloat16 and float16")
+    if like is not None and tensor.dtype != like.dtype:
+        raise ValueError(f"{name} has dtype {tensor.dtype}, but the first argument has {like.dtype}: cast one of them")
+    if like is not None and tensor.device != like.device:
+        raise ValueError(f"{name} is on {tensor.device}, but the first argument is on {like.device}")
+    if shape is not None and tensor.shape != shape:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
+    if tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise ValueError(f"{name} has stride {tensor.stride(-1)} in its last dimension; it must be 1: use contiguous()")

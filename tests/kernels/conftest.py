@@ -1,0 +1,51 @@
+"""Kernels run on CUDA where there is a GPU, else in Triton's interpreter; their outputs start as NaN."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+CUDA = torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not CUDA and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip("no CUDA device"))
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu)] if CUDA else ["cpu"])
+def device(request) -> str:
+    """Where kernels run."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """Memory that a kernel leaves unwritten shows as NaN, or as a wild integer."""
+
+    def poisoned(make):
+        def fill(*args, **kwargs):
+            out = make(*args, **kwargs)
+            return out.fill_(float("nan") if out.is_floating_point() else -99) if not out.is_meta else out
+
+        return fill
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+
+
+@pytest.fixture
+def launched(monkeypatch) -> list[str]:
+    """Names of the Triton kernels launched so far, in order."""
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    names = []
+    for kind in (InterpretedFunction, JITFunction):
+
+        def run(self, *args, _run=kind.run, **kwargs):
+            names.append(self.fn.__name__)
+            return _run(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "run", run)
+    return names
