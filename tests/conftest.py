@@ -15,10 +15,6 @@ ROOT = Path(__file__).parent.parent
 # For spawned ranks to find test modules (as tests.*), `dist`, and the command lines.
 FOLDERS = [str(ROOT / folder) for folder in ("tests", "tests/kernels", "tools", "")]
 sys.path += [folder for folder in FOLDERS if folder not in sys.path]
-    str(folder)
-    for folder in (ROOT / "tests", ROOT / "tests/kernels", ROOT / "tools", ROOT)
-    if str(folder) not in sys.path
-]
 
 
 @pytest.fixture(scope="session")
