@@ -1,0 +1,17 @@
+"""Launches of the activations that between them compile everything that can be chosen."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from megagpt.kernels.activation import kernel
+from megagpt.kernels.backend import DTYPES
+
+
+def cases() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Pairs of a name and a call that launches kernels on meta tensors."""
+    for dtype in DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        x, bias = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((4096, 4096), (4096,)))
+        yield f"bias_gelu {name}", lambda x=x, bias=bias: kernel.bias_gelu(x, bias)
+        yield f"bias_gelu backward {name}", lambda x=x, bias=bias: kernel.bias_gelu_backward(x, x, bias)
