@@ -25,7 +25,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,7 +46,7 @@ SHARED_KIB = {80: 163, 90: 227, 100: 227}
 MATRIX = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma.sync": "mma.sync"}
 REQUIRED = {80: "mma.sync", 90: "wgmma"}
 """What a kernel that multiplies matrices must use. (tcgen05 is not required: its shapes exclude many sizes.)"""
-NVIDIA = Path(triton.__file__).parent / "backends/nvidia/bin"
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Kernel:
         """Why it may not be shipped."""
         found = []
         if self.stack_bytes:
-            found.append(f"{self.stack_bytes} bytes of stack, {self.spilled_bytes} of them spilled registers")
+            found.append(f"{self.stack_bytes} bytes of stack, {self.spilled_bytes} bytes of spilled registers")
         if self.shared_bytes > SHARED_KIB[self.chip] * 1024:
             found.append(f"{self.shared_bytes / 1024:.1f} KiB of shared memory; the limit is {SHARED_KIB[self.chip]}")
         if self.multiplies and self.chip in REQUIRED and REQUIRED[self.chip] not in self.matrix:
@@ -115,31 +115,23 @@ def compile_only(chip: int):
         JITFunction.run = run
 
 
-def resources(kernel: object, chip: int) -> tuple[int, int, int]:
-    """Registers, bytes of stack and bytes spilled, of a thread."""
+def resources(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, bytes of stack, and bytes that instructions store there, of a thread."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(kernel.asm["cubin"])
-        tool = [NVIDIA / "cuobjdump", "--dump-resource-usage", file.name]
-        usage = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
-    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
-    return registers, stack, spilled(kernel.asm["ptx"], chip) if stack else 0
+        Path(file.name).write_bytes(cubin)
 
+        def dump(what: str) -> str:
+            return subprocess.run([CUOBJDUMP, what, file.name], capture_output=True, text=True, check=True).stdout
 
-def spilled(ptx: str, chip: int) -> int:
-    """Bytes of registers that ptxas stores on the stack."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ptx")
-        source.write_text(ptx)
-        tool = NVIDIA / ("ptxas-blackwell" if chip >= 100 else "ptxas")
-        target = re.search(r"\.target (\w+)", ptx)[1]
-        command = [tool, "-v", f"--gpu-name={target}", source, "-o", Path(folder, "kernel.cubin")]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return max(map(int, re.findall(r"(\d+) bytes spill stores", said)))
+        usage = dump("--dump-resource-usage")
+        registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+        stores = re.findall(r"\bSTL(?:\.(64|128))?\b", dump("--dump-sass")) if stack else []
+    return registers, stack, sum(int(bits or 32) // 8 for bits in stores)
 
 
 def describe(op: str, case: str, chip: int, kernel: object, seconds: float) -> Kernel:
     """Read what the compiler made."""
-    registers, stack, spill = resources(kernel, chip)
+    registers, stack, spill = resources(kernel.asm["cubin"])
     intermediate = kernel.asm.get("ttir", "") + kernel.asm["ttgir"]
     return Kernel(
         op=op,
