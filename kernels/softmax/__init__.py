@@ -1,0 +1,5 @@
+"""Softmax of scaled and masked scores, in one pass over memory while a row fits in registers."""
+
+from megagpt.kernels.softmax.op import scale_mask_softmax
+
+__all__ = ["scale_mask_softmax"]
