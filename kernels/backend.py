@@ -11,12 +11,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the Triton kernels take, unless an op says otherwise; they compute in float32."""
 
 
-def define(name: str, reference: Callable, kernel: str, fake: Callable) -> Callable:
+def define(name: str, reference: Callable, kernel: str, fake: Callable, mutates: tuple[str, ...] = ()) -> Callable:
     """Register `torch.ops.megagpt.<name>` and return it.
 
     reference: the op on CPU, annotated, from which the schema is read; it must return new tensors. kernel: "module:
     function" that runs it with Triton, on CUDA and, where TRITON_INTERPRET=1, on CPU; imported when first called,
     because not every machine has Triton. fake: the outputs' shapes and dtypes, for meta tensors and torch.compile.
+    mutates: the arguments that it overwrites.
     """
     qualified = f"megagpt::{name}"
     module, function = kernel.split(":")
@@ -27,7 +28,7 @@ def define(name: str, reference: Callable, kernel: str, fake: Callable) -> Calla
     def cpu(*args):
         return triton(*args) if interpreted() else reference(*args)
 
-    torch.library.define(qualified, torch.library.infer_schema(reference, mutates_args=()))
+    torch.library.define(qualified, torch.library.infer_schema(reference, mutates_args=mutates))
     torch.library.impl(qualified, "cpu", cpu)
     torch.library.impl(qualified, "cuda", triton)
     torch.library.register_fake(qualified, fake)

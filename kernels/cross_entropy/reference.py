@@ -1,0 +1,115 @@
+"""Cross-entropy in plain PyTorch: its local pieces, which also are the CPU face of the ops.
+
+A token's losses need four numbers of its row of logits: the largest, the sum of exp(logit - largest), the label's logit
+and the sum of all; any part of the vocabulary has such statistics, float32 [4, N], and parts combine.
+"""
+
+import torch
+from torch import Tensor
+
+LOWEST = torch.finfo(torch.float32).min
+
+
+def real_columns(columns: int, first: int, vocab_size: int) -> int:
+    """How many of `columns` columns, of which the first is column `first` of the vocabulary, are not padding."""
+    return min(max(vocab_size - first, 0), columns)
+
+
+def exponentials_(scores: Tensor, labels: Tensor, first: int, vocab_size: int) -> Tensor:
+    """Statistics [4, N] of scores [N, C], float32, which become exp(score - row's largest), and 0 in padding."""
+    columns = scores.shape[-1]
+    real = real_columns(columns, first, vocab_size)
+    total = scores[:, :real].sum(-1)
+    scores[:, real:] = float("-inf")
+    largest = scores.amax(-1, keepdim=True).clamp_(min=LOWEST)  # so that a row of -inf has no NaN
+    local = (labels - first).unsqueeze(-1)
+    elsewhere = (local < 0) | (local >= real)
+    target = scores.gather(-1, local.clamp(0, columns - 1)).masked_fill_(elsewhere, 0.0).squeeze(-1)
+    exponentials = scores.sub_(largest).exp_()
+    return torch.stack((largest.squeeze(-1), exponentials.sum(-1), target, total))
+
+
+def statistics(logits: Tensor, labels: Tensor, first: int, vocab_size: int) -> Tensor:
+    """See `op.cross_entropy`: statistics [4, N] of logits [N, C]."""
+    return exponentials_(logits.to(torch.float32, copy=True), labels, first, vocab_size)
+
+
+def losses(
+    statistics: Tensor, labels: Tensor, vocab_size: int, ignore_index: int, label_smoothing: float, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """Losses and log-sum-exp, float32 [N], from the statistics [P, 4, N] of all parts of the vocabulary."""
+    largest, total_exp, target, total = statistics.unbind(1)
+    shift = largest.amax(0)
+    lse = shift + (total_exp * (largest - shift).exp()).sum(0).log()
+    loss = lse - (1.0 - label_smoothing) * target.sum(0) + z_loss * lse * lse
+    if label_smoothing:
+        loss = loss - label_smoothing / vocab_size * total.sum(0)
+    return _per_token(loss, labels, vocab_size, ignore_index), lse
+
+
+def gradient_of_exponentials_(
+    exponentials: Tensor,
+    shift: Tensor,
+    gradient: Tensor,
+    labels: Tensor,
+    lse: Tensor,
+    first: int,
+    vocab_size: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> Tensor:
+    """Turns exp(logit - shift), float32 [N, C], into the gradient of the logits, given that of the losses [N]."""
+    columns = exponentials.shape[-1]
+    real = real_columns(columns, first, vocab_size)
+    scale = _per_token(gradient, labels, vocab_size, ignore_index)
+    exponentials.mul_((scale * (1.0 + 2.0 * z_loss * lse) * (shift - lse).exp()).unsqueeze(-1))
+    if label_smoothing:
+        exponentials[:, :real].sub_((scale * (label_smoothing / vocab_size)).unsqueeze(-1))
+    local = labels - first
+    at_label = ((label_smoothing - 1.0) * scale).masked_fill((local < 0) | (local >= real), 0.0)
+    return exponentials.scatter_add_(-1, local.clamp(0, columns - 1).unsqueeze(-1), at_label.unsqueeze(-1))
+
+
+def backward(
+    gradient: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    lse: Tensor,
+    first: int,
+    vocab_size: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> Tensor:
+    """Gradient of logits [N, C], in their dtype, given that of the losses [N] and the log-sum-exp of all parts."""
+    out = logits.clone(memory_format=torch.contiguous_format)
+    backward_(gradient, out, labels, lse, first, vocab_size, ignore_index, label_smoothing, z_loss)
+    return out
+
+
+def backward_(
+    gradient: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    lse: Tensor,
+    first: int,
+    vocab_size: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> None:
+    """`backward`, written over the logits."""
+    scores = logits.float()
+    scores[:, real_columns(logits.shape[-1], first, vocab_size) :] = float("-inf")
+    scores.sub_(lse.unsqueeze(-1)).exp_()
+    options = (labels, lse, first, vocab_size, ignore_index, label_smoothing, z_loss)
+    gradient_of_exponentials_(scores, lse, gradient, *options)
+    if scores is not logits:
+        logits.copy_(scores)
+
+
+def _per_token(values: Tensor, labels: Tensor, vocab_size: int, ignore_index: int) -> Tensor:
+    """Values [N], 0 where the label is ignored and NaN where it is no token."""
+    wrong = (labels < 0) | (labels >= vocab_size)
+    return values.masked_fill(wrong, float("nan")).masked_fill_(labels == ignore_index, 0.0)
