@@ -64,7 +64,28 @@ def _interpreted() -> bool:
         return False
     from triton import knobs
 
+    if knobs.runtime.interpret:
+        _mend_interpreter()
     return knobs.runtime.interpret
+
+
+def _mend_interpreter() -> None:
+    """Triton's interpreter holds bfloat16 as its bits and multiplies matrices of those; let it multiply numbers."""
+    import numpy as np
+    from triton import language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    create_dot = InterpreterBuilder.create_dot
+
+    def widened(handle: TensorHandle) -> TensorHandle:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot_of_numbers(self, a: TensorHandle, b: TensorHandle, *rest) -> TensorHandle:
+        return create_dot(self, widened(a), widened(b), *rest)
+
+    InterpreterBuilder.create_dot = create_dot_of_numbers
 
 
 def capability() -> int:
@@ -80,6 +101,13 @@ def capability() -> int:
 def multiprocessors(device: torch.device) -> int:
     """Streaming multiprocessors of a device; few on a CPU, so that the interpreter also runs a program many times."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def descriptor_memory() -> None:
+    """Let the next launch from this thread allocate memory for the tensor descriptors that its kernel makes."""
+    import triton
+
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
 
 
 def check_tensor(name: str, tensor: Tensor, like: Tensor | None = None, shape: tuple[int, ...] | None = None) -> None:
@@ -98,3 +126,10 @@ def check_tensor(name: str, tensor: Tensor, like: Tensor | None = None, shape: t
         raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be {list(shape)}")
     if tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise ValueError(f"{name} has stride {tensor.stride(-1)} in its last dimension; it must be 1: use contiguous()")
+
+
+def has_tiles(tensor: Tensor) -> bool:
+    """Whether hardware can load tiles of it: rows of adjacent elements, which all begin at multiples of 16 bytes."""
+    step = 16 // tensor.element_size()
+    strides = [stride for stride, size in zip(tensor.stride()[:-1], tensor.shape[:-1], strict=True) if size > 1]
+    return tensor.stride(-1) == 1 and all(s and s % step == 0 for s in strides) and tensor.storage_offset() % step == 0

@@ -1,5 +1,5 @@
-"""Scaled dot-product attention: causal, banded or masked, with grouped queries."""
+"""Scaled dot-product attention: causal, full, banded, of packed documents, with grouped queries."""
 
-from megagpt.kernels.attention.op import attention
+from megagpt.kernels.attention.op import attention, choose, supported
 
-__all__ = ["attention"]
+__all__ = ["attention", "choose", "supported"]

@@ -1,40 +1,77 @@
-"""Attention as a textbook writes it: the ground truth of every faster implementation. Works in any float dtype."""
+"""Attention as a textbook writes it: every score exists. The ground truth of the faster ways, in any float dtype."""
 
 import torch
 from torch import Tensor
 
-
-def hidden_keys(queries: int, keys: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
-    """Bool [queries, keys], True where a query may not see a key.
-
-    The last query stands at the last key, so that queries appended to a KV cache see what came before them. `window`
-    is the number of keys that a query sees, itself included.
-    """
-    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
-    hidden = torch.zeros_like(distance, dtype=torch.bool)
-    if causal:
-        hidden |= distance < 0
-    if window is not None:
-        hidden |= distance >= window
-    return hidden
+from megagpt.kernels.attention.masks import document_mask, hidden_keys, padding_mask
 
 
-def attention_reference(
+def attention_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    causal: bool = True,
-    window: int | None = None,
-    mask: Tensor | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """The same as `attention` without dropout, by materialising every score; a query that sees no key gives zeros."""
-    group = q.shape[2] // k.shape[2]
-    k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    hidden = hidden_keys(q.shape[1], k.shape[1], causal, window, q.device)
-    if mask is not None:
-        hidden = hidden | mask
-    scores = scores.masked_fill(hidden, float("-inf"))
-    probabilities = scores.softmax(-1).masked_fill(hidden, 0.0)
-    return torch.einsum("bhqk,bkhd->bqhd", probabilities, v)
+    start: Tensor | None,
+    end: Tensor | None,
+    first_key: Tensor | None,
+    causal: bool,
+    window: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Output [B, Sq, H, D] and log-sum-exp, float32 [B, H, Sq]; a query that sees no key gives zeros and -inf.
+
+    start, end: documents, as of `document_bounds`; first_key: int [B], keys before it are hidden; window: 0 for none.
+    """
+    probabilities, lse, _, v = _probabilities(q, k, v, start, end, first_key, causal, window, scale)
+    out = torch.einsum("bhqk,bkhd->bqhd", probabilities, v)
+    return out.to(q.dtype).contiguous(), lse if q.dtype == torch.float64 else lse.float()
+
+
+def attention_backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    start: Tensor | None,
+    end: Tensor | None,
+    causal: bool,
+    window: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v from those of the outputs of `attention_forward` (formulas: `backward.py`)."""
+    probabilities, _, wide_k, wide_v = _probabilities(q, k, v, start, end, None, causal, window, scale)
+    wide = probabilities.dtype
+    delta = (dout.to(wide) * out.to(wide)).sum(-1).transpose(1, 2)
+    delta = delta if dlse is None else delta - dlse
+    dv = torch.einsum("bhqk,bqhd->bkhd", probabilities, dout.to(wide))
+    dscores = probabilities * (torch.einsum("bqhd,bkhd->bhqk", dout.to(wide), wide_v) - delta[..., None])
+    dq = torch.einsum("bhqk,bkhd->bqhd", dscores, wide_k) * scale
+    dk = torch.einsum("bhqk,bqhd->bkhd", dscores, q.to(wide)) * scale
+    dk, dv = (grad.unflatten(2, (k.shape[2], -1)).sum(3) for grad in (dk, dv))
+    return dq.to(q.dtype).contiguous(), dk.to(k.dtype).contiguous(), dv.to(v.dtype).contiguous()
+
+
+def _probabilities(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: Tensor | None,
+    end: Tensor | None,
+    first_key: Tensor | None,
+    causal: bool,
+    window: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Probabilities [B, H, Sq, Sk], log-sum-exp [B, H, Sq], k and v for every query head, all at least float32."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    k, v = (part.to(wide).repeat_interleave(q.shape[2] // k.shape[2], 2) for part in (k, v))
+    hidden = hidden_keys(q.shape[1], k.shape[1], causal, window or None, q.device)
+    if start is not None:
+        hidden = hidden | document_mask(start, end)
+    if first_key is not None:
+        hidden = hidden | padding_mask(first_key, k.shape[1])
+    scores = (torch.einsum("bqhd,bkhd->bhqk", q.to(wide), k) * scale).masked_fill(hidden, float("-inf"))
+    lse = scores.logsumexp(-1)
+    return (scores - lse[..., None]).exp().masked_fill(hidden, 0.0), lse, k, v

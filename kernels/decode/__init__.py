@@ -1,0 +1,5 @@
+"""Attention of one new token to a long KV cache."""
+
+from megagpt.kernels.decode.op import decode_attention
+
+__all__ = ["decode_attention"]

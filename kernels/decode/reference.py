@@ -1,0 +1,10 @@
+"""Decode attention in plain PyTorch: the textbook's attention of a single query."""
+
+from torch import Tensor
+
+from megagpt.kernels.attention import reference
+
+
+def decode_attention(q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None, window: int, scale: float) -> Tensor:
+    """See `op.decode_attention`; window: 0 for none."""
+    return reference.attention_forward(q, k, v, None, None, first_key, True, window, scale)[0]
