@@ -6,10 +6,10 @@ import triton.language as tl
 from torch import Tensor
 
 # Keys of the longest row that stays in registers. A power of two more spills: the backward pass, which holds y and dy,
-# uses all 64 registers of 1024 threads at 32768, and the forward pass at 65536.
+# uses all 64 registers of 1024 threads at 32768, and the forward pass at 65536, or 32768 if rows are not aligned.
 FORWARD_ONE_PASS, BACKWARD_ONE_PASS = 32768, 16384
 TILE = 2048  # elements a program of short rows, which takes several
-LONG = {"BLOCK": 8192, "num_warps": 16}  # a step of a row taken in two passes
+LONG_WARPS = 16
 
 
 @triton.jit
@@ -206,6 +206,11 @@ def _vector(keys: int) -> int:
     return 8 if keys % 8 == 0 else 1
 
 
+def _step(vector: int) -> int:
+    """Elements a step of a row taken in two passes; single loads need more registers, and would spill on sm_80."""
+    return 8192 if vector == 8 else 4096
+
+
 def _seen(queries: int, keys: int, causal: bool) -> tuple[int, int]:
     """Keys that the first query sees, and how many more each next query does."""
     return (keys - queries + 1, 1) if causal else (keys, 0)
@@ -231,8 +236,10 @@ def scale_mask_softmax(x: Tensor, scale: float, mask: Tensor | None, causal: boo
     memory, heads, strides = (x, 1, (0, 0, 0, 0)) if mask is None else _mask_strides(mask, x.shape)
     sizes = (queries, keys // vector, *_seen(queries, keys, causal), heads, *strides)
     options = {"MASKED": mask is not None, "VECTOR": vector}
-    if keys > FORWARD_ONE_PASS:
-        softmax_forward_long_kernel[(rows,)](x, memory, y, scale, *sizes, **options, **LONG)
+    if keys > (FORWARD_ONE_PASS if vector == 8 else FORWARD_ONE_PASS // 2):
+        softmax_forward_long_kernel[(rows,)](
+            x, memory, y, scale, *sizes, **options, BLOCK=_step(vector), num_warps=LONG_WARPS
+        )
     else:
         launch = settings(keys)
         grid = (triton.cdiv(rows, launch["ROWS"]),)
@@ -250,7 +257,9 @@ def scale_mask_softmax_backward(gradient: Tensor, y: Tensor, scale: float, causa
     rows, vector = y.numel() // keys, _vector(keys)
     sizes = (queries, keys // vector, *_seen(queries, keys, causal))
     if keys > BACKWARD_ONE_PASS:
-        softmax_backward_long_kernel[(rows,)](gradient, y, dx, scale, *sizes, VECTOR=vector, **LONG)
+        softmax_backward_long_kernel[(rows,)](
+            gradient, y, dx, scale, *sizes, VECTOR=vector, BLOCK=_step(vector), num_warps=LONG_WARPS
+        )
     else:
         launch = settings(keys)
         grid = (triton.cdiv(rows, launch["ROWS"]),)

@@ -1,0 +1,371 @@
+"""LayerNorm and RMSNorm in Triton, and how they are launched."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from megagpt.kernels.backend import multiprocessors
+
+
+@triton.jit
+def _input(x_ptr, residual_ptr, offset, inside, RESIDUAL: tl.constexpr):
+    """x, or x + residual rounded as it is stored, in float32."""
+    x = tl.load(x_ptr + offset, mask=inside, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        x += tl.load(residual_ptr + offset, mask=inside, other=0.0).to(tl.float32)
+        x = x.to(x_ptr.dtype.element_ty).to(tl.float32)
+    return x
+
+
+@triton.jit
+def _store_output(y_ptr, weight_ptr, bias_ptr, offset, column, normal, inside, columns, RMS: tl.constexpr):
+    """y = normal * weight + bias."""
+    y = normal * tl.load(weight_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
+    if not RMS:
+        y += tl.load(bias_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
+    tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "units"])
+def norm_forward_kernel(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    h_ptr,
+    mean_ptr,
+    rstd_ptr,
+    eps,
+    rows,
+    units,
+    RMS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """y = (h - mean) rstd weight + bias, h = x + residual; ROWS whole rows of units * VECTOR columns a program."""
+    columns = units * VECTOR
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (column < columns)
+    offset = row.to(tl.int64) * columns + column
+    h = _input(x_ptr, residual_ptr, offset, inside, RESIDUAL)
+    if RESIDUAL:
+        tl.store(h_ptr + offset, h.to(h_ptr.dtype.element_ty), mask=inside)
+    if not RMS:
+        mean = (tl.sum(h, 1) / columns)[:, None]
+        tl.store(mean_ptr + row, mean, mask=row < rows)
+        h = tl.where(column < columns, h - mean, 0.0)
+    rstd = tl.rsqrt(tl.sum(h * h, 1) / columns + eps)[:, None]
+    tl.store(rstd_ptr + row, rstd, mask=row < rows)
+    _store_output(y_ptr, weight_ptr, bias_ptr, offset, column, h * rstd, inside, columns, RMS)
+
+
+@triton.jit(do_not_specialize=["units"])
+def norm_forward_long_kernel(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    h_ptr,
+    mean_ptr,
+    rstd_ptr,
+    eps,
+    units,
+    RMS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One row a program, twice: mean and squared deviation, online in each lane (Welford) and then merged; then y."""
+    columns = units * VECTOR
+    start = tl.program_id(0).to(tl.int64) * columns
+    lane = tl.arange(0, BLOCK)
+    average, square = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, columns, BLOCK):
+        inside = first + lane < columns
+        h = _input(x_ptr, residual_ptr, start + first + lane, inside, RESIDUAL)
+        if RMS:
+            square += h * h
+        else:
+            difference = tl.where(inside, h - average, 0.0)
+            average += difference * (1.0 / (first // BLOCK + 1))
+            square += difference * (h - average)
+    mean = 0.0
+    if not RMS:
+        count = (columns - lane + (BLOCK - 1)) // BLOCK
+        mean = tl.sum(average * count, 0) / columns
+        square += (average - mean) * (average - mean) * count
+        tl.store(mean_ptr + tl.program_id(0), mean)
+    rstd = tl.rsqrt(tl.sum(square, 0) / columns + eps)
+    tl.store(rstd_ptr + tl.program_id(0), rstd)
+    for first in range(0, columns, BLOCK):
+        column = first + lane
+        h = _input(x_ptr, residual_ptr, start + column, column < columns, RESIDUAL)
+        if RESIDUAL:
+            tl.store(h_ptr + start + column, h.to(h_ptr.dtype.element_ty), mask=column < columns)
+        normal = (h - mean) * rstd
+        _store_output(y_ptr, weight_ptr, bias_ptr, start + column, column, normal, column < columns, columns, RMS)
+
+
+@triton.jit
+def _normal(h_ptr, mean, rstd, offset, inside, RMS: tl.constexpr):
+    """(h - mean) rstd, the row before weight and bias."""
+    h = tl.load(h_ptr + offset, mask=inside, other=0.0).to(tl.float32)
+    if not RMS:
+        h -= mean
+    return h * rstd
+
+
+@triton.jit
+def _store_dx(dx_ptr, dh_ptr, offset, inside, dx, RESIDUAL: tl.constexpr):
+    """dx, plus the gradient of h."""
+    if RESIDUAL:
+        dx += tl.load(dh_ptr + offset, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx_ptr + offset, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "units"])
+def norm_backward_kernel(
+    dy_ptr,
+    dh_ptr,
+    h_ptr,
+    weight_ptr,
+    mean_ptr,
+    rstd_ptr,
+    dx_ptr,
+    partial_ptr,
+    rows,
+    units,
+    RMS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """dx = rstd (g - mean(g) - n mean(g n)) + dh, g = weight * dy, n = (h - mean) rstd; ROWS rows at a time.
+
+    A program takes every num_programs-th group of rows, and leaves in partial [2, programs, columns] its sums of dy * n
+    and of dy, the gradients of weight and bias.
+    """
+    columns = units * VECTOR
+    column = tl.arange(0, BLOCK)[None, :]
+    weight = tl.load(weight_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
+    dweight, dbias = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
+    for group in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=STAGES):
+        row = (group * ROWS + tl.arange(0, ROWS))[:, None]
+        inside = (row < rows) & (column < columns)
+        offset = row.to(tl.int64) * columns + column
+        dy = tl.load(dy_ptr + offset, mask=inside, other=0.0).to(tl.float32)
+        mean = 0.0
+        if not RMS:
+            mean = tl.load(mean_ptr + row, mask=row < rows, other=0.0)
+        rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
+        normal = _normal(h_ptr, mean, rstd, offset, inside, RMS)
+        slope = weight * dy
+        dx = slope - normal * (tl.sum(slope * normal, 1) / columns)[:, None]
+        if not RMS:
+            dx -= (tl.sum(slope, 1) / columns)[:, None]
+            dbias += dy
+        dweight += dy * normal
+        _store_dx(dx_ptr, dh_ptr, offset, inside, dx * rstd, RESIDUAL)
+    # One row, kept as two dimensions for the layout, hence the load width, of the others.
+    out = partial_ptr + tl.program_id(0).to(tl.int64) * columns + column
+    tl.store(out, tl.sum(dweight, 0)[None, :], mask=column < columns)
+    if not RMS:
+        out += tl.num_programs(0).to(tl.int64) * columns
+        tl.store(out, tl.sum(dbias, 0)[None, :], mask=column < columns)
+
+
+@triton.jit(do_not_specialize=["units"])
+def norm_backward_long_kernel(
+    dy_ptr,
+    dh_ptr,
+    h_ptr,
+    weight_ptr,
+    mean_ptr,
+    rstd_ptr,
+    dx_ptr,
+    units,
+    RMS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dx as in `norm_backward_kernel`; one row a program, twice: mean(g) and mean(g n); then dx."""
+    columns = units * VECTOR
+    start = tl.program_id(0).to(tl.int64) * columns
+    lane = tl.arange(0, BLOCK)
+    mean = 0.0
+    if not RMS:
+        mean = tl.load(mean_ptr + tl.program_id(0))
+    rstd = tl.load(rstd_ptr + tl.program_id(0))
+    slopes, products = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, columns, BLOCK):
+        column = first + lane
+        inside = column < columns
+        slope = tl.load(dy_ptr + start + column, mask=inside, other=0.0).to(tl.float32)
+        slope *= tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        slopes += slope
+        products += slope * _normal(h_ptr, mean, rstd, start + column, inside, RMS)
+    average = 0.0
+    if not RMS:
+        average = tl.sum(slopes, 0) / columns
+    product = tl.sum(products, 0) / columns
+    for first in range(0, columns, BLOCK):
+        column = first + lane
+        inside = column < columns
+        slope = tl.load(dy_ptr + start + column, mask=inside, other=0.0).to(tl.float32)
+        slope *= tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        dx = slope - average - product * _normal(h_ptr, mean, rstd, start + column, inside, RMS)
+        _store_dx(dx_ptr, dh_ptr, start + column, inside, dx * rstd, RESIDUAL)
+
+
+@triton.jit(do_not_specialize=["rows", "units"])
+def norm_weights_kernel(
+    dy_ptr,
+    h_ptr,
+    mean_ptr,
+    rstd_ptr,
+    partial_ptr,
+    rows,
+    units,
+    RMS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Partial sums of the gradients of weight and bias, as in `norm_backward_kernel`, of long rows: BLOCK columns of
+    every num_programs(1)-th group of ROWS rows.
+    """
+    columns = units * VECTOR
+    column = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    dweight, dbias = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
+    for group in range(tl.program_id(1), tl.cdiv(rows, ROWS), tl.num_programs(1)):
+        row = (group * ROWS + tl.arange(0, ROWS))[:, None]
+        inside = (row < rows) & (column < columns)
+        offset = row.to(tl.int64) * columns + column
+        dy = tl.load(dy_ptr + offset, mask=inside, other=0.0).to(tl.float32)
+        mean = 0.0
+        if not RMS:
+            mean = tl.load(mean_ptr + row, mask=row < rows, other=0.0)
+            dbias += dy
+        rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
+        dweight += dy * _normal(h_ptr, mean, rstd, offset, inside, RMS)
+    out = partial_ptr + tl.program_id(1).to(tl.int64) * columns + column
+    tl.store(out, tl.sum(dweight, 0)[None, :], mask=column < columns)
+    if not RMS:
+        out += tl.num_programs(1).to(tl.int64) * columns
+        tl.store(out, tl.sum(dbias, 0)[None, :], mask=column < columns)
+
+
+@triton.jit(do_not_specialize=["programs", "columns"])
+def norm_reduce_kernel(partial_ptr, dweight_ptr, dbias_ptr, programs, columns, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """dweight, and with two rows of programs dbias: the sums over programs of partial, always in the same order."""
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    start = tl.program_id(1).to(tl.int64) * programs * columns
+    for first in range(0, programs, ROWS):
+        row = first + tl.arange(0, ROWS)[:, None]
+        inside = (row < programs) & (column < columns)[None, :]
+        total += tl.load(partial_ptr + start + row.to(tl.int64) * columns + column[None, :], mask=inside, other=0.0)
+    out = tl.sum(total, 0)
+    if tl.program_id(1) == 0:
+        tl.store(dweight_ptr + column, out.to(dweight_ptr.dtype.element_ty), mask=column < columns)
+    else:
+        tl.store(dbias_ptr + column, out.to(dbias_ptr.dtype.element_ty), mask=column < columns)
+
+
+# Columns of the longest row that one program takes at once without spilling.
+FORWARD_ONE_PASS, BACKWARD_ONE_PASS = 16384, 8192
+LONG = {"BLOCK": 8192, "num_warps": 16}  # a step of a row taken in two passes
+WEIGHTS = {"ROWS": 16, "BLOCK": 256, "num_warps": 8}  # a step of the weights' gradients of long rows
+REDUCE = {"ROWS": 32, "BLOCK": 64, "num_warps": 4}
+
+
+def forward_settings(columns: int) -> dict[str, int]:
+    """Launch settings of rows in one pass."""
+    block = max(256, triton.next_power_of_2(columns))
+    return {"ROWS": max(1, 2048 // block), "BLOCK": block, "num_warps": min(16, max(4, block // 512))}
+
+
+def backward_settings(columns: int) -> dict[str, int]:
+    """Launch settings of rows in one pass: 16 elements a thread, whose sums of two gradients stay in registers."""
+    block = max(256, triton.next_power_of_2(columns))
+    return {"ROWS": max(1, 4096 // block), "BLOCK": block, "num_warps": max(8, block // 512), "STAGES": 2}
+
+
+def _vector(columns: int) -> int:
+    """Elements that are aligned in all rows alike, so that a load may take them at once."""
+    return 8 if columns % 8 == 0 else 4 if columns % 4 == 0 else 1
+
+
+def norm_forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launch `norm_forward_kernel`, or `norm_forward_long_kernel` for rows of more than FORWARD_ONE_PASS columns."""
+    x = x.contiguous()
+    columns = x.shape[-1]
+    rows, vector = x.numel() // columns, _vector(columns)
+    h = x.new_empty(0)
+    if residual is not None:
+        residual, h = residual.contiguous(), torch.empty_like(x)
+    y = torch.empty_like(x)
+    mean = torch.empty(0 if bias is None else rows, dtype=torch.float32, device=x.device)
+    rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
+    tensors = (x, residual, weight, bias, y, h, mean, rstd)
+    options = {"RMS": bias is None, "RESIDUAL": residual is not None, "VECTOR": vector}
+    if rows == 0:
+        return y, h, mean, rstd
+    if columns > FORWARD_ONE_PASS:
+        norm_forward_long_kernel[(rows,)](*tensors, eps, columns // vector, **options, **LONG)
+    else:
+        launch = forward_settings(columns)
+        grid = (triton.cdiv(rows, launch["ROWS"]),)
+        norm_forward_kernel[grid](*tensors, eps, rows, columns // vector, **options, **launch)
+    return y, h, mean, rstd
+
+
+def norm_backward(
+    gradient: Tensor,
+    h_gradient: Tensor | None,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch `norm_backward_kernel`, or the two kernels of long rows beyond BACKWARD_ONE_PASS columns, and the sums."""
+    gradient, h = gradient.contiguous(), h.contiguous()
+    h_gradient = None if h_gradient is None else h_gradient.contiguous()
+    columns, vector, rms = h.shape[-1], _vector(h.shape[-1]), bias is None
+    rows = h.numel() // columns
+    long = columns > BACKWARD_ONE_PASS
+    launch = WEIGHTS if long else backward_settings(columns)
+    programs = min(triton.cdiv(rows, launch["ROWS"]), _programs(h.device, columns, launch))
+    partial = torch.empty((1 if rms else 2, programs, columns), dtype=torch.float32, device=h.device)
+    dx, dweight = torch.empty_like(h), torch.empty_like(weight)
+    dbias = weight.new_empty(0) if rms else torch.empty_like(bias)
+    tensors = (gradient, h_gradient, h, weight, mean, rstd, dx)
+    options = {"RMS": rms, "RESIDUAL": h_gradient is not None, "VECTOR": vector}
+    if rows and long:
+        norm_backward_long_kernel[(rows,)](*tensors, columns // vector, **options, **LONG)
+        grid = (triton.cdiv(columns, launch["BLOCK"]), programs)
+        sizes = (rows, columns // vector)
+        norm_weights_kernel[grid](gradient, h, mean, rstd, partial, *sizes, RMS=rms, VECTOR=vector, **launch)
+    elif rows:
+        norm_backward_kernel[(programs,)](*tensors, partial, rows, columns // vector, **options, **launch)
+    grid = (triton.cdiv(columns, REDUCE["BLOCK"]), len(partial))
+    norm_reduce_kernel[grid](partial, dweight, dbias, programs, columns, **REDUCE)
+    return dx, dweight, dbias
+
+
+def _programs(device: torch.device, columns: int, launch: dict[str, int]) -> int:
+    """Programs that share the sums of weights, so many that 512 threads a multiprocessor work."""
+    blocks = triton.cdiv(columns, launch["BLOCK"])
+    return max(1, multiprocessors(device) * (16 // launch["num_warps"]) // blocks)

@@ -1,0 +1,103 @@
+"""LayerNorm and RMSNorm with four faces: Triton on CUDA, PyTorch on CPU, shapes alone, and gradients."""
+
+import torch
+from torch import Tensor
+
+from megagpt.kernels.backend import check_tensor, define, resolve
+from megagpt.kernels.norm import reference
+
+KERNEL = "megagpt.kernels.norm.kernel"
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """(h - mean(h)) / sqrt(var(h) + eps) * weight + bias over the last dimension (Ba et al., arXiv 1607.06450).
+
+    h is x, or with `residual` x + residual, and then the result is (y, h), for h to go on as the residual stream. x is
+    [..., H] in float32, bfloat16 or float16, residual and the results alike; weight and bias are [H] in x's dtype or
+    float32. Computed in float32, from h as rounded to x's dtype. Gradients of weight and bias are those of the rows
+    given, summed in a fixed order: of a part of the sequence, to be summed over ranks, and zero of no rows.
+
+    backend: auto, triton or torch. Raises ValueError, naming the argument, for what Triton cannot take.
+    """
+    return _norm(x, residual, weight, bias, eps, backend)
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float = 1e-5, residual: Tensor | None = None, backend: str = "auto"
+) -> Tensor | tuple[Tensor, Tensor]:
+    """h / sqrt(mean(h^2) + eps) * weight (Zhang and Sennrich, arXiv 1910.07467); arguments as of `layer_norm`."""
+    return _norm(x, residual, weight, None, eps, backend)
+
+
+def _norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, backend: str
+) -> Tensor | tuple[Tensor, Tensor]:
+    backend = resolve(backend, x)
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x has shape {list(x.shape)}; it must be [..., H] with H of 1 or more")
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual has shape {list(residual.shape)}; it must be that of x, {list(x.shape)}")
+    if backend == "torch":
+        y, h = reference.norm(x, residual, weight, bias, eps)
+    else:
+        _check(x, residual, weight, bias)
+        y, h, _, _ = _forward(x, residual, weight, bias, float(eps))
+    return y if residual is None else (y, h)
+
+
+def _check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None) -> None:
+    check_tensor("x", x)
+    if residual is not None:
+        check_tensor("residual", residual, like=x)
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is None:
+            continue
+        check_tensor(name, vector, shape=x.shape[-1:])
+        if vector.dtype not in (x.dtype, torch.float32):
+            raise ValueError(f"{name} has dtype {vector.dtype}; with x in {x.dtype} it must have that or float32")
+        if vector.device != x.device:
+            raise ValueError(f"{name} is on {vector.device}, but x is on {x.device}")
+
+
+def _fake_forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = x.numel() // x.shape[-1]
+    h = x.new_empty(0 if residual is None else x.shape)
+    mean = x.new_empty(0 if bias is None else rows, dtype=torch.float32)
+    return x.new_empty(x.shape), h, mean, x.new_empty(rows, dtype=torch.float32)
+
+
+def _fake_backward(gradient, h_gradient, h, weight, bias, mean, rstd) -> tuple[Tensor, Tensor, Tensor]:
+    dbias = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return h.new_empty(h.shape), weight.new_empty(weight.shape), dbias
+
+
+_forward = define("norm", reference.norm_forward, f"{KERNEL}:norm_forward", _fake_forward)
+_backward = define("norm_backward", reference.norm_backward, f"{KERNEL}:norm_backward", _fake_backward)
+
+
+def _setup(ctx, inputs: tuple, output: tuple) -> None:
+    x, residual, weight, bias, _ = inputs
+    _, h, mean, rstd = output
+    ctx.save_for_backward(x if residual is None else h, weight, bias, mean, rstd)
+    ctx.residual = residual is not None
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, gradient: Tensor | None, h_gradient: Tensor | None, *_) -> tuple[Tensor | None, ...]:
+    h, weight, bias, mean, rstd = ctx.saved_tensors
+    if gradient is None:
+        gradient = torch.zeros_like(h)
+    dx, dweight, dbias = _backward(gradient, h_gradient if ctx.residual else None, h, weight, bias, mean, rstd)
+    return dx, dx if ctx.residual else None, dweight, None if bias is None else dbias, None
+
+
+torch.library.register_autograd("megagpt::norm", _differentiate, setup_context=_setup)

@@ -1,0 +1,58 @@
+"""LayerNorm and RMSNorm in plain PyTorch: differentiable, and the CPU face of the ops. No bias means RMSNorm."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """Output, and x + residual. See `op.layer_norm` and `op.rms_norm`."""
+    h = x if residual is None else x + residual
+    same = all(tensor is None or tensor.dtype == x.dtype for tensor in (weight, bias))
+    value = h if same else h.float()  # PyTorch wants weights of the input's dtype
+    weight = weight.to(value.dtype)
+    if bias is None:
+        y = F.rms_norm(value, x.shape[-1:], weight, eps)
+    else:
+        y = F.layer_norm(value, x.shape[-1:], weight, bias.to(value.dtype), eps)
+    return y.to(x.dtype), h
+
+
+def norm_forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output; x + residual, or nothing; mean, or nothing in RMSNorm, and 1 / deviation of each row in float32."""
+    h = x if residual is None else x + residual
+    rows = h.reshape(-1, x.shape[-1]).float()
+    mean = rows.new_zeros(0) if bias is None else rows.mean(-1)
+    centred = rows if bias is None else rows - mean[:, None]
+    rstd = (centred.square().mean(-1) + eps).rsqrt()
+    y = centred * rstd[:, None] * weight.float()
+    y = y if bias is None else y + bias.float()
+    return y.to(x.dtype).view(x.shape), x.new_empty(0) if residual is None else h.contiguous(), mean, rstd
+
+
+def norm_backward(
+    gradient: Tensor,
+    h_gradient: Tensor | None,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (and of the residual), the weight, and the bias (nothing in RMSNorm), by `norm_forward`'s output.
+
+    With n = (h - mean) rstd and g = weight * dy: dx = rstd (g - mean(g) - n mean(g n)) + dh; RMSNorm has no mean(g).
+    """
+    columns = h.shape[-1]
+    dy, rows = gradient.reshape(-1, columns).float(), h.reshape(-1, columns).float()
+    normal = (rows if bias is None else rows - mean[:, None]) * rstd[:, None]
+    slope = weight.float() * dy
+    dx = slope - normal * (slope * normal).mean(-1, keepdim=True)
+    if bias is not None:
+        dx = dx - slope.mean(-1, keepdim=True)
+    dx = (dx * rstd[:, None]).view(h.shape)
+    dx = dx if h_gradient is None else dx + h_gradient.float()
+    dbias = weight.new_empty(0) if bias is None else dy.sum(0).to(bias.dtype)
+    return dx.to(h.dtype), (dy * normal).sum(0).to(weight.dtype), dbias
