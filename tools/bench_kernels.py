@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch._functorch.config
 from kernel_problems import OURS, PROBLEMS, Problem, Sizes, Solver, Work
 from torch import Tensor
 
@@ -249,6 +250,12 @@ def table(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
+def absent(records: list[Record]) -> str:
+    """Who could not take part, and why, each once an op."""
+    reasons = {(record["op"], *item) for record in records for item in record.get("missing", {}).items()}
+    return "\n".join(f"{op}: {name} was not measured ({reason})" for op, name, reason in sorted(reasons))
+
+
 def plot(report: Record) -> str:
     """One HTML page, a chart for an op and direction. Needs plotly; the page loads its script from the network."""
     import plotly.graph_objects as go
@@ -340,7 +347,7 @@ def main() -> int:
     limits = measure_limits(clock, sizes.device)
     print(f"copy {limits['copy'] / 1e12:.2f} TB/s, matmul {limits['matmul'] / 1e12:.0f} TFLOP/s")
     results = bench(options.op or list(PROBLEMS), sizes, clock, limits, options.output)
-    print(f"\n{table(results)}")
+    print(f"\n{table(results)}\n{absent(results)}")
     return int(any("failed" in record for record in results))
 
 
