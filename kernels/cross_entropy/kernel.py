@@ -46,7 +46,7 @@ def cross_entropy_statistics_kernel(
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * stride
     column = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    largest = tl.full((LANES,), -3.4028234663852886e38, tl.float32)
+    largest = tl.full((LANES,), -1.7e38, tl.float32)
     total_exp = tl.zeros((LANES,), tl.float32)
     total = tl.zeros((LANES,), tl.float32)
     unmasked = real // (LANES * WIDTH) * (LANES * WIDTH)
@@ -89,7 +89,7 @@ def cross_entropy_losses_kernel(
     """
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < rows
-    m = tl.full((BLOCK,), -3.4028234663852886e38, tl.float32)
+    m = tl.full((BLOCK,), -1.7e38, tl.float32)
     total_exp = tl.zeros((BLOCK,), tl.float32)
     target = tl.zeros((BLOCK,), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)

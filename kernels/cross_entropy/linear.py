@@ -65,13 +65,16 @@ def _chunk_columns(tokens: int, columns: int) -> int:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels, first, group, slices, reduce, torch_only, options) -> Tensor:
+        vocab_size, _, label_smoothing, _ = options
         parts = hidden.new_empty((len(slices), 4, hidden.shape[0]), dtype=torch.float32)
         for part, (start, stop) in zip(parts, slices, strict=True):
             logits = hidden @ weight[start:stop].t()
             if torch_only:
-                part.copy_(reference.exponentials_(logits.float(), labels, first + start, options[0]))
+                scores = logits.float()
+                part.copy_(reference.exponentials_(scores, labels, first + start, vocab_size, label_smoothing > 0.0))
+                del scores
             else:
-                part.copy_(local_statistics(logits, labels, first + start, options[0]))
+                part.copy_(local_statistics(logits, labels, first + start, vocab_size))
             del logits
         joint = reference.losses if torch_only else joint_losses
         losses, lse = joint(gather(parts, group), labels, *options)

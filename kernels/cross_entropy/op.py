@@ -137,7 +137,7 @@ class _Torch(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, first: int, group, inplace: bool, options: tuple) -> Tensor:
         scores = logits.to(torch.float32, copy=not inplace)
-        statistics = reference.exponentials_(scores, labels, first, options[0])
+        statistics = reference.exponentials_(scores, labels, first, options[0], want_total=options[2] > 0.0)
         losses, lse = reference.losses(gather(statistics.unsqueeze(0), group), labels, *options)
         ctx.save_for_backward(scores, statistics[0], labels, lse)
         ctx.first, ctx.options, ctx.dtype = first, options, logits.dtype

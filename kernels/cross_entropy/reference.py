@@ -7,7 +7,7 @@ and the sum of all; any part of the vocabulary has such statistics, float32 [4, 
 import torch
 from torch import Tensor
 
-LOWEST = torch.finfo(torch.float32).min
+LOWEST = -1.7e38  # of a row's largest logit; half of float32's lowest, so that no difference overflows
 
 
 def real_columns(columns: int, first: int, vocab_size: int) -> int:
@@ -15,11 +15,14 @@ def real_columns(columns: int, first: int, vocab_size: int) -> int:
     return min(max(vocab_size - first, 0), columns)
 
 
-def exponentials_(scores: Tensor, labels: Tensor, first: int, vocab_size: int) -> Tensor:
-    """Statistics [4, N] of scores [N, C], float32, which become exp(score - row's largest), and 0 in padding."""
+def exponentials_(scores: Tensor, labels: Tensor, first: int, vocab_size: int, want_total: bool = True) -> Tensor:
+    """Statistics [4, N] of scores [N, C], float32, which become exp(score - row's largest), and 0 in padding.
+
+    The sum of all logits is wanted for label smoothing alone, and else left 0, as it takes a pass.
+    """
     columns = scores.shape[-1]
     real = real_columns(columns, first, vocab_size)
-    total = scores[:, :real].sum(-1)
+    total = scores[:, : real if want_total else 0].sum(-1)
     scores[:, real:] = float("-inf")
     largest = scores.amax(-1, keepdim=True).clamp_(min=LOWEST)  # so that a row of -inf has no NaN
     local = (labels - first).unsqueeze(-1)
