@@ -7,6 +7,13 @@ from torch import Tensor
 
 from megagpt.kernels.backend import multiprocessors
 
+# Columns of the longest row that one program holds in registers without spilling; twice as long, it spills. The
+# backward pass holds the sums of two gradients as well. Rows that are not aligned need more registers: half as long.
+FORWARD_ONE_PASS, BACKWARD_ONE_PASS = 16384, 8192
+LONG = {"BLOCK": 8192, "num_warps": 16}  # a step along a longer row
+LONG_BACKWARD = {"ROWS": 16, "BLOCK": 256, "num_warps": 8}  # a step down columns of longer rows
+REDUCE = {"ROWS": 32, "BLOCK": 64, "num_warps": 4}
+
 
 @triton.jit
 def _input(x_ptr, residual_ptr, offset, inside, RESIDUAL: tl.constexpr):
@@ -161,19 +168,21 @@ def norm_backward_kernel(
         row = (group * ROWS + tl.arange(0, ROWS))[:, None]
         inside = (row < rows) & (column < columns)
         offset = row.to(tl.int64) * columns + column
-        dy = tl.load(dy_ptr + offset, mask=inside, other=0.0).to(tl.float32)
         mean = 0.0
         if not RMS:
             mean = tl.load(mean_ptr + row, mask=row < rows, other=0.0)
         rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
+        dy = tl.load(dy_ptr + offset, mask=inside, other=0.0).to(tl.float32)
         normal = _normal(h_ptr, mean, rstd, offset, inside, RMS)
         slope = weight * dy
-        dx = slope - normal * (tl.sum(slope * normal, 1) / columns)[:, None]
+        average = 0.0
         if not RMS:
-            dx -= (tl.sum(slope, 1) / columns)[:, None]
-            dbias += dy
+            average = (tl.sum(slope, 1) / columns)[:, None]
+        product = (tl.sum(slope * normal, 1) / columns)[:, None]
         dweight += dy * normal
-        _store_dx(dx_ptr, dh_ptr, offset, inside, dx * rstd, RESIDUAL)
+        if not RMS:
+            dbias += dy
+        _store_dx(dx_ptr, dh_ptr, offset, inside, (slope - average - normal * product) * rstd, RESIDUAL)
     # One row, kept as two dimensions for the layout, hence the load width, of the others.
     out = partial_ptr + tl.program_id(0).to(tl.int64) * columns + column
     tl.store(out, tl.sum(dweight, 0)[None, :], mask=column < columns)
@@ -183,6 +192,41 @@ def norm_backward_kernel(
 
 
 @triton.jit(do_not_specialize=["units"])
+def norm_sums_kernel(
+    dy_ptr,
+    h_ptr,
+    weight_ptr,
+    mean_ptr,
+    rstd_ptr,
+    average_ptr,
+    product_ptr,
+    units,
+    RMS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """mean(g) and mean(g n) of one row a program, as in `norm_backward_kernel`, for rows of any length."""
+    columns = units * VECTOR
+    row = tl.program_id(0)
+    start = row.to(tl.int64) * columns
+    mean = 0.0
+    if not RMS:
+        mean = tl.load(mean_ptr + row)
+    rstd = tl.load(rstd_ptr + row)
+    slopes, products = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, columns, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        inside = column < columns
+        slope = tl.load(dy_ptr + start + column, mask=inside, other=0.0).to(tl.float32)
+        slope *= tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        slopes += slope
+        products += slope * _normal(h_ptr, mean, rstd, start + column, inside, RMS)
+    tl.store(product_ptr + row, tl.sum(products, 0) / columns)
+    if not RMS:
+        tl.store(average_ptr + row, tl.sum(slopes, 0) / columns)
+
+
+@triton.jit(do_not_specialize=["rows", "units"])
 def norm_backward_long_kernel(
     dy_ptr,
     dh_ptr,
@@ -190,73 +234,42 @@ def norm_backward_long_kernel(
     weight_ptr,
     mean_ptr,
     rstd_ptr,
+    average_ptr,
+    product_ptr,
     dx_ptr,
-    units,
-    RMS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    VECTOR: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """dx as in `norm_backward_kernel`; one row a program, twice: mean(g) and mean(g n); then dx."""
-    columns = units * VECTOR
-    start = tl.program_id(0).to(tl.int64) * columns
-    lane = tl.arange(0, BLOCK)
-    mean = 0.0
-    if not RMS:
-        mean = tl.load(mean_ptr + tl.program_id(0))
-    rstd = tl.load(rstd_ptr + tl.program_id(0))
-    slopes, products = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
-    for first in range(0, columns, BLOCK):
-        column = first + lane
-        inside = column < columns
-        slope = tl.load(dy_ptr + start + column, mask=inside, other=0.0).to(tl.float32)
-        slope *= tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
-        slopes += slope
-        products += slope * _normal(h_ptr, mean, rstd, start + column, inside, RMS)
-    average = 0.0
-    if not RMS:
-        average = tl.sum(slopes, 0) / columns
-    product = tl.sum(products, 0) / columns
-    for first in range(0, columns, BLOCK):
-        column = first + lane
-        inside = column < columns
-        slope = tl.load(dy_ptr + start + column, mask=inside, other=0.0).to(tl.float32)
-        slope *= tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
-        dx = slope - average - product * _normal(h_ptr, mean, rstd, start + column, inside, RMS)
-        _store_dx(dx_ptr, dh_ptr, start + column, inside, dx * rstd, RESIDUAL)
-
-
-@triton.jit(do_not_specialize=["rows", "units"])
-def norm_weights_kernel(
-    dy_ptr,
-    h_ptr,
-    mean_ptr,
-    rstd_ptr,
     partial_ptr,
     rows,
     units,
     RMS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
     VECTOR: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Partial sums of the gradients of weight and bias, as in `norm_backward_kernel`, of long rows: BLOCK columns of
-    every num_programs(1)-th group of ROWS rows.
+    """dx and partial sums as in `norm_backward_kernel`, from the results of `norm_sums_kernel`.
+
+    A program takes BLOCK columns of every num_programs(1)-th group of ROWS rows.
     """
     columns = units * VECTOR
     column = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    weight = tl.load(weight_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
     dweight, dbias = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
     for group in range(tl.program_id(1), tl.cdiv(rows, ROWS), tl.num_programs(1)):
         row = (group * ROWS + tl.arange(0, ROWS))[:, None]
         inside = (row < rows) & (column < columns)
         offset = row.to(tl.int64) * columns + column
         dy = tl.load(dy_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-        mean = 0.0
+        mean, average = 0.0, 0.0
         if not RMS:
             mean = tl.load(mean_ptr + row, mask=row < rows, other=0.0)
+            average = tl.load(average_ptr + row, mask=row < rows, other=0.0)
             dbias += dy
         rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0.0)
-        dweight += dy * _normal(h_ptr, mean, rstd, offset, inside, RMS)
+        product = tl.load(product_ptr + row, mask=row < rows, other=0.0)
+        normal = _normal(h_ptr, mean, rstd, offset, inside, RMS)
+        dweight += dy * normal
+        dx = (weight * dy - average - normal * product) * rstd
+        _store_dx(dx_ptr, dh_ptr, offset, inside, dx, RESIDUAL)
     out = partial_ptr + tl.program_id(1).to(tl.int64) * columns + column
     tl.store(out, tl.sum(dweight, 0)[None, :], mask=column < columns)
     if not RMS:
@@ -281,23 +294,17 @@ def norm_reduce_kernel(partial_ptr, dweight_ptr, dbias_ptr, programs, columns, R
         tl.store(dbias_ptr + column, out.to(dbias_ptr.dtype.element_ty), mask=column < columns)
 
 
-# Columns of the longest row that one program takes at once without spilling.
-FORWARD_ONE_PASS, BACKWARD_ONE_PASS = 16384, 8192
-LONG = {"BLOCK": 8192, "num_warps": 16}  # a step of a row taken in two passes
-WEIGHTS = {"ROWS": 16, "BLOCK": 256, "num_warps": 8}  # a step of the weights' gradients of long rows
-REDUCE = {"ROWS": 32, "BLOCK": 64, "num_warps": 4}
-
-
 def forward_settings(columns: int) -> dict[str, int]:
     """Launch settings of rows in one pass."""
     block = max(256, triton.next_power_of_2(columns))
     return {"ROWS": max(1, 2048 // block), "BLOCK": block, "num_warps": min(16, max(4, block // 512))}
 
 
-def backward_settings(columns: int) -> dict[str, int]:
-    """Launch settings of rows in one pass: 16 elements a thread, whose sums of two gradients stay in registers."""
+def backward_settings(columns: int, element_size: int) -> dict[str, int]:
+    """Launch settings of rows in one pass; the next rows are on their way while that leaves registers for it."""
     block = max(256, triton.next_power_of_2(columns))
-    return {"ROWS": max(1, 4096 // block), "BLOCK": block, "num_warps": max(8, block // 512), "STAGES": 2}
+    stages = 2 if block * element_size <= 16384 else 1
+    return {"ROWS": max(1, 4096 // block), "BLOCK": block, "num_warps": 32 if block > 4096 else 8, "STAGES": stages}
 
 
 def _vector(columns: int) -> int:
@@ -308,7 +315,7 @@ def _vector(columns: int) -> int:
 def norm_forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch `norm_forward_kernel`, or `norm_forward_long_kernel` for rows of more than FORWARD_ONE_PASS columns."""
+    """Launch `norm_forward_kernel`, or `norm_forward_long_kernel` for longer rows."""
     x = x.contiguous()
     columns = x.shape[-1]
     rows, vector = x.numel() // columns, _vector(columns)
@@ -322,7 +329,7 @@ def norm_forward(
     options = {"RMS": bias is None, "RESIDUAL": residual is not None, "VECTOR": vector}
     if rows == 0:
         return y, h, mean, rstd
-    if columns > FORWARD_ONE_PASS:
+    if columns > (FORWARD_ONE_PASS if vector == 8 else FORWARD_ONE_PASS // 2):
         norm_forward_long_kernel[(rows,)](*tensors, eps, columns // vector, **options, **LONG)
     else:
         launch = forward_settings(columns)
@@ -340,32 +347,30 @@ def norm_backward(
     mean: Tensor,
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch `norm_backward_kernel`, or the two kernels of long rows beyond BACKWARD_ONE_PASS columns, and the sums."""
+    """Launch `norm_backward_kernel`, or the two kernels of longer rows, and `norm_reduce_kernel`."""
     gradient, h = gradient.contiguous(), h.contiguous()
     h_gradient = None if h_gradient is None else h_gradient.contiguous()
     columns, vector, rms = h.shape[-1], _vector(h.shape[-1]), bias is None
     rows = h.numel() // columns
-    long = columns > BACKWARD_ONE_PASS
-    launch = WEIGHTS if long else backward_settings(columns)
-    programs = min(triton.cdiv(rows, launch["ROWS"]), _programs(h.device, columns, launch))
+    long = columns > (BACKWARD_ONE_PASS if vector == 8 else BACKWARD_ONE_PASS // 2)
+    launch = LONG_BACKWARD if long else backward_settings(columns, h.element_size())
+    # As many programs share the sums of weights as make 512 threads a multiprocessor.
+    shares = multiprocessors(h.device) * 16 // launch["num_warps"] // triton.cdiv(columns, launch["BLOCK"])
+    programs = min(triton.cdiv(rows, launch["ROWS"]), max(1, shares))
     partial = torch.empty((1 if rms else 2, programs, columns), dtype=torch.float32, device=h.device)
     dx, dweight = torch.empty_like(h), torch.empty_like(weight)
     dbias = weight.new_empty(0) if rms else torch.empty_like(bias)
-    tensors = (gradient, h_gradient, h, weight, mean, rstd, dx)
+    inputs = (gradient, h_gradient, h, weight, mean, rstd)
+    sizes = (rows, columns // vector)
     options = {"RMS": rms, "RESIDUAL": h_gradient is not None, "VECTOR": vector}
     if rows and long:
-        norm_backward_long_kernel[(rows,)](*tensors, columns // vector, **options, **LONG)
+        average, product = torch.empty_like(mean), torch.empty_like(rstd)
+        sums = (gradient, h, weight, mean, rstd, average, product)
+        norm_sums_kernel[(rows,)](*sums, columns // vector, RMS=rms, VECTOR=vector, **LONG)
         grid = (triton.cdiv(columns, launch["BLOCK"]), programs)
-        sizes = (rows, columns // vector)
-        norm_weights_kernel[grid](gradient, h, mean, rstd, partial, *sizes, RMS=rms, VECTOR=vector, **launch)
+        norm_backward_long_kernel[grid](*inputs, average, product, dx, partial, *sizes, **options, **launch)
     elif rows:
-        norm_backward_kernel[(programs,)](*tensors, partial, rows, columns // vector, **options, **launch)
+        norm_backward_kernel[(programs,)](*inputs, dx, partial, *sizes, **options, **launch)
     grid = (triton.cdiv(columns, REDUCE["BLOCK"]), len(partial))
     norm_reduce_kernel[grid](partial, dweight, dbias, programs, columns, **REDUCE)
     return dx, dweight, dbias
-
-
-def _programs(device: torch.device, columns: int, launch: dict[str, int]) -> int:
-    """Programs that share the sums of weights, so many that 512 threads a multiprocessor work."""
-    blocks = triton.cdiv(columns, launch["BLOCK"])
-    return max(1, multiprocessors(device) * (16 // launch["num_warps"]) // blocks)

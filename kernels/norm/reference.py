@@ -1,6 +1,5 @@
 """LayerNorm and RMSNorm in plain PyTorch: differentiable, and the CPU face of the ops. No bias means RMSNorm."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
