@@ -11,8 +11,8 @@ from megagpt.kernels.backend import multiprocessors
 # backward pass holds the sums of two gradients as well. Rows that are not aligned need more registers: half as long.
 FORWARD_ONE_PASS, BACKWARD_ONE_PASS = 16384, 8192
 LONG = {"BLOCK": 8192, "num_warps": 16}  # a step along a longer row
-LONG_BACKWARD = {"ROWS": 16, "BLOCK": 256, "num_warps": 8}  # a step down columns of longer rows
-REDUCE = {"ROWS": 32, "BLOCK": 64, "num_warps": 4}
+LONG_BACKWARD = {"ROWS": 8, "BLOCK": 512, "num_warps": 8}  # a step down columns of longer rows
+REDUCE = {"ROWS": 16, "BLOCK": 128, "num_warps": 4}
 
 
 @triton.jit
@@ -295,16 +295,19 @@ def norm_reduce_kernel(partial_ptr, dweight_ptr, dbias_ptr, programs, columns, R
 
 
 def forward_settings(columns: int) -> dict[str, int]:
-    """Launch settings of rows in one pass."""
+    """Launch settings of rows in one pass: 8 elements a thread, and up to 32 in long rows."""
     block = max(256, triton.next_power_of_2(columns))
-    return {"ROWS": max(1, 2048 // block), "BLOCK": block, "num_warps": min(16, max(4, block // 512))}
+    return {"ROWS": max(1, 2048 // block), "BLOCK": block, "num_warps": 16 if block > 2048 else 8}
 
 
 def backward_settings(columns: int, element_size: int) -> dict[str, int]:
-    """Launch settings of rows in one pass; the next rows are on their way while that leaves registers for it."""
+    """Launch settings of rows in one pass: 8 elements a thread, and the next rows on their way if registers allow.
+
+    They do not for the addresses of elements that are loaded one by one.
+    """
     block = max(256, triton.next_power_of_2(columns))
-    stages = 2 if block * element_size <= 16384 else 1
-    return {"ROWS": max(1, 4096 // block), "BLOCK": block, "num_warps": 32 if block > 4096 else 8, "STAGES": stages}
+    stages = 2 if _vector(columns) > 1 and block * element_size <= 16384 else 1
+    return {"ROWS": max(1, 4096 // block), "BLOCK": block, "num_warps": 32 if block > 4096 else 16, "STAGES": stages}
 
 
 def _vector(columns: int) -> int:
@@ -354,8 +357,8 @@ def norm_backward(
     rows = h.numel() // columns
     long = columns > (BACKWARD_ONE_PASS if vector == 8 else BACKWARD_ONE_PASS // 2)
     launch = LONG_BACKWARD if long else backward_settings(columns, h.element_size())
-    # As many programs share the sums of weights as make 512 threads a multiprocessor.
-    shares = multiprocessors(h.device) * 16 // launch["num_warps"] // triton.cdiv(columns, launch["BLOCK"])
+    # As many programs share the sums of weights as make 512 threads a multiprocessor, or one program.
+    shares = multiprocessors(h.device) * max(1, 16 // launch["num_warps"]) // triton.cdiv(columns, launch["BLOCK"])
     programs = min(triton.cdiv(rows, launch["ROWS"]), max(1, shares))
     partial = torch.empty((1 if rms else 2, programs, columns), dtype=torch.float32, device=h.device)
     dx, dweight = torch.empty_like(h), torch.empty_like(weight)

@@ -10,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 from megagpt.kernels.norm import kernel, layer_norm, rms_norm
 
 DTYPES = [(torch.float32, 2e-6), (torch.bfloat16, 1.2e-2), (torch.float16, 1.5e-3)]
-SHAPES = [(5, 2), (1, 63), (2, 3, 127), (300, 8), (7, 1000), (3, 1284)]
+SHAPES = [(5, 3), (1, 63), (2, 3, 127), (300, 8), (7, 1000), (3, 1284)]
 KERNELS = [
     (1000, ["norm_forward_kernel", "norm_backward_kernel", "norm_reduce_kernel"]),
     (8192, ["norm_forward_kernel", "norm_backward_kernel", "norm_reduce_kernel"]),
@@ -68,7 +68,7 @@ def test_every_row_length_has_its_kernels(device, launched, columns, kernels, rm
 
 def test_long_rows_in_bfloat16(device):
     compare(run("triton"), truth, arguments(device, (2, 8193), torch.bfloat16, False, True), 1.2e-2)
-    compare(run("triton"), truth, arguments(device, (1, 65536), torch.bfloat16, False, False), 1.2e-2)
+    compare(run("triton"), truth, arguments(device, (1, 65536), torch.bfloat16, True, False), 1.2e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -110,7 +110,7 @@ def _used(out, inputs):
 
 
 def test_sums_over_many_rows_are_repeatable(device):
-    inputs = arguments(device, (1000, 40), torch.float32, False, False)
+    inputs = arguments(device, (200, 24), torch.float32, False, False)
     grads = []
     for _ in range(2):
         leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
@@ -151,7 +151,9 @@ def test_strided_input(device):
 @pytest.mark.parametrize("rms", [False, True])
 def test_torch_backend(device, launched, dtype, tolerance, rms):
     compare(run("torch"), truth, arguments(device, (7, 100), dtype, rms, True), tolerance)
-    compare(run("torch", eps=0.1), lambda **kw: truth(**kw, eps=0.1), arguments(device, (7, 9), dtype, rms, 0), tolerance)
+    compare(
+        run("torch", eps=0.1), lambda **kw: truth(**kw, eps=0.1), arguments(device, (7, 9), dtype, rms, 0), tolerance
+    )
     assert launched == []
 
 
