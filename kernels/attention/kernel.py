@@ -39,7 +39,7 @@ class Launch:
 # By chip and head dimension (80 and 96 take the tiles of 128, 192 those of 256). `tools/kernel_report.py` shows that
 # none spills; which is fastest only a GPU can tell.
 FORWARD = {
-    80: {64: Launch(128, 64, 4, 3), 128: Launch(128, 64, 8, 2), 256: Launch(64, 32, 4, 2)},
+    80: {64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 2), 256: Launch(64, 32, 8, 2)},
     90: {64: Launch(128, 128, 8, 3), 128: Launch(128, 128, 8, 2), 256: Launch(128, 64, 8, 2)},
     100: {64: Launch(128, 128, 8, 2), 128: Launch(128, 128, 8, 2), 256: Launch(128, 64, 8, 2)},
 }
@@ -52,7 +52,7 @@ DKDV_PACKED = {**DKDV, 90: {**DKDV[90], 128: Launch(32, 128, 8, 2)}}  # document
 DQ = {
     80: {64: Launch(128, 64, 8, 2), 128: Launch(64, 64, 8, 2), 256: Launch(64, 32, 8, 2)},
     90: {64: Launch(128, 128, 8, 2), 128: Launch(128, 64, 8, 3), 256: Launch(64, 32, 8, 2)},
-    100: {64: Launch(128, 128, 8, 2), 128: Launch(128, 64, 8, 2), 256: Launch(64, 64, 8, 2)},
+    100: {64: Launch(128, 128, 8, 2), 128: Launch(64, 64, 8, 3), 256: Launch(64, 64, 8, 2)},
 }
 
 

@@ -55,9 +55,10 @@ def cross_entropy_statistics_kernel(
         largest, total_exp = _online(x, largest, total_exp)
         total += tl.sum(x, 1)
     for start in range(unmasked, real, LANES * WIDTH):  # once or never; Triton 3.6 cannot compile an `if` here
-        x = tl.load(logits_ptr + start + column, mask=start + column < columns, other=0.0).to(tl.float32)
-        largest, total_exp = _online(tl.where(start + column < real, x, float("-inf")), largest, total_exp)
-        total += tl.sum(tl.where(start + column < real, x, 0.0), 1)
+        at = start + column
+        x = tl.load(logits_ptr + at, mask=at < columns, other=0.0).to(tl.float32)
+        total += tl.sum(tl.where(at < real, x, 0.0), 1)
+        largest, total_exp = _online(tl.where(at < real, x, float("-inf")), largest, total_exp)
 
     m = tl.max(largest, 0)
     label = tl.load(labels_ptr + row) - first

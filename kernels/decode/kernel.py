@@ -13,7 +13,6 @@ from megagpt.kernels.backend import capability, descriptor_memory, multiprocesso
 from megagpt.kernels.decode import reference
 
 LOG2_E = 1.4426950408889634
-BLOCK_M = 64  # query heads of a tile: the fewest rows that Hopper's matrix instruction takes
 MOST_SPLITS = 64
 
 
@@ -99,9 +98,9 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None, 
     if not q.numel() or not keys:
         return out.zero_()
     group, block_d = heads // kv_heads, triton.next_power_of_2(depth)
-    block_n, num_stages = _tiles(block_d)
+    block_m, block_n, num_stages = _tiles(block_d)
     oldest = max(keys - window, 0) if window else 0
-    programs = batch * kv_heads * triton.cdiv(group, BLOCK_M)
+    programs = batch * kv_heads * triton.cdiv(group, block_m)
     blocks = triton.cdiv(keys - oldest, block_n)
     splits = max(1, min(2 * multiprocessors(q.device) // programs, blocks, MOST_SPLITS))
     chunk = triton.cdiv(blocks, splits) * block_n
@@ -111,7 +110,7 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None, 
     descriptor_memory()
     decode_attention_kernel[(programs * splits,)](
         q, k, v, parts, lse, first_key, q.stride(0), q.stride(2), *k.stride()[:3], *v.stride()[:3],
-        kv_heads, group, keys, oldest, chunk, splits, scale * LOG2_E, D=depth, BLOCK_D=block_d, BLOCK_M=BLOCK_M,
+        kv_heads, group, keys, oldest, chunk, splits, scale * LOG2_E, D=depth, BLOCK_D=block_d, BLOCK_M=block_m,
         BLOCK_N=block_n, PADDED=first_key is not None, num_warps=4, num_stages=num_stages,
     )  # fmt: skip
     if splits > 1:
@@ -122,8 +121,8 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None, 
     return out
 
 
-def _tiles(block_d: int) -> tuple[int, int]:
-    """Keys of a tile, and how many tiles are under way."""
+def _tiles(block_d: int) -> tuple[int, int, int]:
+    """Query heads and keys of a tile, and how many tiles are under way. Hopper's matrix instruction takes 64 rows."""
     if capability() < 90:
-        return {64: 64, 128: 64, 256: 32}[block_d], 2
-    return {64: 128, 128: 64, 256: 64}[block_d], 3 if block_d < 256 else 2
+        return 16, {64: 64, 128: 64, 256: 32}[block_d], 2
+    return 64, {64: 128, 128: 64, 256: 32}[block_d], 3

@@ -10,7 +10,7 @@ from megagpt.kernels.backend import multiprocessors
 # Columns of the longest row that one program holds in registers without spilling; twice as long, it spills. The
 # backward pass holds the sums of two gradients as well. Rows that are not aligned need more registers: half as long.
 FORWARD_ONE_PASS, BACKWARD_ONE_PASS = 16384, 8192
-LONG = {"BLOCK": 8192, "num_warps": 16}  # a step along a longer row
+LONG = {"BLOCK": 4096, "num_warps": 16}  # a step along a longer row
 LONG_BACKWARD = {"ROWS": 8, "BLOCK": 512, "num_warps": 8}  # a step down columns of longer rows
 REDUCE = {"ROWS": 16, "BLOCK": 128, "num_warps": 4}
 
