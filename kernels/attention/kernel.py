@@ -117,6 +117,7 @@ def attention_backward(
     if not q.numel() or not k.numel():
         return dq.zero_(), dk.zero_(), dv.zero_()
     dout = dout if has_tiles(dout) else dout.contiguous()
+    dlse = None if dlse is None else dlse.contiguous()
     block_d = triton.next_power_of_2(depth)
     padded = triton.cdiv(queries, 2 * DELTA_ROWS) * 2 * DELTA_ROWS
     delta, lse_log2 = (torch.empty(batch, heads, padded, dtype=torch.float32, device=q.device) for _ in range(2))

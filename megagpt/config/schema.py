@@ -113,6 +113,26 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
+class KernelsConfig:
+    """Which implementation computes what. It changes speed and memory, and results by no more than rounding.
+
+    auto is our Triton kernels on CUDA, where they support the model, and PyTorch elsewhere; the log says what was
+    chosen.
+    """
+
+    attention: Literal["auto", "triton", "flash", "cudnn", "sdpa", "unfused"] = "auto"
+    """Attention: ours, one of PyTorch's fused ones, the one it picks (sdpa), or products around a softmax (unfused)."""
+    norm: Literal["auto", "triton", "torch"] = "auto"
+    """LayerNorm and RMSNorm."""
+    activation: Literal["auto", "triton", "torch"] = "auto"
+    """Bias with GELU, or SwiGLU."""
+    dropout_add: Literal["auto", "triton", "torch"] = "auto"
+    """Bias, dropout and the addition to the residual stream."""
+    cross_entropy: Literal["auto", "triton", "torch"] = "auto"
+    """Cross-entropy of the vocabulary, which tensor-parallel ranks share."""
+
+
+@dataclass(frozen=True)
 class CorpusConfig:
     """One tokenized corpus and its share of the training mixture."""
 
@@ -237,6 +257,8 @@ class Config:
     """Architecture."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Layout over ranks."""
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    """Implementations."""
     data: DataConfig = field(default_factory=DataConfig)
     """Training mixture."""
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -208,11 +208,10 @@ class Generator:
         Returns the last token's logits over the real vocabulary, float32 [B, V], on the last stage.
         """
         batch, new = tokens.shape
-        columns = torch.arange(cache.length + new, device=self.device)
-        queries = columns[cache.length :]
+        queries = torch.arange(cache.length, cache.length + new, device=self.device)
         positions = (queries - padding[:, None]).clamp(min=0)
         cache.begin(positions)
-        mask = _hidden(queries, columns, padding) if padding.any() else None
+        mask = padding[:, None].int() if padding.any() else None
         stage, stages, pipeline = self.groups.pp.rank(), self.groups.pp.size(), self.groups.pp
         for module in self.modules:
             if not module.pre_process:
@@ -262,16 +261,6 @@ def _uniforms(seed: int, prompt: list[int], repeat: int, count: int) -> np.ndarr
     """
     digest = hashlib.sha256(f"{seed}/{repeat}/{prompt}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest))).random(count)
-
-
-def _hidden(queries: Tensor, columns: Tensor, padding: Tensor) -> Tensor:
-    """Attention mask, bool [B, 1, Sq, Sk], True where a query may not see a column: later ones and the left padding.
-
-    A padding query sees itself, so that no row of scores is empty.
-    """
-    later = columns > queries[:, None]
-    pad = (columns < padding[:, None])[:, None, :] & (columns != queries[:, None])
-    return (later | pad).unsqueeze(1)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megagpt.config.schema import Config
+from megagpt.model.kernels import choose_kernels
 from megagpt.model.layers import block_spec
 from megagpt.model.losses import cross_entropy
 from megagpt.model.parameters import initialize
@@ -62,16 +63,17 @@ class GPT(GPTModel):
     `model(tokens, position_ids, attention_mask, labels=labels)` takes int64 tokens, positions and labels [B, S] and
     returns losses, float32 [B, S], on the last pipeline stage and hidden states [S, B, H] on the others; without
     labels the last stage returns logits [B, S, padded vocabulary / tp], whose columns from vocab_size on mean nothing.
-    attention_mask: None is causal; otherwise bool [B or 1, 1, Sq, Sk], complete in itself, True hides a key. Rotary
+    attention_mask: see `CoreAttention`. Rotary
     positions count from the first token of the sequence and ignore position_ids; they matter only as differences.
     """
 
     def __init__(self, config: Config, pre_process: bool, post_process: bool, vp_stage: int | None):
         model = config.model
         settings = transformer_config(config)
+        kernels = choose_kernels(config)
         super().__init__(
             settings,
-            block_spec(model, settings, vp_stage),
+            block_spec(model, kernels, settings, vp_stage),
             vocab_size=model.padded_vocab_size,
             max_sequence_length=model.sequence_length,
             pre_process=pre_process,
@@ -82,6 +84,7 @@ class GPT(GPTModel):
             vp_stage=vp_stage,
         )
         self.real_vocab_size = model.vocab_size
+        self.cross_entropy_backend = kernels.cross_entropy
         if pre_process:
             set_tensor_model_parallel_attributes(self.embedding.word_embeddings.weight, True, 0, 1)
         if post_process and self.output_layer.weight is not None:
@@ -91,7 +94,7 @@ class GPT(GPTModel):
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Float32 losses [B, S] of labels [B, S] under logits [S, B, V / tp], which are consumed."""
-        return cross_entropy(logits, labels, self.real_vocab_size, self.pg_collection.tp)
+        return cross_entropy(logits, labels, self.real_vocab_size, self.pg_collection.tp, self.cross_entropy_backend)
 
 
 def build_model(

@@ -1,5 +1,6 @@
 """The transformer layer, assembled from Megatron-Core's parallel modules with our norms and attention."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
@@ -19,14 +20,21 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from megagpt.config.schema import ModelConfig
+from megagpt.config.schema import KernelsConfig, ModelConfig
+from megagpt.kernels.activation import bias_gelu, swiglu
 from megagpt.kernels.attention import attention
+from megagpt.kernels.bias_dropout_add import bias_dropout_add
+from megagpt.kernels.decode import decode_attention
+from megagpt.kernels.norm import layer_norm, rms_norm
 from megagpt.model.kv_cache import KVCache
 
 
-def block_spec(model: ModelConfig, config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """Layers and final norm of this pipeline rank's chunk `vp_stage`."""
-    norm = LayerNorm if model.normalization == "layernorm" else RMSNorm
+def block_spec(
+    model: ModelConfig, kernels: KernelsConfig, config: TransformerConfig, vp_stage: int | None
+) -> TransformerBlockSubmodules:
+    """Layers and final norm of this pipeline rank's chunk `vp_stage`; `kernels` as of `choose_kernels`."""
+    norm = partial(LayerNorm if model.normalization == "layernorm" else RMSNorm, backend=kernels.norm)
+    residual_add = get_bias_dropout_add if kernels.dropout_add == "torch" else fused_bias_dropout_add
     head_norm = norm if model.qk_layernorm else None
     layer = ModuleSpec(
         module=TransformerLayer,
@@ -37,16 +45,16 @@ def block_spec(model: ModelConfig, config: TransformerConfig, vp_stage: int | No
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,
-                    core_attention=partial(CoreAttention, model=model),
+                    core_attention=partial(CoreAttention, model=model, backend=kernels.attention),
                     linear_proj=RowParallelLinear,
                     q_layernorm=head_norm,
                     k_layernorm=head_norm,
                 ),
             ),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=residual_add,
             pre_mlp_layernorm=norm,
-            mlp=MLP,
-            mlp_bda=get_bias_dropout_add,
+            mlp=partial(MLP, backend=kernels.activation),
+            mlp_bda=residual_add,
         ),
     )
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=norm)
@@ -55,17 +63,27 @@ def block_spec(model: ModelConfig, config: TransformerConfig, vp_stage: int | No
 class LayerNorm(torch.nn.LayerNorm):
     """LayerNorm with weight and bias over the last dimension."""
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float):
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, backend: str):
         super().__init__(hidden_size, eps)
+        self.backend = backend
         _share_gradients(self, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H] -> [..., H]."""
+        return layer_norm(x, self.weight, self.bias, self.eps, backend=self.backend)
 
 
 class RMSNorm(torch.nn.RMSNorm):
     """RMSNorm with weight over the last dimension."""
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float):
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, backend: str):
         super().__init__(hidden_size, eps)
+        self.backend = backend
         _share_gradients(self, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H] -> [..., H]."""
+        return rms_norm(x, self.weight, self.eps, backend=self.backend)
 
 
 def _share_gradients(norm: torch.nn.Module, config: TransformerConfig) -> None:
@@ -75,7 +93,12 @@ def _share_gradients(norm: torch.nn.Module, config: TransformerConfig) -> None:
 
 
 class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
-    """Megatron's layer; on one tensor-parallel rank a plain linear that adds the bias inside the matrix product."""
+    """Megatron's layer; on one tensor-parallel rank a plain linear that adds the bias inside the matrix product.
+
+    With `separate_bias` the bias is always left to be added, for a kernel that does it on the way.
+    """
+
+    separate_bias = False
 
     def __init__(self, *args, stride: int = 1, **kwargs):
         super().__init__(*args, stride=stride, **kwargs)
@@ -85,7 +108,7 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Output [S, B, out / tp] and the bias that is still to be added, if any."""
-        if self.tp_group.size() > 1:
+        if self.tp_group.size() > 1 or self.separate_bias:
             return super().forward(input_, weight, runtime_gather_output)
         return F.linear(input_, self.weight if weight is None else weight, self.bias), None
 
@@ -107,25 +130,35 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
 class MLP(MegatronMLP):
     """Feed-forward layer: GELU (tanh approximation) or SwiGLU between two linears."""
 
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: TransformerConfig, backend: str):
         super().__init__(
             config,
             MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
             ffn_hidden_size=config.ffn_hidden_size,
             tp_group=parallel_state.get_tensor_model_parallel_group(),
         )
+        self.backend = backend
+        self.linear_fc1.separate_bias = backend == "triton"
 
     def forward(self, hidden_states: Tensor, **_) -> tuple[Tensor, Tensor | None]:
         """[S, B, H] -> [S, B, H] and the bias that is still to be added, if any."""
         inner, bias = self.linear_fc1(hidden_states)
-        if bias is not None:
-            inner = inner + bias
         if self.config.gated_linear_unit:
-            gate, inner = inner.chunk(2, -1)
-            inner = F.silu(gate) * inner
+            inner = swiglu(inner, bias, backend=self.backend)
+        elif bias is not None:
+            inner = bias_gelu(inner, bias, backend=self.backend)
         else:
             inner = F.gelu(inner, approximate="tanh")
         return self.linear_fc2(inner)
+
+
+def fused_bias_dropout_add(training: bool, fused: bool) -> Callable:
+    """As Megatron's get_bias_dropout_add: a function of ((x, bias or None), residual, probability), in one kernel."""
+
+    def add(x_with_bias: tuple[Tensor, Tensor | None], residual: Tensor, probability: float) -> Tensor:
+        return bias_dropout_add(*x_with_bias, residual, probability, training, backend="triton")
+
+    return add
 
 
 class SelfAttention(MegatronSelfAttention):
@@ -154,36 +187,45 @@ class SelfAttention(MegatronSelfAttention):
 class CoreAttention(torch.nn.Module):
     """Softmax attention of one layer, dense or banded as the model's pattern says."""
 
-    def __init__(self, *, config: TransformerConfig, layer_number: int, model: ModelConfig, **_):
+    def __init__(self, *, config: TransformerConfig, layer_number: int, model: ModelConfig, backend: str, **_):
         super().__init__()
         self.config = config
         self.window = model.window(layer_number - 1)  # Megatron counts layers from 1
+        self.backend = backend
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_) -> Tensor:
         """[Sq, B, heads, D], [Sk, B, groups, D] twice -> [Sq, B, heads x D].
 
-        attention_mask: None is causal; otherwise bool [B, 1, Sq, Sk], complete in itself, True hides a key.
+        attention_mask: None is causal, and so is an integer tensor: [N + 1] cumulative lengths of packed documents, or
+        [B, 1] numbers of padding tokens on the left. bool [B, 1, Sq, Sk] is complete in itself, True hides a key.
         """
+        q, k, v = (part.transpose(0, 1) for part in (query, key, value))
+        options = _masking(attention_mask)
+        if self.backend == "triton" and query.shape[0] == 1 and not torch.is_grad_enabled() and "mask" not in options:
+            out = decode_attention(q, k, v, self.window, first_key=options.get("first_key"), backend="triton")
+            return out.transpose(0, 1).reshape(query.shape[0], query.shape[1], -1)
         dropout = self.config.attention_dropout if self.training else 0.0
         # Tensor-parallel ranks hold different heads, so they must drop differently.
         fork = dropout and not self.config.sequence_parallel
         with tensor_parallel.get_cuda_rng_tracker().fork() if fork else nullcontext():
-            out = attention(
-                query.transpose(0, 1),
-                key.transpose(0, 1),
-                value.transpose(0, 1),
-                causal=attention_mask is None,
-                window=self.window,
-                mask=attention_mask,
-                dropout=dropout,
-            )
+            out = attention(q, k, v, window=self.window, dropout=dropout, backend=self.backend, **options)
         return out.transpose(0, 1).reshape(query.shape[0], query.shape[1], -1)
 
 
-def document_mask(document_ids: Tensor) -> Tensor:
-    """Attention mask, bool [B, 1, S, S], of packed documents: True hides later tokens and tokens of other documents.
+def _masking(attention_mask: Tensor | None) -> dict[str, Tensor | bool]:
+    """Arguments of `attention` for a mask of `CoreAttention.forward`."""
+    if attention_mask is None:
+        return {}
+    if attention_mask.dtype == torch.bool:
+        return {"causal": False, "mask": attention_mask}
+    return {"cu_seqlens": attention_mask} if attention_mask.dim() == 1 else {"first_key": attention_mask[:, 0]}
+
+
+def document_lengths(document_ids: Tensor) -> Tensor:
+    """Attention mask, int32 [N + 1], of packed documents: their cumulative lengths over the rows of the batch.
 
     document_ids: int64 [B, S], the number of every token's document.
     """
-    later = torch.ones(document_ids.shape[1], document_ids.shape[1], dtype=torch.bool, device=document_ids.device)
-    return (later.triu(1) | (document_ids[:, :, None] != document_ids[:, None, :])).unsqueeze(1)
+    begins = torch.ones_like(document_ids, dtype=torch.bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return torch.cat((begins.flatten().nonzero()[:, 0], begins.new_tensor([begins.numel()], dtype=torch.int64))).int()

@@ -3,7 +3,7 @@
 import torch
 
 from megagpt.data.batch import Batch
-from megagpt.model.layers import document_mask
+from megagpt.model.layers import document_lengths
 
 
 class LanguageModelTask:
@@ -13,7 +13,7 @@ class LanguageModelTask:
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """See `Task.forward`; the last stage gives the loss of every token, float32 [B, S]."""
-        mask = None if batch.document_ids is None else document_mask(batch.document_ids)
+        mask = None if batch.document_ids is None else document_lengths(batch.document_ids)
         return model(batch.tokens, batch.position_ids, mask, labels=batch.labels)
 
     def loss(self, output: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, tuple]:
