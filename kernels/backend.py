@@ -133,3 +133,13 @@ def has_tiles(tensor: Tensor) -> bool:
     step = 16 // tensor.element_size()
     strides = [stride for stride, size in zip(tensor.stride()[:-1], tensor.shape[:-1], strict=True) if size > 1]
     return tensor.stride(-1) == 1 and all(s and s % step == 0 for s in strides) and tensor.storage_offset() % step == 0
+
+
+def check_tiles(**tensors: Tensor) -> None:
+    """Raise ValueError, naming the argument, unless all `tensors` have tiles."""
+    for name, tensor in tensors.items():
+        if not has_tiles(tensor):
+            raise ValueError(
+                f"{name} has strides {list(tensor.stride())} and storage offset {tensor.storage_offset()}; backend "
+                f"'triton' needs positive multiples of {16 // tensor.element_size()} (16 bytes): use contiguous()"
+            )

@@ -66,3 +66,20 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "stage.eval_interval=0",
         "stage.sample_prompts=[]",
     ]
+
+
+@pytest.fixture
+def launched(monkeypatch) -> list[str]:
+    """Names of the Triton kernels launched so far, in order."""
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    names = []
+    for kind in (InterpretedFunction, JITFunction):
+
+        def run(self, *args, _run=kind.run, **kwargs):
+            names.append(self.fn.__name__)
+            return _run(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "run", run)
+    return names

@@ -18,7 +18,7 @@ FLAGS = {
 
 
 def cases() -> Iterator[tuple[str, Callable[[], None]]]:
-    """(name, call that launches) for each; all masks for one head dimension, for the others the plainest and the heaviest."""
+    """(name, call that launches) for each: all masks for one head dimension, for others the plainest and heaviest."""
     for depth in HEAD_DIMS:
         for name, flags in FLAGS.items():
             if depth == 128 or name == "causal" or (name == "packed" and depth in (64, 256)):

@@ -9,7 +9,7 @@ from torch import Tensor
 from megagpt.kernels.attention import reference
 from megagpt.kernels.attention.backward import attention_delta_kernel, attention_dkdv_kernel, attention_dq_kernel
 from megagpt.kernels.attention.forward import attention_forward_kernel
-from megagpt.kernels.backend import capability, descriptor_memory, has_tiles
+from megagpt.kernels.backend import capability, check_tiles, descriptor_memory, has_tiles
 
 LOG2_E = 1.4426950408889634
 DELTA_ROWS = 64  # queries a program of the delta kernel; also what lse and delta are padded to a multiple of, twice
@@ -75,6 +75,7 @@ def attention_forward(
     """See `reference.attention_forward`, which also computes float32."""
     if q.dtype == torch.float32:
         return reference.attention_forward(q, k, v, start, end, first_key, causal, window, scale)
+    check_tiles(q=q, k=k, v=v)
     batch, queries, heads, depth = q.shape
     keys = k.shape[1]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 from megagpt.kernels.attention import reference
 from megagpt.kernels.attention.masks import document_bounds, document_mask, padding_mask
 from megagpt.kernels.attention.sdpa import sdpa, unfused
-from megagpt.kernels.backend import check_tensor, define, has_tiles, resolve
+from megagpt.kernels.backend import check_tensor, define, resolve
 
 KERNEL = "megagpt.kernels.attention.kernel"
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
@@ -143,11 +143,6 @@ def check_triton(q: Tensor, k: Tensor, v: Tensor, window: int | None, first_key:
     _check(q, k, v, window, None, None, first_key, 0.0)
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         check_tensor(name, tensor)
-        if not has_tiles(tensor):
-            raise ValueError(
-                f"{name} has strides {list(tensor.stride())} and storage offset {tensor.storage_offset()}; backend "
-                f"'triton' needs positive multiples of {16 // tensor.element_size()} (16 bytes): use contiguous()"
-            )
     if q.shape[-1] not in HEAD_DIMS:
         known = ", ".join(map(str, HEAD_DIMS))
         raise ValueError(f"q has head dimension {q.shape[-1]}; backend 'triton' supports {known}")

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megagpt.kernels.backend import capability, descriptor_memory, multiprocessors
+from megagpt.kernels.backend import capability, check_tiles, descriptor_memory, multiprocessors
 from megagpt.kernels.decode import reference
 
 LOG2_E = 1.4426950408889634
@@ -92,6 +92,7 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None, 
     """See `reference.decode_attention`, which also computes float32."""
     if q.dtype == torch.float32:
         return reference.decode_attention(q, k, v, first_key, window, scale)
+    check_tiles(q=q, k=k, v=v)
     batch, _, heads, depth = q.shape
     keys, kv_heads = k.shape[1:3]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)

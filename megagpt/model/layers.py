@@ -33,7 +33,9 @@ def block_spec(
     model: ModelConfig, kernels: KernelsConfig, config: TransformerConfig, vp_stage: int | None
 ) -> TransformerBlockSubmodules:
     """Layers and final norm of this pipeline rank's chunk `vp_stage`; `kernels` as of `choose_kernels`."""
-    norm = partial(LayerNorm if model.normalization == "layernorm" else RMSNorm, backend=kernels.norm)
+    norm = ModuleSpec(
+        module=LayerNorm if model.normalization == "layernorm" else RMSNorm, params={"backend": kernels.norm}
+    )
     residual_add = get_bias_dropout_add if kernels.dropout_add == "torch" else fused_bias_dropout_add
     head_norm = norm if model.qk_layernorm else None
     layer = ModuleSpec(
@@ -53,7 +55,7 @@ def block_spec(
             ),
             self_attn_bda=residual_add,
             pre_mlp_layernorm=norm,
-            mlp=partial(MLP, backend=kernels.activation),
+            mlp=ModuleSpec(module=MLP, params={"backend": kernels.activation}),
             mlp_bda=residual_add,
         ),
     )

@@ -32,20 +32,3 @@ def poison(monkeypatch):
 
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
-
-
-@pytest.fixture
-def launched(monkeypatch) -> list[str]:
-    """Names of the Triton kernels launched so far, in order."""
-    from triton.runtime.interpreter import InterpretedFunction
-    from triton.runtime.jit import JITFunction
-
-    names = []
-    for kind in (InterpretedFunction, JITFunction):
-
-        def run(self, *args, _run=kind.run, **kwargs):
-            names.append(self.fn.__name__)
-            return _run(self, *args, **kwargs)
-
-        monkeypatch.setattr(kind, "run", run)
-    return names

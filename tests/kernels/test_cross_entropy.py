@@ -1,3 +1,5 @@
+"""Cross-entropy against torch's in float64: losses and gradients, every option, odd sizes, bad input."""
+
 from functools import partial
 from itertools import product
 

@@ -1,3 +1,5 @@
+"""Cross-entropy fused with the output projection, against the two apart; its memory."""
+
 import weakref
 from itertools import product
 

@@ -1,0 +1,71 @@
+"""A model trains alike with Triton's kernels and with PyTorch's, and says which it uses."""
+
+import logging
+
+import pytest
+import torch
+
+from megagpt.config.load import load
+from megagpt.errors import ConfigError
+from megagpt.model.gpt import build_model
+from megagpt.model.kernels import choose_kernels
+
+pytest.importorskip("triton", reason="Triton is not installed")
+SMALL = [
+    "model=tiny", "model.hidden_size=128", "model.num_attention_heads=2", "model.num_layers=2",
+    "model.vocab_size=300", "model.sequence_length=40", "model.attention_pattern=[dense,banded]",
+    "model.attention_window=16",
+]  # fmt: skip
+TRITON = [f"kernels.{key}=triton" for key in ("attention", "norm", "activation", "dropout_add", "cross_entropy")]
+TORCH = ["kernels.attention=sdpa", *(setting.replace("triton", "torch") for setting in TRITON[1:])]
+MODERN = ["model.position_embedding=rope", "model.normalization=rmsnorm", "model.activation=swiglu", "model.bias=false"]
+
+
+def losses(settings: list[str], steps: int = 6) -> list[float]:
+    model = build_model(load([*SMALL, *settings]))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    tokens = torch.randint(300, (2, 41), generator=torch.Generator().manual_seed(0)).to(device)
+    positions = torch.arange(40, device=device).expand(2, -1)
+    found = []
+    for _ in range(steps):
+        loss = model(tokens[:, :-1], positions, None, labels=tokens[:, 1:]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("shape", [[], MODERN], ids=["gpt3", "modern"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 2e-2)])
+def test_training_with_kernels_equals_training_without(one_rank, launched, shape, precision, tolerance):
+    settings = [*shape, f"optim.precision={precision}"]
+    kernels = losses([*settings, *TRITON])
+    if precision == "bf16":
+        assert {"attention_forward_kernel", "attention_dkdv_kernel", "attention_dq_kernel"} <= set(launched)
+    assert any("norm" in name for name in launched)
+    assert any("cross_entropy" in name for name in launched)
+    launched.clear()
+    expected = losses([*settings, *TORCH])
+    assert not launched
+    assert kernels == pytest.approx(expected, rel=tolerance)
+    assert kernels[-1] < 0.8 * kernels[0]
+
+
+def test_what_was_chosen_is_logged(one_rank, caplog):
+    caplog.set_level(logging.INFO, "megagpt")
+    chosen = choose_kernels(load([*SMALL, "kernels.norm=triton"]))
+    assert chosen.norm == "triton"
+    assert "auto" not in vars(chosen).values()
+    assert f"attention {chosen.attention}, norm triton" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("model.attention_dropout=0.1", "attention_dropout=0.1"), ("model.num_attention_heads=8", "head dimension of 16")],
+)
+def test_what_the_kernels_lack_is_refused(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        choose_kernels(load([*SMALL, setting, "kernels.attention=triton"]))
