@@ -38,6 +38,14 @@ setup(
         "corpora": ["pyarrow", "zstandard"],
         "wandb": ["wandb", "wandb-workspaces"],
         "report": ["plotly"],
-        "dev": ["megagpt[corpora,wandb,report]", "transformers", "pytest", "pytest-timeout", "hypothesis", "ruff"],
+        "dev": [
+            "megagpt[corpora,wandb,report]",
+            "transformers",
+            "triton>=3.6; platform_system == 'Linux'",  # PyTorch brings it only where it brings CUDA
+            "pytest",
+            "pytest-timeout",
+            "hypothesis",
+            "ruff",
+        ],
     },
 )

@@ -10,8 +10,9 @@ from megagpt.kernels.backend import multiprocessors
 # Columns of the longest row that one program holds in registers without spilling; twice as long, it spills. The
 # backward pass holds the sums of two gradients as well. Rows that are not aligned need more registers: half as long.
 FORWARD_ONE_PASS, BACKWARD_ONE_PASS = 16384, 8192
-LONG = {"BLOCK": 4096, "num_warps": 16}  # a step along a longer row
-LONG_BACKWARD = {"ROWS": 8, "BLOCK": 512, "num_warps": 8}  # a step down columns of longer rows
+# maxnreg keeps the compiler from spilling a little for the sake of more programs at once.
+LONG = {"BLOCK": 4096, "num_warps": 16, "maxnreg": 64}  # a step along a longer row
+LONG_BACKWARD = {"ROWS": 8, "BLOCK": 512, "num_warps": 8, "maxnreg": 128}  # a step down columns of longer rows
 REDUCE = {"ROWS": 16, "BLOCK": 128, "num_warps": 4}
 
 
@@ -297,7 +298,8 @@ def norm_reduce_kernel(partial_ptr, dweight_ptr, dbias_ptr, programs, columns, R
 def forward_settings(columns: int) -> dict[str, int]:
     """Launch settings of rows in one pass: 8 elements a thread, and up to 32 in long rows."""
     block = max(256, triton.next_power_of_2(columns))
-    return {"ROWS": max(1, 2048 // block), "BLOCK": block, "num_warps": 16 if block > 2048 else 8}
+    launch = {"ROWS": max(1, 2048 // block), "BLOCK": block}
+    return launch | {"num_warps": 16 if block > 2048 else 8, "maxnreg": 128 if block > 4096 else 64}
 
 
 def backward_settings(columns: int, element_size: int) -> dict[str, int]:
@@ -307,7 +309,9 @@ def backward_settings(columns: int, element_size: int) -> dict[str, int]:
     """
     block = max(256, triton.next_power_of_2(columns))
     stages = 2 if _vector(columns) > 1 and block * element_size <= 16384 else 1
-    return {"ROWS": max(1, 4096 // block), "BLOCK": block, "num_warps": 32 if block > 4096 else 16, "STAGES": stages}
+    num_warps = 32 if block > 4096 else 16
+    launch = {"ROWS": max(1, 4096 // block), "BLOCK": block, "STAGES": stages}
+    return launch | {"num_warps": num_warps, "maxnreg": 2048 // num_warps}
 
 
 def _vector(columns: int) -> int:
