@@ -361,6 +361,8 @@ def norm_backward(
     rows = h.numel() // columns
     long = columns > (BACKWARD_ONE_PASS if vector == 8 else BACKWARD_ONE_PASS // 2)
     launch = LONG_BACKWARD if long else backward_settings(columns, h.element_size())
+    if long and vector < 4:
+        launch = launch | {"ROWS": 4}
     # As many programs share the sums of weights as make 512 threads a multiprocessor, or one program.
     shares = multiprocessors(h.device) * max(1, 16 // launch["num_warps"]) // triton.cdiv(columns, launch["BLOCK"])
     programs = min(triton.cdiv(rows, launch["ROWS"]), max(1, shares))
