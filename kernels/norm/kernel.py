@@ -12,7 +12,7 @@ from megagpt.kernels.backend import multiprocessors
 FORWARD_ONE_PASS, BACKWARD_ONE_PASS = 16384, 8192
 # maxnreg keeps the compiler from spilling a little for the sake of more programs at once.
 LONG = {"BLOCK": 4096, "num_warps": 16, "maxnreg": 64}  # a step along a longer row
-LONG_BACKWARD = {"ROWS": 8, "BLOCK": 512, "num_warps": 8, "maxnreg": 128}  # a step down columns of longer rows
+LONG_BACKWARD = {"ROWS": 8, "BLOCK": 512, "num_warps": 8, "maxnreg": 255}  # a step down columns of longer rows
 REDUCE = {"ROWS": 16, "BLOCK": 128, "num_warps": 4}
 
 
@@ -305,10 +305,10 @@ def forward_settings(columns: int) -> dict[str, int]:
 def backward_settings(columns: int, element_size: int) -> dict[str, int]:
     """Launch settings of rows in one pass: 8 elements a thread, and the next rows on their way if registers allow.
 
-    They do not for the addresses of elements that are loaded one by one.
+    They do not if elements come one by one, each with an address, and in long rows.
     """
-    block = max(256, triton.next_power_of_2(columns))
-    stages = 2 if _vector(columns) > 1 and block * element_size <= 16384 else 1
+    block, vector = max(256, triton.next_power_of_2(columns)), _vector(columns)
+    stages = 2 if vector > 1 and block * element_size <= 2048 * vector else 1
     num_warps = 32 if block > 4096 else 16
     launch = {"ROWS": max(1, 4096 // block), "BLOCK": block, "STAGES": stages}
     return launch | {"num_warps": num_warps, "maxnreg": 2048 // num_warps}
@@ -336,7 +336,7 @@ def norm_forward(
     options = {"RMS": bias is None, "RESIDUAL": residual is not None, "VECTOR": vector}
     if rows == 0:
         return y, h, mean, rstd
-    if columns > (FORWARD_ONE_PASS if vector == 8 else FORWARD_ONE_PASS // 2):
+    if columns > (FORWARD_ONE_PASS if vector > 1 else FORWARD_ONE_PASS // 2):
         norm_forward_long_kernel[(rows,)](*tensors, eps, columns // vector, **options, **LONG)
     else:
         launch = forward_settings(columns)
@@ -359,7 +359,7 @@ def norm_backward(
     h_gradient = None if h_gradient is None else h_gradient.contiguous()
     columns, vector, rms = h.shape[-1], _vector(h.shape[-1]), bias is None
     rows = h.numel() // columns
-    long = columns > (BACKWARD_ONE_PASS if vector == 8 else BACKWARD_ONE_PASS // 2)
+    long = columns > (BACKWARD_ONE_PASS if vector > 1 else BACKWARD_ONE_PASS // 2)
     launch = LONG_BACKWARD if long else backward_settings(columns, h.element_size())
     if long and vector < 4:
         launch = launch | {"ROWS": 4}

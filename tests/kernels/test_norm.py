@@ -12,7 +12,7 @@ from megagpt.kernels.norm import kernel, layer_norm, rms_norm
 DTYPES = [(torch.float32, 2e-6), (torch.bfloat16, 1.2e-2), (torch.float16, 1.5e-3)]
 SHAPES = [(5, 3), (1, 63), (2, 3, 127), (300, 8), (7, 1000), (3, 1284)]
 KERNELS = [
-    (1000, ["norm_forward_kernel", "norm_backward_kernel", "norm_reduce_kernel"]),
+    (5140, ["norm_forward_kernel", "norm_backward_kernel", "norm_reduce_kernel"]),
     (8192, ["norm_forward_kernel", "norm_backward_kernel", "norm_reduce_kernel"]),
     (8200, ["norm_forward_kernel", "norm_sums_kernel", "norm_backward_long_kernel", "norm_reduce_kernel"]),
     (8193, ["norm_forward_long_kernel", "norm_sums_kernel", "norm_backward_long_kernel", "norm_reduce_kernel"]),
