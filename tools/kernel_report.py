@@ -181,7 +181,7 @@ def compile_all(tasks: list[tuple[str, Path, str, int]], jobs: int) -> tuple[lis
 
 
 def table(kernels: list[Kernel], times: bool) -> str:
-    """A Markdown table; compile times are left out of the docs, where each run would change them."""
+    """A Markdown table; for the docs without padding, and without times, which each run would change."""
     header = ["op", "case", "kernel", "chip", "warps", "stages", "registers", "stack, B", "spilled, B", "shared, KiB"]
     rows = [[*header, "matrix instructions", *(["compiled in, s"] if times else [])]]
     for kernel in kernels:
@@ -189,7 +189,7 @@ def table(kernels: list[Kernel], times: bool) -> str:
         row += [kernel.registers, kernel.stack_bytes, kernel.spilled_bytes, f"{kernel.shared_bytes / 1024:.1f}"]
         row += [", ".join(kernel.matrix) or "-", *([kernel.compile_seconds] if times else [])]
         rows.append([str(value) for value in row])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) if times else 1 for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
         "| " + " | ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)) + " |" for row in rows
