@@ -38,6 +38,7 @@ MEGATRON = {
     "megagpt/model/gpt.py",
     "megagpt/model/kv_cache.py",
     "megagpt/model/layers.py",
+    "megagpt/model/losses.py",
     "megagpt/model/megatron_import.py",
     "megagpt/parallel/launch.py",
     "megagpt/parallel/megatron.py",

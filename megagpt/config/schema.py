@@ -130,6 +130,9 @@ class KernelsConfig:
     """Bias, dropout and the addition to the residual stream."""
     cross_entropy: Literal["auto", "triton", "torch"] = "auto"
     """Cross-entropy of the vocabulary, which tensor-parallel ranks share."""
+    fuse_output_projection: bool = False
+    """Compute the loss by slices of the vocabulary, so that the logits never exist together: far less memory, for one
+    matrix product in four more of the output projection."""
 
 
 @dataclass(frozen=True)

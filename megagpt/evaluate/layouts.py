@@ -170,6 +170,8 @@ def _variants(config: Config, world_size: int) -> Iterator[tuple[str, Config]]:
         options[", overlapped reduction"] = {"overlap_grad_reduce": True}
     for suffix, change in options.items():
         yield suffix, dataclasses.replace(config, parallel=dataclasses.replace(parallel, **change))
+    kernels = dataclasses.replace(config.kernels, fuse_output_projection=True)
+    yield ", fused projection", dataclasses.replace(config, kernels=kernels)
     yield ", bf16", bf16
 
 

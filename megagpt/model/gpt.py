@@ -9,7 +9,7 @@ from torch import Tensor
 from megagpt.config.schema import Config
 from megagpt.model.kernels import choose_kernels
 from megagpt.model.layers import block_spec
-from megagpt.model.losses import cross_entropy
+from megagpt.model.losses import cross_entropy, projected_cross_entropy
 from megagpt.model.parameters import initialize
 
 NORMALIZATION = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
@@ -63,8 +63,8 @@ class GPT(GPTModel):
     `model(tokens, position_ids, attention_mask, labels=labels)` takes int64 tokens, positions and labels [B, S] and
     returns losses, float32 [B, S], on the last pipeline stage and hidden states [S, B, H] on the others; without
     labels the last stage returns logits [B, S, padded vocabulary / tp], whose columns from vocab_size on mean nothing.
-    attention_mask: see `CoreAttention`. Rotary
-    positions count from the first token of the sequence and ignore position_ids; they matter only as differences.
+    attention_mask: see `CoreAttention`. Rotary positions count from the first token of the sequence and ignore
+    position_ids; they matter only as differences.
     """
 
     def __init__(self, config: Config, pre_process: bool, post_process: bool, vp_stage: int | None):
@@ -85,12 +85,27 @@ class GPT(GPTModel):
         )
         self.real_vocab_size = model.vocab_size
         self.cross_entropy_backend = kernels.cross_entropy
+        self.fuse_output_projection = kernels.fuse_output_projection
         if pre_process:
             set_tensor_model_parallel_attributes(self.embedding.word_embeddings.weight, True, 0, 1)
         if post_process and self.output_layer.weight is not None:
             set_tensor_model_parallel_attributes(self.output_layer.weight, True, 0, 1)
         self.to(settings.params_dtype)
         initialize(self, config)
+
+    def _postprocess(self, hidden_states: Tensor, *, labels: Tensor | None, **others) -> Tensor:
+        if not (self.fuse_output_projection and self.post_process) or labels is None:
+            return super()._postprocess(hidden_states=hidden_states, labels=labels, **others)
+        tied = self.share_embeddings_and_output_weights
+        return projected_cross_entropy(
+            hidden_states,
+            self.shared_embedding_or_output_weight() if tied else self.output_layer.weight,
+            labels,
+            self.real_vocab_size,
+            self.pg_collection.tp,
+            self.config.sequence_parallel,
+            self.cross_entropy_backend,
+        )
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Float32 losses [B, S] of labels [B, S] under logits [S, B, V / tp], which are consumed."""

@@ -1,6 +1,7 @@
 """Losses as functions of tensors, whole or sharded over tensor-parallel ranks."""
 
 import torch.distributed as dist
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from torch import Tensor
 
 from megagpt.kernels import cross_entropy as kernels
@@ -20,3 +21,29 @@ def cross_entropy(
     all below `vocab_size`; columns from `vocab_size` on are padding, which takes no probability and no gradient.
     """
     return kernels.cross_entropy(logits, labels.t(), vocab_size, tp_group, inplace=True, backend=backend).t()
+
+
+def projected_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    vocab_size: int,
+    tp_group: dist.ProcessGroup | None = None,
+    sequence_parallel: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """`cross_entropy` of the logits hidden x weight^T, float32 [B, S], of which only a slice exists at a time.
+
+    hidden: [S, B, H], or [S / tp, B, H] where `sequence_parallel`; weight: [V / tp, H], this rank's rows.
+    """
+    if sequence_parallel:  # whose backward pass is a reduce-scatter of the gradient
+        hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=tp_group)
+    return kernels.linear_cross_entropy(
+        hidden,
+        weight,
+        labels.t(),
+        vocab_size,
+        tp_group,
+        reduce_hidden_gradient=not sequence_parallel,
+        backend=backend,
+    ).t()

@@ -54,6 +54,14 @@ def test_training_with_kernels_equals_training_without(one_rank, launched, shape
     assert kernels[-1] < 0.8 * kernels[0]
 
 
+@pytest.mark.parametrize("kernels", [TRITON, TORCH], ids=["triton", "torch"])
+@pytest.mark.parametrize("shape", [[], [*MODERN, "model.tie_embeddings=false"]], ids=["gpt3", "modern"])
+def test_fused_output_projection_trains_alike(one_rank, shape, kernels):
+    settings = [*shape, "optim.precision=fp32", *kernels]
+    fused = losses([*settings, "kernels.fuse_output_projection=true"])
+    assert fused == pytest.approx(losses(settings), rel=1e-5)
+
+
 def test_what_was_chosen_is_logged(one_rank, caplog):
     caplog.set_level(logging.INFO, "megagpt")
     chosen = choose_kernels(load([*SMALL, "kernels.norm=triton"]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from dist import run_distributed
 
-from megagpt.config.schema import Config, ModelConfig, OptimConfig, ParallelConfig
+from megagpt.config.schema import Config, KernelsConfig, ModelConfig, OptimConfig, ParallelConfig
 from megagpt.data.batch import Batch
 
 STEPS, BATCH = 3, 8
@@ -44,6 +44,8 @@ ON_TWO = [
     {"zero_stage": 0},
     {"tensor_parallel_size": 2, "sequence_parallel": True, "recompute": "full"},
     {"recompute": "selective", "overlap_grad_reduce": True},
+    {"tensor_parallel_size": 2, "fuse_output_projection": True},
+    {"tensor_parallel_size": 2, "sequence_parallel": True, "fuse_output_projection": True},
 ]
 ON_FOUR = [
     {"tensor_parallel_size": 4, "sequence_parallel": True},
@@ -52,13 +54,17 @@ ON_FOUR = [
     {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "virtual_pipeline_size": 2, "recompute": "full"},
     {"tensor_parallel_size": 2, "zero_stage": 0, "overlap_grad_reduce": True},
     {"pipeline_parallel_size": 2, "virtual_pipeline_size": 2, "overlap_grad_reduce": True},
+    {"pipeline_parallel_size": 2, "tensor_parallel_size": 2, "fuse_output_projection": True},
     {},
 ]
 
 
-def _config(model: ModelConfig, parallel: dict, precision: str) -> Config:
+def _config(model: ModelConfig, layout: dict, precision: str) -> Config:
+    parallel = layout.copy()
+    kernels = KernelsConfig(fuse_output_projection=parallel.pop("fuse_output_projection", False))
     return Config(
         model=model,
+        kernels=kernels,
         parallel=ParallelConfig(**parallel),
         optim=OptimConfig(clip_grad=0.5, precision=precision),
     )
@@ -104,15 +110,22 @@ def _train_all(configs: list[Config]) -> list[list[tuple[float, float]]]:
 @pytest.mark.parametrize(
     ("world_size", "layouts", "precision", "tolerance"),
     [
-        (2, [(GPT3, layout) for layout in ON_TWO] + [(MODERN, layout) for layout in ON_TWO[:4]], "fp32", 1e-4),
+        (
+            2,
+            [(GPT3, layout) for layout in ON_TWO] + [(MODERN, layout) for layout in ON_TWO[:4] + ON_TWO[-1:]],
+            "fp32",
+            1e-4,
+        ),
         (4, [(GPT3, layout) for layout in ON_FOUR[::2]] + [(MODERN, layout) for layout in ON_FOUR[1::2]], "fp32", 1e-4),
-        (2, [(MODERN, layout) for layout in ON_TWO[1:6]], "bf16", 2e-2),
+        (2, [(MODERN, layout) for layout in ON_TWO[1:6] + ON_TWO[-1:]], "bf16", 2e-2),
     ],
 )
 def test_layouts_equal_one_rank(world_size, layouts, precision, tolerance):
     configs = [_config(model, layout, precision) for model, layout in layouts]
     alone = [
-        dataclasses.replace(config, parallel=ParallelConfig(zero_stage=config.parallel.zero_stage))
+        dataclasses.replace(
+            config, parallel=ParallelConfig(zero_stage=config.parallel.zero_stage), kernels=KernelsConfig()
+        )
         for config in configs
     ]
     unique = {repr(config): config for config in alone}
