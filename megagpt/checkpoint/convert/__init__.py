@@ -1,0 +1,1 @@
+"""Conversion between megagpt's checkpoints and those of others."""
