@@ -182,19 +182,43 @@ def enough_micro_batches(config: Config, world_size: int) -> Iterator[str]:
 
 
 def zero_stage(config: Config, world_size: int) -> Iterator[str]:
-    """Only the optimizer's state is sharded by this engine."""
-    stage, stages = config.parallel.zero_stage, config.parallel.pipeline_parallel_size
-    instead = "set parallel.zero_stage=1, the distributed optimizer"
+    """Each engine has its stages, and ZeRO of gradients or parameters has no pipeline."""
+    parallel = config.parallel
+    stage, stages, engine = parallel.zero_stage, parallel.pipeline_parallel_size, parallel.engine
+    instead = "set parallel.zero_stage=1 with parallel.engine=megatron, the distributed optimizer"
     if stage > 1 and stages > 1:
         yield (
             f"parallel.zero_stage ({stage}) does not combine with parallel.pipeline_parallel_size ({stages}), which"
             f" keeps whole gradients until the last micro-batch: {instead}, or pipeline_parallel_size=1"
         )
-    elif stage > 1:
+    elif stage > 1 and engine == "megatron":
         yield (
-            f"parallel.zero_stage ({stage}) needs parallel.engine deepspeed, which this version does not have"
-            f" (parallel.engine is {config.parallel.engine}): {instead}"
+            f"parallel.zero_stage ({stage}) needs parallel.engine=deepspeed, but the engine is megatron: {instead}, or"
+            " parallel.engine=deepspeed"
         )
+    elif stages > 1 and engine == "deepspeed":
+        yield (
+            f"parallel.engine (deepspeed) does not combine with parallel.pipeline_parallel_size ({stages}): {instead},"
+            " or pipeline_parallel_size=1"
+        )
+    if stage == 0 and engine == "deepspeed":
+        yield (
+            "parallel.zero_stage (0) shards nothing, which parallel.engine (deepspeed) is for: set it to 1, 2 or 3, or"
+            " parallel.engine=megatron"
+        )
+
+
+def offload(config: Config, world_size: int) -> Iterator[str]:
+    """Only DeepSpeed offloads, parameters only at stage 3, and to disk only then and into a named folder."""
+    parallel = config.parallel
+    for name in ("offload_optimizer", "offload_parameters"):
+        where = getattr(parallel, name)
+        if where != "none" and parallel.engine != "deepspeed":
+            yield f"parallel.{name} ({where}) needs parallel.engine=deepspeed, but the engine is {parallel.engine}"
+        elif parallel.zero_stage < 3 and (where == "nvme" or (where == "cpu" and name == "offload_parameters")):
+            yield f"parallel.{name} ({where}) needs parallel.zero_stage=3, but the stage is {parallel.zero_stage}"
+        if where == "nvme" and not parallel.nvme_path:
+            yield f"parallel.{name} (nvme) needs parallel.nvme_path, a folder on a local disk, which is empty"
 
 
 def batch_ramp(config: Config, world_size: int) -> Iterator[str]:
@@ -256,7 +280,7 @@ def split_is_whole(config: Config, world_size: int) -> Iterator[str]:
 RULES = (
     *(ranges, run_name, heads_divide_hidden_size, query_groups_divide_heads, rope_pairs_dimensions, attention_pattern),
     *(tensor_parallel_divides, sequence_parallel, world_size_fits, pipeline_divides_layers, batch_divides),
-    *(enough_micro_batches, zero_stage, batch_ramp, warmup_before_decay, kept_checkpoints_exist, data_is_named),
+    *(enough_micro_batches, zero_stage, offload, batch_ramp, warmup_before_decay, kept_checkpoints_exist, data_is_named),
     *(split_is_whole,),
 )
 

@@ -90,8 +90,8 @@ class ModelConfig:
 class ParallelConfig:
     """How the job is laid out over ranks. It changes speed and memory, never the result."""
 
-    engine: Literal["megatron"] = "megatron"
-    """What runs the training step: Megatron-Core's schedules and distributed optimizer."""
+    engine: Literal["megatron", "deepspeed"] = "megatron"
+    """What runs the training step: Megatron-Core's schedules and distributed optimizer, or DeepSpeed's ZeRO."""
     tensor_parallel_size: int = 1
     """Ranks that share every layer (TP)."""
     sequence_parallel: bool = False
@@ -101,7 +101,14 @@ class ParallelConfig:
     virtual_pipeline_size: int = 1
     """Chunks of layers that each stage holds; above 1 the pipeline schedule is interleaved (VPP)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """What data-parallel ranks shard: 0 nothing, 1 optimizer state (Megatron's distributed optimizer)."""
+    """What data-parallel ranks shard: 0 nothing, 1 optimizer state (with the engine megatron its distributed
+    optimizer), 2 gradients too, 3 parameters too; 2 and 3 need the engine deepspeed."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where the engine deepspeed keeps optimizer state and updates parameters, to save GPU memory."""
+    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    """Where ZeRO stage 3 keeps the parameters that are not in use."""
+    nvme_path: str = ""
+    """Folder on a local disk for what is offloaded to nvme."""
     micro_batch_size: int = 1
     """Sequences that one rank passes through the model at a time."""
     recompute: Literal["none", "selective", "full"] = "none"

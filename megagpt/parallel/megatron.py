@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from megatron.core import tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -20,11 +19,10 @@ from megagpt.data.batch import Batch
 from megagpt.model.gpt import build_model
 from megagpt.model.parameters import Shard, named_shards
 from megagpt.parallel import cpu
+from megagpt.parallel.common import MOMENTS, means, random_state, set_random_state, split, sums_of
 from megagpt.parallel.dims import ParallelDims
 from megagpt.parallel.engine import StepResult, Task
 from megagpt.parallel.pieces import Piece
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class MegatronEngine:
@@ -150,13 +148,7 @@ class MegatronEngine:
             micro_batch_size=self.config.parallel.micro_batch_size,
             forward_only=forward_only,
         )
-        total = torch.zeros(2 + len(self.task.metric_names), dtype=torch.float64, device=self.device)
-        if sums and self.dims.tensor_rank == 0:
-            total += torch.stack(sums).sum(0)
-        dist.all_reduce(total)
-        loss, count, *metrics = total.tolist()
-        names = self.task.metric_names
-        return loss / max(count, 1), int(count), {n: m / max(count, 1) for n, m in zip(names, metrics, strict=True)}
+        return means(sums, self.task.metric_names, self.device, counts_here=self.dims.tensor_rank == 0)
 
     def _forward_step(self, batches: Iterator[Batch], model: torch.nn.Module) -> tuple:
         batch = next(batches).to(self.device)
@@ -164,8 +156,7 @@ class MegatronEngine:
 
     def _loss(self, batch: Batch, output: torch.Tensor) -> tuple:
         loss, count, metrics = self.task.loss(output, batch)
-        sums = torch.stack([value.detach().double() for value in (loss, count, *metrics)])
-        return loss, count.int(), sums
+        return loss, count.int(), sums_of(loss, count, metrics)
 
     def pieces(self, for_saving: bool) -> Iterator[Piece]:
         """See `Engine.pieces`. Names are `model/...`, `optimizer/{exp_avg,exp_avg_sq,master}/...`."""
@@ -177,7 +168,7 @@ class MegatronEngine:
             # Replicas hold the same and take turns in saving it.
             ours = not for_saving or index % self.dims.data_size == self.dims.data_rank
             if ours:
-                yield from _split(f"model/{name}", parameter.detach(), None, shards)
+                yield from split(f"model/{name}", parameter.detach(), None, shards)
             if inner is not None and (ours or isinstance(inner, DistributedOptimizer)):
                 yield from self._optimizer_pieces(inner, name, parameter, shards)
 
@@ -196,7 +187,7 @@ class MegatronEngine:
         if self.dtype != torch.float32:
             state["master"] = main.detach()
         for key, value in state.items():
-            yield from _split(f"optimizer/{key}/{name}", value, span, shards)
+            yield from split(f"optimizer/{key}/{name}", value, span, shards)
 
     def load_finished(self, optimizer_step: int) -> None:
         """See `Engine.load_finished`."""
@@ -210,19 +201,11 @@ class MegatronEngine:
 
     def random_state(self) -> dict[str, torch.Tensor]:
         """See `Engine.random_state`."""
-        state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state()
-        tracked = tensor_parallel.get_cuda_rng_tracker().get_states()
-        return state | {f"tracker.{name}": value for name, value in tracked.items()}
+        return random_state(self.device)
 
     def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
         """See `Engine.set_random_state`."""
-        torch.set_rng_state(state["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"])
-        tracked = {name.removeprefix("tracker."): value for name, value in state.items() if name.startswith("tracker.")}
-        tensor_parallel.get_cuda_rng_tracker().set_states(tracked)
+        set_random_state(self.device, state)
 
 
 def _prepare_adam(adam: torch.optim.Optimizer) -> None:
@@ -239,24 +222,3 @@ def _prepare_adam(adam: torch.optim.Optimizer) -> None:
                 "step": torch.zeros((), dtype=torch.float32, device=param.device),
                 **{key: torch.zeros_like(param, memory_format=torch.preserve_format) for key in MOMENTS},
             }
-
-
-def _split(name: str, data: torch.Tensor, span: tuple[int, int] | None, shards: list[Shard]) -> Iterator[Piece]:
-    """Describe a rank's parameter, or the range `span` of it when flattened, as pieces of the global tensor."""
-    start, end = span or (0, data.numel())
-    data, position = data.view(-1), 0
-    for shard in shards:
-        size = math.prod(shard.shape)
-        first, last = max(start, position), min(end, position + size)
-        if first < last:
-            whole = last - first == size
-            values = data[first - start : last - start]
-            yield Piece(
-                name,
-                shard.global_shape,
-                shard.offset,
-                shard.shape,
-                None if whole else (first - position, last - position),
-                values.view(shard.shape) if whole else values,
-            )
-        position += size

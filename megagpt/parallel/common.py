@@ -1,0 +1,79 @@
+"""What the engines do alike."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from megatron.core import tensor_parallel
+
+from megagpt.model.parameters import Shard
+from megagpt.parallel.pieces import Piece
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's state of a parameter, as torch names it."""
+
+
+def sums_of(loss: torch.Tensor, count: torch.Tensor, metrics: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """What `Task.loss` returned for a micro-batch, as one float64 vector."""
+    return torch.stack([value.detach().double() for value in (loss, count, *metrics)])
+
+
+def means(
+    sums: list[torch.Tensor], names: tuple[str, ...], device: torch.device, counts_here: bool
+) -> tuple[float, int, dict[str, float]]:
+    """Mean loss, count and means of the metrics `names`, over the micro-batches of all ranks. Collective.
+
+    sums: a vector of `sums_of` for each micro-batch; only ranks for which `counts_here` contribute, so that those
+    which computed the same are not counted twice.
+    """
+    total = torch.zeros(2 + len(names), dtype=torch.float64, device=device)
+    if sums and counts_here:
+        total += torch.stack(sums).sum(0)
+    dist.all_reduce(total)
+    loss, count, *metrics = total.tolist()
+    divisor = max(count, 1)
+    return loss / divisor, int(count), {name: m / divisor for name, m in zip(names, metrics, strict=True)}
+
+
+def split(name: str, data: torch.Tensor, span: tuple[int, int] | None, shards: list[Shard]) -> Iterator[Piece]:
+    """Describe a rank's parameter, or the range `span` of it when flattened, as pieces of the global tensor.
+
+    data: the parameter, or its elements in `span` [stop - start]. shards: the boxes that its elements are, in order.
+    """
+    whole_size = sum(math.prod(shard.shape) for shard in shards)
+    start, end = span or (0, whole_size)
+    data, position = data.view(-1), 0
+    for shard in shards:
+        size = math.prod(shard.shape)
+        first, last = max(start, position), min(end, position + size)
+        if first < last:
+            whole = last - first == size
+            values = data[first - start : last - start]
+            yield Piece(
+                name,
+                shard.global_shape,
+                shard.offset,
+                shard.shape,
+                None if whole else (first - position, last - position),
+                values.view(shard.shape) if whole else values,
+            )
+        position += size
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """See `Engine.random_state`."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    tracked = tensor_parallel.get_cuda_rng_tracker().get_states()
+    return state | {f"tracker.{name}": value for name, value in tracked.items()}
+
+
+def set_random_state(device: torch.device, state: dict[str, torch.Tensor]) -> None:
+    """See `Engine.set_random_state`."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"])
+    tracked = {name.removeprefix("tracker."): value for name, value in state.items() if name.startswith("tracker.")}
+    tensor_parallel.get_cuda_rng_tracker().set_states(tracked)

@@ -1,0 +1,237 @@
+"""The engine on DeepSpeed: ZeRO stages 1 to 3 over data parallelism, with offload, on top of tensor and sequence
+parallelism by Megatron-Core's layers (Rajbhandari et al., arXiv 1910.02054)."""
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megagpt.config.schema import Config
+from megagpt.data.batch import Batch
+from megagpt.errors import ConfigError
+from megagpt.model.gpt import build_model
+from megagpt.model.parameters import named_shards
+from megagpt.parallel import cpu
+from megagpt.parallel.common import MOMENTS, means, random_state, set_random_state, split, sums_of
+from megagpt.parallel.dims import ParallelDims
+from megagpt.parallel.engine import StepResult, Task
+from megagpt.parallel.pieces import Piece
+
+
+class DeepSpeedEngine:
+    """Implements `megagpt.parallel.engine.Engine`. Needs the groups of `launch.initialize`.
+
+    DeepSpeed averages gradients over the data-parallel ranks; the sum of losses goes backward as it is, and what it
+    has to be divided by, known only after the last micro-batch, is handed over as a loss scale before the update.
+    """
+
+    def __init__(self, config: Config, task: Task) -> None:
+        """Build the model, and share out its parameters, gradients and optimizer as the stage says.
+
+        Raises ConfigError when DeepSpeed, or what an offload needs, is not installed.
+        """
+        self.config, self.task = config, task
+        self.dims = ParallelDims.of(config.parallel, dist.get_rank(), dist.get_world_size())
+        self.device = cpu.device()
+        module = build_model(config)
+        module.to(self.device)
+        self.modules = [module]
+        self.parameters = list(named_shards(self.modules))  # while they have their shapes, which stage 3 takes
+        self._sum_replicated_gradients()
+        self.engine = _initialize(module, self._optimizer(), config)
+        self.zero = self.engine.optimizer
+        self.partitions_parameters = config.parallel.zero_stage == 3
+        self._prepare_adam()
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """AdamW with Megatron-Core's groups: no weight decay for biases and norms."""
+        optim = self.config.optim
+        decayed, others = [], []
+        for name, parameter, _ in self.parameters:
+            (others if name.endswith(".bias") or parameter.dim() == 1 else decayed).append(parameter)
+        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        betas = (optim.beta1, optim.beta2)
+        return torch.optim.AdamW(groups, optim.lr, betas, optim.eps, optim.weight_decay, fused=True)
+
+    def _sum_replicated_gradients(self) -> None:
+        """Sum over tensor-parallel ranks the gradients of parameters that each applied to its own tokens or heads."""
+        module, group = self.modules[0], self.modules[0].pg_collection.tp
+        if group.size() == 1:
+            return
+
+        def summed(gradient: torch.Tensor) -> torch.Tensor:
+            total = gradient.float().contiguous().clone()
+            dist.all_reduce(total, group=group)
+            return total.to(gradient.dtype)
+
+        for name, parameter in module.named_parameters():
+            per_head = "q_layernorm" in name or "k_layernorm" in name
+            if per_head or (module.config.sequence_parallel and getattr(parameter, "sequence_parallel", False)):
+                parameter.register_hook(summed)
+
+    def _prepare_adam(self) -> None:
+        """Give every partition its state from the start, for a checkpoint to be loaded into it."""
+        flat = self.zero.fp32_partitioned_groups_flat if self.partitions_parameters else None
+        for part in self.zero.single_partition_of_fp32_groups if flat is None else flat:
+            self.zero.optimizer.state[part] = {
+                "step": torch.zeros((), dtype=torch.float32, device=part.device),
+                **{key: torch.zeros_like(part) for key in MOMENTS},
+            }
+
+    def train_step(self, batches: Iterator[Batch], num_micro_batches: int, lr: float) -> StepResult:
+        """See `Engine.train_step`."""
+        self.engine.train()
+        for group in self.zero.param_groups:
+            group["lr"] = lr
+        sums = []
+        for index in range(num_micro_batches):
+            loss, micro_sums = self._forward(next(batches))
+            sums.append(micro_sums)
+            if index == num_micro_batches - 1:
+                mean, count, metrics = self._means(sums)
+                if not math.isfinite(mean):
+                    loss = loss * torch.nan  # on every rank, so that DeepSpeed skips the step
+            self.engine.backward(loss, scale_wrt_gas=False)
+        self.zero.override_loss_scale(max(count, 1) / self.dims.data_size)
+        self.engine.step()
+        self.zero.custom_loss_scaler = False  # it would also multiply the next losses
+        grad_norm = float(self.engine.get_global_grad_norm())
+        return StepResult(mean, count, grad_norm, not self.zero.overflow, metrics)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterator[Batch], num_micro_batches: int) -> StepResult:
+        """See `Engine.evaluate`."""
+        self.engine.eval()
+        mean, count, metrics = self._means([self._forward(next(batches))[1] for _ in range(num_micro_batches)])
+        return StepResult(mean, count, 0.0, False, metrics)
+
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = batch.to(self.device)
+        loss, count, metrics = self.task.loss(self.task.forward(self.engine, batch), batch)
+        return loss, sums_of(loss, count, metrics)
+
+    def _means(self, sums: list[torch.Tensor]) -> tuple[float, int, dict[str, float]]:
+        return means(sums, self.task.metric_names, self.device, counts_here=self.dims.tensor_rank == 0)
+
+    def pieces(self, for_saving: bool) -> Iterator[Piece]:
+        """See `Engine.pieces`. Names are `model/...`, `optimizer/{exp_avg,exp_avg_sq,master}/...`."""
+        bf16 = self.config.optim.precision == "bf16"
+        for index, (name, parameter, shards) in enumerate(self.parameters):
+            replicated = not getattr(parameter, "tensor_model_parallel", False)
+            if for_saving and replicated and self.dims.tensor_rank > 0:
+                continue  # another rank has the same and saves it
+            start, stop = span = self._span(parameter)
+            if self.partitions_parameters:
+                yield from split(f"model/{name}", parameter.ds_tensor.detach()[: stop - start], span, shards)
+            elif not for_saving or index % self.dims.data_size == self.dims.data_rank:  # replicas take turns
+                yield from split(f"model/{name}", parameter.detach(), None, shards)
+            if start < stop:
+                for key in (*MOMENTS, "master") if bf16 else MOMENTS:
+                    held = self._held(parameter, key)[: stop - start]
+                    yield from split(f"optimizer/{key}/{name}", held, span, shards)
+
+    def _held(self, parameter: torch.nn.Parameter, key: str) -> torch.Tensor:
+        """This rank's elements of a parameter's fp32 master or of one of its `MOMENTS`, 1-D, in place."""
+        if self.partitions_parameters:
+            group, start, size = self.zero.grad_position[self.zero.get_param_id(parameter)]
+            flat = self.zero.fp32_partitioned_groups_flat[group]
+        else:
+            address = parameter._hp_mapping.hp_fragment_address
+            start, size = address.start, address.numel
+            flat = self.zero.single_partition_of_fp32_groups[parameter._hp_mapping.param_group_index]
+        values = flat.detach() if key == "master" else self.zero.optimizer.state[flat][key]
+        return values[start : start + size]
+
+    def _span(self, parameter: torch.nn.Parameter) -> tuple[int, int]:
+        """The elements of a parameter of which this rank holds the optimizer state; empty where it holds none."""
+        if self.partitions_parameters:
+            start = self.dims.data_rank * parameter.ds_tensor.ds_numel
+            return min(start, parameter.ds_numel), min(start + parameter.ds_tensor.ds_numel, parameter.ds_numel)
+        if parameter._hp_mapping is None:
+            return 0, 0
+        address = parameter._hp_mapping.lp_fragment_address
+        return address.start, address.start + address.numel
+
+    @torch.no_grad()
+    def load_finished(self, optimizer_step: int) -> None:
+        """See `Engine.load_finished`."""
+        if optimizer_step == 0 or self.config.optim.precision == "fp32":
+            for _, parameter, _ in self.parameters:
+                start, stop = self._span(parameter)
+                if start < stop:
+                    held = parameter.ds_tensor if self.partitions_parameters else parameter.view(-1)[start:stop]
+                    self._held(parameter, "master")[: stop - start].copy_(held[: stop - start])
+        for state in self.zero.optimizer.state.values():
+            state["step"].fill_(optimizer_step)
+
+    def random_state(self) -> dict[str, torch.Tensor]:
+        """See `Engine.random_state`."""
+        return random_state(self.device)
+
+    def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
+        """See `Engine.set_random_state`."""
+        set_random_state(self.device, state)
+
+
+def _initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Config) -> Any:
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ConfigError(
+            "parallel.engine=deepspeed needs DeepSpeed, which is not installed: pip install 'megagpt[deepspeed]', or "
+            "use parallel.engine=megatron"
+        ) from error
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, mpu=_Grid, dist_init_required=False, config=deepspeed_config(config)
+    )
+    return engine
+
+
+def deepspeed_config(config: Config) -> dict[str, Any]:
+    """DeepSpeed's settings for `config`."""
+    parallel, bf16 = config.parallel, config.optim.precision == "bf16"
+    zero: dict[str, Any] = {
+        "stage": parallel.zero_stage,
+        "overlap_comm": parallel.overlap_grad_reduce,
+        # Parameters that stay gathered would have to be gathered anew after a checkpoint has filled the partitions.
+        "stage3_param_persistence_threshold": 0,
+    }
+    for name, where in (("optimizer", parallel.offload_optimizer), ("param", parallel.offload_parameters)):
+        if where != "none":
+            zero[f"offload_{name}"] = {"device": where, "pin_memory": torch.cuda.is_available()}
+            if where == "nvme":
+                zero[f"offload_{name}"]["nvme_path"] = parallel.nvme_path
+    return {
+        "train_micro_batch_size_per_gpu": parallel.micro_batch_size,
+        "managed_gradient_accumulation": False,  # a step ends when it is said to, so that batches can grow
+        "gradient_clipping": config.optim.clip_grad,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW also runs on the CPU, and needs no compiler
+        "bf16": {"enabled": bf16, "check_grad_overflow": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+    }
+
+
+class _Grid:
+    """Megatron-Core's groups under the names that DeepSpeed asks its `mpu` for."""
+
+    get_model_parallel_world_size = get_tensor_model_parallel_world_size = staticmethod(
+        parallel_state.get_tensor_model_parallel_world_size
+    )
+    get_model_parallel_rank = get_tensor_model_parallel_rank = staticmethod(
+        parallel_state.get_tensor_model_parallel_rank
+    )
+    get_model_parallel_group = get_tensor_model_parallel_group = staticmethod(
+        parallel_state.get_tensor_model_parallel_group
+    )
+    get_data_parallel_world_size = staticmethod(parallel_state.get_data_parallel_world_size)
+    get_data_parallel_rank = staticmethod(parallel_state.get_data_parallel_rank)
+    get_data_parallel_group = staticmethod(parallel_state.get_data_parallel_group)
+    get_pipeline_model_parallel_world_size = staticmethod(parallel_state.get_pipeline_model_parallel_world_size)
+    get_pipeline_model_parallel_rank = staticmethod(parallel_state.get_pipeline_model_parallel_rank)
