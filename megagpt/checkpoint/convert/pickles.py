@@ -1,0 +1,370 @@
+"""Reads what `torch.save` and `pickle.dump` wrote without running any of it.
+
+A pickle is a program. This reader knows few of its instructions, and none of them reaches Python code: a class in the
+file becomes one of the stand-ins below or the file is refused. Tensors stay where they are in the file until `read`.
+"""
+
+import io
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from megagpt.checkpoint.convert.zips import LOCAL_MARK, Window, entries
+from megagpt.checkpoint.files import open_regular
+from megagpt.checkpoint.format import CODES, MAX_DIMENSIONS, memory
+from megagpt.errors import CheckpointError
+
+PICKLE_LIMIT = 256 << 20
+"""Largest pickle that is read, in bytes, tensors' data not counted."""
+ADVICE = "Only tensors and plain values are read; where you trust the file, load it with PyTorch and save it without it"
+
+DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "UntypedStorage": torch.uint8,
+}
+DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}
+OPAQUE_PACKAGES = ("megatron", "deepspeed", "transformer_engine")
+"""Classes of these become records without being looked at: nothing of them is imported or called."""
+OPAQUE = {
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "pathlib.PosixPath",
+    "signal.Signals",
+    "_io.BytesIO",
+    "torch.device",
+    "torch.Tensor",
+    "torch.nn.parameter.Parameter",
+    "torch.serialization._get_layout",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy.ndarray",
+    "numpy.dtype",
+    *(
+        f"torch.distributed.checkpoint.metadata.{name}"
+        for name in (
+            *("Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
+            *("TensorProperties", "_MEM_FORMAT_ENCODING", "StorageMeta"),
+        )
+    ),
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+}
+OPCODES = (
+    *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK),
+    *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1),
+    *(pickle.BINFLOAT, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.SHORT_BINBYTES, pickle.BINBYTES),
+    *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+    *(pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_DICT, pickle.EMPTY_SET),
+    *(pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET),
+    *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.BINPERSID),
+)
+
+
+@dataclass(eq=False)
+class Record:
+    """An object of the file, by what is written of it: the class's name, what it is made from, and its state."""
+
+    kind: str
+    args: tuple = ()
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that is still in its file."""
+
+    path: Path
+    start: int
+    """Byte of the file at which its first element lies."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def read(self) -> torch.Tensor:
+        """The tensor, contiguous, on the CPU. Raises CheckpointError."""
+        if self.is_contiguous:
+            return self.read_flat(0, prod(self.shape)).view(self.shape)
+        extent = 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        return self._read(0, extent).as_strided(self.shape, self.stride).contiguous()
+
+    def read_flat(self, first: int, count: int) -> torch.Tensor:
+        """`count` elements from the `first` one on, in row-major order, [count]. Raises CheckpointError."""
+        if not self.is_contiguous:
+            return self.read().flatten()[first : first + count]
+        if first + count > prod(self.shape):
+            raise CheckpointError(f"{self.path}: elements {first}..{first + count} of a tensor of {prod(self.shape)}")
+        return self._read(first, count)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether its elements follow each other in the file in row-major order."""
+        expected = [prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
+        steps = zip(self.shape, self.stride, expected, strict=True)
+        return 0 in self.shape or all(size == 1 or step == wanted for size, step, wanted in steps)
+
+    def _read(self, first: int, count: int) -> torch.Tensor:
+        data = torch.empty(count, dtype=self.dtype)
+        buffer = memory(data)
+        with open_regular(self.path) as file:
+            file.seek(self.start + first * self.dtype.itemsize)
+            while buffer:
+                got = file.readinto(buffer)
+                if not got:
+                    raise CheckpointError(f"{self.path} ends early: it was cut while it was read")
+                buffer = buffer[got:]
+        return data
+
+
+def load(path: Path, start: int = 0, length: int | None = None) -> Any:
+    """Reads what `torch.save` wrote, at byte `start` of a file: plain values, `Record`s and `StoredTensor`s.
+
+    Raises: CheckpointError naming the file, for anything but tensors and plain values, and anything inconsistent.
+    """
+    with open_regular(path) as file:
+        window = Window(file, start, length)
+        if window.read(4) != LOCAL_MARK:
+            raise CheckpointError(f"{path} is not a zip file: save it again with torch.save of PyTorch 1.6 or newer")
+        places = entries(window, path)
+        names = [name for name in places if name.endswith("/data.pkl")]
+        if len(names) != 1:
+            raise CheckpointError(f"{path} holds {len(names)} data.pkl, so torch.save did not write it")
+        (name,) = names
+        prefix = name.removesuffix("data.pkl")
+        if (order := places.get(f"{prefix}byteorder")) and _bytes(window, *order, path) != b"little":
+            raise CheckpointError(f"{path} was written on a big-endian machine")
+        data = _bytes(window, *places[name], path)
+        storages = {key.removeprefix(f"{prefix}data/"): place for key, place in places.items()}
+    return _Reader(data, path, storages, start).load()
+
+
+def load_plain(path: Path) -> Any:
+    """Reads what `pickle.dump` wrote, without tensors. Raises CheckpointError as `load` does."""
+    with open_regular(path) as file:
+        data = _bytes(file, 0, os.fstat(file.fileno()).st_size, path)
+    return _Reader(data, path, {}, 0).load()
+
+
+def _bytes(file: BinaryIO, start: int, size: int, path: Path) -> bytes:
+    if size > PICKLE_LIMIT:
+        raise CheckpointError(f"{path}: a pickle of {size:,} bytes is refused; at most {PICKLE_LIMIT:,} are read")
+    file.seek(start)
+    return file.read(size)
+
+
+@dataclass(frozen=True)
+class _Global:
+    """What a class or function in the file stands for, and how a call of it is answered."""
+
+    name: str
+    build: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """The bytes behind tensors."""
+
+    path: Path
+    start: int
+    dtype: torch.dtype
+    size: int
+
+
+class _Refused(Exception):
+    """The message says what in a pickle is not plain."""
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
+    """Answers torch's functions that rebuild a tensor; the tensor must lie within its storage."""
+    if not isinstance(storage, _Storage):
+        raise _Refused("a tensor has no storage")
+    return _typed_tensor(storage, offset, shape, stride, storage.dtype)
+
+
+def _tensor_of_dtype(storage: Any, offset: Any, shape: Any, stride: Any, _: Any, __: Any, dtype: Any, *___) -> Any:
+    if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype):
+        raise _Refused("a tensor has no storage or no dtype")
+    return _typed_tensor(storage, offset, shape, stride, dtype)
+
+
+def _typed_tensor(storage: _Storage, offset: Any, shape: Any, stride: Any, dtype: torch.dtype) -> StoredTensor:
+    shape, stride, (offset,) = _sizes(shape), _sizes(stride), _sizes((offset,))
+    held = storage.size // dtype.itemsize
+    last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    if prod(shape) > held or (0 not in shape and last >= held):
+        raise _Refused(f"a tensor of shape {shape} leaves its storage of {held:,} elements")
+    return StoredTensor(storage.path, storage.start + offset * dtype.itemsize, dtype, shape, stride)
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, tuple | list) or len(value) > MAX_DIMENSIONS:
+        raise _Refused("a shape is not a short list")
+    if any(type(size) is not int or not 0 <= size < 1 << 62 for size in value):
+        raise _Refused("a shape holds what is not a size")
+    return tuple(value)
+
+
+def _parameter(data: Any, *_: Any) -> StoredTensor:
+    if not isinstance(data, StoredTensor):
+        raise _Refused("a parameter has no tensor")
+    return data
+
+
+def _tensor_of_type(rebuild: Any, _: Any, args: Any, *__: Any) -> StoredTensor:
+    """Tensors that carry attributes; these are forgotten."""
+    if not isinstance(rebuild, _Global) or not rebuild.name.startswith("torch._utils._rebuild_"):
+        raise _Refused("a tensor is rebuilt by what does not rebuild tensors")
+    return rebuild.build(*args)
+
+
+def _mapping(items: Any = (), *_: Any) -> dict:
+    """Answers dicts of every kind; a default dict's factory is forgotten."""
+    found: dict = {}
+    if isinstance(items, list):
+        for item in items:
+            _set_items(found, item)
+    return found
+
+
+def _set(items: Any = ()) -> set:
+    if not isinstance(items, list | tuple):
+        raise _Refused("a set is not made of a list")
+    return {_key(item) for item in items}
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """How protocol 2 writes bytes."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise _Refused("it encodes what is not text")
+    return text.encode("latin1")
+
+
+def _key(value: Any) -> Any:
+    """A dict's key: hashing a deeply nested tuple could take for ever."""
+    plain = str | bytes | int | float | Record | torch.dtype | None
+    parts = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(part, plain) for part in parts):
+        raise _Refused(f"a {type(value).__name__} is the key of a dict")
+    return value
+
+
+def _set_items(target: Any, items: Any) -> None:
+    if not isinstance(target, dict) or not isinstance(items, list | tuple) or len(items) % 2:
+        raise _Refused("it sets items of what is not a dict")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        target[_key(key)] = value
+
+
+STAND_INS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _mapping,
+    "collections.defaultdict": _mapping,
+    "builtins.dict": _mapping,
+    "builtins.set": _set,
+    "_codecs.encode": _encode,
+    "torch.Size": _sizes,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _tensor_of_type,
+}
+
+
+class _Reader(pickle._Unpickler):
+    """Interprets the few instructions that plain values need."""
+
+    # CPython's own unpickler grows its memo to any index that a file names; this one, in Python, does not.
+    dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in OPCODES}  # noqa: RUF012
+
+    def __init__(self, data: bytes, path: Path, storages: dict[str, tuple[int, int]], start: int):
+        super().__init__(io.BytesIO(data))
+        self.path, self.storages, self.start = path, storages, start
+
+    def load(self) -> Any:
+        """The value. Raises CheckpointError."""
+        try:
+            return super().load()
+        except _Refused as error:
+            raise CheckpointError(f"{self.path} is refused: {error}. {ADVICE}") from None
+        except KeyError as error:
+            raise CheckpointError(f"{self.path} is refused: it has an unknown instruction or index {error}") from None
+        except (ArithmeticError, AttributeError, EOFError, IndexError, MemoryError, RecursionError) as error:
+            raise CheckpointError(f"{self.path} is cut or corrupt: {type(error).__name__} {error}") from None
+        except (pickle.UnpicklingError, TypeError, ValueError, struct.error) as error:
+            raise CheckpointError(f"{self.path} is cut or corrupt: {type(error).__name__} {error}") from None
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a name in the file stands for: a dtype, or a stand-in for a class or function."""
+        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
+        full = f"{module}.{name}"
+        if module in ("torch", "torch.storage") and name in DTYPES:
+            return DTYPES[name]
+        if module == "torch" and name in DTYPE_NAMES:
+            return DTYPE_NAMES[name]
+        if full in STAND_INS:
+            return _Global(full, STAND_INS[full])
+        if full in OPAQUE or module.split(".")[0] in OPAQUE_PACKAGES:
+            return _Global(full, lambda *args: Record(full, args))
+        raise _Refused(f"it asks for {full:.200}")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """The storage of a tensor: its place in the file. Its entry must hold what is claimed, to the byte."""
+        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], torch.dtype)):
+            raise _Refused("it refers to something that is not a tensor's storage")
+        _, dtype, key, _, count = pid
+        start, size = self.storages.get(str(key)[:100], (0, -1))
+        if type(count) is not int or count * dtype.itemsize != size:
+            raise _Refused(f"the storage {str(key)[:100]!r} is missing or its size is not what is claimed of it")
+        return _Storage(self.path, self.start + start, dtype, size)
+
+    def load_reduce(self) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        if not isinstance(function, _Global) or not isinstance(args, tuple):
+            raise _Refused("it calls what is not a class")
+        self.append(function.build(*args))
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Record):
+            self.stack[-1].state = state
+        elif not isinstance(self.stack[-1], dict):  # an ordered dict's state is its _metadata, which nothing needs
+            raise _Refused("it sets the state of what is not an object")
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        _set_items(self.stack[-1], [key, value])
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        _set_items(self.stack[-1], items)
+
+    def load_additems(self) -> None:
+        items = self.pop_mark()
+        if not isinstance(self.stack[-1], set):
+            raise _Refused("it adds to what is not a set")
+        self.stack[-1].update(_key(item) for item in items)
+
+    dispatch |= {
+        pickle.REDUCE[0]: load_reduce,
+        pickle.NEWOBJ[0]: load_reduce,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.ADDITEMS[0]: load_additems,
+    }
