@@ -280,8 +280,8 @@ def split_is_whole(config: Config, world_size: int) -> Iterator[str]:
 RULES = (
     *(ranges, run_name, heads_divide_hidden_size, query_groups_divide_heads, rope_pairs_dimensions, attention_pattern),
     *(tensor_parallel_divides, sequence_parallel, world_size_fits, pipeline_divides_layers, batch_divides),
-    *(enough_micro_batches, zero_stage, offload, batch_ramp, warmup_before_decay, kept_checkpoints_exist, data_is_named),
-    *(split_is_whole,),
+    *(enough_micro_batches, zero_stage, offload, batch_ramp, warmup_before_decay, kept_checkpoints_exist),
+    *(data_is_named, split_is_whole),
 )
 
 

@@ -209,12 +209,12 @@ def train_cases(todo: list[Case], steps: int, done: int, total: int) -> list[Cur
 
 
 def _train(config: Config, steps: int) -> Curve:
-    from megagpt.parallel.megatron import MegatronEngine
+    from megagpt.parallel.build import build_engine
     from megagpt.train.task import LanguageModelTask
 
     device = launch.initialize(config.parallel, config.seed)
     _reset_peak_memory(device)
-    engine = MegatronEngine(config, LanguageModelTask())
+    engine = build_engine(config, LanguageModelTask())
     dims, batch_size = engine.dims, config.optim.global_batch_size
     loader = TrainLoader(config) if has_data(config) else _RandomTokens(config)
     results, seconds = [], []

@@ -162,8 +162,8 @@ class MegatronEngine:
         """See `Engine.pieces`. Names are `model/...`, `optimizer/{exp_avg,exp_avg_sq,master}/...`."""
         (inner,) = self.optimizer.chained_optimizers if self.optimizer else (None,)
         for index, (name, parameter, shards) in enumerate(named_shards(self.modules)):
-            split, copy = getattr(parameter, "tensor_model_parallel", False), getattr(parameter, "shared", False)
-            if for_saving and (copy or (not split and self.dims.tensor_rank > 0)):
+            sharded, copy = getattr(parameter, "tensor_model_parallel", False), getattr(parameter, "shared", False)
+            if for_saving and (copy or (not sharded and self.dims.tensor_rank > 0)):
                 continue  # another rank has the same and saves it
             # Replicas hold the same and take turns in saving it.
             ours = not for_saving or index % self.dims.data_size == self.dims.data_rank

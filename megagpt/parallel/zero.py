@@ -45,6 +45,7 @@ class DeepSpeedEngine:
         self.engine = _initialize(module, self._optimizer(), config)
         self.zero = self.engine.optimizer
         self.partitions_parameters = config.parallel.zero_stage == 3
+        self.masters = _masters(self.zero)
         self._prepare_adam()
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -75,8 +76,7 @@ class DeepSpeedEngine:
 
     def _prepare_adam(self) -> None:
         """Give every partition its state from the start, for a checkpoint to be loaded into it."""
-        flat = self.zero.fp32_partitioned_groups_flat if self.partitions_parameters else None
-        for part in self.zero.single_partition_of_fp32_groups if flat is None else flat:
+        for part in self.masters:
             self.zero.optimizer.state[part] = {
                 "step": torch.zeros((), dtype=torch.float32, device=part.device),
                 **{key: torch.zeros_like(part) for key in MOMENTS},
@@ -96,11 +96,17 @@ class DeepSpeedEngine:
                 if not math.isfinite(mean):
                     loss = loss * torch.nan  # on every rank, so that DeepSpeed skips the step
             self.engine.backward(loss, scale_wrt_gas=False)
-        self.zero.override_loss_scale(max(count, 1) / self.dims.data_size)
+        self._divide_gradients(max(count, 1) / self.dims.data_size)
         self.engine.step()
         self.zero.custom_loss_scaler = False  # it would also multiply the next losses
         grad_norm = float(self.engine.get_global_grad_norm())
         return StepResult(mean, count, grad_norm, not self.zero.overflow, metrics)
+
+    def _divide_gradients(self, divisor: float) -> None:
+        if hasattr(self.zero, "override_loss_scale"):
+            self.zero.override_loss_scale(divisor)
+        else:  # DeepSpeed's optimizer for stage 1 in bf16
+            torch._foreach_div_(self.zero.fp32_groups_gradients_flat, divisor)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[Batch], num_micro_batches: int) -> StepResult:
@@ -138,11 +144,10 @@ class DeepSpeedEngine:
         """This rank's elements of a parameter's fp32 master or of one of its `MOMENTS`, 1-D, in place."""
         if self.partitions_parameters:
             group, start, size = self.zero.grad_position[self.zero.get_param_id(parameter)]
-            flat = self.zero.fp32_partitioned_groups_flat[group]
         else:
-            address = parameter._hp_mapping.hp_fragment_address
+            group, address = parameter._hp_mapping.param_group_index, parameter._hp_mapping.hp_fragment_address
             start, size = address.start, address.numel
-            flat = self.zero.single_partition_of_fp32_groups[parameter._hp_mapping.param_group_index]
+        flat = self.masters[group]
         values = flat.detach() if key == "master" else self.zero.optimizer.state[flat][key]
         return values[start : start + size]
 
@@ -175,6 +180,12 @@ class DeepSpeedEngine:
     def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
         """See `Engine.set_random_state`."""
         set_random_state(self.device, state)
+
+
+def _masters(zero: Any) -> list[torch.Tensor]:
+    """The flat fp32 partitions that DeepSpeed's optimizer updates, which it names differently by stage."""
+    names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
+    return next(getattr(zero, name) for name in names if hasattr(zero, name))
 
 
 def _initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Config) -> Any:

@@ -18,6 +18,7 @@ from megagpt.data.loader import TrainLoader
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.evaluate.held_out import evaluate
 from megagpt.parallel import launch
+from megagpt.parallel.build import build_engine
 from megagpt.parallel.engine import Engine, Task
 from megagpt.parallel.megatron import MegatronEngine
 from megagpt.stages.resume import layout, restore_run
@@ -50,7 +51,7 @@ def open_session(config: Config, task: Task, checkpointer: Checkpointer) -> Sess
     """Build engine, data and loop of a run, and go on from its newest checkpoint where there is one. Collective."""
     run_dir, is_main = Path(config.run_dir), dist.get_rank() == 0
     loader = TrainLoader(config)
-    engine = MegatronEngine(config, task)
+    engine = build_engine(config, task)
     state = restore_run(config, engine, checkpointer)
     if is_main:
         save_config(config, run_dir / "config.yaml")

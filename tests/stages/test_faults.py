@@ -52,6 +52,19 @@ def _settings(overrides: list[str], folder: Path, name: str, steps: int = STEPS)
     return [*overrides, *more, f"run_name={name}", f"runs_dir={folder}", f"optim.train_tokens={tokens}"]
 
 
+def _engine(name: str) -> list[str]:
+    """Settings of an engine, DeepSpeed's with all that it can shard."""
+    if name == "megatron":
+        return []
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    more = {
+        "deepspeed": ["parallel.zero_stage=3"],
+        "zero1-bf16": ["parallel.zero_stage=1", "optim.precision=bf16"],
+        "zero2-offload": ["parallel.zero_stage=2", "parallel.offload_optimizer=cpu"],
+    }
+    return ["parallel.engine=deepspeed", *more[name]]
+
+
 def _tensors(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """Every tensor of the newest checkpoint, whole, and the state."""
     folder = locate(run_dir)
@@ -77,17 +90,18 @@ def _ranks_of(launcher: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_kill_9_ten_times(overrides, tmp_path):
+@pytest.mark.parametrize(("engine", "kills_wanted"), [("megatron", KILLS), ("deepspeed", 3)])
+def test_kill_9_again_and_again(engine, kills_wanted, overrides, tmp_path):
     """Ranks killed at random moments and restarted by torchrun end with the parameters of a run never killed."""
-    settings = ["parallel=data", "checkpoint.interval=5"]
+    settings = ["parallel=data", "checkpoint.interval=5", *_engine(engine)]
     whole = _start(_command(2, [*_settings(overrides, tmp_path, "whole"), *settings]), tmp_path / "whole.log")
     assert whole.wait(timeout=300) == 0, (tmp_path / "whole.log").read_text()
 
     moments, log = random.Random(7), tmp_path / "killed.log"
-    command = _command(2, [*_settings(overrides, tmp_path, "killed"), *settings], max_restarts=3 * KILLS)
+    command = _command(2, [*_settings(overrides, tmp_path, "killed"), *settings], max_restarts=3 * kills_wanted)
     killed = _start(command, log)
     kills = 0
-    while kills < KILLS:
+    while kills < kills_wanted:
         _wait_for(lambda: len(_ranks_of(killed.pid)) == 2, killed, log)
         time.sleep(moments.uniform(0, 6))  # while starting, resuming, training or saving
         if killed.poll() is not None:
@@ -97,7 +111,7 @@ def test_kill_9_ten_times(overrides, tmp_path):
             os.kill(moments.choice(ranks), signal.SIGKILL)
             kills += 1
     assert killed.wait(timeout=400) == 0, log.read_text()
-    assert kills == KILLS, f"the run was over after {kills} kills"
+    assert kills == kills_wanted, f"the run was over after {kills} kills"
 
     tensors, state = _tensors(tmp_path / "whole")
     tensors_killed, state_killed = _tensors(tmp_path / "killed")
@@ -133,11 +147,11 @@ def test_signals_save_and_stop(number, overrides, tmp_path):
     assert f"stopped by a signal at step {saved}" in log.read_text()
 
 
-def test_ctrl_c_under_torchrun_saves(overrides, tmp_path):
+@pytest.mark.parametrize("engine", ["megatron", "deepspeed"])
+def test_ctrl_c_under_torchrun_saves(engine, overrides, tmp_path):
     """The terminal sends SIGINT to the launcher and to every rank at once, and the launcher passes it on."""
-    command = _command(
-        2, [*_settings(overrides, tmp_path, "run", steps=100_000), "checkpoint.interval=0", "parallel=data"]
-    )
+    settings = [*_settings(overrides, tmp_path, "run", steps=100_000), "checkpoint.interval=0", "parallel=data"]
+    command = _command(2, [*settings, *_engine(engine)])
     log = tmp_path / "log"
     process = _start(command, log)
     _wait_for(lambda: _steps(tmp_path / "run") > 2, process, log)
@@ -189,9 +203,10 @@ def _train_poisoned(overrides: list[str], calls: range, value: float) -> tuple[l
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_step_is_skipped_everywhere(value, overrides, tmp_path):
+@pytest.mark.parametrize("engine", ["megatron", "deepspeed", "zero1-bf16", "zero2-offload"])
+def test_non_finite_step_is_skipped_everywhere(engine, value, overrides, tmp_path):
     """With 4 micro-batches a rank and step, calls 4 to 7 are step 2, poisoned on the last rank alone."""
-    settings = [*_settings(overrides, tmp_path, "run", steps=4), "parallel.micro_batch_size=1"]
+    settings = [*_settings(overrides, tmp_path, "run", steps=4), "parallel.micro_batch_size=1", *_engine(engine)]
     for hashes, state, _ in run_distributed(_train_poisoned, 2, settings, range(5, 6), value):
         assert [applied for applied, _ in hashes] == [True, False, True, True]
         assert hashes[0][1] == hashes[1][1]

@@ -11,6 +11,7 @@ from dist import run_distributed
 from megagpt.errors import MegaGPTError
 
 STEPS = 20
+DEEPSPEED = ["parallel.engine=deepspeed"]
 
 
 def _run(overrides: list[str]) -> dict:
@@ -76,11 +77,16 @@ def _named(name: str, overrides: list[str], folder: Path, steps: int, *more: str
         (2, ["parallel.zero_stage=1", "checkpoint.asynchronous=true"]),
         (2, ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true", "parallel.micro_batch_size=2"]),
         (2, ["parallel.pipeline_parallel_size=2", "parallel.micro_batch_size=2", "optim.precision=bf16"]),
+        (2, [*DEEPSPEED, "parallel.zero_stage=1", "optim.precision=bf16"]),
+        (2, [*DEEPSPEED, "parallel.zero_stage=2", "parallel.offload_optimizer=cpu"]),
+        (2, [*DEEPSPEED, "parallel.zero_stage=3", "checkpoint.asynchronous=true", "optim.precision=bf16"]),
     ],
-    ids=["one", "dp2-async", "tp2-sp", "pp2-bf16"],
+    ids=["one", "dp2-async", "tp2-sp", "pp2-bf16", "zero1-bf16", "zero2-offload", "zero3-bf16-async"],
 )
 def test_same_layout_is_bit_exact(world_size, layout, overrides, tmp_path):
     stops = [3, 10, 14]  # in warm-up and ramp-up; after them; in the next epoch
+    if "parallel.engine=deepspeed" in layout:
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     runs = [_named("whole", overrides, tmp_path, STEPS, *layout)]
     runs += [_named("parts", overrides, tmp_path, steps, *layout) for steps in (*stops, STEPS)]
     for whole, *_, last in run_distributed(_run_in_turn, world_size, runs):
@@ -102,6 +108,30 @@ def test_other_layouts_go_on(overrides, tmp_path):
         (resumed,) = run_distributed(_run_in_turn, world_size, [_named(name, plain, tmp_path, STEPS, *layout)])[0]
         for step, values in whole["losses"].items():
             torch.testing.assert_close(resumed["losses"][step], values, rtol=1e-5, atol=0, msg=f"{name}, step {step}")
+
+
+def test_engines_go_on_from_each_other(overrides, tmp_path):
+    """Megatron on TP2 x PP2, then ZeRO-3 on 4 ranks, then ZeRO-2 on TP2, then Megatron again: as if never stopped."""
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    constant = ["optim.ramp_start=null", "optim.ramp_tokens=0", "optim.global_batch_size=8"]
+    plain = [*overrides, *constant, "model.hidden_dropout=0", "model.attention_dropout=0", f"runs_dir={tmp_path}"]
+    grid = ["parallel.tensor_parallel_size=2", "parallel.pipeline_parallel_size=2"]
+
+    def named(name: str, steps: int, *layout: str) -> list[str]:
+        return [*plain, f"run_name={name}", f"optim.train_tokens={32 * 8 * steps}", *layout]
+
+    whole, *_ = run_distributed(_run_in_turn, 4, [named("whole", STEPS, *grid), named("run", 5, *grid)])[0]
+    turns = [
+        (4, 10, [*DEEPSPEED, "parallel.zero_stage=3"]),
+        (2, 15, [*DEEPSPEED, "parallel.zero_stage=2", "parallel.tensor_parallel_size=2"]),
+        (4, STEPS, grid),
+    ]
+    for ranks, steps, layout in turns:
+        (last,) = run_distributed(_run_in_turn, ranks, [named("run", steps, *layout)])[0]
+    assert last["state"] == whole["state"]
+    assert len(whole["losses"]) == STEPS
+    for step, values in whole["losses"].items():
+        torch.testing.assert_close(last["losses"][step], values, rtol=1e-5, atol=0, msg=f"step {step}")
 
 
 def test_what_a_run_must_keep(overrides, tmp_path):
