@@ -1,17 +1,38 @@
-"""The entries of the zip files that `torch.save` writes, checked: stored as they are, whole, apart from each other."""
+"""The zip files that `torch.save` writes: where their entries lie, checked, and the same files written by tensor."""
 
 import io
 import os
+import pickle
 import struct
 import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import torch
+
+from megagpt.checkpoint.files import CHUNK
+from megagpt.checkpoint.format import memory
 from megagpt.errors import CheckpointError
 
 ENTRIES_LIMIT = 1 << 20
 LOCAL_HEADER = struct.Struct("<4s22xHH")
+ALIGNMENT = 64
+STORAGES = {
+    torch.float64: torch.DoubleStorage,
+    torch.float32: torch.FloatStorage,
+    torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.int64: torch.LongStorage,
+    torch.int32: torch.IntStorage,
+    torch.int16: torch.ShortStorage,
+    torch.int8: torch.CharStorage,
+    torch.uint8: torch.ByteStorage,
+    torch.bool: torch.BoolStorage,
+}
 LOCAL_MARK = b"PK\x03\x04"
 
 
@@ -73,3 +94,69 @@ def entries(window: Window, path: Path) -> dict[str, tuple[int, int]]:
         if first + size > second:
             raise CheckpointError(f"{path}: entries of the zip file overlap")
     return found
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A tensor that is read when its turn to be written comes."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], torch.Tensor]
+
+
+def save(path: Path, value: Any) -> None:
+    """Writes a new file that `torch.load` reads, the `Lazy` tensors in `value` one after another."""
+    buffer = io.BytesIO()
+    pickler = _Pickler(buffer, protocol=2)
+    pickler.dump(value)
+    with path.open("xb") as file, zipfile.ZipFile(file, "w") as archive:
+        _write(archive, "data.pkl", memoryview(buffer.getvalue()))
+        _write(archive, "byteorder", memoryview(b"little"))
+        for number, tensor in enumerate(pickler.tensors):
+            data = tensor.read()
+            if (tuple(data.shape), data.dtype) != (tensor.shape, tensor.dtype):
+                raise CheckpointError(
+                    f"{path}: a tensor of {list(data.shape)} where {list(tensor.shape)} was announced"
+                )
+            _write(archive, f"data/{number}", memory(data.contiguous()))
+        _write(archive, "version", memoryview(b"3\n"))
+        file.flush()
+
+
+def _write(archive: zipfile.ZipFile, name: str, data: memoryview) -> None:
+    info = zipfile.ZipInfo(f"archive/{name}")
+    begin = archive.start_dir + LOCAL_HEADER.size + len(info.filename) + 4
+    large = len(data) >= zipfile.ZIP64_LIMIT
+    padding = -(begin + (20 if large else 0)) % ALIGNMENT  # so that readers can map the data into memory
+    info.extra = b"FB" + padding.to_bytes(2, "little") + bytes(padding)
+    with archive.open(info, "w", force_zip64=large) as entry:
+        for start in range(0, len(data), CHUNK):
+            entry.write(data[start : start + CHUNK])
+
+
+class _Storage:
+    def __init__(self, number: int, tensor: Lazy):
+        self.number, self.tensor = number, tensor
+
+
+class _Pickler(pickle.Pickler):
+    """Writes lazy tensors as torch writes tensors, and remembers them in the order of their storages' names."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.tensors: list[Lazy] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, Lazy):
+            return NotImplemented
+        self.tensors.append(value)
+        storage = _Storage(len(self.tensors) - 1, value)
+        stride = torch.empty(value.shape, device="meta").stride()
+        return torch._utils._rebuild_tensor_v2, (storage, 0, value.shape, stride, False, OrderedDict())
+
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, _Storage):
+            return None
+        kind = STORAGES[value.tensor.dtype]
+        return "storage", kind, str(value.number), "cpu", torch.Size(value.tensor.shape).numel()

@@ -1,0 +1,149 @@
+"""What formats of parallel trainers share: a model's parameters, how ranks cut them, and sources that read lazily."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from megagpt.checkpoint.convert.base import TensorInfo
+from megagpt.checkpoint.files import parse_json, read_bytes
+from megagpt.config.load import from_dict
+from megagpt.config.schema import ModelConfig
+from megagpt.errors import CheckpointError, ConfigError
+
+COMPANION = "megagpt.json"
+"""File that we put into folders whose format does not say the model's shape."""
+COMPANION_LIMIT = 1 << 20
+NAMES_SHOWN = 10
+COLUMN_PARALLEL = ("linear_qkv", "linear_fc1")
+ROW_PARALLEL = ("linear_proj", "linear_fc2")
+VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+
+
+@dataclass(frozen=True)
+class LazySource:
+    """A `Source` made of functions that read one tensor each."""
+
+    path: Path
+    format: str
+    model: ModelConfig
+    step: int
+    tensors: Mapping[str, TensorInfo]
+    readers: Mapping[str, Callable[[], torch.Tensor]]
+    tokenizer: Path | None = None
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor `name`, contiguous, on the CPU. Raises CheckpointError."""
+        return self.readers[name]().contiguous()
+
+
+def parameters(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and whole shapes of the model's parameters, in the order of the network."""
+    hidden, ffn, heads = model.hidden_size, model.ffn_size, model.num_attention_heads
+    kinds = ("weight", "bias") if model.bias else ("weight",)
+    norms = ("weight", "bias") if model.normalization == "layernorm" else ("weight",)
+    linears = {
+        "self_attention.linear_proj": (hidden, hidden),
+        "self_attention.linear_qkv": ((heads + 2 * model.query_groups) * model.head_dim, hidden),
+        "mlp.linear_fc1": (ffn * (2 if model.activation == "swiglu" else 1), hidden),
+        "mlp.linear_fc2": (hidden, ffn),
+    }
+    head_norms = {"self_attention.q_layernorm": model.head_dim, "self_attention.k_layernorm": model.head_dim}
+    layer = {f"{norm}.{kind}": (hidden,) for norm in ("input_layernorm", "pre_mlp_layernorm") for kind in norms}
+    layer |= {
+        f"{name}.{kind}": shape[: 2 if kind == "weight" else 1] for name, shape in linears.items() for kind in kinds
+    }
+    if model.qk_layernorm:
+        layer |= {f"{norm}.{kind}": (size,) for norm, size in head_norms.items() for kind in norms}
+    shapes = {"embedding.word_embeddings.weight": (model.padded_vocab_size, hidden)}
+    if model.position_embedding == "learned":
+        shapes["embedding.position_embeddings.weight"] = (model.sequence_length, hidden)
+    for number in range(model.num_layers):
+        shapes |= {f"decoder.layers.{number}.{name}": shape for name, shape in layer.items()}
+    shapes |= {f"decoder.final_layernorm.{kind}": (hidden,) for kind in norms}
+    return shapes if model.tie_embeddings else shapes | {"output_layer.weight": (model.padded_vocab_size, hidden)}
+
+
+def cut(name: str, model: ModelConfig) -> tuple[int | None, int]:
+    """The axis along which tensor-parallel ranks cut a parameter (None: all hold it), and how many parts of it.
+
+    SwiGLU's first linear has two parts, gate and value: each rank holds a share of one, then of the other.
+    """
+    module, kind = name.split(".")[-2:]
+    if name in VOCABULARY or module in COLUMN_PARALLEL:
+        return 0, 2 if module == "linear_fc1" and model.activation == "swiglu" else 1
+    return (1, 1) if module in ROW_PARALLEL and kind == "weight" else (None, 1)
+
+
+def local_shape(name: str, shape: Sequence[int], model: ModelConfig, ranks: int) -> tuple[int, ...]:
+    """Shape of what one of several tensor-parallel ranks holds of a parameter."""
+    axis, _ = cut(name, model)
+    return tuple(size // ranks if number == axis else size for number, size in enumerate(shape))
+
+
+def join(name: str, shards: Iterable[torch.Tensor], ranks: int, model: ModelConfig) -> torch.Tensor:
+    """The whole parameter, of what tensor-parallel ranks hold of it, in their order.
+
+    A vocabulary gets the padding that megagpt's have: rows beyond it are cut off, missing ones are zeros. Memory is
+    that of the whole and of one shard. Raises CheckpointError when ranks disagree about what they should all hold.
+    """
+    axis, parts = cut(name, model)
+    whole: torch.Tensor | None = None
+    for rank, shard in enumerate(shards):
+        if axis is None:
+            if whole is not None and not torch.equal(whole, shard):
+                raise CheckpointError(f"{name} differs between tensor-parallel ranks, which should hold the same")
+            whole = shard
+            continue
+        if whole is None:
+            length = model.padded_vocab_size if name in VOCABULARY else shard.shape[axis] * ranks
+            if ranks == 1 and length == shard.shape[axis]:
+                return shard
+            whole = shard.new_zeros(*shard.shape[:axis], length, *shard.shape[axis + 1 :])
+        size = shard.shape[axis] // parts
+        for part in range(parts):
+            start = (part * ranks + rank) * size
+            if (kept := min(size, whole.shape[axis] - start)) > 0:
+                whole.narrow(axis, start, kept).copy_(shard.narrow(axis, part * size, kept))
+    return whole
+
+
+def check_parameters(where: Path, found: Mapping[str, tuple[int, ...]], model: ModelConfig) -> None:
+    """Raises CheckpointError unless the parameters are the model's; a vocabulary may be padded in another way."""
+    wanted = parameters(model)
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is not expected" for name in found if name not in wanted]
+    for name, shape in found.items():
+        fits = shape == wanted.get(name, shape)
+        if name in VOCABULARY and not fits:
+            fits = shape[1:] == wanted[name][1:] and shape[0] >= model.vocab_size
+        if not fits:
+            problems.append(f"{name} has shape {list(shape)}, not {list(wanted[name])}")
+    raise_problems(where, problems)
+
+
+def raise_problems(where: Path, problems: Sequence[str]) -> None:
+    """Raises one CheckpointError that names the first problems; does nothing when there is none."""
+    if problems:
+        more = f"; and {len(problems) - NAMES_SHOWN} more" if len(problems) > NAMES_SHOWN else ""
+        raise CheckpointError(f"{where} does not fit its model: {'; '.join(problems[:NAMES_SHOWN])}{more}")
+
+
+def companion(model: ModelConfig, step: int) -> str:
+    """The text of megagpt.json."""
+    return json.dumps({"model": asdict(model), "step": step}, indent=1)
+
+
+def find_model(folders: Iterable[Path], like: ModelConfig | None) -> ModelConfig | None:
+    """The model that a megagpt.json in one of the folders describes, or else `like`. Raises CheckpointError."""
+    for folder in folders:
+        path = folder / COMPANION
+        if path.exists():
+            values = parse_json(read_bytes(path, COMPANION_LIMIT), path)
+            try:
+                return from_dict({"model": values["model"]}).model
+            except (ConfigError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{path} does not describe a model: {error}") from None
+    return like

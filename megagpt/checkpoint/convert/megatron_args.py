@@ -1,0 +1,167 @@
+"""What Megatron-LM's checkpoints say of their model: the arguments of its command line, and names of parameters."""
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megagpt.checkpoint.convert.pickles import Record
+from megagpt.checkpoint.files import read_bytes
+from megagpt.config.load import from_dict
+from megagpt.config.schema import VOCAB_MULTIPLE, ModelConfig
+from megagpt.errors import CheckpointError, ConfigError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+NORMALIZATION = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm"}
+POSITIONS = {"learned_absolute": "learned", "rope": "rope"}
+UNSUPPORTED = {
+    "num_experts": "mixture of experts",
+    "multi_latent_attention": "multi-latent attention",
+    "apply_layernorm_1p": "norms of 1 + weight",
+    "rotary_interleaved": "interleaved rotary positions",
+    "use_rope_scaling": "scaled rotary positions",
+    "squared_relu": "squared ReLU",
+    "quick_geglu": "quick GEGLU",
+}
+"""Arguments that change what is computed, in a way that megagpt's model has not."""
+
+FUSED_NORMS = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+}
+"""Names that Transformer Engine's layers give to norms, which they fuse with the linear that follows."""
+OLD_NAMES = (
+    (r"^language_model\.", ""),
+    (r"^(encoder|transformer)\.", "decoder."),
+    (r"^output_layer\.", "output_layer."),
+    (r"\.(self_)?attention\.query_key_value\.", ".self_attention.linear_qkv."),
+    (r"\.(self_)?attention\.dense\.", ".self_attention.linear_proj."),
+    (r"\.input_norm\.", ".input_layernorm."),
+    (r"\.post_attention_(layer)?norm\.", ".pre_mlp_layernorm."),
+    (r"\.mlp\.dense_h_to_4h\.", ".mlp.linear_fc1."),
+    (r"\.mlp\.dense_4h_to_h\.", ".mlp.linear_fc2."),
+    (r"^decoder\.final_norm\.", "decoder.final_layernorm."),
+)
+"""How names of models before Megatron-Core became those of today."""
+
+
+def canonical(name: str) -> str:
+    """The name of a parameter as megagpt has it, of any name that Megatron-LM gives or gave it."""
+    for pattern, ours in OLD_NAMES if name.startswith("language_model.") else ():
+        name = re.sub(pattern, ours, name)
+    for theirs, ours in FUSED_NORMS.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def fused(name: str) -> str:
+    """The name of a parameter in Megatron-Core's sharded checkpoints, which name norms as Transformer Engine does."""
+    for theirs, ours in FUSED_NORMS.items():
+        name = re.sub(rf"(?<=\.){re.escape(ours)}(?=weight$|bias$)", theirs, name)
+    return name
+
+
+def iteration_folder(path: Path) -> Path:
+    """The folder of one iteration: the one that the tracker file in `path` names, or `path` itself."""
+    tracker = path / TRACKER
+    if not tracker.is_file():
+        return path
+    text = read_bytes(tracker, limit=64).decode(errors="replace").strip()
+    if text == "release":
+        return path / text
+    if not re.fullmatch(r"[0-9]{1,10}", text):
+        raise CheckpointError(f"{tracker} holds {text!r}, which is not an iteration")
+    return path / f"iter_{int(text):07d}"
+
+
+def arguments(state: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """The arguments of the run that saved `state`. Raises CheckpointError when it has none."""
+    args = state.get("args")
+    if not isinstance(args, Record) or not isinstance(args.state, dict):
+        raise CheckpointError(f"{where} holds no arguments (`args`) of Megatron-LM: give --like a megagpt config")
+    return args.state
+
+
+def model_of(args: Mapping[str, Any], where: Path) -> ModelConfig:
+    """The model that arguments of Megatron-LM describe. Raises CheckpointError for what megagpt's model cannot do."""
+    for name, what in UNSUPPORTED.items():
+        if args.get(name):
+            raise CheckpointError(f"{where}: {what} ({name}={args[name]!r:.100}) is not a model of megagpt")
+    heads, hidden = args.get("num_attention_heads"), args.get("hidden_size")
+    norm, position = args.get("normalization", "LayerNorm"), args.get("position_embedding_type", "learned_absolute")
+    flaws = []
+    if args.get("kv_channels") and heads and args["kv_channels"] * heads != hidden:
+        flaws.append(f"kv_channels is {args['kv_channels']}, not hidden_size / num_attention_heads")
+    if args.get("rotary_percent", 1.0) != 1.0:
+        flaws.append(f"rotary_percent is {args['rotary_percent']}, not 1")
+    if args.get("add_qkv_bias") and not args.get("add_bias_linear", True):
+        flaws.append("only queries, keys and values have a bias (add_qkv_bias)")
+    if norm not in NORMALIZATION:
+        flaws.append(f"normalization is {norm!r:.100}")
+    if position not in POSITIONS:
+        flaws.append(f"position_embedding_type is {position!r:.100}")
+    if flaws:
+        raise CheckpointError(f"{where} is not a model of megagpt: {'; '.join(flaws)}")
+    vocabulary = args.get("vocab_size")
+    values = {
+        "name": "megatron",
+        "num_layers": args.get("num_layers"),
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_query_groups": args.get("num_query_groups") if args.get("group_query_attention") else None,
+        "ffn_hidden_size": args.get("ffn_hidden_size"),
+        "sequence_length": args.get("max_position_embeddings") or args.get("seq_length"),
+        "vocab_size": vocabulary if isinstance(vocabulary, int) else args.get("padded_vocab_size"),
+        "position_embedding": POSITIONS[position],
+        "rope_base": float(args.get("rotary_base", 10000)),
+        "normalization": NORMALIZATION[norm],
+        "norm_epsilon": args.get("norm_epsilon", args.get("layernorm_epsilon", 1e-5)),
+        "activation": "swiglu" if args.get("swiglu") else "gelu",
+        "bias": args.get("add_bias_linear", True),
+        "tie_embeddings": not args.get("untie_embeddings_and_output_weights", False),
+        "qk_layernorm": args.get("qk_layernorm", False),
+        "init_std": args.get("init_method_std", 0.02),
+    }
+    try:
+        return from_dict({"model": values}).model
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: its arguments do not describe a model: {error}") from None
+
+
+def namespace(model: ModelConfig, step: int) -> argparse.Namespace:
+    """Arguments of Megatron-LM that describe the model on one rank."""
+    return argparse.Namespace(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_size,
+        num_attention_heads=model.num_attention_heads,
+        group_query_attention=model.num_query_groups is not None,
+        num_query_groups=model.query_groups,
+        kv_channels=model.head_dim,
+        seq_length=model.sequence_length,
+        max_position_embeddings=model.sequence_length,
+        vocab_size=model.vocab_size,
+        padded_vocab_size=model.padded_vocab_size,
+        make_vocab_size_divisible_by=VOCAB_MULTIPLE,
+        position_embedding_type={ours: theirs for theirs, ours in POSITIONS.items()}[model.position_embedding],
+        rotary_base=int(model.rope_base),
+        rotary_percent=1.0,
+        normalization={ours: theirs for theirs, ours in NORMALIZATION.items()}[model.normalization],
+        norm_epsilon=model.norm_epsilon,
+        swiglu=model.activation == "swiglu",
+        add_bias_linear=model.bias,
+        add_qkv_bias=model.bias,
+        untie_embeddings_and_output_weights=not model.tie_embeddings,
+        qk_layernorm=model.qk_layernorm,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        init_method_std=model.init_std,
+        tensor_model_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        virtual_pipeline_model_parallel_size=None,
+        transformer_impl="local",
+        iteration=step,
+        consumed_train_samples=0,
+        consumed_valid_samples=0,
+    )
