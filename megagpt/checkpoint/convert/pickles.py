@@ -39,7 +39,7 @@ DTYPES = {
     "UntypedStorage": torch.uint8,
 }
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}
-OPAQUE_PACKAGES = ("megatron", "deepspeed", "transformer_engine")
+OPAQUE_PACKAGES = ("megatron.", "deepspeed.", "transformer_engine.", "torch.distributed.checkpoint.")
 """Classes of these become records without being looked at: nothing of them is imported or called."""
 OPAQUE = {
     "argparse.Namespace",
@@ -57,14 +57,6 @@ OPAQUE = {
     "numpy._core.multiarray.scalar",
     "numpy.ndarray",
     "numpy.dtype",
-    *(
-        f"torch.distributed.checkpoint.metadata.{name}"
-        for name in (
-            *("Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
-            *("TensorProperties", "_MEM_FORMAT_ENCODING", "StorageMeta"),
-        )
-    ),
-    "torch.distributed.checkpoint.filesystem._StorageInfo",
 }
 OPCODES = (
     *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK),
@@ -319,7 +311,7 @@ class _Reader(pickle._Unpickler):
             return DTYPE_NAMES[name]
         if full in STAND_INS:
             return _Global(full, STAND_INS[full])
-        if full in OPAQUE or module.split(".")[0] in OPAQUE_PACKAGES:
+        if full in OPAQUE or full.startswith(OPAQUE_PACKAGES):
             return _Global(full, lambda *args: Record(full, args))
         raise _Refused(f"it asks for {full:.200}")
 
