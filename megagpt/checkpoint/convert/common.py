@@ -1,13 +1,15 @@
 """What formats of parallel trainers share: a model's parameters, how ranks cut them, and sources that read lazily."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from megagpt.checkpoint.convert.base import TensorInfo
+from megagpt.checkpoint.convert import zips
+from megagpt.checkpoint.convert.base import Source, TensorInfo
 from megagpt.checkpoint.files import parse_json, read_bytes
 from megagpt.config.load import from_dict
 from megagpt.config.schema import ModelConfig
@@ -147,3 +149,22 @@ def find_model(folders: Iterable[Path], like: ModelConfig | None) -> ModelConfig
             except (ConfigError, KeyError, TypeError) as error:
                 raise CheckpointError(f"{path} does not describe a model: {error}") from None
     return like
+
+
+def lazy(
+    source: Source,
+    names: Sequence[str],
+    bar: tqdm,
+    shape: tuple[int, ...] | None = None,
+    dtype: torch.dtype | None = None,
+) -> zips.Lazy:
+    """Tensors of a source one after another as one of `shape`, or just one; read when written, and the bar moves on."""
+    infos = [source.tensors[name] for name in names]
+    dtype = dtype or infos[0].dtype
+
+    def read() -> Iterator[torch.Tensor]:
+        for name, info in zip(names, infos, strict=True):
+            yield source.read(name).to(dtype)
+            bar.update(info.size)
+
+    return zips.Lazy(infos[0].shape if shape is None else shape, dtype, read)

@@ -24,6 +24,7 @@ from megagpt.checkpoint.convert.common import (
     cut,
     find_model,
     join,
+    lazy,
     parameters,
     raise_problems,
 )
@@ -194,7 +195,7 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
     iteration = folder / f"iter_{source.step:07d}"
     (iteration / "mp_rank_00").mkdir(parents=True)
     weights = {
-        name: lazy(source, f"model/{name}", bar)
+        name: lazy(source, [f"model/{name}"], bar)
         for name in parameters(source.model)
         if f"model/{name}" in source.tensors
     }
@@ -207,17 +208,6 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
     zips.save(iteration / "mp_rank_00" / FILE, state)
     (iteration / COMPANION).write_text(companion(source.model, source.step))
     (folder / TRACKER).write_text(str(source.step))
-
-
-def lazy(source: Source, name: str, bar: tqdm) -> zips.Lazy:
-    """A tensor of a source, to be read when it is written; the bar moves on then."""
-    info = source.tensors[name]
-
-    def read() -> torch.Tensor:
-        bar.update(info.size)
-        return source.read(name)
-
-    return zips.Lazy(info.shape, info.dtype, read)
 
 
 FORMAT = Format(NAME, detect, open_source, write, carries_optimizer=False)

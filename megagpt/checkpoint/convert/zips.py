@@ -6,7 +6,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -98,11 +98,11 @@ def entries(window: Window, path: Path) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Lazy:
-    """A tensor that is read when its turn to be written comes."""
+    """A tensor that is read when its turn to be written comes, in parts that follow each other in its memory."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    read: Callable[[], torch.Tensor]
+    read: Callable[[], Iterable[torch.Tensor]]
 
 
 def save(path: Path, value: Any) -> None:
@@ -111,28 +111,27 @@ def save(path: Path, value: Any) -> None:
     pickler = _Pickler(buffer, protocol=2)
     pickler.dump(value)
     with path.open("xb") as file, zipfile.ZipFile(file, "w") as archive:
-        _write(archive, "data.pkl", memoryview(buffer.getvalue()))
-        _write(archive, "byteorder", memoryview(b"little"))
+        _write(archive, "data.pkl", len(buffer.getvalue()), [buffer.getbuffer()])
+        _write(archive, "byteorder", len(b"little"), [memoryview(b"little")])
         for number, tensor in enumerate(pickler.tensors):
-            data = tensor.read()
-            if (tuple(data.shape), data.dtype) != (tensor.shape, tensor.dtype):
-                raise CheckpointError(
-                    f"{path}: a tensor of {list(data.shape)} where {list(tensor.shape)} was announced"
-                )
-            _write(archive, f"data/{number}", memory(data.contiguous()))
-        _write(archive, "version", memoryview(b"3\n"))
-        file.flush()
+            size = torch.Size(tensor.shape).numel() * tensor.dtype.itemsize
+            _write(archive, f"data/{number}", size, (memory(part.contiguous()) for part in tensor.read()))
+        _write(archive, "version", len(b"3\n"), [memoryview(b"3\n")])
 
 
-def _write(archive: zipfile.ZipFile, name: str, data: memoryview) -> None:
+def _write(archive: zipfile.ZipFile, name: str, size: int, parts: Iterable[memoryview]) -> None:
     info = zipfile.ZipInfo(f"archive/{name}")
     begin = archive.start_dir + LOCAL_HEADER.size + len(info.filename) + 4
-    large = len(data) >= zipfile.ZIP64_LIMIT
+    large, written = size >= zipfile.ZIP64_LIMIT, 0
     padding = -(begin + (20 if large else 0)) % ALIGNMENT  # so that readers can map the data into memory
     info.extra = b"FB" + padding.to_bytes(2, "little") + bytes(padding)
     with archive.open(info, "w", force_zip64=large) as entry:
-        for start in range(0, len(data), CHUNK):
-            entry.write(data[start : start + CHUNK])
+        for data in parts:
+            written += len(data)
+            for start in range(0, len(data), CHUNK):
+                entry.write(data[start : start + CHUNK])
+    if written != size:
+        raise CheckpointError(f"{archive.filename}: {name} has {written:,} bytes where {size:,} were announced")
 
 
 class _Storage:
