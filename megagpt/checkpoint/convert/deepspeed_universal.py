@@ -4,7 +4,8 @@ The weights in the precision of training stay in mp_rank_00_model_states.pt.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import torch
@@ -50,7 +51,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     names = [
         file.parent.name for file in (folder / FOLDER).glob("*/fp32.pt") if FOLDER_NAME.fullmatch(file.parent.name)
     ]
-    held = {kind: _kind(folder, names, kind) for kind in STATE.values()}
+    held = {kind: _kind(folder, names, kind, model) for kind in STATE.values()}
     shapes = {name: tensor.shape for name, tensor in held["fp32"].items()}
     check_parameters(folder, shapes, model)
     problems = [
@@ -89,16 +90,19 @@ class _Reader:
         return join(self.name, [self.stored.read()], 1, self.model).to(self.dtype)
 
 
-def _kind(folder: Path, names: list[str], kind: str) -> dict[str, StoredTensor]:
+def _kind(folder: Path, names: list[str], kind: str, model: ModelConfig) -> dict[str, StoredTensor]:
     """A kind of state of all parameters that have it."""
-    found = {}
+    found, shapes = {}, parameters(model)
     for name in names:
         file = folder / FOLDER / name / f"{kind}.pt"
         if file.exists():
             value = load(file)
-            tensor = value.get("param") if isinstance(value, dict) else None
+            tensor = value.get("param") if isinstance(value, dict) else value
             if not isinstance(tensor, StoredTensor):
                 raise CheckpointError(f"{file} holds no tensor under `param`, as DeepSpeed's universal checkpoints do")
+            if value is tensor and name in shapes and tensor.shape == (prod(shapes[name]),):  # made of stage 3
+                stride = torch.empty(shapes[name], device="meta").stride()
+                tensor = replace(tensor, shape=shapes[name], stride=stride)
             found[name] = tensor
     return found
 

@@ -48,30 +48,23 @@ def write_all(folder: str, cases: dict[str, tuple[ModelConfig, int, int, str]]) 
     return held
 
 
-def _train_and_save(folder: Path, config: Config, stage: int) -> dict[str, torch.Tensor]:
+def load_universal(folder: str, model: ModelConfig, tensor: int, stage: int) -> dict[str, torch.Tensor]:
+    """What DeepSpeed's engine holds after it loaded a universal checkpoint. Collective."""
     import deepspeed
 
-    from megagpt.model.gpt import build_model
-    from megagpt.model.parameters import named_shards
+    from megagpt.parallel import cpu, launch
 
-    module = build_model(config)
-    shards = {
-        name: (own, boxes)
-        for (own, _), (name, _, boxes) in zip(module.named_parameters(), named_shards([module]), strict=True)
-    }
-    groups = [
-        {"params": [p for p in module.parameters() if p.dim() >= 2], "weight_decay": 0.1},
-        {"params": [p for p in module.parameters() if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    bf16 = config.optim.precision == "bf16"
-    settings = {
-        "train_micro_batch_size_per_gpu": 1,
-        "bf16": {"enabled": bf16},
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": stage, "sub_group_size": 20_000},
-    }
-    optimizer = torch.optim.AdamW(groups, lr=1e-2)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, mpu=_mpu())
+    cpu.enable()
+    deepspeed.init_distributed("gloo")
+    parallel = ParallelConfig(tensor_parallel_size=tensor)
+    launch.form_groups(parallel, seed=1)
+    engine, shards = _engine(Config(model=model, parallel=parallel), stage, universal=True)
+    engine.load_checkpoint(folder)
+    return _held(engine, shards, stage)
+
+
+def _train_and_save(folder: Path, config: Config, stage: int) -> dict[str, torch.Tensor]:
+    engine, shards = _engine(config, stage, universal=False)
     draw = torch.Generator().manual_seed(3)
     for _ in range(2):
         tokens = torch.randint(0, config.model.vocab_size, (1, 17), generator=draw)
@@ -79,6 +72,36 @@ def _train_and_save(folder: Path, config: Config, stage: int) -> dict[str, torch
         engine.backward(loss)
         engine.step()
     engine.save_checkpoint(str(folder), tag="global_step2")
+    return _held(engine, shards, stage)
+
+
+def _engine(config: Config, stage: int, universal: bool) -> tuple:
+    """DeepSpeed's engine over the model, and for every parameter its own name and its boxes, by global name."""
+    import deepspeed
+
+    from megagpt.model.gpt import build_model
+    from megagpt.model.parameters import named_shards
+
+    module = build_model(config)
+    ours = zip(module.named_parameters(), named_shards([module]), strict=True)
+    shards = {name: (own, boxes) for (own, _), (name, _, boxes) in ours}
+    groups = [
+        {"params": [p for p in module.parameters() if p.dim() >= 2], "weight_decay": 0.1},
+        {"params": [p for p in module.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": config.optim.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": stage, "sub_group_size": 20_000},
+        "checkpoint": {"load_universal": universal},
+    }
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, mpu=_mpu())
+    return engine, shards
+
+
+def _held(engine, shards: dict, stage: int) -> dict[str, torch.Tensor]:
     if stage < 3:  # DeepSpeed links them after the first group's step, when the second group has none yet
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
