@@ -4,33 +4,44 @@ python tools/inspect_checkpoint.py runs/demo
 python tools/inspect_checkpoint.py runs/demo/checkpoints/step_00000100 --verify --no-norms
 python tools/inspect_checkpoint.py checkpoint --json > checkpoint.json
 
-Norms are Euclidean and take reading everything, a tensor at a time; --no-norms reads headers only.
+The format is found out. Norms are Euclidean and take reading everything, a tensor at a time; --no-norms reads headers
+only. Nothing in a checkpoint is run.
 """
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megagpt.checkpoint import World
+from megagpt.checkpoint import World, read_manifest
+from megagpt.checkpoint.convert import deepspeed, deepspeed_universal, megatron, megatron_dist
+from megagpt.checkpoint.convert.base import TensorInfo
 from megagpt.checkpoint.format import STEP, Checkpoint
 from megagpt.checkpoint.loading import fill, list_candidates, verify
+from megagpt.config.load import from_dict
+from megagpt.config.load import read as read_config
+from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
 from megagpt.log import progress, run_tool
 from megagpt.parallel.pieces import Piece
 
+FORMATS = (megatron.FORMAT, megatron_dist.FORMAT, deepspeed.FORMAT, deepspeed_universal.FORMAT)
 NORM_CHUNK = 1 << 24
 """Elements that are widened to float64 at a time."""
+
+Opened = tuple[dict[str, Any], Mapping[str, TensorInfo], Callable[[str], torch.Tensor]]
+"""What is said of a checkpoint as a whole, its tensors, and what reads one."""
 
 
 def main() -> int:
     """Run the command line."""
     arguments = parse()
-    facts = inspect(arguments.checkpoint, verified=arguments.verify, norms=not arguments.no_norms)
+    facts = inspect(arguments.checkpoint, arguments.verify, not arguments.no_norms, arguments.like)
     print(json.dumps(facts, indent=1) if arguments.json else as_text(facts))
     return 0
 
@@ -42,13 +53,40 @@ def parse() -> argparse.Namespace:
     add("checkpoint", type=Path, help="a checkpoint, or a run folder (the newest checkpoint in it)")
     add("--no-norms", action="store_true", help="read headers only")
     add("--verify", action="store_true", help="check the SHA-256 of every file (megagpt's checkpoints have them)")
+    add(
+        "--like", type=Path, help="config.yaml or checkpoint of megagpt with the model's shape, where a format has none"
+    )
     add("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()
 
 
-def inspect(path: Path, verified: bool, norms: bool) -> dict[str, Any]:
+def inspect(path: Path, verified: bool, norms: bool, like: Path | None = None) -> dict[str, Any]:
     """What there is to say about a checkpoint, as plain data. Raises CheckpointError."""
-    folder = newest(path)
+    form = next((form for form in FORMATS if form.detect(path)), None)
+    if form is None:
+        facts, infos, read = open_own(newest(path), verified)
+    elif verified:
+        raise CheckpointError(f"{path} is a {form.name} checkpoint, which has no hashes to verify")
+    else:
+        source = form.open_source(path, model_of(like) if like else None)
+        facts, infos, read = {"path": str(path), "format": form.name, "step": source.step}, source.tensors, source.read
+        facts["model"] = asdict(source.model)
+        files = (file for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink())
+        facts["files"] = {str(file.relative_to(path)): file.stat().st_size for file in files}
+    tensors = {
+        name: {"dtype": str(info.dtype).removeprefix("torch."), "shape": list(info.shape)}
+        for name, info in sorted(infos.items())
+    }
+    if norms:
+        with progress(sum(info.size for info in infos.values()), "B", "norms") as bar:
+            for name, described in tensors.items():
+                described["norm"] = norm(read(name))
+                bar.update(infos[name].size)
+    return facts | {"groups": groups(infos), "tensors": tensors}
+
+
+def open_own(folder: Path, verified: bool) -> Opened:
+    """One of megagpt's own checkpoints. Raises CheckpointError."""
     checkpoint = verify(folder, World()) if verified else Checkpoint.open(folder)
     manifest = checkpoint.manifest
     facts = {
@@ -59,33 +97,33 @@ def inspect(path: Path, verified: bool, norms: bool) -> dict[str, Any]:
         "model": manifest.get("config", {}).get("model", {}),
         "files": {name: info.size for name, info in checkpoint.files().items()},
     }
-    if verified:
-        facts["verified"] = True
-    entries = {name: stored[0].entry for name, stored in sorted(checkpoint.tensors.items())}
-    tensors = {
-        name: {"dtype": str(entry.torch_dtype).removeprefix("torch."), "shape": list(entry.global_shape)}
-        for name, entry in entries.items()
-    }
-    counts = {name: prod(entry.global_shape) for name, entry in entries.items()}
-    sizes = {name: counts[name] * entry.torch_dtype.itemsize for name, entry in entries.items()}
-    if norms:
-        with progress(sum(sizes.values()), "B", "norms") as bar:
-            for name, entry in entries.items():
-                tensor = torch.empty(entry.global_shape, dtype=entry.torch_dtype)
-                fill(checkpoint, [Piece.whole(name, tensor)], strict=False, cast=False, world=World())
-                tensors[name]["norm"] = norm(tensor)
-                bar.update(sizes[name])
-    return facts | {"groups": groups(sizes, counts), "tensors": tensors}
+    entries = {name: stored[0].entry for name, stored in checkpoint.tensors.items()}
+    infos = {name: TensorInfo(entry.global_shape, entry.torch_dtype) for name, entry in entries.items()}
+
+    def read(name: str) -> torch.Tensor:
+        tensor = torch.empty(infos[name].shape, dtype=infos[name].dtype)
+        fill(checkpoint, [Piece.whole(name, tensor)], strict=False, cast=False, world=World())
+        return tensor
+
+    return facts | ({"verified": True} if verified else {}), infos, read
+
+
+def model_of(path: Path) -> ModelConfig:
+    """The model of a config file or of one of megagpt's checkpoints. Raises ConfigError or CheckpointError."""
+    if path.is_file():
+        return read_config(path).model
+    return from_dict(read_manifest(newest(path))["config"]).model
 
 
 def newest(path: Path) -> Path:
     """The checkpoint itself, or the one that a run folder would go on from. Raises CheckpointError."""
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if STEP.fullmatch(path.name) or not directory.is_dir():
+    if STEP.fullmatch(path.name):
         return path
-    names, _ = list_candidates(directory)
+    names = list_candidates(directory)[0] if directory.is_dir() else []
     if not names:
-        raise CheckpointError(f"{directory} has no checkpoint")
+        known = ", ".join(["megagpt", *(form.name for form in FORMATS)])
+        raise CheckpointError(f"{path} is not a checkpoint of a known format ({known}), nor a run that has saved one")
     return directory / names[0]
 
 
@@ -95,13 +133,12 @@ def norm(tensor: torch.Tensor) -> float:
     return sum(float(part.double().square().sum()) for part in parts) ** 0.5
 
 
-def groups(sizes: Mapping[str, int], counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
+def groups(infos: Mapping[str, TensorInfo]) -> dict[str, dict[str, int]]:
     """Tensors, elements and bytes of the model and of every kind of optimizer state."""
     found: dict[str, dict[str, int]] = {}
-    for name, size in sizes.items():
-        kind = "/".join(name.split("/")[:-1]) or "other"
-        group = found.setdefault(kind, {"tensors": 0, "elements": 0, "bytes": 0})
-        for key, value in (("tensors", 1), ("elements", counts[name]), ("bytes", size)):
+    for name, info in sorted(infos.items()):
+        group = found.setdefault(name.rpartition("/")[0] or "other", {"tensors": 0, "elements": 0, "bytes": 0})
+        for key, value in (("tensors", 1), ("elements", prod(info.shape)), ("bytes", info.size)):
             group[key] += value
     return found
 
