@@ -38,8 +38,9 @@ setup(
         "corpora": ["pyarrow", "zstandard"],
         "wandb": ["wandb", "wandb-workspaces"],
         "report": ["plotly"],
+        "deepspeed": ["deepspeed>=0.19.8,<0.20"],
         "dev": [
-            "megagpt[corpora,wandb,report]",
+            "megagpt[corpora,wandb,report,deepspeed]",
             "transformers",
             "triton>=3.6; platform_system == 'Linux'",  # PyTorch brings it only where it brings CUDA
             "pytest",

@@ -40,10 +40,12 @@ MEGATRON = {
     "megagpt/model/layers.py",
     "megagpt/model/losses.py",
     "megagpt/model/megatron_import.py",
+    "megagpt/parallel/common.py",
     "megagpt/parallel/launch.py",
     "megagpt/parallel/megatron.py",
+    "megagpt/parallel/zero.py",
 }
-DEEPSPEED: set[str] = set()
+DEEPSPEED = {"megagpt/parallel/zero.py"}
 
 
 @cache

@@ -6,7 +6,8 @@
 
 Overrides, as for `python -m megagpt`, name the configuration to check; without any, two tiny models are checked: one
 like GPT-3 and one with the modern options. Every combination of tensor, sequence, pipeline, interleaved and data
-parallelism is tried, with and without the distributed optimizer, except those that the rules refuse, which are named.
+parallelism is tried, with and without the distributed optimizer, and, where DeepSpeed is installed, its ZeRO stages;
+those that the rules refuse are named.
 Where each kind of parallelism is used to the full, recompute, overlapped reduction, larger micro-batches and bf16 are
 tried as well. All start from the same weights and read the same batches, at the constant learning rate `optim.lr`,
 without dropout and without a batch ramp. Batches come from the configured corpora where they exist; else they are
@@ -19,6 +20,7 @@ import argparse
 import dataclasses
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
@@ -85,9 +87,13 @@ def about(args: argparse.Namespace, gpus: bool) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if gpus else names[0] if names else platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "megatron-core")},
+        **{name: importlib.metadata.version(name) for name in ("torch", "megatron-core", "deepspeed") if _has(name)},
         **{name: getattr(args, name) for name in ("steps", "tolerance", "bf16_tolerance")},
     }
+
+
+def _has(package: str) -> bool:
+    return bool(importlib.util.find_spec(package.replace("-", ".")))
 
 
 def write_docs(text: str, result: dict[str, Any], device: str) -> None:

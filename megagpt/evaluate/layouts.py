@@ -7,6 +7,7 @@ command line. All layouts start from the same weights and read the same batches,
 
 import dataclasses
 import gc
+import importlib.util
 import resource
 import statistics
 import time
@@ -141,6 +142,15 @@ def _layouts(config: Config, world_size: int) -> Iterator[ParallelConfig]:
                     virtual_pipeline_size=virtual,
                     zero_stage=zero,
                 )
+        if importlib.util.find_spec("deepspeed"):
+            for sequence, zero in product({False, tensor > 1}, (1, 2, 3)):
+                yield dataclasses.replace(
+                    config.parallel,
+                    engine="deepspeed",
+                    tensor_parallel_size=tensor,
+                    sequence_parallel=sequence,
+                    zero_stage=zero,
+                )
 
 
 def _variants(config: Config, world_size: int) -> Iterator[tuple[str, Config]]:
@@ -149,6 +159,12 @@ def _variants(config: Config, world_size: int) -> Iterator[tuple[str, Config]]:
     parallel = config.parallel
     tensor, pipeline, size = parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.micro_batch_size
     bf16 = dataclasses.replace(config, optim=dataclasses.replace(config.optim, precision="bf16"))
+    if parallel.engine == "deepspeed":
+        if world_size == 2:
+            offload = {"offload_optimizer": "cpu"} | ({"offload_parameters": "cpu"} if parallel.zero_stage == 3 else {})
+            yield ", offload", dataclasses.replace(config, parallel=dataclasses.replace(parallel, **offload))
+            yield ", bf16", bf16
+        return
     if world_size == 1 and parallel.zero_stage == 0:
         yield ", bf16", bf16  # what the others in bf16 are compared with
     kinds = sum(size > 1 for size in (tensor, pipeline, world_size // (tensor * pipeline)))
@@ -184,7 +200,8 @@ def _name(parallel: ParallelConfig, world_size: int) -> str:
         f"VPP{dims.virtual_size}": dims.virtual_size > 1,
         f"DP{dims.data_size}": dims.data_size > 1,
         "one rank": world_size == 1,
-        "ZeRO-1": parallel.zero_stage == 1,
+        f"ZeRO-{parallel.zero_stage}": parallel.zero_stage > 0,
+        "(DeepSpeed)": parallel.engine == "deepspeed",
     }
     return " ".join(part for part, used in parts.items() if used)
 

@@ -21,6 +21,9 @@ from megagpt.parallel.dims import ParallelDims
 from megagpt.parallel.engine import StepResult, Task
 from megagpt.parallel.pieces import Piece
 
+BUCKETS = 8  # messages that gradients go in, at least: the first can go while others are computed
+LARGEST_BUCKET = 200_000_000  # elements; a bucket takes memory beside what ZeRO divides
+
 
 class DeepSpeedEngine:
     """Implements `megagpt.parallel.engine.Engine`. Needs the groups of `launch.initialize`.
@@ -198,17 +201,25 @@ def _initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, confi
         ) from error
     deepspeed.utils.logger.setLevel(logging.WARNING)
     engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, mpu=_Grid, dist_init_required=False, config=deepspeed_config(config)
+        model=module,
+        optimizer=optimizer,
+        mpu=_Grid,
+        dist_init_required=False,
+        config=deepspeed_config(config, sum(parameter.numel() for parameter in module.parameters())),
     )
     return engine
 
 
-def deepspeed_config(config: Config) -> dict[str, Any]:
-    """DeepSpeed's settings for `config`."""
+def deepspeed_config(config: Config, parameters: int) -> dict[str, Any]:
+    """DeepSpeed's settings for `config` and a model that has so many parameters on this rank."""
     parallel, bf16 = config.parallel, config.optim.precision == "bf16"
+    bucket = min(LARGEST_BUCKET, max(parameters // BUCKETS, 1))
     zero: dict[str, Any] = {
         "stage": parallel.zero_stage,
         "overlap_comm": parallel.overlap_grad_reduce,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "stage3_prefetch_bucket_size": bucket,
         # Parameters that stay gathered would have to be gathered anew after a checkpoint has filled the partitions.
         "stage3_param_persistence_threshold": 0,
     }

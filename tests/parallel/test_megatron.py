@@ -59,7 +59,7 @@ ON_FOUR = [
 ]
 
 
-def _config(model: ModelConfig, layout: dict, precision: str) -> Config:
+def config_of(model: ModelConfig, layout: dict, precision: str) -> Config:
     parallel = layout.copy()
     kernels = KernelsConfig(fuse_output_projection=parallel.pop("fuse_output_projection", False))
     return Config(
@@ -81,14 +81,12 @@ def _batch(step: int, rows: range, model: ModelConfig) -> Batch:
 
 
 def _train(config: Config) -> list[tuple[float, float]]:
-    from megatron.core import parallel_state
-
     from megagpt.parallel import launch
-    from megagpt.parallel.megatron import MegatronEngine
+    from megagpt.parallel.build import build_engine
     from megagpt.train.task import LanguageModelTask
 
     launch.initialize(config.parallel, config.seed)
-    engine = MegatronEngine(config, LanguageModelTask())
+    engine = build_engine(config, LanguageModelTask())
     dims, size = engine.dims, config.parallel.micro_batch_size
     curve = []
     for step in range(STEPS):
@@ -99,11 +97,11 @@ def _train(config: Config) -> list[tuple[float, float]]:
         curve.append((result.loss, result.grad_norm))
     held_out = (_batch(99, r, config.model) for r in rows)
     curve.append((engine.evaluate(held_out, count).loss, 0.0))
-    parallel_state.destroy_model_parallel()
+    launch.leave_groups()
     return curve
 
 
-def _train_all(configs: list[Config]) -> list[list[tuple[float, float]]]:
+def train_all(configs: list[Config]) -> list[list[tuple[float, float]]]:
     return [_train(config) for config in configs]
 
 
@@ -121,7 +119,7 @@ def _train_all(configs: list[Config]) -> list[list[tuple[float, float]]]:
     ],
 )
 def test_layouts_equal_one_rank(world_size, layouts, precision, tolerance):
-    configs = [_config(model, layout, precision) for model, layout in layouts]
+    configs = [config_of(model, layout, precision) for model, layout in layouts]
     alone = [
         dataclasses.replace(
             config, parallel=ParallelConfig(zero_stage=config.parallel.zero_stage), kernels=KernelsConfig()
@@ -129,9 +127,9 @@ def test_layouts_equal_one_rank(world_size, layouts, precision, tolerance):
         for config in configs
     ]
     unique = {repr(config): config for config in alone}
-    (expected,) = run_distributed(_train_all, 1, list(unique.values()))
+    (expected,) = run_distributed(train_all, 1, list(unique.values()))
     expected = dict(zip(unique, expected, strict=True))
-    for curves in run_distributed(_train_all, world_size, configs):  # of every rank
+    for curves in run_distributed(train_all, world_size, configs):  # of every rank
         for config, single, curve in zip(configs, alone, curves, strict=True):
             got, want = torch.tensor(curve), torch.tensor(expected[repr(single)])
             torch.testing.assert_close(got, want, rtol=tolerance, atol=0, msg=lambda m, c=config: f"{c.parallel}: {m}")
