@@ -197,7 +197,7 @@ class _Reader:
         flat = torch.empty(prod(rank.shapes[self.name]), dtype=fragments[0][0].dtype)
         position = 0
         for tensor, first, count in fragments:
-            flat[position : position + count] = tensor.read_flat(first, count)
+            tensor.read_flat(first, count, flat[position : position + count])
             position += count
         return flat.view(rank.shapes[self.name])
 

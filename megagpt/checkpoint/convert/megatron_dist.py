@@ -4,8 +4,8 @@ A tensor is cut in chunks by rank, and those of all layers may be one tensor who
 is how they are written here. Weights go along; the optimizer's state stays behind.
 """
 
-import io
 import json
+import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemWriter, SavePlan, SavePlanner, save
-from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from tqdm import tqdm
 
 from megagpt.checkpoint.convert import zips
@@ -29,6 +34,7 @@ from megagpt.checkpoint.convert.common import (
     check_parameters,
     companion,
     find_model,
+    lazy,
     parameters,
     raise_problems,
 )
@@ -58,6 +64,7 @@ BACKENDS = {
 FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 STACKED = re.compile(r"decoder\.layers\.(?!\d)(.*)")
 LINEARS = ("self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2")
+"""Layers beside whose weights Megatron-Core asks for a state, which is empty."""
 LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.*)")
 
 
@@ -90,20 +97,21 @@ class _Tensor:
     def read(self, rows: int | None) -> torch.Tensor:
         """The whole of it, with `rows` rows where that is given: others are cut off, or zeros."""
         shape = self.shape if rows is None else (rows, *self.shape[1:])
-        whole = torch.zeros(shape, dtype=self.dtype)
+        whole = None
         for chunk in self.chunks:
             stored, offset, size = chunk.read(), chunk.place.offset, chunk.place.shape
+            inside = 0
             if self.layer is not None:
                 inside = self.layer - offset[0]
                 offset, size = offset[1:], size[1:]
-                data = stored.read_flat(inside * prod(size), prod(size)).view(size)
-            else:
-                data = stored.read()
-            if data.dtype != self.dtype:
-                raise CheckpointError(f"{chunk.file}: {chunk.place.label} is {data.dtype}, not {self.dtype}")
-            box = tuple(slice(first, first + n) for first, n in zip(offset, size, strict=True))
-            target = whole[box]
-            target.copy_(data[: target.shape[0]] if target.dim() else data)
+            if stored.dtype != self.dtype:
+                raise CheckpointError(f"{chunk.file}: {chunk.place.label} is {stored.dtype}, not {self.dtype}")
+            data = stored.read_flat(inside * prod(size), prod(size)).view(size)
+            if size == shape:
+                return data
+            whole = torch.zeros(shape, dtype=self.dtype) if whole is None else whole
+            target = whole[tuple(slice(first, first + n) for first, n in zip(offset, size, strict=True))]
+            target.copy_(data[: target.shape[0]])
         return whole
 
 
@@ -202,66 +210,34 @@ def _layers(
         yield f"decoder.layers.{layer}.{match[1]}", _Tensor(shape[1:], dtype, tuple(held), layer)
 
 
-class _Planner(SavePlanner):
-    """Plans to write a source's weights, and reads each when it is written."""
-
-    def __init__(self, source: Source, bar: tqdm):
-        self.source, self.bar = source, bar
-
-    def set_up_planner(self, *args: Any, **kwargs: Any) -> None:
-        """There is nothing to plan for: the source is known."""
-
-    def create_local_plan(self) -> SavePlan:
-        """An item a parameter, stacked by layer, and the empty state that Megatron-Core asks for beside linears."""
-        layers = self.source.model.num_layers
-        names = [f"{module}._extra_state/shard_{n}_{layers}" for module in LINEARS for n in range(layers)]
-        states = [WriteItem(MetadataIndex(f"decoder.layers.{name}"), WriteItemType.BYTE_IO) for name in names]
-        return SavePlan([self._item(name) for name in parameters(self.source.model)] + states)
-
-    def _item(self, name: str) -> WriteItem:
-        info = self.source.tensors[f"model/{name}"]
-        size = box = torch.Size(info.shape)
-        offset, kind = torch.Size([0] * len(size)), WriteItemType.TENSOR
-        if match := LAYER.fullmatch(name):
-            name, kind = f"decoder.layers.{match[2]}", WriteItemType.SHARD
-            offset, box = torch.Size([int(match[1]), *offset]), torch.Size([1, *box])
-            size = torch.Size([self.source.model.num_layers, *size])
-        properties = TensorProperties(dtype=info.dtype)
-        data = TensorWriteData(ChunkStorageMetadata(offset, box), properties, size)
-        return WriteItem(MetadataIndex(fused(name), offset), kind, tensor_data=data)
-
-    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        """The one rank's plan."""
-        return create_default_global_save_plan(all_plans)
-
-    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
-        """The plan as it is."""
-        return new_plan
-
-    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
-        """The tensor of an item, read now, or the bytes of an empty state."""
-        if write_item.type == WriteItemType.BYTE_IO:
-            buffer = io.BytesIO()
-            torch.save([None], buffer)
-            return buffer
-        name = canonical(write_item.index.fqn)
-        if match := STACKED.fullmatch(name):
-            name = f"decoder.layers.{write_item.index.offset[0]}.{match[1]}"
-        tensor = self.source.read(f"model/{name}")
-        self.bar.update(self.source.tensors[f"model/{name}"].size)
-        return tensor.view(write_item.tensor_data.chunk.sizes)
-
-
 def write(source: Source, folder: Path, bar: tqdm) -> None:
-    """Writes the weights into an empty folder."""
+    """Writes the weights into an empty folder, a file a tensor, so that no more than one is in memory."""
     iteration = folder / f"iter_{source.step:07d}"
     iteration.mkdir()
-    writer = FileSystemWriter(iteration, thread_count=1)
-    save({}, storage_writer=writer, planner=_Planner(source, bar), no_dist=True)
+    layers, described, places = source.model.num_layers, {}, {}
+    for number, name in enumerate(parameters(source.model)):
+        info = source.tensors[f"model/{name}"]
+        size = box = torch.Size(info.shape)
+        offset = torch.Size([0] * len(size))
+        key = name
+        if match := LAYER.fullmatch(name):
+            key = f"decoder.layers.{match[2]}"
+            offset, box, size = torch.Size([int(match[1]), *offset]), torch.Size([1, *box]), torch.Size([layers, *size])
+        tensor = described.setdefault(fused(key), TensorStorageMetadata(TensorProperties(info.dtype), size, []))
+        tensor.chunks.append(ChunkStorageMetadata(offset, box))
+        file = iteration / f"__0_{number}.distcp"
+        zips.save(file, lazy(source, [f"model/{name}"], bar, tuple(box)))
+        places[MetadataIndex(fused(key), offset)] = _StorageInfo(file.name, 0, file.stat().st_size)
+    empty = iteration / "__0_state.distcp"
+    zips.save(empty, [None])
+    for name in (f"decoder.layers.{m}._extra_state/shard_{n}_{layers}" for m in LINEARS for n in range(layers)):
+        described[name] = BytesStorageMetadata()
+        places[MetadataIndex(name)] = _StorageInfo(empty.name, 0, empty.stat().st_size)
     args = namespace(source.model, source.step)
     zips.save(iteration / COMMON, {"args": args, "checkpoint_version": 3.0, "iteration": source.step})
     (iteration / CONFIG).write_text(json.dumps(BACKENDS))
     (iteration / COMPANION).write_text(companion(source.model, source.step))
+    (iteration / METADATA).write_bytes(pickle.dumps(Metadata(described, storage_data=places)))
     (folder / TRACKER).write_text(str(source.step))
 
 

@@ -94,15 +94,19 @@ class StoredTensor:
         if self.is_contiguous:
             return self.read_flat(0, prod(self.shape)).view(self.shape)
         extent = 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        return self._read(0, extent).as_strided(self.shape, self.stride).contiguous()
+        return self._read(0, torch.empty(extent, dtype=self.dtype)).as_strided(self.shape, self.stride).contiguous()
 
-    def read_flat(self, first: int, count: int) -> torch.Tensor:
-        """`count` elements from the `first` one on, in row-major order, [count]. Raises CheckpointError."""
-        if not self.is_contiguous:
-            return self.read().flatten()[first : first + count]
+    def read_flat(self, first: int, count: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """`count` elements from the `first` one on, in row-major order, [count], into `out` where that is given.
+
+        Raises: CheckpointError when there are not so many.
+        """
+        out = torch.empty(count, dtype=self.dtype) if out is None else out
         if first + count > prod(self.shape):
             raise CheckpointError(f"{self.path}: elements {first}..{first + count} of a tensor of {prod(self.shape)}")
-        return self._read(first, count)
+        if self.is_contiguous and out.dtype == self.dtype:
+            return self._read(first, out)
+        return out.copy_(self.read().flatten()[first : first + count])
 
     @property
     def is_contiguous(self) -> bool:
@@ -111,8 +115,7 @@ class StoredTensor:
         steps = zip(self.shape, self.stride, expected, strict=True)
         return 0 in self.shape or all(size == 1 or step == wanted for size, step, wanted in steps)
 
-    def _read(self, first: int, count: int) -> torch.Tensor:
-        data = torch.empty(count, dtype=self.dtype)
+    def _read(self, first: int, data: torch.Tensor) -> torch.Tensor:
         buffer = memory(data)
         with open_regular(self.path) as file:
             file.seek(self.start + first * self.dtype.itemsize)
