@@ -115,8 +115,12 @@ def save(path: Path, value: Any) -> None:
         _write(archive, "byteorder", len(b"little"), [memoryview(b"little")])
         for number, tensor in enumerate(pickler.tensors):
             size = torch.Size(tensor.shape).numel() * tensor.dtype.itemsize
-            _write(archive, f"data/{number}", size, (memory(part.contiguous()) for part in tensor.read()))
+            _write(archive, f"data/{number}", size, map(_memory, tensor.read()))
         _write(archive, "version", len(b"3\n"), [memoryview(b"3\n")])
+
+
+def _memory(tensor: torch.Tensor) -> memoryview:
+    return memory(tensor.contiguous())
 
 
 def _write(archive: zipfile.ZipFile, name: str, size: int, parts: Iterable[memoryview]) -> None:
@@ -130,6 +134,7 @@ def _write(archive: zipfile.ZipFile, name: str, size: int, parts: Iterable[memor
             written += len(data)
             for start in range(0, len(data), CHUNK):
                 entry.write(data[start : start + CHUNK])
+            del data  # before the next one is read
     if written != size:
         raise CheckpointError(f"{archive.filename}: {name} has {written:,} bytes where {size:,} were announced")
 

@@ -93,7 +93,7 @@ def _engine(config: Config, stage: int, universal: bool) -> tuple:
         "train_micro_batch_size_per_gpu": 1,
         "bf16": {"enabled": config.optim.precision == "bf16"},
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": stage, "sub_group_size": 20_000},
+        "zero_optimization": {"stage": stage, "sub_group_size": 4_000},
         "checkpoint": {"load_universal": universal},
     }
     optimizer = torch.optim.AdamW(groups, lr=1e-2)
