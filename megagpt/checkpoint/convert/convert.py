@@ -1,0 +1,80 @@
+"""From one format to another: what a path holds, the conversion, its proof, and its publication by one rename."""
+
+import contextlib
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from megagpt.checkpoint.convert import deepspeed, deepspeed_universal, hugging_face, megatron, megatron_dist, native
+from megagpt.checkpoint.convert.base import Format, Source
+from megagpt.checkpoint.convert.verify import TOLERANCE, largest_difference
+from megagpt.checkpoint.files import explain, sync_folder
+from megagpt.config.schema import ModelConfig
+from megagpt.errors import CheckpointError
+from megagpt.log import progress
+
+FORMATS = {
+    module.FORMAT.name: module.FORMAT
+    for module in (native, hugging_face, megatron, megatron_dist, deepspeed_universal, deepspeed)
+}
+"""By name; a path is what the first says that recognises it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a conversion did."""
+
+    source: Source
+    dropped: tuple[str, ...]
+    """Kinds of tensors that the target's format has no place for."""
+    difference: float | None
+    """Largest difference of logits; None when the proof was not asked for."""
+
+
+def detect(path: Path) -> Format:
+    """The format of what is at `path`. Raises CheckpointError when it is none."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
+    for found in FORMATS.values():
+        if found.detect(path):
+            return found
+    raise CheckpointError(f"{path} holds no checkpoint of a known format: {', '.join(FORMATS)}")
+
+
+def convert(
+    path: Path, target: Path, to: str, like: ModelConfig | None = None, prove: bool = True, tolerance: float = TOLERANCE
+) -> Result:
+    """Convert the checkpoint at `path` into the new folder `target`, which appears whole or not at all.
+
+    like: the model's shape, where the format does not tell. prove: compare the logits of both sides before `target`
+    appears. Raises CheckpointError when `target` exists, the source is damaged, the format cannot hold the model, or
+    logits differ by more than `tolerance`.
+    """
+    if target.exists() or target.is_symlink():
+        raise CheckpointError(f"{target} exists: give a new name, or remove it")
+    found, wanted = detect(path), FORMATS[to]
+    source = found.open_source(path, like)
+    carried = [name for name in source.tensors if name.startswith("model/") or wanted.carries_optimizer]
+    dropped = tuple(sorted({name.split("/")[0] for name in source.tensors} - {name.split("/")[0] for name in carried}))
+    temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
+    size = sum(source.tensors[name].size for name in carried)
+    try:
+        temporary.mkdir(parents=True)
+        with progress(size, "B", f"{found.name} to {to}") as bar:
+            wanted.write(source, temporary, bar)
+        difference = largest_difference(source, wanted.open_source(temporary, source.model)) if prove else None
+        if difference is not None and not difference <= tolerance:
+            raise CheckpointError(
+                f"the logits of {path} and of what was made of it differ by {difference:.3g}, more than {tolerance:g}: "
+                f"{target} was not written"
+            )
+        sync_folder(temporary)
+        temporary.rename(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {explain(error, target.parent, size)}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(temporary)
+    return Result(source, dropped, difference)

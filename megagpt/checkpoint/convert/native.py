@@ -1,0 +1,150 @@
+"""megagpt's own checkpoints, as a run folder that training, generation and evaluation start from."""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from megagpt import __version__
+from megagpt.checkpoint.convert.base import Format, Source, TensorInfo
+from megagpt.checkpoint.convert.common import LazySource
+from megagpt.checkpoint.files import CHUNK, sync_folder, write_file, write_text
+from megagpt.checkpoint.format import (
+    CODES,
+    INDEX,
+    MANIFEST,
+    STATE,
+    STEP,
+    Checkpoint,
+    Entry,
+    dump_index,
+    dump_manifest,
+    header,
+    memory,
+    rank_file,
+    step_folder,
+)
+from megagpt.checkpoint.format import (
+    FORMAT as VERSION,
+)
+from megagpt.checkpoint.loading import LATEST, fill, locate, verify
+from megagpt.checkpoint.world import World
+from megagpt.config.load import from_dict, to_dict
+from megagpt.config.schema import Config, ModelConfig, OptimConfig
+from megagpt.parallel.pieces import Piece
+from megagpt.train.state import TrainState
+
+NAME = "megagpt"
+FILE_BYTES = 4 << 30
+TOKENIZER = "tokenizer.json"
+ALONE = {
+    "tensor_parallel_size": 1,
+    "pipeline_parallel_size": 1,
+    "virtual_pipeline_size": 1,
+    "data_parallel_size": 1,
+}
+
+
+def detect(path: Path) -> bool:
+    """Whether `path` is a checkpoint's folder, a run's, or that of a run's checkpoints."""
+    if STEP.fullmatch(path.name):
+        return (path / MANIFEST).exists()
+    return any(STEP.fullmatch(child.name) for folder in (path, path / "checkpoints") for child in folder.glob("step_*"))
+
+
+def open_source(path: Path, like: ModelConfig | None) -> Source:
+    """Opens the checkpoint, or the newest valid one of a run, its hashes checked. Raises CheckpointError."""
+    world = World()
+    checkpoint = verify(locate(path, world), world)
+    model = from_dict(checkpoint.manifest["config"]).model
+    tensors = {
+        name: TensorInfo(stored[0].entry.global_shape, stored[0].entry.torch_dtype)
+        for name, stored in checkpoint.tensors.items()
+    }
+    readers = {name: _Reader(checkpoint, name, info) for name, info in tensors.items()}
+    beside = checkpoint.path.parent.parent / TOKENIZER
+    tokenizer = beside if beside.exists() else None
+    return LazySource(checkpoint.path, NAME, model, checkpoint.manifest["step"], tensors, readers, tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    checkpoint: Checkpoint
+    name: str
+    info: TensorInfo
+
+    def __call__(self) -> torch.Tensor:
+        whole = torch.empty(self.info.shape, dtype=self.info.dtype)
+        fill(self.checkpoint, [Piece.whole(self.name, whole)], strict=False, cast=False, world=World())
+        return whole
+
+
+def write(source: Source, folder: Path, bar: tqdm) -> None:
+    """Writes a run folder with one checkpoint and the tokenizer."""
+    step = folder / "checkpoints" / step_folder(source.step)
+    step.mkdir(parents=True)
+    index, files = {}, {}
+    for number, entries in enumerate(_grouped(source)):
+        name = rank_file(number)
+        start = header(entries)
+        size = len(start) + sum(entry.nbytes for entry in entries)
+        files[name] = write_file(step / name, _chunks(start, entries, source, bar), size)
+        index[name] = entries
+    files[INDEX] = write_text(step / INDEX, dump_index(index))
+    files[STATE] = write_text(step / STATE, json.dumps(TrainState(step=source.step).to_dict()))
+    manifest = {
+        "run": "converted",
+        "config": to_dict(Config(model=source.model, optim=_precision(source))),
+        "layout": ALONE,
+        "format": VERSION,
+        "step": source.step,
+        "world_size": len(index),
+        "versions": {"megagpt": __version__, "torch": str(torch.__version__)},
+        "threads": torch.get_num_threads(),
+        "time": time.time(),
+        "files": {name: dataclasses.asdict(info) for name, info in files.items()},
+    }
+    write_text(step / MANIFEST, dump_manifest(manifest))
+    write_text(step.parent / LATEST, f"{step.name}\n")
+    sync_folder(step)
+    sync_folder(step.parent)
+    if source.tokenizer:
+        shutil.copyfile(source.tokenizer, folder / TOKENIZER)
+
+
+def _grouped(source: Source) -> Iterator[list[Entry]]:
+    """The source's tensors as entries of files of bounded size, larger elements first, which keeps them aligned."""
+    entries = [
+        Entry(name, info.shape, (0,) * len(info.shape), info.shape, None, CODES[info.dtype])
+        for name, info in source.tensors.items()
+    ]
+    entries.sort(key=lambda entry: -entry.torch_dtype.itemsize)
+    group: list[Entry] = []
+    for entry in entries:
+        if group and sum(e.nbytes for e in group) + entry.nbytes > FILE_BYTES:
+            yield group
+            group = []
+        group.append(entry)
+    yield group
+
+
+def _chunks(start: bytes, entries: list[Entry], source: Source, bar: tqdm) -> Iterator[memoryview]:
+    yield memoryview(start)
+    for entry in entries:
+        data = memory(source.read(entry.name))
+        for position in range(0, len(data), CHUNK):
+            yield data[position : position + CHUNK]
+        bar.update(len(data))
+
+
+def _precision(source: Source) -> OptimConfig:
+    dtype = next(info.dtype for name, info in source.tensors.items() if name.startswith("model/"))
+    return OptimConfig(precision="bf16" if dtype == torch.bfloat16 else "fp32")
+
+
+FORMAT = Format(NAME, detect, open_source, write, carries_optimizer=True)

@@ -1,0 +1,170 @@
+"""Folders of safetensors files: headers read and checked before any data, tensors read and written one at a time."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megagpt.checkpoint.convert.base import TensorInfo
+from megagpt.checkpoint.files import CHUNK, JSON_LIMIT, open_regular, parse_json, read_bytes, write_file, write_text
+from megagpt.checkpoint.format import CODES, DTYPES, MAX_DIMENSIONS, MAX_HEADER, memory
+from megagpt.errors import CheckpointError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
+SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    position: int
+    """Where its bytes begin."""
+
+    def read(self) -> torch.Tensor:
+        """The tensor. Raises CheckpointError."""
+        whole = torch.empty(self.shape, dtype=self.dtype)
+        buffer = memory(whole)
+        with open_regular(self.path) as file:
+            file.seek(self.position)
+            while buffer:
+                count = file.readinto(buffer[:CHUNK])
+                if not count:
+                    raise CheckpointError(f"{self.path} ends inside {self.name}")
+                buffer = buffer[count:]
+        return whole
+
+
+def open_folder(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a folder's model.safetensors, or of the files that its index names.
+
+    Raises CheckpointError naming the file: a name that leaves the folder, a link out of it, a header that does not fit
+    its file, two tensors of one name, a tensor that is not where the index says, or weights that are pickled.
+    """
+    index = folder / INDEX
+    if not index.exists():
+        if not (folder / SINGLE).exists():
+            pickled = [name for name in PICKLED if (folder / name).exists()]
+            advice = f"{pickled[0]} is pickled, and reading it could run code: " if pickled else ""
+            raise CheckpointError(
+                f"{folder} has no {SINGLE}: {advice}save the model with save_pretrained of transformers 4.35 or newer"
+            )
+        return read_header(_inside(folder, SINGLE))
+    values = parse_json(read_bytes(index, JSON_LIMIT), index)
+    where = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(where, dict):
+        raise CheckpointError(f"{index} has no weight_map")
+    for file in where.values():
+        if not isinstance(file, str) or not FILE_NAME.fullmatch(file):
+            raise CheckpointError(f"{index} names {file!r:.300}, which is not a safetensors file beside it")
+    found: dict[str, Stored] = {}
+    for file in sorted(set(where.values())):
+        for name, stored in read_header(_inside(folder, file)).items():
+            if where.get(name) != file:
+                raise CheckpointError(f"{folder / file} holds {name!r:.300}, which {INDEX} does not place there")
+            found[name] = stored
+    if missing := sorted(set(where) - set(found)):
+        raise CheckpointError(f"{index} names {missing[0]!r:.300}, which is not in {where[missing[0]]}")
+    return found
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file, or what its link names if that is the hub cache's own store. Raises CheckpointError."""
+    path = folder / name
+    if not path.is_symlink():
+        return path
+    real = path.resolve()
+    if real.parent != (folder / ".." / ".." / "blobs").resolve():
+        raise CheckpointError(f"{path} is a symbolic link to {real}, out of its folder: copy the file there")
+    return real
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """The tensors of a file: they fill it without gap or overlap. Raises CheckpointError."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(MAX_HEADER, size - 8):
+            raise CheckpointError(f"{path} is not a safetensors file: it has {size:,} bytes, its header {length:,}")
+        values = parse_json(file.read(length), path)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: the header is not an object")
+    values.pop("__metadata__", None)
+    found, spans = {}, []
+    for name, value in values.items():
+        stored, span = _parse(path, name, value, 8 + length)
+        found[name] = stored
+        spans.append(span)
+    position = 0
+    for start, stop in sorted(spans):
+        if start != position:
+            raise CheckpointError(f"{path}: tensors overlap or leave a gap at byte {position:,} of the data")
+        position = stop
+    if 8 + length + position != size:
+        raise CheckpointError(f"{path} has {size:,} bytes, its header says {8 + length + position:,}: truncated?")
+    return found
+
+
+def _parse(path: Path, name: str, value: Any, data: int) -> tuple[Stored, tuple[int, int]]:
+    def integers(key: str) -> list[int]:
+        numbers = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(numbers, list) or any(type(n) is not int or n < 0 for n in numbers):
+            raise CheckpointError(f"{path}: {name!r:.300} has no valid {key}")
+        return numbers
+
+    shape, offsets = integers("shape"), integers("data_offsets")
+    dtype = DTYPES.get(value.get("dtype") if isinstance(value.get("dtype"), str) else "")
+    if dtype is None:
+        raise CheckpointError(f"{path}: {name!r:.300} has the unknown dtype {value.get('dtype')!r:.100}")
+    if len(shape) > MAX_DIMENSIONS or len(offsets) != 2 or offsets[1] - offsets[0] != prod(shape) * dtype.itemsize:
+        raise CheckpointError(f"{path}: shape {shape} and data_offsets {offsets} of {name!r:.300} do not agree")
+    return Stored(path, name, tuple(shape), dtype, data + offsets[0]), (offsets[0], offsets[1])
+
+
+def write_shards(folder: Path, tensors: list[tuple[str, TensorInfo, Callable[[], torch.Tensor]]]) -> None:
+    """Writes tensors, each read when its turn comes, as model.safetensors or as shards with an index."""
+    shards: list[list[int]] = [[]]
+    for number, (_, info, _) in enumerate(tensors):
+        if shards[-1] and sum(tensors[n][1].size for n in shards[-1]) + info.size > SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(number)
+    names = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+    names = names if len(shards) > 1 else [SINGLE]
+    for name, shard in zip(names, shards, strict=True):
+        _write(folder / name, [tensors[number] for number in shard])
+    if len(shards) > 1:
+        placed = {tensors[n][0]: name for name, shard in zip(names, shards, strict=True) for n in shard}
+        total = sum(info.size for _, info, _ in tensors)
+        write_text(folder / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": placed}, indent=2))
+
+
+def _write(path: Path, tensors: list[tuple[str, TensorInfo, Callable[[], torch.Tensor]]]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, info, _ in tensors:
+        offsets = [position, position + info.size]
+        header[name] = {"dtype": CODES[info.dtype], "shape": list(info.shape), "data_offsets": offsets}
+        position += info.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def chunks():
+        yield memoryview(len(text).to_bytes(8, "little") + text)
+        for _, _, read in tensors:
+            data = memory(read())
+            for start in range(0, len(data), CHUNK):
+                yield data[start : start + CHUNK]
+
+    write_file(path, chunks(), 8 + len(text) + position)
