@@ -25,7 +25,7 @@ LINE_INTERVAL_SECONDS = 30.0
 QUIET = (
     (r"megatron\.", UserWarning),  # that Apex and Transformer Engine are not installed: megagpt needs neither
     (r"megagpt\.parallel\.cpu", UserWarning),  # the same, seen from where Megatron-Core's calls pass through
-    (r"torch\.distributed", FutureWarning),  # names of collectives that Megatron-Core still uses
+    (r"torch\.distributed", FutureWarning),  # names of collectives that Megatron-Core and DeepSpeed still use
 )
 """Warnings of libraries that a user can do nothing about: the module that they point at, and their category."""
 
@@ -87,6 +87,8 @@ def setup(run_dir: str | Path | None = None) -> None:
     stderr.setFormatter(_Short(rank))
     root.addHandler(stderr)
     logging.getLogger("megagpt").setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    # Megatron-Core warns that it does not know our feed-forward layer.
+    logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
     for module, category in QUIET:
         warnings.filterwarnings("ignore", category=category, module=module)
     if run_dir is None or rank != 0:

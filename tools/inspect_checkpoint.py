@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from megagpt.checkpoint import World, read_manifest
-from megagpt.checkpoint.convert import deepspeed, deepspeed_universal, megatron, megatron_dist
+from megagpt.checkpoint.convert import convert, native
 from megagpt.checkpoint.convert.base import TensorInfo
 from megagpt.checkpoint.format import STEP, Checkpoint
 from megagpt.checkpoint.loading import fill, list_candidates, verify
@@ -30,7 +30,8 @@ from megagpt.errors import CheckpointError
 from megagpt.log import progress, run_tool
 from megagpt.parallel.pieces import Piece
 
-FORMATS = (megatron.FORMAT, megatron_dist.FORMAT, deepspeed.FORMAT, deepspeed_universal.FORMAT)
+FORMATS = [form for name, form in convert.FORMATS.items() if name != native.NAME]
+"""Formats of others: megagpt's own says more of itself, and need not be hashed to be looked at."""
 NORM_CHUNK = 1 << 24
 """Elements that are widened to float64 at a time."""
 

@@ -209,16 +209,20 @@ def zero_stage(config: Config, world_size: int) -> Iterator[str]:
 
 
 def offload(config: Config, world_size: int) -> Iterator[str]:
-    """Only DeepSpeed offloads, parameters only at stage 3, and to disk only then and into a named folder."""
+    """Only DeepSpeed offloads, and parameters only at stage 3."""
     parallel = config.parallel
     for name in ("offload_optimizer", "offload_parameters"):
         where = getattr(parallel, name)
         if where != "none" and parallel.engine != "deepspeed":
-            yield f"parallel.{name} ({where}) needs parallel.engine=deepspeed, but the engine is {parallel.engine}"
-        elif parallel.zero_stage < 3 and (where == "nvme" or (where == "cpu" and name == "offload_parameters")):
-            yield f"parallel.{name} ({where}) needs parallel.zero_stage=3, but the stage is {parallel.zero_stage}"
-        if where == "nvme" and not parallel.nvme_path:
-            yield f"parallel.{name} (nvme) needs parallel.nvme_path, a folder on a local disk, which is empty"
+            yield (
+                f"parallel.{name} ({where}) needs parallel.engine=deepspeed, but the engine is {parallel.engine}: set"
+                f" parallel.{name}=none or the engine"
+            )
+    if parallel.offload_parameters != "none" and parallel.engine == "deepspeed" and parallel.zero_stage < 3:
+        yield (
+            f"parallel.offload_parameters ({parallel.offload_parameters}) needs parallel.zero_stage=3, but the stage is"
+            f" {parallel.zero_stage}: set parallel.offload_parameters=none or the stage"
+        )
 
 
 def batch_ramp(config: Config, world_size: int) -> Iterator[str]:

@@ -103,12 +103,10 @@ class ParallelConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What data-parallel ranks shard: 0 nothing, 1 optimizer state (with the engine megatron its distributed
     optimizer), 2 gradients too, 3 parameters too; 2 and 3 need the engine deepspeed."""
-    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    offload_optimizer: Literal["none", "cpu"] = "none"
     """Where the engine deepspeed keeps optimizer state and updates parameters, to save GPU memory."""
-    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    offload_parameters: Literal["none", "cpu"] = "none"
     """Where ZeRO stage 3 keeps the parameters that are not in use."""
-    nvme_path: str = ""
-    """Folder on a local disk for what is offloaded to nvme."""
     micro_batch_size: int = 1
     """Sequences that one rank passes through the model at a time."""
     recompute: Literal["none", "selective", "full"] = "none"

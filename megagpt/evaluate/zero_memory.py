@@ -92,7 +92,7 @@ def _batch(config: Config) -> Batch:
 
 def _storages() -> dict[int, int]:
     """Address and bytes of the memory of every tensor that Python can reach."""
-    return _addresses([thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)])
+    return _addresses([thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)])
 
 
 def _addresses(tensors: list[torch.Tensor]) -> dict[int, int]:

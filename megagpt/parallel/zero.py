@@ -1,6 +1,8 @@
 """The engine on DeepSpeed: ZeRO stages 1 to 3 over data parallelism, with offload, on top of tensor and sequence
 parallelism by Megatron-Core's layers (Rajbhandari et al., arXiv 1910.02054)."""
 
+import contextlib
+import io
 import logging
 import math
 from collections.abc import Iterator
@@ -35,7 +37,7 @@ class DeepSpeedEngine:
     def __init__(self, config: Config, task: Task) -> None:
         """Build the model, and share out its parameters, gradients and optimizer as the stage says.
 
-        Raises ConfigError when DeepSpeed, or what an offload needs, is not installed.
+        Raises ConfigError when DeepSpeed is not installed.
         """
         self.config, self.task = config, task
         self.dims = ParallelDims.of(config.parallel, dist.get_rank(), dist.get_world_size())
@@ -200,13 +202,14 @@ def _initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, confi
             "use parallel.engine=megatron"
         ) from error
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        optimizer=optimizer,
-        mpu=_Grid,
-        dist_init_required=False,
-        config=deepspeed_config(config, sum(parameter.numel() for parameter in module.parameters())),
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory's use, whatever the level of its log
+        engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            mpu=_Grid,
+            dist_init_required=False,
+            config=deepspeed_config(config, sum(parameter.numel() for parameter in module.parameters())),
+        )
     return engine
 
 
@@ -226,8 +229,6 @@ def deepspeed_config(config: Config, parameters: int) -> dict[str, Any]:
     for name, where in (("optimizer", parallel.offload_optimizer), ("param", parallel.offload_parameters)):
         if where != "none":
             zero[f"offload_{name}"] = {"device": where, "pin_memory": torch.cuda.is_available()}
-            if where == "nvme":
-                zero[f"offload_{name}"]["nvme_path"] = parallel.nvme_path
     return {
         "train_micro_batch_size_per_gpu": parallel.micro_batch_size,
         "managed_gradient_accumulation": False,  # a step ends when it is said to, so that batches can grow

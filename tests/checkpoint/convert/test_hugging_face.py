@@ -1,7 +1,6 @@
 """Folders of transformers become checkpoints of megagpt and go back bit for bit, and hostile ones are refused."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -164,7 +163,7 @@ def hostile(kind: str, theirs: Path) -> None:
         save_file({name: value.int() for name, value in load_file(file).items()}, file)
     elif kind == "link":
         shutil.move(file, theirs.parent / "elsewhere")
-        os.symlink(theirs.parent / "elsewhere", file)
+        file.symlink_to(theirs.parent / "elsewhere")
     elif kind == "pickle":
         file.rename(theirs / "pytorch_model.bin")
     elif kind == "misplaced":
