@@ -91,11 +91,27 @@ BROKEN = [
     ),
     (
         *("zero_stage", 2, ["parallel=pipeline", "parallel.zero_stage=3"]),
-        ["parallel.zero_stage (3)", f"{STAGES} (2)", "zero_stage=1, the distributed optimizer"],
+        ["parallel.zero_stage (3)", f"{STAGES} (2)", "zero_stage=1", "the distributed optimizer"],
     ),
     (
         *("zero_stage", 1, ["parallel.zero_stage=2"]),
-        ["parallel.zero_stage (2)", "parallel.engine is megatron", "deepspeed", "zero_stage=1"],
+        ["parallel.zero_stage (2)", "the engine is megatron", "parallel.engine=deepspeed", "zero_stage=1"],
+    ),
+    (
+        *("zero_stage", 2, ["parallel=pipeline", "parallel.engine=deepspeed", "parallel.zero_stage=1"]),
+        ["parallel.engine (deepspeed)", f"{STAGES} (2)", "the distributed optimizer", "pipeline_parallel_size=1"],
+    ),
+    (
+        *("zero_stage", 1, ["parallel.engine=deepspeed", "parallel.zero_stage=0"]),
+        ["parallel.zero_stage (0)", "parallel.engine (deepspeed)", "parallel.engine=megatron"],
+    ),
+    (
+        *("offload", 1, ["parallel.offload_optimizer=cpu"]),
+        ["parallel.offload_optimizer (cpu)", "parallel.engine=deepspeed", "the engine is megatron"],
+    ),
+    (
+        *("offload", 1, ["parallel=zero2", "parallel.offload_parameters=cpu"]),
+        ["parallel.offload_parameters (cpu)", "parallel.zero_stage=3", "the stage is 2"],
     ),
     ("batch_ramp", 1, ["optim.ramp_start=8"], ["optim.ramp_start (8)", "optim.ramp_tokens (0)", "ramp_start=null"]),
     ("batch_ramp", 1, ["optim.ramp_tokens=8"], ["optim.ramp_start (null)", "optim.ramp_tokens (8)"]),
