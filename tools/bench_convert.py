@@ -1,0 +1,129 @@
+"""Time a conversion both ways and take its peak memory, beside what safetensors alone reads and writes.
+
+    python tools/bench_convert.py --output docs/benchmarks/convert_cpu.json
+    python tools/bench_convert.py --folder scratch model=gpt3_125m
+
+A checkpoint of a random model (by default GPT-3's 1.3B, in fp32) becomes a folder for transformers and comes back, each
+in a process of its own, without the proof, which is another thing. The peer loads and saves the same tensors with
+safetensors.torch. Needs free disk of five times the model. Memory beyond 1.5 times the largest tensor and 2 GiB, or a
+difference after the round trip, fails the command.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megagpt.checkpoint.convert import native
+from megagpt.checkpoint.convert.base import TensorInfo
+from megagpt.checkpoint.convert.common import LazySource, parameters
+from megagpt.config.load import load
+from megagpt.config.schema import ModelConfig
+from megagpt.errors import CheckpointError
+from megagpt.log import progress, run_tool
+
+TOOL = Path(__file__).parent / "convert.py"
+FIXED = 2 << 30
+PEER = """
+import sys
+from safetensors.torch import load_file, save_file
+save_file(load_file(sys.argv[1]), sys.argv[2])
+"""
+
+
+def main() -> int:
+    """Measure, print, write, judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", default=["model=gpt3_1_3b", "model.attention_pattern=[dense]"])
+    parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary folder)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
+    args = parser.parse_args()
+    model = load([*args.overrides, "data.corpora=[]"]).model
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        result = machine() | measure(model, Path(folder))
+    text = json.dumps(result, indent=1)
+    print(text)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(text + "\n", encoding="utf-8")
+    return any(result[way]["peak_mib"] > result["limit_mib"] for way in ("to_huggingface", "back"))
+
+
+def measure(model: ModelConfig, folder: Path) -> dict[str, Any]:
+    """Time and memory of each way and of the peer. Raises CheckpointError when the round trip changes a tensor."""
+    source = random_source(model)
+    size = sum(info.size for info in source.tensors.values())
+    largest = max(info.size for info in source.tensors.values())
+    (folder / "run").mkdir()
+    with progress(size, "B", "random model") as bar:
+        native.write(source, folder / "run", bar)
+
+    def convert(start: str, end: str, to: str) -> dict[str, float]:
+        return timed([TOOL, folder / start, folder / end, "--to", to, "--no-verify"], size)
+
+    results = {"to_huggingface": convert("run", "hf", "huggingface"), "back": convert("hf", "back", "megagpt")}
+    first, second = (native.open_source(folder / run, None) for run in ("run", "back"))
+    if not all(torch.equal(first.read(name), second.read(name)) for name in source.tensors):
+        raise CheckpointError("the round trip changed a tensor")
+    files = sorted((folder / "hf").glob("*.safetensors"))
+    results["safetensors_load_and_save"] = timed(["-c", PEER, files[0], folder / "peer"], files[0].stat().st_size)
+    return {
+        "parameters": size // 4,
+        "megabytes": size / 1e6,
+        "largest_tensor_mib": largest / 2**20,
+        "limit_mib": (1.5 * largest + FIXED) / 2**20,
+        **results,
+    }
+
+
+def random_source(model: ModelConfig) -> LazySource:
+    """A model of random fp32 numbers, the padding of its vocabulary zero; each tensor is drawn when it is read."""
+    tensors = {f"model/{name}": TensorInfo(shape, torch.float32) for name, shape in parameters(model).items()}
+
+    def draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        value = torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))
+        if shape[0] == model.padded_vocab_size:
+            value[model.vocab_size :] = 0.0
+        return value
+
+    readers = {name: lambda name=name, info=info: draw(name, info.shape) for name, info in tensors.items()}
+    return LazySource(Path("random"), "random", model, 0, tensors, readers)
+
+
+def timed(command: list[Any], size: int) -> dict[str, float]:
+    """Seconds, MB/s and peak memory of a Python process that moves `size` bytes."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *map(str, command)])
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise CheckpointError(f"{shlex.join(map(str, command))} failed")
+    return {"seconds": seconds, "mb_per_second": size / seconds / 1e6, "peak_mib": usage.ru_maxrss / 1024}
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on, and with."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
+    return {
+        "cpu": model,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "safetensors")},
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", "tools/bench_convert.py", *sys.argv[1:]]),
+    }
+
+
+if __name__ == "__main__":
+    run_tool(main)
