@@ -232,7 +232,7 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
 
 
 def _outputs(source: Source, architecture: str, bar: tqdm) -> Iterator[tuple[str, TensorInfo, Callable[[], Tensor]]]:
-    """Name, shape and reader of every tensor to be written; ours are read once a part."""
+    """Name, shape and reader of every tensor to be written, to be read in this order."""
     gpt = source.model.normalization == "layernorm"  # these classes have all biases: those that we lack are zero
     weights = source.tensors["model/embedding.word_embeddings.weight"]
     for name, shape in parameters(replace(source.model, bias=gpt)).items():
@@ -248,11 +248,16 @@ def _outputs(source: Source, architecture: str, bar: tqdm) -> Iterator[tuple[str
                 f"{name} is not zero, but {architecture} has no such bias: train with model.bias=false to export "
                 "banded attention"
             )
+        held: list[Tensor] = []  # ours, from its first part to its last
         for number, part in enumerate(group):
+            last = number == len(group) - 1
 
-            def read(part: Part = part, name: str = name, last: bool = number == len(group) - 1) -> Tensor:
-                value = part.take(source.read(f"model/{name}")).contiguous()
+            def read(part: Part = part, name: str = name, held: list[Tensor] = held, last: bool = last) -> Tensor:
+                if not held:
+                    held.append(source.read(f"model/{name}"))
+                value = part.take(held[0]).contiguous()
                 if last:
+                    held.clear()
                     bar.update(source.tensors[f"model/{name}"].size)
                 return value
 
