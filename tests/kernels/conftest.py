@@ -19,8 +19,14 @@ def device(request) -> str:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def dynamo():
+    """torch.compile lists PyTorch's functions when it first runs, which must not be while they are replaced."""
+    torch.compile(torch.neg, backend="eager")(torch.zeros(1))
+
+
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
+def poison(monkeypatch, dynamo):
     """Memory that a kernel leaves unwritten shows as NaN, or as a wild integer."""
 
     def poisoned(make):

@@ -66,9 +66,12 @@ def test_every_layout_is_tried_or_refused_by_name():
         assert case.config.model.hidden_dropout == 0
         assert case.config.optim.ramp_start is None
     kinds = ["DP4", "PP2 DP2", "TP2 DP2", "TP2 SP DP2", "TP2 PP2", "TP2 SP PP2", "TP4", "TP4 SP"]
+    layouts_of_deepspeed = {
+        f"{name} ZeRO-{stage} (DeepSpeed)" for name in kinds if "PP" not in name for stage in (1, 2, 3)
+    }
     assert {case.layout for case in found if case.ranks == 4 and "," not in case.layout} == {
         name + zero for name in kinds for zero in ("", " ZeRO-1")
-    }
+    } | layouts_of_deepspeed
     of = {layout: reason for reason, by_model in refused.items() for layout in by_model["M"]}
     assert "optim.global_batch_size (4) is not a multiple of" in of["DP3"]
     assert "model.num_layers (2) is not a multiple of parallel.pipeline_parallel_size (4)" in of["PP4 ZeRO-1"]
