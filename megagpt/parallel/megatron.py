@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
+from megatron.core import optimizer as optimizers
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -71,6 +72,9 @@ class MegatronEngine:
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         optim = self.config.optim
+        # Where Transformer Engine or Apex can be imported, Megatron-Core takes their Adam, which knows no grad_scale:
+        # gradients would silently not be clipped.
+        optimizers.USING_PYTORCH_OPTIMIZER = True
         optimizer = get_megatron_optimizer(
             OptimizerConfig(
                 optimizer="adam",
