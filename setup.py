@@ -22,7 +22,11 @@ setup(
         *(f"megagpt.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"megagpt.configs": "configs", "megagpt.kernels": "kernels"},
-    package_data={"megagpt.configs": ["*.yaml", "*/*.yaml"], "megagpt.evaluate": ["report.css", "report.js"]},
+    package_data={
+        "megagpt.configs": ["*.yaml", "*/*.yaml"],
+        "megagpt.evaluate": ["report.css", "report.js"],
+        "megagpt.plan": ["devices.yaml", "page.css", "page.js"],
+    },
     install_requires=[
         "torch>=2.10",  # older unpicklers are unsafe: CVE-2025-32434, CVE-2026-24747
         "megatron-core==0.16.1",
@@ -33,6 +37,7 @@ setup(
         "tokenizers>=0.20",
         "safetensors>=0.5",
         "tqdm",
+        "rich",
     ],
     extras_require={
         "corpora": ["pyarrow", "zstandard"],

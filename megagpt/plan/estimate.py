@@ -1,0 +1,232 @@
+"""Puts memory, work and schedule together: does a job fit, how long is a step, what bounds it, what does it cost."""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+
+from megagpt.plan.devices import GB, GIB, Device
+from megagpt.plan.job import BF16, FP32, Job
+from megagpt.plan.memory import HostMemory, StageMemory, host_memory, stage_memory
+from megagpt.plan.parameters import stage_parameters, total_parameters, vocabulary_parameters
+from megagpt.plan.schedule import Timeline, simulate
+from megagpt.plan.work import Seconds, Work
+from megagpt.train.flops import flops_per_token
+
+DAY_SECONDS = 86_400
+UPDATE_BYTES = 30  # of a parameter's update: gradient, master and both moments read, all but the first written, bf16
+HOST_UPDATE_RATE = 20e9  # bytes a second and GPU that a host's cores update at, an assumption
+BOUNDS = {
+    "matmul": "matrix products",
+    "attention": "attention",
+    "memory": "memory bandwidth",
+    "recompute": "recomputation",
+    "tensor_parallel": "tensor-parallel messages",
+    "pipeline": "pipeline messages",
+    "bubble": "pipeline bubble",
+    "data_parallel": "data-parallel messages",
+    "optimizer": "optimizer",
+}
+"""Names of the parts that a step's time is divided into."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The answer of the arithmetic for one job on one device."""
+
+    job: Job
+    device: Device
+    memory: list[StageMemory]
+    """By pipeline stage."""
+    host: list[HostMemory]
+    """By pipeline stage."""
+    step_seconds: float
+    """Of a step at the full batch size."""
+    parts: dict[str, float]
+    """Seconds of a step by the keys of BOUNDS, for the stage that computes most; their sum is `step_seconds`."""
+    timeline: Timeline
+    """The pipeline's passes."""
+    sent: dict[str, float]
+    """Bytes that the rank which sends most sends in a step, by kind of link."""
+
+    @property
+    def peak_bytes(self) -> float:
+        """Memory of the fullest stage."""
+        return max(stage.total for stage in self.memory)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage has enough memory."""
+        return self.peak_bytes <= self.device.usable_bytes
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the whole job."""
+        return self.job.step_tokens / self.step_seconds
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilisation, 0 to 1 (`megagpt.train.flops`)."""
+        flops = flops_per_token(self.job.config.model) * self.tokens_per_second
+        return flops / (self.job.gpus * self.device.peak_flops(self.job.itemsize))
+
+    @cached_property
+    def hfu(self) -> float:
+        """Hardware FLOPs utilisation: what is recomputed counts too."""
+        return self.mfu * recomputed_flops(self.job)
+
+    @property
+    def days(self) -> float:
+        """Days to `optim.train_tokens`, at the full batch size throughout and without interruption."""
+        return self.job.config.optim.train_tokens / self.tokens_per_second / DAY_SECONDS
+
+    @property
+    def gpu_hours(self) -> float:
+        """GPU-hours to `optim.train_tokens`."""
+        return self.days * 24 * self.job.gpus
+
+    @property
+    def bound_by(self) -> str:
+        """The largest part of a step, and the one after it, with their shares."""
+        largest = sorted(self.parts, key=self.parts.get, reverse=True)[:2]
+        return ", ".join(f"{BOUNDS[part]} {self.parts[part] / self.step_seconds:.0%}" for part in largest)
+
+    def to_dict(self) -> dict:
+        """Plain data, for JSON; sizes in GiB."""
+        return {
+            "gpus": self.job.gpus,
+            "device": dataclasses.asdict(self.device),
+            "parameters": total_parameters(self.job.config.model),
+            "parameters_per_stage": [stage_parameters(self.job, stage) for stage in range(self.job.stages)],
+            "micro_batches": self.job.micro_batches,
+            "replicas": self.job.data,
+            "memory_gib": [
+                {name: size / GIB for name, size in dataclasses.asdict(stage).items()} | {"total": stage.total / GIB}
+                for stage in self.memory
+            ],
+            "host_gib": [{name: size / GIB for name, size in dataclasses.asdict(stage).items()} for stage in self.host],
+            "usable_gib": self.device.usable_bytes / GIB,
+            "fits": self.fits,
+            "flops_per_token": flops_per_token(self.job.config.model),
+            "step_seconds": self.step_seconds,
+            "step_parts_seconds": self.parts,
+            "bound_by": self.bound_by,
+            "pipeline_bubble": self.timeline.bubble,
+            "sent_gb_per_step": {link: size / 1e9 for link, size in self.sent.items()},
+            "tokens_per_second": self.tokens_per_second,
+            "tokens_per_day": self.tokens_per_second * DAY_SECONDS,
+            "mfu": self.mfu,
+            "hfu": self.hfu,
+            "days": self.days,
+            "gpu_hours": self.gpu_hours,
+        }
+
+
+def estimate(job: Job, device: Device) -> Estimate:
+    """Plan `job`, whose configuration has passed the rules for its number of GPUs, on `device`."""
+    work = Work(job, device)
+    chunks = [[work.chunk(stage, chunk) for chunk in range(job.virtual)] for stage in range(job.stages)]
+    message, crossing = _message(job, device)
+    timeline = simulate(
+        job,
+        [[forward.total for forward, _ in stage] for stage in chunks],
+        [[backward.total for _, backward in stage] for stage in chunks],
+        message,
+    )
+    after = _after_backward(job, device, min(sum(back.total for _, back in stage) for stage in chunks))
+    busiest = max((sum((ahead + back for ahead, back in stage), Seconds()) for stage in chunks), key=lambda s: s.total)
+    parts = dataclasses.asdict(busiest * job.micro_batches)
+    parts["pipeline"] = 2 * message * job.virtual * job.micro_batches
+    waits = timeline.seconds - sum(parts.values())
+    parts["pipeline"] += min(0.0, waits)  # the ends of the pipeline send in one direction alone
+    parts["bubble"] = max(0.0, waits)
+    parts |= after
+    return Estimate(
+        job=job,
+        device=device,
+        memory=[stage_memory(job, stage) for stage in range(job.stages)],
+        host=[host_memory(job, stage) for stage in range(job.stages)],
+        step_seconds=timeline.seconds + sum(after.values()),
+        parts=parts,
+        timeline=timeline,
+        sent=_sent(job, device, work, crossing),
+    )
+
+
+def recomputed_flops(job: Job) -> float:
+    """FLOPs done for each model FLOP: a recomputed forward pass counts once."""
+    model, recompute = job.config.model, job.config.parallel.recompute
+    whole = flops_per_token(model)
+    keys = sum(
+        min(model.window(layer) or model.sequence_length, model.sequence_length) for layer in range(model.num_layers)
+    )
+    attention = 4 * keys * model.num_attention_heads * model.head_dim
+    if recompute == "none" or (recompute == "selective" and not job.unfused_attention):
+        return 1.0
+    if recompute == "selective":
+        return 1 + attention / whole
+    return 1 + (whole / 3 - 2 * model.hidden_size * model.vocab_size) / whole
+
+
+def _ranks(device: Device, stride: int, size: int) -> tuple[int, int]:
+    """How many ranks of a group lie on each node, and on how many nodes it lies; ranks are `stride` apart."""
+    inside = max(1, min(size, device.gpus_per_node // stride))
+    return inside, -(-size // inside)
+
+
+def _message(job: Job, device: Device) -> tuple[float, bool]:
+    """Seconds of a micro-batch's hidden states to the next stage, and whether it leaves the node."""
+    if job.stages == 1:
+        return 0.0, False
+    _, nodes = _ranks(device, job.tensor * job.data, job.stages)
+    crossing = nodes > 1
+    return job.message_bytes / device.link_rate(1, 2 if crossing else 1), crossing
+
+
+def _data_parallel_bytes(job: Job) -> tuple[float, float]:
+    """Bytes that a rank sends to its replicas in a step: of gradients, and of weights."""
+    parallel, share = job.config.parallel, (job.data - 1) / job.data
+    parameters = max(stage_parameters(job, stage) for stage in range(job.stages))
+    if parallel.zero_stage == 0:
+        return 2 * share * FP32 * parameters, 0.0
+    reductions = job.micro_batches if parallel.zero_stage >= 2 else 1  # sharded gradients cannot be kept for later
+    gathers = 2 * job.micro_batches if parallel.zero_stage == 3 else 1
+    return share * reductions * FP32 * parameters, share * gathers * job.itemsize * parameters
+
+
+def _after_backward(job: Job, device: Device, backward: float) -> dict[str, float]:
+    """Seconds of what follows the last backward pass, which took `backward` seconds: reductions and the update."""
+    parallel = job.config.parallel
+    reduction = gathering = 0.0
+    if job.data > 1:
+        rate = device.link_rate(*_ranks(device, job.tensor, job.data))
+        reduction, gathering = (sent / rate for sent in _data_parallel_bytes(job))
+    if parallel.overlap_grad_reduce:
+        reduction = max(0.0, reduction - backward)
+    if job.stages > 1 and job.config.model.tie_embeddings:  # first and last stage add up the table's gradients
+        reduction += FP32 * vocabulary_parameters(job.config.model, job.tensor) / device.link_rate(1, 2)
+    sharers = job.data if parallel.zero_stage >= 1 else 1
+    held = max(stage_parameters(job, stage) for stage in range(job.stages)) / sharers
+    update = UPDATE_BYTES * held / device.memory_rate
+    if parallel.offload_optimizer != "none":
+        update = held * (UPDATE_BYTES / HOST_UPDATE_RATE + (FP32 + BF16) / (device.host_gbs * device.host * GB))
+    return {"data_parallel": reduction + gathering, "optimizer": update}
+
+
+def _sent(job: Job, device: Device, work: Work, crossing: bool) -> dict[str, float]:
+    """Bytes that a rank sends in a step, by kind of link."""
+    passes = 3 + (job.config.parallel.recompute == "full")  # forward; backward: gradients, and inputs gathered again
+    passes -= 0 if job.sequence > 1 else 1
+    layers = job.layers_per_chunk * job.virtual
+    links = {"inside a node": 0.0, "between nodes": 0.0, "to the host": 0.0}
+    if job.tensor > 1:
+        where = "inside a node" if job.tensor <= device.gpus_per_node else "between nodes"
+        links[where] += work.tensor_parallel_bytes() * layers * passes * job.micro_batches
+    if job.stages > 1:
+        where = "between nodes" if crossing else "inside a node"
+        links[where] += 2 * job.message_bytes * job.virtual * job.micro_batches
+    if job.data > 1:
+        _, nodes = _ranks(device, job.tensor, job.data)
+        links["between nodes" if nodes > 1 else "inside a node"] += sum(_data_parallel_bytes(job))
+    if job.config.parallel.offload_optimizer != "none":
+        links["to the host"] += (FP32 + BF16) * stage_parameters(job, 0) / job.data
+    return links

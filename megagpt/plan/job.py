@@ -1,0 +1,104 @@
+"""A configuration on so many GPUs: how many layers, micro-batches and replicas that makes."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from megagpt.config.schema import Config
+
+BF16, FP32 = 2, 4  # bytes
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be planned: `config` on `gpus` ranks, with what its kernels do that the configuration does not say."""
+
+    config: Config
+    gpus: int
+    fused_gradient_accumulation: bool = False
+    """Whether a weight's gradient is added to its fp32 buffer inside the matrix product (published runs did)."""
+    scattered_messages: bool = False
+    """Whether tensor-parallel ranks share the sending of hidden states that they all hold (arXiv 2104.04473, section
+    4.1; Megatron-Core no longer does)."""
+
+    @property
+    def tensor(self) -> int:
+        """Tensor-parallel ranks."""
+        return self.config.parallel.tensor_parallel_size
+
+    @property
+    def stages(self) -> int:
+        """Pipeline stages."""
+        return self.config.parallel.pipeline_parallel_size
+
+    @property
+    def virtual(self) -> int:
+        """Chunks of layers a stage."""
+        return self.config.parallel.virtual_pipeline_size
+
+    @property
+    def data(self) -> int:
+        """Replicas."""
+        return self.gpus // (self.tensor * self.stages)
+
+    @property
+    def sequence(self) -> int:
+        """Ranks that share the tokens of norms, dropouts and the residual stream."""
+        return self.tensor if self.config.parallel.sequence_parallel else 1
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a replica in a step at the full batch size."""
+        return self.config.optim.global_batch_size // (self.data * self.config.parallel.micro_batch_size)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch."""
+        return self.config.model.sequence_length * self.config.parallel.micro_batch_size
+
+    @property
+    def message_bytes(self) -> float:
+        """Hidden states that a rank sends to the next stage for a micro-batch."""
+        sharers = self.tensor if self.scattered_messages else self.sequence
+        return self.itemsize * self.tokens * self.config.model.hidden_size / sharers
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step at the full batch size."""
+        return self.config.model.sequence_length * self.config.optim.global_batch_size
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a weight and of an activation."""
+        return BF16 if self.config.optim.precision == "bf16" else FP32
+
+    @property
+    def unfused_attention(self) -> bool:
+        """Whether attention probabilities are written to memory."""
+        return self.config.kernels.attention == "unfused"
+
+    @cached_property
+    def layers_per_chunk(self) -> int:
+        """Layers of one chunk."""
+        return self.config.model.num_layers // (self.stages * self.virtual)
+
+    def chunk_layers(self, stage: int, chunk: int) -> range:
+        """Numbers of the layers of one chunk of a stage."""
+        first = (chunk * self.stages + stage) * self.layers_per_chunk
+        return range(first, first + self.layers_per_chunk)
+
+    def in_flight(self, stage: int) -> int:
+        """Largest number of chunks' micro-batches whose activations a stage holds at once.
+
+        1F1B: as many as there are stages from here to the end. Interleaved: as its warm-up makes, and one more
+        (arXiv 2205.05198, section 4.2.3).
+        """
+        if self.virtual == 1:
+            return min(self.micro_batches, self.stages - stage)
+        return min(self.micro_batches * self.virtual, self.warm_up(stage) + 1)
+
+    def warm_up(self, stage: int) -> int:
+        """Forward passes of chunks that a stage does before its first backward pass, as in Megatron-Core."""
+        total = self.micro_batches * self.virtual
+        if self.virtual == 1:
+            return min(total, self.stages - stage - 1)
+        return min(total, 2 * (self.stages - stage - 1) + (self.virtual - 1) * self.stages)

@@ -1,0 +1,197 @@
+"""Memory of a rank of every pipeline stage, by what it is for.
+
+Activations are what the backward pass needs (Korthikanti et al., arXiv 2205.05198, section 4), counted tensor by tensor
+as the project's layers save them. With unfused attention and dropout that is the paper's s b h (10 + 24 / t + 5 a s /
+(h t)) a layer, and its other formulas with sequence parallelism and recomputation; fused attention keeps the logarithm
+of its sums instead of the probabilities, and no dropout keeps no masks.
+"""
+
+from dataclasses import dataclass, fields
+
+from megagpt.config.schema import ModelConfig
+from megagpt.plan.job import BF16, FP32, Job
+from megagpt.plan.parameters import stage_parameters, vocabulary_parameters
+
+MASK = 1  # byte of an element of a dropout mask
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes on one rank of a pipeline stage at the fullest moment of a step; their sum must fit."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    """What backward passes that are yet to come need, of all micro-batches in flight."""
+    working: float
+    """What exists only while a layer's backward pass runs, a recomputed layer included."""
+    logits: float
+    """The last stage's logits, their gradient and that of the projection."""
+    communication: float
+    """Inputs gathered over tensor-parallel ranks, messages to other stages, buckets of gradients."""
+
+    @property
+    def total(self) -> float:
+        """Bytes in all."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes that a rank keeps outside its GPU."""
+
+    optimizer: float
+    parameters: float
+
+
+def stage_memory(job: Job, stage: int) -> StageMemory:
+    """What a rank of `stage` holds."""
+    parameters = stage_parameters(job, stage)
+    last = stage == job.stages - 1
+    working, logits = _layer_working(job), logits_bytes(job) if last else 0.0
+    weights, gradients, optimizer = _model_states(job, parameters)
+    return StageMemory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=_stage_activations(job, stage),
+        working=max(0.0, working - logits),  # a layer's backward pass begins when the logits' has ended
+        logits=logits,
+        communication=_communication(job, parameters),
+    )
+
+
+def host_memory(job: Job, stage: int) -> HostMemory:
+    """What a rank of `stage` keeps in the host's memory or on disk, under DeepSpeed's offload."""
+    parallel, share = job.config.parallel, stage_parameters(job, stage) / job.data
+    return HostMemory(
+        optimizer=16 * share if parallel.offload_optimizer != "none" else 0.0,  # master, moments and gradient
+        parameters=job.itemsize * share if parallel.offload_parameters != "none" else 0.0,
+    )
+
+
+def _model_states(job: Job, parameters: int) -> tuple[float, float, float]:
+    """Bytes of weights, gradients and optimizer state (Rajbhandari et al., arXiv 1910.02054, section 3)."""
+    parallel, bf16 = job.config.parallel, job.itemsize == BF16
+    stage, deepspeed = parallel.zero_stage, parallel.engine == "deepspeed"
+    # Megatron-Core updates fp32 weights in place; DeepSpeed has masters of its own.
+    moments_and_master = FP32 * (3 if bf16 or deepspeed else 2)
+    weights = job.itemsize / (job.data if stage == 3 else 1)
+    gradients = (FP32 + (BF16 if deepspeed and bf16 and stage == 1 else 0)) / (job.data if stage >= 2 else 1)
+    optimizer = moments_and_master / (job.data if stage >= 1 else 1)
+    if parallel.offload_optimizer != "none":
+        optimizer, gradients = 0.0, gradients if stage == 1 else 0.0
+    if parallel.offload_parameters != "none":
+        weights = 0.0
+    return weights * parameters, gradients * parameters, optimizer * parameters
+
+
+def layer_activations(job: Job, recompute: str | None = None) -> float:
+    """Bytes that one layer saves for the backward pass of one micro-batch; `recompute` overrides the configured."""
+    model, tokens, size = job.config.model, job.tokens, job.itemsize
+    recompute = recompute or job.config.parallel.recompute
+    stream = tokens * model.hidden_size / job.sequence  # elements of the residual stream
+    if recompute == "full":
+        return size * stream
+    tensor, heads = job.tensor, model.num_attention_heads * model.head_dim
+    keys = 2 * model.query_groups * model.head_dim
+    masks = 2 * MASK * stream if model.hidden_dropout else 0.0
+    norms = size * 2 * stream + _norm_statistics(job)
+    linear_inputs = size * (2 * stream + tokens * (heads + model.ffn_size) / tensor)
+    qkv = size * tokens * (heads + keys) / tensor
+    if model.position_embedding == "rope" or model.qk_layernorm:  # new queries and keys beside the projection's
+        copies = (model.position_embedding == "rope") + model.qk_layernorm
+        qkv += size * copies * tokens * (heads + keys / 2) / tensor
+    if job.config.parallel.micro_batch_size > 1 and not job.unfused_attention:
+        qkv += size * tokens * heads / tensor  # attention's output before it is transposed
+    inner = size * tokens * model.ffn_size * (2 if model.activation == "swiglu" else 1) / tensor
+    return norms + linear_inputs + qkv + inner + masks + attention_bytes(job, recompute)
+
+
+def attention_bytes(job: Job, recompute: str) -> float:
+    """Bytes that the attention of one layer saves beside its queries, keys, values and output."""
+    model = job.config.model
+    queries = job.tokens * model.num_attention_heads / job.tensor
+    if not job.unfused_attention:
+        return FP32 * queries  # the logarithm of the sum of exponentials
+    if recompute == "selective":
+        return 0.0
+    element = job.itemsize + (job.itemsize + MASK if model.attention_dropout else 0)  # probabilities, dropped, mask
+    return element * queries * model.sequence_length
+
+
+def _norm_statistics(job: Job) -> float:
+    each = 2 if job.config.model.normalization == "layernorm" else 1
+    return 2 * each * FP32 * job.tokens / job.sequence
+
+
+def _stage_activations(job: Job, stage: int) -> float:
+    """Of all micro-batches in flight."""
+    model, tokens, size = job.config.model, job.tokens, job.itemsize
+    stream = tokens * model.hidden_size / job.sequence
+    chunks = job.in_flight(stage)
+    activations = chunks * job.layers_per_chunk * layer_activations(job)
+    if job.stages > 1:
+        activations += chunks * size * stream  # a chunk's output stays until its gradient comes
+    if stage == 0:
+        per_chunk = MASK * stream if model.hidden_dropout else 0.0
+        whole = job.in_flight(stage) if job.virtual == 1 else min(job.micro_batches, 2 * job.stages)
+        activations += whole * (per_chunk + 2 * 8 * tokens)  # int64 tokens and positions
+    if stage == job.stages - 1:
+        activations += size * 2 * stream + _norm_statistics(job) / 2  # inputs of the final norm and the projection
+    return activations
+
+
+def logits_bytes(job: Job) -> float:
+    """Bytes of the logits at their fullest: with their gradient, and those that they give the projection.
+
+    Our kernel writes the gradient over the logits; with fused projection only a slice of the vocabulary exists.
+    """
+    model, size = job.config.model, job.itemsize
+    rows = vocabulary_parameters(model, job.tensor) / model.hidden_size
+    projection = vocabulary_parameters(model, job.tensor) * size + 2 * size * job.tokens * model.hidden_size
+    if job.config.kernels.fuse_output_projection:
+        return job.tokens * rows / 16 * size + projection + FP32 * job.tokens * model.hidden_size
+    if job.config.kernels.cross_entropy == "torch":
+        return job.tokens * rows * (FP32 + size) + projection
+    return job.tokens * rows * size + projection
+
+
+def _layer_working(job: Job) -> float:
+    """What one layer's backward pass needs for a moment: at most in its feed-forward half."""
+    model, tokens, size = job.config.model, job.tokens, job.itemsize
+    inner = tokens * model.ffn_size * (2 if model.activation == "swiglu" else 1) / job.tensor
+    stream = tokens * model.hidden_size
+    weight = model.hidden_size * max(inner / tokens, model.ffn_size / job.tensor)
+    working = size * (inner + tokens * model.ffn_size / job.tensor + 2 * stream / job.sequence + weight)
+    if job.config.parallel.recompute == "full":
+        working += layer_activations(job, "none")
+    elif job.config.parallel.recompute == "selective" and job.unfused_attention:
+        working = max(working, attention_bytes(job, "none"))
+    return working
+
+
+def _communication(job: Job, parameters: int) -> float:
+    model, size, parallel = job.config.model, job.itemsize, job.config.parallel
+    stream = size * job.tokens * model.hidden_size
+    buffers = 2 * stream if job.tensor > 1 else 0.0  # a layer's whole input, and its gradient
+    if job.stages > 1:
+        buffers += 2 * stream / job.sequence  # what comes from both neighbours
+    if parallel.engine == "deepspeed":
+        bucket = _bucket(parameters)
+        buffers += FP32 * bucket * (2 if parallel.overlap_grad_reduce else 1)
+        if parallel.zero_stage == 3:
+            buffers += size * min(parameters, bucket + 2 * _largest_layer(job, model))
+    return buffers
+
+
+def _largest_layer(job: Job, model: ModelConfig) -> float:
+    return max(model.hidden_size * model.ffn_size / job.tensor, vocabulary_parameters(model, job.tensor))
+
+
+def _bucket(parameters: int) -> float:
+    """Elements of DeepSpeed's buckets, as the engine sets them."""
+    from megagpt.parallel.zero import BUCKETS, LARGEST_BUCKET
+
+    return min(LARGEST_BUCKET, parameters // BUCKETS)

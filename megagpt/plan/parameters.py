@@ -1,0 +1,49 @@
+"""How many parameters each pipeline stage holds, exactly as the built model has them."""
+
+from megagpt.config.schema import ModelConfig
+from megagpt.plan.job import Job
+
+
+def layer_parameters(model: ModelConfig, tensor: int = 1) -> int:
+    """Parameters of one transformer layer on each of `tensor` tensor-parallel ranks."""
+    hidden, heads = model.hidden_size, model.num_attention_heads * model.head_dim
+    bias = int(model.bias)
+    norm = hidden * (2 if model.normalization == "layernorm" else 1)
+    qkv = heads + 2 * model.query_groups * model.head_dim
+    inner = model.ffn_size * (2 if model.activation == "swiglu" else 1)
+    sharded = (hidden + bias) * (qkv + inner) + hidden * (heads + model.ffn_size)
+    head_norms = 2 * model.head_dim * norm // hidden if model.qk_layernorm else 0
+    return sharded // tensor + 2 * hidden * bias + 2 * norm + head_norms
+
+
+def vocabulary_parameters(model: ModelConfig, tensor: int = 1) -> int:
+    """Weights of the embedding, or of the output projection, on each of `tensor` ranks."""
+    return model.padded_vocab_size // tensor * model.hidden_size
+
+
+def chunk_parameters(job: Job, first: bool, last: bool) -> int:
+    """Parameters that a rank holds of one chunk; the first has the embedding, the last the norm and the output."""
+    model = job.config.model
+    count = job.layers_per_chunk * layer_parameters(model, job.tensor)
+    if first:
+        count += vocabulary_parameters(model, job.tensor)
+        count += model.sequence_length * model.hidden_size if model.position_embedding == "learned" else 0
+    if last:
+        count += model.hidden_size * (2 if model.normalization == "layernorm" else 1)
+        count += 0 if first and model.tie_embeddings else vocabulary_parameters(model, job.tensor)
+    return count
+
+
+def stage_parameters(job: Job, stage: int) -> int:
+    """Parameters that a rank of a pipeline stage holds, the copy of tied embeddings on the last one included."""
+    first, last = stage == 0, stage == job.stages - 1
+    ends = [(first and chunk == 0, last and chunk == job.virtual - 1) for chunk in range(job.virtual)]
+    return sum(chunk_parameters(job, *end) for end in ends)
+
+
+def total_parameters(model: ModelConfig) -> int:
+    """Parameters of the whole model, tied embeddings counted once, the padding of the vocabulary included."""
+    norm = model.hidden_size * (2 if model.normalization == "layernorm" else 1)
+    positions = model.sequence_length * model.hidden_size if model.position_embedding == "learned" else 0
+    tables = vocabulary_parameters(model) * (1 if model.tie_embeddings else 2)
+    return model.num_layers * layer_parameters(model) + tables + positions + norm

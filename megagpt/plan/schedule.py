@@ -1,0 +1,96 @@
+"""A simulated pipeline: who computes what when under Megatron-Core's 1F1B and interleaved schedules."""
+
+from dataclasses import dataclass
+
+from megagpt.plan.job import Job
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The forward or backward pass of one micro-batch through one chunk."""
+
+    stage: int
+    chunk: int
+    micro_batch: int
+    forward: bool
+    start: float
+    """Seconds since the step began."""
+    end: float
+    """Seconds since the step began, the message to the next stage included."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A step's passes through the pipeline."""
+
+    passes: list[Pass]
+    seconds: float
+    """Until the last backward pass has ended."""
+    bubble: float
+    """Share of the stages' time that they wait."""
+
+
+def order(job: Job, stage: int) -> list[tuple[bool, int, int]]:
+    """(forward, micro-batch, chunk) of every pass of a stage in the order in which it does them.
+
+    Warm-up of forward passes, then one forward and one backward in turn, then the backward passes that are left
+    (Narayanan et al., arXiv 2104.04473, section 2.2). Interleaved stages go through their chunks with as many
+    micro-batches at a time as there are stages, and backwards through them in the backward passes.
+    """
+    group, chunks = job.stages if job.virtual > 1 else job.micro_batches, range(job.virtual)
+    table = [
+        (micro_batch, chunk)
+        for first in range(0, job.micro_batches, group)
+        for chunk in chunks
+        for micro_batch in range(first, min(first + group, job.micro_batches))
+    ]
+    forward = [(True, *entry) for entry in table]
+    backward = [(False, micro_batch, job.virtual - 1 - chunk) for micro_batch, chunk in table]
+    warm = job.warm_up(stage)
+    steady = [each for pair in zip(forward[warm:], backward, strict=False) for each in pair]
+    return forward[:warm] + steady + backward[len(table) - warm :]
+
+
+def simulate(
+    job: Job, forward: list[list[float]], backward: list[list[float]], message: float, keep: bool = True
+) -> Timeline:
+    """Run a step's passes as early as their inputs allow.
+
+    forward, backward: seconds of a pass, by stage and chunk. message: seconds that sending a micro-batch's hidden
+    states to the next stage takes, in which the sender computes nothing. keep: whether to return every pass.
+    """
+    orders = [order(job, stage) for stage in range(job.stages)]
+    position, clock, busy = [0] * job.stages, [0.0] * job.stages, 0.0
+    ends: dict[tuple[bool, int, int], float] = {}  # by direction, micro-batch and number of the chunk in the model
+    passes: list[Pass] = []
+    depth = job.stages * job.virtual
+    waiting = list(range(job.stages))
+    while waiting:
+        stage = waiting.pop()
+        while position[stage] < len(orders[stage]):
+            is_forward, micro_batch, chunk = orders[stage][position[stage]]
+            place = chunk * job.stages + stage
+            source = _source(is_forward, micro_batch, place, depth)
+            if source is not None and source not in ends:
+                break
+            start = max(clock[stage], ends[source] if source is not None else 0.0)
+            seconds = (forward if is_forward else backward)[stage][chunk]
+            sends = job.stages > 1 and place != (depth - 1 if is_forward else 0)
+            clock[stage] = start + seconds + (message if sends else 0.0)
+            busy += seconds + (message if sends else 0.0)
+            ends[is_forward, micro_batch, place] = clock[stage]
+            position[stage] += 1
+            if keep:
+                passes.append(Pass(stage, chunk, micro_batch, is_forward, start, clock[stage]))
+            neighbour = (stage + (1 if is_forward else -1)) % job.stages
+            if neighbour != stage and neighbour not in waiting:
+                waiting.append(neighbour)
+    seconds = max(clock)
+    return Timeline(passes, seconds, 1 - busy / (seconds * job.stages))
+
+
+def _source(is_forward: bool, micro_batch: int, place: int, depth: int) -> tuple[bool, int, int] | None:
+    """The pass whose result this one needs."""
+    if is_forward:
+        return (True, micro_batch, place - 1) if place else None
+    return (False, micro_batch, place + 1) if place < depth - 1 else (True, micro_batch, place)

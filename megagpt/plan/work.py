@@ -1,0 +1,182 @@
+"""Time of one micro-batch's forward and backward pass through a chunk, from FLOPs, bytes and messages.
+
+A matrix product takes its FLOPs at the rate that its size allows or its bytes at the memory's, whichever is longer;
+what is not a matrix product takes its bytes. Both passes wait for the collectives of tensor parallelism; what sequence
+parallelism gathers again in the backward pass hides behind the gradients of weights.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from megagpt.plan.devices import Device
+from megagpt.plan.job import FP32, Job
+
+
+class Product(NamedTuple):
+    """A matrix product with a weight: [rows, inner] x [inner, columns]."""
+
+    rows: float
+    inner: float
+    columns: float
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Time of some work, by what it waits for."""
+
+    matmul: float = 0.0
+    attention: float = 0.0
+    memory: float = 0.0
+    tensor_parallel: float = 0.0
+    recompute: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Seconds in all."""
+        return self.matmul + self.attention + self.memory + self.tensor_parallel + self.recompute
+
+    def __add__(self, other: "Seconds") -> "Seconds":
+        return Seconds(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    def __mul__(self, factor: float) -> "Seconds":
+        return Seconds(*(getattr(self, name) * factor for name in self.__dataclass_fields__))
+
+
+class Work:
+    """Times the parts of `job`'s model on `device`; layers of one kind are timed once."""
+
+    def __init__(self, job: Job, device: Device) -> None:
+        self.job, self.device, self.model = job, device, job.config.model
+        self.size, self.peak = job.itemsize, device.peak_flops(job.itemsize)
+        self._layers: dict[int | None, tuple[Seconds, Seconds]] = {}
+
+    def chunk(self, stage: int, chunk: int) -> tuple[Seconds, Seconds]:
+        """Forward and backward pass of one micro-batch through a chunk, recomputation in the backward pass."""
+        forward, backward = Seconds(), Seconds()
+        for layer in self.job.chunk_layers(stage, chunk):
+            window = self.model.window(layer)
+            if window not in self._layers:
+                self._layers[window] = self._layer(window)
+            forward += self._layers[window][0]
+            backward += self._layers[window][1]
+        if stage == self.job.stages - 1 and chunk == self.job.virtual - 1:
+            ahead, back = self._projection()
+            forward, backward = forward + ahead, backward + back
+        if stage == 0 and chunk == 0:
+            table = self._moved(2 * self.size * self.job.tokens * self.model.hidden_size)
+            forward, backward = forward + Seconds(memory=table), backward + Seconds(memory=2 * table)
+        slower = 1 + self.device.overhead
+        return forward * slower, backward * slower
+
+    def _layer(self, window: int | None) -> tuple[Seconds, Seconds]:
+        products = list(self._products())
+        matmul = sum(self._product_seconds(product) for product in products)
+        gradients = sum(self._weight_gradient_seconds(product) for product in products)
+        accumulation = 0.0 if self.job.fused_gradient_accumulation else self._moved(self._accumulated_bytes(products))
+        attention, softmax = self._attention(window)
+        messages = self._collective_seconds()
+        element_wise = self._moved(self._element_wise_bytes())
+        forward = Seconds(matmul, attention, element_wise + softmax, messages)
+        # A fused backward pass computes the scores again: 5 products for 2. A softmax's reads its output too.
+        backward = Seconds(
+            matmul + gradients,
+            attention * (2 if self.job.unfused_attention else 2.5),
+            2 * element_wise + 1.25 * softmax + accumulation,
+            messages,
+            self._recompute(forward, attention + softmax),
+        )
+        return forward, backward
+
+    def _recompute(self, forward: Seconds, attention: float) -> float:
+        recompute = self.job.config.parallel.recompute
+        return {"none": 0.0, "selective": attention, "full": forward.total}[recompute]
+
+    def _products(self) -> Iterator[Product]:
+        model, tensor, rows = self.model, self.job.tensor, self.job.tokens
+        heads = model.num_attention_heads * model.head_dim
+        gates = 2 if model.activation == "swiglu" else 1
+        yield Product(rows, model.hidden_size, (heads + 2 * model.query_groups * model.head_dim) / tensor)
+        yield Product(rows, heads / tensor, model.hidden_size)
+        yield Product(rows, model.hidden_size, gates * model.ffn_size / tensor)
+        yield Product(rows, model.ffn_size / tensor, model.hidden_size)
+
+    def _product_seconds(self, product: Product) -> float:
+        rows, inner, columns = product
+        rate = self.peak * self.device.matmul
+        for size in product:
+            rate *= size / (size + self.device.matmul_half_size)
+        moved = self.size * (rows * inner + inner * columns + rows * columns)
+        return max(2 * rows * inner * columns / rate, self._moved(moved))
+
+    def _weight_gradient_seconds(self, product: Product) -> float:
+        rows, inner, columns = product
+        fused = (
+            2 * FP32 - self.size if self.job.fused_gradient_accumulation else 0
+        )  # read and written in fp32, not bf16
+        seconds = self._product_seconds(Product(inner, rows, columns))
+        return seconds + self._moved(fused * inner * columns)
+
+    def _accumulated_bytes(self, products: list[Product]) -> float:
+        """A weight's gradient is read, and its fp32 sum read and written."""
+        return sum(product.inner * product.columns for product in products) * (self.size + 2 * FP32)
+
+    def _attention(self, window: int | None) -> tuple[float, float]:
+        """Seconds of a layer's scores and their products with the values, and of a softmax between them."""
+        model, job = self.model, self.job
+        length, heads = model.sequence_length, model.num_attention_heads / job.tensor
+        matrices = job.config.parallel.micro_batch_size * heads
+        if job.unfused_attention:
+            product = self._product_seconds(Product(length, model.head_dim, length))
+            # Half of the scores are read, all probabilities written, read, dropped and written with the mask.
+            score_bytes = 3 + (5 if model.attention_dropout else 0)
+            return 2 * matrices * product, self._moved(matrices * length**2 * score_bytes)
+        seen = min(window or length, length)
+        pairs = length * seen - seen * (seen - 1) / 2  # of queries and keys: causal, or a band
+        rate = self.peak * self.device.attention
+        return 4 * matrices * pairs * model.head_dim / rate, 0.0
+
+    def _element_wise_bytes(self) -> float:
+        """Norms, residual additions with bias and dropout, activation and rotation of one layer."""
+        model, job = self.model, self.job
+        stream = job.tokens * model.hidden_size / job.sequence
+        inner = job.tokens * model.ffn_size / job.tensor
+        moved = self.size * stream * (2 * 2 + 2 * 3) + (2 * stream if model.hidden_dropout else 0)
+        moved += self.size * inner * (3 if model.activation == "swiglu" else 2)
+        if model.position_embedding == "rope":
+            moved += (
+                2
+                * self.size
+                * job.tokens
+                * model.head_dim
+                * (model.num_attention_heads + model.query_groups)
+                / job.tensor
+            )
+        return moved
+
+    def _projection(self) -> tuple[Seconds, Seconds]:
+        """Final norm, logits and loss."""
+        columns = self.model.padded_vocab_size / self.job.tensor
+        product = Product(self.job.tokens, self.model.hidden_size, columns)
+        seconds, gradient = self._product_seconds(product), self._weight_gradient_seconds(product)
+        logits = self._moved(self.size * self.job.tokens * columns)
+        fused = seconds if self.job.config.kernels.fuse_output_projection else 0.0  # computed again
+        return Seconds(seconds, memory=2 * logits), Seconds(seconds + gradient + fused, memory=2 * logits)
+
+    def _collective_seconds(self) -> float:
+        """The two all-reduces of a layer's forward pass, or as many pairs of all-gather and reduce-scatter."""
+        if self.job.tensor == 1:
+            return 0.0
+        return 2 * self._ring(self.tensor_parallel_bytes() / 2)
+
+    def tensor_parallel_bytes(self) -> float:
+        """Bytes that a rank sends in one layer's forward pass (arXiv 2104.04473, section 3.2)."""
+        tensor = self.job.tensor
+        return 2 * 2 * self.size * self.job.tokens * self.model.hidden_size * (tensor - 1) / tensor
+
+    def _ring(self, sent: float) -> float:
+        inside = min(self.job.tensor, self.device.gpus_per_node)
+        return sent / self.device.link_rate(inside, -(-self.job.tensor // inside))
+
+    def _moved(self, count: float) -> float:
+        return count / self.device.memory_rate
