@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from megagpt.kernels.attention import reference
+from megagpt.kernels.attention.flash_attn import flash_attn
 from megagpt.kernels.attention.masks import document_bounds, document_mask, padding_mask
 from megagpt.kernels.attention.sdpa import sdpa, unfused
 from megagpt.kernels.backend import check_tensor, define, resolve
@@ -43,8 +44,9 @@ def attention(
     also log(sum(exp(scores))), float32 [B, H, Sq], -inf for a query that sees no key.
 
     backend: `triton` (bfloat16 and float16; float32 takes the reference; head dimensions HEAD_DIMS; neither mask nor
-    dropout; the backward pass is deterministic), `flash`, `cudnn` or `sdpa` (PyTorch's implementations), `unfused`
-    (two matrix products around `scale_mask_softmax`), `reference` (the textbook in float32), or `auto`: see `choose`.
+    dropout; the backward pass is deterministic), `flash`, `cudnn` or `sdpa` (PyTorch's implementations), `flash_attn`
+    (the package, on CUDA; neither mask nor first_key), `unfused` (two matrix products around `scale_mask_softmax`),
+    `reference` (the textbook in float32), or `auto`: see `choose`.
     Raises ValueError, naming the argument, for what cannot be.
     """
     _check(q, k, v, window, mask, cu_seqlens, first_key, dropout)
@@ -53,7 +55,7 @@ def attention(
         raise ValueError(f"scale is {scale}; it must be positive")
     backend = choose(backend, q, mask is not None, dropout, return_lse)
     start, end = (None, None)
-    if cu_seqlens is not None:
+    if cu_seqlens is not None and backend != "flash_attn":
         start, end = document_bounds(cu_seqlens, *q.shape[:2])
     if backend in ("triton", "reference"):
         if dropout:
@@ -70,6 +72,11 @@ def attention(
         return (out, lse) if return_lse else out
     if return_lse:
         raise ValueError(f"backend {backend!r} cannot return the log-sum-exp: use 'triton' or 'reference'")
+    if backend == "flash_attn":
+        if mask is not None or first_key is not None:
+            hidden = "mask" if mask is not None else "first_key"
+            raise ValueError(f"{hidden} is not supported by backend 'flash_attn': use 'sdpa'")
+        return flash_attn(q, k, v, causal, window, cu_seqlens, scale, dropout)
     if start is not None:
         documents = document_mask(start, end)
         mask = documents if mask is None else mask | documents
@@ -90,7 +97,7 @@ def choose(backend: str, q: Tensor, masked: bool = False, dropout: float = 0.0, 
         return "reference" if return_lse else "sdpa"
     if backend == "auto" and not q.is_cuda and return_lse:
         return "reference"
-    return resolve(backend, q, ("sdpa", "flash", "cudnn", "unfused", "reference"))
+    return resolve(backend, q, ("sdpa", "flash", "cudnn", "flash_attn", "unfused", "reference"))
 
 
 def supported(dtype: torch.dtype, head_dim: int, masked: bool = False, dropout: float = 0.0) -> bool:

@@ -21,11 +21,16 @@ POSITIVE = (
     *("parallel.virtual_pipeline_size", "parallel.micro_batch_size", "parallel.timeout_minutes", "optim.lr"),
     *("optim.decay_tokens", "optim.train_tokens", "optim.global_batch_size", "optim.ramp_start", "optim.eps"),
     *("optim.max_skipped_steps", "stage.eval_tokens", "stage.sample_tokens", "checkpoint.keep_last"),
-    *("logging.interval", "logging.peak_tflops"),
+    *("logging.interval", "logging.peak_tflops", "reliability.heartbeat_timeout", "reliability.start_timeout"),
+    *("reliability.load_timeout", "reliability.forward_timeout", "reliability.backward_timeout"),
+    *("reliability.optimizer_timeout", "reliability.evaluation_timeout", "reliability.save_timeout"),
+    *("reliability.max_failures", "reliability.straggler_factor", "reliability.spike_history"),
+    *("reliability.spike_skip", "reliability.max_rollbacks"),
 )
 NOT_NEGATIVE = (
     *("seed", "optim.warmup_tokens", "optim.ramp_tokens", "optim.weight_decay", "optim.clip_grad"),
-    *("stage.eval_interval", "checkpoint.interval", "checkpoint.keep_every"),
+    *("stage.eval_interval", "checkpoint.interval", "checkpoint.keep_every", "reliability.replica_interval"),
+    *("reliability.straggler_interval", "reliability.spike_threshold", "reliability.spike_rewind"),
 )
 BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2")
 
@@ -208,8 +213,17 @@ def zero_stage(config: Config, world_size: int) -> Iterator[str]:
         )
 
 
+def fused_optimizer(config: Config, world_size: int) -> Iterator[str]:
+    """DeepSpeed updates a group of parameters in parts, which optimizers that count a group's updates miscount."""
+    if config.parallel.engine == "deepspeed" and config.optim.fused in ("apex", "te"):
+        yield (
+            f"optim.fused ({config.optim.fused}) counts the updates of parallel.engine (deepspeed) wrongly: set"
+            " optim.fused=torch, or parallel.engine=megatron"
+        )
+
+
 def offload(config: Config, world_size: int) -> Iterator[str]:
-    """Only DeepSpeed offloads, and parameters only at stage 3."""
+    """Only DeepSpeed offloads; parameters, and anything to disk, only at stage 3; a disk needs a folder."""
     parallel = config.parallel
     for name in ("offload_optimizer", "offload_parameters"):
         where = getattr(parallel, name)
@@ -218,11 +232,13 @@ def offload(config: Config, world_size: int) -> Iterator[str]:
                 f"parallel.{name} ({where}) needs parallel.engine=deepspeed, but the engine is {parallel.engine}: set"
                 f" parallel.{name}=none or the engine"
             )
-    if parallel.offload_parameters != "none" and parallel.engine == "deepspeed" and parallel.zero_stage < 3:
-        yield (
-            f"parallel.offload_parameters ({parallel.offload_parameters}) needs parallel.zero_stage=3, but the stage is"
-            f" {parallel.zero_stage}: set parallel.offload_parameters=none or the stage"
-        )
+        elif parallel.zero_stage < 3 and (where == "nvme" or (where == "cpu" and name == "offload_parameters")):
+            yield (
+                f"parallel.{name} ({where}) needs parallel.zero_stage=3, but the stage is {parallel.zero_stage}: set"
+                f" parallel.{name}=none or the stage"
+            )
+        if where == "nvme" and not parallel.offload_path:
+            yield f"parallel.{name} (nvme) needs parallel.offload_path, which is null: name a folder on a local disk"
 
 
 def batch_ramp(config: Config, world_size: int) -> Iterator[str]:
@@ -252,6 +268,18 @@ def kept_checkpoints_exist(config: Config, world_size: int) -> Iterator[str]:
     """Only checkpoints that are written can be kept."""
     if config.checkpoint.keep_every and config.checkpoint.interval:
         yield from _multiple(config, "checkpoint.keep_every", "checkpoint.interval")
+
+
+def spikes_have_checkpoints(config: Config, world_size: int) -> Iterator[str]:
+    """A run that is to go back to a checkpoint before a spike still has one."""
+    reliability, saving = config.reliability, config.checkpoint
+    reach = saving.keep_last * saving.interval
+    if reliability.spike_threshold and reach <= reliability.spike_rewind:
+        yield (
+            f"reliability.spike_rewind ({reliability.spike_rewind}) reaches behind the oldest checkpoint that"
+            f" checkpoint.keep_last ({saving.keep_last}) x checkpoint.interval ({saving.interval}) = {reach} steps keep:"
+            " lower the first, keep more, or set reliability.spike_threshold=0"
+        )
 
 
 def data_is_named(config: Config, world_size: int) -> Iterator[str]:
@@ -284,8 +312,16 @@ def split_is_whole(config: Config, world_size: int) -> Iterator[str]:
 RULES = (
     *(ranges, run_name, heads_divide_hidden_size, query_groups_divide_heads, rope_pairs_dimensions, attention_pattern),
     *(tensor_parallel_divides, sequence_parallel, world_size_fits, pipeline_divides_layers, batch_divides),
-    *(enough_micro_batches, zero_stage, offload, batch_ramp, warmup_before_decay, kept_checkpoints_exist),
-    *(data_is_named, split_is_whole),
+    *(
+        enough_micro_batches,
+        zero_stage,
+        fused_optimizer,
+        offload,
+        batch_ramp,
+        warmup_before_decay,
+        kept_checkpoints_exist,
+    ),
+    *(spikes_have_checkpoints, data_is_named, split_is_whole),
 )
 
 

@@ -103,10 +103,13 @@ class ParallelConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What data-parallel ranks shard: 0 nothing, 1 optimizer state (with the engine megatron its distributed
     optimizer), 2 gradients too, 3 parameters too; 2 and 3 need the engine deepspeed."""
-    offload_optimizer: Literal["none", "cpu"] = "none"
-    """Where the engine deepspeed keeps optimizer state and updates parameters, to save GPU memory."""
-    offload_parameters: Literal["none", "cpu"] = "none"
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where the engine deepspeed keeps optimizer state, to save GPU memory; nvme, at stage 3, is a disk. With either
+    parameters are updated by the CPU."""
+    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
     """Where ZeRO stage 3 keeps the parameters that are not in use."""
+    offload_path: str | None = None
+    """Folder on a fast local disk of every node, for offload to nvme."""
     micro_batch_size: int = 1
     """Sequences that one rank passes through the model at a time."""
     recompute: Literal["none", "selective", "full"] = "none"
@@ -125,8 +128,9 @@ class KernelsConfig:
     chosen.
     """
 
-    attention: Literal["auto", "triton", "flash", "cudnn", "sdpa", "unfused"] = "auto"
-    """Attention: ours, one of PyTorch's fused ones, the one it picks (sdpa), or products around a softmax (unfused)."""
+    attention: Literal["auto", "triton", "flash", "cudnn", "sdpa", "flash_attn", "unfused"] = "auto"
+    """Attention: ours, one of PyTorch's fused ones, the one it picks (sdpa), the flash-attn package's, or products
+    around a softmax (unfused)."""
     norm: Literal["auto", "triton", "torch"] = "auto"
     """LayerNorm and RMSNorm."""
     activation: Literal["auto", "triton", "torch"] = "auto"
@@ -194,6 +198,9 @@ class OptimConfig:
     """Adam's epsilon."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; biases and norms have none."""
+    fused: Literal["auto", "torch", "apex", "te"] = "auto"
+    """Whose fused AdamW updates parameters: auto is Transformer Engine's (te) or NVIDIA Apex's where one is installed
+    on a GPU, else PyTorch's; with the engine deepspeed always PyTorch's."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     max_skipped_steps: int = 10
@@ -232,6 +239,51 @@ class CheckpointConfig:
     """Whether to go on from the newest valid checkpoint in the run folder."""
     load: str | None = None
     """A checkpoint of another run whose weights this run starts from, when it has none of its own."""
+
+
+@dataclass(frozen=True)
+class ReliabilityConfig:
+    """How faults are found while a run trains, and what is done about them.
+
+    A time-out counts seconds without progress: from the last micro-batch, file or message of its section. When one is
+    over, all ranks dump their stacks and end, and the launcher starts them again from the newest valid checkpoint.
+    """
+
+    heartbeat_timeout: float = 60.0
+    """Seconds without a sign of life after which a rank counts as stopped."""
+    start_timeout: float = 1800.0
+    """Seconds that any part of the first step may take, in which kernels are compiled."""
+    load_timeout: float = 300.0
+    """Seconds to wait for a micro-batch."""
+    forward_timeout: float = 600.0
+    """Seconds for the forward pass of a micro-batch."""
+    backward_timeout: float = 600.0
+    """Seconds for the backward pass of a micro-batch, and for the ranks to reduce gradients."""
+    optimizer_timeout: float = 600.0
+    """Seconds for the update of the parameters, and until the next step begins."""
+    evaluation_timeout: float = 1800.0
+    """Seconds for any part of an evaluation, such as one micro-batch."""
+    save_timeout: float = 3600.0
+    """Seconds to write a checkpoint."""
+    max_failures: int = 3
+    """Attempts of a job that may fail in the same step before the job is given up."""
+    replica_interval: int = 100
+    """Steps between comparisons of what ranks hold in common, which is also compared before every save; 0: never."""
+    straggler_interval: int = 100
+    """Steps between comparisons of the ranks' times; 0: never."""
+    straggler_factor: float = 1.5
+    """A rank whose forward passes take this many times the median of its pipeline stage is named in the log."""
+    spike_threshold: float = 0.0
+    """A loss that is this many nats above the median of the last steps is a spike: the run goes back to an earlier
+    checkpoint and leaves the samples out. 0: never."""
+    spike_history: int = 100
+    """Steps that the median is of."""
+    spike_rewind: int = 100
+    """A run goes back to the newest checkpoint at least this many steps before the spike."""
+    spike_skip: int = 200
+    """Steps whose samples are left out, of which the spike's is the last."""
+    max_rollbacks: int = 3
+    """Spikes that a run goes back from; at the next one it ends."""
 
 
 @dataclass(frozen=True)
@@ -275,6 +327,8 @@ class Config:
     """What is trained and how it is evaluated."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving and resuming."""
+    reliability: ReliabilityConfig = field(default_factory=ReliabilityConfig)
+    """Finding faults and going on."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Metrics."""
 

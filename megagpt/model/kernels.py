@@ -26,6 +26,8 @@ def choose_kernels(config: Config) -> KernelsConfig:
             f"kernels.{key}=triton needs a CUDA device: use auto, or set TRITON_INTERPRET=1 to run kernels slowly in "
             "Triton's interpreter"
         )
+    if wanted["attention"] == "flash_attn":
+        _check_flash_attn(config)
     lacks = _attention_lacks(config)
     if wanted["attention"] == "triton" and lacks:
         raise ConfigError(f"kernels.attention=triton does not support {lacks}: use kernels.attention=sdpa")
@@ -35,6 +37,20 @@ def choose_kernels(config: Config) -> KernelsConfig:
     because = f" (Triton's lacks {lacks})" if cuda and lacks and wanted["attention"] == "auto" else ""
     log.info("kernels: %s%s", ", ".join(f"{key} {backend}" for key, backend in chosen.items()), because)
     return KernelsConfig(**chosen)
+
+
+def _check_flash_attn(config: Config) -> None:
+    try:
+        import flash_attn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"kernels.attention=flash_attn needs the flash-attn package, which cannot be imported ({error}):"
+            " docs/kernels.md says how to install it; or use kernels.attention=auto"
+        ) from error
+    if config.optim.precision == "fp32":
+        raise ConfigError(
+            "kernels.attention=flash_attn computes in bf16 only: set optim.precision=bf16, or kernels.attention=sdpa"
+        )
 
 
 def _attention_lacks(config: Config) -> str:

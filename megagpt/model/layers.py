@@ -207,10 +207,12 @@ class CoreAttention(torch.nn.Module):
             out = decode_attention(q, k, v, self.window, first_key=options.get("first_key"), backend="triton")
             return out.transpose(0, 1).reshape(query.shape[0], query.shape[1], -1)
         dropout = self.config.attention_dropout if self.training else 0.0
+        # Prompts padded on the left, which the flash-attn package cannot take, go through PyTorch.
+        backend = "sdpa" if self.backend == "flash_attn" and "first_key" in options else self.backend
         # Tensor-parallel ranks hold different heads, so they must drop differently.
         fork = dropout and not self.config.sequence_parallel
         with tensor_parallel.get_cuda_rng_tracker().fork() if fork else nullcontext():
-            out = attention(q, k, v, window=self.window, dropout=dropout, backend=self.backend, **options)
+            out = attention(q, k, v, window=self.window, dropout=dropout, backend=backend, **options)
         return out.transpose(0, 1).reshape(query.shape[0], query.shape[1], -1)
 
 

@@ -20,6 +20,7 @@ from megagpt.data.batch import Batch
 from megagpt.model.gpt import build_model
 from megagpt.model.parameters import Shard, named_shards
 from megagpt.parallel import cpu
+from megagpt.parallel.adam import choose_adam, prepare, scale_gradients, set_step
 from megagpt.parallel.common import MOMENTS, means, random_state, set_random_state, split, sums_of
 from megagpt.parallel.dims import ParallelDims
 from megagpt.parallel.engine import StepResult, Task
@@ -72,9 +73,9 @@ class MegatronEngine:
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         optim = self.config.optim
-        # Where Transformer Engine or Apex can be imported, Megatron-Core takes their Adam, which knows no grad_scale:
-        # gradients would silently not be clipped.
-        optimizers.USING_PYTORCH_OPTIMIZER = True
+        chosen = choose_adam(optim.fused, self.device)
+        # Left to itself, Megatron-Core would take Transformer Engine's or Apex's wherever they can be imported.
+        optimizers.USING_PYTORCH_OPTIMIZER, optimizers.Adam = chosen is torch.optim.AdamW, chosen
         optimizer = get_megatron_optimizer(
             OptimizerConfig(
                 optimizer="adam",
@@ -95,7 +96,7 @@ class MegatronEngine:
             group["weight_decay"] = optim.weight_decay * group["wd_mult"]
         (inner,) = optimizer.chained_optimizers
         if not inner.is_stub_optimizer:
-            _prepare_adam(inner.optimizer)
+            prepare(inner.optimizer)
         return optimizer
 
     def train_step(self, batches: Iterator[Batch], num_micro_batches: int, lr: float) -> StepResult:
@@ -127,9 +128,8 @@ class MegatronEngine:
         for group in inner.param_groups:
             group["lr"] = lr
         if self.config.optim.clip_grad > 0 and not inner.is_stub_optimizer:
-            # Adam's fused kernel divides gradients by this as it reads them, which is cheaper than a pass of its own.
             excess = max(1.0, (grad_norm + 1e-6) / self.config.optim.clip_grad)
-            inner.optimizer.grad_scale = torch.full((), excess, device=self.device)
+            scale_gradients(inner.optimizer, excess, self.device)
         inner.step_with_ready_grads()
 
     @torch.no_grad()
@@ -200,8 +200,8 @@ class MegatronEngine:
         if optimizer_step == 0:
             self.optimizer.reload_model_params()
         (inner,) = self.optimizer.chained_optimizers
-        for state in [] if inner.is_stub_optimizer else inner.optimizer.state.values():
-            state["step"].fill_(optimizer_step)
+        if not inner.is_stub_optimizer:
+            set_step(inner.optimizer, optimizer_step)
 
     def random_state(self) -> dict[str, torch.Tensor]:
         """See `Engine.random_state`."""
@@ -210,19 +210,3 @@ class MegatronEngine:
     def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
         """See `Engine.set_random_state`."""
         set_random_state(self.device, state)
-
-
-def _prepare_adam(adam: torch.optim.Optimizer) -> None:
-    """Use torch's fused kernel, and give every parameter its state, with a step count of its own, from the start.
-
-    Megatron-Core builds the optimizer itself and leaves no way to ask for this. The state must exist before the
-    first step for a checkpoint to be loaded into it; were the step count shared, one update would advance it once
-    for every parameter.
-    """
-    for group in adam.param_groups:
-        group |= {"fused": True, "foreach": False}
-        for param in group["params"]:
-            adam.state[param] = {
-                "step": torch.zeros((), dtype=torch.float32, device=param.device),
-                **{key: torch.zeros_like(param, memory_format=torch.preserve_format) for key in MOMENTS},
-            }

@@ -22,9 +22,11 @@ from megagpt.parallel.common import MOMENTS, means, random_state, set_random_sta
 from megagpt.parallel.dims import ParallelDims
 from megagpt.parallel.engine import StepResult, Task
 from megagpt.parallel.pieces import Piece
+from megagpt.parallel.swap import mapped, swap_folder
 
 BUCKETS = 8  # messages that gradients go in, at least: the first can go while others are computed
 LARGEST_BUCKET = 200_000_000  # elements; a bucket takes memory beside what ZeRO divides
+SWAP_GROUP = 100_000_000  # elements updated at a time with optimizer state on disk; four buffers of that size are held
 
 
 class DeepSpeedEngine:
@@ -37,7 +39,7 @@ class DeepSpeedEngine:
     def __init__(self, config: Config, task: Task) -> None:
         """Build the model, and share out its parameters, gradients and optimizer as the stage says.
 
-        Raises ConfigError when DeepSpeed is not installed.
+        Raises ConfigError when DeepSpeed, what it compiles with, or space on disk is missing.
         """
         self.config, self.task = config, task
         self.dims = ParallelDims.of(config.parallel, dist.get_rank(), dist.get_world_size())
@@ -47,11 +49,23 @@ class DeepSpeedEngine:
         self.modules = [module]
         self.parameters = list(named_shards(self.modules))  # while they have their shapes, which stage 3 takes
         self._sum_replicated_gradients()
-        self.engine = _initialize(module, self._optimizer(), config)
+        self.engine = _initialize(module, self._optimizer(), self._settings())
         self.zero = self.engine.optimizer
         self.partitions_parameters = config.parallel.zero_stage == 3
         self.masters = _masters(self.zero)
         self._prepare_adam()
+
+    def _settings(self) -> dict[str, Any]:
+        """DeepSpeed's settings, with a folder for what waits on disk."""
+        parallel, sizes = self.config.parallel, [parameter.numel() for _, parameter, _ in self.parameters]
+        settings = deepspeed_config(self.config, sizes, self.dims.data_size)
+        bytes_each = 16 * (parallel.offload_optimizer == "nvme")  # master, two moments and gradient, in fp32
+        bytes_each += self.modules[0].config.params_dtype.itemsize * (parallel.offload_parameters == "nvme")
+        if bytes_each:
+            folder = swap_folder(self.config, dist.get_rank(), self, sum(sizes) // self.dims.data_size * bytes_each)
+            for name in ("offload_optimizer", "offload_param"):
+                settings["zero_optimization"].get(name, {})["nvme_path"] = str(folder)
+        return settings
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """AdamW with Megatron-Core's groups: no weight decay for biases and norms."""
@@ -81,11 +95,19 @@ class DeepSpeedEngine:
 
     def _prepare_adam(self) -> None:
         """Give every partition its state from the start, for a checkpoint to be loaded into it."""
-        for part in self.masters:
+        for group, part in enumerate(self.masters):
+            if on_disk := self._on_disk(group):
+                self.zero._optimizer_states_and_gradient_swap_in(group)
             self.zero.optimizer.state[part] = {
                 "step": torch.zeros((), dtype=torch.float32, device=part.device),
                 **{key: torch.zeros_like(part) for key in MOMENTS},
             }
+            if on_disk:
+                self.zero._optimizer_states_and_gradient_swap_out(group)
+
+    def _on_disk(self, group: int) -> bool:
+        """Whether a group's optimizer state waits on disk; DeepSpeed keeps groups under 1 MiB in memory."""
+        return self.config.parallel.offload_optimizer == "nvme" and self.zero._swappable_optimizer_subgroup(group)
 
     def train_step(self, batches: Iterator[Batch], num_micro_batches: int, lr: float) -> StepResult:
         """See `Engine.train_step`."""
@@ -137,7 +159,7 @@ class DeepSpeedEngine:
                 continue  # another rank has the same and saves it
             start, stop = span = self._span(parameter)
             if self.partitions_parameters:
-                yield from split(f"model/{name}", parameter.ds_tensor.detach()[: stop - start], span, shards)
+                yield from split(f"model/{name}", _partition(parameter)[: stop - start], span, shards)
             elif not for_saving or index % self.dims.data_size == self.dims.data_rank:  # replicas take turns
                 yield from split(f"model/{name}", parameter.detach(), None, shards)
             if start < stop:
@@ -153,8 +175,12 @@ class DeepSpeedEngine:
             group, address = parameter._hp_mapping.param_group_index, parameter._hp_mapping.hp_fragment_address
             start, size = address.start, address.numel
         flat = self.masters[group]
-        values = flat.detach() if key == "master" else self.zero.optimizer.state[flat][key]
-        return values[start : start + size]
+        values = flat if key == "master" else self.zero.optimizer.state[flat][key]
+        if self._on_disk(group):
+            files = self.zero.optimizer_swapper.swap_params_info[flat.ds_id].tensors
+            path = next(file.swap_path for file in files if file.compute_tensor is values)
+            values = mapped(path, start + size, values.dtype)
+        return values.detach()[start : start + size]
 
     def _span(self, parameter: torch.nn.Parameter) -> tuple[int, int]:
         """The elements of a parameter of which this rank holds the optimizer state; empty where it holds none."""
@@ -173,7 +199,7 @@ class DeepSpeedEngine:
             for _, parameter, _ in self.parameters:
                 start, stop = self._span(parameter)
                 if start < stop:
-                    held = parameter.ds_tensor if self.partitions_parameters else parameter.view(-1)[start:stop]
+                    held = _partition(parameter) if self.partitions_parameters else parameter.view(-1)[start:stop]
                     self._held(parameter, "master")[: stop - start].copy_(held[: stop - start])
         for state in self.zero.optimizer.state.values():
             state["step"].fill_(optimizer_step)
@@ -193,30 +219,45 @@ def _masters(zero: Any) -> list[torch.Tensor]:
     return next(getattr(zero, name) for name in names if hasattr(zero, name))
 
 
-def _initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, config: Config) -> Any:
+def _partition(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """This rank's elements of a parameter that stage 3 has partitioned, padded, 1-D, in place."""
+    held = parameter.ds_tensor
+    if held.status.name == "NOT_AVAILABLE":
+        return mapped(parameter.nvme_swapper.get_path(parameter, must_exist=True), held.ds_numel, held.dtype)
+    return held.detach()
+
+
+def _initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> Any:
     try:
         import deepspeed
+        from deepspeed.ops.op_builder import AsyncIOBuilder
     except ImportError as error:
         raise ConfigError(
             "parallel.engine=deepspeed needs DeepSpeed, which is not installed: pip install 'megagpt[deepspeed]', or "
             "use parallel.engine=megatron"
         ) from error
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    offload = [settings["zero_optimization"].get(name, {}) for name in ("offload_optimizer", "offload_param")]
+    if any("nvme_path" in section for section in offload) and not AsyncIOBuilder().is_compatible():
+        raise ConfigError(
+            "offload to nvme needs libaio with its headers, with which DeepSpeed compiles its reader: install"
+            " libaio-dev (Debian) or libaio-devel, or offload to the cpu"
+        )
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory's use, whatever the level of its log
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
             mpu=_Grid,
             dist_init_required=False,
-            config=deepspeed_config(config, sum(parameter.numel() for parameter in module.parameters())),
+            config=settings,
         )
     return engine
 
 
-def deepspeed_config(config: Config, parameters: int) -> dict[str, Any]:
-    """DeepSpeed's settings for `config` and a model that has so many parameters on this rank."""
+def deepspeed_config(config: Config, sizes: list[int], replicas: int) -> dict[str, Any]:
+    """DeepSpeed's settings for `config`, parameters of these `sizes` before partitioning, and so many replicas."""
     parallel, bf16 = config.parallel, config.optim.precision == "bf16"
-    bucket = min(LARGEST_BUCKET, max(parameters // BUCKETS, 1))
+    bucket = min(LARGEST_BUCKET, max(sum(sizes) // BUCKETS, 1))
     zero: dict[str, Any] = {
         "stage": parallel.zero_stage,
         "overlap_comm": parallel.overlap_grad_reduce,
@@ -229,6 +270,10 @@ def deepspeed_config(config: Config, parameters: int) -> dict[str, Any]:
     for name, where in (("optimizer", parallel.offload_optimizer), ("param", parallel.offload_parameters)):
         if where != "none":
             zero[f"offload_{name}"] = {"device": where, "pin_memory": torch.cuda.is_available()}
+    if parallel.offload_optimizer == "nvme":
+        zero["sub_group_size"] = SWAP_GROUP
+    if parallel.offload_parameters == "nvme":
+        zero["offload_param"] |= {"buffer_size": -(-max(sizes) // replicas), "max_in_cpu": 0}
     return {
         "train_micro_batch_size_per_gpu": parallel.micro_batch_size,
         "managed_gradient_accumulation": False,  # a step ends when it is said to, so that batches can grow

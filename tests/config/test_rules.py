@@ -106,12 +106,24 @@ BROKEN = [
         ["parallel.zero_stage (0)", "parallel.engine (deepspeed)", "parallel.engine=megatron"],
     ),
     (
+        *("fused_optimizer", 1, ["parallel=zero2", "optim.fused=apex"]),
+        ["optim.fused (apex)", "parallel.engine (deepspeed)", "optim.fused=torch"],
+    ),
+    (
         *("offload", 1, ["parallel.offload_optimizer=cpu"]),
         ["parallel.offload_optimizer (cpu)", "parallel.engine=deepspeed", "the engine is megatron"],
     ),
     (
         *("offload", 1, ["parallel=zero2", "parallel.offload_parameters=cpu"]),
         ["parallel.offload_parameters (cpu)", "parallel.zero_stage=3", "the stage is 2"],
+    ),
+    (
+        *("offload", 1, ["parallel=zero2", "parallel.offload_optimizer=nvme", "parallel.offload_path=disk"]),
+        ["parallel.offload_optimizer (nvme)", "parallel.zero_stage=3", "the stage is 2"],
+    ),
+    (
+        *("offload", 1, ["parallel=zero3", "parallel.offload_parameters=nvme"]),
+        ["parallel.offload_parameters (nvme)", "parallel.offload_path", "null"],
     ),
     ("batch_ramp", 1, ["optim.ramp_start=8"], ["optim.ramp_start (8)", "optim.ramp_tokens (0)", "ramp_start=null"]),
     ("batch_ramp", 1, ["optim.ramp_tokens=8"], ["optim.ramp_start (null)", "optim.ramp_tokens (8)"]),
@@ -126,6 +138,10 @@ BROKEN = [
     (
         *("kept_checkpoints_exist", 1, ["checkpoint.keep_every=150", "checkpoint.interval=100"]),
         ["checkpoint.keep_every (150)", "checkpoint.interval (100)", "100 or 200"],
+    ),
+    (
+        *("spikes_have_checkpoints", 1, ["reliability.spike_threshold=2", "checkpoint.interval=50"]),
+        ["reliability.spike_rewind (100)", "checkpoint.keep_last (2) x checkpoint.interval (50) = 100", "lower the first"],
     ),
     ("data_is_named", 1, ["data.tokenizer=''"], ["data.tokenizer", "tools/train_tokenizer.py", "make train"]),
     ("data_is_named", 1, ["data.corpora=[]"], ["data.corpora", "tools/preprocess.py", "make train"]),

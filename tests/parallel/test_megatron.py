@@ -133,27 +133,3 @@ def test_layouts_equal_one_rank(world_size, layouts, precision, tolerance):
         for config, single, curve in zip(configs, alone, curves, strict=True):
             got, want = torch.tensor(curve), torch.tensor(expected[repr(single)])
             torch.testing.assert_close(got, want, rtol=tolerance, atol=0, msg=lambda m, c=config: f"{c.parallel}: {m}")
-
-
-class OtherAdam(torch.optim.AdamW):
-    """Takes Apex's arguments and, as Apex's does, no notice of grad_scale."""
-
-    def __init__(self, *args, adam_w_mode: bool, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-
-    def step(self, closure=None):
-        self.grad_scale = None
-        return super().step(closure)
-
-
-def train_beside_another_adam(config: Config) -> list[tuple[float, float]]:
-    from megatron.core import optimizer
-
-    optimizer.Adam, optimizer.USING_PYTORCH_OPTIMIZER = OtherAdam, False
-    return _train(config)
-
-
-def test_apex_nearby_changes_nothing():
-    config = config_of(GPT3, {}, "fp32")
-    (plain,), (beside,) = (run_distributed(f, 1, config) for f in (_train, train_beside_another_adam))
-    assert beside == plain

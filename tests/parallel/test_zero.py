@@ -1,14 +1,20 @@
 """DeepSpeed's ZeRO gives one rank's losses and gradient norms, and divides what it says."""
 
+import dataclasses
+import gc
 import importlib.util
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from dist import run_distributed
 
 from megagpt.config.load import load
+from megagpt.config.schema import Config
 from megagpt.evaluate.zero_memory import measure_stages, theory
-from tests.parallel.test_megatron import GPT3, MODERN, config_of, train_all
+from megagpt.parallel.engine import Engine
+from tests.parallel.test_megatron import GPT3, MODERN, _batch, config_of, train_all
 
 needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="DeepSpeed is not installed")
 ZERO = [{"engine": "deepspeed", "zero_stage": stage} for stage in (1, 2, 3)]
@@ -37,6 +43,62 @@ def test_equals_megatron_on_one_rank(model, precision, layouts, tolerance):
         for layout, curve in zip(layouts, curves, strict=True):
             got, want = torch.tensor(curve), torch.tensor(expected[0])
             torch.testing.assert_close(got, want, rtol=tolerance, atol=0, msg=lambda m, at=layout: f"{at}: {m}")
+
+
+def has_libaio() -> bool:
+    return Path("/usr/include/libaio.h").exists() and shutil.which("g++") is not None
+
+
+@needs_deepspeed
+@pytest.mark.skipif(not has_libaio(), reason="libaio's headers or a C++ compiler are not installed")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_offload_to_disk_changes_nothing(precision, tmp_path):
+    """Optimizer state, then parameters too, swapped in and out; a checkpoint of either fits the other."""
+    model = dataclasses.replace(GPT3, hidden_size=128)  # DeepSpeed swaps from 1 MiB upward
+    disk = {"offload_optimizer": "nvme", "offload_path": str(tmp_path)}
+    all_on_disk = disk | {"offload_parameters": "nvme"}
+    plain, optimizer, all_of_it = (config_of(model, ZERO[2] | where, precision) for where in ({}, disk, all_on_disk))
+    for found in run_distributed(train_and_change, 2, [plain, optimizer, all_of_it, optimizer, plain], timeout=900):
+        (expected, _), *others = zip(found["curves"], found["held"], strict=True)
+        for curve, _ in others:
+            torch.testing.assert_close(torch.tensor(curve), torch.tensor(expected), rtol=1e-6, atol=0)
+        assert found["held"][1] < 0.2 * found["held"][0]  # bytes of optimizer state in memory
+        assert found["swapped"] > 0
+    assert not list(tmp_path.rglob("*.swp"))
+
+
+def train_and_change(configs: list[Config]) -> dict[str, list]:
+    """The curve of each engine; each starts from the first's state after one step. Bytes that its state takes."""
+    from megagpt.parallel import launch
+    from megagpt.parallel.build import build_engine
+    from megagpt.train.task import LanguageModelTask
+
+    found = {"curves": [], "held": [], "swapped": 0}
+    state: dict[str, torch.Tensor] = {}
+    for config in configs:
+        launch.initialize(config.parallel, config.seed)
+        engine = build_engine(config, LanguageModelTask())
+        if state:
+            for piece in engine.pieces(for_saving=False):
+                piece.data.copy_(state[piece.label])
+            engine.load_finished(1)
+        else:
+            _step(engine, config, 0)
+            state = {piece.label: piece.data.clone() for piece in engine.pieces(for_saving=False)}
+        found["curves"].append([_step(engine, config, step) for step in (1, 2, 3)])
+        found["held"].append(sum(t.nbytes for s in engine.zero.optimizer.state.values() for t in s.values()))
+        if config.parallel.offload_path:
+            found["swapped"] += sum(file.stat().st_size for file in Path(config.parallel.offload_path).rglob("*.swp"))
+        del engine
+        gc.collect()
+        launch.leave_groups()
+    return found
+
+
+def _step(engine: Engine, config: Config, step: int) -> tuple[float, float]:
+    rows = [range(row, row + 1) for row in range(engine.dims.data_rank * 4, engine.dims.data_rank * 4 + 4)]
+    result = engine.train_step((_batch(step, r, config.model) for r in rows), len(rows), lr=2e-3)
+    return result.loss, result.grad_norm
 
 
 @needs_deepspeed
