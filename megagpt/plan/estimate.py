@@ -8,7 +8,7 @@ from megagpt.plan.devices import GB, GIB, Device
 from megagpt.plan.job import BF16, FP32, Job
 from megagpt.plan.memory import HostMemory, StageMemory, host_memory, stage_memory
 from megagpt.plan.parameters import stage_parameters, total_parameters, vocabulary_parameters
-from megagpt.plan.schedule import Timeline, simulate
+from megagpt.plan.schedule import Timeline, approximate, simulate
 from megagpt.plan.work import Seconds, Work
 from megagpt.train.flops import flops_per_token
 
@@ -121,12 +121,15 @@ class Estimate:
         }
 
 
-def estimate(job: Job, device: Device) -> Estimate:
-    """Plan `job`, whose configuration has passed the rules for its number of GPUs, on `device`."""
+def estimate(job: Job, device: Device, simulated: bool = True) -> Estimate:
+    """Plan `job`, whose configuration has passed the rules for its number of GPUs, on `device`.
+
+    Unless `simulated` the pipeline's time comes from a formula, and there is no timeline: for a search.
+    """
     work = Work(job, device)
     chunks = [[work.chunk(stage, chunk) for chunk in range(job.virtual)] for stage in range(job.stages)]
     message, crossing = _message(job, device)
-    timeline = simulate(
+    timeline = (simulate if simulated else approximate)(
         job,
         [[forward.total for forward, _ in stage] for stage in chunks],
         [[backward.total for _, backward in stage] for stage in chunks],

@@ -1,0 +1,157 @@
+"""Layouts that fit: the fastest of all, and the nearest to one that does not fit."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from megagpt.config.rules import check
+from megagpt.config.schema import Config
+from megagpt.errors import ConfigError
+from megagpt.plan.devices import Device
+from megagpt.plan.estimate import Estimate, estimate
+from megagpt.plan.job import Job
+from megagpt.plan.memory import stage_memory
+
+MICRO_BATCHES = (1, 2, 4, 8, 16)
+LARGEST_VIRTUAL = 12
+SIMULATED = 3
+"""The best layouts by formula that are simulated for each that is returned."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A plan and the overrides that lead to it from the configuration that was given."""
+
+    overrides: tuple[str, ...]
+    plan: Estimate
+
+
+def search(config: Config, gpus: int, device: Device, count: int = 10) -> list[Layout]:
+    """The `count` fastest layouts of `config` on `gpus` that fit, the fastest first; none when none fits."""
+    found = []
+    for changes in _layouts(config, gpus, device):
+        job = changed(config, gpus, changes)
+        if job is not None and _fits(job, device):
+            found.append((estimate(job, device, simulated=False).step_seconds, changes, job))
+    found.sort(key=lambda entry: entry[0])
+    layouts = [Layout(_overrides(config, job), estimate(job, device)) for _, _, job in found[: SIMULATED * count]]
+    return sorted(layouts, key=lambda layout: layout.plan.step_seconds)[:count]
+
+
+def remedies(job: Job, device: Device, count: int = 3) -> list[Layout]:
+    """Up to `count` changes to a job that make it fit, those that cost least time first: one change each, or two."""
+    parallel, config = job.config.parallel, job.config
+    single: list[dict[str, Any]] = [
+        {"parallel.recompute": "full"},
+        {"parallel.micro_batch_size": max(1, parallel.micro_batch_size // 2)},
+        {"parallel.micro_batch_size": 1},
+        {"parallel.tensor_parallel_size": 2 * job.tensor, "parallel.sequence_parallel": True},
+        {"parallel.pipeline_parallel_size": 2 * job.stages},
+        {"parallel.virtual_pipeline_size": 1},
+        {"parallel.sequence_parallel": True},
+        {"kernels.fuse_output_projection": True},
+        {"parallel.zero_stage": 1},
+        {"parallel.engine": "deepspeed", "parallel.zero_stage": 3},
+        {"parallel.engine": "deepspeed", "parallel.zero_stage": 2, "parallel.offload_optimizer": "cpu"},
+    ]
+    if job.tensor < device.gpus_per_node:
+        for stages in (1, 2, 4, 8, 16):
+            single.append(
+                {
+                    "parallel.tensor_parallel_size": device.gpus_per_node,
+                    "parallel.sequence_parallel": True,
+                    "parallel.pipeline_parallel_size": stages,
+                }
+            )
+    for together in (1, 2):
+        found = {}
+        for parts in itertools.combinations(single, together):
+            changes = {key: value for part in parts for key, value in part.items()}
+            other = changed(config, job.gpus, changes)
+            if other is not None and other.config != config and _fits(other, device):
+                layout = Layout(_overrides(config, other), estimate(other, device, simulated=False))
+                found[layout.overrides] = layout
+        if found:
+            return sorted(found.values(), key=lambda layout: layout.plan.step_seconds)[:count]
+    return []
+
+
+def changed(config: Config, gpus: int, changes: dict[str, Any]) -> Job | None:
+    """`config` with `changes` of fields `group.field` as a job; None when that breaks a rule.
+
+    A batch ramp starts from more sequences where the layout cannot divide as few as it started from.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in changes.items():
+        group, _, field = key.partition(".")
+        groups.setdefault(group, {})[field] = value
+    for group, values in groups.items():
+        config = dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **values)})
+    parallel, optim = config.parallel, config.optim
+    replica = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
+    if optim.ramp_start is not None and gpus % replica == 0:
+        multiple = gpus // replica * parallel.micro_batch_size
+        multiple *= parallel.pipeline_parallel_size if parallel.virtual_pipeline_size > 1 else 1
+        start = -(-optim.ramp_start // multiple) * multiple
+        config = dataclasses.replace(config, optim=dataclasses.replace(optim, ramp_start=start))
+    with suppress(ConfigError):
+        check(config, gpus)
+        return Job(config, gpus)
+    return None
+
+
+def _layouts(config: Config, gpus: int, device: Device) -> Iterator[dict[str, Any]]:
+    """Every combination of sizes that divides the GPUs and the layers."""
+    model = config.model
+    tensors = [size for size in _divisors(device.gpus_per_node) if model.num_attention_heads % size == 0]
+    for tensor, stages in itertools.product(tensors, _divisors(model.num_layers)):
+        replica = tensor * stages
+        if gpus % replica or config.optim.global_batch_size % (gpus // replica):
+            continue
+        virtuals = [size for size in _divisors(model.num_layers // stages) if stages > 1 and size <= LARGEST_VIRTUAL]
+        engines = [("megatron", 1)] + [("deepspeed", stage) for stage in (2, 3) if stages == 1 and gpus > tensor]
+        for virtual, micro, recompute, (engine, zero) in itertools.product(
+            virtuals or [1], MICRO_BATCHES, _recomputations(config), engines
+        ):
+            yield {
+                "parallel.engine": engine,
+                "parallel.zero_stage": zero,
+                "parallel.tensor_parallel_size": tensor,
+                "parallel.sequence_parallel": tensor > 1,
+                "parallel.pipeline_parallel_size": stages,
+                "parallel.virtual_pipeline_size": virtual,
+                "parallel.micro_batch_size": micro,
+                "parallel.recompute": recompute,
+                "parallel.offload_optimizer": "none",
+                "parallel.offload_parameters": "none",
+            }
+
+
+def _recomputations(config: Config) -> tuple[str, ...]:
+    """Fused attention keeps so little that recomputing it alone saves nothing."""
+    return ("none", "selective", "full") if config.kernels.attention == "unfused" else ("none", "full")
+
+
+def _fits(job: Job, device: Device) -> bool:
+    """Whether the first and the last stage do: none between them holds more."""
+    ends = {0, job.stages - 1}
+    return all(stage_memory(job, stage).total <= device.usable_bytes for stage in ends)
+
+
+def _overrides(before: Config, job: Job) -> tuple[str, ...]:
+    """What to write on the command line."""
+    found = []
+    for group in ("parallel", "kernels", "optim"):
+        old, new = getattr(before, group), getattr(job.config, group)
+        for field in dataclasses.fields(new):
+            value = getattr(new, field.name)
+            if value != getattr(old, field.name):
+                found.append(f"{group}.{field.name}={str(value).lower() if isinstance(value, bool) else value}")
+    return tuple(found)
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]

@@ -1,0 +1,93 @@
+"""Say before a run whether it fits, how fast it will be and what it will cost; nothing here needs a GPU.
+
+python tools/plan.py experiment=gpt3_1_3b --gpus 8 --device h100
+python tools/plan.py experiment=gpt3_175b --gpus 1024 --device h100 --search
+python tools/plan.py experiment=gpt3_13b parallel.tensor_parallel_size=8 --gpus 64 --device a100 --json
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from megagpt.config.load import load
+from megagpt.config.rules import check
+from megagpt.config.schema import Config
+from megagpt.errors import ConfigError
+from megagpt.log import run_tool
+from megagpt.plan import tables
+from megagpt.plan.devices import Device, find_device, load_devices
+from megagpt.plan.estimate import Estimate, estimate
+from megagpt.plan.job import Job
+from megagpt.plan.search import Layout, remedies, search
+
+
+def main() -> None:
+    """Plan, print, and refuse what does not fit."""
+    args = _parser().parse_intermixed_args()
+    config = load(args.overrides)
+    device = find_device(args.device, load_devices(args.devices))
+    gpus = args.gpus or config.parallel.tensor_parallel_size * config.parallel.pipeline_parallel_size
+    if gpus < 1:
+        raise ConfigError(f"--gpus {gpus} must be at least 1")
+    if args.search:
+        _search(config, gpus, device, args.json)
+        return
+    try:
+        check(config, gpus)
+    except ConfigError as error:
+        raise ConfigError(f"{error}\n--search finds layouts for --gpus {gpus}") from None
+    plan = estimate(Job(config, gpus), device)
+    changes = [] if plan.fits else remedies(plan.job, device)
+    report = plan.to_dict()
+    if not plan.fits:
+        report["remedies"] = [_layout(change) for change in changes]
+    _show(plan, report, args.json)
+    if not plan.fits:
+        raise ConfigError(tables.refusal(plan, changes))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="the run: group=option and key=value, as for python -m megagpt")
+    parser.add_argument("--gpus", type=int, help="number of GPUs (default: those of one replica)")
+    parser.add_argument(
+        "--device", default="h100", help="device, such as a100, h100, h200, b200 (default: %(default)s)"
+    )
+    parser.add_argument("--devices", type=Path, metavar="FILE", help="YAML that adds or changes devices")
+    parser.add_argument("--search", action="store_true", help="rank the ten fastest layouts that fit")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    return parser
+
+
+def _search(config: Config, gpus: int, device: Device, as_json: bool) -> None:
+    found = search(config, gpus, device)
+    if as_json:
+        print(json.dumps([_layout(layout) for layout in found], indent=2))
+    elif found:
+        _console().print(tables.layouts(found))
+        print("the fastest:", " ".join(found[0].overrides))
+    if not found:
+        raise ConfigError(f"no layout of {config.model.name} fits on {gpus} x {device.name}: take more GPUs")
+
+
+def _layout(layout: Layout) -> dict:
+    return {"overrides": layout.overrides, **layout.plan.to_dict()}
+
+
+def _show(plan: Estimate, report: dict, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    for table in (tables.summary(plan), tables.memory(plan), tables.time(plan)):
+        _console().print(table)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+if __name__ == "__main__":
+    run_tool(main)
