@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import optimizer as optimizers
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig, distrib_optimizer, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
@@ -76,6 +76,7 @@ class MegatronEngine:
         chosen = choose_adam(optim.fused, self.device)
         # Left to itself, Megatron-Core would take Transformer Engine's or Apex's wherever they can be imported.
         optimizers.USING_PYTORCH_OPTIMIZER, optimizers.Adam = chosen is torch.optim.AdamW, chosen
+        distrib_optimizer.Adam = chosen  # it admits no other
         optimizer = get_megatron_optimizer(
             OptimizerConfig(
                 optimizer="adam",

@@ -73,7 +73,7 @@ CASES = [
 
 @pytest.mark.parametrize(("queries", "options"), CASES)
 def test_equals_pytorch(stand_in, queries, options):
-    compare("cpu", torch.float32, 1e-5, queries, **options)
+    compare("cpu", torch.float64, 1e-9, queries, **options)
 
 
 @pytest.mark.gpu

@@ -70,8 +70,10 @@ def curves(config: Config, fused: list[str], change_at: int) -> list[list[float]
     return found
 
 
-@pytest.mark.parametrize(("layout", "precision"), [({}, "bf16"), ({"pipeline_parallel_size": 2}, "fp32")])
-def test_each_goes_on_from_the_other(layout: dict, precision: str):
+@pytest.mark.parametrize(
+    ("layout", "precision", "tolerance"), [({}, "bf16", 5e-3), ({"pipeline_parallel_size": 2}, "fp32", 1e-5)]
+)
+def test_each_goes_on_from_the_other(layout: dict, precision: str, tolerance: float):
     config = config_of(GPT3, layout, precision)  # clips at 0.5, which the first norms exceed
     expected, *others = (
         run_distributed(curves, 2, config, fused, STEPS)[0]
@@ -79,7 +81,7 @@ def test_each_goes_on_from_the_other(layout: dict, precision: str):
     )
     assert expected[0][1] > config.optim.clip_grad
     for other in others:
-        torch.testing.assert_close(torch.tensor(other), torch.tensor(expected), rtol=1e-5, atol=0)
+        torch.testing.assert_close(torch.tensor(other), torch.tensor(expected), rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize("content", ["", "raise RuntimeError('velruse')", "import no_such_module"])
