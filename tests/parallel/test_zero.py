@@ -3,12 +3,11 @@
 import dataclasses
 import gc
 import importlib.util
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from dist import run_distributed
+from dist import has_libaio, run_distributed
 
 from megagpt.config.load import load
 from megagpt.config.schema import Config
@@ -43,10 +42,6 @@ def test_equals_megatron_on_one_rank(model, precision, layouts, tolerance):
         for layout, curve in zip(layouts, curves, strict=True):
             got, want = torch.tensor(curve), torch.tensor(expected[0])
             torch.testing.assert_close(got, want, rtol=tolerance, atol=0, msg=lambda m, at=layout: f"{at}: {m}")
-
-
-def has_libaio() -> bool:
-    return Path("/usr/include/libaio.h").exists() and shutil.which("g++") is not None
 
 
 @needs_deepspeed

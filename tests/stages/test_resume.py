@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from dist import run_distributed
+from dist import has_libaio, run_distributed
 
 from megagpt.errors import MegaGPTError
 
 STEPS = 20
 DEEPSPEED = ["parallel.engine=deepspeed"]
+ON_DISK = ["parallel.offload_optimizer=nvme", "parallel.offload_parameters=nvme"]
 
 
 def _run(overrides: list[str]) -> dict:
@@ -80,13 +81,18 @@ def _named(name: str, overrides: list[str], folder: Path, steps: int, *more: str
         (2, [*DEEPSPEED, "parallel.zero_stage=1", "optim.precision=bf16"]),
         (2, [*DEEPSPEED, "parallel.zero_stage=2", "parallel.offload_optimizer=cpu"]),
         (2, [*DEEPSPEED, "parallel.zero_stage=3", "checkpoint.asynchronous=true", "optim.precision=bf16"]),
+        (2, [*DEEPSPEED, "parallel.zero_stage=3", *ON_DISK, "model.hidden_size=128"]),  # swapped from 1 MiB upward
     ],
-    ids=["one", "dp2-async", "tp2-sp", "pp2-bf16", "zero1-bf16", "zero2-offload", "zero3-bf16-async"],
+    ids=["one", "dp2-async", "tp2-sp", "pp2-bf16", "zero1-bf16", "zero2-offload", "zero3-bf16-async", "zero3-nvme"],
 )
 def test_same_layout_is_bit_exact(world_size, layout, overrides, tmp_path):
     stops = [3, 10, 14]  # in warm-up and ramp-up; after them; in the next epoch
     if "parallel.engine=deepspeed" in layout:
         pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    if "parallel.offload_optimizer=nvme" in layout:
+        if not has_libaio():
+            pytest.skip("libaio's headers or a C++ compiler are not installed")
+        layout = [*layout, f"parallel.offload_path={tmp_path}"]
     runs = [_named("whole", overrides, tmp_path, STEPS, *layout)]
     runs += [_named("parts", overrides, tmp_path, steps, *layout) for steps in (*stops, STEPS)]
     for whole, *_, last in run_distributed(_run_in_turn, world_size, runs):
