@@ -44,6 +44,7 @@ MEGATRON = {
     "megagpt/parallel/launch.py",
     "megagpt/parallel/megatron.py",
     "megagpt/parallel/zero.py",
+    "megagpt/plan/trace.py",
 }
 DEEPSPEED = {"megagpt/parallel/zero.py"}
 

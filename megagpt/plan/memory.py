@@ -96,13 +96,16 @@ def layer_activations(job: Job, recompute: str | None = None) -> float:
         return size * stream
     tensor, heads = job.tensor, model.num_attention_heads * model.head_dim
     keys = 2 * model.query_groups * model.head_dim
-    masks = 2 * MASK * stream if model.hidden_dropout else 0.0
+    # Our kernel drops by a seed, from which the backward pass knows the mask.
+    masks = 2 * MASK * stream if model.hidden_dropout and job.config.kernels.dropout_add == "torch" else 0.0
     norms = size * 2 * stream + _norm_statistics(job)
     linear_inputs = size * (2 * stream + tokens * (heads + model.ffn_size) / tensor)
     qkv = size * tokens * (heads + keys) / tensor
-    if model.position_embedding == "rope" or model.qk_layernorm:  # new queries and keys beside the projection's
-        copies = (model.position_embedding == "rope") + model.qk_layernorm
-        qkv += size * copies * tokens * (heads + keys / 2) / tensor
+    rope, grouped = model.position_embedding == "rope", model.query_groups < model.num_attention_heads
+    if rope or model.qk_layernorm:  # new queries and keys beside the projection's
+        qkv += size * tokens * (heads + keys / 2) / tensor
+    if grouped and (model.qk_layernorm or not rope):  # queries of all groups, put together
+        qkv += size * tokens * heads / tensor
     if job.config.parallel.micro_batch_size > 1 and not job.unfused_attention:
         qkv += size * tokens * heads / tensor  # attention's output before it is transposed
     inner = size * tokens * model.ffn_size * (2 if model.activation == "swiglu" else 1) / tensor
@@ -133,7 +136,8 @@ def _stage_activations(job: Job, stage: int) -> float:
     chunks = job.in_flight(stage)
     activations = chunks * job.layers_per_chunk * layer_activations(job)
     if job.stages > 1:
-        activations += chunks * size * stream  # a chunk's output stays until its gradient comes
+        outputs = chunks - (stage == job.stages - 1)  # which stay until their gradients come
+        activations += outputs * size * stream
     if stage == 0:
         per_chunk = MASK * stream if model.hidden_dropout else 0.0
         whole = job.in_flight(stage) if job.virtual == 1 else min(job.micro_batches, 2 * job.stages)
@@ -141,6 +145,14 @@ def _stage_activations(job: Job, stage: int) -> float:
     if stage == job.stages - 1:
         activations += size * 2 * stream + _norm_statistics(job) / 2  # inputs of the final norm and the projection
     return activations
+
+
+def saved_logits(job: Job) -> float:
+    """Bytes of the last stage's logits between its forward and its backward pass."""
+    if job.config.kernels.fuse_output_projection:
+        return 0.0
+    size = FP32 if job.config.kernels.cross_entropy == "torch" else job.itemsize
+    return job.tokens * job.config.model.padded_vocab_size / job.tensor * size
 
 
 def logits_bytes(job: Job) -> float:
@@ -164,7 +176,7 @@ def _layer_working(job: Job) -> float:
     inner = tokens * model.ffn_size * (2 if model.activation == "swiglu" else 1) / job.tensor
     stream = tokens * model.hidden_size
     weight = model.hidden_size * max(inner / tokens, model.ffn_size / job.tensor)
-    working = size * (inner + tokens * model.ffn_size / job.tensor + 2 * stream / job.sequence + weight)
+    working = size * (inner + 2 * stream / job.sequence + weight)
     if job.config.parallel.recompute == "full":
         working += layer_activations(job, "none")
     elif job.config.parallel.recompute == "selective" and job.unfused_attention:
@@ -175,7 +187,7 @@ def _layer_working(job: Job) -> float:
 def _communication(job: Job, parameters: int) -> float:
     model, size, parallel = job.config.model, job.itemsize, job.config.parallel
     stream = size * job.tokens * model.hidden_size
-    buffers = 2 * stream if job.tensor > 1 else 0.0  # a layer's whole input, and its gradient
+    buffers = 2 * stream if job.sequence > 1 else 0.0  # a layer's whole input, and its gradient
     if job.stages > 1:
         buffers += 2 * stream / job.sequence  # what comes from both neighbours
     if parallel.engine == "deepspeed":

@@ -1,0 +1,198 @@
+"""Builds a run's model in a world of the run's size, with no memory behind its tensors, and watches a pass through it.
+
+The world is PyTorch's `fake` process group, the tensors are FakeTensors; the code that builds and computes is the
+project's own. What comes out is exact: parameters of a rank, bytes saved for the backward pass, the peak on the way.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import tensor_parallel
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from megagpt.config.schema import Config, KernelsConfig
+from megagpt.errors import ConfigError
+from megagpt.kernels import backend
+from megagpt.kernels.attention import supported
+from megagpt.model.gpt import GPT, build_model
+from megagpt.parallel import cpu, launch
+from megagpt.plan.job import Job
+
+
+@dataclass(frozen=True)
+class ChunkTrace:
+    """One chunk of a rank and one micro-batch's forward and backward pass through it."""
+
+    parameters: int
+    saved_bytes: int
+    """What the forward pass leaves for the backward pass, its output to the next stage included, weights apart."""
+    peak_bytes: int
+    """Most memory at any moment of the two passes, weights and gradients apart."""
+
+
+@dataclass(frozen=True)
+class StageTrace:
+    """The chunks of a rank of one pipeline stage."""
+
+    stage: int
+    chunks: list[ChunkTrace]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the rank."""
+        return sum(chunk.parameters for chunk in self.chunks)
+
+    def activation_bytes(self, in_flight: int) -> float:
+        """What `in_flight` micro-batches save, each in one of the chunks, at the fullest moment of a step.
+
+        What one chunk saves more than others, for the embedding or the logits, is there for one micro-batch.
+        """
+        saved = [chunk.saved_bytes for chunk in self.chunks]
+        return in_flight * min(saved) + sum(saved) - len(saved) * min(saved)
+
+    @property
+    def working_bytes(self) -> int:
+        """What a pass needs beside what is saved."""
+        return max(chunk.peak_bytes - chunk.saved_bytes for chunk in self.chunks)
+
+
+def trace(job: Job, stages: list[int] | None = None, on_gpu: bool = True) -> list[StageTrace]:
+    """Trace one rank of each of `stages`: by default of those that differ, the first, one in the middle, and the last.
+
+    on_gpu: with the kernels that a GPU would run, else with this machine's. Chunks that are alike are traced once.
+    Raises ConfigError where a process group exists already.
+    """
+    if dist.is_initialized():
+        raise ConfigError(
+            "a trace makes a world of its own, but this process is a rank already: run it without torchrun"
+        )
+    if on_gpu:
+        config = dataclasses.replace(job.config, kernels=_gpu_kernels(job.config))
+        job = dataclasses.replace(job, config=config)
+    wanted = stages if stages is not None else sorted({0, job.stages // 2, job.stages - 1})
+    known: dict[tuple, ChunkTrace] = {}
+    return [StageTrace(stage, _trace_stage(job, stage, known)) for stage in wanted]
+
+
+def watch(model: GPT, config: Config) -> ChunkTrace:
+    """Pass a micro-batch forward and backward through `model`, of fake tensors or real ones, and watch its memory."""
+    parameters = {id(parameter.untyped_storage()) for parameter in model.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if id(storage) not in parameters:
+            saved[id(storage)] = storage
+        return tensor
+
+    tracker = MemTracker()
+    tracker.track_external(model)
+    with tracker:
+        inputs = example_inputs(model, config)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = inputs()
+        if not model.post_process:  # the schedule holds it until its gradient comes
+            pack(output)
+        saved_bytes = sum(storage.nbytes() for storage in saved.values())
+        saved.clear()
+        output.backward(torch.ones_like(output))
+    peak = sum(held["Total"] for held in tracker.get_tracker_snapshot("peak").values())
+    weights = sum(parameter.untyped_storage().nbytes() for parameter in model.parameters())
+    return ChunkTrace(sum(parameter.numel() for parameter in model.parameters()), saved_bytes, peak - weights)
+
+
+def example_inputs(model: GPT, config: Config) -> partial:
+    """A call of `model`'s forward pass on one micro-batch; gradients are dropped as soon as they are there.
+
+    The engines, too, add a gradient to a buffer and drop it.
+    """
+    shape = (config.parallel.micro_batch_size, config.model.sequence_length)
+    device = cpu.device()
+    tokens = torch.zeros(shape, dtype=torch.long, device=device)
+    if not model.pre_process:
+        length = shape[1] // (config.parallel.tensor_parallel_size if config.parallel.sequence_parallel else 1)
+        size = (length, shape[0], config.model.hidden_size)
+        model.set_input_tensor(torch.zeros(size, dtype=model.config.params_dtype, device=device, requires_grad=True))
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+    positions = torch.arange(shape[1], device=device).expand(shape)
+    return partial(model, tokens, positions, None, labels=tokens if model.post_process else None)
+
+
+def _trace_stage(job: Job, stage: int, known: dict[tuple, ChunkTrace]) -> list[ChunkTrace]:
+    chunks, model = [], job.config.model
+    kinds = []
+    for chunk in range(job.virtual):
+        first, last = stage == 0 and chunk == 0, stage == job.stages - 1 and chunk == job.virtual - 1
+        kinds.append((first, last, tuple(model.window(layer) for layer in job.chunk_layers(stage, chunk))))
+    if set(kinds) <= set(known):
+        return [known[kind] for kind in kinds]
+    with _fake_world(job, stage * job.tensor * job.data):
+        for chunk, kind in enumerate(kinds):
+            if kind not in known:
+                virtual_stage = chunk if job.virtual > 1 else None
+                known[kind] = watch(build_model(job.config, *kind[:2], virtual_stage), job.config)
+            chunks.append(known[kind])
+    return chunks
+
+
+@contextmanager
+def _fake_world(job: Job, rank: int) -> Iterator[None]:
+    """This process is `rank` of the job's ranks, of which there are no others, and its tensors have no memory."""
+    dtype = torch.bfloat16 if job.config.optim.precision == "bf16" else torch.float32
+    default = torch.get_default_dtype()
+    tracker = tensor_parallel.random.CudaRNGStatesTracker
+    try:
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=job.gpus)
+        launch.initialize(job.config.parallel, job.config.seed)
+        torch.set_default_dtype(dtype)  # of norms, which no conversion can reach: see below
+        with ExitStack() as stack:
+            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            # A fake parameter cannot be converted in place, and is right from the start.
+            stack.enter_context(_replaced(GPT, "to", lambda self, *_: self))
+            # Random states are compared by value, which fake ones do not have.
+            stack.enter_context(_replaced(tracker, "fork", lambda self, name="": nullcontext()))
+            # Kernels are asked for their shapes alone, which needs neither a GPU nor Triton's interpreter.
+            stack.enter_context(_replaced(backend, "_interpreted", lambda: True))
+            yield
+    finally:
+        torch.set_default_dtype(default)
+        launch.shutdown()
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    own = name in vars(owner)
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+def _gpu_kernels(config: Config) -> KernelsConfig:
+    """What `auto` means on a GPU: our kernels, where they support the model."""
+    model = config.model
+    ours = config.optim.precision == "bf16" and supported(
+        torch.bfloat16, model.head_dim, dropout=model.attention_dropout
+    )
+    chosen = {
+        field.name: "triton"
+        for field in dataclasses.fields(config.kernels)
+        if getattr(config.kernels, field.name) == "auto"
+    }
+    if "attention" in chosen and not ours:
+        chosen["attention"] = "sdpa"
+    return dataclasses.replace(config.kernels, **chosen)

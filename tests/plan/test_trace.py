@@ -1,0 +1,63 @@
+"""The trace against the arithmetic, and against what a real run allocates."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from tests.plan import traced
+
+GPT3 = [
+    *("model=gpt3", "model.num_layers=4", "model.hidden_size=512", "model.num_attention_heads=8"),
+    *("model.sequence_length=512", "model.vocab_size=4000", "optim.global_batch_size=16", "optim.ramp_start=null"),
+    "optim.ramp_tokens=0",
+]
+MODERN = [
+    *("model=demo_modern", "model.hidden_size=512", "model.num_attention_heads=8", "model.num_query_groups=4"),
+    *("model.sequence_length=512", "optim.global_batch_size=16", "optim.ramp_start=null", "optim.ramp_tokens=0"),
+]
+TENSOR = ["parallel.tensor_parallel_size=2"]
+SEQUENCE = [*TENSOR, "parallel.sequence_parallel=true"]
+PIPELINE = ["parallel.pipeline_parallel_size=2"]
+
+
+@pytest.fixture(scope="module")
+def process():
+    """Another process: a trace makes a world of its own, which other tests' worlds would be in the way of."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus"),
+    [
+        (GPT3, 1),
+        ([*GPT3, *TENSOR, "parallel.micro_batch_size=2"], 4),
+        ([*GPT3, *SEQUENCE, *PIPELINE, "parallel.virtual_pipeline_size=2"], 8),
+        ([*GPT3, *SEQUENCE, *PIPELINE, "parallel.recompute=full"], 4),
+        ([*GPT3, "optim.precision=fp32"], 2),
+        ([*GPT3, "kernels.fuse_output_projection=true"], 2),
+        (MODERN, 1),
+        ([*MODERN, *SEQUENCE, *PIPELINE, "parallel.micro_batch_size=2", "model.qk_layernorm=false"], 8),
+    ],
+)
+def test_arithmetic_agrees_with_the_trace(process, overrides, gpus):
+    for found in process(traced.compare, overrides, gpus):
+        assert found["parameters"] == found["planned parameters"]
+        assert found["planned activations"] == pytest.approx(found["activations"], rel=0.1)
+
+
+def test_175b_as_traced(process):
+    layout = [*SEQUENCE, *PIPELINE, "parallel.tensor_parallel_size=8", "parallel.pipeline_parallel_size=16"]
+    overrides = ["experiment=gpt3_175b", *layout, "parallel.virtual_pipeline_size=3", "optim.ramp_start=128"]
+    for found in process(traced.compare, overrides, 1024):
+        assert found["parameters"] == found["planned parameters"]
+        assert found["planned activations"] == pytest.approx(found["activations"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "overrides", [GPT3, MODERN, [*GPT3, "parallel.recompute=full"], [*GPT3, "optim.precision=fp32"]]
+)
+def test_trace_agrees_with_what_is_allocated(process, overrides):
+    found = process(traced.peaks, overrides)
+    assert found["traced"] == pytest.approx(found["allocated"], rel=0.1)

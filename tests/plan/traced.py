@@ -1,0 +1,57 @@
+"""What a process of its own finds: traces of small models, and the memory that real runs of them allocate."""
+
+import itertools
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from megagpt.config.load import load
+from megagpt.parallel import launch
+from megagpt.plan.job import Job
+from megagpt.plan.memory import saved_logits, stage_memory
+from megagpt.plan.parameters import stage_parameters
+
+
+def compare(overrides: list[str], gpus: int) -> list[dict[str, float]]:
+    """Arithmetic and trace of the stages that differ."""
+    from megagpt.plan.trace import trace
+
+    job = Job(load(overrides), gpus)
+    found = []
+    for stage in trace(job):
+        planned = stage_memory(job, stage.stage)
+        logits = saved_logits(job) if stage.stage == job.stages - 1 else 0.0
+        found.append(
+            {
+                "parameters": stage.parameters,
+                "planned parameters": stage_parameters(job, stage.stage),
+                "activations": stage.activation_bytes(job.in_flight(stage.stage)),
+                "planned activations": planned.activations + logits,
+            }
+        )
+    return found
+
+
+def peaks(overrides: list[str]) -> dict[str, float]:
+    """Peak of a forward and backward pass in bytes, weights apart: traced, and allocated by a real run of one rank."""
+    from megagpt.plan.trace import trace
+
+    job = Job(load(overrides), 1)
+    (traced,) = trace(job, on_gpu=False)
+    return {"traced": traced.chunks[0].peak_bytes, "allocated": _allocated(job)}
+
+
+def _allocated(job: Job) -> float:
+    from megagpt.model.gpt import build_model
+    from megagpt.plan.trace import example_inputs
+
+    launch.initialize(job.config.parallel, job.config.seed)
+    model = build_model(job.config)
+    forward = example_inputs(model, job.config)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        output = forward()
+        output.backward(torch.ones_like(output))
+    launch.shutdown()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
