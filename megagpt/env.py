@@ -45,7 +45,8 @@ def master_port() -> int | None:
 
 def restart_attempt() -> int:
     """How often this job was started again, by torchrun or by Slurm; 0 the first time."""
-    return max(_integer("TORCHELASTIC_RESTART_COUNT", 0), _integer("SLURM_RESTART_COUNT", 0))
+    # Both counted together: each start of either kind is another attempt.
+    return _integer("TORCHELASTIC_RESTART_COUNT", 0) + _integer("SLURM_RESTART_COUNT", 0)
 
 
 def wandb_mode() -> str | None:

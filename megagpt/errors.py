@@ -37,5 +37,20 @@ class DistributedError(MegaGPTError):
     exit_code = 6
 
 
+class RepeatedFailure(MegaGPTError):
+    """Several attempts of a job failed in the same step."""
+
+    exit_code = 8
+
+
+class ReplicasDiverged(MegaGPTError):
+    """Ranks that hold the same tensor no longer hold the same values."""
+
+    exit_code = 9
+
+
+HUNG = 7
+"""Exit code of a rank that its watchdog ended, because some rank made no progress."""
+
 STOPPED_BY_SIGNAL = 75
 """Exit code of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL of sysexits.h)."""

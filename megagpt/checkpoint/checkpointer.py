@@ -169,6 +169,27 @@ class Checkpointer:
         self._trusted[found.path] = found
         return found.path
 
+    def rewind(self, step: int) -> Path | None:
+        """Gives the steps after a checkpoint up, to be trained and saved anew: removes their checkpoints.
+
+        Returns: the newest valid checkpoint of at most `step`, verified; None, and nothing removed, when there is none.
+        Raises: CheckpointError when there are some but none is valid, or a pending save failed.
+        """
+        self.poll(wait=True)
+        found, refused = loading.find(self.directory, self.world, at_most=step)
+        self._refused |= refused
+        if found is None:
+            return None
+        later = [path for path in self.directory.iterdir() if _step_of(path) > _step_of(found.path)]
+        self._committed -= {path.name for path in later}
+        self._trusted = {found.path: found}
+        with self.world.together():
+            if self.world.rank == 0:
+                replace_text(self.directory / loading.LATEST, f"{found.path.name}\n", secrets.token_hex(4))
+                for path in later:
+                    self._remove(path)
+        return found.path
+
     def load(self, path: Path, pieces: Iterable[Piece], strict: bool = True, cast: bool = False) -> dict[str, Any]:
         """Fills every piece's data in place from a checkpoint of any layout and returns the saved state.
 
@@ -325,3 +346,9 @@ class Checkpointer:
     def _release(self) -> None:
         if self._lease is not None:
             self._lease.release()
+
+
+def _step_of(path: Path) -> int:
+    """The step of a checkpoint's folder; -1 for anything else."""
+    match = STEP.fullmatch(path.name)
+    return int(match[1]) if match else -1

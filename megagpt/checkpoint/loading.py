@@ -50,12 +50,14 @@ def newest_valid(directory: Path, world: World | None = None) -> Path | None:
     return found.path if found else None
 
 
-def find(directory: Path, world: World) -> tuple[Checkpoint | None, set[str]]:
-    """`newest_valid`, returning the checkpoint opened, and the names of those that were refused."""
+def find(directory: Path, world: World, at_most: int | None = None) -> tuple[Checkpoint | None, set[str]]:
+    """`newest_valid`, of at most a step if one is given: returns it opened, and the names of those refused."""
     with world.together():
         listed = list_candidates(directory) if world.rank == 0 else None
     candidates, complaints = world.broadcast(listed)
     refused: set[str] = set()
+    if at_most is not None:
+        candidates = [name for name in candidates if int(STEP.fullmatch(name)[1]) <= at_most]
     for name in candidates:
         try:
             return verify(directory / name, world), refused

@@ -276,9 +276,9 @@ def spikes_have_checkpoints(config: Config, world_size: int) -> Iterator[str]:
     reach = saving.keep_last * saving.interval
     if reliability.spike_threshold and reach <= reliability.spike_rewind:
         yield (
-            f"reliability.spike_rewind ({reliability.spike_rewind}) reaches behind the oldest checkpoint that"
-            f" checkpoint.keep_last ({saving.keep_last}) x checkpoint.interval ({saving.interval}) = {reach} steps keep:"
-            " lower the first, keep more, or set reliability.spike_threshold=0"
+            f"reliability.spike_rewind ({reliability.spike_rewind}) reaches behind what checkpoint.keep_last"
+            f" ({saving.keep_last}) x checkpoint.interval ({saving.interval}) = {reach} steps"
+            " keeps: lower the first, keep more, or set reliability.spike_threshold=0"
         )
 
 

@@ -1,6 +1,7 @@
 """Brings up `torch.distributed` and Megatron-Core's process groups, and takes them down."""
 
 import datetime
+import gc
 import logging
 import sys
 
@@ -59,10 +60,16 @@ def _meet(timeout: datetime.timedelta) -> None:
         ) from error
 
 
+def side_store(name: str) -> dist.Store:
+    """The store that the ranks met in, under keys of its own and over a connection that only the caller waits for."""
+    return dist.PrefixStore(name, dist.distributed_c10d._get_default_store().clone())
+
+
 def form_groups(parallel: ParallelConfig, seed: int) -> None:
     """Form Megatron-Core's groups over the ranks of the default group, and seed its random streams."""
     from megatron.core import parallel_state, tensor_parallel
 
+    gc.collect()  # engines are cycles, and one that is gone would keep the threads of its groups
     parallel_state.initialize_model_parallel(
         parallel.tensor_parallel_size,
         parallel.pipeline_parallel_size,

@@ -20,8 +20,9 @@ def run(config: Config) -> int:
         session = open_session(config, LanguageModelTask(), checkpointer)
         if not session.trainer.fit():
             return STOPPED_BY_SIGNAL
-        evaluate_run(session)
-        write_samples(session)
+        with session.trainer.watchdog as watchdog, watchdog.within("evaluation"):
+            evaluate_run(session)
+            write_samples(session)
         session.trainer.metrics.finish()
     return 0
 

@@ -8,7 +8,7 @@ from megagpt import checkpoint
 from megagpt.checkpoint import Checkpointer
 from megagpt.config.load import to_dict
 from megagpt.config.schema import Config
-from megagpt.errors import ConfigError
+from megagpt.errors import ConfigError, TrainingDiverged
 from megagpt.parallel.engine import Engine
 from megagpt.train.state import TrainState
 
@@ -20,7 +20,7 @@ MAY_CHANGE = ("model.name", "model.hidden_dropout", "model.attention_dropout")
 CHANGES_SAMPLES = ("seed", "data.", "model.sequence_length", "stage.name")
 """Fields on which the order of training samples depends; a run that has begun keeps them."""
 
-NOT_WORTH_SAYING = ("logging.", "checkpoint.", "runs_dir", "run_name")
+NOT_WORTH_SAYING = ("logging.", "checkpoint.", "reliability.", "runs_dir", "run_name")
 
 
 def layout(engine: Engine) -> dict[str, Any]:
@@ -50,11 +50,30 @@ def restore_run(config: Config, engine: Engine, checkpointer: Checkpointer) -> T
         )
     manifest = checkpoint.read_manifest(newest)
     _compare(manifest["config"], to_dict(config), newest)
-    state = TrainState(**checkpointer.load(newest, engine.pieces(for_saving=False)))
-    engine.load_finished(state.optimizer_step)
-    if manifest["layout"] == layout(engine):
-        engine.set_random_state(checkpointer.rank_tensors(newest, engine.dims.rank))
+    state = _fill(engine, checkpointer, newest)
     log.info("resumed at step %d (%d tokens) from %s", state.step, state.tokens, newest)
+    return state
+
+
+def rewind_run(engine: Engine, checkpointer: Checkpointer, step: int) -> TrainState:
+    """Fill the engine from the newest valid checkpoint of at most `step`, and forget later ones. Collective.
+
+    Raises TrainingDiverged when there is none.
+    """
+    path = checkpointer.rewind(step)
+    if path is None:
+        raise TrainingDiverged(
+            f"the loss jumped, and there is no valid checkpoint of step {step} or before to go back to: lower "
+            "reliability.spike_rewind or checkpoint.interval, or start the run anew with a lower optim.lr"
+        )
+    return _fill(engine, checkpointer, path)
+
+
+def _fill(engine: Engine, checkpointer: Checkpointer, path: Path) -> TrainState:
+    state = TrainState(**checkpointer.load(path, engine.pieces(for_saving=False)))
+    engine.load_finished(state.optimizer_step)
+    if checkpoint.read_manifest(path)["layout"] == layout(engine):
+        engine.set_random_state(checkpointer.rank_tensors(path, engine.dims.rank))
     return state
 
 

@@ -21,10 +21,12 @@ from megagpt.parallel import launch
 from megagpt.parallel.build import build_engine
 from megagpt.parallel.engine import Engine, Task
 from megagpt.parallel.megatron import MegatronEngine
-from megagpt.stages.resume import layout, restore_run
+from megagpt.stages.resume import layout, restore_run, rewind_run
+from megagpt.train.attempts import Attempts, give_up_if_hopeless
 from megagpt.train.loop import Trainer
 from megagpt.train.metrics import MetricsWriter
 from megagpt.train.state import TrainState
+from megagpt.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,9 @@ class Session:
 def open_session(config: Config, task: Task, checkpointer: Checkpointer) -> Session:
     """Build engine, data and loop of a run, and go on from its newest checkpoint where there is one. Collective."""
     run_dir, is_main = Path(config.run_dir), dist.get_rank() == 0
+    attempts = Attempts(run_dir, enabled=is_main)
+    failures = checkpointer.world.broadcast(attempts.repeated() if is_main else None)
+    give_up_if_hopeless(failures, config.reliability.max_failures)
     loader = TrainLoader(config)
     engine = build_engine(config, task)
     state = restore_run(config, engine, checkpointer)
@@ -68,7 +73,14 @@ def open_session(config: Config, task: Task, checkpointer: Checkpointer) -> Sess
         names = ("loss", "perplexity", "bits_per_byte")
         return {f"validation_{name}": values[name] for name in names if name in values}
 
-    trainer = Trainer(config, engine, loader, metrics, checkpointer, save, validate, state)
+    def rewind(step: int) -> TrainState:
+        return rewind_run(engine, checkpointer, step)
+
+    watchdog = Watchdog(config.reliability, run_dir)
+    watchdog.observe(engine.modules)
+    trainer = Trainer(
+        *(config, engine, loader, metrics, checkpointer, save, validate, rewind, watchdog, attempts, state)
+    )
     return Session(config, engine, loader, trainer, run_dir)
 
 

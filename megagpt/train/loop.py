@@ -14,11 +14,16 @@ from megagpt.data.loader import TrainLoader
 from megagpt.errors import TrainingDiverged
 from megagpt.log import STARTED, progress
 from megagpt.parallel.engine import Engine, StepResult
+from megagpt.parallel.replicas import Replicas
+from megagpt.train.attempts import Attempts
 from megagpt.train.flops import device_peak_tflops, mfu
 from megagpt.train.metrics import MetricsWriter
 from megagpt.train.schedules import global_batch_size, learning_rate
 from megagpt.train.signals import StopSignal
+from megagpt.train.spikes import Spike, SpikeGuard, next_sample, rolled_back
 from megagpt.train.state import TrainState
+from megagpt.train.stragglers import Stragglers
+from megagpt.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -43,35 +48,50 @@ class Trainer:
     """Writes a checkpoint; collective."""
     evaluate: Callable[[TrainState], dict[str, float]]
     """Measures the model on held-out data; collective."""
+    rewind: Callable[[int], TrainState]
+    """Fills the engine from the newest checkpoint of at most a step, and forgets later ones; collective."""
+    watchdog: Watchdog
+    attempts: Attempts
     state: TrainState = field(default_factory=TrainState)
+
+    def __post_init__(self) -> None:
+        reliability = self.config.reliability
+        self.spikes = SpikeGuard(reliability)
+        self.stragglers = Stragglers(reliability, self.engine.dims, self.engine.modules)
+        self.replicas = Replicas(self.engine.pieces(for_saving=False)) if reliability.replica_interval else None
 
     def fit(self) -> bool:
         """Run to the end and return True, or return False after a signal. The last step is saved either way."""
-        optim, state = self.config.optim, self.state
-        first_step, saved_step = state.step + 1, state.step
-        with StopSignal() as stop, self._progress() as bar:
-            while state.tokens < optim.train_tokens:
-                self._step(bar)
-                if state.step == first_step:
+        train_tokens, interval = self.config.optim.train_tokens, self.config.checkpoint.interval
+        self._saved_step = self.state.step
+        first = True
+        with StopSignal() as stop, self.watchdog, self._progress() as bar:
+            while self.state.tokens < train_tokens:
+                if spike := self._step(bar):
+                    self._roll_back(spike, bar)
+                if first:
+                    first = False
+                    self.watchdog.first_step_done()
                     log.info("first step after %.1f s", time.perf_counter() - STARTED)
+                self._compare_ranks()
                 self.saver.poll()
                 stopping = stop.agreed()
-                if stopping or _due(state.step, self.config.checkpoint.interval):
-                    self.save(state)
-                    saved_step = state.step
+                if stopping or _due(self.state.step, interval):
+                    self._save()
                 if stopping:
                     break
-                if _due(state.step, self.config.stage.eval_interval) and state.tokens < optim.train_tokens:
+                if _due(self.state.step, self.config.stage.eval_interval) and self.state.tokens < train_tokens:
                     self._evaluate()
-            finished = state.tokens >= optim.train_tokens
-            if saved_step != state.step:
-                self.save(state)
-            self.saver.poll(wait=True)
+            self._save()
+            with self.watchdog.within("save"):
+                self.saver.poll(wait=True)
+        self.attempts.end()
+        finished = self.state.tokens >= train_tokens
         if not finished:
-            log.info("stopped by a signal at step %d; the same command goes on from there", state.step)
+            log.info("stopped by a signal at step %d; the same command goes on from there", self.state.step)
         return finished
 
-    def _step(self, bar: Any) -> None:
+    def _step(self, bar: Any) -> Spike | None:
         optim, dims, state = self.config.optim, self.engine.dims, self.state
         started = time.perf_counter()
         replica_batch = self.config.parallel.micro_batch_size * dims.data_size
@@ -79,17 +99,52 @@ class Trainer:
         batch_size = global_batch_size(optim, state.tokens, multiple)
         tokens = batch_size * self.config.model.sequence_length
         lr = learning_rate(optim, state.tokens + tokens)
-        batches = self.loader.micro_batches(state.samples, batch_size, dims.data_rank, dims.data_size)
-        result = self.engine.train_step(batches, batch_size // replica_batch, lr)
+        first_sample = next_sample(state, batch_size)
+        self.watchdog.step = state.step + 1
+        self.attempts.begin(state.step + 1, first_sample, batch_size)
+        batches = self.loader.micro_batches(first_sample, batch_size, dims.data_rank, dims.data_size)
+        result = self.engine.train_step(self.watchdog.batches(batches), batch_size // replica_batch, lr)
 
         state.step += 1
-        state.samples += batch_size
+        state.samples = first_sample + batch_size
         state.tokens += tokens
         self._guard(result)
         seconds = time.perf_counter() - started
         speed = self._log(result, lr, batch_size, tokens / seconds, seconds)
         bar.update(min(tokens, bar.total - bar.n))
         bar.set_postfix(step=state.step, loss=f"{result.loss:.3f}", **speed)
+        return self.spikes.check(state, first_sample, result.loss) if result.applied else None
+
+    def _roll_back(self, spike: Spike, bar: Any) -> None:
+        """Go on from a checkpoint before the spike, without the samples around it."""
+        self.spikes.check_budget(self.state, spike)
+        with self.watchdog.within("save"):
+            restored = self.rewind(spike.step - max(1, self.config.reliability.spike_rewind))
+        log.warning(
+            "step %d: loss %.4f where %.4f is usual. Going back to step %d; samples %d to %d are left out",
+            *(spike.step, spike.loss, spike.usual, restored.step, spike.window[0], spike.window[1] - 1),
+        )
+        self.state = rolled_back(restored, self.state, spike)
+        self._saved_step = restored.step
+        self.metrics.resume(restored.step)
+        bar.update(min(restored.tokens, bar.total) - bar.n)
+
+    def _compare_ranks(self) -> None:
+        """Now and then look for silent damage and for slow ranks."""
+        step = self.state.step
+        if self.replicas and step % self.config.reliability.replica_interval == 0:
+            self.replicas.check(self.engine.pieces(for_saving=False))
+        self.stragglers.check(step)
+
+    def _save(self) -> None:
+        """Save the step unless it is saved already; never what replicas do not agree on."""
+        if self._saved_step == self.state.step:
+            return
+        with self.watchdog.within("save"):
+            if self.replicas:
+                self.replicas.check(self.engine.pieces(for_saving=False))
+            self.save(self.state)
+        self._saved_step = self.state.step
 
     def _guard(self, result: StepResult) -> None:
         """Count a step that was skipped because of a non-finite loss or gradient; too many in a row end the run."""
@@ -141,7 +196,9 @@ class Trainer:
         return {} if utilisation is None else {"mfu": f"{utilisation:.1%}"}
 
     def _evaluate(self) -> None:
-        values = self.evaluate(self.state)
+        with self.watchdog.within("evaluation"):
+            values = self.evaluate(self.state)
+        self.stragglers.forget()
         self.metrics.log(step=self.state.step, tokens=self.state.tokens, **values)
         described = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         log.info("step %d: %s", self.state.step, described)

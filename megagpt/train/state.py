@@ -1,6 +1,6 @@
 """Where a run stands: all that the next step depends on besides tensors."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -18,6 +18,12 @@ class TrainState:
     """Steps that changed nothing because the loss or a gradient was not finite."""
     skipped_in_a_row: int = 0
     """How many of those were the latest steps."""
+    recent: list[list[float]] = field(default_factory=list)
+    """First sample and loss of the latest steps, kept where loss spikes are watched for."""
+    left_out: list[list[int]] = field(default_factory=list)
+    """Samples that are not trained on since the loss jumped: each from the first up to but without the second."""
+    rollbacks: int = 0
+    """How often the run has gone back from a spike."""
 
     @property
     def optimizer_step(self) -> int:

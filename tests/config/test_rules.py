@@ -141,7 +141,7 @@ BROKEN = [
     ),
     (
         *("spikes_have_checkpoints", 1, ["reliability.spike_threshold=2", "checkpoint.interval=50"]),
-        ["reliability.spike_rewind (100)", "checkpoint.keep_last (2) x checkpoint.interval (50) = 100", "lower the first"],
+        ["reliability.spike_rewind (100)", "keep_last (2) x checkpoint.interval (50) = 100", "lower the first"],
     ),
     ("data_is_named", 1, ["data.tokenizer=''"], ["data.tokenizer", "tools/train_tokenizer.py", "make train"]),
     ("data_is_named", 1, ["data.corpora=[]"], ["data.corpora", "tools/preprocess.py", "make train"]),

@@ -1,55 +1,21 @@
 """What a run survives: signals, kill -9 and numbers that are not finite."""
 
-import contextlib
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from dist import run_distributed
 
-from megagpt.checkpoint import load, locate
+from megagpt.checkpoint import locate
 from megagpt.errors import STOPPED_BY_SIGNAL, TrainingDiverged
-from megagpt.parallel.pieces import Piece
+from tests.faults import job
 
 STEPS = 600
 KILLS = 10
-
-
-def _command(ranks: int, overrides: list[str], **options: object) -> list[str]:
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), *flags]
-    return [*(launcher if ranks > 1 else [sys.executable]), "-m", "megagpt", *overrides]
-
-
-def _start(command: list[str], log: Path) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    return subprocess.Popen(command, env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT)
-
-
-def _steps(run_dir: Path) -> int:
-    path = run_dir / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def _wait_for(condition, process: subprocess.Popen, log: Path, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
-
-
-def _settings(overrides: list[str], folder: Path, name: str, steps: int = STEPS) -> list[str]:
-    tokens = 32 * 8 * steps
-    more = ["optim.global_batch_size=8", "optim.ramp_start=null", "optim.ramp_tokens=0", "model.num_layers=2"]
-    return [*overrides, *more, f"run_name={name}", f"runs_dir={folder}", f"optim.train_tokens={tokens}"]
 
 
 def _engine(name: str) -> list[str]:
@@ -65,56 +31,36 @@ def _engine(name: str) -> list[str]:
     return ["parallel.engine=deepspeed", *more[name]]
 
 
-def _tensors(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Every tensor of the newest checkpoint, whole, and the state."""
-    folder = locate(run_dir)
-    index = json.loads((folder / "index.json").read_text())
-    entries = [entry for entries in index.values() for entry in entries if not entry["private"]]
-    pieces = {
-        entry["name"]: Piece.whole(entry["name"], torch.empty(entry["global_shape"], dtype=torch.float32))
-        for entry in entries
-    }
-    state = load(folder, pieces.values())
-    return {name: piece.data for name, piece in pieces.items()}, state
-
-
-def _ranks_of(launcher: int) -> list[int]:
-    """Process ids of the ranks that a launcher has started."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    ranks = []
-    for pid in map(int, children):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-            if b"megagpt" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                ranks.append(pid)
-    return ranks
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "kills_wanted"), [("megatron", KILLS), ("deepspeed", 3)])
 def test_kill_9_again_and_again(engine, kills_wanted, overrides, tmp_path):
     """Ranks killed at random moments and restarted by torchrun end with the parameters of a run never killed."""
     settings = ["parallel=data", "checkpoint.interval=5", *_engine(engine)]
-    whole = _start(_command(2, [*_settings(overrides, tmp_path, "whole"), *settings]), tmp_path / "whole.log")
+    whole = job.start(
+        job.command(2, [*job.settings(overrides, tmp_path, "whole", STEPS), *settings]), tmp_path / "whole.log"
+    )
     assert whole.wait(timeout=300) == 0, (tmp_path / "whole.log").read_text()
 
     moments, log = random.Random(7), tmp_path / "killed.log"
-    command = _command(2, [*_settings(overrides, tmp_path, "killed"), *settings], max_restarts=3 * kills_wanted)
-    killed = _start(command, log)
+    command = job.command(
+        2, [*job.settings(overrides, tmp_path, "killed", STEPS), *settings], max_restarts=3 * kills_wanted
+    )
+    killed = job.start(command, log)
     kills = 0
     while kills < kills_wanted:
-        _wait_for(lambda: len(_ranks_of(killed.pid)) == 2, killed, log)
+        job.wait_for(lambda: len(job.ranks_of(killed.pid)) == 2, killed, log)
         time.sleep(moments.uniform(0, 6))  # while starting, resuming, training or saving
         if killed.poll() is not None:
             break
-        ranks = _ranks_of(killed.pid)
+        ranks = job.ranks_of(killed.pid)
         if ranks:  # none while torchrun starts them anew
             os.kill(moments.choice(ranks), signal.SIGKILL)
             kills += 1
     assert killed.wait(timeout=400) == 0, log.read_text()
     assert kills == kills_wanted, f"the run was over after {kills} kills"
 
-    tensors, state = _tensors(tmp_path / "whole")
-    tensors_killed, state_killed = _tensors(tmp_path / "killed")
+    tensors, state = job.tensors(tmp_path / "whole")
+    tensors_killed, state_killed = job.tensors(tmp_path / "killed")
     assert state == state_killed
     assert tensors.keys() == tensors_killed.keys()
     assert all(torch.equal(tensors[name], tensors_killed[name]) for name in tensors)
@@ -123,11 +69,11 @@ def test_kill_9_again_and_again(engine, kills_wanted, overrides, tmp_path):
 
 
 def test_killed_rank_is_reported_once(overrides, tmp_path):
-    command = _command(2, [*_settings(overrides, tmp_path, "run", steps=100_000), "parallel=data"])
+    command = job.command(2, [*job.settings(overrides, tmp_path, "run", steps=100_000), "parallel=data"])
     log = tmp_path / "log"
-    process = _start(command, log)
-    _wait_for(lambda: _steps(tmp_path / "run") > 2, process, log)
-    os.kill(_ranks_of(process.pid)[1], signal.SIGKILL)
+    process = job.start(command, log)
+    job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
+    os.kill(job.ranks_of(process.pid)[1], signal.SIGKILL)
     assert process.wait(timeout=60) != 0
     assert log.read_text().count("lost contact with another rank") <= 1  # none where torchrun ends the peer first
     assert "(exitcode: -9) local_rank: 1" in log.read_text()
@@ -136,29 +82,29 @@ def test_killed_rank_is_reported_once(overrides, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signals_save_and_stop(number, overrides, tmp_path):
-    command = _command(1, [*_settings(overrides, tmp_path, "run", steps=100_000), "checkpoint.interval=0"])
+    command = job.command(1, [*job.settings(overrides, tmp_path, "run", steps=100_000), "checkpoint.interval=0"])
     log = tmp_path / "log"
-    process = _start(command, log)
-    _wait_for(lambda: _steps(tmp_path / "run") > 2, process, log)
+    process = job.start(command, log)
+    job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
     process.send_signal(number)
     assert process.wait(timeout=60) == STOPPED_BY_SIGNAL, log.read_text()
     saved = int(locate(tmp_path / "run").name.removeprefix("step_"))
-    assert saved == _steps(tmp_path / "run")
+    assert saved == job.steps(tmp_path / "run")
     assert f"stopped by a signal at step {saved}" in log.read_text()
 
 
 @pytest.mark.parametrize("engine", ["megatron", "deepspeed"])
 def test_ctrl_c_under_torchrun_saves(engine, overrides, tmp_path):
     """The terminal sends SIGINT to the launcher and to every rank at once, and the launcher passes it on."""
-    settings = [*_settings(overrides, tmp_path, "run", steps=100_000), "checkpoint.interval=0", "parallel=data"]
-    command = _command(2, [*settings, *_engine(engine)])
+    settings = [*job.settings(overrides, tmp_path, "run", steps=100_000), "checkpoint.interval=0", "parallel=data"]
+    command = job.command(2, [*settings, *_engine(engine)])
     log = tmp_path / "log"
-    process = _start(command, log)
-    _wait_for(lambda: _steps(tmp_path / "run") > 2, process, log)
-    for pid in (process.pid, *_ranks_of(process.pid)):
+    process = job.start(command, log)
+    job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
+    for pid in (process.pid, *job.ranks_of(process.pid)):
         os.kill(pid, signal.SIGINT)
     assert process.wait(timeout=60) != 0
-    assert int(locate(tmp_path / "run").name.removeprefix("step_")) == _steps(tmp_path / "run"), log.read_text()
+    assert int(locate(tmp_path / "run").name.removeprefix("step_")) == job.steps(tmp_path / "run"), log.read_text()
 
 
 class _Poisoned:
@@ -206,7 +152,7 @@ def _train_poisoned(overrides: list[str], calls: range, value: float) -> tuple[l
 @pytest.mark.parametrize("engine", ["megatron", "deepspeed", "zero1-bf16", "zero2-offload"])
 def test_non_finite_step_is_skipped_everywhere(engine, value, overrides, tmp_path):
     """With 4 micro-batches a rank and step, calls 4 to 7 are step 2, poisoned on the last rank alone."""
-    settings = [*_settings(overrides, tmp_path, "run", steps=4), "parallel.micro_batch_size=1", *_engine(engine)]
+    settings = [*job.settings(overrides, tmp_path, "run", steps=4), "parallel.micro_batch_size=1", *_engine(engine)]
     for hashes, state, _ in run_distributed(_train_poisoned, 2, settings, range(5, 6), value):
         assert [applied for applied, _ in hashes] == [True, False, True, True]
         assert hashes[0][1] == hashes[1][1]
@@ -217,7 +163,7 @@ def test_non_finite_step_is_skipped_everywhere(engine, value, overrides, tmp_pat
 
 
 def test_too_many_skipped_steps_stop_the_run(overrides, tmp_path):
-    settings = [*_settings(overrides, tmp_path, "run", steps=9), "optim.max_skipped_steps=3"]
+    settings = [*job.settings(overrides, tmp_path, "run", steps=9), "optim.max_skipped_steps=3"]
     for hashes, state, message in run_distributed(_train_poisoned, 2, settings, range(4, 99), float("nan")):
         assert len(hashes) == state["step"] == 4
         assert "3 steps in a row, up to step 4" in message

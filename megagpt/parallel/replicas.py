@@ -1,0 +1,98 @@
+"""Compares what several ranks hold in common, bit for bit: a difference is silent damage of memory or of a step.
+
+In common are all parameters among data-parallel ranks, norms and other parameters that tensor parallelism does not
+split among tensor-parallel ranks, and tied embeddings of two pipeline stages. With ZeRO stage 3 no parameter is.
+"""
+
+import socket
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+
+from megagpt.errors import ReplicasDiverged
+from megagpt.parallel.pieces import Piece
+
+CHUNK = 1 << 22
+"""Elements that are hashed at a time: hashing needs 16 bytes of memory for each."""
+
+SHOWN = 8
+"""Tensors that an error names."""
+
+
+def fingerprint(data: torch.Tensor) -> torch.Tensor:
+    """A 64-bit hash of a tensor's bits, int64 scalar on its device.
+
+    It is the sum of (2 i + 1) x_i modulo 2^64 over its elements' bits as whole numbers x_i, which is exact in any order
+    of addition. It differs whenever a single element does: an odd factor never cancels a difference.
+    """
+    sizes = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = data.detach().contiguous().view(-1).view(sizes[data.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=data.device)
+    for start in range(0, bits.numel(), CHUNK):
+        part = bits[start : start + CHUNK].to(torch.int64)
+        total += (part * torch.arange(2 * start + 1, 2 * (start + len(part)), 2, device=data.device)).sum()
+    return total
+
+
+class Replicas:
+    """Finds the pieces that several ranks hold, once, and compares them as often as asked."""
+
+    def __init__(self, pieces: Iterable[Piece]) -> None:
+        """Collective. pieces: all that this rank holds, as `Engine.pieces` gives them."""
+        self.group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+        self.labels: list[str] = []
+        if self.group is None:
+            return
+        mine = (socket.gethostname(), [piece.label for piece in pieces])
+        held: list = [None] * dist.get_world_size()
+        dist.all_gather_object(held, mine, self.group)
+        self.hosts = [host for host, _ in held]
+        copies = Counter(label for _, labels in held for label in set(labels))
+        self.held = [[label for label in labels if copies[label] > 1] for _, labels in held]
+        self.labels = self.held[dist.get_rank()]
+
+    def check(self, pieces: Iterable[Piece]) -> None:
+        """Compare the values of `pieces` with the other ranks'. Collective.
+
+        Raises ReplicasDiverged on all ranks, naming ranks and tensors.
+        """
+        if self.group is None or not any(self.held):
+            return
+        wanted = set(self.labels)
+        hashes = {piece.label: fingerprint(piece.data) for piece in pieces if piece.label in wanted}
+        vector = torch.zeros(max(map(len, self.held)), dtype=torch.int64)
+        if hashes:
+            vector[: len(self.labels)] = torch.stack([hashes[label] for label in self.labels]).cpu()
+        vectors = [torch.empty_like(vector) for _ in self.held]
+        dist.all_gather(vectors, vector, group=self.group)
+        values = defaultdict(dict)
+        for rank, (labels, hashed) in enumerate(zip(self.held, vectors, strict=True)):
+            for label, value in zip(labels, hashed.tolist(), strict=False):
+                values[label][rank] = value
+        if damaged := {label: odd for label, by_rank in values.items() if (odd := odd_ranks(by_rank))}:
+            raise ReplicasDiverged(self._describe(damaged))
+
+    def _describe(self, damaged: dict[str, list[int]]) -> str:
+        by_ranks = defaultdict(list)
+        for label, ranks in damaged.items():
+            by_ranks[tuple(ranks)].append(label)
+        parts = []
+        for ranks, labels in by_ranks.items():
+            named = " or ".join(f"rank {rank} on {self.hosts[rank]}" for rank in ranks)
+            more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+            parts.append(f"{', '.join(sorted(labels)[:SHOWN])}{more} ({named})")
+        return (
+            f"replicas of {'; '.join(parts)} differ from the other ranks'. What ranks hold in common was damaged "
+            "without an error: test the memory of that device; the newest checkpoint was saved while all agreed"
+        )
+
+
+def odd_ranks(values: dict[int, int]) -> list[int]:
+    """Of ranks and their hashes, the ranks outside the majority; all where there is none; none where all agree."""
+    counts = Counter(values.values()).most_common(2)
+    if len(counts) == 1:
+        return []
+    tied = counts[0][1] == counts[1][1]
+    return [rank for rank, value in values.items() if tied or value != counts[0][0]]

@@ -1,0 +1,114 @@
+"""Finds ranks that are slower than the others, by the one time that waiting for others does not even out: the forward
+pass of the ranks that do the same work, which are those of a pipeline stage."""
+
+import logging
+import socket
+import time
+from statistics import median_low
+
+import torch
+import torch.distributed as dist
+
+from megagpt.config.schema import ReliabilityConfig
+from megagpt.parallel.dims import ParallelDims
+
+log = logging.getLogger(__name__)
+
+
+class Stragglers:
+    """Times this rank's forward passes and compares them with the other ranks' now and then.
+
+    Tensor-parallel ranks wait for each other within a forward pass: a slow one is named together with its group.
+    """
+
+    def __init__(self, config: ReliabilityConfig, dims: ParallelDims, modules: list[torch.nn.Module]) -> None:
+        """Collective. modules: this rank's parts of the model."""
+        self.config, self.dims = config, dims
+        self.on = config.straggler_interval > 0 and dims.world_size > 1
+        if not self.on:
+            return
+        self.group = dist.new_group(backend="gloo")
+        self.hosts: list = [None] * dims.world_size
+        dist.all_gather_object(self.hosts, socket.gethostname(), self.group)
+        self._clock = _CudaClock() if torch.cuda.is_available() else _Clock()
+        for module in modules:
+            module.register_forward_pre_hook(lambda *_: self._clock.start())
+            module.register_forward_hook(lambda *_: self._clock.stop())
+
+    def forget(self) -> None:
+        """Start anew: what was timed so far, such as an evaluation, does not count."""
+        if self.on:
+            self._clock.take()
+
+    def check(self, step: int) -> list[int]:
+        """Every `straggler_interval` steps compare the time since the last comparison; log and return slow ranks."""
+        if not self.on or step % self.config.straggler_interval:
+            return []
+        times = [torch.zeros((), dtype=torch.float64) for _ in self.hosts]
+        dist.all_gather(times, torch.tensor(self._clock.take(), dtype=torch.float64), group=self.group)
+        seconds = [float(value) for value in times]
+        slow = slow_ranks(seconds, self.dims.tensor_size * self.dims.data_size, self.config.straggler_factor)
+        for rank, ratio in slow.items():
+            if self.dims.rank == 0:
+                log.warning(
+                    "step %d: rank %d on %s is slow: its forward passes took %.2f s since the last comparison, %.1f x "
+                    "the median of its pipeline stage",
+                    *(step, rank, self.hosts[rank], seconds[rank], ratio),
+                )
+        return list(slow)
+
+
+def slow_ranks(seconds: list[float], stage_size: int, factor: float) -> dict[int, float]:
+    """Of the ranks' times, by rank, how many times its stage's median each rank took whose multiple passes `factor`.
+
+    Stages are `stage_size` ranks that follow one another. The lower median is taken, so that of two ranks one can be
+    slow.
+    """
+    slow = {}
+    for first in range(0, len(seconds), stage_size):
+        stage = seconds[first : first + stage_size]
+        usual = median_low(stage)
+        slow |= {first + i: value / usual for i, value in enumerate(stage) if usual > 0 and value > factor * usual}
+    return slow
+
+
+class _Clock:
+    """Sums the time between start and stop."""
+
+    def __init__(self) -> None:
+        self._started = self._total = 0.0
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        self._total += time.perf_counter() - self._started
+
+    def take(self) -> float:
+        """The sum in seconds; it starts anew from zero."""
+        total, self._total = self._total, 0.0
+        return total
+
+
+class _CudaClock:
+    """The same by the time that the device takes, which runs behind this thread."""
+
+    def __init__(self) -> None:
+        self._events: list[torch.cuda.Event] = []
+
+    def start(self) -> None:
+        self._record()
+
+    def stop(self) -> None:
+        self._record()
+
+    def _record(self) -> None:
+        self._events.append(torch.cuda.Event(enable_timing=True))
+        self._events[-1].record()
+
+    def take(self) -> float:
+        """The sum in seconds; it starts anew from zero."""
+        events, self._events = self._events, []
+        torch.cuda.synchronize()
+        pairs = zip(events[::2], events[1::2], strict=True)
+        return sum(start.elapsed_time(stop) for start, stop in pairs) / 1000

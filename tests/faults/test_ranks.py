@@ -1,0 +1,96 @@
+"""F18 to F21, F25: a rank that dies, stops, hangs or fails is named, and the job goes on as if nothing had been."""
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from megagpt.errors import RepeatedFailure
+from tests.faults import job
+
+STEPS = 45
+TIMEOUT = 10.0
+FAULTS = {
+    # fault@step@rank: section named in the log, or None where the launcher and not the watchdog sees it
+    "kill@3@1": None,
+    "stop@7@1": "reliability.heartbeat_timeout",
+    "exception@11@1": None,
+    "load@15@0": "load",
+    "forward@19@1": "forward",
+    "lock@23@0": "reliability.heartbeat_timeout",
+    "mismatch@27@1": "backward",
+    "optimizer@31@1": "optimizer",
+    "evaluation@34@0": "evaluation",
+    "save@40@1": "save",
+}
+
+
+def fast(overrides: list[str], folder: Path, name: str, *more: str) -> list[str]:
+    limits = [
+        f"reliability.{section}_timeout={TIMEOUT}"
+        for section in ("heartbeat", "load", "forward", "backward", "optimizer", "evaluation", "save")
+    ]
+    saving = ["checkpoint.interval=5", "stage.eval_interval=17", "stage.eval_tokens=256", "parallel=data"]
+    return [*job.settings(overrides, folder, name, STEPS), *saving, *limits, *more]
+
+
+def hangs(log: str) -> list[str]:
+    """What the watchdogs said, once a hang."""
+    return [line for line in log.splitlines() if "critical: step" in line]
+
+
+@pytest.mark.slow
+def test_f18_to_f21_every_fault_in_one_job(overrides, tmp_path):
+    whole = job.start(job.command(2, fast(overrides, tmp_path, "whole")), tmp_path / "whole.log")
+    assert whole.wait(timeout=200) == 0, (tmp_path / "whole.log").read_text()
+    markers, log = tmp_path / "markers", tmp_path / "log"
+    markers.mkdir()
+    program = (str(job.INJECT), str(markers), *FAULTS, "--")
+    restarts = {"max_restarts": len(FAULTS) + 3}
+    process = job.start(job.command(2, fast(overrides, tmp_path, "run"), program, **restarts), log)
+    assert process.wait(timeout=550) == 0, log.read_text()
+    assert {path.name for path in markers.iterdir()} == set(FAULTS)
+
+    tensors, state = job.tensors(tmp_path / "whole")
+    tensors_after, state_after = job.tensors(tmp_path / "run")
+    assert state == state_after
+    assert all(torch.equal(tensors[name], tensors_after[name]) for name in tensors)
+
+    said, stacks = hangs(log.read_text()), tmp_path / "run" / "stacks"
+    for fault, named in FAULTS.items():
+        _, step, rank = fault.split("@")
+        if named is None:
+            continue
+        (line,) = {line.partition("critical: ")[2] for line in said if f"critical: step {step}:" in line}
+        assert named in line, (fault, line)
+        assert f"Held up by rank {rank} (" in line, (fault, line)
+        for file in ("rank_00000.txt", "rank_00001.txt"):  # the stacks of all ranks, of this hang
+            after = (stacks / file).read_text().partition(f"step {step}:")[2]
+            assert re.search(r"\n(Current t|T)hread 0x", after.partition("\n====")[0]), (fault, file)
+    assert "ValueError: injected" in log.read_text()
+
+
+@pytest.mark.slow
+def test_f25_the_same_step_again_and_again_ends_the_job(overrides, tmp_path):
+    log, markers = tmp_path / "log", tmp_path / "markers"
+    markers.mkdir()
+    program = (str(job.INJECT), str(markers), "kill@7@1!", "--")
+    settings = fast(overrides, tmp_path, "run", "reliability.max_failures=2")
+    process = job.start(job.command(2, settings, program, max_restarts=2), log)
+    assert process.wait(timeout=200) != 0
+    text = log.read_text()
+    assert text.count("resumed at step 5") == 1  # the third attempt is not made
+    assert "2 attempts in a row failed in step 7, which trains on samples 48 to 55" in text
+    assert f"exitcode  : {RepeatedFailure.exit_code}" in text
+
+
+def test_f25_no_orphans_when_the_launcher_is_killed(overrides, tmp_path):
+    log = tmp_path / "log"
+    settings = job.settings(overrides, tmp_path, "run", steps=100_000)
+    process = job.start(job.command(2, [*settings, "parallel=data"]), log)
+    job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
+    ranks = job.ranks_of(process.pid)
+    process.send_signal(signal.SIGKILL)
+    job.wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in ranks), 10)
