@@ -32,19 +32,20 @@ def compare(overrides: list[str], gpus: int) -> list[dict[str, float]]:
     return found
 
 
-def peaks(overrides: list[str]) -> dict[str, float]:
-    """Peak of a forward and backward pass in bytes, weights apart: traced, and allocated by a real run of one rank."""
+def traced_peak(overrides: list[str]) -> float:
+    """Peak of a forward and backward pass on one rank in bytes, weights apart, as traced."""
     from megagpt.plan.trace import trace
 
-    job = Job(load(overrides), 1)
-    (traced,) = trace(job, on_gpu=False)
-    return {"traced": traced.chunks[0].peak_bytes, "allocated": _allocated(job)}
+    (stage,) = trace(Job(load(overrides), 1), on_gpu=False)
+    return stage.chunks[0].peak_bytes
 
 
-def _allocated(job: Job) -> float:
+def allocated_peak(overrides: list[str]) -> float:
+    """The same as the system's allocator sees it when a rank really computes; in a process that traces nothing."""
     from megagpt.model.gpt import build_model
     from megagpt.plan.trace import example_inputs
 
+    job = Job(load(overrides), 1)
     launch.initialize(job.config.parallel, job.config.seed)
     model = build_model(job.config)
     forward = example_inputs(model, job.config)
