@@ -25,7 +25,7 @@ setup(
     package_data={
         "megagpt.configs": ["*.yaml", "*/*.yaml"],
         "megagpt.evaluate": ["report.css", "report.js"],
-        "megagpt.plan": ["devices.yaml", "page.css", "page.js"],
+        "megagpt.plan": ["devices.yaml"],
     },
     install_requires=[
         "torch>=2.10",  # older unpicklers are unsafe: CVE-2025-32434, CVE-2026-24747

@@ -3,6 +3,7 @@
 python tools/plan.py experiment=gpt3_1_3b --gpus 8 --device h100
 python tools/plan.py experiment=gpt3_175b --gpus 1024 --device h100 --search
 python tools/plan.py experiment=gpt3_13b parallel.tensor_parallel_size=8 --gpus 64 --device a100 --json
+python tools/plan.py experiment=gpt3_1_3b --gpus 8 --trace --html plan.html
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from megagpt.config.load import load
 from megagpt.config.rules import check
@@ -18,9 +20,11 @@ from megagpt.errors import ConfigError
 from megagpt.log import run_tool
 from megagpt.plan import tables
 from megagpt.plan.devices import Device, find_device, load_devices
-from megagpt.plan.estimate import Estimate, estimate
+from megagpt.plan.estimate import estimate
 from megagpt.plan.job import Job
+from megagpt.plan.page import build_page
 from megagpt.plan.search import Layout, remedies, search
+from megagpt.train.metrics import replace_file
 
 
 def main() -> None:
@@ -40,12 +44,20 @@ def main() -> None:
         raise ConfigError(f"{error}\n--search finds layouts for --gpus {gpus}") from None
     plan = estimate(Job(config, gpus), device)
     changes = [] if plan.fits else remedies(plan.job, device)
-    report = plan.to_dict()
-    if not plan.fits:
-        report["remedies"] = [_layout(change) for change in changes]
-    _show(plan, report, args.json)
-    if not plan.fits:
-        raise ConfigError(tables.refusal(plan, changes))
+    refusal = "" if plan.fits else tables.refusal(plan, changes)
+    report = plan.to_dict() | {"remedies": [_layout(change) for change in changes]}
+    shown = [tables.summary(plan), tables.memory(plan), tables.time(plan)]
+    if args.trace:
+        from megagpt.plan.trace import trace
+
+        traced = trace(plan.job)
+        report["trace"] = tables.compare(plan, traced)
+        shown.append(tables.trace(plan, traced))
+    if args.html:
+        replace_file(args.html, build_page(plan, refusal))
+    _show(shown, report, args.json)
+    if refusal:
+        raise ConfigError(refusal)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--devices", type=Path, metavar="FILE", help="YAML that adds or changes devices")
     parser.add_argument("--search", action="store_true", help="rank the ten fastest layouts that fit")
+    parser.add_argument("--trace", action="store_true", help="also build the ranks that differ, as fake tensors")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with memory and timeline drawn")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     return parser
 
@@ -76,11 +90,11 @@ def _layout(layout: Layout) -> dict:
     return {"overrides": layout.overrides, **layout.plan.to_dict()}
 
 
-def _show(plan: Estimate, report: dict, as_json: bool) -> None:
+def _show(shown: list[Table], report: dict, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    for table in (tables.summary(plan), tables.memory(plan), tables.time(plan)):
+    for table in shown:
         _console().print(table)
 
 

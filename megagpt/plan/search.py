@@ -46,37 +46,30 @@ def remedies(job: Job, device: Device, count: int = 3) -> list[Layout]:
     parallel, config = job.config.parallel, job.config
     single: list[dict[str, Any]] = [
         {"parallel.recompute": "full"},
-        {"parallel.micro_batch_size": max(1, parallel.micro_batch_size // 2)},
         {"parallel.micro_batch_size": 1},
-        {"parallel.tensor_parallel_size": 2 * job.tensor, "parallel.sequence_parallel": True},
-        {"parallel.pipeline_parallel_size": 2 * job.stages},
-        {"parallel.virtual_pipeline_size": 1},
+        {"parallel.micro_batch_size": max(1, parallel.micro_batch_size // 2)},
         {"parallel.sequence_parallel": True},
+        {"parallel.virtual_pipeline_size": 1},
         {"kernels.fuse_output_projection": True},
         {"parallel.zero_stage": 1},
         {"parallel.engine": "deepspeed", "parallel.zero_stage": 3},
         {"parallel.engine": "deepspeed", "parallel.zero_stage": 2, "parallel.offload_optimizer": "cpu"},
     ]
-    if job.tensor < device.gpus_per_node:
-        for stages in (1, 2, 4, 8, 16):
-            single.append(
-                {
-                    "parallel.tensor_parallel_size": device.gpus_per_node,
-                    "parallel.sequence_parallel": True,
-                    "parallel.pipeline_parallel_size": stages,
-                }
-            )
+    for factor in (2, 4, 8, 16):
+        single.append({"parallel.pipeline_parallel_size": factor * job.stages})
+        if factor * job.tensor <= device.gpus_per_node:
+            single.append({"parallel.tensor_parallel_size": factor * job.tensor, "parallel.sequence_parallel": True})
+    found: dict[frozenset[str], Layout] = {}
     for together in (1, 2):
-        found = {}
         for parts in itertools.combinations(single, together):
             changes = {key: value for part in parts for key, value in part.items()}
             other = changed(config, job.gpus, changes)
-            if other is not None and other.config != config and _fits(other, device):
-                layout = Layout(_overrides(config, other), estimate(other, device, simulated=False))
-                found[layout.overrides] = layout
-        if found:
-            return sorted(found.values(), key=lambda layout: layout.plan.step_seconds)[:count]
-    return []
+            if other is None or not _fits(other, device):
+                continue
+            overrides = _overrides(config, other)
+            if not any(smaller <= frozenset(overrides) for smaller in found):  # less does already
+                found[frozenset(overrides)] = Layout(overrides, estimate(other, device, simulated=False))
+    return sorted(found.values(), key=lambda layout: layout.plan.step_seconds)[:count]
 
 
 def changed(config: Config, gpus: int, changes: dict[str, Any]) -> Job | None:

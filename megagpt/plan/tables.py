@@ -2,14 +2,18 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from megagpt.plan.devices import GIB
 from megagpt.plan.estimate import BOUNDS, DAY_SECONDS, Estimate
-from megagpt.plan.memory import StageMemory
+from megagpt.plan.memory import StageMemory, saved_logits
 from megagpt.plan.parameters import stage_parameters, total_parameters
 from megagpt.plan.search import Layout
+
+if TYPE_CHECKING:  # it imports the engine
+    from megagpt.plan.trace import StageTrace
 
 PARTS = [field.name for field in dataclasses.fields(StageMemory)]
 
@@ -75,6 +79,37 @@ def alike(plan: Estimate) -> Iterator[tuple[str, StageMemory]]:
         if stage == len(plan.memory) or plan.memory[stage] != plan.memory[first]:
             yield f"{first}-{stage - 1}" if stage - 1 > first else f"{first}", plan.memory[first]
             first = stage
+
+
+def trace(plan: Estimate, traced: "list[StageTrace]") -> Table:
+    """Arithmetic beside trace: parameters, GiB of activations in flight, and GiB in all."""
+    columns = ("stage", "parameters", "traced", "activations", "traced", "total", "traced")
+    table = Table(*columns, title="trace", title_justify="left")
+    for row in compare(plan, traced):
+        sizes = [f"{row[key] / GIB:.3f}" for key in ("activations", "traced_activations", "total", "traced_total")]
+        table.add_row(str(row["stage"]), f"{row['parameters']:,}", f"{row['traced_parameters']:,}", *sizes)
+    return table
+
+
+def compare(plan: Estimate, traced: "list[StageTrace]") -> list[dict[str, float]]:
+    """What the arithmetic and the trace say of each traced stage; bytes. Messages between stages are not traced."""
+    rows = []
+    for found in traced:
+        held = plan.memory[found.stage]
+        logits = saved_logits(plan.job) if found.stage == plan.job.stages - 1 else 0.0
+        activations = found.activation_bytes(plan.job.in_flight(found.stage))
+        rows.append(
+            {
+                "stage": found.stage,
+                "parameters": stage_parameters(plan.job, found.stage),
+                "traced_parameters": found.parameters,
+                "activations": held.activations + logits,
+                "traced_activations": activations,
+                "total": held.total,
+                "traced_total": held.weights + held.gradients + held.optimizer + activations + found.working_bytes,
+            }
+        )
+    return rows
 
 
 def layouts(found: list[Layout]) -> Table:

@@ -5,6 +5,7 @@ project's own. What comes out is exact: parameters of a rank, bytes saved for th
 """
 
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ def watch(model: GPT, config: Config) -> ChunkTrace:
 
     tracker = MemTracker()
     tracker.track_external(model)
-    with tracker:
+    with tracker, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the tracker cannot place; it counts it all the same
         inputs = example_inputs(model, config)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             output = inputs()
