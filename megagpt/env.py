@@ -59,9 +59,21 @@ def launcher_has_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
+def network_settings() -> dict[str, str]:
+    """The variables that NCCL, gloo and CUDA's streams are set by, as far as they are given."""
+    prefixes = ("NCCL_", "GLOO_", "TORCH_NCCL_", "CUDA_DEVICE_MAX_CONNECTIONS")
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+
+
 def tokenize_on_one_thread() -> None:
     """Keep the tokenizers library on the thread that calls it, here and in processes started from now on."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def stay_on_loopback() -> None:
+    """Let ranks on one machine talk over its loopback interface, unless the caller's environment names another."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")
 
 
 def become_rank(rank: int, world_size: int, gpus: bool) -> None:

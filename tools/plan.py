@@ -4,6 +4,7 @@ python tools/plan.py experiment=gpt3_1_3b --gpus 8 --device h100
 python tools/plan.py experiment=gpt3_175b --gpus 1024 --device h100 --search
 python tools/plan.py experiment=gpt3_13b parallel.tensor_parallel_size=8 --gpus 64 --device a100 --json
 python tools/plan.py experiment=gpt3_1_3b --gpus 8 --trace --html plan.html
+torchrun --nproc-per-node 8 tools/plan.py experiment=gpt3_1_3b --check
 """
 
 import argparse
@@ -13,9 +14,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from megagpt import env
 from megagpt.config.load import load
 from megagpt.config.rules import check
-from megagpt.config.schema import Config
+from megagpt.config.schema import Config, ParallelConfig
 from megagpt.errors import ConfigError
 from megagpt.log import run_tool
 from megagpt.plan import tables
@@ -27,7 +29,7 @@ from megagpt.plan.search import Layout, remedies, search
 from megagpt.train.metrics import replace_file
 
 
-def main() -> None:
+def main() -> int:
     """Plan, print, and refuse what does not fit."""
     args = _parser().parse_intermixed_args()
     config = load(args.overrides)
@@ -35,9 +37,10 @@ def main() -> None:
     gpus = args.gpus or config.parallel.tensor_parallel_size * config.parallel.pipeline_parallel_size
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus} must be at least 1")
+    if args.check:
+        return _check(config, args.gpus or env.world_size(), args.json)
     if args.search:
-        _search(config, gpus, device, args.json)
-        return
+        return _search(config, gpus, device, args.json)
     try:
         check(config, gpus)
     except ConfigError as error:
@@ -58,6 +61,7 @@ def main() -> None:
     _show(shown, report, args.json)
     if refusal:
         raise ConfigError(refusal)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,12 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--devices", type=Path, metavar="FILE", help="YAML that adds or changes devices")
     parser.add_argument("--search", action="store_true", help="rank the ten fastest layouts that fit")
     parser.add_argument("--trace", action="store_true", help="also build the ranks that differ, as fake tensors")
+    parser.add_argument(
+        "--check", action="store_true", help="look whether all is in place, under torchrun on all ranks"
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with memory and timeline drawn")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     return parser
 
 
-def _search(config: Config, gpus: int, device: Device, as_json: bool) -> None:
+def _search(config: Config, gpus: int, device: Device, as_json: bool) -> int:
     found = search(config, gpus, device)
     if as_json:
         print(json.dumps([_layout(layout) for layout in found], indent=2))
@@ -84,6 +91,36 @@ def _search(config: Config, gpus: int, device: Device, as_json: bool) -> None:
         print("the fastest:", " ".join(found[0].overrides))
     if not found:
         raise ConfigError(f"no layout of {config.model.name} fits on {gpus} x {device.name}: take more GPUs")
+    return 0
+
+
+def _check(config: Config, gpus: int, as_json: bool) -> int:
+    """Look at everything; rank 0 says what is wrong. Under torchrun or srun all ranks take part."""
+    from megagpt.checkpoint import current_world
+    from megagpt.parallel import launch
+    from megagpt.plan.check import check_run
+    from megagpt.plan.environment import check_environment
+
+    problems, facts = [], []
+    try:
+        check(config, gpus)
+    except ConfigError as error:
+        problems.append(str(error))
+    launch.initialize(ParallelConfig(), config.seed)
+    try:
+        world = current_world()
+        of_run = world.broadcast(check_run(config) if world.rank == 0 else None)
+        of_machines = check_environment(world)
+    finally:
+        launch.shutdown()
+    problems += [*of_run[0], *of_machines[0]]
+    facts += [*of_run[1], *of_machines[1]]
+    if world.rank == 0 and as_json:
+        print(json.dumps({"problems": problems, "facts": facts}, indent=2))
+    elif world.rank == 0:
+        print("\n".join([*facts, *(f"PROBLEM {problem}" for problem in problems)]))
+        print(f"{len(problems)} problems" if problems else "everything is in place")
+    return 1 if problems else 0
 
 
 def _layout(layout: Layout) -> dict:

@@ -1,0 +1,133 @@
+"""Is everything that a run needs in place? Every problem is found and returned, none is raised.
+
+Data, the checkpoint and the disk are looked at by rank 0; `environment` looks at every rank's machine.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from megagpt import checkpoint
+from megagpt.checkpoint import World
+from megagpt.config.load import from_dict
+from megagpt.config.schema import Config, CorpusConfig, ModelConfig
+from megagpt.data.indexed import check_corpus
+from megagpt.data.tokenizer import Tokenizer
+from megagpt.errors import MegaGPTError
+from megagpt.plan.devices import GB
+from megagpt.plan.parameters import total_parameters
+
+LARGEST_EPOCHS = 4
+"""Epochs over a corpus beyond which repeated tokens are worth clearly less than new ones (arXiv 2305.16264)."""
+CHECKPOINT_BYTES = {"bf16": 14, "fp32": 12}
+"""Of each parameter: the weight, its fp32 master in bf16, and two moments."""
+NOT_OF_THE_WEIGHTS = ("name", "hidden_dropout", "attention_dropout")
+"""Fields of a model that do not change what its weights mean."""
+
+
+def check_run(config: Config) -> tuple[list[str], list[str]]:
+    """Problems of data, checkpoint and disk, and facts worth knowing."""
+    problems, facts = [], []
+    for part in (_data, _checkpoint, _disk):
+        for is_problem, text in _guarded(part, config):
+            (problems if is_problem else facts).append(text)
+    return problems, facts
+
+
+Findings = Iterator[tuple[bool, str]]
+"""Whether it is a problem, and what it is."""
+
+
+def _guarded(part: Callable[[Config], Findings], config: Config) -> Findings:
+    try:
+        yield from part(config)
+    except (MegaGPTError, OSError) as error:
+        yield True, str(error)
+
+
+def _data(config: Config) -> Findings:
+    """Tokenizer, corpora, and whether their tokens last."""
+    digest = None
+    try:
+        tokenizer = Tokenizer.load(config.data.tokenizer)
+        digest = tokenizer.sha256
+        if tokenizer.vocab_size != config.model.vocab_size:
+            too_small = tokenizer.vocab_size > config.model.vocab_size
+            yield (
+                too_small,
+                (
+                    f"the tokenizer {config.data.tokenizer} has {tokenizer.vocab_size} tokens, but model.vocab_size is "
+                    f"{config.model.vocab_size}: set model.vocab_size={tokenizer.vocab_size}"
+                ),
+            )
+    except MegaGPTError as error:
+        yield True, str(error)
+    weights = sum(corpus.weight for corpus in config.data.corpora)
+    for corpus in config.data.corpora:
+        try:
+            yield from _corpus(config, corpus, corpus.weight / weights, digest)
+        except MegaGPTError as error:
+            yield True, str(error)
+
+
+def _corpus(config: Config, corpus: CorpusConfig, share: float, digest: str | None) -> Findings:
+    about = check_corpus(corpus.path)
+    if digest is not None and about["tokenizer_sha256"] != digest:
+        yield (
+            True,
+            f"{corpus.path} was tokenized with another tokenizer than {config.data.tokenizer}: preprocess it again",
+        )
+    if about["max_token"] >= config.model.vocab_size:
+        yield True, f"{corpus.path} holds token {about['max_token']}, but model.vocab_size is {config.model.vocab_size}"
+    tokens = about["tokens"] * config.data.split[0]
+    epochs = share * config.optim.train_tokens / max(tokens, 1)
+    text = f"{corpus.path}: {tokens:,.0f} training tokens, {share:.1%} of the mixture, {epochs:.2f} epochs"
+    if epochs > LARGEST_EPOCHS:
+        text += (
+            f", more than the {LARGEST_EPOCHS} up to which repetition is nearly as good as new data: add data, or lower"
+            " its weight or optim.train_tokens"
+        )
+    yield epochs > LARGEST_EPOCHS, text
+
+
+def _checkpoint(config: Config) -> Findings:
+    """What the run would start from: valid, and of the same model."""
+    own = Path(config.run_dir) / "checkpoints"
+    newest = checkpoint.newest_valid(own, World()) if own.is_dir() else None
+    if newest is None and config.checkpoint.load:
+        newest = checkpoint.locate(Path(config.checkpoint.load), World())
+    if newest is None:
+        yield False, f"no checkpoint in {own}: the run starts from scratch"
+        return
+    saved = from_dict(checkpoint.read_manifest(newest)["config"]).model
+    differing = [
+        f"model.{field.name} ({getattr(saved, field.name)} there, {getattr(config.model, field.name)} here)"
+        for field in dataclasses.fields(ModelConfig)
+        if field.name not in NOT_OF_THE_WEIGHTS and getattr(saved, field.name) != getattr(config.model, field.name)
+    ]
+    if differing:
+        yield True, f"{newest} is of another model: {', '.join(differing)}"
+    else:
+        yield False, f"the run starts from {newest}, which is valid"
+
+
+def _disk(config: Config) -> Findings:
+    """Space for the checkpoints that are kept, and one more while the next is written."""
+    folder = Path(config.run_dir)
+    while not folder.exists():
+        folder = folder.parent
+    size = CHECKPOINT_BYTES[config.optim.precision] * total_parameters(config.model)
+    kept = config.checkpoint.keep_last + 1
+    if config.checkpoint.keep_every:
+        step_tokens = config.optim.global_batch_size * config.model.sequence_length
+        kept += config.optim.train_tokens // step_tokens // config.checkpoint.keep_every
+    there = sum(file.stat().st_size for file in Path(config.run_dir).glob("checkpoints/step_*/*"))
+    free = shutil.disk_usage(folder).free + there
+    text = (
+        f"{kept} checkpoints of {size / GB:,.2f} GB at once, {kept * size / GB:,.1f} GB; {folder.resolve()} has "
+        f"{free / GB:,.1f} GB for them"
+    )
+    if kept * size > free:
+        text += ": lower checkpoint.keep_last, raise checkpoint.keep_every, or set runs_dir to another disk"
+    yield kept * size > free, text

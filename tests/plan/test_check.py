@@ -1,0 +1,142 @@
+"""The pre-flight check: every problem at once, each named."""
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megagpt.config.schema import CheckpointConfig, Config, CorpusConfig, DataConfig, ModelConfig, OptimConfig
+from megagpt.plan.check import check_run
+from megagpt.plan.environment import check_environment, slow_ranks
+from tests.dist import run_distributed
+
+WORDS = ["to be or not to be, that is the question"] * 50
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Config:
+    """A run whose data is in place."""
+    from megagpt.data.indexed import write_corpus
+    from megagpt.data.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("prepared")
+    tokenizer = train_tokenizer(WORDS, 300)
+    tokenizer.save(folder / "tokenizer.json")
+    tokens = np.arange(20_000, dtype=np.uint16) % tokenizer.vocab_size
+    lengths = np.full(20, 1000, dtype=np.int32)
+    about = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
+    write_corpus(folder / "corpus", [(lengths, tokens)], 20, about)
+    return Config(
+        runs_dir=str(folder / "runs"),
+        model=ModelConfig(
+            num_layers=2,
+            hidden_size=32,
+            num_attention_heads=2,
+            sequence_length=32,
+            vocab_size=tokenizer.vocab_size,
+        ),
+        data=DataConfig(str(folder / "tokenizer.json"), (CorpusConfig(str(folder / "corpus")),)),
+        optim=OptimConfig(train_tokens=40_000, global_batch_size=4),
+    )
+
+
+def replaced(config: Config, group: str, **values) -> Config:
+    return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **values)})
+
+
+def test_nothing_is_wrong(prepared):
+    problems, facts = check_run(prepared)
+    assert not problems
+    assert any("2.04 epochs" in fact for fact in facts)  # 40,000 of 20,000 x 0.98
+
+
+def test_every_problem_at_once(prepared):
+    config = replaced(prepared, "optim", train_tokens=10**9)
+    config = replaced(config, "model", vocab_size=100, hidden_size=12288, num_layers=96)
+    config = replaced(config, "checkpoint", keep_last=10**6)
+    problems, _ = check_run(config)
+    text = "\n".join(problems)
+    for named in ("model.vocab_size=", "holds token", "epochs, more than", "checkpoint.keep_last"):
+        assert named in text
+    assert len(problems) == 4
+
+
+def test_missing_and_foreign_data(prepared, tmp_path):
+    corpora = (*prepared.data.corpora, CorpusConfig(str(tmp_path / "none")))
+    other = tmp_path / "tokenizer.json"
+    content = json.loads(Path(prepared.data.tokenizer).read_text())
+    other.write_text(json.dumps(content, indent=3))
+    problems, _ = check_run(replaced(prepared, "data", corpora=corpora, tokenizer=str(other)))
+    assert len(problems) == 2
+    assert "another tokenizer" in problems[0]
+    assert "none" in problems[1]
+    problems, _ = check_run(replaced(prepared, "data", tokenizer=str(tmp_path / "absent.json")))
+    assert len(problems) == 1
+    assert "absent.json" in problems[0]
+
+
+def test_truncated_corpus(prepared, tmp_path):
+    for suffix in (".bin", ".idx", ".json"):
+        shutil.copy(f"{prepared.data.corpora[0].path}{suffix}", tmp_path / f"cut{suffix}")
+    os.truncate(tmp_path / "cut.bin", 100)
+    problems, _ = check_run(replaced(prepared, "data", corpora=(CorpusConfig(str(tmp_path / "cut")),)))
+    assert len(problems) == 1
+    assert "cut.bin is truncated" in problems[0]
+
+
+def test_checkpoint_is_valid_and_of_the_same_model(prepared, tmp_path):
+    import torch
+
+    from megagpt.checkpoint import Checkpointer, Piece
+    from megagpt.config.load import to_dict
+
+    config = dataclasses.replace(prepared, runs_dir=str(tmp_path))
+    folder = tmp_path / config.run_name / "checkpoints"
+    with Checkpointer(folder, CheckpointConfig()) as checkpointer:
+        pieces = [Piece.whole("model/weight", torch.zeros(4))]
+        checkpointer.save(1, pieces, {}, {}, {"config": to_dict(config), "layout": {}})
+    problems, facts = check_run(config)
+    assert not problems
+    assert any("which is valid" in fact for fact in facts)
+    problems, _ = check_run(replaced(config, "model", num_layers=4))
+    assert len(problems) == 1
+    assert "model.num_layers (2 there, 4 here)" in problems[0]
+    (file,) = folder.glob("step_*/rank_*")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    problems, _ = check_run(config)
+    assert len(problems) == 1
+    assert file.name in problems[0]
+
+
+def test_slow_ranks_are_named():
+    names = ["rank 0 (a)", "rank 1 (a)", "rank 2 (b)"]
+    assert slow_ranks(names, [1.0, 1.1, 0.9], "work") == []
+    (line,) = slow_ranks(names, [1.0, 1.1, 3.0], "work")
+    assert line.startswith("rank 2 (b) is slow: work takes 3000.00 ms, 2.7 times the median")
+
+
+def environment_with_a_wrong_clock() -> tuple[list[str], list[str]]:
+    from megagpt.checkpoint import current_world
+    from megagpt.parallel import cpu
+
+    cpu.enable()
+    world, now = current_world(), time.time
+    if world.rank == 1:
+        time.time = lambda: now() + 60
+    return check_environment(world)
+
+
+def test_environment_of_several_ranks():
+    results = run_distributed(environment_with_a_wrong_clock, 3)
+    problems, facts = results[0]
+    assert all(others[0] == problems for others in results)
+    assert [line for line in problems if "clock differs by +60.0 s" in line and line.startswith("rank 1 ")]
+    assert any("neighbours exchange" in fact for fact in facts)
+    assert any("torch" in fact for fact in facts)
