@@ -34,11 +34,13 @@ def main() -> int:
     args = _parser().parse_intermixed_args()
     config = load(args.overrides)
     device = find_device(args.device, load_devices(args.devices))
-    gpus = args.gpus or config.parallel.tensor_parallel_size * config.parallel.pipeline_parallel_size
+    replica = config.parallel.tensor_parallel_size * config.parallel.pipeline_parallel_size
+    ranks = env.world_size()
+    gpus = args.gpus if args.gpus is not None else ranks if ranks > 1 else replica
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus} must be at least 1")
     if args.check:
-        return _check(config, args.gpus or env.world_size(), args.json)
+        return _check(config, gpus, args.json)
     if args.search:
         return _search(config, gpus, device, args.json)
     try:
@@ -67,7 +69,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="the run: group=option and key=value, as for python -m megagpt")
-    parser.add_argument("--gpus", type=int, help="number of GPUs (default: those of one replica)")
+    parser.add_argument("--gpus", type=int, help="number of GPUs (default: torchrun's ranks, or those of one replica)")
     parser.add_argument(
         "--device", default="h100", help="device, such as a100, h100, h200, b200 (default: %(default)s)"
     )
