@@ -48,7 +48,8 @@ def transformer_config(config: Config) -> TransformerConfig:
         bf16=bf16,
         params_dtype=dtype,
         pipeline_dtype=dtype,
-        use_cpu_initialization=not torch.cuda.is_available(),
+        # Under ZeRO-3 a GPU need not hold a whole model, not even at first.
+        use_cpu_initialization=config.parallel.zero_stage == 3 or not torch.cuda.is_available(),
         perform_initialization=False,  # `initialize` does it, alike in every layout
         gradient_accumulation_fusion=False,
         bias_dropout_fusion=False,

@@ -45,7 +45,9 @@ class DeepSpeedEngine:
         self.dims = ParallelDims.of(config.parallel, dist.get_rank(), dist.get_world_size())
         self.device = cpu.device()
         module = build_model(config)
-        module.to(self.device)
+        parameters = [] if config.parallel.zero_stage == 3 else module.parameters()  # stage 3 takes one at a time
+        for tensor in (*module.buffers(), *parameters):
+            tensor.data = tensor.data.to(self.device)
         self.modules = [module]
         self.parameters = list(named_shards(self.modules))  # while they have their shapes, which stage 3 takes
         self._sum_replicated_gradients()
@@ -242,6 +244,15 @@ def _initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, setti
         raise ConfigError(
             "offload to nvme needs libaio with its headers, with which DeepSpeed compiles its reader: install"
             " libaio-dev (Debian) or libaio-devel, or offload to the cpu"
+        )
+    if settings["zero_optimization"]["stage"] == 3:  # else the whole model would be on the device once
+        deepspeed.zero.Init(
+            module=module,
+            data_parallel_group=_Grid.get_data_parallel_group(),
+            remote_device=settings["zero_optimization"].get("offload_param", {}).get("device"),
+            config_dict_or_path=settings,
+            dtype=module.config.params_dtype,
+            mpu=_Grid,
         )
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory's use, whatever the level of its log
         engine, *_ = deepspeed.initialize(
