@@ -100,7 +100,7 @@ def _check(config: Config, gpus: int, as_json: bool) -> int:
     """Look at everything; rank 0 says what is wrong. Under torchrun or srun all ranks take part."""
     from megagpt.checkpoint import current_world
     from megagpt.parallel import launch
-    from megagpt.plan.check import check_run
+    from megagpt.plan.check import check_run, data_files
     from megagpt.plan.environment import check_environment
 
     problems, facts = [], []
@@ -112,7 +112,7 @@ def _check(config: Config, gpus: int, as_json: bool) -> int:
     try:
         world = current_world()
         of_run = world.broadcast(check_run(config) if world.rank == 0 else None)
-        of_machines = check_environment(world)
+        of_machines = check_environment(world, data_files(config))
     finally:
         launch.shutdown()
     problems += [*of_run[0], *of_machines[0]]

@@ -12,7 +12,7 @@ from megagpt import checkpoint
 from megagpt.checkpoint import World
 from megagpt.config.load import from_dict
 from megagpt.config.schema import Config, CorpusConfig, ModelConfig
-from megagpt.data.indexed import check_corpus
+from megagpt.data.indexed import check_corpus, corpus_files
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import MegaGPTError
 from megagpt.plan.devices import GB
@@ -33,6 +33,12 @@ def check_run(config: Config) -> tuple[list[str], list[str]]:
         for is_problem, text in _guarded(part, config):
             (problems if is_problem else facts).append(text)
     return problems, facts
+
+
+def data_files(config: Config) -> list[Path]:
+    """What every rank reads."""
+    corpora = [path for corpus in config.data.corpora for path in corpus_files(corpus.path)]
+    return [Path(config.data.tokenizer), *corpora]
 
 
 Findings = Iterator[tuple[bool, str]]

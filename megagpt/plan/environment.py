@@ -5,7 +5,9 @@ import resource
 import socket
 import statistics
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,18 +31,22 @@ MESSAGE_BYTES = {"cuda": 256 * 2**20, "cpu": 4 * 2**20}
 """Size of the timed message, by kind of device."""
 
 
-def check_environment(world: World) -> tuple[list[str], list[str]]:
-    """Problems of the ranks' machines, and facts. Collective: every rank returns the same."""
+def check_environment(world: World, files: Sequence[Path] = ()) -> tuple[list[str], list[str]]:
+    """Problems of the ranks' machines, and facts. Collective: every rank returns the same.
+
+    files: what every rank has to see alike.
+    """
     started = time.time()
-    reports = world.gather(_report())  # a collective: whoever is late only makes clocks look closer than they are
+    reports = world.gather(_report(files))
     if world.size > 1:
-        dist.barrier()
+        dist.barrier()  # so that all read their clocks at one time
     clocks = world.gather(time.time())
     matmul, message = world.gather(_matmul_seconds()), _message_seconds(world)
     problems = [
         f"rank {rank} ({report['host']}): {text}" for rank, report in enumerate(reports) for text in report["problems"]
     ]
     problems += _differences(reports, "versions") + _differences(reports, "settings")
+    problems += _differences(reports, "files")
     hosts = [f"rank {rank} ({report['host']})" for rank, report in enumerate(reports)]
     slow = slow_ranks(hosts, matmul, "a matrix product") + slow_ranks(hosts, message, "a message to a neighbour")
     if cpu.device().type == "cuda":
@@ -77,11 +83,11 @@ def slow_ranks(names: list[str], seconds: list[float], what: str) -> list[str]:
     ]
 
 
-def _report() -> dict[str, Any]:
+def _report(files: Sequence[Path]) -> dict[str, Any]:
     problems = []
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files != resource.RLIM_INFINITY and files < FEWEST_FILES:
-        problems.append(f"only {files} open files are allowed: raise it with `ulimit -n {FEWEST_FILES}` or more")
+    opened, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if opened != resource.RLIM_INFINITY and opened < FEWEST_FILES:
+        problems.append(f"only {opened} open files are allowed: raise it with `ulimit -n {FEWEST_FILES}` or more")
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if torch.cuda.is_available() and locked != resource.RLIM_INFINITY:
         problems.append("locked memory is limited, which InfiniBand cannot use: set `ulimit -l unlimited`")
@@ -98,6 +104,7 @@ def _report() -> dict[str, Any]:
         "problems": problems,
         "versions": versions,
         "settings": env.network_settings(),
+        "files": {str(path): f"{path.stat().st_size:,} bytes" for path in files if path.is_file()},
     }
 
 
@@ -111,10 +118,10 @@ def _is_free(port: int) -> bool:
 
 
 def _differences(reports: list[dict[str, Any]], what: str) -> list[str]:
-    """Versions or settings that are not the same on all ranks."""
+    """Versions, settings or files that are not the same on all ranks."""
     problems = []
     for name in sorted({name for report in reports for name in report[what]}):
-        values = [report[what].get(name, "none") for report in reports]
+        values = [report[what].get(name, "missing") for report in reports]
         common = statistics.mode(values)
         odd = [rank for rank, value in enumerate(values) if value != common]
         if odd:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -122,7 +123,7 @@ def test_slow_ranks_are_named():
     assert line.startswith("rank 2 (b) is slow: work takes 3000.00 ms, 2.7 times the median")
 
 
-def environment_with_a_wrong_clock() -> tuple[list[str], list[str]]:
+def environment_with_a_wrong_clock(folder: str) -> tuple[list[str], list[str]]:
     from megagpt.checkpoint import current_world
     from megagpt.parallel import cpu
 
@@ -130,13 +131,19 @@ def environment_with_a_wrong_clock() -> tuple[list[str], list[str]]:
     world, now = current_world(), time.time
     if world.rank == 1:
         time.time = lambda: now() + 60
-    return check_environment(world)
+    seen = Path(folder) / f"rank{world.rank}"
+    seen.mkdir()
+    if world.rank != 2:
+        (seen / "data").write_text("tokens")
+    os.chdir(seen)
+    return check_environment(world, [Path("data")])
 
 
-def test_environment_of_several_ranks():
-    results = run_distributed(environment_with_a_wrong_clock, 3)
+def test_environment_of_several_ranks(tmp_path):
+    results = run_distributed(environment_with_a_wrong_clock, 3, str(tmp_path))
     problems, facts = results[0]
     assert all(others[0] == problems for others in results)
     assert [line for line in problems if "clock differs by +60.0 s" in line and line.startswith("rank 1 ")]
+    assert [line for line in problems if re.match(r"data is 6 bytes on most ranks, but missing on rank 2 \(", line)]
     assert any("neighbours exchange" in fact for fact in facts)
     assert any("torch" in fact for fact in facts)
