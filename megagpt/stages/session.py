@@ -13,9 +13,10 @@ from megagpt.checkpoint import Checkpointer
 from megagpt.config.load import from_dict, raise_all, to_dict
 from megagpt.config.load import save as save_config
 from megagpt.config.rules import check, world_size_fits
-from megagpt.config.schema import Config, ParallelConfig
+from megagpt.config.schema import Config, CorpusConfig, DataConfig, ParallelConfig
 from megagpt.data.loader import TrainLoader
 from megagpt.data.tokenizer import Tokenizer
+from megagpt.errors import CheckpointError
 from megagpt.evaluate.held_out import evaluate
 from megagpt.parallel import launch
 from megagpt.parallel.build import build_engine
@@ -102,11 +103,14 @@ def restore(path: Path, parallel: ParallelConfig) -> tuple[Config, MegatronEngin
     launch.initialize(parallel, seed=0)
     folder = checkpoint.locate(path)
     config = from_dict(checkpoint.read_manifest(folder)["config"])
-    # Of the optimizer only the precision matters here; no batch has to be divisible by anything.
+    # Neither batches nor corpora matter here, and a converted checkpoint may have none.
     optim = dataclasses.replace(config.optim, global_batch_size=dist.get_world_size() * 64, ramp_start=None)
-    check(dataclasses.replace(config, parallel=parallel, optim=optim), dist.get_world_size())
+    data = DataConfig(tokenizer=TOKENIZER, corpora=(CorpusConfig("unused"),))
+    check(dataclasses.replace(config, parallel=parallel, optim=optim, data=data), dist.get_world_size())
     config = dataclasses.replace(config, parallel=parallel)
     engine = MegatronEngine(config, task=None, training=False)
     checkpoint.load(folder, engine.pieces(for_saving=False), strict=False)
     beside = folder.parent.parent / TOKENIZER
+    if not beside.exists() and not config.data.tokenizer:
+        raise CheckpointError(f"{folder} has no tokenizer: put the tokenizer.json that it was trained with at {beside}")
     return config, engine, Tokenizer.load(beside if beside.exists() else config.data.tokenizer)

@@ -2,6 +2,7 @@
 Qwen3ForCausalLM (Llama's shape with normalised queries and keys)."""
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,10 +17,12 @@ from tqdm import tqdm
 from megagpt.checkpoint.convert import hugging_face_config as about
 from megagpt.checkpoint.convert.base import Format, Source, TensorInfo
 from megagpt.checkpoint.convert.common import LazySource, parameters, raise_problems
+from megagpt.checkpoint.convert.folding import fold_qkv_bias, has_qkv_bias
 from megagpt.checkpoint.convert.safetensors_files import Stored, open_folder, write_shards
 from megagpt.config.schema import ModelConfig
 from megagpt.data.tokenizer import END_OF_TEXT, Tokenizer
-from megagpt.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 NAME = "huggingface"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
@@ -211,9 +214,16 @@ class _Reader:
 def write(source: Source, folder: Path, bar: tqdm) -> None:
     """Writes weights in shards, with config.json, generation_config.json and the tokenizer's files.
 
-    Raises CheckpointError naming the setting, or the bias, that none of the architectures has.
+    Raises CheckpointError naming the setting that none of the architectures has.
     """
     architecture = about.architecture_of(source.model)
+    if architecture == "GPTNeoForCausalLM" and has_qkv_bias(source):
+        log.warning(
+            "%s has no biases of queries, keys and values: they are folded into the norm before and the projection"
+            " behind them, which computes the same; converted back, the weights stay folded",
+            architecture,
+        )
+        source = fold_qkv_bias(source)
     tokenizer = Tokenizer.load(source.tokenizer) if source.tokenizer else None
     end = tokenizer.end_of_text_id if tokenizer else None
     first = next(name for name in source.tensors if name.startswith("model/"))
@@ -243,11 +253,6 @@ def _outputs(source: Source, architecture: str, bar: tqdm) -> Iterator[tuple[str
                 zeros = partial(torch.zeros, part.shape, dtype=weights.dtype)
                 yield part.name, TensorInfo(part.shape, weights.dtype), zeros
             continue
-        if not group and bool(source.read(f"model/{name}").any()):
-            raise CheckpointError(
-                f"{name} is not zero, but {architecture} has no such bias: train with model.bias=false to export "
-                "banded attention"
-            )
         held: list[Tensor] = []  # ours, from its first part to its last
         for number, part in enumerate(group):
             last = number == len(group) - 1
