@@ -1,10 +1,10 @@
 """Say before a run whether it fits, how fast it will be and what it will cost; nothing here needs a GPU.
 
-python tools/plan.py experiment=gpt3_1_3b --gpus 8 --device h100
-python tools/plan.py experiment=gpt3_175b --gpus 1024 --device h100 --search
-python tools/plan.py experiment=gpt3_13b parallel.tensor_parallel_size=8 --gpus 64 --device a100 --json
-python tools/plan.py experiment=gpt3_1_3b --gpus 8 --trace --html plan.html
-torchrun --nproc-per-node 8 tools/plan.py experiment=gpt3_1_3b --check
+python tools/plan.py experiment=pretrain_1_3b --gpus 8 --device h100
+python tools/plan.py experiment=pretrain_175b --gpus 1024 --device h100 --search
+python tools/plan.py experiment=pretrain_13b parallel.tensor_parallel_size=8 --gpus 64 --device a100 --json
+python tools/plan.py experiment=pretrain_1_3b --gpus 8 --trace --html plan.html
+torchrun --nproc-per-node 8 tools/plan.py experiment=pretrain_1_3b --check
 """
 
 import argparse

@@ -27,8 +27,8 @@ Examples
   torchrun --nproc-per-node 2 -m megagpt experiment=demo        the same, data parallel on two
   torchrun --nproc-per-node 2 -m megagpt experiment=demo parallel=tensor run_name=demo_tensor
   python -m megagpt experiment=demo optim.lr=1e-3 run_name=demo_lr
-  python -m megagpt experiment=gpt3_125m 'data.corpora=[{path:data/web,weight:3},{path:data/code}]'
-  python -m megagpt --config experiment=gpt3_125m               shows the whole configuration, runs nothing
+  python -m megagpt experiment=pretrain_125m 'data.corpora=[{path:data/web,weight:3},{path:data/code}]'
+  python -m megagpt --config experiment=pretrain_125m               shows the whole configuration, runs nothing
   python -m megagpt --help optim                                only the keys of one section
 """
 

@@ -1,5 +1,6 @@
 """The YAML files that ship: each composes and passes the rules, and the models are as large as their names say."""
 
+import dataclasses
 import re
 from functools import cache
 
@@ -27,10 +28,12 @@ def test_every_file_composes_and_passes_the_rules(group, option):
 
 
 @pytest.mark.parametrize("option", groups()["parallel"])
-def test_every_layout_runs_the_demo_on_the_ranks_its_comment_names(option):
+def test_every_layout_runs_on_the_ranks_its_comment_names(option):
     comment = (CONFIG_DIR / "parallel" / f"{option}.yaml").read_text()
-    multiple = re.search(r"Ranks: a multiple of (\d)", comment)
-    check(load("experiment=demo", f"parallel={option}"), int(multiple[1]) if multiple else 1)
+    multiple = re.search(r"Ranks: a multiple of (\d+)", comment)
+    ranks = int(multiple[1]) if multiple else 1
+    small = ["experiment=demo"] if ranks <= 8 else ["experiment=pretrain_175b", "optim.ramp_start=64"]
+    check(load(*small, f"parallel={option}"), ranks)
 
 
 def test_no_file_lies_outside_a_group():
@@ -57,10 +60,11 @@ def test_models_are_as_large_as_their_names(option):
 def test_there_are_eight_sizes_each_with_model_schedule_and_experiment():
     assert len(GPT3) == 8
     for option in GPT3:
-        config = load(f"experiment={option}")
-        assert config.run_name == config.model.name == option
+        config = load(f"experiment={option.replace('gpt3', 'pretrain')}")
+        assert config.run_name.removeprefix("pretrain") == config.model.name.removeprefix("gpt3")
         assert config.model == load(f"model={option}").model
-        assert config.optim == load(f"optim={option}").optim
+        published = load(f"optim={option}").optim
+        assert dataclasses.replace(config.optim, ramp_start=published.ramp_start) == published
 
 
 def test_gpt3_alternates_dense_and_banded():

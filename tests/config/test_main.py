@@ -54,7 +54,7 @@ def test_help_of_one_section(capsys):
     assert "model.num_layers" not in text
     assert all(option in text for option in groups()["optim"])
     assert "checkpoint.keep_last" in run(capsys, "-h", "checkpoint")
-    assert "gpt3_175b" in run(capsys, "--help", "experiment")
+    assert "pretrain_175b" in run(capsys, "--help", "experiment")
     with pytest.raises(ConfigError, match="did you mean optim"):
         main(["--help", "optm"])
 

@@ -19,7 +19,7 @@ H100, H200, A100 = (DEVICES[name] for name in ("H100-80", "H200-141", "A100-80")
 
 
 def test_search_finds_what_fits_in_seconds():
-    config = load(["experiment=gpt3_175b"])
+    config = load(["experiment=pretrain_175b"])
     start = time.process_time()
     found = search(config, 1024, H100)
     assert time.process_time() - start < 60
@@ -30,23 +30,23 @@ def test_search_finds_what_fits_in_seconds():
         check(layout.plan.job.config, 1024)
         assert layout.plan.fits
         # The overrides alone lead there.
-        again = load(["experiment=gpt3_175b", *layout.overrides])
+        again = load(["experiment=pretrain_175b", *layout.overrides])
         assert again.parallel == layout.plan.job.config.parallel
         assert estimate(Job(again, 1024), H100).step_seconds == pytest.approx(layout.plan.step_seconds)
 
 
 def test_the_formula_is_near_the_simulation():
-    for layout in search(load(["experiment=gpt3_13b"]), 64, A100):
+    for layout in search(load(["experiment=pretrain_13b"]), 64, A100):
         quick = estimate(layout.plan.job, A100, simulated=False)
         assert quick.step_seconds == pytest.approx(layout.plan.step_seconds, rel=0.05)
 
 
 def test_nothing_fits():
-    assert search(load(["experiment=gpt3_175b"]), 8, A100) == []
+    assert search(load(["experiment=pretrain_175b"]), 8, A100) == []
 
 
 def test_refusal_names_the_part_and_changes_that_fit():
-    overrides = ["experiment=gpt3_13b", "optim.ramp_start=null", "optim.ramp_tokens=0"]
+    overrides = ["experiment=pretrain_13b", "optim.ramp_start=null", "optim.ramp_tokens=0"]
     plan = estimate(Job(load(overrides), 8), A100)
     assert not plan.fits
     changes = remedies(plan.job, A100)
@@ -60,7 +60,7 @@ def test_refusal_names_the_part_and_changes_that_fit():
 
 
 def test_parts_of_the_step_add_up():
-    for gpus, overrides in ((8, ["experiment=gpt3_1_3b"]), (64, ["experiment=gpt3_13b", "parallel=3d"])):
+    for gpus, overrides in ((8, ["experiment=pretrain_1_3b"]), (64, ["experiment=pretrain_13b", "parallel=3d"])):
         plan = estimate(Job(load(overrides), gpus), H200)
         assert sum(plan.parts.values()) == pytest.approx(plan.step_seconds)
         assert min(plan.parts.values()) >= 0
@@ -70,7 +70,7 @@ def test_parts_of_the_step_add_up():
 
 def test_zero_divides_and_offload_moves():
     def plan(**values):
-        config = load(["experiment=gpt3_1_3b"])
+        config = load(["experiment=pretrain_1_3b"])
         return estimate(
             Job(dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, **values)), 8), H100
         )

@@ -52,7 +52,7 @@ def test_arithmetic_agrees_with_the_trace(process, overrides, gpus):
 
 def test_175b_as_traced(process):
     layout = [*SEQUENCE, *PIPELINE, "parallel.tensor_parallel_size=8", "parallel.pipeline_parallel_size=16"]
-    overrides = ["experiment=gpt3_175b", *layout, "parallel.virtual_pipeline_size=3", "optim.ramp_start=128"]
+    overrides = ["experiment=pretrain_175b", *layout, "parallel.virtual_pipeline_size=3", "optim.ramp_start=128"]
     for found in process(traced.compare, overrides, 1024):
         assert found["parameters"] == found["planned parameters"]
         assert found["planned activations"] == pytest.approx(found["activations"], rel=0.02)

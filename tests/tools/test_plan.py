@@ -24,7 +24,7 @@ def run(monkeypatch, capsys):
 
 
 def test_tables(run):
-    out = run("experiment=gpt3_1_3b", "--gpus", "8", "--device", "a100")
+    out = run("experiment=pretrain_1_3b", "--gpus", "8", "--device", "a100")
     assert "gpt3_1_3b on 8 x A100-80" in out
     assert "1,315,819,520" in out
 
@@ -33,7 +33,7 @@ def test_json_and_page(run, tmp_path):
     pytest.importorskip("plotly")
     page = tmp_path / "plan.html"
     arguments = (
-        "experiment=gpt3_13b",
+        "experiment=pretrain_13b",
         "parallel=3d",
         "--gpus",
         "16",
@@ -55,17 +55,17 @@ def test_json_and_page(run, tmp_path):
 
 def test_what_does_not_fit_is_refused(run):
     with pytest.raises(ConfigError, match=r"does not fit: a rank of stage 0 needs .* most are gradients") as refused:
-        run("experiment=gpt3_13b", "--gpus", "8", "--device", "a100")
+        run("experiment=pretrain_13b", "--gpus", "8", "--device", "a100")
     assert str(refused.value).count("\n") >= 2
 
 
 def test_a_broken_rule_leads_to_the_search(run):
     with pytest.raises(ConfigError, match="--search finds layouts"):
-        run("experiment=gpt3_175b", "--gpus", "1024")
+        run("experiment=pretrain_175b", "--gpus", "1024")
 
 
 def test_search(run):
-    out = run("experiment=gpt3_2_7b", "--gpus", "16", "--search", "--device", "b200")
+    out = run("experiment=pretrain_2_7b", "--gpus", "16", "--search", "--device", "b200")
     assert "the fastest: " in out
-    found = json.loads(run("experiment=gpt3_2_7b", "--gpus", "16", "--search", "--json"))
+    found = json.loads(run("experiment=pretrain_2_7b", "--gpus", "16", "--search", "--json"))
     assert len(found) == 10
