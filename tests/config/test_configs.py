@@ -22,7 +22,9 @@ def load(*overrides: str) -> Config:
 
 @pytest.mark.parametrize(("group", "option"), EVERY, ids=[f"{group}/{option}" for group, option in EVERY])
 def test_every_file_composes_and_passes_the_rules(group, option):
-    config = load(f"{group}={option}")
+    size = re.match(r"(\d+.*b)_\d+x", option) if group == "cluster" else None
+    large = ["model=gpt3_175b", "optim=gpt3_175b", "optim.ramp_start=64"] if "vpp6" in option else []
+    config = load(f"{group}={option}", *([f"experiment=pretrain_{size[1]}"] if size else large))
     smallest = config.parallel.tensor_parallel_size * config.parallel.pipeline_parallel_size
     check(config, smallest)
 
@@ -82,7 +84,9 @@ def test_aliases_are_the_models_they_stand_for():
 
 
 def test_larger_models_have_larger_batches_and_smaller_rates():
-    configs = sorted((load(f"experiment={option}") for option in GPT3), key=lambda config: parameters(config.model))
+    configs = sorted(
+        (load(f"optim={option}", f"model={option}") for option in GPT3), key=lambda config: parameters(config.model)
+    )
     rates = [config.optim.lr for config in configs]
     batches = [config.optim.global_batch_size for config in configs]
     ramps = [config.optim.ramp_tokens for config in configs]

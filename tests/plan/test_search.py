@@ -46,7 +46,7 @@ def test_nothing_fits():
 
 
 def test_refusal_names_the_part_and_changes_that_fit():
-    overrides = ["experiment=pretrain_13b", "optim.ramp_start=null", "optim.ramp_tokens=0"]
+    overrides = ["experiment=pretrain_13b", "parallel=data", "optim.ramp_start=null", "optim.ramp_tokens=0"]
     plan = estimate(Job(load(overrides), 8), A100)
     assert not plan.fits
     changes = remedies(plan.job, A100)
@@ -63,7 +63,7 @@ def test_parts_of_the_step_add_up():
     for gpus, overrides in ((8, ["experiment=pretrain_1_3b"]), (64, ["experiment=pretrain_13b", "parallel=3d"])):
         plan = estimate(Job(load(overrides), gpus), H200)
         assert sum(plan.parts.values()) == pytest.approx(plan.step_seconds)
-        assert min(plan.parts.values()) >= 0
+        assert min(plan.parts.values()) > -1e-9  # one of them is a difference
         assert plan.gpu_hours == pytest.approx(plan.days * 24 * gpus)
         assert plan.mfu <= plan.hfu < 1
 

@@ -55,13 +55,13 @@ def test_json_and_page(run, tmp_path):
 
 def test_what_does_not_fit_is_refused(run):
     with pytest.raises(ConfigError, match=r"does not fit: a rank of stage 0 needs .* most are gradients") as refused:
-        run("experiment=pretrain_13b", "--gpus", "8", "--device", "a100")
+        run("experiment=pretrain_13b", "parallel=data", "optim.ramp_start=16", "--gpus", "8", "--device", "a100")
     assert str(refused.value).count("\n") >= 2
 
 
 def test_a_broken_rule_leads_to_the_search(run):
     with pytest.raises(ConfigError, match="--search finds layouts"):
-        run("experiment=pretrain_175b", "--gpus", "1024")
+        run("experiment=pretrain_175b", "parallel=data", "--gpus", "1024")
 
 
 def test_search(run):
