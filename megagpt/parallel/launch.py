@@ -1,8 +1,10 @@
 """Brings up `torch.distributed` and Megatron-Core's process groups, and takes them down."""
 
+import ctypes
 import datetime
 import gc
 import logging
+import signal
 import sys
 
 import torch
@@ -14,6 +16,7 @@ from megagpt.errors import DistributedError
 from megagpt.parallel import cpu
 
 log = logging.getLogger(__name__)
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 DATA_PARALLEL_SEED_STRIDE = 100_003
 """Distance between the random streams of data-parallel ranks."""
@@ -26,6 +29,8 @@ def initialize(parallel: ParallelConfig, seed: int) -> torch.device:
     Raises DistributedError when the ranks cannot meet.
     """
     timeout = datetime.timedelta(minutes=parallel.timeout_minutes)
+    if env.launcher_has_store():
+        _stop_with_launcher()
     if torch.cuda.is_available():
         torch.cuda.set_device(env.local_rank())
     if not dist.is_initialized():
@@ -33,6 +38,12 @@ def initialize(parallel: ParallelConfig, seed: int) -> torch.device:
     cpu.enable()
     form_groups(parallel, seed)
     return cpu.device()
+
+
+def _stop_with_launcher() -> None:
+    """Have Linux send SIGTERM, on which a run saves and stops, when torchrun is killed: nobody else would end it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _meet(timeout: datetime.timedelta) -> None:
@@ -47,6 +58,8 @@ def _meet(timeout: datetime.timedelta) -> None:
         raise DistributedError(
             f"WORLD_SIZE is {world_size} but MASTER_PORT is not set: start several ranks with torchrun"
         )
+    if env.local_world_size() == world_size:
+        env.stay_on_loopback()
     try:
         store = dist.TCPStore(
             address, port, is_master=rank == 0 and not env.launcher_has_store(), wait_for_workers=False, timeout=timeout

@@ -26,14 +26,18 @@ from megagpt.stages import session
 from megagpt.train.loop import Trainer
 from megagpt.train.task import LanguageModelTask
 
+BARRIER = ctypes.create_string_buffer(64)
+"""For two threads, of which the second never comes; no signal ends waiting there, as it ends sleep()."""
+ctypes.CDLL(None).pthread_barrier_init(BARRIER, None, 2)
+
 
 def sleep() -> None:
     time.sleep(10_000)
 
 
 def hold_the_lock() -> None:
-    """Sleep in C without giving Python's lock back, as a library's dead loop would."""
-    ctypes.PyDLL(None).sleep(10_000)
+    """Wait in C without giving Python's lock back, as a library's dead loop would."""
+    ctypes.PyDLL(None).pthread_barrier_wait(BARRIER)
 
 
 def send(number: int) -> Callable[[], None]:
