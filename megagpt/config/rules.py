@@ -282,6 +282,16 @@ def spikes_have_checkpoints(config: Config, world_size: int) -> Iterator[str]:
         )
 
 
+def spike_is_left_out(config: Config, world_size: int) -> Iterator[str]:
+    """The samples that are left out after a spike reach it."""
+    rewind, skip = config.reliability.spike_rewind, config.reliability.spike_skip
+    if skip <= rewind:
+        yield (
+            f"reliability.spike_skip ({skip}) steps from reliability.spike_rewind ({rewind}) steps before a spike do"
+            f" not reach it: set spike_skip to {rewind + 1} or more"
+        )
+
+
 def data_is_named(config: Config, world_size: int) -> Iterator[str]:
     """There is something to train on."""
     prepare = "prepare it with tools/train_tokenizer.py and tools/preprocess.py, or use data=demo after `make train`"
@@ -321,7 +331,7 @@ RULES = (
         warmup_before_decay,
         kept_checkpoints_exist,
     ),
-    *(spikes_have_checkpoints, data_is_named, split_is_whole),
+    *(spikes_have_checkpoints, spike_is_left_out, data_is_named, split_is_whole),
 )
 
 

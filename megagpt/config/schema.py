@@ -281,7 +281,7 @@ class ReliabilityConfig:
     spike_rewind: int = 100
     """A run goes back to the newest checkpoint at least this many steps before the spike."""
     spike_skip: int = 200
-    """Steps whose samples are left out, of which the spike's is the last."""
+    """Steps whose samples are left out, from spike_rewind steps before the spike on."""
     max_rollbacks: int = 3
     """Spikes that a run goes back from; at the next one it ends."""
 

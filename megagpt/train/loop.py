@@ -120,10 +120,11 @@ class Trainer:
         self.spikes.check_budget(self.state, spike)
         with self.watchdog.within("save"):
             restored = self.rewind(spike.step - max(1, self.config.reliability.spike_rewind))
-        log.warning(
-            "step %d: loss %.4f where %.4f is usual. Going back to step %d; samples %d to %d are left out",
-            *(spike.step, spike.loss, spike.usual, restored.step, spike.window[0], spike.window[1] - 1),
-        )
+        if self.engine.dims.rank == 0:
+            log.warning(
+                "step %d: loss %.4f where %.4f is usual. Going back to step %d; samples %d to %d are left out",
+                *(spike.step, spike.loss, spike.usual, restored.step, spike.window[0], spike.window[1] - 1),
+            )
         self.state = rolled_back(restored, self.state, spike)
         self._saved_step = restored.step
         self.metrics.resume(restored.step)

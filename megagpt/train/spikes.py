@@ -36,14 +36,12 @@ class SpikeGuard:
         config = self.config
         if not config.spike_threshold:
             return None
-        losses = [value for _, value in state.recent[-config.spike_history :]]
-        usual = median(losses) if len(losses) == config.spike_history else math.inf
+        usual = median(state.recent) if len(state.recent) == config.spike_history else math.inf
         if loss - usual > config.spike_threshold:
-            starts = [first_sample, *(start for start, _ in reversed(state.recent))]
-            start = starts[min(config.spike_skip, len(starts)) - 1]
-            return Spike(state.step, loss, usual, (start, state.samples))
-        state.recent.append([first_sample, loss])
-        del state.recent[: -max(config.spike_history, config.spike_skip)]
+            batch_size = state.samples - first_sample
+            start = first_sample - config.spike_rewind * batch_size
+            return Spike(state.step, loss, usual, (max(start, 0), start + config.spike_skip * batch_size))
+        state.recent = [*state.recent, loss][-config.spike_history :]
         return None
 
     def check_budget(self, state: TrainState, spike: Spike) -> None:

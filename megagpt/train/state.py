@@ -18,8 +18,8 @@ class TrainState:
     """Steps that changed nothing because the loss or a gradient was not finite."""
     skipped_in_a_row: int = 0
     """How many of those were the latest steps."""
-    recent: list[list[float]] = field(default_factory=list)
-    """First sample and loss of the latest steps, kept where loss spikes are watched for."""
+    recent: list[float] = field(default_factory=list)
+    """Losses of the latest steps, kept where loss spikes are watched for."""
     left_out: list[list[int]] = field(default_factory=list)
     """Samples that are not trained on since the loss jumped: each from the first up to but without the second."""
     rollbacks: int = 0

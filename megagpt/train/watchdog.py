@@ -41,6 +41,9 @@ SIGN_TICKS = 4
 GRACE_SECONDS = 2.0
 """Time for every rank to dump its stacks before any ends."""
 
+DUMP_SECONDS = 0.3
+"""Time for a rank that was woken to dump its stacks."""
+
 DUMP_SIGNAL = signal.SIGUSR2
 """What makes a rank dump its stacks although it runs no Python."""
 
@@ -60,12 +63,15 @@ class Watchdog:
         self._section, self._entered = "start", 0
         self._outer: str | None = "start"
         self._contexts = 0
+        self._ending = False
 
     def enter(self, section: str) -> None:
         """Say that this rank has got as far as `section`: load, forward, backward, optimizer, evaluation or save.
 
         In the first step, in an evaluation and in a save it only says that something has moved.
         """
+        while self._ending:  # a rank that is woken for its stacks must not train on, nor this one with it
+            time.sleep(GRACE_SECONDS)
         self._section, self._entered = self._outer or section, self._entered + 1
 
     @contextmanager
@@ -103,6 +109,7 @@ class Watchdog:
         self._optimizer = register_optimizer_step_pre_hook(lambda *_: self.enter("optimizer"))
         self._number, self._clock, self._seen, self._since = 0, 0.0, self._entered, 0.0
         self._neighbour: tuple[int, float] = (-1, 0.0)
+        self._give_sign()  # from here on: a rank may stop before its thread has looked once
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
@@ -172,7 +179,7 @@ class Watchdog:
         beats = [beat for beat in map(self._beat, ranks) if not beat.left]
         silent = {beat.rank for beat in beats if beat.number == before[beat.rank]}
         hang = {
-            "by": self.rank,
+            "speaker": self.rank if 0 in silent else 0,  # the log file is rank 0's
             "text": f"step {self.step}: {report(reason, beats, silent)}. Stacks of all ranks: {self.path.parent}",
             "silent": [[beat.rank, *beat.process] for beat in beats if beat.rank in silent],
             # Of the ranks on each machine, the one that wakes and ends those that cannot do it themselves.
@@ -183,7 +190,8 @@ class Watchdog:
 
     def _end(self, hang: dict[str, Any]) -> None:
         """Dump the stacks of this rank, and of those on this machine that cannot, and end this process."""
-        if self.rank in (0, hang["by"]):
+        self._ending = True
+        if self.rank == hang["speaker"]:
             log.critical("%s", hang["text"])
         _write(self._file, self.rank, hang["text"])
         faulthandler.dump_traceback(self._file, all_threads=True)
@@ -196,9 +204,10 @@ class Watchdog:
                 _write(file, rank, hang["text"])
             _signal(pid, DUMP_SIGNAL)
             _signal(pid, signal.SIGCONT)
-        time.sleep(GRACE_SECONDS)
-        for _, pid in helpless:
+        time.sleep(DUMP_SECONDS)
+        for _, pid in helpless:  # before they train on
             _signal(pid, signal.SIGKILL)
+        time.sleep(GRACE_SECONDS)
         logging.shutdown()
         os._exit(HUNG)
 

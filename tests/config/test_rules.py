@@ -143,6 +143,10 @@ BROKEN = [
         *("spikes_have_checkpoints", 1, ["reliability.spike_threshold=2", "checkpoint.interval=50"]),
         ["reliability.spike_rewind (100)", "keep_last (2) x checkpoint.interval (50) = 100", "lower the first"],
     ),
+    (
+        *("spike_is_left_out", 1, ["reliability.spike_skip=100"]),
+        ["reliability.spike_skip (100)", "reliability.spike_rewind (100)", "101 or more"],
+    ),
     ("data_is_named", 1, ["data.tokenizer=''"], ["data.tokenizer", "tools/train_tokenizer.py", "make train"]),
     ("data_is_named", 1, ["data.corpora=[]"], ["data.corpora", "tools/preprocess.py", "make train"]),
     ("data_is_named", 1, ["data.corpora=[{path: ''}]"], ["data.corpora[0].path", "tools/preprocess.py"]),
