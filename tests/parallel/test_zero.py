@@ -46,6 +46,7 @@ def test_equals_megatron_on_one_rank(model, precision, layouts, tolerance):
 
 @needs_deepspeed
 @pytest.mark.skipif(not has_libaio(), reason="libaio's headers or a C++ compiler are not installed")
+@pytest.mark.timeout(1200)  # the first to run compiles DeepSpeed's reader
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_offload_to_disk_changes_nothing(precision, tmp_path):
     """Optimizer state, then parameters too, swapped in and out; a checkpoint of either fits the other."""
