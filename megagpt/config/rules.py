@@ -273,12 +273,12 @@ def kept_checkpoints_exist(config: Config, world_size: int) -> Iterator[str]:
 def spikes_have_checkpoints(config: Config, world_size: int) -> Iterator[str]:
     """A run that is to go back to a checkpoint before a spike still has one."""
     reliability, saving = config.reliability, config.checkpoint
-    reach = saving.keep_last * saving.interval
-    if reliability.spike_threshold and reach <= reliability.spike_rewind:
+    reach = (saving.keep_last - 1) * saving.interval
+    if reliability.spike_threshold and reach < reliability.spike_rewind:
         yield (
-            f"reliability.spike_rewind ({reliability.spike_rewind}) reaches behind what checkpoint.keep_last"
-            f" ({saving.keep_last}) x checkpoint.interval ({saving.interval}) = {reach} steps"
-            " keeps: lower the first, keep more, or set reliability.spike_threshold=0"
+            f"reliability.spike_rewind ({reliability.spike_rewind}) reaches behind the {reach} steps for which there is"
+            f" always a checkpoint, (checkpoint.keep_last ({saving.keep_last}) - 1) x checkpoint.interval"
+            f" ({saving.interval}): lower the first, keep more, or set reliability.spike_threshold=0"
         )
 
 

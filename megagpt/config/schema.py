@@ -279,7 +279,7 @@ class ReliabilityConfig:
     spike_history: int = 100
     """Steps that the median is of."""
     spike_rewind: int = 100
-    """A run goes back to the newest checkpoint at least this many steps before the spike."""
+    """Full steps before the spike whose samples are left out too; the run goes back to a checkpoint before them."""
     spike_skip: int = 200
     """Steps whose samples are left out, from spike_rewind steps before the spike on."""
     max_rollbacks: int = 3

@@ -119,7 +119,7 @@ class Trainer:
         """Go on from a checkpoint before the spike, without the samples around it."""
         self.spikes.check_budget(self.state, spike)
         with self.watchdog.within("save"):
-            restored = self.rewind(spike.step - max(1, self.config.reliability.spike_rewind))
+            restored = self.rewind(spike.step - 1 - self.config.reliability.spike_rewind)
         if self.engine.dims.rank == 0:
             log.warning(
                 "step %d: loss %.4f where %.4f is usual. Going back to step %d; samples %d to %d are left out",

@@ -141,7 +141,7 @@ BROKEN = [
     ),
     (
         *("spikes_have_checkpoints", 1, ["reliability.spike_threshold=2", "checkpoint.interval=50"]),
-        ["reliability.spike_rewind (100)", "keep_last (2) x checkpoint.interval (50) = 100", "lower the first"],
+        ["reliability.spike_rewind (100)", "50 steps", "checkpoint.keep_last (2)", "checkpoint.interval (50)"],
     ),
     (
         *("spike_is_left_out", 1, ["reliability.spike_skip=100"]),

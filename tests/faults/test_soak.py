@@ -1,0 +1,57 @@
+"""F36: a long run with saves and evaluations leaves file descriptors, threads, memory and shared memory flat."""
+
+import re
+from pathlib import Path
+
+import pytest
+from dist import run_distributed
+
+from tests.faults import job
+
+STEPS, SAMPLE = 2000, 100
+SETTLED = 600
+"""Steps after which nothing may grow: allocators have met every size by then."""
+
+
+def usage() -> tuple[int, int, int, int]:
+    """Open files, threads, resident memory in KiB, files of shared memory."""
+    resident = int(re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+    files, threads, shared = (
+        len(list(Path(path).iterdir())) for path in ("/proc/self/fd", "/proc/self/task", "/dev/shm")
+    )
+    return files, threads, resident, shared
+
+
+def _soak(overrides: list[str]) -> list[tuple[int, int, int, int]]:
+    from megagpt.config.load import load
+    from megagpt.stages.session import open_session, start
+    from megagpt.train.task import LanguageModelTask
+
+    config, seen = load(overrides), []
+    with start(config) as checkpointer:
+        session = open_session(config, LanguageModelTask(), checkpointer)
+        compare = session.trainer._compare_ranks
+
+        def watched() -> None:
+            compare()
+            if session.trainer.state.step % SAMPLE == 0:
+                seen.append(usage())
+
+        session.trainer._compare_ranks = watched
+        session.trainer.fit()
+    return seen
+
+
+@pytest.mark.slow
+def test_f36_nothing_grows_in_2000_steps(overrides, tmp_path):
+    settings = [*job.settings(overrides, tmp_path, "run", STEPS), "checkpoint.interval=50", "stage.eval_interval=25"]
+    settings += ["stage.eval_tokens=256", "model.num_layers=1", "reliability.replica_interval=10"]
+    settings += ["reliability.straggler_interval=10", "checkpoint.asynchronous=true"]
+    for rank, seen in enumerate(run_distributed(_soak, 2, settings, timeout=300)):
+        files, threads, resident, shared = zip(*seen[SETTLED // SAMPLE - 1 :], strict=True)
+        figures = f"rank {rank}: files {files}, threads {threads}, KiB {resident}, shared {shared}"
+        print(figures)
+        assert max(files) - min(files) <= 2, figures
+        assert max(threads) - min(threads) <= 2, figures  # a save's writer comes and goes
+        assert max(resident) <= 1.02 * resident[0], figures
+        assert len(set(shared)) == 1 or max(shared) <= shared[0], figures
