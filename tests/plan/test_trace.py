@@ -35,6 +35,7 @@ real = pytest.fixture(another_process, scope="module", name="real")
     ("overrides", "gpus"),
     [
         (GPT3, 1),
+        ([*GPT3, "parallel.micro_batch_size=2"], 1),
         ([*GPT3, *TENSOR, "parallel.micro_batch_size=2"], 4),
         ([*GPT3, *SEQUENCE, *PIPELINE, "parallel.virtual_pipeline_size=2"], 8),
         ([*GPT3, *SEQUENCE, *PIPELINE, "parallel.recompute=full"], 4),
