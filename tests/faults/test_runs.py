@@ -15,7 +15,6 @@ from megagpt.errors import STOPPED_BY_SIGNAL, TrainingDiverged
 from tests.faults import job
 
 
-
 def _engine(name: str) -> list[str]:
     """Settings of an engine, DeepSpeed's with all that it can shard."""
     if name == "megatron":
