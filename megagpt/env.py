@@ -44,9 +44,10 @@ def master_port() -> int | None:
 
 
 def restart_attempt() -> int:
-    """How often this job was started again, by torchrun or by Slurm; 0 the first time."""
-    # Both counted together: each start of either kind is another attempt.
-    return _integer("TORCHELASTIC_RESTART_COUNT", 0) + _integer("SLURM_RESTART_COUNT", 0)
+    """How often this job was started again, by torchrun, by slurm/train.sh or by Slurm; 0 the first time."""
+    # All counted together: each start of any kind is another attempt.
+    names = ("TORCHELASTIC_RESTART_COUNT", "MEGAGPT_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return sum(_integer(name, 0) for name in names)
 
 
 def wandb_mode() -> str | None:

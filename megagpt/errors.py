@@ -54,3 +54,6 @@ HUNG = 7
 
 STOPPED_BY_SIGNAL = 75
 """Exit code of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL of sysexits.h)."""
+
+FOR_GOOD = tuple(kind.exit_code for kind in (ConfigError, DataError, TrainingDiverged, RepeatedFailure))
+"""Exit codes of what another attempt of the same job would only meet again."""

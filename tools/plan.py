@@ -40,7 +40,7 @@ def main() -> int:
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus} must be at least 1")
     if args.check:
-        return _check(config, gpus, args.json)
+        return _check(config, gpus, args)
     if args.search:
         return _search(config, gpus, device, args.json)
     try:
@@ -79,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check", action="store_true", help="look whether all is in place, under torchrun on all ranks"
     )
+    parser.add_argument(
+        "--max-epochs", type=float, help="with --check: passes over a corpus that are no problem yet (default: 4)"
+    )
+    parser.add_argument("--need-gpus", action="store_true", help="with --check: a rank without a GPU is a problem")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with memory and timeline drawn")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     return parser
@@ -96,11 +100,11 @@ def _search(config: Config, gpus: int, device: Device, as_json: bool) -> int:
     return 0
 
 
-def _check(config: Config, gpus: int, as_json: bool) -> int:
+def _check(config: Config, gpus: int, args: argparse.Namespace) -> int:
     """Look at everything; rank 0 says what is wrong. Under torchrun or srun all ranks take part."""
     from megagpt.checkpoint import current_world
     from megagpt.parallel import launch
-    from megagpt.plan.check import check_run, data_files
+    from megagpt.plan.check import LARGEST_EPOCHS, check_run, data_files
     from megagpt.plan.environment import check_environment
 
     problems, facts = [], []
@@ -111,13 +115,13 @@ def _check(config: Config, gpus: int, as_json: bool) -> int:
     launch.initialize(ParallelConfig(), config.seed)
     try:
         world = current_world()
-        of_run = world.broadcast(check_run(config) if world.rank == 0 else None)
-        of_machines = check_environment(world, data_files(config))
+        of_run = world.broadcast(check_run(config, args.max_epochs or LARGEST_EPOCHS) if world.rank == 0 else None)
+        of_machines = check_environment(world, data_files(config), args.need_gpus)
     finally:
         launch.shutdown()
     problems += [*of_run[0], *of_machines[0]]
     facts += [*of_run[1], *of_machines[1]]
-    if world.rank == 0 and as_json:
+    if world.rank == 0 and args.json:
         print(json.dumps({"problems": problems, "facts": facts}, indent=2))
     elif world.rank == 0:
         print("\n".join([*facts, *(f"PROBLEM {problem}" for problem in problems)]))

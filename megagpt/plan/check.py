@@ -6,6 +6,7 @@ Data, the checkpoint and the disk are looked at by rank 0; `environment` looks a
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from megagpt import checkpoint
@@ -26,10 +27,13 @@ NOT_OF_THE_WEIGHTS = ("name", "hidden_dropout", "attention_dropout")
 """Fields of a model that do not change what its weights mean."""
 
 
-def check_run(config: Config) -> tuple[list[str], list[str]]:
-    """Problems of data, checkpoint and disk, and facts worth knowing."""
+def check_run(config: Config, max_epochs: float = LARGEST_EPOCHS) -> tuple[list[str], list[str]]:
+    """Problems of data, checkpoint and disk, and facts worth knowing.
+
+    max_epochs: passes over a corpus beyond which it is a problem.
+    """
     problems, facts = [], []
-    for part in (_data, _checkpoint, _disk):
+    for part in (partial(_data, max_epochs=max_epochs), _checkpoint, _disk):
         for is_problem, text in _guarded(part, config):
             (problems if is_problem else facts).append(text)
     return problems, facts
@@ -52,7 +56,7 @@ def _guarded(part: Callable[[Config], Findings], config: Config) -> Findings:
         yield True, str(error)
 
 
-def _data(config: Config) -> Findings:
+def _data(config: Config, max_epochs: float) -> Findings:
     """Tokenizer, corpora, and whether their tokens last."""
     digest = None
     try:
@@ -72,12 +76,12 @@ def _data(config: Config) -> Findings:
     weights = sum(corpus.weight for corpus in config.data.corpora)
     for corpus in config.data.corpora:
         try:
-            yield from _corpus(config, corpus, corpus.weight / weights, digest)
+            yield from _corpus(config, corpus, corpus.weight / weights, digest, max_epochs)
         except MegaGPTError as error:
             yield True, str(error)
 
 
-def _corpus(config: Config, corpus: CorpusConfig, share: float, digest: str | None) -> Findings:
+def _corpus(config: Config, corpus: CorpusConfig, share: float, digest: str | None, max_epochs: float) -> Findings:
     about = check_corpus(corpus.path)
     if digest is not None and about["tokenizer_sha256"] != digest:
         yield (
@@ -89,12 +93,12 @@ def _corpus(config: Config, corpus: CorpusConfig, share: float, digest: str | No
     tokens = about["tokens"] * config.data.split[0]
     epochs = share * config.optim.train_tokens / max(tokens, 1)
     text = f"{corpus.path}: {tokens:,.0f} training tokens, {share:.1%} of the mixture, {epochs:.2f} epochs"
-    if epochs > LARGEST_EPOCHS:
+    if epochs > max_epochs:
         text += (
-            f", more than the {LARGEST_EPOCHS} up to which repetition is nearly as good as new data: add data, or lower"
-            " its weight or optim.train_tokens"
+            f", more than {max_epochs:g} (up to {LARGEST_EPOCHS} repetition is nearly as good as new data): add data, "
+            "lower its weight or optim.train_tokens, or allow more (--max-epochs)"
         )
-    yield epochs > LARGEST_EPOCHS, text
+    yield epochs > max_epochs, text
 
 
 def _checkpoint(config: Config) -> Findings:

@@ -31,13 +31,13 @@ MESSAGE_BYTES = {"cuda": 256 * 2**20, "cpu": 4 * 2**20}
 """Size of the timed message, by kind of device."""
 
 
-def check_environment(world: World, files: Sequence[Path] = ()) -> tuple[list[str], list[str]]:
+def check_environment(world: World, files: Sequence[Path] = (), need_gpus: bool = False) -> tuple[list[str], list[str]]:
     """Problems of the ranks' machines, and facts. Collective: every rank returns the same.
 
-    files: what every rank has to see alike.
+    files: what every rank has to see alike. need_gpus: whether a rank without a GPU is a problem.
     """
     started = time.time()
-    reports = world.gather(_report(files))
+    reports = world.gather(_report(files, need_gpus))
     if world.size > 1:
         dist.barrier()  # so that all read their clocks at one time
     clocks = world.gather(time.time())
@@ -83,8 +83,13 @@ def slow_ranks(names: list[str], seconds: list[float], what: str) -> list[str]:
     ]
 
 
-def _report(files: Sequence[Path]) -> dict[str, Any]:
+def _report(files: Sequence[Path], need_gpus: bool) -> dict[str, Any]:
     problems = []
+    if need_gpus and not torch.cuda.is_available():
+        problems.append(
+            f"PyTorch {torch.__version__} finds no GPU: the driver does not answer, the job has none "
+            "(--gpus-per-node), or this PyTorch was built without CUDA"
+        )
     opened, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if opened != resource.RLIM_INFINITY and opened < FEWEST_FILES:
         problems.append(f"only {opened} open files are allowed: raise it with `ulimit -n {FEWEST_FILES}` or more")
@@ -99,6 +104,8 @@ def _report(files: Sequence[Path]) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
+    if torch.cuda.is_available():
+        versions["GPU"] = torch.cuda.get_device_name()
     return {
         "host": socket.gethostname(),
         "problems": problems,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.faults import job
 
-LAUNCHER = [sys.executable, "-m", "megagpt.parallel.loopback", "--nproc-per-node=2"]
+LAUNCHER = [sys.executable, "-m", "megagpt.parallel.torchrun", "--nproc-per-node=2"]
 
 
 def listeners(pids: list[int]) -> set[tuple[str, int]]:

@@ -1,0 +1,54 @@
+"""The launcher: signals reach the ranks, and its exit code is that of the rank that failed."""
+
+import os
+import signal
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from megagpt.errors import HUNG, STOPPED_BY_SIGNAL, ConfigError, DataError, DistributedError
+from megagpt.parallel.torchrun import verdict
+from tests.faults import job
+
+LAUNCHER = [sys.executable, "-m", "megagpt.parallel.torchrun", "--nproc-per-node=2"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([1, DataError.exit_code, -signal.SIGTERM], DataError.exit_code),
+        ([-signal.SIGTERM, -signal.SIGKILL, DistributedError.exit_code], 128 + signal.SIGKILL),
+        ([1, HUNG, HUNG], HUNG),
+        ([STOPPED_BY_SIGNAL, STOPPED_BY_SIGNAL], STOPPED_BY_SIGNAL),
+        ([-signal.SIGTERM, 1], 1),
+    ],
+)
+def test_the_cause_is_told_from_its_consequences(codes, expected):
+    code, text = verdict({10 + rank: SimpleNamespace(exitcode=code) for rank, code in enumerate(codes)})
+    first = next(rank for rank, code in enumerate(codes) if expected in (code, 128 - code))
+    assert code == expected
+    assert text.startswith(f"rank {10 + first} on ")
+
+
+def test_a_signal_reaches_the_ranks_and_a_killed_rank_is_named(overrides, tmp_path):
+    log, outcome, run = tmp_path / "log", tmp_path / "outcome", tmp_path / "run"
+    settings = [*job.settings(overrides, tmp_path, "run", steps=100_000), "parallel=data"]
+    process = job.start([*LAUNCHER, "-m", "megagpt", *settings], log)
+    job.wait_for(lambda: job.steps(run) > 2, process, log)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=60) == STOPPED_BY_SIGNAL, log.read_text()
+    assert "the same command goes on from there" in log.read_text()
+    stopped = job.steps(run)
+
+    process = job.start([*LAUNCHER, f"--outcome={outcome}", "-m", "megagpt", *settings], log)
+    job.wait_for(lambda: job.steps(run) > stopped, process, log)
+    os.kill(job.ranks_of(process.pid)[1], signal.SIGKILL)
+    assert process.wait(timeout=60) == 128 + signal.SIGKILL, log.read_text()
+    assert outcome.read_text().split()[:4] == ["2", str(128 + signal.SIGKILL), "rank", "1"]
+
+
+def test_a_broken_configuration_has_its_own_code(tmp_path):
+    process = job.start([*LAUNCHER, "-m", "megagpt", "optim.lr=-1"], tmp_path / "log")
+    assert process.wait(timeout=60) == ConfigError.exit_code
+    assert "optim.lr (-1" in (tmp_path / "log").read_text()
