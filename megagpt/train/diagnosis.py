@@ -36,6 +36,11 @@ class Beat:
     left: bool
     """Whether the rank is no longer watched."""
 
+    @classmethod
+    def unheard(cls, rank: int) -> "Beat":
+        """What stands for a rank that has given no sign yet; it equals no sign that a rank gives."""
+        return cls(rank, 0, 0, "start", 0, 0.0, "an unknown place", False, ("", 0, ""), False)
+
     def __str__(self) -> str:
         return f"rank {self.rank} ({self.section}, {self.idle:.0f} s, at {self.frame})"
 

@@ -6,6 +6,7 @@ threads, those that cannot are made to by a rank on the same machine, and all en
 """
 
 import faulthandler
+import itertools
 import json
 import logging
 import os
@@ -54,6 +55,9 @@ class Watchdog:
     Time in which this process was stopped does not count, so that a job that was suspended as a whole goes on.
     """
 
+    CONTEXTS = itertools.count(1)
+    """Numbers of this process's contexts, each of which has keys of its own in the store."""
+
     def __init__(self, config: ReliabilityConfig, run_dir: Path) -> None:
         self.config = config
         self.step = 0
@@ -62,7 +66,6 @@ class Watchdog:
         self.process = this_process()
         self._section, self._entered = "start", 0
         self._outer: str | None = "start"
-        self._contexts = 0
         self._ending = False
 
     def enter(self, section: str) -> None:
@@ -102,13 +105,12 @@ class Watchdog:
             module.register_forward_hook(lambda *_: self.enter("backward"))
 
     def __enter__(self) -> "Watchdog":
-        self._contexts += 1
-        self._store = launch.side_store(f"watchdog{self._contexts}")
+        self._store = launch.side_store(f"watchdog{next(self.CONTEXTS)}")
         self._file = _open(self.path)
         faulthandler.register(DUMP_SIGNAL, self._file, all_threads=True)
         self._optimizer = register_optimizer_step_pre_hook(lambda *_: self.enter("optimizer"))
         self._number, self._clock, self._seen, self._since = 0, 0.0, self._entered, 0.0
-        self._neighbour: tuple[int, float] = (-1, 0.0)
+        self._neighbour = (Beat.unheard(self.rank).number, 0.0)
         self._give_sign()  # from here on: a rank may stop before its thread has looked once
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -148,8 +150,6 @@ class Watchdog:
             self._look_at_neighbour((self.rank + 1) % self.size)
 
     def _look_at_neighbour(self, rank: int) -> None:
-        if not self._store.check([f"beat{rank}"]):
-            return
         beat, limit = self._beat(rank), self.config.heartbeat_timeout
         if beat.number != self._neighbour[0] or beat.left:
             self._neighbour = (beat.number, self._clock)
@@ -166,17 +166,19 @@ class Watchdog:
         self._store.set(f"beat{self.rank}", json.dumps(asdict(beat)))
 
     def _beat(self, rank: int) -> Beat:
+        """The last sign of a rank. One that stops early may never have given any, and must not be overlooked."""
+        if not self._store.check([f"beat{rank}"]):
+            return Beat.unheard(rank)
         values = json.loads(self._store.get(f"beat{rank}"))
         return Beat(**values | {"process": tuple(values["process"])})
 
     def _accuse(self, reason: str) -> None:
         """Find out who holds the others up, and tell all. Who tells first is believed."""
-        ranks = [rank for rank in range(self.size) if self._store.check([f"beat{rank}"])]
-        before = {rank: self._beat(rank).number for rank in ranks}
+        before = [self._beat(rank).number for rank in range(self.size)]
         for _ in range(SIGN_TICKS):
             time.sleep(TICK_SECONDS)
             self._give_sign()
-        beats = [beat for beat in map(self._beat, ranks) if not beat.left]
+        beats = [beat for beat in map(self._beat, range(self.size)) if not beat.left]
         silent = {beat.rank for beat in beats if beat.number == before[beat.rank]}
         hang = {
             "speaker": self.rank if 0 in silent else 0,  # the log file is rank 0's

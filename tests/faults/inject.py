@@ -70,6 +70,7 @@ FAULTS = {
     "load": ((TrainLoader, "_train_batch"), sleep),
     "forward": ((LanguageModelTask, "forward"), sleep),
     "lock": ((LanguageModelTask, "loss"), hold_the_lock),
+    "backward": ((torch.autograd, "backward"), sleep),
     "optimizer": ((MegatronEngine, "_update"), sleep),
     "evaluation": ((session, "evaluate"), sleep),
     "save": ((Checkpointer, "save"), sleep),

@@ -34,6 +34,12 @@ def steps(run_dir: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+def losses(run_dir: Path) -> list[float]:
+    """The loss of every step, exactly."""
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, log: Path, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -54,6 +60,17 @@ def settings(overrides: list[str], folder: Path, name: str, steps: int) -> list[
     tokens = 32 * 8 * steps
     more = ["optim.global_batch_size=8", "optim.ramp_start=null", "optim.ramp_tokens=0", "model.num_layers=2"]
     return [*overrides, *more, f"run_name={name}", f"runs_dir={folder}", f"optim.train_tokens={tokens}"]
+
+
+def opened(overrides: list[str]):
+    """A session of a run in this process, and what closes it."""
+    from megagpt.config.load import load as load_config
+    from megagpt.stages.session import open_session, start
+    from megagpt.train.task import LanguageModelTask
+
+    config = load_config(overrides)
+    checkpointer = start(config)
+    return open_session(config, LanguageModelTask(), checkpointer), checkpointer
 
 
 def tensors(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict]:

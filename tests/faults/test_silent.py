@@ -19,17 +19,6 @@ from tests.faults import job
 NORM, MATRIX = "decoder.final_layernorm.weight", "decoder.layers.0.mlp.linear_fc2.weight"
 
 
-def opened(overrides: list[str]):
-    """A session of a run, and what closes it."""
-    from megagpt.config.load import load
-    from megagpt.stages.session import open_session, start
-    from megagpt.train.task import LanguageModelTask
-
-    config = load(overrides)
-    checkpointer = start(config)
-    return open_session(config, LanguageModelTask(), checkpointer), checkpointer
-
-
 def _flipping(engine, name: str, rank: int):
     """The engine's `train_step`, which flips a bit of a parameter of one rank at the end of its third call."""
     train_step, calls = engine.train_step, itertools.count(1)
@@ -51,7 +40,7 @@ def _flip_and_train(overrides: list[str], damaged: list[tuple[str, int]]) -> lis
 
     messages = []
     for number, (name, rank) in enumerate(damaged):
-        session, checkpointer = opened([*overrides, f"run_name=run{number}"])
+        session, checkpointer = job.opened([*overrides, f"run_name=run{number}"])
         with checkpointer:
             session.engine.train_step = _flipping(session.engine, f"model/{name}", rank)
             try:
@@ -127,7 +116,7 @@ def _train_on_garbage(overrides: list[str], windows: list[range], stops: tuple[i
 
     tokens = int(next(text for text in reversed(overrides) if "train_tokens" in text).split("=")[1])
     for stop in (*stops, tokens // 256):
-        session, checkpointer = opened([*overrides, f"optim.train_tokens={256 * stop}"])
+        session, checkpointer = job.opened([*overrides, f"optim.train_tokens={256 * stop}"])
         for window in windows:
             session.loader.blend = _Garbage(session.loader.blend, window)
         with checkpointer:
@@ -192,7 +181,7 @@ def test_without_a_threshold_nothing_is_kept():
 
 
 def _slow_forward(overrides: list[str]) -> list[list[int]]:
-    session, checkpointer = opened(overrides)
+    session, checkpointer = job.opened(overrides)
     rank, found = session.engine.dims.rank, []
     check = session.trainer.stragglers.check
     session.trainer.stragglers.check = lambda step: found.append(check(step))
