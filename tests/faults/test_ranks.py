@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megagpt.errors import RepeatedFailure
+from megagpt.errors import CheckpointError, RepeatedFailure
 from tests.faults import job
 
 STEPS = 45
@@ -88,9 +88,10 @@ def test_f18_to_f21_every_fault_in_one_job(overrides, tmp_path):
 
 @pytest.mark.slow
 def test_f25_the_same_step_again_and_again_ends_the_job(overrides, tmp_path):
+    """Rank 1 finds no memory (F21): its own error is told, and the one of the rank that waited for it never first."""
     log, markers = tmp_path / "log", tmp_path / "markers"
     markers.mkdir()
-    program = (str(job.INJECT), str(markers), "kill@7@1!", "--")
+    program = (str(job.INJECT), str(markers), "memory@7@1!", "--")
     settings = fast(overrides, tmp_path, "run", "reliability.max_failures=2")
     process = job.start(job.command(2, settings, program, max_restarts=2), log)
     assert process.wait(timeout=200) != 0
@@ -98,13 +99,18 @@ def test_f25_the_same_step_again_and_again_ends_the_job(overrides, tmp_path):
     assert text.count("resumed at step 5") == 1  # the third attempt is not made
     assert "2 attempts in a row failed in step 7, which trains on samples 48 to 55" in text
     assert f"exitcode  : {RepeatedFailure.exit_code}" in text
+    assert text.count("RuntimeError: [enforce fail at alloc_cpu.cpp") == 2  # once an attempt
 
 
-def test_f25_no_orphans_when_the_launcher_is_killed(overrides, tmp_path):
-    log = tmp_path / "log"
-    settings = job.settings(overrides, tmp_path, "run", steps=100_000)
-    process = job.start(job.command(2, [*settings, "parallel=data"]), log)
+def test_f16_f25_a_second_job_is_refused_and_no_orphans_are_left(overrides, tmp_path):
+    log, second_log = tmp_path / "log", tmp_path / "second"
+    settings = [*job.settings(overrides, tmp_path, "run", steps=100_000), "parallel=data"]
+    process = job.start(job.command(2, settings), log)
     job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
+    second = job.start(job.command(1, settings), second_log)
+    assert second.wait(timeout=60) == CheckpointError.exit_code
+    assert "another run is writing checkpoints in" in second_log.read_text()
+    assert process.poll() is None  # the first goes on
     ranks = job.ranks_of(process.pid)
     process.send_signal(signal.SIGKILL)
     job.wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in ranks), 10)
