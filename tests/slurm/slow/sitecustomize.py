@@ -1,0 +1,16 @@
+"""Makes steps take a while wherever this folder is on PYTHONPATH, so that a tiny run lasts as long as a test needs."""
+
+import os
+import sys
+import time
+
+if "RANK" in os.environ and sys.argv[:1] == ["-m"]:  # a rank of `python -m megagpt`
+    from megagpt.train.loop import Trainer
+
+    step = Trainer._step
+
+    def slow(self, bar):
+        time.sleep(0.08)
+        return step(self, bar)
+
+    Trainer._step = slow
