@@ -168,7 +168,8 @@ def test_f04_layouts_take_over_from_each_other_bit_for_bit(overrides, tmp_path):
     hands = [data, [tensor + "2"], [tensor + "4"], [pipeline + "2"], [tensor + "2", pipeline + "2"], data]
     losses = run_distributed(_four_ranks, 4, settings, hands)[0]
     losses += run_distributed(_save_again, 1, settings, "run", [data])[0]
-    torch.testing.assert_close(losses, losses[:1] * len(losses), rtol=0, atol=1e-6)
+    print(f"next losses of {len(losses)} layouts within {max(losses) - min(losses):.1e}")
+    assert max(losses) - min(losses) < 1e-6
 
     folder = tmp_path / "run" / "checkpoints"
     original, state = job.tensors(folder / "step_00000004")
