@@ -71,7 +71,7 @@ FAULTS = {
     "forward": ((LanguageModelTask, "forward"), sleep),
     "lock": ((LanguageModelTask, "loss"), hold_the_lock),
     "backward": ((torch.autograd, "backward"), sleep),
-    "optimizer": ((MegatronEngine, "_update"), sleep),
+    "optimizer": ((torch.optim.AdamW, "step"), sleep),
     "evaluation": ((session, "evaluate"), sleep),
     "save": ((Checkpointer, "save"), sleep),
 }

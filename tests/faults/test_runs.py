@@ -55,6 +55,7 @@ def test_kill_9_again_and_again(engine, steps, kills_wanted, overrides, tmp_path
             kills += 1
     assert killed.wait(timeout=400) == 0, log.read_text()
     assert kills == kills_wanted, f"the run was over after {kills} kills"
+    assert job.losses(tmp_path / "whole") == job.losses(tmp_path / "killed")
 
     tensors, state = job.tensors(tmp_path / "whole")
     tensors_killed, state_killed = job.tensors(tmp_path / "killed")
@@ -71,7 +72,9 @@ def test_killed_rank_is_reported_once(overrides, tmp_path):
     process = job.start(command, log)
     job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
     os.kill(job.ranks_of(process.pid)[1], signal.SIGKILL)
-    assert process.wait(timeout=60) != 0
+    killed = time.monotonic()
+    assert process.wait(timeout=15) != 0
+    print(f"the other rank and the launcher ended after {time.monotonic() - killed:.1f} s")
     assert log.read_text().count("lost contact with another rank") <= 1  # none where torchrun ends the peer first
     assert "(exitcode: -9) local_rank: 1" in log.read_text()
     assert "megagpt/stages" not in log.read_text()  # no traceback of ours; torchrun prints its own
