@@ -66,7 +66,7 @@ ended() { # the ranks have had the signal too, and SIGKILL follows
   if (($(date +%s) + 5 >= limit)); then
     status timeout "the last save was not done in time: have the signal come earlier (sbatch --signal=B:USR1@SECONDS)"
   else
-    status cancelled "by scancel or by a job of higher priority"
+    status cancelled "by scancel, by a job of higher priority, or by the death of a node"
   fi
   [[ -z $step ]] || wait "$step"
   exit $((128 + 15))

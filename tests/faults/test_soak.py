@@ -54,4 +54,5 @@ def test_f36_nothing_grows_in_2000_steps(overrides, tmp_path):
         assert max(files) - min(files) <= 2, figures
         assert max(threads) - min(threads) <= 2, figures  # a save's writer comes and goes
         assert max(resident) <= 1.02 * resident[0], figures
-        assert len(set(shared)) == 1 or max(shared) <= shared[0], figures
+        later = shared[len(shared) // 2 :]
+        assert min(later) <= shared[0], figures  # the machine's: others may come and go, what this run leaves stays
