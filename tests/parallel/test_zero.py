@@ -51,8 +51,8 @@ def test_equals_megatron_on_one_rank(model, precision, layouts, tolerance):
 def test_offload_to_disk_changes_nothing(precision, tmp_path):
     """Optimizer state, then parameters too, swapped in and out; a checkpoint of either fits the other.
 
-    Held against offload to the CPU's memory, which sums the gradient norm in the same order: in bf16 a norm with another
-    last bit moves parameters that are about to be rounded.
+    Held against offload to the CPU's memory, which sums the gradient norm in the same order: in bf16 another last bit
+    of the norm moves parameters that are about to be rounded.
     """
     model = dataclasses.replace(GPT3, hidden_size=128)  # DeepSpeed swaps from 1 MiB upward
     disk = {"offload_optimizer": "nvme", "offload_path": str(tmp_path)}
