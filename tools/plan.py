@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-epochs", type=float, help="with --check: passes over a corpus that are no problem yet (default: 4)"
     )
+    parser.add_argument("--hashes", action="store_true", help="with --check: read all of the corpora, and hash them")
     parser.add_argument("--need-gpus", action="store_true", help="with --check: a rank without a GPU is a problem")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with memory and timeline drawn")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
@@ -115,7 +116,9 @@ def _check(config: Config, gpus: int, args: argparse.Namespace) -> int:
     launch.initialize(ParallelConfig(), config.seed)
     try:
         world = current_world()
-        of_run = world.broadcast(check_run(config, args.max_epochs or LARGEST_EPOCHS) if world.rank == 0 else None)
+        of_run = world.broadcast(
+            check_run(config, args.max_epochs or LARGEST_EPOCHS, args.hashes) if world.rank == 0 else None
+        )
         of_machines = check_environment(world, data_files(config), args.need_gpus)
     finally:
         launch.shutdown()

@@ -2,11 +2,12 @@
 
     PREFIX.bin   the tokens of all documents, each ending with end-of-text; uint16 where the vocabulary fits, else int32
     PREFIX.idx   length and place of every document; both files are read by megatron.core's IndexedDataset
-    PREFIX.json  tokenizer_sha256, vocab_size, documents, tokens, bytes, max_token, sources, rejected ...
+    PREFIX.json  tokenizer_sha256, vocab_size, documents, tokens, max_token, bin_sha256, idx_sha256, bytes, sources ...
 
 A corpus is whole when its .json is there: it is written last.
 """
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterable
@@ -46,13 +47,13 @@ def write_corpus(
 
     parts: (int32 [n] lengths of n documents, [sum of lengths] their tokens), in order
     documents: sum of n
-    about: goes into the .json; has at least `tokenizer_sha256` and `vocab_size`. Numbers of documents and tokens and
-        the largest token are added.
+    about: goes into the .json; has at least `tokenizer_sha256` and `vocab_size`. Numbers of documents and tokens, the
+        largest token and hashes of the two files are added.
     """
     bin_path, idx_path, json_path = corpus_files(prefix)
     dtype = token_dtype(about["vocab_size"])
     json_path.unlink(missing_ok=True)  # from here until the end there is no whole corpus
-    start, tokens, max_token = 0, 0, 0
+    start, tokens, max_token, digest = 0, 0, 0, hashlib.sha256()
     with atomic_file(idx_path) as index, atomic_file(bin_path) as binary:
         lengths_at = _HEADER.size
         pointers_at = lengths_at + 4 * documents
@@ -69,10 +70,13 @@ def write_corpus(
             ):
                 index.seek(offset)
                 index.write(values.tobytes())
-            binary.write(part.astype(dtype, copy=False).data)
+            stored = part.astype(dtype, copy=False).data
+            binary.write(stored)
+            digest.update(stored)
             start, tokens = start + len(lengths), tokens + len(part)
             max_token = max(max_token, int(part.max(initial=0)))
     about = about | {"documents": documents, "tokens": tokens, "max_token": max_token}
+    about |= {"bin_sha256": digest.hexdigest(), "idx_sha256": _sha256(idx_path)}
     write_atomic(json_path, json.dumps(about, indent=1).encode() + b"\n")
 
 
@@ -124,6 +128,31 @@ def check_corpus(prefix: str | Path) -> dict[str, Any]:
     if sequences == 0:
         raise DataError(f"{prefix} has no documents")
     return about
+
+
+def check_hashes(prefix: str | Path) -> str | None:
+    """Read the whole corpus, and raise DataError naming the file that is not what was written.
+
+    Returns the reason when there is nothing to compare with, as in corpora made before hashes were kept.
+    """
+    about = read_about(prefix)
+    for path, name in zip(corpus_files(prefix), ("bin_sha256", "idx_sha256"), strict=False):
+        if name not in about:
+            return f"{prefix}.json has no {name}: the corpus was made before hashes were kept"
+        if _sha256(path) != about[name]:
+            raise DataError(
+                f"{path} is damaged: its SHA-256 is not the one in {prefix}.json; copy it again, or make the corpus "
+                "again with tools/preprocess.py"
+            )
+    return None
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
 
 
 def open_corpus(prefix: str | Path) -> tuple[Any, dict[str, Any]]:

@@ -13,7 +13,7 @@ from megagpt import checkpoint
 from megagpt.checkpoint import World
 from megagpt.config.load import from_dict
 from megagpt.config.schema import Config, CorpusConfig, ModelConfig
-from megagpt.data.indexed import check_corpus, corpus_files
+from megagpt.data.indexed import check_corpus, check_hashes, corpus_files
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import MegaGPTError
 from megagpt.plan.devices import GB
@@ -27,13 +27,13 @@ NOT_OF_THE_WEIGHTS = ("name", "hidden_dropout", "attention_dropout")
 """Fields of a model that do not change what its weights mean."""
 
 
-def check_run(config: Config, max_epochs: float = LARGEST_EPOCHS) -> tuple[list[str], list[str]]:
+def check_run(config: Config, max_epochs: float = LARGEST_EPOCHS, hashes: bool = False) -> tuple[list[str], list[str]]:
     """Problems of data, checkpoint and disk, and facts worth knowing.
 
-    max_epochs: passes over a corpus beyond which it is a problem.
+    max_epochs: passes over a corpus beyond which it is a problem; hashes: whether to read all of the corpora.
     """
     problems, facts = [], []
-    for part in (partial(_data, max_epochs=max_epochs), _checkpoint, _disk):
+    for part in (partial(_data, max_epochs=max_epochs), *[_hashes] * hashes, _checkpoint, _disk):
         for is_problem, text in _guarded(part, config):
             (problems if is_problem else facts).append(text)
     return problems, facts
@@ -99,6 +99,17 @@ def _corpus(config: Config, corpus: CorpusConfig, share: float, digest: str | No
             "lower its weight or optim.train_tokens, or allow more (--max-epochs)"
         )
     yield epochs > max_epochs, text
+
+
+def _hashes(config: Config) -> Findings:
+    """Whether the corpora are, byte for byte, what was written."""
+    paths = [corpus.path for corpus in config.data.corpora]
+    for path in paths:
+        try:
+            unknown = check_hashes(path)
+            yield False, unknown or f"{path}: its hashes are right"
+        except MegaGPTError as error:
+            yield True, str(error)
 
 
 def _checkpoint(config: Config) -> Findings:

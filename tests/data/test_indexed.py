@@ -1,5 +1,6 @@
 """The files of a corpus: what Megatron-Core reads from them, and refusal of damaged ones by name."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -46,8 +47,10 @@ def test_bytes_equal_megatron_cores_own_builder(tmp_path):
 def test_about(tmp_path):
     _, about = open_corpus(make(tmp_path / "text"))
     total = sum(len(d) for d in DOCUMENTS)
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in corpus_files(tmp_path / "text")]
     assert about == {
         "tokenizer_sha256": "a" * 64, "vocab_size": 300, "documents": 3, "tokens": total, "max_token": 299,
+        "bin_sha256": hashes[0], "idx_sha256": hashes[1],
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Preprocessing as a user sees it: exact corpora, resumption, honest counting, refusals."""
 
 import functools
+import hashlib
 import json
 import os
 import random
@@ -112,6 +113,8 @@ def test_corpus_holds_every_document(tmp_path, source, tokenizer, texts):
         "documents": len(texts),
         "tokens": sum(map(len, expected)),
         "max_token": encoder.end_of_text_id,
+        "bin_sha256": hashlib.sha256(contents(tmp_path / "out" / "text")[0]).hexdigest(),
+        "idx_sha256": hashlib.sha256(contents(tmp_path / "out" / "text")[1]).hexdigest(),
     }
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["text.bin", "text.idx", "text.json"]
 

@@ -56,6 +56,29 @@ def test_nothing_is_wrong(prepared):
     assert any("2.04 epochs" in fact for fact in facts)  # 40,000 of 20,000 x 0.98
 
 
+def test_a_flipped_bit_in_a_corpus_is_found_by_its_hash(prepared, tmp_path):
+    shutil.copytree(Path(prepared.data.corpora[0].path).parent, tmp_path, dirs_exist_ok=True)
+    corpus = CorpusConfig(str(tmp_path / "corpus"))
+    config = replaced(prepared, "data", corpora=(corpus,))
+    problems, facts = check_run(config, hashes=True)
+    assert not problems
+    assert f"{corpus.path}: its hashes are right" in facts
+    for name in ("corpus.bin", "corpus.idx"):
+        content = bytearray((tmp_path / name).read_bytes())
+        content[-9] ^= 1
+        (tmp_path / name).write_bytes(content)
+        assert not check_run(config)[0]  # sizes and headers are right
+        (problem,) = check_run(config, hashes=True)[0]
+        assert f"{name} is damaged" in problem
+        content[-9] ^= 1
+        (tmp_path / name).write_bytes(content)
+    about = json.loads((tmp_path / "corpus.json").read_text())
+    (tmp_path / "corpus.json").write_text(json.dumps({k: v for k, v in about.items() if k != "bin_sha256"}))
+    problems, facts = check_run(config, hashes=True)
+    assert not problems
+    assert any("before hashes were kept" in fact for fact in facts)
+
+
 def test_every_problem_at_once(prepared):
     config = replaced(prepared, "optim", train_tokens=10**9)
     config = replaced(config, "model", vocab_size=100, hidden_size=12288, num_layers=96)
