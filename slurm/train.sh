@@ -3,7 +3,8 @@
 # promises. What depends on a cluster or on a user is a variable:
 #
 #   SBATCH_ACCOUNT, SBATCH_PARTITION, SBATCH_QOS, SBATCH_TIMELIMIT   as sbatch knows them
-#   MEGAGPT_PYTHON         the Python that has megagpt (default: .venv/bin/python where it is there, else python3)
+#   MEGAGPT_PYTHON         the Python that has megagpt (default: .venv/bin/python where it is there, else python3, which
+#                          it always is in a container)
 #   MEGAGPT_CONTAINER      an image to run in: FILE.sif by apptainer, anything else by pyxis (srun --container-image)
 #   MEGAGPT_LOGS           folder of logs and status files (default: logs)
 #   MEGAGPT_MAX_RESTARTS   how often training starts again inside one allocation (default: 20)
@@ -15,7 +16,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit
 . slurm/network.sh
 python=${MEGAGPT_PYTHON:-$root/.venv/bin/python}
-[[ -n ${MEGAGPT_PYTHON:-} || -x $python ]] || python=python3
+[[ -n ${MEGAGPT_PYTHON:-} || (-x $python && -z ${MEGAGPT_CONTAINER:-}) ]] || python=python3
 logs=${MEGAGPT_LOGS:-logs}/$SLURM_JOB_NAME-$SLURM_JOB_ID
 mkdir -p "$logs" || exit
 export MEGAGPT_RESTART_COUNT=0
@@ -23,6 +24,7 @@ export MEGAGPT_RESTART_COUNT=0
 # Slurm's own address of the first node, whose name need not be known elsewhere; a port that jobs on one node do not share.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node "$first" --oneliner | grep -o 'NodeAddr=[^ ]*')
+[[ $SLURM_NNODES != 1 ]] || address=127.0.0.1 # others need not reach it
 torchrun=(
   -m megagpt.parallel.torchrun
   --nnodes="$SLURM_NNODES" --node-rank=%NODE% --nproc-per-node="${SLURM_GPUS_PER_NODE##*:}" # of 8, or of h100:8

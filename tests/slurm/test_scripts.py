@@ -152,10 +152,15 @@ def test_the_launchers_command(tmp_path):
     assert train_call.endswith("-m megagpt experiment=pretrain_13b seed=7")
 
 
+def test_a_job_of_one_node_meets_where_others_cannot_reach_it(tmp_path):
+    for call in play(tmp_path, [FINE[:1], FINE[:1]], SLURM_NNODES="1")[2]:
+        assert "--master-addr=127.0.0.1 " in call
+
+
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        ("megagpt.sif", r"- apptainer exec --nv --bind \S+ megagpt.sif \S*python\S* -m megagpt.parallel.torchrun"),
+        ("megagpt.sif", r"- apptainer exec --nv --bind \S+ megagpt.sif python3 -m megagpt.parallel.torchrun"),
         ("nvcr.io#team/megagpt", r"--container-image=nvcr.io#team/megagpt --container-mounts=\S+ .* bash -c"),
     ],
 )
