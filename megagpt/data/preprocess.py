@@ -5,7 +5,6 @@ all are there they are joined into PREFIX.bin, .idx and .json (megagpt.data.inde
 that exist; what comes out is, byte for byte, what an uninterrupted run gives.
 """
 
-import fcntl
 import json
 import logging
 import multiprocessing
@@ -18,7 +17,6 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +27,7 @@ import tokenizers
 
 from megagpt import env
 from megagpt.data import indexed
-from megagpt.data.files import write_atomic
+from megagpt.data.files import locked, write_atomic
 from megagpt.data.readers import (
     FOLDER_PATTERNS,
     Chunk,
@@ -113,7 +111,7 @@ def preprocess(
         return indexed.read_about(output)
     folder = Path(f"{output}.parts")
     job = _Job(folder, str(tokenizer), key, int(max_record_mb * 1e6), max_rejected)
-    with _locked(folder):
+    with locked(folder):
         _forget_other_work(folder, about, sources)
         parts = _run(job, sources, workers or len(os.sched_getaffinity(0)), known)
         total = _publish(output, folder, parts, about, known)
@@ -137,20 +135,6 @@ def _is_made(output: str | Path, about: dict[str, Any], sources: list[Source], m
     if changed:
         log.warning("%s was made with other %s: making it anew", output, " and ".join(changed))
     return not changed and sum(made["rejected"].values()) <= max_rejected
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from working in `folder`, until this one ends in whatever way."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError:
-        raise DataError(f"another process is making this corpus: it works in {folder}") from None
-    except OSError as error:
-        raise DataError(f"cannot work in {folder}: {error}") from error
 
 
 def _forget_other_work(folder: Path, about: dict[str, Any], sources: list[Source]) -> None:

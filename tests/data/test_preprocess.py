@@ -232,7 +232,7 @@ def test_inputs_without_a_document_are_refused(tmp_path, tokenizer):
 
 def test_two_processes_do_not_make_one_corpus(tmp_path, source, tokenizer):
     with (
-        module._locked(tmp_path / "out.parts"),
+        module.locked(tmp_path / "out.parts"),
         pytest.raises(DataError, match=r"another process.*out\.parts"),
     ):
         preprocess([source], tokenizer, tmp_path / "out", workers=1)
