@@ -97,10 +97,12 @@ def build(
     except ImportError as error:
         raise ConfigError(f'making a code corpus needs {error.name}: pip install "megagpt[corpora]"') from None
     options = _checked(options, workers)
-    output, units = Path(output).absolute(), list_units(inputs)
+    output = Path(output).absolute()
+    work = output.with_name(f"{output.name}.work")
+    own = tuple(f"{folder}/" for folder in (output, work))  # which may lie inside of an input
+    units = [unit for unit in list_units(inputs) if not unit.path.startswith(own)]
     job = {"inputs": list(map(str, inputs)), "sources": _digest(units, options)} | asdict(options)
     made = _made(output, job)
-    work = output.with_name(f"{output.name}.work")
     if made:
         log.info("%s is already made from these inputs", output)
         return Result(made)

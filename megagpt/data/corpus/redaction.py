@@ -12,7 +12,7 @@ MIN_ENTROPY = 3.5
 _TOP_LEVEL = "com|org|net|edu|gov|mil|int|info|biz|name|dev|app|tech|online|site|[a-z]{2}"
 _EMAIL = rf"(?<![\w.+/:-])[\w][\w.+-]{{0,63}}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{{0,62}})\.)+(?:{_TOP_LEVEL})\b(?![\w.]*\()"
 _RESERVED = re.compile(r"@(?:.*\.)?(?:example\.(?:com|org|net|edu)|localhost|test|invalid)$|^git@", re.IGNORECASE)
-_NAMES = "password|passwd|pwd|secret|token|api_?key|apikey|access_?key|auth_?key|private_?key|client_?secret"
+_NAMES = "password|passwd|pwd|secret|token|(?:api|access|auth|private)[_-]?key"
 
 
 class _Kind(NamedTuple):
