@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
         group.add_argument(name, type=type(value), default=value, help=f"{text} (default: %(default)s)")
 
     add("--max-bytes", rules.MAX_BYTES, "size of the largest file")
-    add("--max-mean-line", float(rules.MAX_MEAN_LINE), "mean line length, in characters")
+    add("--max-mean-line", rules.MAX_MEAN_LINE, "mean line length, in characters")
     add("--max-line", rules.MAX_LINE, "length of the longest line, in characters")
     add("--min-alphanumeric", rules.MIN_ALPHANUMERIC, "share of letters and digits")
     add(

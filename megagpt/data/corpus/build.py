@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megagpt.data.corpus.contamination import NGRAM, read_evaluation
 from megagpt.data.corpus.languages import check_languages
-from megagpt.data.corpus.rules import Limits
+from megagpt.data.corpus.rules import NGRAM, Limits
 from megagpt.data.corpus.sources import Unit, list_units
 from megagpt.data.corpus.tally import SAMPLES
 from megagpt.data.files import locked, write_atomic
@@ -95,7 +94,9 @@ def build(
     try:
         from megagpt.data.corpus import executors
     except ImportError as error:
-        raise ConfigError(f'making a code corpus needs {error.name}: pip install "megagpt[corpora]"') from None
+        raise ConfigError(
+            f'making a code corpus needs {error.name.split(".")[0]}: pip install "megagpt[corpora]"'
+        ) from None
     options = _checked(options, workers)
     output = Path(output).absolute()
     work = output.with_name(f"{output.name}.work")
@@ -197,6 +198,8 @@ def _prepare(work: Path, job: dict[str, Any], units: list[Unit], options: Option
             shutil.rmtree(item)
         elif item.name != "lock":
             item.unlink()
+    from megagpt.data.corpus.contamination import read_evaluation
+
     evaluation, short = read_evaluation(options.decontaminate, options.ngram)
     if short:
         log.warning(

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from megagpt.data.corpus.rules import NGRAM
 from megagpt.errors import DataError
-
-NGRAM = 13
-"""Words in a row that count as an overlap: GPT-3 (arXiv 2005.14165) uses 13-grams."""
 
 _WORD = re.compile(rb"[0-9a-z_\x80-\xff]+")
 _LETTER = re.compile(rb"[^0-9_]")

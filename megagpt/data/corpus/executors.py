@@ -3,6 +3,7 @@
 import io
 import logging
 import shlex
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import multiprocess
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster
@@ -35,6 +37,8 @@ class Stage(NamedTuple):
     name: str
     pipeline: list[PipelineStep]
     tasks: int
+    by_shard: bool = False
+    """Whether each task is a shard's."""
 
 
 def stages(work: Path, output: Path, options: "Options", shards: list[int], job: dict[str, Any]) -> list[Stage]:
@@ -44,9 +48,9 @@ def stages(work: Path, output: Path, options: "Options", shards: list[int], job:
     pairs, clusters = str(work / "pairs"), str(work / "clusters")
     count, samples = len(shards), options.samples
     return [
-        Stage("judge", [steps.JudgeSources(work, criteria, samples), steps.WriteJudged(work)], count),
+        Stage("judge", [steps.JudgeSources(work, criteria, samples), steps.WriteJudged(work)], count, True),
         Stage("exact", [steps.FindExactDuplicates(work, count)], 1),
-        Stage("sign", [steps.ReadJudged(work, samples, near=False), steps.CodeSignature(work, config)], count),
+        Stage("sign", [steps.ReadJudged(work, samples, near=False), steps.CodeSignature(work, config)], count, True),
         Stage("match", [MinhashDedupBuckets(str(work / "signatures"), pairs, config=config)], config.num_buckets),
         Stage(
             "cluster",
@@ -63,6 +67,7 @@ def stages(work: Path, output: Path, options: "Options", shards: list[int], job:
                 steps.WriteDocuments(work, options.compression, samples),
             ],
             count,
+            True,
         ),
         Stage("publish", [steps.Publish(work, output, options.compression, samples, count, job)], 1),
     ]
@@ -73,6 +78,8 @@ class _Quiet(LocalPipelineExecutor):
 
     def _run_for_rank(self, *args: Any, **kwargs: Any) -> Any:
         logger.disable("datatrove")  # here, because this runs in the workers
+        if multiprocess.parent_process():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
         return super()._run_for_rank(*args, **kwargs)
 
 
@@ -84,9 +91,8 @@ def run_here(chain: list[Stage], work: Path, shards: list[int], workers: int) ->
         folder = work / "logs" / stage.name
         executor = _Quiet(stage.pipeline, stage.tasks, min(workers, stage.tasks), str(folder))
         anew &= not _completed(folder)
-        sizes = shards if stage.tasks == len(shards) else [0] * stage.tasks
         try:
-            with _watched(folder, stage.name, sizes):
+            with _watched(folder, stage.name, shards if stage.by_shard else []):
                 executor.run()
         except OSError as error:
             raise DataError(f"cannot go on in {work}: {error}") from error
@@ -100,7 +106,7 @@ def _completed(folder: Path) -> list[int]:
 @contextmanager
 def _watched(folder: Path, name: str, sizes: list[int]) -> Iterator[None]:
     """Show how much of a stage is completed."""
-    if not sum(sizes):
+    if not sizes:
         with redirect_stderr(io.StringIO()):  # datatrove has bars of its own, over counts that mean little
             yield
         return

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 MAX_BYTES = 1_000_000
 """Codex (arXiv 2107.03374) takes files under 1 MB."""
-MAX_MEAN_LINE = 100
+MAX_MEAN_LINE = 100.0
 """Codex drops files whose mean line length is greater, in characters."""
 MAX_LINE = 1000
 """Codex drops files whose longest line is longer, in characters."""
@@ -17,6 +17,8 @@ MIN_ALPHANUMERIC = 0.25
 """Codex gives no figure for its "small percentage of alphanumeric characters"; CodeParrot and The Stack took this."""
 GENERATED_LINES = 5
 """Codex drops files that are likely auto-generated and does not say how it knows; CodeParrot looks at so many lines."""
+NGRAM = 13
+"""Words in a row that count as an overlap with evaluation data: GPT-3 (arXiv 2005.14165) uses 13-grams."""
 
 _GENERATED = re.compile(
     r"\bauto-?\s?generated|\bautomatically (?:generated|created|produced)|\bgenerated automatically|@generated\b"

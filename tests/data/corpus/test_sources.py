@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import shutil
 import subprocess
 import tarfile
 import tracemalloc
@@ -19,6 +20,9 @@ from megagpt.data.corpus.tally import Tally
 from megagpt.errors import DataError
 
 MIT = "Permission is hereby granted, free of charge. The above copyright notice and this permission notice"
+
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -130,6 +134,7 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
 
 
+@needs_git
 def test_of_a_checkout_tracked_files_are_taken(tmp_path):
     repos = write(
         tmp_path / "repos", one__a_dot_py="x = 1", one__new_dot_py="x = 2", one__gone_dot_py="x", b_dot_py="y"
@@ -144,6 +149,7 @@ def test_of_a_checkout_tracked_files_are_taken(tmp_path):
     assert set(kept) == {"repos/one/a.py", "repos/b.py"} and not drops and not ran.exists()
 
 
+@needs_git
 def test_a_broken_checkout_is_reported_and_the_rest_is_read(tmp_path):
     repos = write(tmp_path / "repos", one__a_dot_py="x = 1", b_dot_py="y")
     (repos / "one" / ".git").write_text("gitdir: nowhere")
