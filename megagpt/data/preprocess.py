@@ -10,8 +10,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -39,6 +37,7 @@ from megagpt.data.readers import (
     find_sources,
 )
 from megagpt.data.tokenizer import Tokenizer
+from megagpt.data.workers import start_worker
 from megagpt.errors import DataError
 from megagpt.log import progress
 
@@ -221,7 +220,7 @@ def _tokenize_all(job: _Job, sources: list[Source], start: Position, number: int
     """Parts `number` and following, from `start` in `sources` on, in order."""
     env.tokenize_on_one_thread()  # a process a core leaves nothing for threads to do
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
+    with ProcessPoolExecutor(workers, context, start_worker) as pool:
         waiting: deque[Future[_Part]] = deque()
         try:
             for chunk in chunks(sources, job.key, job.limit, start):
@@ -238,16 +237,6 @@ def _tokenize_all(job: _Job, sources: list[Source], start: Position, number: int
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
-
-    def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 @lru_cache(maxsize=1)

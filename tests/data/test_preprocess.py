@@ -239,7 +239,7 @@ def test_two_processes_do_not_make_one_corpus(tmp_path, source, tokenizer):
 
 
 def test_killed_worker_is_reported(tmp_path, source, tokenizer, monkeypatch):
-    monkeypatch.setattr(module, "_start_worker", functools.partial(os._exit, 1))
+    monkeypatch.setattr(module, "start_worker", functools.partial(os._exit, 1))
     with pytest.raises(DataError, match=r"worker process was killed.*goes on from here"):
         preprocess([source], tokenizer, tmp_path / "out", workers=1)
 

@@ -2,16 +2,18 @@
 
 import io
 import logging
+import multiprocessing
 import shlex
-import signal
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import multiprocess
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster
@@ -20,6 +22,7 @@ from datatrove.utils.logging import logger
 
 from megagpt.data.corpus import steps
 from megagpt.data.corpus.judge import Criteria
+from megagpt.data.workers import start_worker
 from megagpt.errors import DataError
 from megagpt.log import progress
 
@@ -73,23 +76,40 @@ def stages(work: Path, output: Path, options: "Options", shards: list[int], job:
     ]
 
 
-class _Quiet(LocalPipelineExecutor):
-    """datatrove's executor without the log that it writes to the terminal: what fails is raised anyway."""
+class _Local(LocalPipelineExecutor):
+    """datatrove's executor over a pool that notices when a worker is killed, and without its log on the terminal."""
 
-    def _run_for_rank(self, *args: Any, **kwargs: Any) -> Any:
-        logger.disable("datatrove")  # here, because this runs in the workers
-        if multiprocess.parent_process():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
-        return super()._run_for_rank(*args, **kwargs)
+    def run(self) -> None:
+        """Run all tasks that are not completed. Raises DataError when a worker is killed."""
+        ranks = self.get_incomplete_ranks()
+        if self.workers == 1:
+            for rank in ranks:
+                _run_task(self, rank)
+            return
+        with ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), start_worker) as pool:
+            try:
+                for future in [pool.submit(_run_task, self, rank) for rank in ranks]:
+                    future.result()
+            except BrokenProcessPool:
+                raise DataError(
+                    "a worker process was killed, perhaps for want of memory: run the command again, with fewer "
+                    "--workers, and it goes on from here"
+                ) from None
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _run_task(executor: _Local, rank: int) -> None:
+    logger.disable("datatrove")  # what fails is raised anyway
+    deepcopy(executor)._run_for_rank(rank)
 
 
 def run_here(chain: list[Stage], work: Path, shards: list[int], workers: int) -> bool:
     """Run what is not completed yet; return whether that was all of it."""
-    logger.disable("datatrove")
     anew = True
     for stage in chain:
         folder = work / "logs" / stage.name
-        executor = _Quiet(stage.pipeline, stage.tasks, min(workers, stage.tasks), str(folder))
+        executor = _Local(stage.pipeline, stage.tasks, min(workers, stage.tasks), str(folder))
         anew &= not _completed(folder)
         try:
             with _watched(folder, stage.name, shards if stage.by_shard else []):

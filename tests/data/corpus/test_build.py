@@ -1,5 +1,6 @@
 """Whole corpora: what is kept and dropped, whoever does the work, however often it is interrupted, adds up."""
 
+import functools
 import gzip
 import json
 import logging
@@ -17,7 +18,7 @@ import pytest
 
 pytest.importorskip("datatrove", reason="megagpt[corpora] is not installed")
 
-from megagpt.data.corpus import steps
+from megagpt.data.corpus import executors, steps
 from megagpt.data.corpus.build import Options, build
 from megagpt.data.corpus.report import RULES
 from megagpt.data.preprocess import preprocess
@@ -240,6 +241,12 @@ def test_killed_it_goes_on_to_the_same_bytes(source, made, tmp_path):
     again = subprocess.run(command(source, output, "--workers", "2"), capture_output=True, text=True, check=True)
     assert "going on" in again.stderr and "26 documents" in again.stdout and "MB/s a core" not in again.stdout
     assert content(output) == content(made)
+
+
+def test_a_killed_worker_is_reported(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "start_worker", functools.partial(os._exit, 1))
+    with pytest.raises(DataError, match=r"worker process was killed.*goes on from here"):
+        build([source], tmp_path / "corpus", options(source), workers=2)
 
 
 def test_what_is_made_stays_and_what_has_changed_is_made_anew(source, tmp_path, caplog):
