@@ -3,14 +3,15 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 MIN_ENTROPY = 3.5
 """Bits a character that a quoted value beside a name like `password` must have: words and placeholders have less."""
 
+_LOOK_BACK = 100
 _TOP_LEVEL = "com|org|net|edu|gov|mil|int|info|biz|name|dev|app|tech|online|site|[a-z]{2}"
-_EMAIL = rf"(?<![\w.+/:-])[\w][\w.+-]{{0,63}}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{{0,62}})\.)+(?:{_TOP_LEVEL})\b(?![\w.]*\()"
+_DOMAIN = rf"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{{0,62}})\.)+(?:{_TOP_LEVEL})\b(?![\w.]*\()"
 _RESERVED = re.compile(r"@(?:.*\.)?(?:example\.(?:com|org|net|edu)|localhost|test|invalid)$|^git@", re.IGNORECASE)
 _NAMES = "password|passwd|pwd|secret|token|(?:api|access|auth|private)[_-]?key"
 
@@ -24,6 +25,10 @@ class _Kind(NamedTuple):
     pattern: re.Pattern[str]
     """Its group `secret`, or all of it without such a group, is replaced."""
     placeholder: str
+    before: re.Pattern[str] | None = None
+    """Must match right before the pattern does. What its group `secret` holds is replaced too. Patterns that begin
+    with a rare character, and look back from there, are many times as fast as those that begin with a choice of words.
+    """
     is_real: Callable[[str], bool] = lambda secret: True
 
 
@@ -56,7 +61,7 @@ _KINDS = (
         ("aws",),
         re.compile(r"(?i:aws)[\w.\- ]{0,30}[\"']?\s*[:=]\s*[\"']?(?P<secret>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"),
         "<KEY>",
-        _is_random,
+        is_real=_is_random,
     ),
     _Kind(
         "GitHub token",
@@ -73,23 +78,32 @@ _KINDS = (
         ("sk-", "hf_", "npm_", "pypi-"),
         re.compile(r"\b(?:sk-[A-Za-z0-9_-]{32,}|hf_[A-Za-z0-9]{30,}|npm_[A-Za-z0-9]{36}|pypi-[\w-]{80,})"),
         "<KEY>",
-        _is_random,
+        is_real=_is_random,
     ),
     _Kind("JSON web token", ("eyj",), re.compile(r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"), "<KEY>"),
     _Kind(
         "password in a URL",
         ("://",),
-        re.compile(r"\b[a-z][a-z0-9+.]{1,20}://[\w.%+-]{1,64}:(?P<secret>[^\s:@/\"'<>{}$%()*\[\]]{3,64})@[\w.-]+"),
+        re.compile(r"://[\w.%+-]{1,64}:(?P<secret>[^\s:@/\"'<>{}$%()*\[\]]{3,64})@[\w.-]+"),
         "<PASSWORD>",
+        re.compile(r"[A-Za-z0-9]\Z"),
     ),
     _Kind(
         "quoted secret",
         ("passw", "pwd", "secret", "token", "key"),
-        re.compile(rf"(?i:{_NAMES})[\w-]{{0,20}}[\"']?\s*(?:[:=]|=>|:=)\s*[\"'](?P<secret>[\w/+=.~-]{{16,200}})[\"']"),
+        re.compile(r"[:=]>?\s*[\"'](?P<secret>[\w/+=.~-]{16,200})[\"']"),
         "<KEY>",
+        re.compile(rf"(?:{_NAMES})[\w-]{{0,20}}[\"']?\s*:?\Z", re.IGNORECASE),
         _is_random,
     ),
-    _Kind("e-mail address", ("@",), re.compile(_EMAIL), "<EMAIL>", lambda address: not _RESERVED.search(address)),
+    _Kind(
+        "e-mail address",
+        ("@",),
+        re.compile(_DOMAIN),
+        "<EMAIL>",
+        re.compile(r"(?<![\w.+/:-])(?P<secret>\w[\w.+-]{0,63})\Z"),
+        lambda address: not _RESERVED.search(address),
+    ),
 )
 
 
@@ -102,14 +116,25 @@ def redact(text: str) -> tuple[str, Counter[str]]:
     lower = text.lower()
     for kind in _KINDS:
         if any(hint in lower for hint in kind.hints):
-            text = kind.pattern.sub(lambda match, kind=kind: _replace(match, kind, counts), text)
+            pieces, end = [], 0
+            for span in _spans(kind, text):
+                pieces += [text[end : span[0]], kind.placeholder]
+                counts[kind.name] += 1
+                end = span[1]
+            text = "".join([*pieces, text[end:]])
     return text, counts
 
 
-def _replace(match: re.Match[str], kind: _Kind, counts: Counter[str]) -> str:
+def _spans(kind: _Kind, text: str) -> Iterator[tuple[int, int]]:
+    """Where the secrets of one kind are."""
     group = "secret" if "secret" in kind.pattern.groupindex else 0
-    if not kind.is_real(match[group]):
-        return match[0]
-    counts[kind.name] += 1
-    start, end = (edge - match.start() for edge in match.span(group))
-    return match[0][:start] + kind.placeholder + match[0][end:]
+    for match in kind.pattern.finditer(text):
+        start, end = match.span(group)
+        if kind.before:
+            before = kind.before.search(text, max(0, match.start() - _LOOK_BACK), match.start())
+            if not before:
+                continue
+            if "secret" in kind.before.groupindex:
+                start = before.start("secret")
+        if kind.is_real(text[start:end]):
+            yield start, end

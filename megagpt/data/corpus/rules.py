@@ -5,6 +5,7 @@ Each rule takes what it judges and returns why the file is to be dropped, or Non
 
 import codecs
 import re
+import string
 from dataclasses import dataclass
 
 MAX_BYTES = 1_000_000
@@ -20,6 +21,7 @@ GENERATED_LINES = 5
 NGRAM = 13
 """Words in a row that count as an overlap with evaluation data: GPT-3 (arXiv 2005.14165) uses 13-grams."""
 
+_ALPHANUMERIC = (string.ascii_letters + string.digits).encode()
 _GENERATED = re.compile(
     r"\bauto-?\s?generated|\bautomatically (?:generated|created|produced)|\bgenerated automatically|@generated\b"
     r"|\b(?:do not|don'?t) (?:edit|modify)\b|\b(?:file|code) (?:is |was |has been )?generated\b|\bmachine[- ]generated",
@@ -80,7 +82,11 @@ def longest_line(text: str, limits: Limits) -> str | None:
 
 def alphanumeric(text: str, limits: Limits) -> str | None:
     """Hardly any letters and digits: tables of symbols, drawings, escapes."""
-    share = sum(map(str.isalnum, text)) / len(text)
+    if text.isascii():  # many times as fast
+        count = len(text) - len(text.encode().translate(None, _ALPHANUMERIC))
+    else:
+        count = sum(map(str.isalnum, text))
+    share = count / len(text)
     return f"{share:.1%} alphanumeric" if share < limits.min_alphanumeric else None
 
 
