@@ -107,7 +107,7 @@ def main() -> None:
     for name, files, size in rows:
         print(f"{name:20} {files:10,} {files / found['files']:8.2%} {size / 1e6:12,.3f}")
     if result.mb_per_second_core:
-        print(f"{result.mb_per_second_core:.2f} MB/s a core")
+        print(f"{result.mb_per_second_core:.2f} MB/s a core, {result.mb_per_cpu_second:.2f} MB a CPU second")
     print(f"{args.output}: {corpus['documents']:,} documents; report.md has samples of what was dropped")
 
 

@@ -8,12 +8,15 @@ alone, so that the result depends neither on interruptions nor on the number of 
 import hashlib
 import json
 import logging
+import resource
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from megagpt.data.corpus.languages import check_languages
 from megagpt.data.corpus.rules import NGRAM, Limits
@@ -77,6 +80,8 @@ class Result:
     """As in report.json; None when the work was only submitted to Slurm."""
     mb_per_second_core: float | None = None
     """Millions of bytes of source code judged and deduplicated a second and worker; None unless all was done now."""
+    mb_per_cpu_second: float | None = None
+    """The same by the time that processors worked on it, which other programs on the machine change less."""
 
 
 def build(
@@ -113,14 +118,21 @@ def build(
         if slurm:
             executors.submit(stages, work, slurm)
             return Result(None)
-        began = time.monotonic()
+        began = np.array([time.monotonic(), _cpu_seconds()])
         anew = executors.run_here(stages, work, shards, workers)
-        seconds = time.monotonic() - began
+        seconds = np.array([time.monotonic(), _cpu_seconds()]) - began
     shutil.rmtree(work)
     report = json.loads((output / "report.json").read_bytes())
     if not report["corpus"]["documents"]:
         raise DataError(f"no document is left: {output / 'report.md'} says which rules dropped them")
-    return Result(report, sum(shards) / 1e6 / seconds / workers if anew else None)
+    rates = sum(shards) / 1e6 / seconds / (workers, 1)
+    return Result(report, *rates.tolist()) if anew else Result(report)
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it has started and that have ended."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(item.ru_utime + item.ru_stime for item in usage)
 
 
 def _checked(options: Options, workers: int) -> Options:

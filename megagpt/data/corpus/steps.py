@@ -29,6 +29,9 @@ from megagpt.data.files import sync_folder, write_atomic
 EXACT = "exact duplicate"
 NEAR = "near-duplicate"
 
+_PRIME = np.uint64((1 << 61) - 1)
+_AT_A_TIME = 256
+
 
 def save_tally(folder: Path, rank: int, tally: Tally) -> None:
     """Put a shard's tally where load_tally finds it."""
@@ -219,6 +222,17 @@ class CodeSignature(MinhashDedupSignature):
     def get_shingles(self, text: str) -> np.ndarray:
         """Hashes of the runs of words, each once: column of uint64."""
         return np.unique(ngram_hashes(words(text), self.config.n_grams)).reshape(-1, 1)
+
+    def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
+        """The same as datatrove's, without division and in pieces that stay in a core's cache."""
+        factors, summands = self.parameters
+        smallest = np.full(self.num_hashes, _PRIME)
+        for start in range(0, len(shingles), _AT_A_TIME):
+            values = shingles[start : start + _AT_A_TIME] * factors + summands
+            values = (values & _PRIME) + (values >> np.uint64(61))  # at most _PRIME + 7, and the same modulo _PRIME
+            values = np.minimum(values, values - _PRIME)  # which wraps around to something large below _PRIME
+            np.minimum(smallest, values.min(axis=0), out=smallest)
+        return [bucket.tolist() for bucket in np.split(smallest, self.config.num_buckets)]
 
 
 class NameNearDuplicates(PipelineStep):

@@ -80,7 +80,8 @@ def made(source, tmp_path_factory) -> Path:
     """The corpus of `source`, made by one worker without interruption."""
     output = tmp_path_factory.mktemp("made") / "corpus"
     result = build([source], output, options(source))
-    assert result.mb_per_second_core > 0 and result.report == json.loads((output / "report.json").read_bytes())
+    assert result.mb_per_second_core > 0 and result.mb_per_cpu_second > 0
+    assert result.report == json.loads((output / "report.json").read_bytes())
     return output
 
 
@@ -142,6 +143,16 @@ def test_preprocess_takes_it(made, tmp_path):
 def test_workers_do_not_change_the_result(source, made, tmp_path):
     build([source], tmp_path / "corpus", options(source), workers=2)
     assert content(tmp_path / "corpus") == content(made)
+
+
+def test_signatures_are_datatroves(tmp_path):
+    from datatrove.pipeline.dedup import MinhashDedupSignature
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
+
+    ours = steps.CodeSignature(tmp_path, MinhashConfig())
+    for seed, size in ((1, 30), (2, 3000)):
+        shingles = ours.get_shingles("\n".join(program(seed, size)))
+        assert len(shingles) and ours.get_signature(shingles) == MinhashDedupSignature.get_signature(ours, shingles)
 
 
 def test_shards_do_not_change_what_is_found(source, made, tmp_path):
