@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from megagpt.data.corpus.languages import check_languages
+from megagpt.data.corpus.licences import doubtful
 from megagpt.data.corpus.rules import NGRAM, Limits
 from megagpt.data.corpus.sources import Unit, list_units
 from megagpt.data.corpus.tally import SAMPLES
@@ -155,6 +156,10 @@ def _checked(options: Options, workers: int) -> Options:
             raise ConfigError(f"{name} must be at least {least}, not {value}")
     if max(options.ngram, options.minhash_words) > 64:
         raise ConfigError("--ngram and --minhash-words can be 64 at most")
+    if limits.min_alphanumeric > 1:
+        raise ConfigError(f"--min-alphanumeric is a share, at most 1, not {limits.min_alphanumeric}")
+    for name, likely in doubtful(options.licences or ()).items():
+        log.warning("--licences: %s is no licence that is known here: was %s meant?", name, likely)
     return Options(**vars(options) | {"languages": check_languages(options.languages)})
 
 

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Collection, Sequence
 
+from megagpt.config.nearest import nearest
+
 HEADER_CHARACTERS = 5000
 """Where a file's SPDX-License-Identifier is looked for."""
 
@@ -97,6 +99,13 @@ def expand(allowed: Sequence[str]) -> frozenset[str]:
     """An allow-list in which `permissive` stands for all of PERMISSIVE; names without regard to case."""
     names = [name for item in allowed for name in (PERMISSIVE if item.lower() == "permissive" else [item])]
     return frozenset(_base(name) for name in names)
+
+
+def doubtful(allowed: Sequence[str]) -> dict[str, str]:
+    """Names in an allow-list that are not known here but nearly so, with what was probably meant."""
+    known = {name.lower(): name for name in (*PERMISSIVE, *(name for name, _ in _PHRASES), "permissive")}
+    likely = {name: nearest(name, known) for name in allowed if _base(name) not in known}
+    return {name: known[other] for name, other in likely.items() if other}
 
 
 def is_allowed(expression: str | None, allowed: Collection[str]) -> bool:

@@ -15,6 +15,8 @@ _DOMAIN = rf"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{{0,62}})\.)+(?:{_TOP_LEVEL})\b(?![\w
 _RESERVED = re.compile(r"@(?:.*\.)?(?:example\.(?:com|org|net|edu)|localhost|test|invalid)$|^git@", re.IGNORECASE)
 _NAMES = "password|passwd|pwd|secret|token|(?:api|access|auth|private)[_-]?key"
 
+_PLACEHOLDERS = {"pass", "passwd", "password", "pw", "pwd", "secret", "token", "x-oauth-basic"}
+
 
 class _Kind(NamedTuple):
     """One sort of secret."""
@@ -54,6 +56,7 @@ _KINDS = (
             re.DOTALL,
         ),
         "<KEY>",
+        is_real=lambda secret: re.search(r"[A-Za-z0-9+/]{40}", secret) is not None,
     ),
     _Kind("AWS access key", ("akia", "asia"), re.compile(r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b"), "<KEY>"),
     _Kind(
@@ -87,6 +90,7 @@ _KINDS = (
         re.compile(r"://[\w.%+-]{1,64}:(?P<secret>[^\s:@/\"'<>{}$%()*\[\]]{3,64})@[\w.-]+"),
         "<PASSWORD>",
         re.compile(r"[A-Za-z0-9]\Z"),
+        lambda secret: secret.lower() not in _PLACEHOLDERS,
     ),
     _Kind(
         "quoted secret",

@@ -2,7 +2,16 @@
 
 import pytest
 
-from megagpt.data.corpus.licences import UNKNOWN, combine, expand, header, is_allowed, is_licence_file, recognise
+from megagpt.data.corpus.licences import (
+    UNKNOWN,
+    combine,
+    doubtful,
+    expand,
+    header,
+    is_allowed,
+    is_licence_file,
+    recognise,
+)
 
 GRANT = "Permission is hereby granted, free of charge, to any person obtaining a copy of this software"
 NOTICE = "The above copyright notice and this permission\nnotice shall be included in all copies."
@@ -94,3 +103,8 @@ def test_allowed(expression, allowed):
 def test_variants_of_one_licence_are_one():
     assert is_allowed("GPL-2.0-only", expand(["GPL-2.0"])) and is_allowed("GPL-2.0+", expand(["GPL-2.0-or-later"]))
     assert is_allowed("BSD-3-Clause", expand(["permissive"])) and not is_allowed("GPL-2.0", expand(["permissive"]))
+
+
+def test_misspelt_licences_are_noticed():
+    assert doubtful(["MIT", "Permissive", "gpl-2.0-only", "LicenseRef-ours"]) == {}
+    assert doubtful(["MITT", "Apache-2"]) == {"MITT": "MIT", "Apache-2": "Apache-2.0"}

@@ -58,6 +58,8 @@ def test_replaced(kind, secret, placeholder):
         'secret_name = "production-database-secret"',
         "-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----",
         "http://host:8080/path@version",
+        "https://user:password@host/path",
+        "between '-----BEGIN RSA PRIVATE KEY-----' and\\n '-----END RSA PRIVATE KEY-----' there is base64, as ever",
         "f'{scheme}://{user}:{password}@{host}'",
         "sk-learn is not a key, task-" + "a" * 40,
         "sha256 = '" + "0123456789abcdef" * 4 + "'",
