@@ -76,47 +76,54 @@ def stages(work: Path, output: Path, options: "Options", shards: list[int], job:
     ]
 
 
-class _Local(LocalPipelineExecutor):
-    """datatrove's executor over a pool that notices when a worker is killed, and without its log on the terminal."""
-
-    def run(self) -> None:
-        """Run all tasks that are not completed. Raises DataError when a worker is killed."""
-        ranks = self.get_incomplete_ranks()
-        if self.workers == 1:
-            for rank in ranks:
-                _run_task(self, rank)
-            return
-        with ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), start_worker) as pool:
-            try:
-                for future in [pool.submit(_run_task, self, rank) for rank in ranks]:
-                    future.result()
-            except BrokenProcessPool:
-                raise DataError(
-                    "a worker process was killed, perhaps for want of memory: run the command again, with fewer "
-                    "--workers, and it goes on from here"
-                ) from None
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-
-def _run_task(executor: _Local, rank: int) -> None:
-    logger.disable("datatrove")  # what fails is raised anyway
-    deepcopy(executor)._run_for_rank(rank)
-
-
 def run_here(chain: list[Stage], work: Path, shards: list[int], workers: int) -> bool:
-    """Run what is not completed yet; return whether that was all of it."""
+    """Run what is not completed yet; return whether that was all of it. Raises DataError when a worker is killed."""
     anew = True
-    for stage in chain:
-        folder = work / "logs" / stage.name
-        executor = _Local(stage.pipeline, stage.tasks, min(workers, stage.tasks), str(folder))
-        anew &= not _completed(folder)
-        try:
+    with _pool(workers) as pool:
+        for stage in chain:
+            folder = work / "logs" / stage.name
+            executor = LocalPipelineExecutor(stage.pipeline, stage.tasks, workers, str(folder))
+            anew &= not _completed(folder)
             with _watched(folder, stage.name, shards if stage.by_shard else []):
-                executor.run()
-        except OSError as error:
-            raise DataError(f"cannot go on in {work}: {error}") from error
+                _run(executor, pool)
     return anew
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes for all stages; unlike those of datatrove's executor they are missed when they are killed."""
+    if workers == 1:
+        yield None
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool:
+            raise DataError(
+                "a worker process was killed, perhaps for want of memory: run the command again, with fewer "
+                "--workers, and it goes on from here"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _run(executor: LocalPipelineExecutor, pool: ProcessPoolExecutor | None) -> None:
+    """Run all tasks that are not completed."""
+    ranks = executor.get_incomplete_ranks()
+    try:
+        if pool is None or executor.world_size == 1:
+            for rank in ranks:
+                _run_task(executor, rank)
+        else:
+            for future in [pool.submit(_run_task, executor, rank) for rank in ranks]:
+                future.result()
+    except OSError as error:
+        raise DataError(f"cannot go on in {executor.logging_dir.path}: {error}") from error
+
+
+def _run_task(executor: LocalPipelineExecutor, rank: int) -> None:
+    logger.disable("datatrove")  # its log on the terminal: what fails is raised anyway
+    deepcopy(executor)._run_for_rank(rank)
 
 
 def _completed(folder: Path) -> list[int]:

@@ -184,10 +184,10 @@ def test_slurm_does_the_same(source, tmp_path, monkeypatch):
     (tmp_path / "played").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("PLAYED", str(tmp_path / "played"))
-    fewer = ["--minhash-buckets", "4", "--shard-mb", "16"]
+    fewer = ["--minhash-buckets", "2", "--shard-mb", "16"]
     more = ["--slurm-partition", "cpu", "--slurm-time", "1:00:00", "--slurm-option", "account=me"]
     subprocess.run(command(source, tmp_path / "there", *fewer, *more), check=True, capture_output=True)
-    build([source], tmp_path / "here", options(source, minhash_buckets=4, shard_mb=16.0))
+    build([source], tmp_path / "here", options(source, minhash_buckets=2, shard_mb=16.0))
     assert content(tmp_path / "there") == content(tmp_path / "here")
     jobs = [path.read_text() for path in sorted((tmp_path / "played").iterdir(), key=lambda path: int(path.name))]
     jobs = {re.search(r"job-name=(\w+)", job)[1]: job for job in jobs if "merge_stats" not in job}
@@ -197,7 +197,7 @@ def test_slurm_does_the_same(source, tmp_path, monkeypatch):
     for job in jobs.values():
         assert {"#SBATCH --partition=cpu", "#SBATCH --time=1:00:00", "#SBATCH --account=me"} <= set(job.splitlines())
     assert "--dependency" not in jobs["corpus_judge"] and "--dependency=afterok:1\n" in jobs["corpus_exact"]
-    assert "#SBATCH --array=0-3%4" in jobs["corpus_match"]
+    assert "#SBATCH --array=0-1%2" in jobs["corpus_match"]
     again = subprocess.run(command(source, tmp_path / "there", *fewer), check=True, capture_output=True, text=True)
     assert "is already made" in again.stderr
 
@@ -249,7 +249,7 @@ def test_killed_it_goes_on_to_the_same_bytes(source, made, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert any(completed.iterdir()) and not (output / "report.json").exists()
-    again = subprocess.run(command(source, output, "--workers", "2"), capture_output=True, text=True, check=True)
+    again = subprocess.run(command(source, output), capture_output=True, text=True, check=True)
     assert "going on" in again.stderr and "26 documents" in again.stdout and "MB/s a core" not in again.stdout
     assert content(output) == content(made)
 
