@@ -20,6 +20,7 @@ import numpy as np
 
 from megagpt.data.corpus.languages import check_languages
 from megagpt.data.corpus.licences import doubtful
+from megagpt.data.corpus.report import read_bytes
 from megagpt.data.corpus.rules import NGRAM, Limits
 from megagpt.data.corpus.sources import Unit, list_units
 from megagpt.data.corpus.tally import SAMPLES
@@ -126,7 +127,7 @@ def build(
     report = json.loads((output / "report.json").read_bytes())
     if not report["corpus"]["documents"]:
         raise DataError(f"no document is left: {output / 'report.md'} says which rules dropped them")
-    rates = sum(shards) / 1e6 / seconds / (workers, 1)
+    rates = read_bytes(report) / 1e6 / seconds / (workers, 1)
     return Result(report, *rates.tolist()) if anew else Result(report)
 
 

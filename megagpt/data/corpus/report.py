@@ -25,6 +25,15 @@ RULES = {
 }
 """What each rule drops, in the order in which rules are asked."""
 
+BEFORE_READING = list(RULES)[: list(RULES).index("not UTF-8")]
+"""Rules that need no more of a file than its name, size and place, or at most its first line."""
+
+
+def read_bytes(report: dict[str, Any]) -> int:
+    """Bytes of the files whose text was judged."""
+    unread = sum(report["dropped"][rule]["bytes"] for rule in BEFORE_READING if rule in report["dropped"])
+    return report["input"]["bytes"] - unread
+
 
 def as_json(total: Tally, job: dict[str, Any], shards: list[str]) -> dict[str, Any]:
     """Everything that is known of the corpus. Files and bytes of the drops and the corpus add up to the input's."""
