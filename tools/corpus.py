@@ -86,15 +86,15 @@ def main() -> None:
     options = Options(
         tuple(args.languages),
         limits,
-        tuple(args.licences) if args.licences else None,
-        tuple(args.decontaminate),
-        args.ngram,
-        args.minhash_words,
-        args.minhash_buckets,
-        args.minhash_hashes,
-        args.compression,
-        args.samples,
-        args.shard_mb,
+        licences=tuple(args.licences) if args.licences else None,
+        decontaminate=tuple(args.decontaminate),
+        ngram=args.ngram,
+        minhash_words=args.minhash_words,
+        minhash_buckets=args.minhash_buckets,
+        minhash_hashes=args.minhash_hashes,
+        compression=args.compression,
+        samples=args.samples,
+        shard_mb=args.shard_mb,
     )
     result = build.build(args.inputs, args.output, options, args.workers, slurm_of(args))
     if result.report is None:

@@ -22,6 +22,7 @@ from datatrove.utils.logging import logger
 
 from megagpt.data.corpus import steps
 from megagpt.data.corpus.judge import Criteria
+from megagpt.data.corpus.licences import expand
 from megagpt.data.workers import start_worker
 from megagpt.errors import DataError
 from megagpt.log import progress
@@ -46,7 +47,8 @@ class Stage(NamedTuple):
 
 def stages(work: Path, output: Path, options: "Options", shards: list[int], job: dict[str, Any]) -> list[Stage]:
     """All the work, in order."""
-    criteria = Criteria(options.languages, options.limits, options.licences)
+    allowed = None if options.licences is None else expand(options.licences)
+    criteria = Criteria(options.languages, options.limits, allowed)
     config = MinhashConfig(options.minhash_words, options.minhash_buckets, options.minhash_hashes)
     pairs, clusters = str(work / "pairs"), str(work / "clusters")
     count, samples = len(shards), options.samples

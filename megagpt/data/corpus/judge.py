@@ -18,8 +18,8 @@ class Criteria:
 
     languages: tuple[str, ...]
     limits: rules.Limits
-    licences: tuple[str, ...] | None
-    """Allowed licences; None keeps files of any licence and of none."""
+    licences: frozenset[str] | None
+    """Allowed licences, as licences.expand gives them; None keeps files of any licence and of none."""
 
 
 class Document(NamedTuple):
@@ -69,7 +69,7 @@ def _judge_text(file: SourceFile, text: str, criteria: Criteria, evaluation: Eva
         if reason := objection(text, criteria.limits):
             return Drop(rule, reason)
     licence = licences.header(text) or file.licence()
-    if criteria.licences is not None and not licences.is_allowed(licence, licences.expand(criteria.licences)):
+    if criteria.licences is not None and not licences.is_allowed(licence, criteria.licences):
         return Drop("licence", licence or "none found")
     if evaluation and (overlap := evaluation.overlap(text)):
         return Drop("contamination", overlap)

@@ -10,12 +10,9 @@ import zstandard
 
 from megagpt.data.files import atomic_file
 
-COMPRESSIONS = ("zst", "gz", "none")
-"""How shards may be stored."""
-
 
 def shard_name(rank: int, compression: str = "zst") -> str:
-    """File name of shard number `rank`."""
+    """File name of shard number `rank`; compression is zst, gz or none."""
     return f"{rank:05d}.jsonl" + ("" if compression == "none" else f".{compression}")
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -83,7 +84,7 @@ def list_units(inputs: Sequence[str | Path]) -> list[Unit]:
         if not root.exists():
             raise DataError(f"{item}: no such file or folder")
         shown = Path(item).as_posix() if names.count(name) > 1 else name
-        found = _in_folder(root, shown) if root.is_dir() else [_unit(root, root.parent, shown)]
+        found = _in_folder(root, shown) if root.is_dir() else [_unit(root.resolve(), root.resolve().parent, shown)]
         before = len(units)
         for unit in found:
             units.setdefault(unit.path, unit)
@@ -190,8 +191,9 @@ def _nearest_licence(folder: Path, root: Path) -> str | None:
 
 def _licence_in(folder: Path) -> str | None:
     texts = []
-    for path in sorted(folder.iterdir()):
-        if licences.is_licence_file(path.name) and path.is_file():
-            with path.open("rb") as file:
-                texts.append(file.read(LICENCE_BYTES).decode(errors="replace"))
+    with suppress(OSError):  # a licence that cannot be read allows nothing
+        for path in sorted(folder.iterdir()):
+            if licences.is_licence_file(path.name) and path.is_file():
+                with path.open("rb") as file:
+                    texts.append(file.read(LICENCE_BYTES).decode(errors="replace"))
     return licences.combine(texts)

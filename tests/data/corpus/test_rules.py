@@ -4,6 +4,7 @@ import pytest
 
 from megagpt.data.corpus import rules
 from megagpt.data.corpus.judge import Criteria, Document, Drop, judge
+from megagpt.data.corpus.licences import expand
 from megagpt.data.corpus.rules import Limits
 from megagpt.data.corpus.sources import SourceFile
 
@@ -13,7 +14,7 @@ LICENSED = "# SPDX-License-Identifier: MIT\n"
 def verdict(content: str | bytes, name="a.py", licences=None, size=None, **limits):
     content = content.encode() if isinstance(content, str) else content
     file = SourceFile(name, len(content) if size is None else size, lambda: content, lambda: None)
-    return judge(file, Criteria(("python",), Limits(**limits), licences))
+    return judge(file, Criteria(("python",), Limits(**limits), None if licences is None else expand(licences)))
 
 
 @pytest.mark.parametrize(

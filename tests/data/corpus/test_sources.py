@@ -89,6 +89,13 @@ def test_links_are_not_followed(tmp_path):
     assert drops == dict.fromkeys(["src/link.py", "src/folder", "src/pipe.py"], "not a regular file")
 
 
+def test_a_link_that_is_asked_for_is_followed(tmp_path):
+    write(tmp_path, real_dot_py="x = 1", src__a_dot_py="x = 2")
+    (tmp_path / "link.py").symlink_to(tmp_path / "real.py")
+    (tmp_path / "folder").symlink_to(tmp_path / "src")
+    assert set(run(tmp_path / "link.py", tmp_path / "folder")[0]) == {"link.py", "folder/a.py"}
+
+
 def test_names_of_any_bytes(tmp_path):
     src = write(tmp_path / "src", a_dot_py="x = 1")
     Path(os.fsdecode(os.fsencode(src) + b"/\xff.py")).write_text("y = 1")
