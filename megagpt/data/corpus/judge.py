@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from megagpt.data.corpus import licences, rules
-from megagpt.data.corpus.contamination import Evaluation
 from megagpt.data.corpus.languages import ANY, language_of, may_be
 from megagpt.data.corpus.redaction import redact
 from megagpt.data.corpus.sources import SourceFile, Unit, Unreadable, files_of
 from megagpt.data.corpus.tally import Tally
+
+if TYPE_CHECKING:
+    from megagpt.data.corpus.contamination import Evaluation
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Drop(NamedTuple):
     reason: str
 
 
-def judge(file: SourceFile, criteria: Criteria, evaluation: Evaluation | None = None) -> Document | Drop:
+def judge(file: SourceFile, criteria: Criteria, evaluation: "Evaluation | None" = None) -> Document | Drop:
     """What becomes of `file`; the document's text is not redacted yet. Rules are asked in a fixed order."""
     if file.refusal:
         return Drop(*file.refusal)
@@ -61,7 +63,7 @@ def judge(file: SourceFile, criteria: Criteria, evaluation: Evaluation | None = 
     return _judge_text(file, text, criteria, evaluation)
 
 
-def _judge_text(file: SourceFile, text: str, criteria: Criteria, evaluation: Evaluation | None) -> Document | Drop:
+def _judge_text(file: SourceFile, text: str, criteria: Criteria, evaluation: "Evaluation | None") -> Document | Drop:
     language = language_of(file.name, text)
     if language not in criteria.languages:
         return Drop("language", f"by its content: {language or 'none that is known'}")
@@ -76,7 +78,9 @@ def _judge_text(file: SourceFile, text: str, criteria: Criteria, evaluation: Eva
     return Document(text, file.name, language, licence, file.bytes)
 
 
-def documents(units: list[Unit], criteria: Criteria, evaluation: Evaluation | None, tally: Tally) -> Iterator[Document]:
+def documents(
+    units: list[Unit], criteria: Criteria, evaluation: "Evaluation | None", tally: Tally
+) -> Iterator[Document]:
     """The documents that `units` give, redacted; `tally` learns what became of every file."""
     for unit in units:
         for file in files_of(unit, criteria.limits.max_bytes):

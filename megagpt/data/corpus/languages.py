@@ -71,11 +71,11 @@ _INTERPRETERS = {
 _SHEBANG = re.compile(r"#!\s*(?:\S*/env\s+(?:-\S+\s+|\w+=\S*\s+)*)?(?:\S*/)?([A-Za-z]+)")
 _MARKUP = re.compile(r"\s*<(?:\?xml|!doctype|html)\b", re.IGNORECASE)
 _CPP = re.compile(
-    r"^\s*(?:template\s*<|namespace\b|class\s+\w+|using\s+\w|(?:public|private|protected):)|\bstd::", re.M
+    r"^[ \t]*(?:template\s*<|namespace\b|class\s+\w+|using\s+\w|(?:public|private|protected):)|\bstd::", re.M
 )
-_OBJECTIVE_C = re.compile(r"^\s*(?:@interface|@implementation|@protocol|@property|@class|#import)\b", re.M)
-_MATLAB = re.compile(r"^\s*(?:function\b|%|classdef\b|clear\b|close all)", re.M)
-_PROLOG = re.compile(r"^(?:[a-z]\w*(?:\([^)]*\))?)?\s*:-", re.M)
+_OBJECTIVE_C = re.compile(r"^[ \t]*(?:@interface|@implementation|@protocol|@property|@class|#import)\b", re.M)
+_MATLAB = re.compile(r"^[ \t]*(?:function\b|%|classdef\b|clear\b|close all)", re.M)
+_PROLOG = re.compile(r"^(?:[a-z]\w*(?:\([^)]*\))?)?[ \t]*:-", re.M)
 
 _OPEN = {".h": frozenset({"c", "c++", "objective-c"}), ".m": frozenset({"objective-c", "matlab"})}
 _HEAD = 20_000

@@ -51,9 +51,8 @@ _KINDS = (
         "private key",
         ("private key",),
         re.compile(
-            r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?P<secret>.{50,20000}?)"
+            r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?P<secret>(?:[^-]|-(?!----)){50,20000})"
             r"-----END (?:[A-Z0-9]+ )*PRIVATE KEY",
-            re.DOTALL,
         ),
         "<KEY>",
         is_real=lambda secret: re.search(r"[A-Za-z0-9+/]{40}", secret) is not None,

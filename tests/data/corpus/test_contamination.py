@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+pytest.importorskip("xxhash", reason="megagpt[corpora] is not installed")
+
 from megagpt.data.corpus.contamination import Evaluation, ngram_hashes, read_evaluation, words
 from megagpt.errors import DataError
 

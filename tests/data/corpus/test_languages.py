@@ -1,5 +1,7 @@
 """Languages of source files by name and content."""
 
+import time
+
 import pytest
 
 from megagpt.data.corpus.languages import LANGUAGES, check_languages, language_of, may_be
@@ -50,3 +52,11 @@ def test_unknown_languages_are_refused_with_the_nearest():
     assert check_languages(["Python", "C++"]) == ("python", "c++")
     with pytest.raises(ConfigError, match="'pyhton' is not known: did you mean python"):
         check_languages(["python", "pyhton"])
+
+
+@pytest.mark.parametrize("text", ["\n" * 50_000, " " * 50_000, "#!" + " " * 50_000, "a(" * 25_000])
+def test_hostile_text_takes_no_more_than_its_share_of_time(text):
+    began = time.process_time()
+    for name in ("a.h", "a.m", "a.pl", "run"):
+        language_of(name, text)
+    assert time.process_time() - began < 2
