@@ -40,7 +40,7 @@ setup(
         "rich",
     ],
     extras_require={
-        "corpora": ["pyarrow", "zstandard"],
+        "corpora": ["pyarrow", "zstandard", "datatrove>=0.10.1,<0.11", "xxhash"],
         "wandb": ["wandb", "wandb-workspaces"],
         "report": ["plotly"],
         "deepspeed": ["deepspeed>=0.19.8,<0.20"],

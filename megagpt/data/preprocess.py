@@ -5,20 +5,16 @@ all are there they are joined into PREFIX.bin, .idx and .json (megagpt.data.inde
 that exist; what comes out is, byte for byte, what an uninterrupted run gives.
 """
 
-import fcntl
 import json
 import logging
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +25,7 @@ import tokenizers
 
 from megagpt import env
 from megagpt.data import indexed
-from megagpt.data.files import write_atomic
+from megagpt.data.files import locked, write_atomic
 from megagpt.data.readers import (
     FOLDER_PATTERNS,
     Chunk,
@@ -41,6 +37,7 @@ from megagpt.data.readers import (
     find_sources,
 )
 from megagpt.data.tokenizer import Tokenizer
+from megagpt.data.workers import start_worker
 from megagpt.errors import DataError
 from megagpt.log import progress
 
@@ -113,7 +110,7 @@ def preprocess(
         return indexed.read_about(output)
     folder = Path(f"{output}.parts")
     job = _Job(folder, str(tokenizer), key, int(max_record_mb * 1e6), max_rejected)
-    with _locked(folder):
+    with locked(folder):
         _forget_other_work(folder, about, sources)
         parts = _run(job, sources, workers or len(os.sched_getaffinity(0)), known)
         total = _publish(output, folder, parts, about, known)
@@ -137,20 +134,6 @@ def _is_made(output: str | Path, about: dict[str, Any], sources: list[Source], m
     if changed:
         log.warning("%s was made with other %s: making it anew", output, " and ".join(changed))
     return not changed and sum(made["rejected"].values()) <= max_rejected
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from working in `folder`, until this one ends in whatever way."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError:
-        raise DataError(f"another process is making this corpus: it works in {folder}") from None
-    except OSError as error:
-        raise DataError(f"cannot work in {folder}: {error}") from error
 
 
 def _forget_other_work(folder: Path, about: dict[str, Any], sources: list[Source]) -> None:
@@ -237,7 +220,7 @@ def _tokenize_all(job: _Job, sources: list[Source], start: Position, number: int
     """Parts `number` and following, from `start` in `sources` on, in order."""
     env.tokenize_on_one_thread()  # a process a core leaves nothing for threads to do
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
+    with ProcessPoolExecutor(workers, context, start_worker) as pool:
         waiting: deque[Future[_Part]] = deque()
         try:
             for chunk in chunks(sources, job.key, job.limit, start):
@@ -254,16 +237,6 @@ def _tokenize_all(job: _Job, sources: list[Source], start: Position, number: int
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
-
-    def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 @lru_cache(maxsize=1)

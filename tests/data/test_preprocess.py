@@ -235,14 +235,14 @@ def test_inputs_without_a_document_are_refused(tmp_path, tokenizer):
 
 def test_two_processes_do_not_make_one_corpus(tmp_path, source, tokenizer):
     with (
-        module._locked(tmp_path / "out.parts"),
+        module.locked(tmp_path / "out.parts"),
         pytest.raises(DataError, match=r"another process.*out\.parts"),
     ):
         preprocess([source], tokenizer, tmp_path / "out", workers=1)
 
 
 def test_killed_worker_is_reported(tmp_path, source, tokenizer, monkeypatch):
-    monkeypatch.setattr(module, "_start_worker", functools.partial(os._exit, 1))
+    monkeypatch.setattr(module, "start_worker", functools.partial(os._exit, 1))
     with pytest.raises(DataError, match=r"worker process was killed.*goes on from here"):
         preprocess([source], tokenizer, tmp_path / "out", workers=1)
 

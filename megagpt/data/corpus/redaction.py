@@ -1,0 +1,143 @@
+"""Secrets and e-mail addresses, replaced by placeholders."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+MIN_ENTROPY = 3.5
+"""Bits a character that a quoted value beside a name like `password` must have: words and placeholders have less."""
+
+_LOOK_BACK = 100
+_TOP_LEVEL = "com|org|net|edu|gov|mil|int|info|biz|name|dev|app|tech|online|site|[a-z]{2}"
+_DOMAIN = rf"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{{0,62}})\.)+(?:{_TOP_LEVEL})\b(?![\w.]*\()"
+_RESERVED = re.compile(r"@(?:.*\.)?(?:example\.(?:com|org|net|edu)|localhost|test|invalid)$|^git@", re.IGNORECASE)
+_NAMES = "password|passwd|pwd|secret|token|(?:api|access|auth|private)[_-]?key"
+
+_PLACEHOLDERS = {"pass", "passwd", "password", "pw", "pwd", "secret", "token", "x-oauth-basic"}
+
+
+class _Kind(NamedTuple):
+    """One sort of secret."""
+
+    name: str
+    hints: tuple[str, ...]
+    """Without one of these in the text (in lower case) the pattern need not be tried."""
+    pattern: re.Pattern[str]
+    """Its group `secret`, or all of it without such a group, is replaced."""
+    placeholder: str
+    before: re.Pattern[str] | None = None
+    """Must match right before the pattern does. What its group `secret` holds is replaced too. Patterns that begin
+    with a rare character, and look back from there, are many times as fast as those that begin with a choice of words.
+    """
+    is_real: Callable[[str], bool] = lambda secret: True
+
+
+def entropy(text: str) -> float:
+    """Shannon entropy of the characters of `text`, in bits a character."""
+    counts = Counter(text).values()
+    return -sum(count / len(text) * math.log2(count / len(text)) for count in counts)
+
+
+def _is_random(secret: str) -> bool:
+    """Letters and digits mixed without a pattern, as generators of keys make them."""
+    mixed = any(map(str.isdigit, secret)) and any(map(str.isalpha, secret))
+    return mixed and entropy(secret) >= MIN_ENTROPY
+
+
+_KINDS = (
+    _Kind(
+        "private key",
+        ("private key",),
+        re.compile(
+            r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?P<secret>(?:[^-]|-(?!----)){50,20000})"
+            r"-----END (?:[A-Z0-9]+ )*PRIVATE KEY",
+        ),
+        "<KEY>",
+        is_real=lambda secret: re.search(r"[A-Za-z0-9+/]{40}", secret) is not None,
+    ),
+    _Kind("AWS access key", ("akia", "asia"), re.compile(r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b"), "<KEY>"),
+    _Kind(
+        "AWS secret key",
+        ("aws",),
+        re.compile(r"(?i:aws)[\w.\- ]{0,30}[\"']?\s*[:=]\s*[\"']?(?P<secret>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"),
+        "<KEY>",
+        is_real=_is_random,
+    ),
+    _Kind(
+        "GitHub token",
+        ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+        re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_\w{22,255})\b"),
+        "<KEY>",
+    ),
+    _Kind("GitLab token", ("glpat-",), re.compile(r"\bglpat-[\w-]{20,}"), "<KEY>"),
+    _Kind("Slack token", ("xox",), re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}"), "<KEY>"),
+    _Kind("Google key", ("aiza",), re.compile(r"\bAIza[\w-]{35}(?![\w-])"), "<KEY>"),
+    _Kind("Stripe key", ("_live_",), re.compile(r"\b[sr]k_live_[A-Za-z0-9]{16,}"), "<KEY>"),
+    _Kind(
+        "API key",
+        ("sk-", "hf_", "npm_", "pypi-"),
+        re.compile(r"\b(?:sk-[A-Za-z0-9_-]{32,}|hf_[A-Za-z0-9]{30,}|npm_[A-Za-z0-9]{36}|pypi-[\w-]{80,})"),
+        "<KEY>",
+        is_real=_is_random,
+    ),
+    _Kind("JSON web token", ("eyj",), re.compile(r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"), "<KEY>"),
+    _Kind(
+        "password in a URL",
+        ("://",),
+        re.compile(r"://[\w.%+-]{1,64}:(?P<secret>[^\s:@/\"'<>{}$%()*\[\]]{3,64})@[\w.-]+"),
+        "<PASSWORD>",
+        re.compile(r"[A-Za-z0-9]\Z"),
+        lambda secret: secret.lower() not in _PLACEHOLDERS,
+    ),
+    _Kind(
+        "quoted secret",
+        ("passw", "pwd", "secret", "token", "key"),
+        re.compile(r"[:=]>?\s*[\"'](?P<secret>[\w/+=.~-]{16,200})[\"']"),
+        "<KEY>",
+        re.compile(rf"(?:{_NAMES})[\w-]{{0,20}}[\"']?\s*:?\Z", re.IGNORECASE),
+        _is_random,
+    ),
+    _Kind(
+        "e-mail address",
+        ("@",),
+        re.compile(_DOMAIN),
+        "<EMAIL>",
+        re.compile(r"(?<![\w.+/:-])(?P<secret>\w[\w.+-]{0,63})\Z"),
+        lambda address: not _RESERVED.search(address),
+    ),
+)
+
+
+def redact(text: str) -> tuple[str, Counter[str]]:
+    """`text` with secrets and e-mail addresses replaced, and how many of each kind there were.
+
+    Addresses at domains that are reserved for examples, and `git@host`, stay.
+    """
+    counts: Counter[str] = Counter()
+    lower = text.lower()
+    for kind in _KINDS:
+        if any(hint in lower for hint in kind.hints):
+            pieces, end = [], 0
+            for span in _spans(kind, text):
+                pieces += [text[end : span[0]], kind.placeholder]
+                counts[kind.name] += 1
+                end = span[1]
+            text = "".join([*pieces, text[end:]])
+    return text, counts
+
+
+def _spans(kind: _Kind, text: str) -> Iterator[tuple[int, int]]:
+    """Where the secrets of one kind are."""
+    group = "secret" if "secret" in kind.pattern.groupindex else 0
+    for match in kind.pattern.finditer(text):
+        start, end = match.span(group)
+        if kind.before:
+            before = kind.before.search(text, max(0, match.start() - _LOOK_BACK), match.start())
+            if not before:
+                continue
+            if "secret" in kind.before.groupindex:
+                start = before.start("secret")
+        if kind.is_real(text[start:end]):
+            yield start, end

@@ -1,0 +1,100 @@
+"""What a source file must look like to be kept: one small function a rule, and the published thresholds.
+
+Each rule takes what it judges and returns why the file is to be dropped, or None.
+"""
+
+import codecs
+import re
+import string
+from dataclasses import dataclass
+
+MAX_BYTES = 1_000_000
+"""Codex (arXiv 2107.03374) takes files under 1 MB."""
+MAX_MEAN_LINE = 100.0
+"""Codex drops files whose mean line length is greater, in characters."""
+MAX_LINE = 1000
+"""Codex drops files whose longest line is longer, in characters."""
+MIN_ALPHANUMERIC = 0.25
+"""Codex gives no figure for its "small percentage of alphanumeric characters"; CodeParrot and The Stack took this."""
+GENERATED_LINES = 5
+"""Codex drops files that are likely auto-generated and does not say how it knows; CodeParrot looks at so many lines."""
+NGRAM = 13
+"""Words in a row that count as an overlap with evaluation data: GPT-3 (arXiv 2005.14165) uses 13-grams."""
+
+_ALPHANUMERIC = (string.ascii_letters + string.digits).encode()
+_GENERATED = re.compile(
+    r"\bauto-?\s?generated|\bautomatically (?:generated|created|produced)|\bgenerated automatically|@generated\b"
+    r"|\b(?:do not|don'?t) (?:edit|modify)\b|\b(?:file|code) (?:is |was |has been )?generated\b|\bmachine[- ]generated",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Thresholds of the rules; see the constants of the same names."""
+
+    max_bytes: int = MAX_BYTES
+    max_mean_line: float = MAX_MEAN_LINE
+    max_line: int = MAX_LINE
+    min_alphanumeric: float = MIN_ALPHANUMERIC
+    generated_lines: int = GENERATED_LINES
+
+
+def too_large(size: int, limits: Limits) -> str | None:
+    """Over a number of bytes: tables and bundles rather than what a person wrote."""
+    return f"{size:,} bytes" if size > limits.max_bytes else None
+
+
+def decode(content: bytes) -> tuple[str, str | None]:
+    """The text of a file, without byte order mark, and None; or "" and why it is not UTF-8 text."""
+    if b"\0" in content:
+        return "", f"NUL at byte {content.index(0)}"
+    try:
+        return content.removeprefix(codecs.BOM_UTF8).decode(), None
+    except UnicodeDecodeError as error:
+        return "", f"at byte {error.start}"
+
+
+def empty(text: str, _: Limits) -> str | None:
+    """Nothing but white space."""
+    return None if text.strip() else "nothing but white space"
+
+
+def generated(text: str, limits: Limits) -> str | None:
+    """The first lines say that a program wrote the file."""
+    head = "\n".join(text[:10_000].split("\n", limits.generated_lines)[: limits.generated_lines])
+    found = _GENERATED.search(head)
+    return f'says "{found[0]}"' if found else None
+
+
+def mean_line(text: str, limits: Limits) -> str | None:
+    """Long lines on average: data or minified code."""
+    lines = text.splitlines()
+    mean = sum(map(len, lines)) / len(lines)
+    return f"{mean:.1f} characters" if mean > limits.max_mean_line else None
+
+
+def longest_line(text: str, limits: Limits) -> str | None:
+    """One very long line: embedded data."""
+    longest = max(map(len, text.splitlines()))
+    return f"{longest:,} characters" if longest > limits.max_line else None
+
+
+def alphanumeric(text: str, limits: Limits) -> str | None:
+    """Hardly any letters and digits: tables of symbols, drawings, escapes."""
+    if text.isascii():  # many times as fast
+        count = len(text) - len(text.encode().translate(None, _ALPHANUMERIC))
+    else:
+        count = sum(map(str.isalnum, text))
+    share = count / len(text)
+    return f"{share:.1%} alphanumeric" if share < limits.min_alphanumeric else None
+
+
+ABOUT_TEXT = {
+    "empty": empty,
+    "generated": generated,
+    "mean line": mean_line,
+    "longest line": longest_line,
+    "alphanumeric share": alphanumeric,
+}
+"""Rules that judge the text, in the order in which they are asked; the first that objects is the one that counts."""
