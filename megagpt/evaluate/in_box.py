@@ -1,12 +1,13 @@
 """What runs inside a box of `megagpt.evaluate.sandbox`: the candidate's side and the tester's side of one judgement.
 
 This file is given to a bare interpreter: it imports the standard library only. The two sides are separate processes
-in separate boxes with two pipes between them. Calls go to the candidate as pickles, since the tester is trusted; answers
-come back as JSON, out of which the tester makes values of Python's own types and never anything else.
+in separate boxes with two pipes between them. Calls go to the candidate as pickles, since the tester is trusted;
+answers come back as JSON, out of which the tester makes values of Python's own types and never anything else.
 """
 
 import builtins
 import collections
+import contextlib
 import json
 import os
 import pickle
@@ -119,10 +120,8 @@ def judge(task: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> dict[s
     """
 
     def ask(message: Any) -> Any:
-        try:
+        with contextlib.suppress(BrokenPipeError):  # the end of `answers` says so
             _send(requests, message)
-        except BrokenPipeError:
-            pass  # the end of `answers` says so
         line = answers.readline(task["longest_answer"] + 1)
         if len(line) > task["longest_answer"]:
             raise CandidateError(f"an answer is longer than {task['longest_answer']} bytes")

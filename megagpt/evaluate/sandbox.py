@@ -1,10 +1,10 @@
 """Runs programs that nobody trusts, and decides out of their reach whether they pass their tests.
 
 A judgement has two processes, each in a bubblewrap box of its own. The **candidate** holds the program and answers
-calls; the **tester** holds the tests, calls, and compares. Nothing but two pipes joins them. Answers are plain data, out
-of which the tester builds values of Python's own types, and the verdict leaves on the tester's own pipe. So a program
-cannot forge one: not by frames, patched builtins, printing, exit codes or the tester's memory, which are all in another
-process in another process namespace, and not by an object that equals everything, since no object crosses.
+calls; the **tester** holds the tests, calls, and compares. Nothing but two pipes joins them. Answers are plain data,
+out of which the tester builds values of Python's own types, and the verdict leaves on the tester's own pipe. So a
+program cannot forge one: not by frames, patched builtins, printing, exit codes or the tester's memory, which are all in
+another process in another process namespace, and not by an object that equals everything, since no object crosses.
 
 What remains: a program that returns the right values passes, however it came by them, and tests that check little prove
 little. A box is a set of Linux namespaces on the same kernel: it does not stop an attack on the kernel itself.
@@ -176,14 +176,16 @@ class Judge:
         options = ["bwrap", *spaces, "--die-with-parent", "--new-session", "--cap-drop", "ALL", *user, "--clearenv"]
         options += ["--hostname", "box", "--setenv", "PYTHONHASHSEED", "0", "--ro-bind", "/usr", "/usr"]
         for folder in ("/lib", "/lib64"):
-            if os.path.islink(folder):
-                options += ["--symlink", os.readlink(folder), folder]
+            if Path(folder).is_symlink():
+                options += ["--symlink", str(Path(folder).readlink()), folder]
             else:
                 options += ["--ro-bind-try", folder, folder]
         options += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-        prefix = str(Path(sys.base_prefix).resolve())
-        if not Path(prefix).is_relative_to("/usr"):
-            options += ["--ro-bind", prefix, prefix]
+        prefix = Path(sys.base_prefix).resolve()
+        if not prefix.is_relative_to("/usr"):
+            for parent in reversed(prefix.parents[:-1]):  # open to the box's user, whatever they are outside
+                options += ["--perms", "0755", "--dir", str(parent)]
+            options += ["--ro-bind", str(prefix), str(prefix)]
         options += ["--ro-bind", in_box.__file__, _INSIDE, "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
         options += ["--size", str(self.limits.scratch_mib * _MIB), "--perms", "1777", "--tmpfs", "/tmp"]
         return [*options, "--remount-ro", "/", "--chdir", "/tmp", "--"]
@@ -201,7 +203,8 @@ class Judge:
             said = trial.stderr.decode(errors="replace").strip() or f"exit status {trial.returncode}"
             raise ConfigError(
                 f"bubblewrap cannot make a box here ({said}): allow user namespaces (sysctl "
-                f"kernel.unprivileged_userns_clone and user.max_user_namespaces; in a container, its own rules), {instead}"
+                "kernel.unprivileged_userns_clone and user.max_user_namespaces; in a container, its own rules), "
+                f"{instead}"
             )
 
 
