@@ -107,6 +107,7 @@ class Judge:
             raise ConfigError(f"sandbox is {sandbox!r}; it must be bwrap, or none to run programs unprotected")
         self.sandbox, self.limits = sandbox, limits or Limits()
         self._interpreter = Path(sys.executable).resolve()  # the one behind a virtual environment
+        self._bwrap = shutil.which("bwrap")
         self._uids = itertools.count(secrets.randbelow(len(UIDS)))
         if sandbox == "bwrap":
             self._require_boxes()
@@ -173,7 +174,7 @@ class Judge:
         else:
             user = ["--unshare-user", "--disable-userns"]
         spaces = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
-        options = ["bwrap", *spaces, "--die-with-parent", "--new-session", "--cap-drop", "ALL", *user, "--clearenv"]
+        options = [self._bwrap, *spaces, "--die-with-parent", "--new-session", "--cap-drop", "ALL", *user, "--clearenv"]
         options += ["--hostname", "box", "--setenv", "PYTHONHASHSEED", "0", "--ro-bind", "/usr", "/usr"]
         for folder in ("/lib", "/lib64"):
             if Path(folder).is_symlink():
@@ -192,7 +193,7 @@ class Judge:
 
     def _require_boxes(self) -> None:
         instead = "or say sandbox=none to run programs that nobody has read without protection"
-        if shutil.which("bwrap") is None:
+        if not self._bwrap:
             raise ConfigError(
                 f"judging code needs bubblewrap, which is not installed: apt-get install bubblewrap, {instead}"
             )
