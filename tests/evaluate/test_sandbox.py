@@ -19,7 +19,7 @@ from megagpt.evaluate.sandbox import Judge, Limits, Task, Verdict
 REFERENCE = "def f(x):\n    return x + 1\n"
 TESTS = "assert f(20) == 21\nassert f(-7) == -6\n"
 MARK = 61  # an unusual limit, by which the processes of these tests are found
-LIMITS = Limits(wall_seconds=4, cpu_seconds=1, memory_mib=256, open_files=MARK)
+LIMITS = Limits(wall_seconds=3, cpu_seconds=1, memory_mib=256, open_files=MARK)
 
 FORGED = {
     "equals everything": "class A:\n    def __eq__(s, o): return True\ndef f(x): return A()",
