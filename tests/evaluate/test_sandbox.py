@@ -208,6 +208,18 @@ def test_hostile_program_ends_in_its_limit(judge, tree, name):
     assert stat.S_IMODE(tree.stat().st_mode) == 0o777
 
 
+def test_memory_of_children_is_limited_together(judge):
+    if not can_limit_memory_of_children():
+        pytest.skip("control groups cannot be made here")
+    program = (
+        "import os, time\ndef f():\n    children = [os.fork() or use() for _ in range(8)]\n"
+        "    return [os.waitpid(child, 0)[1] for child in children]\n"
+        "def use():\n    b = bytearray(b'x') * (120 << 20)\n    time.sleep(0.5)\n    os._exit(0)\n"
+    )
+    verdict = judge(Task(program, program, ("f",), "statuses = f()\nassert 9 in statuses, statuses"))
+    assert verdict.passed, verdict.reason  # some were killed, each of which is within the limit of one process
+
+
 def test_a_program_sees_and_reaches_nothing(judge, tree, monkeypatch):
     monkeypatch.setenv("MEGAGPT_SECRET", "1")
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -236,7 +248,7 @@ def test_works_without_root():
         "from megagpt.evaluate.sandbox import Judge, Task\nfrom megagpt.errors import ConfigError\n"
         "try: judge = Judge()\nexcept ConfigError as error: sys.exit(f'old {error}')\n"
         f"assert judge(Task({REFERENCE!r}, {REFERENCE!r}, ('f',), {TESTS!r})).passed\n"
-        f"probe = judge(Task({PROBE!r}, {REFERENCE!r}, ('f',), 'done = f(\"/work\", 1)\\nassert not done, done'))\n"
+        f"probe = judge(Task({PROBE!r}, {REFERENCE!r}, ('f',), 'done = f({str(root)!r}, 1)\\nassert not done, done'))\n"
         "assert probe.passed, probe\n"
     )
     done = subprocess.run(
