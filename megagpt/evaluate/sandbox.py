@@ -195,7 +195,8 @@ class Judge:
         instead = "or say sandbox=none to run programs that nobody has read without protection"
         if not self._bwrap:
             raise ConfigError(
-                f"judging code needs bubblewrap, which is not installed: apt-get install bubblewrap, {instead}"
+                "judging code needs bubblewrap (0.8 or newer), which is not installed: apt-get install bubblewrap, "
+                f"{instead}"
             )
         trial = subprocess.run(
             self._command(["candidate"]), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

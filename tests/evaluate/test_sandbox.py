@@ -248,7 +248,7 @@ def test_works_without_root():
         "from megagpt.evaluate.sandbox import Judge, Task\nfrom megagpt.errors import ConfigError\n"
         "try: judge = Judge()\nexcept ConfigError as error: sys.exit(f'old {error}')\n"
         f"assert judge(Task({REFERENCE!r}, {REFERENCE!r}, ('f',), {TESTS!r})).passed\n"
-        f"probe = judge(Task({PROBE!r}, {REFERENCE!r}, ('f',), 'done = f({str(root)!r}, 1)\\nassert not done, done'))\n"
+        f"probe = judge(Task({PROBE!r}, {REFERENCE!r}, ('f',), 'done = f(\"{root}\", 1)\\nassert not done, done'))\n"
         "assert probe.passed, probe\n"
     )
     done = subprocess.run(
