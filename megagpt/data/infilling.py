@@ -60,8 +60,8 @@ class Infilling:
         """What sample `index` of the run becomes: its tokens, int64 [S + 1], and the loss mask, float32 [S].
 
         tokens: int64 [S + 1], documents that end with end-of-text; the first and the last may be parts of documents.
-        Every document is rearranged or not by itself. What gets too long loses its end: a rearranged document that
-        of its suffix, others their last tokens. What gets too short is padded with <fim_pad>, mask 0.
+        Every document is rearranged or not by itself. Where the sample gets too long its last text is left out, before
+        that is rearranged; where it gets too short it is padded with <fim_pad>, mask 0.
         """
         ends = np.flatnonzero(tokens == self.tokenizer.end_of_text_id) + 1
         documents = [document for document in np.split(tokens, ends) if len(document)]
@@ -74,16 +74,9 @@ class Infilling:
             filled += len(new)
         return result, (np.arange(1, len(tokens)) < filled).astype(np.float32)
 
-    def rearrange(self, text: str, first: int, last: int, spm: bool, room: int) -> list[int] | None:
-        """Tokens of `text` with its characters first..last-1 at the end, at most `room` of them, end-of-text the last.
-
-        The end of the suffix is left out as far as room demands; None when that is not enough.
-        """
+    def rearrange(self, text: str, first: int, last: int, spm: bool) -> list[int]:
+        """Tokens of `text` with its characters first..last-1 moved to the end, end-of-text behind them."""
         prefix, middle, suffix = self.tokenizer.encode_batch([text[:first], text[first:last], text[last:]])
-        spare = room - 4 - len(prefix) - len(middle)
-        if spare < min(1, len(suffix)):
-            return None
-        suffix = suffix[:spare]
         if spm:
             front = [self._prefix, self._suffix, *suffix, self._middle, *prefix]
         else:
@@ -91,15 +84,16 @@ class Infilling:
         return [*front, *middle, self.tokenizer.end_of_text_id]
 
     def _document(self, document: np.ndarray, uniforms: np.ndarray, room: int) -> np.ndarray | list[int]:
-        """One document, perhaps rearranged; uniforms: float64 [4] in [0, 1)."""
+        """One document as it is, or rearranged in `room` tokens at most; uniforms: float64 [4] in [0, 1)."""
         whether, order, *cuts = uniforms.tolist()
         body = document[: len(document) - int(document[-1] == self.tokenizer.end_of_text_id)]
-        if whether >= self.rate or not len(body) or not self.tokenizer.token_bytes[body].all():
+        if whether >= self.rate or not self.tokenizer.token_bytes[body].all():
             return document  # a special token inside has no text, so it would be lost
-        try:
-            text = self.tokenizer.decode_bytes(body.tolist()).decode()
-        except UnicodeDecodeError:  # the sample begins or ends inside a character, so it is no text
-            return document
-        first, last = sorted(int(cut * (len(text) + 1)) for cut in cuts)
-        new = self.rearrange(text, first, last, order < self.spm_rate, room)
-        return document if new is None else new
+        # A sample may begin or end inside a character, of which no text can be made.
+        while text := self.tokenizer.decode_bytes(body.tolist()).decode(errors="ignore"):
+            first, last = sorted(int(cut * (len(text) + 1)) for cut in cuts)
+            new = self.rearrange(text, first, last, order < self.spm_rate)
+            if len(new) <= room:
+                return new
+            body = body[: room - len(new)]  # without as many tokens at its end as there are too many
+        return document

@@ -53,7 +53,7 @@ def documents(tokens: np.ndarray) -> list[list[int]]:
 @settings(max_examples=300, deadline=None)
 def test_parts_put_together_are_the_document(text, cuts, spm):
     first, last = sorted(min(cut, len(text)) for cut in cuts)
-    tokens = Infilling(TOKENIZER).rearrange(text, first, last, spm, room=10**6)
+    tokens = Infilling(TOKENIZER).rearrange(text, first, last, spm)
     assert tokens.pop() == END
     assert restore(tokens) == text
     assert (tokens[1] == SUFFIX) == (spm or not first)
@@ -62,40 +62,45 @@ def test_parts_put_together_are_the_document(text, cuts, spm):
     assert tokens == [*order, *middle]
 
 
-@given(text=st.text(min_size=1), cut=st.integers(0, 99), spm=st.booleans(), room=st.integers(1, 99))
+@given(texts=TEXTS, index=st.integers(0, 10**9), spm_rate=st.sampled_from([0, 0.5, 1]))
 @settings(max_examples=300, deadline=None)
-def test_too_little_room_costs_the_end_of_the_suffix_and_never_end_of_text(text, cut, spm, room):
-    infilling, cut = Infilling(TOKENIZER), min(cut, len(text))
-    whole = infilling.rearrange(text, cut // 2, cut, spm, 10**6)
-    tokens = infilling.rearrange(text, cut // 2, cut, spm, room)
-    suffix = len(TOKENIZER.encode(text[cut:]))
-    if tokens is None:
-        assert room < len(whole) - max(0, suffix - 1)
-        return
-    assert len(tokens) == min(room, len(whole))
-    assert tokens[-1] == END
-    start = tokens.index(SUFFIX) + 1 + suffix - (len(whole) - len(tokens))
-    assert tokens == whole[:start] + whole[start + len(whole) - len(tokens) :]
+def test_documents_of_a_sample_stay_whole_but_for_the_last(texts, index, spm_rate):
+    filler = "x" * 300
+    new, mask = Infilling(TOKENIZER, 1, spm_rate, seed=3).sample(sample_of([*texts, filler]), index)
+    *whole, last, rest = documents(new)
+    assert [restore(document) for document in whole] == texts
+    assert filler.startswith(restore(last))
+    assert all(document[0] == PREFIX for document in (*whole, last))
+    assert not rest
+    assert (mask == (new[1:] != PAD)).all()
 
 
-@given(texts=TEXTS, index=st.integers(0, 10**9), spm_rate=st.sampled_from([0, 0.5, 1]), cut=st.integers(0, 9))
+@given(texts=TEXTS, index=st.integers(0, 10**9), rate=st.floats(0, 1), cut=st.integers(0, 99))
 @settings(max_examples=300, deadline=None)
-def test_a_sample_keeps_its_documents_and_its_length(texts, index, spm_rate, cut):
+def test_any_sample_keeps_its_length_and_what_is_rearranged_has_an_end(texts, index, rate, cut):
     tokens = sample_of(texts)
     tokens = tokens[: max(1, len(tokens) - cut)]  # the last document may be cut, even inside a character
-    new, mask = Infilling(TOKENIZER, 1, spm_rate, seed=3).sample(tokens, index)
-    assert new.shape == tokens.shape
-    assert new.dtype == np.int64
-    assert mask.dtype == np.float32
+    new, mask = Infilling(TOKENIZER, rate).sample(tokens, index)
+    assert (new.shape, mask.shape) == (tokens.shape, (len(tokens) - 1,))
+    assert (new.dtype, mask.dtype) == (np.int64, np.float32)
     assert (mask == (new[1:] != PAD)).all()
-    found = documents(new)
-    whole, (last,) = found[:-1], found[-1:]
-    for text, document in zip(texts, whole[:-1], strict=False):
-        assert restore(document) == text
-    if whole:  # the last that is whole may have lost the end of its suffix
-        text = texts[len(whole) - 1].encode()
-        assert text.startswith(TOKENIZER.decode_bytes(document := whole[-1])) or document[0] == PREFIX
-    assert not {PREFIX, MIDDLE, SUFFIX} & set(last)  # what is rearranged always ends with end-of-text
+    *whole, rest = documents(new)
+    assert all(text.startswith(restore(document)) for text, document in zip(texts, whole, strict=False))
+    assert not {PREFIX, MIDDLE, SUFFIX} & set(rest)
+
+
+@given(text=st.text(st.sampled_from("ab 中🎉\n"), min_size=30), index=st.integers(0, 10**9), start=st.integers(0, 9))
+@settings(max_examples=200, deadline=None)
+def test_a_window_inside_a_document_is_rearranged_up_to_its_end(text, index, start):
+    window = np.array(TOKENIZER.encode(text))[start:-2]
+    new, mask = Infilling(TOKENIZER, 1).sample(window, index)
+    whole, rest = documents(new)
+    restored, original = restore(whole), TOKENIZER.decode_bytes(window).decode(errors="ignore")
+    assert original.startswith(restored)
+    assert not rest
+    assert mask.sum() == len(whole)  # all but the first token, and end-of-text
+    lost = TOKENIZER.encode(original[len(restored) :])
+    assert len(lost) <= 24  # 4 tokens are added, and cut words and runs take some more
 
 
 def test_what_gets_shorter_is_padded_and_the_end_is_trained():
@@ -149,7 +154,7 @@ def test_rate_0_changes_nothing_and_rate_1_everything():
 
 def test_what_is_no_text_stays():
     infilling = Infilling(TOKENIZER, 1)
-    for tokens in ([END], [END, END], TOKENIZER.encode("中")[1:], [*TOKENIZER.encode("ab"), PAD, END]):
+    for tokens in ([END], [END, END], TOKENIZER.encode("é")[:1], [*TOKENIZER.encode("a" * 9), PAD, END]):
         assert infilling.sample(np.array(tokens), 0)[0].tolist() == list(tokens)
 
 
@@ -157,7 +162,7 @@ def test_prompt_is_the_front_of_what_is_trained_on():
     prefix, suffix = "def f(x):\n    return", " + 1\n"
     prompt = infill_prompt(TOKENIZER, prefix, suffix)
     text = f"{prefix} x{suffix}"
-    trained = Infilling(TOKENIZER).rearrange(text, len(prefix), len(text) - len(suffix), True, 999)
+    trained = Infilling(TOKENIZER).rearrange(text, len(prefix), len(text) - len(suffix), True)
     assert trained == [*prompt, *TOKENIZER.encode(" x"), END]
     assert infill_prompt(TOKENIZER, "", "") == [PREFIX, SUFFIX, MIDDLE]
 
