@@ -6,7 +6,7 @@ of two orders, PSM and SPM, with the middle at the end:
     PSM   <fim_prefix> prefix <fim_suffix> suffix <fim_middle> middle <|endoftext|>
     SPM   <fim_prefix> <fim_suffix> suffix <fim_middle> prefix middle <|endoftext|>
 
-End-of-text says that the middle has reached the suffix, so it is never cut off. All parts are trained on.
+End-of-text says that the middle has reached the suffix, so it is always there. All parts are trained on.
 """
 
 import numpy as np
