@@ -3,7 +3,9 @@
 python tools/generate.py --checkpoint runs/demo --prompt "def main("
 python tools/generate.py --checkpoint runs/demo --prompt-file prompts.jsonl --num-samples 4 --json > samples.jsonl
 torchrun --nproc-per-node 2 tools/generate.py --checkpoint runs/demo --tensor-parallel-size 2 --greedy --prompt "def "
+python tools/generate.py --checkpoint runs/code --prompt "def double(x):" --suffix "    return y"
 
+With a suffix, a model that was trained on filling in the middle writes what belongs between the two.
 Text goes to the standard output, a single completion as it comes. Without a prompt, in a terminal, it asks for one
 after another.
 """
@@ -20,6 +22,7 @@ import torch.distributed as dist
 from megagpt import env
 from megagpt.checkpoint import current_world
 from megagpt.config.schema import ParallelConfig
+from megagpt.data.infilling import infill_prompt
 from megagpt.errors import ConfigError, DataError, MegaGPTError
 from megagpt.log import run_tool
 from megagpt.model.generation import GenerationConfig, Generator
@@ -49,6 +52,7 @@ def parse() -> argparse.Namespace:
     add("--checkpoint", type=Path, required=True, help="run folder (its newest checkpoint) or one checkpoint")
     add("--prompt", action="append", default=[], help="text to continue; give it several times for several prompts")
     add("--prompt-file", type=Path, help='.jsonl with {"prompt": "..."} on every line, or text with a prompt a line')
+    add("--suffix", help="text that follows: insert between every prompt and it")
     add("--num-samples", type=int, default=1, help="completions of every prompt (default 1)")
     add(
         "--max-new-tokens", type=int, default=default["max_new_tokens"], help="tokens to generate (default %(default)s)"
@@ -90,11 +94,11 @@ def run(arguments: argparse.Namespace) -> None:
     generator = Generator(engine.modules, config, tokenizer)
     if prompts:
         prompts = [prompt for prompt in prompts for _ in range(arguments.num_samples)]
-        show(generator, prompts, settings, arguments.json)
+        show(generator, prompts, arguments.suffix, settings, arguments.json)
         return
     for prompt in ask():
         try:
-            show(generator, [prompt] * arguments.num_samples, settings, arguments.json)
+            show(generator, [prompt] * arguments.num_samples, arguments.suffix, settings, arguments.json)
         except DataError as error:  # too long: the next one may do
             say(f"{error}\n")
 
@@ -139,19 +143,26 @@ def ask() -> Iterator[str]:
         yield line
 
 
-def show(generator: Generator, prompts: list[str], settings: GenerationConfig, as_json: bool) -> None:
+def show(
+    generator: Generator, prompts: list[str], suffix: str | None, settings: GenerationConfig, as_json: bool
+) -> None:
     """Generate and print: one completion as it comes, several when all are there."""
+    inputs, rest = prompts, suffix or ""
+    if suffix is not None:
+        inputs = [infill_prompt(generator.tokenizer, prompt, suffix) for prompt in prompts]
     if len(prompts) == 1 and not as_json:
-        pieces = generator.stream(prompts, settings)
-        for number, (_, text) in enumerate(pieces):
-            say(text if number else prompts[0] + text)
-        say("\n")
+        unsaid = prompts[0]  # until the first text is there, since a prompt may be refused
+        for _, text in generator.stream(inputs, settings):
+            say(unsaid + text)
+            unsaid = ""
+        say(f"{unsaid}{rest}\n")
         return
-    for prompt, completion in zip(prompts, generator.generate(prompts, settings), strict=True):
+    for prompt, completion in zip(prompts, generator.generate(inputs, settings), strict=True):
         if as_json:
-            say(json.dumps({"prompt": prompt} | asdict(completion), ensure_ascii=False) + "\n")
+            around = {"prompt": prompt} if suffix is None else {"prompt": prompt, "suffix": suffix}
+            say(json.dumps(around | asdict(completion), ensure_ascii=False) + "\n")
         else:
-            say(f"{prompt}{completion.text}\n{'-' * 40}\n")
+            say(f"{prompt}{completion.text}{rest}\n{'-' * 40}\n")
 
 
 def say(text: str) -> None:

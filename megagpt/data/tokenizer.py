@@ -68,6 +68,10 @@ class Tokenizer:
         """Write the tokenizer.json to `path`, whole or not at all."""
         write_atomic(path, self._content)
 
+    def to_json(self) -> str:
+        """The tokenizer.json as the installed library writes it, whatever version wrote the file."""
+        return self._tokenizer.to_str()
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; strings that look like special tokens are encoded as plain text."""
         ids: list[int] = []
@@ -108,14 +112,21 @@ class Tokenizer:
         return np.array([len(item) for item in self._bytes_of_token])
 
     @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """Ids of the special tokens, end-of-text among them, by what they look like."""
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return {token.content: index for index, token in added if token.special}
+
+    @cached_property
     def _bytes_of_token(self) -> list[bytes]:
         to_byte = _byte_of_character()
         table = {
-            index: bytes(to_byte[character] for character in token)
-            for token, index in self._tokenizer.get_vocab(with_added_tokens=False).items()
+            index: b"" if token.special else token.content.encode()
+            for index, token in self._tokenizer.get_added_tokens_decoder().items()
         }
-        for index, token in self._tokenizer.get_added_tokens_decoder().items():
-            table[index] = b"" if token.special else token.content.encode()
+        for token, index in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            if index not in table:  # a model may list its added tokens too, spelled as they are
+                table[index] = bytes(to_byte[character] for character in token)
         return [table[index] for index in range(self.vocab_size)]
 
 

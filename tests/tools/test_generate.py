@@ -8,7 +8,10 @@ from pathlib import Path
 import generate
 import pytest
 
+from megagpt.data.infilling import infill_prompt
+from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError, ConfigError, DataError
+from megagpt.model.generation import Generator
 
 ROOT = Path(__file__).parents[2]
 TEXT = "the cat sat on the mat and the dog on the log; naïve café 中文.\n" * 5
@@ -20,12 +23,13 @@ def run_dir(tmp_path_factory) -> Path:
     from megagpt.checkpoint import Checkpointer
     from megagpt.config.load import to_dict
     from megagpt.config.schema import CheckpointConfig, Config, CorpusConfig, DataConfig, ModelConfig, OptimConfig
+    from megagpt.data.code_tokens import grow_for_code
     from megagpt.data.tokenizer import train_tokenizer
     from megagpt.parallel import launch
     from megagpt.parallel.megatron import MegatronEngine
 
     folder = tmp_path_factory.mktemp("run")
-    tokenizer = train_tokenizer([TEXT], 280)
+    tokenizer = grow_for_code(train_tokenizer([TEXT], 280), longest_run=4)
     tokenizer.save(folder / "tokenizer.json")
     model = ModelConfig(
         num_layers=2,
@@ -79,6 +83,29 @@ def test_several_prompts_from_arguments_and_files(tool, tmp_path):
     text = tool("--prompt-file", str(tmp_path / "prompts.txt"), "--max-new-tokens", "3", "--greedy")
     assert text.startswith("a log")
     assert "\nthe mat" in text
+
+
+def test_suffix_asks_for_what_is_between(tool, run_dir, monkeypatch):
+    tokenizer = Tokenizer.load(run_dir / "tokenizer.json")
+    asked, stream = [], Generator.stream
+    monkeypatch.setattr(
+        Generator, "stream", lambda self, prompts, how: asked.append(prompts) or stream(self, prompts, how)
+    )
+    arguments = ["--prompt", "the cat ", "--suffix", " mat\n", "--max-new-tokens", "5"]
+    completion = json.loads(tool(*arguments, "--json"))
+    assert (completion["prompt"], completion["suffix"]) == ("the cat ", " mat\n")
+    assert tool(*arguments) == f"the cat {completion['text']} mat\n\n"
+    assert asked == [[infill_prompt(tokenizer, "the cat ", " mat\n")]] * 2
+    several = tool(*arguments, "--num-samples", "2").split(f"{'-' * 40}\n")
+    assert several[0] == f"the cat {completion['text']} mat\n\n"
+    assert len(several) == 3
+    assert "suffix" in json.loads(tool("--prompt", "", "--suffix", "", "--json", "--max-new-tokens", "1"))
+
+
+def test_nothing_new_still_shows_what_was_given(tool, monkeypatch):
+    monkeypatch.setattr(Generator, "stream", lambda *_: iter(()))
+    assert tool("--prompt", "the cat", "--suffix", " sat") == "the cat sat\n"
+    assert tool("--prompt", "the cat") == "the cat\n"
 
 
 def test_interactive(tool, monkeypatch):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from megagpt.checkpoint.convert import hugging_face, native
 from megagpt.checkpoint.convert.convert import convert
 from megagpt.config.schema import ModelConfig
+from megagpt.data.code_tokens import FIM_MIDDLE, grow_for_code
 from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import CheckpointError
 
@@ -84,14 +85,16 @@ def test_round_trip_is_bit_equal(name, tmp_path):
 
 def test_tools_of_that_world_load_it(tmp_path):
     saved("gpt2", tmp_path / "theirs")
-    tokenizer = train_tokenizer(["to be or not to be " * 30], 301)
+    tokenizer = grow_for_code(train_tokenizer(["to be or not to be " * 30], 264))
     tokenizer.save(tmp_path / "theirs/tokenizer.json")
     convert(tmp_path / "theirs", tmp_path / "ours", "megagpt")
     convert(tmp_path / "ours", tmp_path / "back", "huggingface")
-    text = "to be or not"
+    text = "to be\n        or not"
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
     assert loaded(text)["input_ids"] == tokenizer.encode(text)
+    assert loaded.decode(loaded(text)["input_ids"]) == text
     assert loaded.eos_token_id == tokenizer.end_of_text_id
+    assert loaded.convert_tokens_to_ids(FIM_MIDDLE) == tokenizer.special_ids[FIM_MIDDLE]
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
     assert model.generation_config.eos_token_id == tokenizer.end_of_text_id
     out = model.generate(**loaded(text, return_tensors="pt"), max_new_tokens=4, do_sample=False)

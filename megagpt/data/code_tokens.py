@@ -1,0 +1,54 @@
+"""What a tokenizer of text is given to read code: tokens for runs of spaces, and fill-in-the-middle's sentinels."""
+
+import json
+
+from tokenizers.models import BPE
+
+from megagpt.data.tokenizer import Tokenizer
+from megagpt.errors import ConfigError
+
+FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, FIM_PAD = "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"
+FIM_TOKENS = (FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, FIM_PAD)
+"""Fill-in-the-middle's special tokens, by the names that Megatron-LM gives them."""
+
+LONGEST_RUN = 32
+"""Spaces of the longest run that gets a token of its own."""
+
+_SPACE = "Ġ"
+"""How byte-level BPE spells a space."""
+
+
+def grow_for_code(base: Tokenizer, longest_run: int = LONGEST_RUN) -> Tokenizer:
+    """`base` with a token for every run of 2..longest_run spaces, as Codex has (arXiv 2107.03374), and FIM_TOKENS.
+
+    Old tokens keep their ids, and new ones follow them; what `base` has already is not added again. The runs are
+    merges of lower rank than all others, so text without runs of spaces is encoded as before, and a word still takes
+    the space before it. Raises ConfigError for a longest_run below 1.
+    """
+    if longest_run < 1:
+        raise ConfigError(f"the longest run of spaces is {longest_run}; it must be at least 1 (no tokens for runs)")
+    spec = json.loads(base.to_json())
+    vocab, merges, added = spec["model"]["vocab"], spec["model"]["merges"], spec["added_tokens"]
+    for token in added:  # the library numbers added tokens after the model's, unless the model knows them too
+        vocab.setdefault(token["content"], token["id"])
+    runs = [pair for pair in map(tuple, merges) if set("".join(pair)) == {_SPACE}]
+    known = len(runs)
+    for length in range(2, longest_run + 1):
+        while len(parts := _merge_run(length, runs)) > 1:
+            runs.append((parts[0], parts[1]))
+    for pair in runs[known:]:
+        merges.append(list(pair))
+        vocab.setdefault("".join(pair), len(vocab))
+    present = {token["content"] for token in added}
+    for name in FIM_TOKENS:
+        if name not in present:
+            flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            added.append({"id": vocab.setdefault(name, len(vocab)), "content": name, **flags, "special": True})
+    return Tokenizer(json.dumps(spec, ensure_ascii=False, indent=2).encode(), "the grown tokenizer")
+
+
+def _merge_run(length: int, runs: list[tuple[str, str]]) -> list[str]:
+    """The tokens of `length` spaces under the merges `runs`, which are all that can apply to them."""
+    tokens = dict.fromkeys([_SPACE, *(part for pair in runs for part in (*pair, "".join(pair)))])
+    model = BPE({token: index for index, token in enumerate(tokens)}, runs)
+    return [token.value for token in model.tokenize(_SPACE * length)]

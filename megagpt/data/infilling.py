@@ -1,0 +1,99 @@
+"""Fill-in-the-middle (Bavarian et al., arXiv 2207.14255): documents rearranged so that a model learns to insert.
+
+A document is cut at two random characters into prefix, middle and suffix, which are encoded one by one and put in one
+of two orders, PSM and SPM, with the middle at the end:
+
+    PSM   <fim_prefix> prefix <fim_suffix> suffix <fim_middle> middle <|endoftext|>
+    SPM   <fim_prefix> <fim_suffix> suffix <fim_middle> prefix middle <|endoftext|>
+
+End-of-text says that the middle has reached the suffix, so it is always there. All parts are trained on.
+"""
+
+import numpy as np
+
+from megagpt.data.code_tokens import FIM_TOKENS
+from megagpt.data.packed import hashes
+from megagpt.data.tokenizer import Tokenizer
+from megagpt.errors import ConfigError, DataError
+
+_STREAM = 2  # streams 0 and 1 of (seed, number) order documents and windows
+
+
+def fim_ids(tokenizer: Tokenizer) -> tuple[int, int, int, int]:
+    """Ids of prefix, middle, suffix and padding. Raises DataError when the tokenizer lacks one."""
+    missing = [name for name in FIM_TOKENS if name not in tokenizer.special_ids]
+    if missing:
+        raise DataError(
+            f"the tokenizer has no special token {', '.join(missing)} for filling in the middle: add what is missing "
+            "with tools/train_tokenizer.py --extend OLD --output NEW, and train the model on infilling with it"
+        )
+    prefix, middle, suffix, pad = (tokenizer.special_ids[name] for name in FIM_TOKENS)
+    return prefix, middle, suffix, pad
+
+
+def infill_prompt(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
+    """Token ids after which a model writes what belongs between `prefix` and `suffix`, then end-of-text.
+
+    In SPM order, which infills slightly better and leaves the prefix at the end, where a longer one only adds to it.
+    Raises DataError when the tokenizer lacks the tokens for it.
+    """
+    first, middle, second, _ = fim_ids(tokenizer)
+    before, after = tokenizer.encode_batch([prefix, suffix])
+    return [first, second, *after, middle, *before]
+
+
+class Infilling:
+    """Rearranges the documents inside training samples (context-level): a pure function of (seed, sample, tokens)."""
+
+    def __init__(self, tokenizer: Tokenizer, rate: float = 0.5, spm_rate: float = 0.5, seed: int = 0) -> None:
+        """`rate` is the share of documents that are rearranged, `spm_rate` the share of SPM among them.
+
+        Raises ConfigError for a share outside 0..1, DataError when the tokenizer lacks the tokens.
+        """
+        for name, share in (("rate", rate), ("spm_rate", spm_rate)):
+            if not 0 <= share <= 1:
+                raise ConfigError(f"the {name} of infilling is {share}; it must be in 0..1")
+        self.tokenizer, self.rate, self.spm_rate, self.seed = tokenizer, rate, spm_rate, seed
+        self._prefix, self._middle, self._suffix, self._pad = fim_ids(tokenizer)
+
+    def sample(self, tokens: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """What sample `index` of the run becomes: its tokens, int64 [S + 1], and the loss mask, float32 [S].
+
+        tokens: int64 [S + 1], documents that end with end-of-text; the first and the last may be parts of documents.
+        Every document is rearranged or not by itself. Where the sample gets too long its last text is left out, before
+        that is rearranged; where it gets too short it is padded with <fim_pad>, mask 0.
+        """
+        ends = np.flatnonzero(tokens == self.tokenizer.end_of_text_id) + 1
+        documents = [document for document in np.split(tokens, ends) if len(document)]
+        numbers = hashes(4 * len(documents), self.seed, index, _STREAM).reshape(-1, 4)
+        result, filled = np.full(len(tokens), self._pad, np.int64), 0
+        for document, uniforms in zip(documents, (numbers >> np.uint64(11)) / 2.0**53, strict=True):
+            room = len(result) - filled
+            new = self._document(document, uniforms, room)[:room]
+            result[filled : filled + len(new)] = new
+            filled += len(new)
+        return result, (np.arange(1, len(tokens)) < filled).astype(np.float32)
+
+    def rearrange(self, text: str, first: int, last: int, spm: bool) -> list[int]:
+        """Tokens of `text` with its characters first..last-1 moved to the end, end-of-text behind them."""
+        prefix, middle, suffix = self.tokenizer.encode_batch([text[:first], text[first:last], text[last:]])
+        if spm:
+            front = [self._prefix, self._suffix, *suffix, self._middle, *prefix]
+        else:
+            front = [self._prefix, *prefix, self._suffix, *suffix, self._middle]
+        return [*front, *middle, self.tokenizer.end_of_text_id]
+
+    def _document(self, document: np.ndarray, uniforms: np.ndarray, room: int) -> np.ndarray | list[int]:
+        """One document as it is, or rearranged in `room` tokens at most; uniforms: float64 [4] in [0, 1)."""
+        whether, order, *cuts = uniforms.tolist()
+        body = document[: len(document) - int(document[-1] == self.tokenizer.end_of_text_id)]
+        if whether >= self.rate or not self.tokenizer.token_bytes[body].all():
+            return document  # a special token inside has no text, so it would be lost
+        # A sample may begin or end inside a character, of which no text can be made.
+        while text := self.tokenizer.decode_bytes(body.tolist()).decode(errors="ignore"):
+            first, last = sorted(int(cut * (len(text) + 1)) for cut in cuts)
+            new = self.rearrange(text, first, last, order < self.spm_rate)
+            if len(new) <= room:
+                return new
+            body = body[: room - len(new)]  # without as many tokens at its end as there are too many
+        return document

@@ -1,0 +1,177 @@
+"""Fill-in-the-middle: the parts are the document in every order, samples keep their length, results are repeatable."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megagpt.data.code_tokens import FIM_TOKENS, grow_for_code
+from megagpt.data.infilling import Infilling, infill_prompt
+from megagpt.data.tokenizer import Tokenizer, train_tokenizer
+from megagpt.errors import ConfigError, DataError
+
+PLAIN = train_tokenizer(["def f(x):\n    return x + 1\n", "the cat sat on the mat; naïve 中文\n"] * 5, 280)
+TOKENIZER = grow_for_code(PLAIN)
+END = TOKENIZER.end_of_text_id
+PREFIX, MIDDLE, SUFFIX, PAD = (TOKENIZER.special_ids[name] for name in FIM_TOKENS)
+TEXTS = st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=6)
+
+
+def sample_of(texts: list[str], tokenizer: Tokenizer = TOKENIZER) -> np.ndarray:
+    return np.array([token for text in texts for token in [*tokenizer.encode(text), END]])
+
+
+def split(tokens: list[int], *separators: int) -> list[list[int]]:
+    """What stands between the separators, each of which occurs once, in this order."""
+    places = [tokens.index(separator) for separator in separators]
+    assert places == sorted(places)
+    assert all(tokens.count(separator) == 1 for separator in separators)
+    return [tokens[i + 1 : j] for i, j in zip(places, [*places[1:], len(tokens)], strict=True)]
+
+
+def restore(tokens: list[int]) -> str:
+    """The text of one document, rearranged or not, without its end-of-text; written from the definition."""
+    decode = TOKENIZER.decode
+    if tokens[:1] != [PREFIX]:
+        assert not {PREFIX, MIDDLE, SUFFIX} & set(tokens)
+        return decode(tokens)
+    if tokens[1] == SUFFIX:
+        nothing, suffix, prefix_and_middle = split(tokens, PREFIX, SUFFIX, MIDDLE)
+        assert not nothing
+        return decode(prefix_and_middle) + decode(suffix)
+    prefix, suffix, middle = split(tokens, PREFIX, SUFFIX, MIDDLE)
+    return decode(prefix) + decode(middle) + decode(suffix)
+
+
+def documents(tokens: np.ndarray) -> list[list[int]]:
+    """The documents of a sample without their end-of-text; the last one may lack it, and is empty if there is none."""
+    ends = np.flatnonzero(tokens == END)
+    return [part[part != END].tolist() for part in np.split(tokens[tokens != PAD], ends + 1)]
+
+
+@given(text=st.text(), cuts=st.tuples(st.integers(0, 99), st.integers(0, 99)), spm=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_parts_put_together_are_the_document(text, cuts, spm):
+    first, last = sorted(min(cut, len(text)) for cut in cuts)
+    tokens = Infilling(TOKENIZER).rearrange(text, first, last, spm)
+    assert tokens.pop() == END
+    assert restore(tokens) == text
+    assert (tokens[1] == SUFFIX) == (spm or not first)
+    prefix, middle, suffix = (TOKENIZER.encode(part) for part in (text[:first], text[first:last], text[last:]))
+    order = [PREFIX, SUFFIX, *suffix, MIDDLE, *prefix] if spm else [PREFIX, *prefix, SUFFIX, *suffix, MIDDLE]
+    assert tokens == [*order, *middle]
+
+
+@given(texts=TEXTS, index=st.integers(0, 10**9), spm_rate=st.sampled_from([0, 0.5, 1]))
+@settings(max_examples=300, deadline=None)
+def test_documents_of_a_sample_stay_whole_but_for_the_last(texts, index, spm_rate):
+    filler = "x" * 300
+    new, mask = Infilling(TOKENIZER, 1, spm_rate, seed=3).sample(sample_of([*texts, filler]), index)
+    *whole, last, rest = documents(new)
+    assert [restore(document) for document in whole] == texts
+    assert filler.startswith(restore(last))
+    assert all(document[0] == PREFIX for document in (*whole, last))
+    assert not rest
+    assert (mask == (new[1:] != PAD)).all()
+
+
+@given(texts=TEXTS, index=st.integers(0, 10**9), rate=st.floats(0, 1), cut=st.integers(0, 99))
+@settings(max_examples=300, deadline=None)
+def test_any_sample_keeps_its_length_and_what_is_rearranged_has_an_end(texts, index, rate, cut):
+    tokens = sample_of(texts)
+    tokens = tokens[: max(1, len(tokens) - cut)]  # the last document may be cut, even inside a character
+    new, mask = Infilling(TOKENIZER, rate).sample(tokens, index)
+    assert (new.shape, mask.shape) == (tokens.shape, (len(tokens) - 1,))
+    assert (new.dtype, mask.dtype) == (np.int64, np.float32)
+    assert (mask == (new[1:] != PAD)).all()
+    *whole, rest = documents(new)
+    assert all(text.startswith(restore(document)) for text, document in zip(texts, whole, strict=False))
+    assert not {PREFIX, MIDDLE, SUFFIX} & set(rest)
+
+
+@given(text=st.text(st.sampled_from("ab 中🎉\n"), min_size=30), index=st.integers(0, 10**9), start=st.integers(0, 9))
+@settings(max_examples=200, deadline=None)
+def test_a_window_inside_a_document_is_rearranged_up_to_its_end(text, index, start):
+    window = np.array(TOKENIZER.encode(text))[start:-2]
+    new, mask = Infilling(TOKENIZER, 1).sample(window, index)
+    whole, rest = documents(new)
+    restored, original = restore(whole), TOKENIZER.decode_bytes(window).decode(errors="ignore")
+    assert original.startswith(restored)
+    assert not rest
+    assert mask.sum() == len(whole)  # all but the first token, and end-of-text
+    lost = TOKENIZER.encode(original[len(restored) :])
+    assert len(lost) <= 24  # 4 tokens are added, and cut words and runs take some more
+
+
+def test_what_gets_shorter_is_padded_and_the_end_is_trained():
+    text = "    return x + 1\n" * 4
+    letters = [
+        index for character in text.encode() for index in range(256) if TOKENIZER.decode_bytes([index])[0] == character
+    ]
+    tokens = np.array([*letters, END])  # a corpus never spells text like this, but no tokens save more
+    new, mask = Infilling(TOKENIZER, 1).sample(tokens, 5)
+    length = int((new != PAD).sum())
+    assert length < len(tokens)
+    assert new[length - 1] == END
+    assert (new[length:] == PAD).all()
+    assert mask.tolist() == [1] * (length - 1) + [0] * (len(tokens) - length)
+    assert restore(new[: length - 1].tolist()) == text
+
+
+def test_samples_depend_on_seed_and_index_alone():
+    tokens = sample_of(["def f(x):\n    return x + 1\n"] * 9)
+    infilling = Infilling(TOKENIZER, seed=1)
+    alone = {index: infilling.sample(tokens, index)[0].tolist() for index in range(40)}
+    again = Infilling(TOKENIZER, seed=1)
+    assert alone == {index: again.sample(tokens, index)[0].tolist() for index in reversed(range(40))}
+    assert len({tuple(new) for new in alone.values()}) == 40
+    assert Infilling(TOKENIZER, seed=2).sample(tokens, 0)[0].tolist() != alone[0]
+    assert tokens.tolist() == sample_of(["def f(x):\n    return x + 1\n"] * 9).tolist()
+
+
+def test_rates_and_spans():
+    text = "abcdefghij"
+    tokens, infilling = sample_of([text, "x" * 40]), Infilling(TOKENIZER, 0.5, 0.25)
+    first = [documents(infilling.sample(tokens, index)[0])[0] for index in range(4000)]
+    rearranged = [document for document in first if document[0] == PREFIX]
+    assert len(rearranged) / 4000 == pytest.approx(0.5, abs=0.04)
+    middles = [
+        TOKENIZER.decode(document[document.index(MIDDLE) + 1 :]) for document in rearranged if document[1] != SUFFIX
+    ]
+    # A PSM with an empty prefix looks like an SPM here: 21 of the 121 equally likely pairs of cuts hold a 0.
+    assert len(middles) / len(rearranged) == pytest.approx(0.75 * 100 / 121, abs=0.04)
+    assert {len(middle) for middle in middles} == set(range(10))
+    assert all(middle in text for middle in middles)
+
+
+def test_rate_0_changes_nothing_and_rate_1_everything():
+    tokens = sample_of(["one", "two", "three"])
+    assert Infilling(TOKENIZER, 0).sample(tokens, 7)[0].tolist() == tokens.tolist()
+    long = sample_of(["one"] * 3 + ["x" * 60])
+    new, _ = Infilling(TOKENIZER, 1).sample(long, 7)
+    assert [document[0] for document in documents(new)[:3]] == [PREFIX] * 3
+
+
+def test_what_is_no_text_stays():
+    infilling = Infilling(TOKENIZER, 1)
+    for tokens in ([END], [END, END], TOKENIZER.encode("é")[:1], [*TOKENIZER.encode("a" * 9), PAD, END]):
+        assert infilling.sample(np.array(tokens), 0)[0].tolist() == list(tokens)
+
+
+def test_prompt_is_the_front_of_what_is_trained_on():
+    prefix, suffix = "def f(x):\n    return", " + 1\n"
+    prompt = infill_prompt(TOKENIZER, prefix, suffix)
+    text = f"{prefix} x{suffix}"
+    trained = Infilling(TOKENIZER).rearrange(text, len(prefix), len(text) - len(suffix), True)
+    assert trained == [*prompt, *TOKENIZER.encode(" x"), END]
+    assert infill_prompt(TOKENIZER, "", "") == [PREFIX, SUFFIX, MIDDLE]
+
+
+def test_what_is_wrong_is_said():
+    with pytest.raises(DataError, match=r"<fim_prefix>.*--extend OLD --output NEW"):
+        infill_prompt(PLAIN, "a", "b")
+    with pytest.raises(DataError, match="--extend"):
+        Infilling(PLAIN)
+    for rates in ((1.5, 0.5), (0.5, -1), (float("nan"), 0)):
+        with pytest.raises(ConfigError, match=r"in 0\.\.1"):
+            Infilling(TOKENIZER, *rates)
