@@ -33,6 +33,7 @@ NOT_NEGATIVE = (
     *("reliability.straggler_interval", "reliability.spike_threshold", "reliability.spike_rewind"),
 )
 BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2")
+SHARES = ("optim.min_lr_ratio", "data.infilling_rate", "data.infilling_spm_rate")
 
 LARGEST_SEED = 2**32 - 1
 
@@ -57,8 +58,9 @@ def ranges(config: Config, world_size: int) -> Iterator[str]:
     for name in BELOW_ONE:
         if not 0 <= _get(config, name) < 1:
             yield f"{name} ({_get(config, name)}) must be at least 0 and below 1"
-    if not 0 <= config.optim.min_lr_ratio <= 1:
-        yield f"optim.min_lr_ratio ({config.optim.min_lr_ratio}) must be between 0 and 1"
+    for name in SHARES:
+        if not 0 <= _get(config, name) <= 1:
+            yield f"{name} ({_get(config, name)}) must be between 0 and 1"
     if config.seed > LARGEST_SEED:
         yield f"seed ({config.seed}) must be at most {LARGEST_SEED}"
 

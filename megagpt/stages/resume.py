@@ -6,7 +6,7 @@ from typing import Any
 
 from megagpt import checkpoint
 from megagpt.checkpoint import Checkpointer
-from megagpt.config.load import to_dict
+from megagpt.config.load import from_dict, to_dict
 from megagpt.config.schema import Config
 from megagpt.errors import ConfigError, TrainingDiverged
 from megagpt.parallel.engine import Engine
@@ -49,7 +49,8 @@ def restore_run(config: Config, engine: Engine, checkpointer: Checkpointer) -> T
             f"than {config.run_name}, or move its folder away"
         )
     manifest = checkpoint.read_manifest(newest)
-    _compare(manifest["config"], to_dict(config), newest)
+    # Through the schema, so that a key which is newer than the run has its default, as the run had without it.
+    _compare(to_dict(from_dict(manifest["config"])), to_dict(config), newest)
     state = _fill(engine, checkpointer, newest)
     log.info("resumed at step %d (%d tokens) from %s", state.step, state.tokens, newest)
     return state

@@ -216,7 +216,7 @@ def test_fields_that_may_be_zero(name):
     assert any(line.startswith(f"{name} (-1") for line in violations([f"{name}=-1"], 1))
 
 
-@pytest.mark.parametrize("name", (*rules.BELOW_ONE, "optim.min_lr_ratio", "seed"))
+@pytest.mark.parametrize("name", (*rules.BELOW_ONE, *rules.SHARES, "seed"))
 def test_bounded_fields(name):
     for value in (-1, 2**32):
         assert any(line.startswith(f"{name} (") for line in violations([f"{name}={value}"], 1))
@@ -224,7 +224,7 @@ def test_bounded_fields(name):
 
 def test_every_number_is_bounded():
     numbers = {name for name, kind in fields().items() if kind in (int, float, int | None, float | None)}
-    bounded = {*rules.POSITIVE, *rules.NOT_NEGATIVE, *rules.BELOW_ONE, "optim.min_lr_ratio"}
+    bounded = {*rules.POSITIVE, *rules.NOT_NEGATIVE, *rules.BELOW_ONE, *rules.SHARES}
     assert numbers == bounded
 
 
