@@ -294,6 +294,15 @@ def spike_is_left_out(config: Config, world_size: int) -> Iterator[str]:
         )
 
 
+def code_starts_from_a_model(config: Config, world_size: int) -> Iterator[str]:
+    """Stage code continues; where its run has checkpoints of its own, it goes on from them, as every run does."""
+    if config.stage.name == "code" and not config.checkpoint.load:
+        yield (
+            "stage.name (code) continues from a pretrained model, but checkpoint.load is null: give its run folder, as"
+            " in checkpoint.load=runs/pretrain_125m (when the run itself is resumed too), or set stage=pretrain"
+        )
+
+
 def data_is_named(config: Config, world_size: int) -> Iterator[str]:
     """There is something to train on."""
     prepare = "prepare it with tools/train_tokenizer.py and tools/preprocess.py, or use data=demo after `make train`"
@@ -333,7 +342,7 @@ RULES = (
         warmup_before_decay,
         kept_checkpoints_exist,
     ),
-    *(spikes_have_checkpoints, spike_is_left_out, data_is_named, split_is_whole),
+    *(spikes_have_checkpoints, spike_is_left_out, code_starts_from_a_model, data_is_named, split_is_whole),
 )
 
 

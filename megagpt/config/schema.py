@@ -215,8 +215,8 @@ class OptimConfig:
 class StageConfig:
     """What is trained, and how it is evaluated on the way."""
 
-    name: Literal["pretrain"] = "pretrain"
-    """The stage: pretrain."""
+    name: Literal["pretrain", "code"] = "pretrain"
+    """The stage: pretrain, or code, the same from the weights of a pretrained model (checkpoint.load)."""
     eval_interval: int = 1000
     """Steps between evaluations on the validation documents; 0 evaluates only at the end."""
     eval_tokens: int = 10_000_000

@@ -103,14 +103,16 @@ def _corpus(config: Config, corpus: CorpusConfig, share: float, digest: str | No
 
 def _checkpoint(config: Config) -> Findings:
     """What the run would start from: valid, and of the same model."""
-    own = Path(config.run_dir) / "checkpoints"
+    own, may_grow = Path(config.run_dir) / "checkpoints", False
     newest = checkpoint.newest_valid(own, World()) if own.is_dir() else None
     if newest is None and config.checkpoint.load:
-        newest = checkpoint.locate(Path(config.checkpoint.load), World())
+        newest, may_grow = checkpoint.locate(Path(config.checkpoint.load), World()), True
     if newest is None:
         yield False, f"no checkpoint in {own}: the run starts from scratch"
         return
     saved = from_dict(checkpoint.read_manifest(newest)["config"]).model
+    if may_grow and saved.vocab_size < config.model.vocab_size:
+        saved = dataclasses.replace(saved, vocab_size=config.model.vocab_size)
     differing = [
         f"model.{field.name} ({getattr(saved, field.name)} there, {getattr(config.model, field.name)} here)"
         for field in dataclasses.fields(ModelConfig)

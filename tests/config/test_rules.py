@@ -147,6 +147,7 @@ BROKEN = [
         *("spike_is_left_out", 1, ["reliability.spike_skip=100"]),
         ["reliability.spike_skip (100)", "reliability.spike_rewind (100)", "101 or more"],
     ),
+    ("code_starts_from_a_model", 1, ["stage=code"], ["stage.name (code)", "checkpoint.load", "stage=pretrain"]),
     ("data_is_named", 1, ["data.tokenizer=''"], ["data.tokenizer", "tools/train_tokenizer.py", "make train"]),
     ("data_is_named", 1, ["data.corpora=[]"], ["data.corpora", "tools/preprocess.py", "make train"]),
     ("data_is_named", 1, ["data.corpora=[{path: ''}]"], ["data.corpora[0].path", "tools/preprocess.py"]),
