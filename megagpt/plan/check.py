@@ -14,6 +14,7 @@ from megagpt.checkpoint import World
 from megagpt.config.load import from_dict
 from megagpt.config.schema import Config, CorpusConfig, ModelConfig
 from megagpt.data.indexed import check_corpus, corpus_files
+from megagpt.data.infilling import fim_ids
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import MegaGPTError
 from megagpt.plan.devices import GB
@@ -62,6 +63,8 @@ def _data(config: Config, max_epochs: float) -> Findings:
     try:
         tokenizer = Tokenizer.load(config.data.tokenizer)
         digest = tokenizer.sha256
+        if config.data.infilling_rate:
+            fim_ids(tokenizer)
         if tokenizer.vocab_size != config.model.vocab_size:
             too_small = tokenizer.vocab_size > config.model.vocab_size
             yield (
