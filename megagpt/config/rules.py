@@ -33,6 +33,7 @@ NOT_NEGATIVE = (
     *("reliability.straggler_interval", "reliability.spike_threshold", "reliability.spike_rewind"),
 )
 BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2")
+SHARES = ("optim.min_lr_ratio", "data.infilling_rate", "data.infilling_spm_rate")
 
 LARGEST_SEED = 2**32 - 1
 
@@ -57,8 +58,9 @@ def ranges(config: Config, world_size: int) -> Iterator[str]:
     for name in BELOW_ONE:
         if not 0 <= _get(config, name) < 1:
             yield f"{name} ({_get(config, name)}) must be at least 0 and below 1"
-    if not 0 <= config.optim.min_lr_ratio <= 1:
-        yield f"optim.min_lr_ratio ({config.optim.min_lr_ratio}) must be between 0 and 1"
+    for name in SHARES:
+        if not 0 <= _get(config, name) <= 1:
+            yield f"{name} ({_get(config, name)}) must be between 0 and 1"
     if config.seed > LARGEST_SEED:
         yield f"seed ({config.seed}) must be at most {LARGEST_SEED}"
 
@@ -292,6 +294,15 @@ def spike_is_left_out(config: Config, world_size: int) -> Iterator[str]:
         )
 
 
+def code_starts_from_a_model(config: Config, world_size: int) -> Iterator[str]:
+    """Stage code continues; where its run has checkpoints of its own, it goes on from them, as every run does."""
+    if config.stage.name == "code" and not config.checkpoint.load:
+        yield (
+            "stage.name (code) continues from a pretrained model, but checkpoint.load is null: give its run folder, as"
+            " in checkpoint.load=runs/pretrain_125m (when the run itself is resumed too), or set stage=pretrain"
+        )
+
+
 def data_is_named(config: Config, world_size: int) -> Iterator[str]:
     """There is something to train on."""
     prepare = "prepare it with tools/train_tokenizer.py and tools/preprocess.py, or use data=demo after `make train`"
@@ -331,7 +342,7 @@ RULES = (
         warmup_before_decay,
         kept_checkpoints_exist,
     ),
-    *(spikes_have_checkpoints, spike_is_left_out, data_is_named, split_is_whole),
+    *(spikes_have_checkpoints, spike_is_left_out, code_starts_from_a_model, data_is_named, split_is_whole),
 )
 
 

@@ -166,6 +166,10 @@ class DataConfig:
     """Shares of every corpus's documents for training, validation and test."""
     isolate_documents: bool = False
     """Whether attention and positions stop at document boundaries. GPT-3 packs documents without (false)."""
+    infilling_rate: float = 0.0
+    """Share of documents in training samples that are rearranged for filling in the middle (arXiv 2207.14255)."""
+    infilling_spm_rate: float = 0.5
+    """Share of those in the order suffix, prefix, middle (SPM); the others are in prefix, suffix, middle (PSM)."""
 
 
 @dataclass(frozen=True)
@@ -211,8 +215,8 @@ class OptimConfig:
 class StageConfig:
     """What is trained, and how it is evaluated on the way."""
 
-    name: Literal["pretrain"] = "pretrain"
-    """The stage: pretrain."""
+    name: Literal["pretrain", "code"] = "pretrain"
+    """The stage: pretrain, or code, the same from the weights of a pretrained model (checkpoint.load)."""
     eval_interval: int = 1000
     """Steps between evaluations on the validation documents; 0 evaluates only at the end."""
     eval_tokens: int = 10_000_000

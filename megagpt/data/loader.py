@@ -8,6 +8,7 @@ import torch
 
 from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
+from megagpt.data.infilling import Infilling
 from megagpt.data.packed import PARTS, Blend, PackedCorpus, Part
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError
@@ -36,6 +37,9 @@ class TrainLoader:
         }
         self._check()
         self.blend = Blend(self.corpora["train"], [corpus.weight for corpus in data.corpora], config.seed)
+        self.infilling = None
+        if data.infilling_rate:
+            self.infilling = Infilling(self.tokenizer, data.infilling_rate, data.infilling_spm_rate, config.seed)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="data")
         self._pending: dict[int, Future[Batch]] = {}
 
@@ -120,10 +124,16 @@ class TrainLoader:
                 )
 
     def _train_batch(self, start: int) -> Batch:
-        size = self.config.parallel.micro_batch_size
-        tokens = torch.from_numpy(np.stack([self.blend[start + row] for row in range(size)]))
-        inputs = tokens[:, :-1].contiguous()
-        return self._batch(inputs, tokens[:, 1:].contiguous(), torch.ones(inputs.shape))
+        samples = [self._sample(start + row) for row in range(self.config.parallel.micro_batch_size)]
+        tokens, mask = (torch.from_numpy(np.stack(rows)) for rows in zip(*samples, strict=True))
+        return self._batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask)
+
+    def _sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens, int64 [S + 1], and loss mask, float32 [S], of a training sample."""
+        tokens = self.blend[index]
+        if self.infilling:
+            return self.infilling.sample(tokens, index)
+        return tokens, np.ones(len(tokens) - 1, np.float32)
 
     def _evaluation_batch(self, windows: list[tuple[PackedCorpus, int, int]], size: int) -> Batch:
         tokens = np.full((size, self.config.model.sequence_length + 1), self.tokenizer.end_of_text_id)

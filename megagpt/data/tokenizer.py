@@ -117,6 +117,11 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder().items()
         return {token.content: index for index, token in added if token.special}
 
+    def first_difference(self, older: "Tokenizer") -> int | None:
+        """The first id of `older` that is another token here, or none; None when all of them are here."""
+        name, was = self._tokenizer.id_to_token, older._tokenizer.id_to_token
+        return next((index for index in range(older.vocab_size) if name(index) != was(index)), None)
+
     @cached_property
     def _bytes_of_token(self) -> list[bytes]:
         to_byte = _byte_of_character()

@@ -14,6 +14,7 @@ from megagpt.checkpoint import World
 from megagpt.config.load import from_dict
 from megagpt.config.schema import Config, CorpusConfig, ModelConfig
 from megagpt.data.indexed import check_corpus, check_hashes, corpus_files
+from megagpt.data.infilling import fim_ids
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import MegaGPTError
 from megagpt.plan.devices import GB
@@ -62,6 +63,8 @@ def _data(config: Config, max_epochs: float) -> Findings:
     try:
         tokenizer = Tokenizer.load(config.data.tokenizer)
         digest = tokenizer.sha256
+        if config.data.infilling_rate:
+            fim_ids(tokenizer)
         if tokenizer.vocab_size != config.model.vocab_size:
             too_small = tokenizer.vocab_size > config.model.vocab_size
             yield (
@@ -114,14 +117,16 @@ def _hashes(config: Config) -> Findings:
 
 def _checkpoint(config: Config) -> Findings:
     """What the run would start from: valid, and of the same model."""
-    own = Path(config.run_dir) / "checkpoints"
+    own, may_grow = Path(config.run_dir) / "checkpoints", False
     newest = checkpoint.newest_valid(own, World()) if own.is_dir() else None
     if newest is None and config.checkpoint.load:
-        newest = checkpoint.locate(Path(config.checkpoint.load), World())
+        newest, may_grow = checkpoint.locate(Path(config.checkpoint.load), World()), True
     if newest is None:
         yield False, f"no checkpoint in {own}: the run starts from scratch"
         return
     saved = from_dict(checkpoint.read_manifest(newest)["config"]).model
+    if may_grow and saved.vocab_size < config.model.vocab_size:
+        saved = dataclasses.replace(saved, vocab_size=config.model.vocab_size)
     differing = [
         f"model.{field.name} ({getattr(saved, field.name)} there, {getattr(config.model, field.name)} here)"
         for field in dataclasses.fields(ModelConfig)

@@ -12,7 +12,8 @@ def run(config: Config) -> int:
     from megagpt.parallel import launch
     from megagpt.stages import pretrain
 
-    stages = {"pretrain": pretrain.run}
+    # What sets code apart, where it starts and what it reads, is configuration.
+    stages = {"pretrain": pretrain.run, "code": pretrain.run}
     try:
         return stages[config.stage.name](config)
     except Exception as error:

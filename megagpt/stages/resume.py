@@ -6,10 +6,11 @@ from typing import Any
 
 from megagpt import checkpoint
 from megagpt.checkpoint import Checkpointer
-from megagpt.config.load import to_dict
+from megagpt.config.load import from_dict, to_dict
 from megagpt.config.schema import Config
 from megagpt.errors import ConfigError, TrainingDiverged
 from megagpt.parallel.engine import Engine
+from megagpt.stages.weights import load_weights
 from megagpt.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -42,14 +43,18 @@ def restore_run(config: Config, engine: Engine, checkpointer: Checkpointer) -> T
     """
     newest = checkpointer.latest_valid()
     if newest is None:
-        return _load_weights(config, engine) if config.checkpoint.load else TrainState()
+        if config.checkpoint.load:
+            load_weights(config, engine)
+            engine.load_finished(0)
+        return TrainState()
     if not config.checkpoint.resume:
         raise ConfigError(
             f"{newest.parent} has checkpoints, but checkpoint.resume is false: give the new run another run_name "
             f"than {config.run_name}, or move its folder away"
         )
     manifest = checkpoint.read_manifest(newest)
-    _compare(manifest["config"], to_dict(config), newest)
+    # Through the schema, so that a key which is newer than the run has its default, as the run had without it.
+    _compare(to_dict(from_dict(manifest["config"])), to_dict(config), newest)
     state = _fill(engine, checkpointer, newest)
     log.info("resumed at step %d (%d tokens) from %s", state.step, state.tokens, newest)
     return state
@@ -75,15 +80,6 @@ def _fill(engine: Engine, checkpointer: Checkpointer, path: Path) -> TrainState:
     if checkpoint.read_manifest(path)["layout"] == layout(engine):
         engine.set_random_state(checkpointer.rank_tensors(path, engine.dims.rank))
     return state
-
-
-def _load_weights(config: Config, engine: Engine) -> TrainState:
-    source = checkpoint.locate(Path(config.checkpoint.load))
-    weights = [piece for piece in engine.pieces(for_saving=False) if piece.name.startswith("model/")]
-    checkpoint.load(source, weights, strict=False, cast=True)
-    engine.load_finished(0)
-    log.info("started from the weights of %s", source)
-    return TrainState()
 
 
 def _compare(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:

@@ -23,6 +23,7 @@ from megagpt.parallel.build import build_engine
 from megagpt.parallel.engine import Engine, Task
 from megagpt.parallel.megatron import MegatronEngine
 from megagpt.stages.resume import layout, restore_run, rewind_run
+from megagpt.stages.weights import TOKENIZER
 from megagpt.train.attempts import Attempts, give_up_if_hopeless
 from megagpt.train.loop import Trainer
 from megagpt.train.metrics import MetricsWriter
@@ -30,8 +31,6 @@ from megagpt.train.state import TrainState
 from megagpt.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-TOKENIZER = "tokenizer.json"
 
 
 @dataclasses.dataclass

@@ -24,7 +24,8 @@ def load(*overrides: str) -> Config:
 def test_every_file_composes_and_passes_the_rules(group, option):
     size = re.match(r"(\d+.*b)_\d+x", option) if group == "cluster" else None
     large = ["model=gpt3_175b", "optim=gpt3_175b", "optim.ramp_start=64"] if "vpp6" in option else []
-    config = load(f"{group}={option}", *([f"experiment=pretrain_{size[1]}"] if size else large))
+    start = ["checkpoint.load=runs/pretrain"] if (group, option) == ("stage", "code") else []
+    config = load(f"{group}={option}", *([f"experiment=pretrain_{size[1]}"] if size else large), *start)
     smallest = config.parallel.tensor_parallel_size * config.parallel.pipeline_parallel_size
     check(config, smallest)
 
@@ -67,6 +68,18 @@ def test_there_are_eight_sizes_each_with_model_schedule_and_experiment():
         assert config.model == load(f"model={option}").model
         published = load(f"optim={option}").optim
         assert dataclasses.replace(config.optim, ramp_start=published.ramp_start) == published
+
+
+@pytest.mark.parametrize("size", ["125m", "13b"])
+def test_code_is_the_model_with_codex_schedule(size):
+    config, base = load(f"experiment=code_{size}"), load(f"experiment=pretrain_{size}")
+    assert (config.stage.name, config.checkpoint.load) == ("code", base.run_dir)
+    assert dataclasses.replace(config.model, vocab_size=base.model.vocab_size) == base.model
+    assert config.model.vocab_size > base.model.vocab_size
+    step = config.optim.global_batch_size * config.model.sequence_length
+    changed = {"warmup_tokens": 175 * step, "decay_tokens": 10**11, "train_tokens": 10**11}
+    assert config.optim == dataclasses.replace(base.optim, **changed, ramp_start=None, ramp_tokens=0)
+    assert (config.data.infilling_rate, config.data.infilling_spm_rate) == (0.5, 0.5)
 
 
 def test_gpt3_alternates_dense_and_banded():

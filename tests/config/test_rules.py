@@ -147,6 +147,7 @@ BROKEN = [
         *("spike_is_left_out", 1, ["reliability.spike_skip=100"]),
         ["reliability.spike_skip (100)", "reliability.spike_rewind (100)", "101 or more"],
     ),
+    ("code_starts_from_a_model", 1, ["stage=code"], ["stage.name (code)", "checkpoint.load", "stage=pretrain"]),
     ("data_is_named", 1, ["data.tokenizer=''"], ["data.tokenizer", "tools/train_tokenizer.py", "make train"]),
     ("data_is_named", 1, ["data.corpora=[]"], ["data.corpora", "tools/preprocess.py", "make train"]),
     ("data_is_named", 1, ["data.corpora=[{path: ''}]"], ["data.corpora[0].path", "tools/preprocess.py"]),
@@ -216,7 +217,7 @@ def test_fields_that_may_be_zero(name):
     assert any(line.startswith(f"{name} (-1") for line in violations([f"{name}=-1"], 1))
 
 
-@pytest.mark.parametrize("name", (*rules.BELOW_ONE, "optim.min_lr_ratio", "seed"))
+@pytest.mark.parametrize("name", (*rules.BELOW_ONE, *rules.SHARES, "seed"))
 def test_bounded_fields(name):
     for value in (-1, 2**32):
         assert any(line.startswith(f"{name} (") for line in violations([f"{name}={value}"], 1))
@@ -224,7 +225,7 @@ def test_bounded_fields(name):
 
 def test_every_number_is_bounded():
     numbers = {name for name, kind in fields().items() if kind in (int, float, int | None, float | None)}
-    bounded = {*rules.POSITIVE, *rules.NOT_NEGATIVE, *rules.BELOW_ONE, "optim.min_lr_ratio"}
+    bounded = {*rules.POSITIVE, *rules.NOT_NEGATIVE, *rules.BELOW_ONE, *rules.SHARES}
     assert numbers == bounded
 
 

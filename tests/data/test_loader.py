@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from megagpt.config.schema import Config, CorpusConfig, DataConfig, ModelConfig, ParallelConfig
+from megagpt.data.code_tokens import FIM_TOKENS, grow_for_code
 from megagpt.data.indexed import write_corpus
+from megagpt.data.infilling import Infilling
 from megagpt.data.loader import TrainLoader
-from megagpt.data.tokenizer import train_tokenizer
+from megagpt.data.tokenizer import Tokenizer, train_tokenizer
 from megagpt.errors import ConfigError, DataError
 
 TEXTS = {
@@ -133,6 +135,66 @@ def test_isolated_documents(config):
                 position, document = (0, document + 1) if ends else (position + 1, document)
             seen += document
     assert seen > 0
+
+
+@pytest.fixture(scope="module")
+def grown(config, tmp_path_factory) -> Config:
+    """The same text under a tokenizer that has the tokens for infilling; every other document is rearranged."""
+    folder, tokenizer = tmp_path_factory.mktemp("grown"), grow_for_code(Tokenizer.load(config.data.tokenizer))
+    tokenizer.save(folder / "tokenizer.json")
+    documents = [np.array([*tokenizer.encode(text), tokenizer.end_of_text_id], np.int32) for text in TEXTS["a"]]
+    lengths = np.array([len(document) for document in documents], np.int32)
+    about = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
+    write_corpus(folder / "a", [(lengths, np.concatenate(documents))], len(documents), about)
+    corpora = (CorpusConfig(str(folder / "a")),)
+    data = replace(config.data, tokenizer=str(folder / "tokenizer.json"), corpora=corpora, infilling_rate=0.5)
+    model = replace(config.model, vocab_size=tokenizer.vocab_size, sequence_length=64)
+    return replace(config, data=data, model=model)
+
+
+@pytest.mark.parametrize(("ranks", "size"), [(1, 1), (2, 3), (3, 2)])
+def test_infilling_is_the_same_in_every_layout(grown, ranks, size):
+    reference = TrainLoader(grown)
+    infilling = Infilling(reference.tokenizer, 0.5, 0.5, grown.seed)
+    loaders = [TrainLoader(with_micro_batch(grown, size)) for _ in range(ranks)]
+    for first in (0, 300, 12):
+        per_rank = [list(loader.micro_batches(first, 12, rank, ranks)) for rank, loader in enumerate(loaders)]
+        batches = [batch for step in zip(*per_rank, strict=True) for batch in step]
+        expected = [infilling.sample(reference.blend[first + n], first + n) for n in range(12)]
+        tokens, masks = (np.stack(rows) for rows in zip(*expected, strict=True))
+        assert np.array_equal(torch.cat([batch.tokens for batch in batches]), tokens[:, :-1])
+        assert np.array_equal(torch.cat([batch.labels for batch in batches]), tokens[:, 1:])
+        assert np.array_equal(torch.cat([batch.loss_mask for batch in batches]), masks)
+        assert (tokens == reference.tokenizer.special_ids["<fim_middle>"]).any()
+
+
+def test_infilling_is_for_training_alone(grown):
+    plain = TrainLoader(with_data(grown, infilling_rate=0.0))
+    assert np.array_equal(plain.blend[3][:-1], next(plain.micro_batches(3, 2, 0, 1)).tokens[0])
+    pairs = zip(*(loader.evaluation_batches("validation", None) for loader in (TrainLoader(grown), plain)), strict=True)
+    assert all(torch.equal(a.tokens, b.tokens) and torch.equal(a.loss_mask, b.loss_mask) for a, b in pairs)
+
+
+def test_infilling_needs_its_tokens(config):
+    with pytest.raises(DataError, match=r"<fim_prefix>.*--extend"):
+        TrainLoader(with_data(config, infilling_rate=0.5))
+
+
+def test_isolated_documents_are_rearranged_each_within_itself(grown):
+    loader, parts = TrainLoader(with_data(grown, isolate_documents=True, infilling_rate=1.0)), 0
+    special = loader.tokenizer.special_ids
+    for batch in loader.micro_batches(0, 32, 0, 1):
+        for tokens, positions, documents in zip(batch.tokens, batch.position_ids, batch.document_ids, strict=True):
+            for document in documents.unique():
+                inside = tokens[documents == document]
+                assert torch.equal(positions[documents == document], torch.arange(len(inside)))
+                assert loader.tokenizer.end_of_text_id not in inside[:-1]
+                counts = [int((inside == special[name]).sum()) for name in FIM_TOKENS[:3]]
+                assert len(set(counts)) == 1 or document == documents.max()  # the last label is no input
+                assert max(counts) <= 1
+                assert inside[0] == special["<fim_prefix>"] or not any(counts)
+                parts += counts[0]
+    assert parts > 32
 
 
 def test_refuses_a_corpus_of_another_tokenizer(config, tmp_path):

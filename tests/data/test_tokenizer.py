@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megagpt.data import tokenizer as module
+from megagpt.data.code_tokens import grow_for_code
 from megagpt.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
 from megagpt.errors import DataError
 
@@ -117,3 +118,10 @@ def test_refuses_other_files_by_name(tokenizer, tmp_path, content, message):
 def test_vocabulary_too_small():
     with pytest.raises(DataError, match="at least 257"):
         train_tokenizer(TEXTS, 256)
+
+
+def test_first_difference_of_an_older_tokenizer():
+    old = train_tokenizer(["the cat sat on the mat"] * 3, 262)
+    assert grow_for_code(old).first_difference(old) is None
+    assert old.first_difference(grow_for_code(old)) == old.vocab_size
+    assert train_tokenizer(["another text altogether"] * 3, 262).first_difference(old) == 256

@@ -113,6 +113,12 @@ def test_truncated_corpus(prepared, tmp_path):
     assert "cut.bin is truncated" in problems[0]
 
 
+def test_infilling_needs_its_tokens(prepared):
+    problems, _ = check_run(replaced(prepared, "data", infilling_rate=0.5))
+    assert len(problems) == 1
+    assert "<fim_prefix>" in problems[0]
+
+
 def test_checkpoint_is_valid_and_of_the_same_model(prepared, tmp_path):
     import torch
 
@@ -130,6 +136,13 @@ def test_checkpoint_is_valid_and_of_the_same_model(prepared, tmp_path):
     problems, _ = check_run(replaced(config, "model", num_layers=4))
     assert len(problems) == 1
     assert "model.num_layers (2 there, 4 here)" in problems[0]
+    size = config.model.vocab_size
+    other = replaced(dataclasses.replace(config, run_name="other"), "checkpoint", load=str(folder.parent))
+    problems, facts = check_run(replaced(other, "model", vocab_size=size + 9))  # its vocabulary may grow
+    assert not problems
+    assert any("which is valid" in fact for fact in facts)
+    problems, _ = check_run(replaced(config, "model", vocab_size=size + 9))  # a run's own may not
+    assert f"model.vocab_size ({size} there, {size + 9} here)" in problems[0]
     (file,) = folder.glob("step_*/rank_*")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
