@@ -98,6 +98,8 @@ def preprocess(
     """
     sources = find_sources(inputs, patterns)
     known = Tokenizer.load(tokenizer)
+    if Path(tokenizer).resolve() == indexed.corpus_files(output)[2].resolve():
+        raise DataError(f"the corpus {output} would overwrite its tokenizer {tokenizer}: give it another --output")
     about = {
         "tokenizer_sha256": known.sha256,
         "vocab_size": known.vocab_size,

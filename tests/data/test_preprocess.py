@@ -233,6 +233,14 @@ def test_inputs_without_a_document_are_refused(tmp_path, tokenizer):
         preprocess([tmp_path], tokenizer, tmp_path / "out", workers=1, max_rejected=1)
 
 
+def test_the_tokenizer_is_not_overwritten(tmp_path, source, tokenizer):
+    path = tmp_path / "code.json"
+    path.write_bytes(Path(tokenizer).read_bytes())
+    with pytest.raises(DataError, match=r"would overwrite its tokenizer .*code\.json"):
+        preprocess([source], path, tmp_path / "code")
+    assert path.read_bytes() == Path(tokenizer).read_bytes()
+
+
 def test_two_processes_do_not_make_one_corpus(tmp_path, source, tokenizer):
     with (
         module.locked(tmp_path / "out.parts"),
