@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from megagpt.data.files import atomic_file, write_atomic
+from megagpt.data.files import atomic_file, file_sha256, write_atomic
 from megagpt.errors import DataError
 
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -76,7 +76,7 @@ def write_corpus(
             start, tokens = start + len(lengths), tokens + len(part)
             max_token = max(max_token, int(part.max(initial=0)))
     about = about | {"documents": documents, "tokens": tokens, "max_token": max_token}
-    about |= {"bin_sha256": digest.hexdigest(), "idx_sha256": _sha256(idx_path)}
+    about |= {"bin_sha256": digest.hexdigest(), "idx_sha256": file_sha256(idx_path)}
     write_atomic(json_path, json.dumps(about, indent=1).encode() + b"\n")
 
 
@@ -139,20 +139,12 @@ def check_hashes(prefix: str | Path) -> str | None:
     for path, name in zip(corpus_files(prefix), ("bin_sha256", "idx_sha256"), strict=False):
         if name not in about:
             return f"{prefix}.json has no {name}: the corpus was made before hashes were kept"
-        if _sha256(path) != about[name]:
+        if file_sha256(path) != about[name]:
             raise DataError(
                 f"{path} is damaged: its SHA-256 is not the one in {prefix}.json; copy it again, or make the corpus "
                 "again with tools/preprocess.py"
             )
     return None
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
 
 
 def open_corpus(prefix: str | Path) -> tuple[Any, dict[str, Any]]:

@@ -4,7 +4,6 @@ Its folder holds request.json (what was asked for), completions.jsonl and sample
 at the end, result.json. Work that was interrupted goes on where it stopped.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -19,7 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from megagpt.data.files import write_atomic
+from megagpt.data.files import file_sha256, write_atomic
+from megagpt.data.infilling import infill_prompt
 from megagpt.errors import ConfigError, DataError
 from megagpt.evaluate.code_tasks import Problem, prompt_hash, read_problems
 from megagpt.evaluate.pass_at_k import estimate
@@ -164,12 +164,12 @@ def _request(settings: CodeEvaluation, problems: list[Problem]) -> dict[str, Any
     source = settings.checkpoint or settings.completions
     return {
         "task": settings.task,
-        "data": {"file": settings.data.name, "sha256": _sha256(settings.data), "problems": len(problems)},
+        "data": {"file": settings.data.name, "sha256": file_sha256(settings.data), "problems": len(problems)},
         "prompts_sha256": prompt_hash(problems),
-        "checkpoint": {"folder": str(source), "manifest_sha256": _sha256(source / "manifest.json")}
+        "checkpoint": {"folder": str(source), "manifest_sha256": file_sha256(source / "manifest.json")}
         if generated
         else None,
-        "completions": None if generated else {"file": source.name, "sha256": _sha256(source)},
+        "completions": None if generated else {"file": source.name, "sha256": file_sha256(source)},
         "n": settings.n if generated else None,
         "sampler": sampler if generated else None,
         "stop": sorted({stop for problem in problems for stop in problem.stop}) if generated else None,
@@ -234,8 +234,6 @@ def _ask(settings: CodeEvaluation, generator: Generator, problems: list[Problem]
 def _tokens(generator: Generator, problem: Problem) -> list[int]:
     if problem.suffix is None:
         return generator.tokenizer.encode(problem.prompt)
-    from megagpt.data.infilling import infill_prompt
-
     return infill_prompt(generator.tokenizer, problem.prompt, problem.suffix)
 
 
@@ -282,10 +280,3 @@ def _versions(sandbox: Sandbox) -> dict[str, str]:
         said = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=True).stdout
         versions["bubblewrap"] = re.sub(r"\D*", "", said, count=1).strip()
     return versions
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
