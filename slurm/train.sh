@@ -57,12 +57,15 @@ finish() {
 }
 
 # Wishes. Bash acts on a signal between two commands, and in `wait`.
-step='' wish=''
-read_limit() { limit=$(date -d "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e)" +%s); }
+step='' wish='' limit=$((1 << 40))
+read_limit() { # stays as it was where Slurm does not answer, or knows none
+  local end
+  end=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e) && end=$(date -d "${end:-none}" +%s 2>/dev/null) && limit=$end
+}
 ask_to_save() {
   wish=$1
-  read_limit # somebody may have moved it
   [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null
+  read_limit # somebody may have moved it
 }
 ended() { # the ranks have had the signal too, and SIGKILL follows
   if (($(date +%s) + 5 >= limit)); then

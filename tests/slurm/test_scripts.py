@@ -76,15 +76,18 @@ if [[ $1 == requeue ]]; then echo "requeue $2" >>"$PLAY/calls"; kill -TERM $PPID
 """,
     "squeue": "date -d '+1 hour' +%FT%T",
     "sleep": "[[ $1 != 600 ]] || exec /bin/sleep 600",
-    # Each call plays the next act: a line for each node that gives word, and `USR1` where Slurm signals the script.
+    # Each call plays the next act: a line for each node that gives word, USR1 or TERM where Slurm signals the script.
     "srun": """
+trap '' USR1 # which the real one passes on
 echo "$*" >>"$PLAY/calls"
 act=$PLAY/act$(grep -c outcome= "$PLAY/calls")
 outcomes=$(grep -o 'outcome=[^ ]*' <<<"$*")
 outcomes=$(dirname "${outcomes#outcome=}")
 node=0
 while read -r line; do
-  if [[ $line == USR1 ]]; then kill -USR1 $PPID; else echo "$line" >"$outcomes/$node"; node=$((node + 1)); fi
+  if [[ $line =~ ^(USR1|TERM)$ ]]; then kill -"$line" $PPID; continue; fi
+  echo "$line" >"$outcomes/$node"
+  node=$((node + 1))
 done <"$act"
 """,
 }
@@ -95,9 +98,14 @@ HALF = ["4 6 rank 0 on n1: exit code 6"]
 DIED_OF_THE_SIGNAL = ["USR1", "2 138 rank 0 on n1: ended by SIGUSR1", "2 138 rank 8 on n2: ended by SIGUSR1"]
 
 
-def play(folder: Path, acts: list[list[str]], **variables: str) -> tuple[int, dict, list[str]]:
-    """Run slurm/pretrain_13b.sh in a job of two nodes; returns its exit code, its status and the calls."""
-    for name, text in PLAYED.items():
+def play(
+    folder: Path, acts: list[list[str]], squeue: str = PLAYED["squeue"], **variables: str
+) -> tuple[int, dict, list[str]]:
+    """Run slurm/pretrain_13b.sh in a job of two nodes; returns its exit code, its status and the calls.
+
+    squeue: says when the job's time is over.
+    """
+    for name, text in (PLAYED | {"squeue": squeue}).items():
         (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (folder / name).chmod(0o755)
     for number, act in enumerate(acts, 1):
@@ -140,6 +148,21 @@ def test_what_becomes_of_a_job(acts, code, state, restarts, reason, tmp_path):
     assert status["job"] == 70007
     assert ("requeue 70007" in calls) == (state == "requeued")
     assert len([call for call in calls if "requeue" not in call]) == len(acts)
+
+
+@pytest.mark.parametrize(
+    ("squeue", "state"),
+    [
+        ("date -d '+1 hour' +%FT%T", "cancelled"),
+        ("date +%FT%T", "timeout"),
+        ("echo N/A", "cancelled"),
+        ("exit 1", "cancelled"),
+        ("true", "cancelled"),
+    ],
+)
+def test_an_end_from_outside_is_told_from_the_limit(squeue, state, tmp_path):
+    code, status, _ = play(tmp_path, [FINE, ["TERM"]], squeue)
+    assert (code, status["state"]) == (128 + 15, state)
 
 
 def test_the_launchers_command(tmp_path):
