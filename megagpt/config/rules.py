@@ -8,9 +8,21 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import reduce
-from typing import Any
 
+from megagpt.config.fields import get, multiple
+from megagpt.config.layout_rules import (
+    attention_pattern,
+    batch_divides,
+    enough_micro_batches,
+    heads_divide_hidden_size,
+    pipeline_divides_layers,
+    query_groups_divide_heads,
+    rope_pairs_dimensions,
+    sequence_parallel,
+    tensor_parallel_divides,
+    world_size_fits,
+    zero_stage,
+)
 from megagpt.config.load import raise_all
 from megagpt.config.schema import Config
 
@@ -50,17 +62,17 @@ def check(config: Config, world_size: int) -> None:
 def ranges(config: Config, world_size: int) -> Iterator[str]:
     """Every field on its own."""
     for name in POSITIVE:
-        if (value := _get(config, name)) is not None and value <= 0:
+        if (value := get(config, name)) is not None and value <= 0:
             yield f"{name} ({value}) must be above 0"
     for name in NOT_NEGATIVE:
-        if _get(config, name) < 0:
-            yield f"{name} ({_get(config, name)}) must not be negative"
+        if get(config, name) < 0:
+            yield f"{name} ({get(config, name)}) must not be negative"
     for name in BELOW_ONE:
-        if not 0 <= _get(config, name) < 1:
-            yield f"{name} ({_get(config, name)}) must be at least 0 and below 1"
+        if not 0 <= get(config, name) < 1:
+            yield f"{name} ({get(config, name)}) must be at least 0 and below 1"
     for name in SHARES:
-        if not 0 <= _get(config, name) <= 1:
-            yield f"{name} ({_get(config, name)}) must be between 0 and 1"
+        if not 0 <= get(config, name) <= 1:
+            yield f"{name} ({get(config, name)}) must be between 0 and 1"
     if config.seed > LARGEST_SEED:
         yield f"seed ({config.seed}) must be at most {LARGEST_SEED}"
 
@@ -71,147 +83,6 @@ def run_name(config: Config, world_size: int) -> Iterator[str]:
         yield (
             f"run_name ({config.run_name!r}) names a folder inside runs_dir ({config.runs_dir!r}): use letters, digits,"
             " '_', '-' and '.'; to write elsewhere set runs_dir"
-        )
-
-
-def heads_divide_hidden_size(config: Config, world_size: int) -> Iterator[str]:
-    """Every head has the same width."""
-    yield from _multiple(config, "model.hidden_size", "model.num_attention_heads")
-
-
-def query_groups_divide_heads(config: Config, world_size: int) -> Iterator[str]:
-    """Every key and value head serves the same number of query heads."""
-    if config.model.num_query_groups:
-        yield from _multiple(config, "model.num_attention_heads", "model.num_query_groups")
-
-
-def rope_pairs_dimensions(config: Config, world_size: int) -> Iterator[str]:
-    """Rotary embeddings turn pairs of a head's dimensions."""
-    model = config.model
-    if model.position_embedding == "rope" and model.head_dim % 2:
-        yield (
-            f"model.position_embedding (rope) needs an even head size, but model.hidden_size ({model.hidden_size}) /"
-            f" model.num_attention_heads ({model.num_attention_heads}) = {model.head_dim}: change one of the two"
-        )
-
-
-def attention_pattern(config: Config, world_size: int) -> Iterator[str]:
-    """Layers take their kind of attention from a pattern."""
-    if not config.model.attention_pattern:
-        yield "model.attention_pattern ([]) is empty: set it to [dense], or [dense,banded] as GPT-3"
-
-
-def tensor_parallel_divides(config: Config, world_size: int) -> Iterator[str]:
-    """Tensor-parallel ranks hold equal parts of every layer."""
-    size = "parallel.tensor_parallel_size"
-    yield from _multiple(config, "model.num_attention_heads", size)
-    if config.model.num_query_groups:
-        yield from _multiple(config, "model.num_query_groups", size)
-    model, divisor = config.model, config.parallel.tensor_parallel_size
-    if model.ffn_size % divisor:
-        given = "" if model.ffn_hidden_size else f", from model.hidden_size {model.hidden_size},"
-        yield (
-            f"model.ffn_hidden_size ({model.ffn_size}){given} is not a multiple of {size} ({divisor}):"
-            f" {_nearest_multiples(model.ffn_size, divisor)}"
-        )
-    if model.padded_vocab_size % divisor:
-        yield (
-            f"model.vocab_size ({model.vocab_size}), padded to {model.padded_vocab_size}, is not a multiple of {size}"
-            f" ({divisor}): use a size that divides it, such as a power of two"
-        )
-
-
-def sequence_parallel(config: Config, world_size: int) -> Iterator[str]:
-    """Sequence parallelism divides the sequence over the tensor-parallel ranks."""
-    if not config.parallel.sequence_parallel:
-        return
-    if config.parallel.tensor_parallel_size == 1:
-        yield (
-            "parallel.sequence_parallel (true) divides the sequence over tensor-parallel ranks, but"
-            " parallel.tensor_parallel_size is 1: raise it to 2 or more, or set sequence_parallel=false"
-        )
-    yield from _multiple(config, "model.sequence_length", "parallel.tensor_parallel_size")
-
-
-def world_size_fits(config: Config, world_size: int) -> Iterator[str]:
-    """The ranks are whole replicas of the model."""
-    parallel = config.parallel
-    replica = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
-    if world_size % replica:
-        yield (
-            f"the number of processes ({world_size}) is not a multiple of parallel.tensor_parallel_size"
-            f" ({parallel.tensor_parallel_size}) x parallel.pipeline_parallel_size ({parallel.pipeline_parallel_size})"
-            f" = {replica}: start {replica} processes or a multiple (torchrun --nproc-per-node {replica}), or lower one"
-            " of the two"
-        )
-
-
-def pipeline_divides_layers(config: Config, world_size: int) -> Iterator[str]:
-    """Every pipeline stage, and every chunk of it, has the same number of layers."""
-    parallel = config.parallel
-    if parallel.virtual_pipeline_size > 1 and parallel.pipeline_parallel_size == 1:
-        yield (
-            f"parallel.virtual_pipeline_size ({parallel.virtual_pipeline_size}) interleaves the chunks of several"
-            " stages, but parallel.pipeline_parallel_size is 1: raise it to 2 or more, or set virtual_pipeline_size=1"
-        )
-    chunks = parallel.pipeline_parallel_size * parallel.virtual_pipeline_size
-    if config.model.num_layers % chunks:
-        yield (
-            f"model.num_layers ({config.model.num_layers}) is not a multiple of parallel.pipeline_parallel_size"
-            f" ({parallel.pipeline_parallel_size}) x parallel.virtual_pipeline_size"
-            f" ({parallel.virtual_pipeline_size}) = {chunks}: {_nearest_multiples(config.model.num_layers, chunks)}"
-        )
-
-
-def batch_divides(config: Config, world_size: int) -> Iterator[str]:
-    """A step is a whole number of micro-batches on every replica, in the first step of a ramp too."""
-    micro_batch, data_size = config.parallel.micro_batch_size, _data_parallel_size(config, world_size)
-    multiple = micro_batch * data_size
-    terms = f"parallel.micro_batch_size ({micro_batch}) x {data_size} data-parallel ranks"
-    if config.parallel.virtual_pipeline_size > 1:
-        multiple *= config.parallel.pipeline_parallel_size
-        terms += f" x parallel.pipeline_parallel_size ({config.parallel.pipeline_parallel_size}), as interleaving needs"
-    for name in ("optim.global_batch_size", "optim.ramp_start"):
-        if (value := _get(config, name)) and value % multiple:
-            yield f"{name} ({value}) is not a multiple of {terms} = {multiple}: {_nearest_multiples(value, multiple)}"
-
-
-def enough_micro_batches(config: Config, world_size: int) -> Iterator[str]:
-    """A pipeline with fewer micro-batches than stages never fills."""
-    stages, size = config.parallel.pipeline_parallel_size, config.optim.global_batch_size
-    each = config.parallel.micro_batch_size * _data_parallel_size(config, world_size)
-    if stages > 1 and size % each == 0 and size // each < stages:
-        yield (
-            f"optim.global_batch_size ({size}) makes {size // each} micro-batches of parallel.micro_batch_size"
-            f" ({config.parallel.micro_batch_size}) a replica, fewer than parallel.pipeline_parallel_size ({stages}):"
-            f" raise the batch to {stages * each} or more, or lower one of the other two"
-        )
-
-
-def zero_stage(config: Config, world_size: int) -> Iterator[str]:
-    """Each engine has its stages, and ZeRO of gradients or parameters has no pipeline."""
-    parallel = config.parallel
-    stage, stages, engine = parallel.zero_stage, parallel.pipeline_parallel_size, parallel.engine
-    instead = "set parallel.zero_stage=1 with parallel.engine=megatron, the distributed optimizer"
-    if stage > 1 and stages > 1:
-        yield (
-            f"parallel.zero_stage ({stage}) does not combine with parallel.pipeline_parallel_size ({stages}), which"
-            f" keeps whole gradients until the last micro-batch: {instead}, or pipeline_parallel_size=1"
-        )
-    elif stage > 1 and engine == "megatron":
-        yield (
-            f"parallel.zero_stage ({stage}) needs parallel.engine=deepspeed, but the engine is megatron: {instead}, or"
-            " parallel.engine=deepspeed"
-        )
-    elif stages > 1 and engine == "deepspeed":
-        yield (
-            f"parallel.engine (deepspeed) does not combine with parallel.pipeline_parallel_size ({stages}): {instead},"
-            " or pipeline_parallel_size=1"
-        )
-    if stage == 0 and engine == "deepspeed":
-        yield (
-            "parallel.zero_stage (0) shards nothing, which parallel.engine (deepspeed) is for: set it to 1, 2 or 3, or"
-            " parallel.engine=megatron"
         )
 
 
@@ -269,7 +140,7 @@ def warmup_before_decay(config: Config, world_size: int) -> Iterator[str]:
 def kept_checkpoints_exist(config: Config, world_size: int) -> Iterator[str]:
     """Only checkpoints that are written can be kept."""
     if config.checkpoint.keep_every and config.checkpoint.interval:
-        yield from _multiple(config, "checkpoint.keep_every", "checkpoint.interval")
+        yield from multiple(config, "checkpoint.keep_every", "checkpoint.interval")
 
 
 def spikes_have_checkpoints(config: Config, world_size: int) -> Iterator[str]:
@@ -344,24 +215,3 @@ RULES = (
     ),
     *(spikes_have_checkpoints, spike_is_left_out, code_starts_from_a_model, data_is_named, split_is_whole),
 )
-
-
-def _get(config: Config, name: str) -> Any:
-    return reduce(getattr, name.split("."), config)
-
-
-def _data_parallel_size(config: Config, world_size: int) -> int:
-    """Number of whole replicas; 1 when not even one fits, which `world_size_fits` reports."""
-    return max(1, world_size // (config.parallel.tensor_parallel_size * config.parallel.pipeline_parallel_size))
-
-
-def _multiple(config: Config, whole: str, part: str) -> Iterator[str]:
-    """A message unless field `whole` is a multiple of field `part`."""
-    value, divisor = _get(config, whole), _get(config, part)
-    if value % divisor:
-        yield f"{whole} ({value}) is not a multiple of {part} ({divisor}): {_nearest_multiples(value, divisor)}"
-
-
-def _nearest_multiples(value: int, divisor: int) -> str:
-    below = value // divisor * divisor
-    return f"set it to {f'{below} or ' if below > 0 else ''}{below + divisor}, or change the other"

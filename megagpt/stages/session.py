@@ -10,9 +10,10 @@ import torch.distributed as dist
 from megagpt import checkpoint, env
 from megagpt import log as logs
 from megagpt.checkpoint import Checkpointer
+from megagpt.config.layout_rules import world_size_fits
 from megagpt.config.load import from_dict, raise_all, to_dict
 from megagpt.config.load import save as save_config
-from megagpt.config.rules import check, world_size_fits
+from megagpt.config.rules import check
 from megagpt.config.schema import Config, CorpusConfig, DataConfig, ParallelConfig
 from megagpt.data.loader import TrainLoader
 from megagpt.data.tokenizer import Tokenizer

@@ -8,8 +8,9 @@ from typing import Any
 
 from megagpt.checkpoint.convert.pickles import Record
 from megagpt.checkpoint.files import read_bytes
+from megagpt.config.architecture import VOCAB_MULTIPLE
 from megagpt.config.load import from_dict
-from megagpt.config.schema import VOCAB_MULTIPLE, ModelConfig
+from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError, ConfigError
 
 TRACKER = "latest_checkpointed_iteration.txt"
