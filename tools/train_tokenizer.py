@@ -4,9 +4,11 @@
     python tools/train_tokenizer.py books/ web/*.jsonl.gz --vocab-size 50257 --max-mb 2000 --output tokenizer.json
     python tools/train_tokenizer.py src/ --pattern '*.py' --vocab-size 8192 --output code.json
     python tools/train_tokenizer.py --extend tokenizer.json --output code.json
+    python tools/train_tokenizer.py --extend code.json --add chat --output chat.json
 
-The last one adds what code needs to a tokenizer: tokens for runs of spaces and for filling in the middle. Old ids stay.
-It prints how many tokens that saves on the inputs, or without inputs on the standard library of this Python.
+The last two add tokens to a tokenizer, after its own, whose ids stay: what code needs, for runs of spaces and for
+filling in the middle, or the roles of a conversation. For code it prints how many tokens that saves on the inputs, or
+without inputs on the standard library of this Python.
 
 Inputs are files, folders or globs: .jsonl (also .gz, .zst), .parquet, and anything else as text, one document a file.
 The same inputs always give the same tokenizer.
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from demo_corpus import documents
 
+from megagpt.data.chat import grow_for_chat
 from megagpt.data.code_tokens import LONGEST_RUN, grow_for_code
 from megagpt.data.preprocess import MAX_RECORD_MB
 from megagpt.data.readers import FOLDER_PATTERNS
@@ -33,7 +36,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="file, folder or glob")
     parser.add_argument("--vocab-size", type=int, help="tokens, end-of-text included (GPT-3: 50257)")
-    parser.add_argument("--extend", metavar="OLD", help="a tokenizer.json to add tokens for code to, not to train one")
+    parser.add_argument("--extend", metavar="OLD", help="a tokenizer.json to add tokens to, not to train one")
+    parser.add_argument(
+        "--add", choices=("code", "chat"), default="code", help="with --extend: what for (default: %(default)s)"
+    )
     parser.add_argument(
         "--longest-run", type=int, default=LONGEST_RUN, help="with --extend: spaces in a token (default: %(default)s)"
     )
@@ -79,11 +85,13 @@ def main() -> None:
 
 
 def extend(args: argparse.Namespace, texts: Iterable[str]) -> None:
-    """Add the tokens for code, and say what they save on `texts`, or on the standard library if no input is named."""
+    """Add tokens; for code, say what they save on `texts`, or on the standard library if no input is named."""
     old = Tokenizer.load(args.extend)
-    new = grow_for_code(old, args.longest_run)
+    new = grow_for_chat(old) if args.add == "chat" else grow_for_code(old, args.longest_run)
     save(new, args.output)
     print(f"ids 0..{old.vocab_size - 1} are those of {args.extend}; {new.vocab_size - old.vocab_size} tokens are new")
+    if args.add == "chat":
+        return
     where = "the inputs"
     if not args.inputs:
         where = sysconfig.get_paths()["stdlib"]

@@ -31,7 +31,14 @@ POSITIVE = (
     *("model.ffn_hidden_size", "model.sequence_length", "model.vocab_size", "model.rope_base", "model.norm_epsilon"),
     *("model.attention_window", "model.init_std", "parallel.tensor_parallel_size", "parallel.pipeline_parallel_size"),
     *("parallel.virtual_pipeline_size", "parallel.micro_batch_size", "parallel.timeout_minutes", "optim.lr"),
-    *("optim.decay_tokens", "optim.train_tokens", "optim.global_batch_size", "optim.ramp_start", "optim.eps"),
+    *(
+        "optim.decay_tokens",
+        "optim.train_tokens",
+        "optim.global_batch_size",
+        "optim.ramp_start",
+        "optim.eps",
+        "optim.train_epochs",
+    ),
     *("optim.max_skipped_steps", "stage.eval_tokens", "stage.sample_tokens", "checkpoint.keep_last"),
     *("logging.interval", "logging.peak_tflops", "reliability.heartbeat_timeout", "reliability.start_timeout"),
     *("reliability.load_timeout", "reliability.forward_timeout", "reliability.backward_timeout"),
@@ -165,12 +172,22 @@ def spike_is_left_out(config: Config, world_size: int) -> Iterator[str]:
         )
 
 
-def code_starts_from_a_model(config: Config, world_size: int) -> Iterator[str]:
-    """Stage code continues; where its run has checkpoints of its own, it goes on from them, as every run does."""
-    if config.stage.name == "code" and not config.checkpoint.load:
+def stage_starts_from_a_model(config: Config, world_size: int) -> Iterator[str]:
+    """All stages but pretrain continue; a run that has checkpoints of its own goes on from them, as every run does."""
+    if config.stage.name != "pretrain" and not config.checkpoint.load:
         yield (
-            "stage.name (code) continues from a pretrained model, but checkpoint.load is null: give its run folder, as"
-            " in checkpoint.load=runs/pretrain_125m (when the run itself is resumed too), or set stage=pretrain"
+            f"stage.name ({config.stage.name}) continues from a trained model, but checkpoint.load is null: give its"
+            " run folder, as in checkpoint.load=runs/pretrain_125m (when the run itself is resumed too), or set"
+            " stage=pretrain"
+        )
+
+
+def epochs_need_conversations(config: Config, world_size: int) -> Iterator[str]:
+    """Corpora are mixed by weight and have no common epochs."""
+    if config.optim.train_epochs is not None and config.stage.name in ("pretrain", "code"):
+        yield (
+            f"optim.train_epochs ({config.optim.train_epochs:g}) counts passes over conversations, but stage.name is"
+            f" {config.stage.name}: set optim.train_epochs=null and optim.train_tokens"
         )
 
 
@@ -179,6 +196,10 @@ def data_is_named(config: Config, world_size: int) -> Iterator[str]:
     prepare = "prepare it with tools/train_tokenizer.py and tools/preprocess.py, or use data=demo after `make train`"
     if not config.data.tokenizer:
         yield f"data.tokenizer ('') is empty: give the path of a tokenizer.json; {prepare}"
+    if config.stage.name in ("edit", "sft"):
+        if not config.data.conversations:
+            yield f"data.conversations ([]) is empty, but stage.name is {config.stage.name}: give .jsonl files"
+        return
     if not config.data.corpora:
         yield f"data.corpora ([]) is empty: give data.corpora=[{{path:PREFIX,weight:1}}]; {prepare}"
     for number, corpus in enumerate(config.data.corpora):
@@ -213,5 +234,12 @@ RULES = (
         warmup_before_decay,
         kept_checkpoints_exist,
     ),
-    *(spikes_have_checkpoints, spike_is_left_out, code_starts_from_a_model, data_is_named, split_is_whole),
+    *(
+        spikes_have_checkpoints,
+        spike_is_left_out,
+        stage_starts_from_a_model,
+        epochs_need_conversations,
+        data_is_named,
+        split_is_whole,
+    ),
 )

@@ -36,6 +36,10 @@ class DataConfig:
     """Share of documents in training samples that are rearranged for filling in the middle (arXiv 2207.14255)."""
     infilling_spm_rate: float = 0.5
     """Share of those in the order suffix, prefix, middle (SPM); the others are in prefix, suffix, middle (PSM)."""
+    conversations: tuple[str, ...] = ()
+    """Files of conversations (.jsonl, .json, also .gz), which the stages edit and sft train on instead of corpora."""
+    packing: bool = True
+    """Whether a sequence holds as many conversations as fit, none of which sees another; else it holds one."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class OptimConfig:
     """Tokens after which the cosine decay, warm-up included, reaches its minimum."""
     train_tokens: int = 300_000_000_000
     """Tokens to train on."""
+    train_epochs: float | None = None
+    """Passes over the conversations: train_tokens and decay_tokens become as many. null: they count as they are."""
     global_batch_size: int = 256
     """Sequences in one optimizer step."""
     ramp_start: int | None = None
@@ -81,8 +87,9 @@ class OptimConfig:
 class StageConfig:
     """What is trained, and how it is evaluated on the way."""
 
-    name: Literal["pretrain", "code"] = "pretrain"
-    """The stage: pretrain, or code, the same from the weights of a pretrained model (checkpoint.load)."""
+    name: Literal["pretrain", "code", "edit", "sft"] = "pretrain"
+    """The stage: pretrain; code, the same from a pretrained model (checkpoint.load); edit and sft, which learn the
+    assistant's part of conversations from such a model."""
     eval_interval: int = 1000
     """Steps between evaluations on the validation documents; 0 evaluates only at the end."""
     eval_tokens: int = 10_000_000

@@ -1,13 +1,18 @@
-"""What one micro-batch of the model's input looks like."""
+"""What one micro-batch of the model's input looks like, and what gives them."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
 
 import torch
+
+from megagpt.data.packed import Part
+from megagpt.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Token sequences and what is to be predicted; B sequences of S tokens."""
+    """Token sequences and what is to be predicted; B sequences of S tokens. Stages may add fields."""
 
     tokens: torch.Tensor
     """int64 [B, S]: the input."""
@@ -18,9 +23,33 @@ class Batch:
     position_ids: torch.Tensor
     """int64 [B, S]: position of each token, from 0."""
     document_ids: torch.Tensor | None = None
-    """int64 [B, S], only with data.isolate_documents: attention must not cross from one value to another."""
+    """int64 [B, S], where samples hold several documents that are kept apart: attention must not cross from one value
+    to another."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return Batch(**{name: value if value is None else value.to(device) for name, value in values.items()})
+        return replace(self, **{name: v.to(device) for name, v in values.items() if isinstance(v, torch.Tensor)})
+
+
+class Loader(Protocol):
+    """All batches of a run. A batch is a function of the seed and of sample numbers, in every layout."""
+
+    tokenizer: Tokenizer
+
+    def micro_batches(
+        self, first_sample: int, global_batch_size: int, data_parallel_rank: int, data_parallel_size: int
+    ) -> Iterator[Batch]:
+        """One rank's micro-batches of the step that trains on samples first_sample .. + global_batch_size - 1.
+
+        Micro-batch m has samples first_sample + (m * data_parallel_size + data_parallel_rank) * micro_batch_size and
+        the following.
+        """
+
+    def evaluation_batches(
+        self, part: Part, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
+    ) -> Iterator[Batch]:
+        """One rank's share of the held-out samples of `part`, as many batches on every rank."""
+
+    def evaluation_bytes(self, part: Part, max_tokens: int | None) -> int:
+        """Number of UTF-8 bytes of the text that `evaluation_batches` predicts on all ranks together."""

@@ -39,12 +39,8 @@ def grow_for_code(base: Tokenizer, longest_run: int = LONGEST_RUN) -> Tokenizer:
     for pair in runs[known:]:
         merges.append(list(pair))
         vocab.setdefault("".join(pair), len(vocab))
-    present = {token["content"] for token in added}
-    for name in FIM_TOKENS:
-        if name not in present:
-            flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-            added.append({"id": vocab.setdefault(name, len(vocab)), "content": name, **flags, "special": True})
-    return Tokenizer(json.dumps(spec, ensure_ascii=False, indent=2).encode(), "the grown tokenizer")
+    grown = Tokenizer(json.dumps(spec, ensure_ascii=False, indent=2).encode(), "the grown tokenizer")
+    return grown.with_special_tokens(FIM_TOKENS)
 
 
 def _merge_run(length: int, runs: list[tuple[str, str]]) -> list[str]:

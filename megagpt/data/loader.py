@@ -1,7 +1,6 @@
 """Batches for training and evaluation, made from the configuration."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -10,27 +9,32 @@ from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
 from megagpt.data.infilling import Infilling
 from megagpt.data.packed import PARTS, Blend, PackedCorpus, Part
+from megagpt.data.read_ahead import ReadAhead
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError
 
-_AHEAD = 2
-"""Micro-batches that are read while the model computes."""
+
+def load_tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer of `data.tokenizer`. Raises ConfigError when it has more tokens than the model."""
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size is {config.model.vocab_size}, but the tokenizer {config.data.tokenizer} has "
+            f"{tokenizer.vocab_size} tokens: set model.vocab_size={tokenizer.vocab_size}"
+        )
+    return tokenizer
 
 
-class TrainLoader:
+class TrainLoader(ReadAhead):
     """Every batch of a run. A batch is a function of the seed and of sample numbers, in every layout."""
 
     def __init__(self, config: Config) -> None:
         """Open all corpora. Raises DataError or ConfigError when they do not fit the configuration."""
+        super().__init__()
         self.config, data, model = config, config.data, config.model
         if not data.corpora:
             raise ConfigError("data.corpora is empty: name at least one corpus made by tools/preprocess.py")
-        self.tokenizer = Tokenizer.load(data.tokenizer)
-        if self.tokenizer.vocab_size > model.vocab_size:
-            raise ConfigError(
-                f"model.vocab_size is {model.vocab_size}, but the tokenizer {data.tokenizer} has "
-                f"{self.tokenizer.vocab_size} tokens: set model.vocab_size={self.tokenizer.vocab_size}"
-            )
+        self.tokenizer = load_tokenizer(config)
         self.corpora: dict[Part, list[PackedCorpus]] = {
             part: [PackedCorpus(c.path, data.split, part, model.sequence_length, config.seed) for c in data.corpora]
             for part in PARTS
@@ -40,34 +44,6 @@ class TrainLoader:
         self.infilling = None
         if data.infilling_rate:
             self.infilling = Infilling(self.tokenizer, data.infilling_rate, data.infilling_spm_rate, config.seed)
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="data")
-        self._pending: dict[int, Future[Batch]] = {}
-
-    def micro_batches(
-        self, first_sample: int, global_batch_size: int, data_parallel_rank: int, data_parallel_size: int
-    ) -> Iterator[Batch]:
-        """The micro-batches of one rank in the step that trains on samples first_sample .. + global_batch_size - 1.
-
-        Micro-batch m has samples first_sample + (m * data_parallel_size + data_parallel_rank) * micro_batch_size and
-        the following. A background thread reads ahead, into the next step too.
-        """
-        size = self.config.parallel.micro_batch_size
-        if global_batch_size % (size * data_parallel_size):
-            raise ConfigError(
-                f"a global batch of {global_batch_size} sequences cannot be shared by {data_parallel_size} "
-                f"data-parallel ranks in micro-batches of {size} (parallel.micro_batch_size)"
-            )
-        count = global_batch_size // (size * data_parallel_size)
-        starts = [
-            first_sample + (m * data_parallel_size + data_parallel_rank) * size
-            for m in range(count + _AHEAD)  # the last ones are the next step's first, however large it is
-        ]
-        self._pending = {start: self._pending[start] for start in starts if start in self._pending}
-        for m in range(count):
-            for start in starts[m : m + 1 + _AHEAD]:
-                if start not in self._pending:
-                    self._pending[start] = self._reader.submit(self._train_batch, start)
-            yield self._pending.pop(starts[m]).result()
 
     def evaluation_batches(
         self,

@@ -5,6 +5,7 @@ disk: a sample's content can be computed from its number alone. Permutations com
 a random generator's stream, so they are the same under every version of NumPy.
 """
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -52,6 +53,14 @@ def documents_of(part: Part, split: Sequence[float], count: int) -> np.ndarray:
     edges[np.flatnonzero(split)[-1] :] = 1.0  # rounding must leave no document out
     place = (hashes(count) >> np.uint64(11)) / 2.0**53  # uniform in [0, 1)
     return np.flatnonzero(np.searchsorted(edges, place, side="right") == PARTS.index(part))
+
+
+def part_of(key: str, split: Sequence[float]) -> Part:
+    """The part that everything with this key is in: by a hash of the key alone."""
+    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2.0**64
+    edges = np.cumsum(split) / np.sum(split)
+    edges[np.flatnonzero(split)[-1] :] = 1.0
+    return PARTS[int(np.searchsorted(edges, place, side="right"))]
 
 
 class PackedCorpus:

@@ -72,6 +72,19 @@ class Tokenizer:
         """The tokenizer.json as the installed library writes it, whatever version wrote the file."""
         return self._tokenizer.to_str()
 
+    def with_special_tokens(self, names: Sequence[str]) -> "Tokenizer":
+        """This tokenizer with further special tokens after its own, whose ids stay; what it has is not added again."""
+        spec = json.loads(self.to_json())
+        vocab, added = spec["model"]["vocab"], spec["added_tokens"]
+        for token in added:  # the library numbers added tokens after the model's, unless the model knows them too
+            vocab.setdefault(token["content"], token["id"])
+        present = {token["content"] for token in added}
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for name in names:
+            if name not in present:
+                added.append({"id": vocab.setdefault(name, len(vocab)), "content": name, **flags, "special": True})
+        return Tokenizer(json.dumps(spec, ensure_ascii=False, indent=2).encode(), "the grown tokenizer")
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; strings that look like special tokens are encoded as plain text."""
         ids: list[int] = []

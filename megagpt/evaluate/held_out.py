@@ -7,13 +7,12 @@ import math
 
 import torch
 
-from megagpt.data.batch import Batch
-from megagpt.data.loader import TrainLoader
+from megagpt.data.batch import Batch, Loader
 from megagpt.data.packed import Part
 from megagpt.parallel.engine import Engine
 
 
-def evaluate(engine: Engine, loader: TrainLoader, part: Part, max_tokens: int | None) -> dict[str, float]:
+def evaluate(engine: Engine, loader: Loader, part: Part, max_tokens: int | None) -> dict[str, float]:
     """Loss (nats a token), perplexity and bits per byte over the documents of `part`; collective.
 
     `max_tokens` None reads all of them. bits_per_byte is the total cross-entropy in bits over the number of UTF-8

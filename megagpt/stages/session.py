@@ -15,7 +15,7 @@ from megagpt.config.load import from_dict, raise_all, to_dict
 from megagpt.config.load import save as save_config
 from megagpt.config.rules import check
 from megagpt.config.schema import Config, CorpusConfig, DataConfig, ParallelConfig
-from megagpt.data.loader import TrainLoader
+from megagpt.data.batch import Loader
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError
 from megagpt.evaluate.held_out import evaluate
@@ -40,7 +40,7 @@ class Session:
 
     config: Config
     engine: Engine
-    loader: TrainLoader
+    loader: Loader
     trainer: Trainer
     run_dir: Path
 
@@ -50,13 +50,12 @@ class Session:
         return self.engine.dims.rank == 0
 
 
-def open_session(config: Config, task: Task, checkpointer: Checkpointer) -> Session:
-    """Build engine, data and loop of a run, and go on from its newest checkpoint where there is one. Collective."""
+def open_session(config: Config, task: Task, checkpointer: Checkpointer, loader: Loader) -> Session:
+    """Build engine and loop of a run, and go on from its newest checkpoint where there is one. Collective."""
     run_dir, is_main = Path(config.run_dir), dist.get_rank() == 0
     attempts = Attempts(run_dir, enabled=is_main)
     failures = checkpointer.world.broadcast(attempts.repeated() if is_main else None)
     give_up_if_hopeless(failures, config.reliability.max_failures)
-    loader = TrainLoader(config)
     engine = build_engine(config, task)
     state = restore_run(config, engine, checkpointer)
     if is_main:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from megagpt.config.schema import Config
-from megagpt.data.loader import TrainLoader
+from megagpt.data.batch import Loader
 from megagpt.errors import TrainingDiverged
 from megagpt.log import STARTED, progress
 from megagpt.parallel.engine import Engine, StepResult
@@ -41,7 +41,7 @@ class Trainer:
 
     config: Config
     engine: Engine
-    loader: TrainLoader
+    loader: Loader
     metrics: MetricsWriter
     saver: Saver
     save: Callable[[TrainState], None]

@@ -65,12 +65,13 @@ def settings(overrides: list[str], folder: Path, name: str, steps: int) -> list[
 def opened(overrides: list[str]):
     """A session of a run in this process, and what closes it."""
     from megagpt.config.load import load as load_config
+    from megagpt.data.loader import TrainLoader
     from megagpt.stages.session import open_session, start
     from megagpt.train.task import LanguageModelTask
 
     config = load_config(overrides)
     checkpointer = start(config)
-    return open_session(config, LanguageModelTask(), checkpointer), checkpointer
+    return open_session(config, LanguageModelTask(), checkpointer, TrainLoader(config)), checkpointer
 
 
 def tensors(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict]:

@@ -1,0 +1,59 @@
+"""Conversations out of files of JSON, in the shapes that are common."""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megagpt.data.chat import ROLE_TOKENS, Message
+from megagpt.errors import DataError
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One record of a file."""
+
+    messages: tuple[Message, ...]
+    user: str | None = None
+    """Who wrote it, where that is known."""
+
+
+def read_conversations(paths: Sequence[str | Path]) -> list[Conversation]:
+    """The conversations of all files, in order.
+
+    A record is {"messages": [{"role", "content"}, ...]}, or {"instruction", "input", "output"}. Raises DataError naming
+    file and line of a record that is neither.
+    """
+    return [_conversation(record, place) for path in paths for record, place in _records(Path(path))]
+
+
+def edit_messages(instruction: str, text: str) -> tuple[Message, ...]:
+    """What a user says to have `text` changed as `instruction` says; without a text, the instruction alone."""
+    return (Message("user", f"{instruction}\n\n{text}" if text else instruction),)
+
+
+def _records(path: Path) -> Iterator[tuple[Any, str]]:
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        lines = content.decode().split("\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read conversations from {path}: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield json.loads(line), f"{path}:{number}"
+            except ValueError as error:
+                raise DataError(f"{path}:{number}: not JSON: {error}") from None
+
+
+def _conversation(record: Any, place: str) -> Conversation:
+    if isinstance(record, dict) and isinstance(record.get("messages"), list):
+        messages = [Message(m.get("role"), m.get("content")) for m in record["messages"] if isinstance(m, dict)]
+        if all(m.role in ROLE_TOKENS and isinstance(m.content, str) for m in messages):
+            return Conversation(tuple(messages), record.get("user"))
+    if isinstance(record, dict) and {"instruction", "output"} <= set(record):
+        asked = edit_messages(record["instruction"], record.get("input", ""))
+        return Conversation((*asked, Message("assistant", record["output"])), record.get("user"))
+    raise DataError(f"{place}: neither messages nor instruction and output")

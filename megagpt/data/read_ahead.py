@@ -1,0 +1,51 @@
+"""Micro-batches that a thread makes while the model computes."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from megagpt.config.schema import Config
+from megagpt.data.batch import Batch
+from megagpt.errors import ConfigError
+
+AHEAD = 2
+"""Micro-batches that are made in advance."""
+
+
+class ReadAhead:
+    """Base of loaders that make a micro-batch from the number of its first sample."""
+
+    config: Config
+
+    def __init__(self) -> None:
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="data")
+        self._pending: dict[int, Future[Batch]] = {}
+
+    def _train_batch(self, start: int) -> Batch:
+        """Samples start .. + parallel.micro_batch_size - 1."""
+        raise NotImplementedError
+
+    def micro_batches(
+        self, first_sample: int, global_batch_size: int, data_parallel_rank: int, data_parallel_size: int
+    ) -> Iterator[Batch]:
+        """The micro-batches of one rank in the step that trains on samples first_sample .. + global_batch_size - 1.
+
+        Micro-batch m has samples first_sample + (m * data_parallel_size + data_parallel_rank) * micro_batch_size and
+        the following. A background thread reads ahead, into the next step too.
+        """
+        size = self.config.parallel.micro_batch_size
+        if global_batch_size % (size * data_parallel_size):
+            raise ConfigError(
+                f"a global batch of {global_batch_size} sequences cannot be shared by {data_parallel_size} "
+                f"data-parallel ranks in micro-batches of {size} (parallel.micro_batch_size)"
+            )
+        count = global_batch_size // (size * data_parallel_size)
+        starts = [
+            first_sample + (m * data_parallel_size + data_parallel_rank) * size
+            for m in range(count + AHEAD)  # the last ones are the next step's first, however large it is
+        ]
+        self._pending = {start: self._pending[start] for start in starts if start in self._pending}
+        for m in range(count):
+            for start in starts[m : m + 1 + AHEAD]:
+                if start not in self._pending:
+                    self._pending[start] = self._reader.submit(self._train_batch, start)
+            yield self._pending.pop(starts[m]).result()
