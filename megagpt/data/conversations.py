@@ -26,7 +26,7 @@ def read_conversations(paths: Sequence[str | Path]) -> list[Conversation]:
     A record is {"messages": [{"role", "content"}, ...]}, or {"instruction", "input", "output"}. Raises DataError naming
     file and line of a record that is neither.
     """
-    return [_conversation(record, place) for path in paths for record, place in _records(Path(path))]
+    return [_conversation(record, place) for path in paths for record, place in records(Path(path))]
 
 
 def edit_messages(instruction: str, text: str) -> tuple[Message, ...]:
@@ -34,7 +34,16 @@ def edit_messages(instruction: str, text: str) -> tuple[Message, ...]:
     return (Message("user", f"{instruction}\n\n{text}" if text else instruction),)
 
 
-def _records(path: Path) -> Iterator[tuple[Any, str]]:
+def messages_of(value: Any) -> tuple[Message, ...]:
+    """Messages of a list of {"role", "content"}. Raises ValueError when it is none."""
+    messages = [Message(m.get("role"), m.get("content")) for m in value if isinstance(m, dict)]
+    if len(messages) < len(value) or not all(m.role in ROLE_TOKENS and isinstance(m.content, str) for m in messages):
+        raise ValueError('not a list of {"role": "system", "user" or "assistant", "content": "..."}')
+    return tuple(messages)
+
+
+def records(path: Path) -> Iterator[tuple[Any, str]]:
+    """The objects of a file of JSON lines, and where each is (file:line). Raises DataError."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         lines = content.decode().split("\n")
@@ -50,9 +59,10 @@ def _records(path: Path) -> Iterator[tuple[Any, str]]:
 
 def _conversation(record: Any, place: str) -> Conversation:
     if isinstance(record, dict) and isinstance(record.get("messages"), list):
-        messages = [Message(m.get("role"), m.get("content")) for m in record["messages"] if isinstance(m, dict)]
-        if all(m.role in ROLE_TOKENS and isinstance(m.content, str) for m in messages):
-            return Conversation(tuple(messages), record.get("user"))
+        try:
+            return Conversation(messages_of(record["messages"]), record.get("user"))
+        except ValueError as error:
+            raise DataError(f"{place}: {error}") from None
     if isinstance(record, dict) and {"instruction", "output"} <= set(record):
         asked = edit_messages(record["instruction"], record.get("input", ""))
         return Conversation((*asked, Message("assistant", record["output"])), record.get("user"))

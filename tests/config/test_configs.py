@@ -24,7 +24,8 @@ def load(*overrides: str) -> Config:
 def test_every_file_composes_and_passes_the_rules(group, option):
     size = re.match(r"(\d+.*b)_\d+x", option) if group == "cluster" else None
     large = ["model=gpt3_175b", "optim=gpt3_175b", "optim.ramp_start=64"] if "vpp6" in option else []
-    start = ["checkpoint.load=runs/pretrain"] if (group, option) == ("stage", "code") else []
+    start = ["checkpoint.load=runs/pretrain"] if group == "stage" and option != "pretrain" else []
+    start += ["data.conversations=[a.jsonl]"] if (group, option) in (("stage", "edit"), ("stage", "sft")) else []
     config = load(f"{group}={option}", *([f"experiment=pretrain_{size[1]}"] if size else large), *start)
     smallest = config.parallel.tensor_parallel_size * config.parallel.pipeline_parallel_size
     check(config, smallest)
