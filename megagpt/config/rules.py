@@ -9,6 +9,14 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 
+from megagpt.config.alignment_rules import (
+    episodes_fit_the_context,
+    episodes_have_a_reward,
+    iterations_are_whole_steps,
+    ppo_generates_with_whole_parameters,
+    ppo_has_no_ramp,
+    pretraining_gradients_have_text,
+)
 from megagpt.config.fields import get, multiple
 from megagpt.config.layout_rules import (
     attention_pattern,
@@ -44,15 +52,22 @@ POSITIVE = (
     *("reliability.load_timeout", "reliability.forward_timeout", "reliability.backward_timeout"),
     *("reliability.optimizer_timeout", "reliability.evaluation_timeout", "reliability.save_timeout"),
     *("reliability.max_failures", "reliability.straggler_factor", "reliability.spike_history"),
-    *("reliability.spike_skip", "reliability.max_rollbacks"),
+    *("reliability.spike_skip", "reliability.max_rollbacks", "ppo.episodes", "ppo.rollout_batch_size", "ppo.epochs"),
+    *("ppo.max_prompt_tokens", "ppo.max_new_tokens", "ppo.temperature", "ppo.generation_batch_size", "ppo.kl_target"),
+    *("ppo.kl_horizon", "ppo.clip_ratio", "ppo.clip_value", "ppo.value_lr", "ppo.ptx_ratio"),
 )
 NOT_NEGATIVE = (
     *("seed", "optim.warmup_tokens", "optim.ramp_tokens", "optim.weight_decay", "optim.clip_grad"),
     *("stage.eval_interval", "checkpoint.interval", "checkpoint.keep_every", "reliability.replica_interval"),
     *("reliability.straggler_interval", "reliability.spike_threshold", "reliability.spike_rewind"),
+    *("ppo.kl_coefficient", "ppo.missing_end_penalty", "ppo.critic_warmup_steps", "ppo.entropy_coefficient"),
+    *("ppo.ptx_coefficient",),
 )
-BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2")
-SHARES = ("optim.min_lr_ratio", "data.infilling_rate", "data.infilling_spm_rate")
+BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2", "ppo.ema_decay")
+SHARES = (
+    *("optim.min_lr_ratio", "optim.warmup_start_ratio", "data.infilling_rate", "data.infilling_spm_rate"),
+    *("ppo.discount", "ppo.gae_lambda"),
+)
 
 LARGEST_SEED = 2**32 - 1
 
@@ -196,7 +211,7 @@ def data_is_named(config: Config, world_size: int) -> Iterator[str]:
     prepare = "prepare it with tools/train_tokenizer.py and tools/preprocess.py, or use data=demo after `make train`"
     if not config.data.tokenizer:
         yield f"data.tokenizer ('') is empty: give the path of a tokenizer.json; {prepare}"
-    if config.stage.name in ("edit", "sft"):
+    if config.stage.name in ("edit", "sft", "ppo"):
         if not config.data.conversations:
             yield f"data.conversations ([]) is empty, but stage.name is {config.stage.name}: give .jsonl files"
         return
@@ -242,4 +257,6 @@ RULES = (
         data_is_named,
         split_is_whole,
     ),
+    *(episodes_have_a_reward, episodes_fit_the_context, iterations_are_whole_steps, ppo_has_no_ramp),
+    *(pretraining_gradients_have_text, ppo_generates_with_whole_parameters),
 )

@@ -7,6 +7,7 @@ hold between fields, `load.py` turns YAML and command-line overrides into a `Con
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megagpt.config.alignment import PPOConfig
 from megagpt.config.architecture import KernelsConfig, ModelConfig, ParallelConfig
 
 
@@ -51,7 +52,9 @@ class OptimConfig:
     min_lr_ratio: float = 0.1
     """The learning rate decays to this fraction of the peak."""
     warmup_tokens: int = 375_000_000
-    """Tokens of linear warm-up from zero."""
+    """Tokens of linear warm-up."""
+    warmup_start_ratio: float = 0.0
+    """The warm-up begins at this fraction of the peak."""
     decay_tokens: int = 260_000_000_000
     """Tokens after which the cosine decay, warm-up included, reaches its minimum."""
     train_tokens: int = 300_000_000_000
@@ -87,9 +90,9 @@ class OptimConfig:
 class StageConfig:
     """What is trained, and how it is evaluated on the way."""
 
-    name: Literal["pretrain", "code", "edit", "sft"] = "pretrain"
+    name: Literal["pretrain", "code", "edit", "sft", "ppo"] = "pretrain"
     """The stage: pretrain; code, the same from a pretrained model (checkpoint.load); edit and sft, which learn the
-    assistant's part of conversations from such a model."""
+    assistant's part of conversations from such a model; ppo, which learns from a reward."""
     eval_interval: int = 1000
     """Steps between evaluations on the validation documents; 0 evaluates only at the end."""
     eval_tokens: int = 10_000_000
@@ -202,6 +205,8 @@ class Config:
     """Optimiser, schedule, precision."""
     stage: StageConfig = field(default_factory=StageConfig)
     """What is trained and how it is evaluated."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """Learning from a reward."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving and resuming."""
     reliability: ReliabilityConfig = field(default_factory=ReliabilityConfig)

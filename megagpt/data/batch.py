@@ -36,6 +36,8 @@ class Loader(Protocol):
     """All batches of a run. A batch is a function of the seed and of sample numbers, in every layout."""
 
     tokenizer: Tokenizer
+    sample_tokens: int
+    """Tokens that a training sample counts for, padding included."""
 
     def micro_batches(
         self, first_sample: int, global_batch_size: int, data_parallel_rank: int, data_parallel_size: int

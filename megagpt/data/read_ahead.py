@@ -20,6 +20,11 @@ class ReadAhead:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="data")
         self._pending: dict[int, Future[Batch]] = {}
 
+    @property
+    def sample_tokens(self) -> int:
+        """See `Loader.sample_tokens`."""
+        return self.config.model.sequence_length
+
     def _train_batch(self, start: int) -> Batch:
         """Samples start .. + parallel.micro_batch_size - 1."""
         raise NotImplementedError

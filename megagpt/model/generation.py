@@ -112,14 +112,19 @@ class Generator:
         self.device = next(modules[0].parameters()).device
 
     def generate(
-        self, prompts: Sequence[str] | Sequence[Sequence[int]], settings: GenerationConfig
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        settings: GenerationConfig,
+        seeds: Sequence[int] | None = None,
     ) -> list[Completion]:
         """Continue each prompt, a text or token ids; results in the order of the prompts.
+
+        seeds: one for every prompt, instead of that of `settings`; its samples then depend on nothing else.
 
         An empty prompt starts a new document. A completion does not depend on the other prompts (up to rounding).
         Raises DataError for a prompt that leaves no room in the context window or has an unknown token.
         """
-        stream = self.stream(prompts, settings)
+        stream = self.stream(prompts, settings, seeds)
         while True:
             try:
                 next(stream)
@@ -127,20 +132,23 @@ class Generator:
                 return end.value
 
     def stream(
-        self, prompts: Sequence[str] | Sequence[Sequence[int]], settings: GenerationConfig
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        settings: GenerationConfig,
+        seeds: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, str]]:
         """Like `generate`, but yields (index of the prompt, new text) as it comes and returns the completions.
 
         The pieces of a prompt, joined, are its completion's text; each holds whole characters.
         """
-        sequences = self._sequences(prompts, settings)
+        sequences = self._sequences(prompts, settings, seeds)
         by_length = sorted(sequences, key=lambda sequence: -len(sequence.prompt))  # little padding
         with _for_generation(self.modules):
             for start in range(0, len(by_length), self.batch_size):
                 yield from self._continue(by_length[start : start + self.batch_size], settings)
         return [sequence.completion() for sequence in sequences]
 
-    def _sequences(self, prompts: Sequence, settings: GenerationConfig) -> list[_Sequence]:
+    def _sequences(self, prompts: Sequence, settings: GenerationConfig, seeds: Sequence[int] | None) -> list[_Sequence]:
         sequences, repeats = [], {}
         for index, prompt in enumerate(prompts):
             tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
@@ -155,7 +163,8 @@ class Generator:
                 raise DataError(f"prompt {index} has a token that is not in 0..{self.tokenizer.vocab_size - 1}")
             limit = min(settings.max_new_tokens, room)
             repeat = repeats[tuple(tokens)] = repeats.get(tuple(tokens), -1) + 1
-            uniforms = _uniforms(settings.seed, tokens, repeat, limit)
+            seed, repeat = (settings.seed, repeat) if seeds is None else (seeds[index], 0)
+            uniforms = _uniforms(seed, tokens, repeat, limit)
             sequences.append(_Sequence(index, tokens, uniforms, limit, TextStream(settings.stop)))
         return sequences
 

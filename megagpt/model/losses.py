@@ -1,7 +1,11 @@
 """Losses as functions of tensors, whole or sharded over tensor-parallel ranks."""
 
+import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
 from torch import Tensor
 
 from megagpt.kernels import cross_entropy as kernels
@@ -47,3 +51,20 @@ def projected_cross_entropy(
         reduce_hidden_gradient=not sequence_parallel,
         backend=backend,
     ).t()
+
+
+def entropy(logits: Tensor, vocab_size: int, tp_group: dist.ProcessGroup) -> Tensor:
+    """Entropy, in nats, of every row's distribution over the vocabulary, float32 [n].
+
+    logits: float32 [n, V / tp], this rank's contiguous share; columns from `vocab_size` on are padding. With x the
+    logits, H = log sum exp(x) - sum x exp(x) / sum exp(x).
+    """
+    width = logits.shape[-1]
+    logits = logits[:, : max(0, min(width, vocab_size - tp_group.rank() * width))]
+    largest = torch.cat((logits.detach(), logits.new_full((len(logits), 1), -torch.inf)), -1).amax(-1, keepdim=True)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=tp_group)
+    shifted = logits - largest
+    weights = shifted.exp()
+    sums = torch.stack((weights.sum(-1), (weights * shifted).sum(-1)))
+    total, weighted = reduce_from_tensor_model_parallel_region(sums, group=tp_group)
+    return total.log() - weighted / total

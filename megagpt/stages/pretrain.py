@@ -8,6 +8,7 @@ from megagpt.data.loader import TrainLoader
 from megagpt.errors import STOPPED_BY_SIGNAL
 from megagpt.evaluate.held_out import compressed_bits_per_byte, evaluate
 from megagpt.model.generation import GenerationConfig, Generator
+from megagpt.parallel.build import build_engine
 from megagpt.stages.session import Session, open_session, start
 from megagpt.train.metrics import replace_file
 from megagpt.train.task import LanguageModelTask
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 def run(config: Config) -> int:
     """Train to `optim.train_tokens`, then judge the model on all held-out documents and show samples."""
     with start(config) as checkpointer:
-        session = open_session(config, LanguageModelTask(), checkpointer, TrainLoader(config))
+        session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, TrainLoader(config))
         if not session.trainer.fit():
             return STOPPED_BY_SIGNAL
         with session.trainer.watchdog as watchdog, watchdog.within("evaluation"):

@@ -20,8 +20,7 @@ from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError
 from megagpt.evaluate.held_out import evaluate
 from megagpt.parallel import launch
-from megagpt.parallel.build import build_engine
-from megagpt.parallel.engine import Engine, Task
+from megagpt.parallel.engine import Engine
 from megagpt.parallel.megatron import MegatronEngine
 from megagpt.stages.resume import layout, restore_run, rewind_run
 from megagpt.stages.weights import TOKENIZER
@@ -50,13 +49,12 @@ class Session:
         return self.engine.dims.rank == 0
 
 
-def open_session(config: Config, task: Task, checkpointer: Checkpointer, loader: Loader) -> Session:
-    """Build engine and loop of a run, and go on from its newest checkpoint where there is one. Collective."""
+def open_session(config: Config, engine: Engine, checkpointer: Checkpointer, loader: Loader) -> Session:
+    """Put a run's loop together, and go on from its newest checkpoint where there is one. Collective."""
     run_dir, is_main = Path(config.run_dir), dist.get_rank() == 0
     attempts = Attempts(run_dir, enabled=is_main)
     failures = checkpointer.world.broadcast(attempts.repeated() if is_main else None)
     give_up_if_hopeless(failures, config.reliability.max_failures)
-    engine = build_engine(config, task)
     state = restore_run(config, engine, checkpointer)
     if is_main:
         save_config(config, run_dir / "config.yaml")

@@ -10,6 +10,7 @@ from megagpt.data.supervised import ConversationLoader
 from megagpt.errors import STOPPED_BY_SIGNAL
 from megagpt.evaluate.held_out import evaluate
 from megagpt.model.generation import GenerationConfig, Generator
+from megagpt.parallel.build import build_engine
 from megagpt.stages.session import Session, open_session, start
 from megagpt.train.metrics import replace_file
 from megagpt.train.task import LanguageModelTask
@@ -22,7 +23,7 @@ def run(config: Config) -> int:
     with start(config) as checkpointer:
         loader = ConversationLoader(config)
         config = with_epochs(config, len(loader.rows["train"]))
-        session = open_session(config, LanguageModelTask(), checkpointer, loader)
+        session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, loader)
         if not session.trainer.fit():
             return STOPPED_BY_SIGNAL
         with session.trainer.watchdog as watchdog, watchdog.within("evaluation"):

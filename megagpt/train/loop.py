@@ -97,7 +97,7 @@ class Trainer:
         replica_batch = self.config.parallel.micro_batch_size * dims.data_size
         multiple = replica_batch * (dims.pipeline_size if dims.virtual_size > 1 else 1)
         batch_size = global_batch_size(optim, state.tokens, multiple)
-        tokens = batch_size * self.config.model.sequence_length
+        tokens = batch_size * self.loader.sample_tokens
         lr = learning_rate(optim, state.tokens + tokens)
         first_sample = next_sample(state, batch_size)
         self.watchdog.step = state.step + 1

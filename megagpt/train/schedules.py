@@ -6,9 +6,10 @@ from megagpt.config.schema import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, tokens: int) -> float:
-    """Learning rate of the step that ends at `tokens`: linear warm-up from zero, then a cosine to the minimum."""
+    """Learning rate of the step that ends at `tokens`: linear warm-up, then a cosine to the minimum."""
     if tokens < optim.warmup_tokens:
-        return optim.lr * tokens / optim.warmup_tokens
+        start = optim.warmup_start_ratio
+        return optim.lr * (start + (1 - start) * tokens / optim.warmup_tokens)
     minimum = optim.lr * optim.min_lr_ratio
     if tokens >= optim.decay_tokens:
         return minimum

@@ -25,7 +25,10 @@ def test_every_file_composes_and_passes_the_rules(group, option):
     size = re.match(r"(\d+.*b)_\d+x", option) if group == "cluster" else None
     large = ["model=gpt3_175b", "optim=gpt3_175b", "optim.ramp_start=64"] if "vpp6" in option else []
     start = ["checkpoint.load=runs/pretrain"] if group == "stage" and option != "pretrain" else []
-    start += ["data.conversations=[a.jsonl]"] if (group, option) in (("stage", "edit"), ("stage", "sft")) else []
+    if group == "stage" and option in ("edit", "sft", "ppo"):
+        start += ["data.conversations=[a.jsonl]"]
+    if (group, option) == ("stage", "ppo"):
+        start += ["ppo.reward_model=runs/reward", "optim.ramp_start=null", "optim.ramp_tokens=0"]
     config = load(f"{group}={option}", *([f"experiment=pretrain_{size[1]}"] if size else large), *start)
     smallest = config.parallel.tensor_parallel_size * config.parallel.pipeline_parallel_size
     check(config, smallest)

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import yaml
 
-from megagpt.config import layout_rules, rules
+from megagpt.config import alignment_rules, layout_rules, rules
 from megagpt.config.explain import fields
 from megagpt.config.load import from_dict, groups, load, to_dict
 from megagpt.config.schema import Config
@@ -17,6 +17,10 @@ from megagpt.errors import ConfigError
 TENSOR, STAGES = "parallel.tensor_parallel_size", "parallel.pipeline_parallel_size"
 
 # rule, ranks, overrides of the demo, and what the message names: fields with their values, then the fix
+PPO = [
+    *("stage=ppo", "checkpoint.load=runs/sft", "data.conversations=[a.jsonl]", "ppo.reward_model=runs/reward"),
+    *("ppo.max_prompt_tokens=32", "ppo.max_new_tokens=32", "ppo.rollout_batch_size=32"),
+]
 BROKEN = [
     ("run_name", 1, ["run_name=../x"], ["run_name ('../x')", "runs_dir"]),
     ("run_name", 1, ["run_name=''"], ["run_name ('')"]),
@@ -159,6 +163,32 @@ BROKEN = [
         ["data.corpora=[{path: a, weight: 0}]"],
         ["data.corpora[0].weight (0.0)", "'a'", "off the list"],
     ),
+    (
+        "episodes_have_a_reward",
+        1,
+        [*PPO, "ppo.reward_model=null"],
+        ["ppo.reward (model)", "ppo.reward_model", "checker"],
+    ),
+    (
+        "episodes_fit_the_context",
+        1,
+        [*PPO, "ppo.max_new_tokens=240"],
+        ["ppo.max_new_tokens (240)", "sequence_length (256)"],
+    ),
+    (
+        "iterations_are_whole_steps",
+        1,
+        [*PPO, "ppo.rollout_batch_size=24"],
+        ["ppo.rollout_batch_size (24)", "(16)", "32"],
+    ),
+    ("ppo_has_no_ramp", 1, [*PPO, "optim.ramp_start=8", "optim.ramp_tokens=99"], ["optim.ramp_start (8)", "null"]),
+    ("pretraining_gradients_have_text", 1, [*PPO, "data.corpora=[]"], ["ppo.ptx_coefficient", "data.corpora"]),
+    (
+        "ppo_generates_with_whole_parameters",
+        1,
+        [*PPO, "parallel.engine=deepspeed", "parallel.zero_stage=3"],
+        ["parallel.zero_stage (3)", "1 or 2"],
+    ),
     ("split_is_whole", 1, ["data.split=[0.9,0.2,0.1]"], ["data.split (0.9, 0.2, 0.1)", "1.2"]),
     ("split_is_whole", 1, ["data.split=[1.5,-0.5,0]"], ["data.split (1.5, -0.5, 0.0)"]),
     ("split_is_whole", 1, ["data.split=[0,1,0]"], ["data.split (0.0, 1.0, 0.0)"]),
@@ -199,7 +229,7 @@ def test_a_broken_rule_names_the_fields_and_the_fix(rule, world_size, overrides,
 
 
 def test_every_rule_is_broken_by_an_example():
-    homes = (rules.__name__, layout_rules.__name__)
+    homes = (rules.__name__, layout_rules.__name__, alignment_rules.__name__)
     known = {name for name, value in vars(rules).items() if inspect.isfunction(value) and value.__module__ in homes} - {
         "check"
     }

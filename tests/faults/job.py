@@ -66,12 +66,15 @@ def opened(overrides: list[str]):
     """A session of a run in this process, and what closes it."""
     from megagpt.config.load import load as load_config
     from megagpt.data.loader import TrainLoader
+    from megagpt.parallel.build import build_engine
     from megagpt.stages.session import open_session, start
     from megagpt.train.task import LanguageModelTask
 
     config = load_config(overrides)
     checkpointer = start(config)
-    return open_session(config, LanguageModelTask(), checkpointer, TrainLoader(config)), checkpointer
+    return open_session(
+        config, build_engine(config, LanguageModelTask()), checkpointer, TrainLoader(config)
+    ), checkpointer
 
 
 def tensors(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict]:

@@ -128,11 +128,12 @@ class _Poisoned:
 def _train_poisoned(overrides: list[str], calls: range, value: float) -> tuple[list, dict, str]:
     from megagpt.config.load import load as load_config
     from megagpt.data.loader import TrainLoader
+    from megagpt.parallel.build import build_engine
     from megagpt.stages.session import open_session, start
 
     config, hashes, message = load_config(overrides), [], ""
     with start(config) as checkpointer:
-        session = open_session(config, _Poisoned(calls, value), checkpointer, TrainLoader(config))
+        session = open_session(config, build_engine(config, _Poisoned(calls, value)), checkpointer, TrainLoader(config))
         step = session.engine.train_step
 
         def watched_step(*arguments):

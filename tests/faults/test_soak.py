@@ -25,12 +25,13 @@ def usage() -> tuple[int, int, int, int]:
 def _soak(overrides: list[str]) -> list[tuple[int, int, int, int]]:
     from megagpt.config.load import load
     from megagpt.data.loader import TrainLoader
+    from megagpt.parallel.build import build_engine
     from megagpt.stages.session import open_session, start
     from megagpt.train.task import LanguageModelTask
 
     config, seen = load(overrides), []
     with start(config) as checkpointer:
-        session = open_session(config, LanguageModelTask(), checkpointer, TrainLoader(config))
+        session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, TrainLoader(config))
         compare = session.trainer._compare_ranks
 
         def watched() -> None:

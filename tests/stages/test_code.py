@@ -53,6 +53,7 @@ def _run(overrides: list[str], train: bool) -> dict:
     from megagpt.config.load import load
     from megagpt.config.rules import check
     from megagpt.data.loader import TrainLoader
+    from megagpt.parallel.build import build_engine
     from megagpt.stages.session import open_session, start
     from megagpt.train.task import LanguageModelTask
 
@@ -60,7 +61,7 @@ def _run(overrides: list[str], train: bool) -> dict:
     check(config, dist.get_world_size())
     try:
         with start(config) as checkpointer:
-            session = open_session(config, LanguageModelTask(), checkpointer, TrainLoader(config))
+            session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, TrainLoader(config))
             begun = session.trainer.state.step
             if not train and config.parallel.pipeline_parallel_size == 1 and config.parallel.engine == "megatron":
                 result["logits"] = _logits(session)

@@ -23,13 +23,14 @@ def _run(overrides: list[str]) -> dict:
     from megagpt.config.load import load
     from megagpt.config.rules import check
     from megagpt.data.loader import TrainLoader
+    from megagpt.parallel.build import build_engine
     from megagpt.stages.session import open_session, start
     from megagpt.train.task import LanguageModelTask
 
     config = load(overrides)
     check(config, dist.get_world_size())
     with start(config) as checkpointer:
-        session = open_session(config, LanguageModelTask(), checkpointer, TrainLoader(config))
+        session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, TrainLoader(config))
         session.trainer.fit()
     digest = hashlib.sha256()
     for piece in session.engine.pieces(for_saving=False):

@@ -1,0 +1,100 @@
+"""The engine of PPO: one step updates policy and critic."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+
+from megagpt.config.schema import PPOConfig
+from megagpt.data.batch import Batch
+from megagpt.model.parameters import named_shards
+from megagpt.parallel.common import split
+from megagpt.parallel.engine import Engine, StepResult
+from megagpt.parallel.pieces import Piece
+from megagpt.rl.episodes import EpisodeBatch, Episodes
+
+CRITIC, EMA = "critic/", "ema/"
+"""What names of the critic's tensors and of the policy's running mean begin with in a checkpoint."""
+
+
+class ActorCritic:
+    """Implements `megagpt.parallel.engine.Engine` with two engines, for policy and critic.
+
+    A checkpoint holds the policy as any run's model, the critic, the running mean of the policy's weights, and the
+    episodes that are being learnt from.
+    """
+
+    def __init__(self, policy: Engine, critic: Engine, ppo: PPOConfig, lr: float, episodes: Episodes) -> None:
+        """lr: the policy's peak learning rate, whose schedule the critic's follows."""
+        self.policy, self.critic, self.ppo, self.lr, self.episodes = policy, critic, ppo, lr, episodes
+        self.dims, self.device, self.modules = policy.dims, policy.device, policy.modules
+        self.updates = torch.zeros(2, dtype=torch.int64)
+        """Updates of the policy and of the critic so far."""
+        self.ema = self._copies() if ppo.ema_decay else []
+
+    def _copies(self) -> list[torch.Tensor]:
+        device = "cpu" if self.ppo.offload else self.device
+        return [parameter.detach().float().to(device, copy=True) for _, parameter, _ in named_shards(self.modules)]
+
+    def train_step(self, batches: Iterator[Batch], num_micro_batches: int, lr: float) -> StepResult:
+        """See `Engine.train_step`; `batches` has `num_micro_batches` of episodes, each with its pretraining text."""
+        batches = list(batches)
+        episodes = [batch for batch in batches if isinstance(batch, EpisodeBatch)]
+        value = self.critic.train_step(iter(episodes), len(episodes), self.ppo.value_lr * lr / self.lr)
+        self.updates[1] += value.applied
+        if self.updates[1] <= self.ppo.critic_warmup_steps and value.applied:
+            policy = dataclasses.replace(self.policy.evaluate(iter(batches), len(batches)), applied=True)
+        else:
+            policy = self.policy.train_step(iter(batches), len(batches), lr)
+            self.updates[0] += policy.applied
+            if policy.applied:
+                self._average()
+        critic = {"value_loss": value.loss, "value_grad_norm": value.grad_norm} | value.metrics
+        return dataclasses.replace(policy, applied=policy.applied and value.applied, metrics=policy.metrics | critic)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        for mean, (_, parameter, _) in zip(self.ema, named_shards(self.modules), strict=bool(self.ema)):
+            mean.lerp_(parameter.detach().to(mean.device, torch.float32), 1 - self.ppo.ema_decay)
+
+    def evaluate(self, batches: Iterator[Batch], num_micro_batches: int) -> StepResult:
+        """See `Engine.evaluate`: of the policy."""
+        return self.policy.evaluate(batches, num_micro_batches)
+
+    def outputs(self, batches: Iterator[Batch], num_micro_batches: int) -> list[torch.Tensor]:
+        """See `Engine.outputs`: of the policy."""
+        return self.policy.outputs(batches, num_micro_batches)
+
+    def pieces(self, for_saving: bool) -> Iterator[Piece]:
+        """See `Engine.pieces`. Names are the policy's, critic/..., ema/..., episodes/... and updates."""
+        yield from self.policy.pieces(for_saving)
+        for piece in self.critic.pieces(for_saving):
+            yield dataclasses.replace(piece, name=CRITIC + piece.name)
+        for index, (mean, (name, parameter, shards)) in enumerate(
+            zip(self.ema, named_shards(self.modules), strict=bool(self.ema))
+        ):
+            shared = not getattr(parameter, "tensor_model_parallel", False) and self.dims.tensor_rank > 0
+            elsewhere = (
+                shared or getattr(parameter, "shared", False) or index % self.dims.data_size != self.dims.data_rank
+            )
+            if not (for_saving and elsewhere):
+                yield from split(EMA + name, mean, None, shards)
+        if not for_saving or self.dims.rank == 0:
+            yield from self.episodes.pieces()
+            yield Piece.whole("updates", self.updates)
+
+    def load_finished(self, optimizer_step: int) -> None:
+        """See `Engine.load_finished`."""
+        policy, critic = self.updates.tolist() if optimizer_step else (0, 0)
+        self.policy.load_finished(policy)
+        self.critic.load_finished(critic)
+        if not optimizer_step and self.ema:
+            self.ema = self._copies()
+
+    def random_state(self) -> dict[str, torch.Tensor]:
+        """See `Engine.random_state`."""
+        return self.policy.random_state()
+
+    def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
+        """See `Engine.set_random_state`."""
+        self.policy.set_random_state(state)

@@ -1,0 +1,87 @@
+"""What one iteration of PPO learns from: answers to prompts, with everything that was computed about them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megagpt.data.batch import Batch
+from megagpt.parallel.pieces import Piece
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeBatch(Batch):
+    """Episodes to learn from; `loss_mask` is 1 where the policy chose the label. All float32 [B, S]."""
+
+    logprobs: Tensor
+    """Of the labels, under the policy that chose them."""
+    values: Tensor
+    """The critic's before the update, of the text up to each input token."""
+    advantages: Tensor
+    returns: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingBatch(Batch):
+    """Text whose next-token loss is added to that of episodes."""
+
+    weight: float
+    """Of a token's loss, where the step is divided by the number of tokens that the policy chose."""
+
+
+class Episodes:
+    """The episodes of one iteration, the same on every rank: N rows of T tokens, right-padded with zeros.
+
+    Everything is a tensor that a checkpoint holds, so that a run resumes in the middle of an iteration.
+    """
+
+    def __init__(self, count: int, length: int, kl_coefficient: float, device: torch.device) -> None:
+        """Room for `count` episodes of at most `length` tokens."""
+        shape = (count, length)
+        self.iteration = torch.full((), -1, dtype=torch.int64, device=device)
+        """Number of the iteration that the episodes are of; -1 before the first."""
+        self.kl_coefficient = torch.full((), kl_coefficient, dtype=torch.float64, device=device)
+        """Weight of the divergence in the next iteration's rewards."""
+        self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.prompt_lengths, self.lengths, self.ended = (
+            torch.zeros(count, dtype=torch.int64, device=device) for _ in range(3)
+        )
+        """Tokens of each prompt, of each prompt with its answer, and whether the answer ended by itself (0 or 1)."""
+        self.scores = torch.zeros(count, device=device)
+        """Of whole answers, as the reward gave them."""
+        self.logprobs, self.reference, self.values, self.advantages, self.returns = (
+            torch.zeros(shape, device=device) for _ in range(5)
+        )
+        """Aligned with labels: column t is about token t + 1. Log-probabilities under the policy and the reference."""
+
+    def pieces(self) -> Iterator[Piece]:
+        """All tensors, for checkpoints."""
+        for name, value in vars(self).items():
+            yield Piece.whole(f"episodes/{name}", value)
+
+    def collected(self) -> list[Tensor]:
+        """What replicas fill row by row."""
+        return [
+            *(self.tokens, self.prompt_lengths, self.lengths, self.ended, self.scores),
+            *(self.logprobs, self.reference, self.values),
+        ]
+
+    @property
+    def mask(self) -> Tensor:
+        """Float32 [N, T]: 1 where the label is a token of the answer."""
+        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        first, last = self.prompt_lengths - 1, self.lengths - 1
+        return ((columns >= first[:, None]) & (columns < last[:, None])).float()
+
+    def inputs(self, rows: Tensor) -> Batch:
+        """The episodes of `rows` (int64 [B]) as a batch of next-token prediction."""
+        tokens = self.tokens[rows]
+        labels = torch.cat((tokens[:, 1:], tokens[:, :1] * 0), 1)
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape).contiguous()
+        return Batch(tokens, labels, self.mask[rows], positions)
+
+    def batch(self, rows: Tensor) -> EpisodeBatch:
+        """The episodes of `rows` (int64 [B]) with what the update needs."""
+        fields = {name: getattr(self, name)[rows] for name in ("logprobs", "values", "advantages", "returns")}
+        return EpisodeBatch(**vars(self.inputs(rows)), **fields)

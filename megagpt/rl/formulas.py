@@ -1,0 +1,79 @@
+"""PPO's arithmetic as pure functions of tensors (Schulman et al., arXiv 1707.06347; Ziegler et al., arXiv 1909.08593).
+
+All are over tokens: [N, T] for N episodes, aligned with the tokens that are predicted, and `mask` is 1 where the policy
+chose the token. An episode's tokens are contiguous.
+"""
+
+import torch
+from torch import Tensor
+
+
+def token_rewards(scores: Tensor, logprobs: Tensor, reference: Tensor, mask: Tensor, kl_coefficient: float) -> Tensor:
+    """Reward of every token, float32 [N, T]: -kl_coefficient (log p - log p_ref), and the score on the last one.
+
+    scores: float32 [N], of whole answers. logprobs, reference: float32 [N, T], of the chosen tokens.
+    """
+    rewards = -kl_coefficient * (logprobs - reference) * mask
+    return rewards.scatter_add(1, last_index(mask)[:, None], scores[:, None])
+
+
+def last_index(mask: Tensor) -> Tensor:
+    """Index of the last 1 of every row, int64 [N]."""
+    return mask.shape[1] - 1 - mask.flip(1).argmax(1)
+
+
+def advantages_and_returns(
+    rewards: Tensor, values: Tensor, mask: Tensor, discount: float, gae_lambda: float
+) -> tuple[Tensor, Tensor]:
+    """Generalized advantage estimates (arXiv 1506.02438) and the returns they imply, both float32 [N, T], 0 off `mask`.
+
+    A_t = sum_k (discount gae_lambda)^k delta_{t+k}, delta_t = r_t + discount V_{t+1} - V_t, where V is 0 after the last
+    token; the return is A_t + V_t.
+    """
+    advantages, following, next_value = torch.zeros_like(rewards), 0.0, 0.0
+    for t in reversed(range(rewards.shape[1])):
+        here = mask[:, t]
+        delta = rewards[:, t] + discount * next_value - values[:, t]
+        following = here * (delta + discount * gae_lambda * following)
+        next_value = here * values[:, t]
+        advantages[:, t] = following
+    return advantages, (advantages + values) * mask
+
+
+def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """`values` with (biased) variance 1 over `mask` and, if `shift_mean`, mean 0; they are 0 elsewhere."""
+    count = mask.sum()
+    mean = (values * mask).sum() / count
+    variance = ((values - mean).square() * mask).sum() / count
+    white = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return (white if shift_mean else white + mean) * mask
+
+
+def clipped_policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_ratio: float
+) -> tuple[Tensor, Tensor]:
+    """-min(r A, clip(r, 1 - clip_ratio, 1 + clip_ratio) A) with r = p / p_old, and the ratio r; shaped as given."""
+    ratio = (logprobs - old_logprobs).exp()
+    clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
+    return torch.maximum(-advantages * ratio, -advantages * clipped), ratio.detach()
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_value: float) -> Tensor:
+    """max((V - R)^2, (V_old + clip(V - V_old, -clip_value, clip_value) - R)^2) / 2, shaped as given."""
+    near = old_values + (values - old_values).clamp(-clip_value, clip_value)
+    return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - Var(R - V) / Var(R) over `mask`: 1 for a perfect critic, 0 for a constant; NaN where R does not vary."""
+    kept = mask.bool()
+    spread = returns[kept].var(unbiased=False)
+    return float(1 - (returns - values)[kept].var(unbiased=False) / spread) if spread > 0 else float("nan")
+
+
+def adapted_kl_coefficient(coefficient: float, kl: float, target: float, episodes: int, horizon: int) -> float:
+    """The coefficient after `episodes` with a mean divergence of `kl` nats each, on its way to `target`.
+
+    It grows by the share (kl / target - 1), held within 0.2, times episodes / horizon (arXiv 1909.08593, 2.2).
+    """
+    return coefficient * (1 + min(max(kl / target - 1, -0.2), 0.2) * episodes / horizon)
