@@ -53,12 +53,20 @@ class Engine(Protocol):
 
     dims: ParallelDims
     device: torch.device
+    modules: list[torch.nn.Module]
+    """This rank's chunks of the model, in order."""
 
     def train_step(self, batches: Iterator[Batch], num_micro_batches: int, lr: float) -> StepResult:
         """Accumulate gradients over `num_micro_batches` and update the parameters. Collective over all ranks."""
 
     def evaluate(self, batches: Iterator[Batch], num_micro_batches: int) -> StepResult:
         """Mean loss over `num_micro_batches` a replica, without gradients. Collective over all ranks."""
+
+    def outputs(self, batches: Iterator[Batch], num_micro_batches: int) -> list[torch.Tensor]:
+        """What `Task.forward` gives on the last stage for each micro-batch, float32 [B, S], without gradients.
+
+        On every rank; collective over the ranks of a replica. The micro-batches have one shape.
+        """
 
     def pieces(self, for_saving: bool) -> Iterator[Piece]:
         """This rank's shards of parameters and optimizer state: all of them, or those it has to save."""

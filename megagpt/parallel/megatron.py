@@ -3,7 +3,7 @@ with gradients in fp32 buffers and, at ZeRO stage 1, Megatron's distributed opti
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -143,17 +143,43 @@ class MegatronEngine:
 
     def _run(self, batches: Iterator[Batch], num_micro_batches: int, forward_only: bool) -> tuple[float, int, dict]:
         """Pass micro-batches through the pipeline; returns mean loss, count and mean metrics over all ranks."""
-        virtual = self.dims.virtual_size
-        sums = self.schedule(
-            forward_step_func=self._forward_step,
+        sums, _ = self._pass(self._forward_step, batches, num_micro_batches, forward_only)
+        return means(sums, self.task.metric_names, self.device, counts_here=self.dims.tensor_rank == 0)
+
+    @torch.no_grad()
+    def outputs(self, batches: Iterator[Batch], num_micro_batches: int) -> list[torch.Tensor]:
+        """See `Engine.outputs`."""
+        for chunk in self.chunks:
+            chunk.eval()
+        outputs, shape = self._pass(self._output_step, batches, num_micro_batches, forward_only=True)
+        if self.dims.pipeline_size == 1:
+            return outputs
+        stacked = torch.empty(num_micro_batches, *shape, device=self.device)
+        if self.dims.is_last_stage:
+            torch.stack(outputs, out=stacked)
+        dist.broadcast(stacked, group=self.modules[0].pg_collection.pp, group_src=self.dims.pipeline_size - 1)
+        return list(stacked)
+
+    def _pass(
+        self, step: Callable, batches: Iterator[Batch], count: int, forward_only: bool
+    ) -> tuple[list, torch.Size]:
+        """Pass `count` micro-batches of one shape through the pipeline; returns what the last stage's `step` gave for
+        each, on that stage, and the shape [B, S]."""
+        first = next(batches)
+        batches, virtual = itertools.chain((first,), batches), self.dims.virtual_size
+        results = self.schedule(
+            forward_step_func=step,
             data_iterator=list(itertools.tee(batches, virtual)) if virtual > 1 else batches,
             model=self.chunks,
-            num_microbatches=num_micro_batches,
-            seq_length=self.config.model.sequence_length,
-            micro_batch_size=self.config.parallel.micro_batch_size,
+            num_microbatches=count,
+            seq_length=first.tokens.shape[1],
+            micro_batch_size=first.tokens.shape[0],
             forward_only=forward_only,
         )
-        return means(sums, self.task.metric_names, self.device, counts_here=self.dims.tensor_rank == 0)
+        return results, first.tokens.shape
+
+    def _output_step(self, batches: Iterator[Batch], model: torch.nn.Module) -> tuple:
+        return self.task.forward(model, next(batches).to(self.device)), None
 
     def _forward_step(self, batches: Iterator[Batch], model: torch.nn.Module) -> tuple:
         batch = next(batches).to(self.device)

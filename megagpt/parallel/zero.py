@@ -144,6 +144,12 @@ class DeepSpeedEngine:
         mean, count, metrics = self._means([self._forward(next(batches))[1] for _ in range(num_micro_batches)])
         return StepResult(mean, count, 0.0, False, metrics)
 
+    @torch.no_grad()
+    def outputs(self, batches: Iterator[Batch], num_micro_batches: int) -> list[torch.Tensor]:
+        """See `Engine.outputs`."""
+        self.engine.eval()
+        return [self.task.forward(self.engine, next(batches).to(self.device)) for _ in range(num_micro_batches)]
+
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         batch = batch.to(self.device)
         loss, count, metrics = self.task.loss(self.task.forward(self.engine, batch), batch)
