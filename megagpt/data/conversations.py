@@ -3,7 +3,7 @@
 import gzip
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ class Conversation:
     messages: tuple[Message, ...]
     user: str | None = None
     """Who wrote it, where that is known."""
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
+    """The record's other fields, such as "check", which says how a program tells right answers."""
 
 
 def read_conversations(paths: Sequence[str | Path]) -> list[Conversation]:
@@ -60,10 +62,15 @@ def records(path: Path) -> Iterator[tuple[Any, str]]:
 def _conversation(record: Any, place: str) -> Conversation:
     if isinstance(record, dict) and isinstance(record.get("messages"), list):
         try:
-            return Conversation(messages_of(record["messages"]), record.get("user"))
+            return Conversation(messages_of(record["messages"]), record.get("user"), _extra(record, "messages"))
         except ValueError as error:
             raise DataError(f"{place}: {error}") from None
     if isinstance(record, dict) and {"instruction", "output"} <= set(record):
         asked = edit_messages(record["instruction"], record.get("input", ""))
-        return Conversation((*asked, Message("assistant", record["output"])), record.get("user"))
+        answer = Message("assistant", record["output"])
+        return Conversation((*asked, answer), record.get("user"), _extra(record, "instruction", "input", "output"))
     raise DataError(f"{place}: neither messages nor instruction and output")
+
+
+def _extra(record: dict[str, Any], *known: str) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in (*known, "user")}
