@@ -1,7 +1,8 @@
-"""Evaluate a model on programming problems: pass@k, each completion judged in a sandbox.
+"""Evaluate a model: on programming problems (pass@k, in a sandbox) or on edits by instruction.
 
 python tools/evaluate.py task=humaneval data=HumanEval.jsonl.gz checkpoint=runs/code output=runs/code/humaneval
 python tools/evaluate.py task=humaneval data=HumanEval.jsonl.gz completions=samples.jsonl output=judged
+python tools/evaluate.py task=edits data=edits.jsonl checkpoint=runs/edit output=runs/edit/edits
 
 Arguments are key=value; --help lists the keys. Interrupted, the same command goes on where it stopped.
 """
@@ -9,6 +10,7 @@ Arguments are key=value; --help lists the keys. Interrupted, the same command go
 import re
 import sys
 from dataclasses import MISSING, fields, replace
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,6 +19,7 @@ from megagpt.config.nearest import nearest
 from megagpt.config.schema import ParallelConfig
 from megagpt.errors import ConfigError
 from megagpt.evaluate.coding import CodeEvaluation, evaluate_code
+from megagpt.evaluate.edits import EditEvaluation, evaluate_edits
 from megagpt.log import run_tool
 from megagpt.model.generation import Generator
 from megagpt.parallel import launch
@@ -37,9 +40,17 @@ def main() -> None:
             config, engine, tokenizer = restore(settings.checkpoint, ParallelConfig())
             generator = Generator(engine.modules, config, tokenizer, settings.batch_size)
             settings = replace(settings, checkpoint=checkpoint.locate(settings.checkpoint))
-        result = evaluate_code(settings, generator)
+        if isinstance(settings, EditEvaluation):
+            show_edits(evaluate_edits(settings, generator))
+        else:
+            show_code(evaluate_code(settings, generator))
     finally:
         launch.shutdown()
+    print(settings.output / "result.json")
+
+
+def show_code(result: dict[str, Any]) -> None:
+    """Print pass@k."""
     counts = result["counts"]
     print(f"{counts['samples_passed']} of {counts['samples']} samples passed, {counts['problems']} problems")
     for k, found in result["pass_at_k"].items():
@@ -48,12 +59,20 @@ def main() -> None:
         print(f"pass@{k} {found['value']:.2%}{shown}")
     if result["sandbox"] == "none":
         print("programs ran unprotected: sandbox=none")
-    print(settings.output / "result.json")
 
 
-def parse(arguments: list[str]) -> CodeEvaluation:
+def show_edits(result: dict[str, Any]) -> None:
+    """Print a line for all edits and for each kind."""
+    for kind, figures in result["figures"].items():
+        line = f"{kind:<16} {figures['edits']:>6} edits  exact match {figures['exact_match']:.1%}"
+        line += f"  similarity {figures['similarity']:.3f} (unchanged {figures['unchanged_similarity']:.3f})"
+        print(line + (f"  tests passed {figures['tests_passed']:.1%}" if "tests_passed" in figures else ""))
+
+
+def parse(arguments: list[str]) -> CodeEvaluation | EditEvaluation:
     """The settings in key=value arguments. Raises ConfigError for an unknown key or a wrong value."""
-    names = [field.name for field in fields(CodeEvaluation)]
+    kind = EditEvaluation if "task=edits" in arguments else CodeEvaluation
+    names = [field.name for field in fields(kind)]
     given = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -65,11 +84,11 @@ def parse(arguments: list[str]) -> CodeEvaluation:
         if key in given:
             raise ConfigError(f"{key} is given twice")
         given[key] = re.findall(r"[^\s,\[\]]+", value) if key == "k" else value
-    missing = [field.name for field in fields(CodeEvaluation) if field.default is MISSING and field.name not in given]
+    missing = [field.name for field in fields(kind) if field.default is MISSING and field.name not in given]
     if missing:
         raise ConfigError(f"{', '.join(missing)} must be given, as key=value")
     try:
-        return TypeAdapter(CodeEvaluation).validate_python(given)
+        return TypeAdapter(kind).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{first['loc'][0]} is {first['input']!r}: {first['msg']}") from None
@@ -77,10 +96,12 @@ def parse(arguments: list[str]) -> CodeEvaluation:
 
 def help_text() -> str:
     """The docstring, and each key with its default."""
-    lines = [__doc__.strip(), "", "keys:"]
-    for field in fields(CodeEvaluation):
-        default = "" if field.default in (MISSING, None) else f" (default {field.default})"
-        lines.append(f"  {field.name}{default}")
+    lines = [__doc__.strip()]
+    for title, kind in (("programming problems", CodeEvaluation), ("edits", EditEvaluation)):
+        lines += ["", f"keys for {title}:"]
+        for field in fields(kind):
+            default = "" if field.default in (MISSING, None) else f" (default {field.default})"
+            lines.append(f"  {field.name}{default}")
     return "\n".join(lines)
 
 

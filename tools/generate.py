@@ -4,8 +4,10 @@ python tools/generate.py --checkpoint runs/demo --prompt "def main("
 python tools/generate.py --checkpoint runs/demo --prompt-file prompts.jsonl --num-samples 4 --json > samples.jsonl
 torchrun --nproc-per-node 2 tools/generate.py --checkpoint runs/demo --tensor-parallel-size 2 --greedy --prompt "def "
 python tools/generate.py --checkpoint runs/code --prompt "def double(x):" --suffix "    return y"
+python tools/generate.py --checkpoint runs/edit --prompt "helo wrld" --instruction "Fix the spelling." --greedy
 
-With a suffix, a model that was trained on filling in the middle writes what belongs between the two.
+With a suffix, a model that was trained on filling in the middle writes what belongs between the two; with an
+instruction, one that was trained on conversations writes the prompt anew, as the instruction says.
 Text goes to the standard output, a single completion as it comes. Without a prompt, in a terminal, it asks for one
 after another.
 """
@@ -22,6 +24,8 @@ import torch.distributed as dist
 from megagpt import env
 from megagpt.checkpoint import current_world
 from megagpt.config.schema import ParallelConfig
+from megagpt.data.chat import chat_prompt
+from megagpt.data.conversations import edit_messages
 from megagpt.data.infilling import infill_prompt
 from megagpt.errors import ConfigError, DataError, MegaGPTError
 from megagpt.log import run_tool
@@ -53,6 +57,7 @@ def parse() -> argparse.Namespace:
     add("--prompt", action="append", default=[], help="text to continue; give it several times for several prompts")
     add("--prompt-file", type=Path, help='.jsonl with {"prompt": "..."} on every line, or text with a prompt a line')
     add("--suffix", help="text that follows: insert between every prompt and it")
+    add("--instruction", help="edit every prompt by this instruction instead of continuing it")
     add("--num-samples", type=int, default=1, help="completions of every prompt (default 1)")
     add(
         "--max-new-tokens", type=int, default=default["max_new_tokens"], help="tokens to generate (default %(default)s)"
@@ -77,6 +82,8 @@ def run(arguments: argparse.Namespace) -> None:
         **{field.name: getattr(arguments, field.name) for field in fields(GenerationConfig) if field.name != "stop"},
         stop=tuple(arguments.stop),
     )
+    if arguments.suffix is not None and arguments.instruction is not None:
+        raise ConfigError("--suffix asks for what lies between two texts and --instruction for a text anew: give one")
     if arguments.num_samples < 1:
         raise ConfigError(f"--num-samples is {arguments.num_samples}; it must be at least 1")
     prompts = [*arguments.prompt, *(read_prompts(arguments.prompt_file) if arguments.prompt_file else [])]
@@ -94,11 +101,11 @@ def run(arguments: argparse.Namespace) -> None:
     generator = Generator(engine.modules, config, tokenizer)
     if prompts:
         prompts = [prompt for prompt in prompts for _ in range(arguments.num_samples)]
-        show(generator, prompts, arguments.suffix, settings, arguments.json)
+        show(generator, prompts, arguments, settings)
         return
     for prompt in ask():
         try:
-            show(generator, [prompt] * arguments.num_samples, arguments.suffix, settings, arguments.json)
+            show(generator, [prompt] * arguments.num_samples, arguments, settings)
         except DataError as error:  # too long: the next one may do
             say(f"{error}\n")
 
@@ -143,26 +150,30 @@ def ask() -> Iterator[str]:
         yield line
 
 
-def show(
-    generator: Generator, prompts: list[str], suffix: str | None, settings: GenerationConfig, as_json: bool
-) -> None:
+def show(generator: Generator, prompts: list[str], arguments: argparse.Namespace, settings: GenerationConfig) -> None:
     """Generate and print: one completion as it comes, several when all are there."""
-    inputs, rest = prompts, suffix or ""
-    if suffix is not None:
-        inputs = [infill_prompt(generator.tokenizer, prompt, suffix) for prompt in prompts]
-    if len(prompts) == 1 and not as_json:
-        unsaid = prompts[0]  # until the first text is there, since a prompt may be refused
+    inputs, around, rest = prompts, {}, ""
+    if arguments.suffix is not None:
+        rest, around = arguments.suffix, {"suffix": arguments.suffix}
+        inputs = [infill_prompt(generator.tokenizer, prompt, rest) for prompt in prompts]
+    if arguments.instruction is not None:
+        around = {"instruction": arguments.instruction}
+        asked = [edit_messages(arguments.instruction, prompt) for prompt in prompts]
+        inputs = [chat_prompt(generator.tokenizer, messages) for messages in asked]
+    # An edited text stands for itself.
+    shown = prompts if arguments.instruction is None else [""] * len(prompts)
+    if len(prompts) == 1 and not arguments.json:
+        unsaid = shown[0]  # until the first text is there, since a prompt may be refused
         for _, text in generator.stream(inputs, settings):
             say(unsaid + text)
             unsaid = ""
         say(f"{unsaid}{rest}\n")
         return
-    for prompt, completion in zip(prompts, generator.generate(inputs, settings), strict=True):
-        if as_json:
-            around = {"prompt": prompt} if suffix is None else {"prompt": prompt, "suffix": suffix}
-            say(json.dumps(around | asdict(completion), ensure_ascii=False) + "\n")
+    for prompt, before, completion in zip(prompts, shown, generator.generate(inputs, settings), strict=True):
+        if arguments.json:
+            say(json.dumps({"prompt": prompt} | around | asdict(completion), ensure_ascii=False) + "\n")
         else:
-            say(f"{prompt}{completion.text}{rest}\n{'-' * 40}\n")
+            say(f"{before}{completion.text}{rest}\n{'-' * 40}\n")
 
 
 def say(text: str) -> None:

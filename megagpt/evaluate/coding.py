@@ -98,13 +98,13 @@ def evaluate_code(settings: CodeEvaluation, generator: Generator | None = None) 
     judge = Judge(settings.sandbox, Limits(wall_seconds=settings.timeout))
     problems = read_problems(settings.task, settings.data)
     request = _request(settings, problems)
-    _claim(settings.output, request)
+    claim(settings.output, request)
     if generator is None:
         asked = read_completions(settings.completions, problems, settings.k)
     else:
         asked = _generate(settings, generator, problems)
     samples = _judge(settings, judge, problems, asked)
-    result = request | {"versions": _versions(settings.sandbox)} | summarize(samples, settings.k)
+    result = request | {"versions": versions(settings.sandbox)} | summarize(samples, settings.k)
     write_atomic(settings.output / "result.json", json.dumps(result, indent=2, allow_nan=False).encode() + b"\n")
     return result
 
@@ -178,7 +178,7 @@ def _request(settings: CodeEvaluation, problems: list[Problem]) -> dict[str, Any
     }
 
 
-def _claim(folder: Path, request: dict[str, Any]) -> None:
+def claim(folder: Path, request: dict[str, Any]) -> None:
     """Begin in an empty folder, or go on with the same evaluation. Raises ConfigError when it holds another."""
     path = folder / "request.json"
     if path.exists():
@@ -273,10 +273,11 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _versions(sandbox: Sandbox) -> dict[str, str]:
-    versions = {name: version(name) for name in ("megagpt", "torch", "tokenizers")}
-    versions["python"] = platform.python_version()
+def versions(sandbox: Sandbox) -> dict[str, str]:
+    """Versions of what a figure depends on."""
+    found = {name: version(name) for name in ("megagpt", "torch", "tokenizers")}
+    found["python"] = platform.python_version()
     if sandbox == "bwrap":
         said = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=True).stdout
-        versions["bubblewrap"] = re.sub(r"\D*", "", said, count=1).strip()
-    return versions
+        found["bubblewrap"] = re.sub(r"\D*", "", said, count=1).strip()
+    return found

@@ -1,0 +1,195 @@
+"""How well a model edits by instruction: exact matches, similarity, and whether repaired functions pass their tests."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megagpt.data.chat import chat_prompt
+from megagpt.data.conversations import edit_messages, records
+from megagpt.data.edits.edit import Edit
+from megagpt.data.files import file_sha256, write_atomic
+from megagpt.errors import ConfigError, DataError
+from megagpt.evaluate.coding import claim, versions
+from megagpt.evaluate.sandbox import Judge, Limits, Sandbox, Task
+from megagpt.log import progress
+from megagpt.model.generation import GenerationConfig, Generator
+
+
+@dataclass(frozen=True)
+class EditEvaluation:
+    """What to evaluate and how; the fields are the keys of tools/evaluate.py."""
+
+    task: str
+    """edits."""
+    data: Path
+    """Edits, as tools/make_edits.py writes them."""
+    output: Path
+    """Folder for what comes out."""
+    checkpoint: Path | None = None
+    """Run folder (its newest checkpoint) or one checkpoint: the model to ask."""
+    completions: Path | None = None
+    """.jsonl of {"answer": "..."}, one for each edit, judged as they are instead of asking a model."""
+    limit: int | None = None
+    """Only so many edits, from the beginning."""
+    max_new_tokens: int = 256
+    """Longest answer, tokens."""
+    batch_size: int = 32
+    """Answers generated at a time."""
+    workers: int = len(os.sched_getaffinity(0))
+    """Functions tested at a time."""
+    sandbox: Sandbox = "bwrap"
+    """bwrap, or none: test functions that nobody has read without protection."""
+    timeout: float = Limits.wall_seconds
+    """Seconds for a function and its tests."""
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.completions is None):
+            raise ConfigError("give either checkpoint=..., a model to ask, or completions=..., a file of its answers")
+        for name in ("limit", "max_new_tokens", "workers", "batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def evaluate_edits(settings: EditEvaluation, generator: Generator | None = None) -> dict[str, Any]:
+    """Ask, judge and count; returns what result.json holds. `generator` is needed without `settings.completions`.
+
+    The folder also gets samples.jsonl, every edit with its answer. Raises ConfigError when it holds another evaluation
+    or there is no sandbox, DataError for broken files.
+    """
+    edits = read_edits(settings.data)[: settings.limit]
+    judge = Judge(settings.sandbox, Limits(wall_seconds=settings.timeout))
+    source = settings.checkpoint / "manifest.json" if generator else settings.completions
+    request = {
+        "task": settings.task,
+        "data": {"file": settings.data.name, "sha256": file_sha256(settings.data), "edits": len(edits)},
+        "checkpoint" if generator else "completions": {"file": str(source), "sha256": file_sha256(source)},
+        "sampler": {"temperature": 0, "max_new_tokens": settings.max_new_tokens} if generator else None,
+        "sandbox": settings.sandbox,
+    }
+    claim(settings.output, request)
+    if generator is None:
+        answers = read_answers(settings.completions, len(edits))
+    else:
+        answers = answer_edits(generator, edits, settings.max_new_tokens)
+    judged = judge_edits(edits, answers, judge, settings.workers)
+    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in judged)
+    write_atomic(settings.output / "samples.jsonl", lines.encode())
+    result = request | {"versions": versions(settings.sandbox), "figures": summarize(judged)}
+    write_atomic(settings.output / "result.json", json.dumps(result, indent=2, allow_nan=False).encode() + b"\n")
+    return result
+
+
+def read_edits(path: Path) -> list[Edit]:
+    """The edits of a file. Raises DataError naming file and line of a record that is none."""
+    known, edits = {field.name for field in fields(Edit)}, []
+    for record, place in records(path):
+        try:
+            edit = Edit(**{"kind": "edit"} | {name: value for name, value in record.items() if name in known})
+        except (TypeError, AttributeError):
+            raise DataError(f'{place}: an edit needs "instruction", "input" and "output"') from None
+        if not all(isinstance(text, str) for text in (edit.instruction, edit.input, edit.output)):
+            raise DataError(f'{place}: "instruction", "input" and "output" must be texts')
+        edits.append(edit)
+    if not edits:
+        raise DataError(f"{path} holds no edit")
+    return edits
+
+
+def answer_edits(generator: Generator, edits: Sequence[Edit], max_new_tokens: int) -> list[str]:
+    """What the model makes of each edit's input, taking the likeliest tokens.
+
+    An edit whose prompt leaves no room in the context window gets an empty answer, which is wrong.
+    """
+    prompts = [chat_prompt(generator.tokenizer, edit_messages(edit.instruction, edit.input)) for edit in edits]
+    fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < generator.window]
+    answers, settings = [""] * len(edits), GenerationConfig(max_new_tokens=max_new_tokens, temperature=0)
+    with progress(len(fitting), "edits", "answering") as bar:
+        for start in range(0, len(fitting), generator.batch_size):
+            chosen = fitting[start : start + generator.batch_size]
+            for index, out in zip(chosen, generator.generate([prompts[i] for i in chosen], settings), strict=True):
+                answers[index] = out.text
+            bar.update(len(chosen))
+    return answers
+
+
+def similarity(first: str, second: str) -> float:
+    """1 - d / n, with d the Levenshtein distance of two texts and n the longer one's length; 1 for two empty ones."""
+    longer = max(len(first), len(second))
+    return 1 - levenshtein(first, second) / longer if longer else 1.0
+
+
+def levenshtein(first: str, second: str) -> int:
+    """Least number of characters to insert, delete or replace to turn `first` into `second`."""
+    a, b = (np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) for text in (first, second))
+    steps = np.arange(len(b) + 1)
+    row = steps.copy()
+    for number, character in enumerate(a, 1):
+        best = np.minimum(row[1:] + 1, row[:-1] + (b != character))
+        # Insertions run along the row: the least of best[j] + (i - j) over j <= i.
+        row = np.minimum.accumulate(np.concatenate(([number], best)) - steps) + steps
+    return int(row[-1])
+
+
+def judge_edits(edits: Sequence[Edit], answers: Sequence[str], judge: Judge, workers: int) -> list[dict[str, Any]]:
+    """For each edit, its answer with `exact_match`, `similarity` and, where it has tests, `passed`."""
+
+    def tested(edit: Edit, answer: str) -> bool | None:
+        if edit.tests is None:
+            return None
+        return judge(Task(answer, edit.output, (edit.function,), edit.tests)).passed
+
+    with ThreadPoolExecutor(workers) as pool:
+        passed = list(pool.map(tested, edits, answers))
+    return [
+        {
+            "kind": edit.kind,
+            "instruction": edit.instruction,
+            "input": edit.input,
+            "output": edit.output,
+            "answer": answer,
+            "exact_match": answer == edit.output,
+            "similarity": similarity(answer, edit.output),
+            "passed": verdict,
+        }
+        for edit, answer, verdict in zip(edits, answers, passed, strict=True)
+    ]
+
+
+def summarize(judged: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Means over "all" edits and over each kind, beside what giving back the input unchanged would get."""
+    groups = defaultdict(list)
+    for one in judged:
+        groups["all"].append(one)
+        groups[one["kind"]].append(one)
+    return {name: _means(group) for name, group in groups.items()}
+
+
+def _means(group: list[dict[str, Any]]) -> dict[str, float]:
+    tested = [one["passed"] for one in group if one["passed"] is not None]
+    figures = {
+        "edits": len(group),
+        "exact_match": float(np.mean([one["exact_match"] for one in group])),
+        "similarity": float(np.mean([one["similarity"] for one in group])),
+        "unchanged_exact_match": float(np.mean([one["input"] == one["output"] for one in group])),
+        "unchanged_similarity": float(np.mean([similarity(one["input"], one["output"]) for one in group])),
+    }
+    return figures | ({"tests_passed": float(np.mean(tested)), "tested": len(tested)} if tested else {})
+
+
+def read_answers(path: Path, count: int) -> list[str]:
+    """Answers of a file, {"answer": "..."} a line, in the edits' order. Raises DataError unless there are `count`."""
+    answers = []
+    for record, place in records(path):
+        if not isinstance(record, dict) or not isinstance(record.get("answer"), str):
+            raise DataError(f'{place}: no text in the field "answer"')
+        answers.append(record["answer"])
+    if len(answers) != count:
+        raise DataError(f"{path} has {len(answers)} answers to {count} edits: it needs one for each, in their order")
+    return answers
