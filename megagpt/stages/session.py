@@ -14,7 +14,7 @@ from megagpt.config.layout_rules import world_size_fits
 from megagpt.config.load import from_dict, raise_all, to_dict
 from megagpt.config.load import save as save_config
 from megagpt.config.rules import check
-from megagpt.config.schema import Config, CorpusConfig, DataConfig, ParallelConfig
+from megagpt.config.schema import Config, CorpusConfig, DataConfig, OptimConfig, ParallelConfig
 from megagpt.data.batch import Loader
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError
@@ -100,10 +100,10 @@ def restore(path: Path, parallel: ParallelConfig) -> tuple[Config, MegatronEngin
     launch.initialize(parallel, seed=0)
     folder = checkpoint.locate(path)
     config = from_dict(checkpoint.read_manifest(folder)["config"])
-    # Neither batches nor corpora matter here, and a converted checkpoint may have none.
-    optim = dataclasses.replace(config.optim, global_batch_size=dist.get_world_size() * 64, ramp_start=None)
+    # Only the model and its layout matter here.
+    optim = OptimConfig(global_batch_size=dist.get_world_size() * 64)
     data = DataConfig(tokenizer=TOKENIZER, corpora=(CorpusConfig("unused"),))
-    check(dataclasses.replace(config, parallel=parallel, optim=optim, data=data), dist.get_world_size())
+    check(Config(model=config.model, parallel=parallel, optim=optim, data=data), dist.get_world_size())
     config = dataclasses.replace(config, parallel=parallel)
     engine = MegatronEngine(config, task=None, training=False)
     checkpoint.load(folder, engine.pieces(for_saving=False), strict=False)

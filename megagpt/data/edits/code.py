@@ -80,7 +80,7 @@ def remove_docstring(source: str, rng: random.Random) -> Edit:
 
 def sort_imports(source: str, rng: random.Random) -> Edit:
     """Import lines in alphabetical order."""
-    lines = [f"import {name}" for name in sorted(set(re.findall(r"\b([a-z][a-z_]{2,})\.", source)))]
+    lines = [f"import {name}" for name in sorted(set(re.findall(r"(?<![.\w])([a-z][a-z_]+)\.", source)))]
     lines = [line for line in lines if not keyword.iskeyword(line[7:]) and line[7:] not in ("self", "cls")]
     if len(lines) < 2:
         raise NotApplicableError

@@ -22,7 +22,7 @@ def make_edits(
     """`count` edits, the kinds in equal shares, of texts of at most `max_chars` characters; no two are the same.
 
     Prose is taken from between blank lines, of Python source from docstrings; code from functions. The same arguments
-    give the same edits. Raises ConfigError for an unknown kind, DataError when the documents have too little for a kind.
+    give the same edits. Raises ConfigError for an unknown kind, DataError when there is too little text for a kind.
     """
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown or not kinds:

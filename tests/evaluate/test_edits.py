@@ -1,0 +1,95 @@
+"""Figures of edits, and their evaluation from the command line."""
+
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import evaluate
+import pytest
+
+from megagpt.data.edits.make import make_edits
+from megagpt.errors import ConfigError, DataError
+from megagpt.evaluate.edits import levenshtein, read_edits, similarity
+
+needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+TEXT = ["The river runs to the sea. Every boat on it is old, and every boat has a name."]
+
+
+def by_recursion(first: str, second: str) -> int:
+    """The definition of Levenshtein's distance."""
+    if not first or not second:
+        return len(first) + len(second)
+    change = by_recursion(first[1:], second[1:]) + (first[0] != second[0])
+    return min(change, by_recursion(first[1:], second) + 1, by_recursion(first, second[1:]) + 1)
+
+
+def test_the_distance_is_levenshteins():
+    rng = random.Random(0)
+    for _ in range(60):
+        first, second = ("".join(rng.choices("ab\U0001f600", k=rng.randrange(6))) for _ in range(2))
+        assert levenshtein(first, second) == by_recursion(first, second)
+    assert levenshtein("kitten" * 40, "sitting" * 40) == levenshtein("sitting" * 40, "kitten" * 40)
+    assert similarity("kitten", "sitting") == 1 - by_recursion("kitten", "sitting") / 7
+    assert (similarity("", ""), similarity("a", ""), similarity("same", "same")) == (1, 0, 1)
+
+
+def run(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "task=edits", *arguments])
+    evaluate.main()
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, str]:
+    """A file of edits, their right answers, their inputs, and one answer too few."""
+    edits = [e.record() for e in make_edits(TEXT, 9, kinds=("sort_lines", "uppercase", "fix_bug"), max_chars=200)]
+    lines = {
+        "edits": edits,
+        "right": [{"answer": edit["output"]} for edit in edits],
+        "unchanged": [{"answer": edit["input"]} for edit in edits],
+        "few": [{"answer": ""}],
+    }
+    for name, records in lines.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return {name: str(tmp_path / f"{name}.jsonl") for name in lines} | {"output": str(tmp_path / "out")}
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("answers", ["right", "unchanged"])
+def test_right_answers_score_all_and_unchanged_inputs_nothing(files, answers, monkeypatch, capsys):
+    run(monkeypatch, f"data={files['edits']}", f"completions={files[answers]}", f"output={files['output']}")
+    result = json.loads(Path(files["output"], "result.json").read_text())
+    right = answers == "right"
+    for kind in ("all", "sort_lines", "uppercase", "fix_bug"):
+        figures = result["figures"][kind]
+        assert figures["exact_match"] == float(right)
+        assert (figures["similarity"] == 1) == right
+        assert figures["unchanged_exact_match"] == 0
+    assert result["figures"]["fix_bug"]["tests_passed"] == result["figures"]["all"]["tests_passed"] == float(right)
+    assert result["figures"]["all"]["tested"] == result["figures"]["fix_bug"]["edits"] == 3
+    assert "tests_passed" not in result["figures"]["uppercase"]
+    expected = [similarity(edit.input, edit.output) for edit in read_edits(Path(files["edits"]))]
+    assert result["figures"]["all"]["unchanged_similarity"] == pytest.approx(sum(expected) / 9)
+    assert f"exact match {100 * right:.1f}%" in capsys.readouterr().out
+
+
+@needs_bubblewrap
+def test_what_does_not_fit_together_is_refused(files, monkeypatch, tmp_path):
+    data, output = f"data={files['edits']}", f"output={files['output']}"
+    with pytest.raises(DataError, match="1 answers to 9 edits"):
+        run(monkeypatch, data, f"completions={files['few']}", output)
+    with pytest.raises(ConfigError, match="another completions"):
+        run(monkeypatch, data, f"completions={files['right']}", output)
+    with pytest.raises(DataError, match=r'few.jsonl:1: an edit needs "instruction"'):
+        run(monkeypatch, f"data={files['few']}", f"completions={files['right']}", f"output={tmp_path}/other")
+    with pytest.raises(ConfigError, match="either checkpoint"):
+        run(monkeypatch, data, output)
+    with pytest.raises(ConfigError, match=r"unknown key 'limt'; did you mean limit"):
+        run(monkeypatch, data, output, "limt=3", f"completions={files['right']}")
+
+
+def test_without_bubblewrap_nothing_is_judged(files, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match="sandbox=none"):
+        run(monkeypatch, f"data={files['edits']}", f"completions={files['right']}", f"output={files['output']}")

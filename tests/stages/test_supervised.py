@@ -1,0 +1,146 @@
+"""Stages edit and sft: what is learnt from conversations, in every layout, and going on exactly."""
+
+import importlib.util
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dist import run_distributed
+
+from megagpt.data.chat import grow_for_chat
+from megagpt.data.edits.make import make_edits
+from megagpt.data.tokenizer import Tokenizer
+
+LENGTH, BATCH, STEPS, STOP, LEARNING_STEPS = 64, 4, 8, 5, 400
+LAYOUTS = {
+    "dp2": [],
+    "tp2": ["parallel.tensor_parallel_size=2"],
+    "tp2_sp": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
+    "pp2": ["parallel.pipeline_parallel_size=2"],
+    "interleaved": ["parallel.pipeline_parallel_size=2", "parallel.virtual_pipeline_size=2"],
+}
+if importlib.util.find_spec("deepspeed"):
+    LAYOUTS |= {f"zero{stage}": ["parallel.engine=deepspeed", f"parallel.zero_stage={stage}"] for stage in (1, 2, 3)}
+
+
+def _run(overrides: list[str]) -> dict:
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    from megagpt.config.load import load
+    from megagpt.config.rules import check
+    from megagpt.data.supervised import ConversationLoader
+    from megagpt.evaluate.edits import answer_edits, read_edits
+    from megagpt.evaluate.held_out import evaluate
+    from megagpt.model.generation import Generator
+    from megagpt.parallel.build import build_engine
+    from megagpt.stages.session import open_session, start
+    from megagpt.train.task import LanguageModelTask
+
+    config, result = load(overrides), {}
+    check(config, dist.get_world_size())
+    with start(config) as checkpointer:
+        loader = ConversationLoader(config)
+        engine = build_engine(config, LanguageModelTask())
+        session = open_session(config, engine, checkpointer, loader)
+        result["begun"] = session.trainer.state.step
+        session.trainer.fit()
+        result["held_out"] = evaluate(engine, loader, "validation", None)["loss"]
+        if config.optim.train_tokens == LEARNING_STEPS * BATCH * LENGTH:
+            edits = read_edits(Path(config.data.conversations[0]))[-40:]
+            answers = answer_edits(Generator(engine.modules, config, loader.tokenizer), edits, 24)
+            result["right"] = np.mean([edit.output == answer for edit, answer in zip(edits, answers, strict=True)])
+    pieces = [piece for piece in engine.pieces(for_saving=False) if piece.name.startswith("model/")]
+    result["pieces"] = [replace(piece, data=piece.data.detach().clone().numpy()) for piece in pieces]
+    parallel_state.destroy_model_parallel()
+    lines = (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()
+    return result | {"losses": [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]}
+
+
+def _pretrain(overrides: list[str]) -> None:
+    from megatron.core import parallel_state
+
+    from megagpt.config.load import load
+    from megagpt.stages import pretrain
+
+    pretrain.run(load(overrides))
+    parallel_state.destroy_model_parallel()
+
+
+def _run_in_turn(runs: dict[str, list[str]]) -> dict[str, dict]:
+    return {name: _run([*overrides, f"run_name={name}"]) for name, overrides in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def settings(overrides, tmp_path_factory) -> list[str]:
+    """Overrides of a run that learns edits from a model of a few steps."""
+    folder = tmp_path_factory.mktemp("edit")
+    given = dict(text.split("=", 1) for text in overrides)
+    tokenizer = grow_for_chat(Tokenizer.load(given["data.tokenizer"]))
+    tokenizer.save(folder / "tokenizer.json")
+    words = random.Random(0)
+    texts = [" ".join(words.choices(["to", "be", "or", "not", "that", "is"], k=3)) + "." for _ in range(600)]
+    edits = make_edits(["\n\n".join(texts)], 240, kinds=["uppercase"], max_chars=16)
+    (folder / "edits.jsonl").write_text("".join(json.dumps(edit.record()) + "\n" for edit in edits))
+    run = [
+        *(*overrides, f"runs_dir={folder}", "model.hidden_dropout=0", "model.attention_dropout=0", "optim.lr=3e-3"),
+        *("optim.ramp_start=null", "optim.ramp_tokens=0", f"optim.global_batch_size={BATCH}", "optim.warmup_tokens=0"),
+        *(f"model.sequence_length={LENGTH}", "parallel.micro_batch_size=2"),
+    ]
+    base = [*run, "run_name=base", f"optim.train_tokens={4 * BATCH * LENGTH}", "parallel.micro_batch_size=1"]
+    run_distributed(_pretrain, 1, base)
+    return [
+        *(*run, "stage=edit", f"checkpoint.load={folder}/base", f"model.vocab_size={tokenizer.vocab_size}"),
+        *(f"data.tokenizer={folder}/tokenizer.json", f"data.conversations=[{folder}/edits.jsonl]"),
+        f"optim.train_tokens={STEPS * BATCH * LENGTH}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def one(settings) -> dict[str, dict]:
+    """Results on one rank."""
+    learning = LEARNING_STEPS * BATCH * LENGTH
+    runs = {
+        "whole": settings,
+        "parts": [*settings, f"optim.train_tokens={STOP * BATCH * LENGTH}"],
+        "unpacked": [*settings, "data.packing=false"],
+        "learnt": [*settings, f"optim.train_tokens={learning}", f"optim.decay_tokens={learning}"],
+    }
+    first = run_distributed(_run_in_turn, 1, runs)[0]
+    return first | run_distributed(_run_in_turn, 1, {"parts": settings})[0]
+
+
+@pytest.fixture(scope="module")
+def two(settings, one) -> dict[str, dict]:
+    """Results of the first rank in every layout of two."""
+    small = ["parallel.micro_batch_size=1"]  # the interleaved schedule takes as many micro-batches as stages
+    return run_distributed(_run_in_turn, 2, {name: [*settings, *small, *o] for name, o in LAYOUTS.items()})[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_learns_as_one_rank(one, two, layout):
+    torch.testing.assert_close(two[layout]["losses"], one["whole"]["losses"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(two[layout]["held_out"], one["whole"]["held_out"], rtol=1e-5, atol=1e-6)
+
+
+def test_resume_is_bit_exact(one):
+    whole, parts = one["whole"], one["parts"]
+    assert (whole["begun"], parts["begun"], len(whole["losses"])) == (0, STOP, STEPS)
+    assert parts["losses"] == whole["losses"]
+    for a, b in zip(whole["pieces"], parts["pieces"], strict=True):
+        assert np.array_equal(a.data, b.data), a.name
+
+
+def test_held_out_edits_are_learnt(one):
+    learnt, begun = one["learnt"], one["whole"]
+    assert learnt["held_out"] < 0.1 * begun["losses"][0]
+    assert learnt["right"] >= 0.5  # an unchanged input is never right
+
+
+def test_packing_changes_how_many_are_seen_and_not_what_is_learnt(one):
+    assert one["unpacked"]["losses"] != one["whole"]["losses"]
+    assert one["unpacked"]["held_out"] > one["whole"]["held_out"]  # fewer conversations in as many rows
