@@ -48,7 +48,8 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *("seed", "optim.warmup_tokens", "optim.ramp_tokens", "optim.weight_decay", "optim.clip_grad"),
-    *("stage.eval_interval", "checkpoint.interval", "checkpoint.keep_every", "reliability.replica_interval"),
+    *("stage.eval_interval", "stage.infilling_cuts", "checkpoint.interval", "checkpoint.keep_every"),
+    "reliability.replica_interval",
     *("reliability.straggler_interval", "reliability.spike_threshold", "reliability.spike_rewind"),
 )
 BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2")

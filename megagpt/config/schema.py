@@ -94,6 +94,9 @@ class StageConfig:
     """Steps between evaluations on the validation documents; 0 evaluates only at the end."""
     eval_tokens: int = 10_000_000
     """At most this many validation tokens an evaluation; the last evaluation reads all."""
+    infilling_cuts: int = 0
+    """Held-out lines that a run with data.infilling_rate fills in at its end and, if it starts from a model, at its
+    start too; 0: none."""
     sample_prompts: tuple[str, ...] = ()
     """Prompts continued at the end of the run, shown in the log and the report."""
     sample_tokens: int = 64

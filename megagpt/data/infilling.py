@@ -31,15 +31,17 @@ def fim_ids(tokenizer: Tokenizer) -> tuple[int, int, int, int]:
     return prefix, middle, suffix, pad
 
 
-def infill_prompt(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
+def infill_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, spm: bool = True) -> list[int]:
     """Token ids after which a model writes what belongs between `prefix` and `suffix`, then end-of-text.
 
-    In SPM order, which infills slightly better and leaves the prefix at the end, where a longer one only adds to it.
-    Raises DataError when the tokenizer lacks the tokens for it.
+    By default in SPM order, which infills slightly better and leaves the prefix at the end, where a longer one only
+    adds to it. Raises DataError when the tokenizer lacks the tokens for it.
     """
     first, middle, second, _ = fim_ids(tokenizer)
     before, after = tokenizer.encode_batch([prefix, suffix])
-    return [first, second, *after, middle, *before]
+    if spm:
+        return [first, second, *after, middle, *before]
+    return [first, *before, second, *after, middle]
 
 
 class Infilling:
@@ -54,7 +56,7 @@ class Infilling:
             if not 0 <= share <= 1:
                 raise ConfigError(f"the {name} of infilling is {share}; it must be in 0..1")
         self.tokenizer, self.rate, self.spm_rate, self.seed = tokenizer, rate, spm_rate, seed
-        self._prefix, self._middle, self._suffix, self._pad = fim_ids(tokenizer)
+        self._pad = fim_ids(tokenizer)[-1]
 
     def sample(self, tokens: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
         """What sample `index` of the run becomes: its tokens, int64 [S + 1], and the loss mask, float32 [S].
@@ -76,12 +78,8 @@ class Infilling:
 
     def rearrange(self, text: str, first: int, last: int, spm: bool) -> list[int]:
         """Tokens of `text` with its characters first..last-1 moved to the end, end-of-text behind them."""
-        prefix, middle, suffix = self.tokenizer.encode_batch([text[:first], text[first:last], text[last:]])
-        if spm:
-            front = [self._prefix, self._suffix, *suffix, self._middle, *prefix]
-        else:
-            front = [self._prefix, *prefix, self._suffix, *suffix, self._middle]
-        return [*front, *middle, self.tokenizer.end_of_text_id]
+        prompt = infill_prompt(self.tokenizer, text[:first], text[last:], spm)
+        return [*prompt, *self.tokenizer.encode(text[first:last]), self.tokenizer.end_of_text_id]
 
     def _document(self, document: np.ndarray, uniforms: np.ndarray, room: int) -> np.ndarray | list[int]:
         """One document as it is, or rearranged in `room` tokens at most; uniforms: float64 [4] in [0, 1)."""
