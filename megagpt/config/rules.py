@@ -53,7 +53,7 @@ NOT_NEGATIVE = (
     *("reliability.straggler_interval", "reliability.spike_threshold", "reliability.spike_rewind"),
 )
 BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2")
-SHARES = ("optim.min_lr_ratio", "data.infilling_rate", "data.infilling_spm_rate")
+SHARES = ("optim.min_lr_ratio", "data.infilling_rate", "data.infilling_spm_rate", "data.infilling_line_rate")
 
 LARGEST_SEED = 2**32 - 1
 

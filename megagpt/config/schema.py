@@ -36,6 +36,8 @@ class DataConfig:
     """Share of documents in training samples that are rearranged for filling in the middle (arXiv 2207.14255)."""
     infilling_spm_rate: float = 0.5
     """Share of those in the order suffix, prefix, middle (SPM); the others are in prefix, suffix, middle (PSM)."""
+    infilling_line_rate: float = 0.0
+    """Share of those with a single line in the middle; the others are cut at two random characters."""
     conversations: tuple[str, ...] = ()
     """Files of conversations (.jsonl, .json, also .gz), which the stages edit and sft train on instead of corpora."""
     packing: bool = True

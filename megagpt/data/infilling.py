@@ -1,13 +1,15 @@
 """Fill-in-the-middle (Bavarian et al., arXiv 2207.14255): documents rearranged so that a model learns to insert.
 
-A document is cut at two random characters into prefix, middle and suffix, which are encoded one by one and put in one
-of two orders, PSM and SPM, with the middle at the end:
+A document is cut at two random characters, or around one line, into prefix, middle and suffix, which are encoded one by
+one and put in one of two orders, PSM and SPM, with the middle at the end:
 
     PSM   <fim_prefix> prefix <fim_suffix> suffix <fim_middle> middle <|endoftext|>
     SPM   <fim_prefix> <fim_suffix> suffix <fim_middle> prefix middle <|endoftext|>
 
 End-of-text says that the middle has reached the suffix, so it is always there. All parts are trained on.
 """
+
+import re
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError
 
 _STREAM = 2  # streams 0 and 1 of (seed, number) order documents and windows
+
+_LINE = re.compile(r"(?<=\S)\n[^\n]*\S(?=\n)")
 
 
 def fim_ids(tokenizer: Tokenizer) -> tuple[int, int, int, int]:
@@ -44,18 +48,32 @@ def infill_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, spm: bool = Tr
     return [first, *before, second, *after, middle]
 
 
+def lines_within(text: str) -> list[tuple[int, int]]:
+    """Where the lines of `text` are that can be filled in: (first, last + 1) characters, with the newline before each.
+
+    Not the first and the last line, which may be parts of lines; no blank ones; and neither they nor the lines before
+    them end in white space. Around these, all three parts have the tokens that they have in the whole text, since
+    nothing but white space is in one token with a newline.
+    """
+    return [match.span() for match in _LINE.finditer(text)]
+
+
 class Infilling:
     """Rearranges the documents inside training samples (context-level): a pure function of (seed, sample, tokens)."""
 
-    def __init__(self, tokenizer: Tokenizer, rate: float = 0.5, spm_rate: float = 0.5, seed: int = 0) -> None:
-        """`rate` is the share of documents that are rearranged, `spm_rate` the share of SPM among them.
+    def __init__(
+        self, tokenizer: Tokenizer, rate: float = 0.5, spm_rate: float = 0.5, seed: int = 0, line_rate: float = 0.0
+    ) -> None:
+        """`rate` is the share of documents that are rearranged; among them `spm_rate` is the share in SPM order, and
+        `line_rate` that with a single line in the middle.
 
         Raises ConfigError for a share outside 0..1, DataError when the tokenizer lacks the tokens.
         """
-        for name, share in (("rate", rate), ("spm_rate", spm_rate)):
+        for name, share in (("rate", rate), ("spm_rate", spm_rate), ("line_rate", line_rate)):
             if not 0 <= share <= 1:
                 raise ConfigError(f"the {name} of infilling is {share}; it must be in 0..1")
         self.tokenizer, self.rate, self.spm_rate, self.seed = tokenizer, rate, spm_rate, seed
+        self.line_rate = line_rate
         self._pad = fim_ids(tokenizer)[-1]
 
     def sample(self, tokens: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,6 +108,8 @@ class Infilling:
         # A sample may begin or end inside a character, of which no text can be made.
         while text := self.tokenizer.decode_bytes(body.tolist()).decode(errors="ignore"):
             first, last = sorted(int(cut * (len(text) + 1)) for cut in cuts)
+            if whether < self.rate * self.line_rate and (lines := lines_within(text)):
+                first, last = lines[int(cuts[0] * len(lines))]
             new = self.rearrange(text, first, last, order < self.spm_rate)
             if len(new) <= room:
                 return new

@@ -2,8 +2,8 @@
 
 A cut is a line of a window of held-out tokens, with the newline before it; what stands before and behind it in the
 window is its prefix and suffix (the single-line infilling of Bavarian et al., arXiv 2207.14255, on documents of the
-corpus). Cut between the end of one line and the newline of the next, all three parts have the tokens that they have in
-the whole text, so that a model which reads from left to right finds nothing unusual in the prefix.
+corpus). All three parts have the tokens that they have in the whole text, so that a model which reads from left to
+right finds nothing unusual in the prefix.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 
 from megagpt.data.batch import Batch
 from megagpt.data.chat import Example
-from megagpt.data.infilling import infill_prompt
+from megagpt.data.infilling import infill_prompt, lines_within
 from megagpt.data.loader import TrainLoader
 from megagpt.data.packed import PackedCorpus, Part, hashes
 from megagpt.data.supervised import batch_of_rows
@@ -48,8 +48,8 @@ def held_out_cuts(loader: TrainLoader, part: Part, count: int) -> list[Cut]:
     """At most `count` different lines of the documents of `part`, a function of the seed and the corpora alone.
 
     Windows are drawn evenly over the tokens of `part`, the lines evenly in a window; a share of `infilling_spm_rate` is
-    in SPM order. Left out are blank lines, lines after a blank one, lines that end in white space or come after one
-    that does, and lines longer than `longest_middle`. Raises DataError when there is none at all.
+    in SPM order. Lines are those of `lines_within` that are not longer than `longest_middle`. Raises DataError when
+    there is none at all.
     """
     config = loader.config
     corpora = [corpus for corpus in loader.corpora[part] if corpus.num_tokens]
@@ -117,22 +117,12 @@ def _window(corpus: PackedCorpus, tokenizer: Tokenizer, start: int) -> str:
 
 
 def _cut(text: str, which: float, tokenizer: Tokenizer, longest: int) -> tuple[str, str, str] | None:
-    """Prefix, middle and suffix of `text` around one of its lines, by `which` in [0, 1); None when none is fit for it.
-
-    The first and the last line are not, since the window may have cut them.
-    """
-    lines = text.split("\n")
-    fit = [
-        index
-        for index in range(1, len(lines) - 1)
-        if all(line and line == line.rstrip() for line in lines[index - 1 : index + 1])
-        and len(tokenizer.encode("\n" + lines[index])) <= longest
-    ]
-    if not fit:
+    """`text` in three parts around one of its lines, by `which` in [0, 1); None when none is fit for it."""
+    places = [place for place in lines_within(text) if len(tokenizer.encode(text[slice(*place)])) <= longest]
+    if not places:
         return None
-    index = fit[int(which * len(fit))]
-    before, line, after = "\n".join(lines[:index]), lines[index], "\n".join(lines[index + 1 :])
-    return before, f"\n{line}", f"\n{after}"
+    first, last = places[int(which * len(places))]
+    return text[:first], text[first:last], text[last:]
 
 
 def _first_line(text: str) -> str:
