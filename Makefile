@@ -1,5 +1,5 @@
 # make train   a GPT from raw text to report, in minutes on two cores
-# make code    that GPT taught to fill in code and to edit it, likewise
+# make code    that GPT, trained on to fill in code
 # make test    all tests
 # make lint    ruff
 .DELETE_ON_ERROR:
@@ -53,7 +53,7 @@ code: $(CODE)/report.html
 	@echo
 	echo "report:    $(CODE)/report.html (open it in a browser)"
 	echo "figures:   $(CODE)/evaluation_before.json and $(CODE)/evaluation.json"
-	echo "try it:    $(PYTHON) tools/generate.py --checkpoint $(CODE) --prompt 'def double(x):' --suffix '    return y'"
+	echo "try it:    $(PYTHON) tools/generate.py --checkpoint $(CODE) --prompt 'def double(x):' --suffix $$'\n    return y'"
 
 # The demo's own targets say when it is to be made anew; `make clean` begins all over.
 $(CODE)/data/tokenizer.json: | $(RUN)/evaluation.json
