@@ -22,7 +22,6 @@ import torch.distributed as dist
 from megagpt import env
 from megagpt.checkpoint import current_world
 from megagpt.config.schema import ParallelConfig
-from megagpt.data.infilling import infill_prompt
 from megagpt.errors import ConfigError, DataError, MegaGPTError
 from megagpt.log import run_tool
 from megagpt.model.generation import GenerationConfig, Generator
@@ -149,7 +148,7 @@ def show(
     """Generate and print: one completion as it comes, several when all are there."""
     inputs, rest = prompts, suffix or ""
     if suffix is not None:
-        inputs = [infill_prompt(generator.tokenizer, prompt, suffix) for prompt in prompts]
+        inputs = [generator.infill_prompt(prompt, suffix) for prompt in prompts]
     if len(prompts) == 1 and not as_json:
         unsaid = prompts[0]  # until the first text is there, since a prompt may be refused
         for _, text in generator.stream(inputs, settings):

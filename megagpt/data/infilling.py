@@ -38,8 +38,8 @@ def fim_ids(tokenizer: Tokenizer) -> tuple[int, int, int, int]:
 def infill_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, spm: bool = True) -> list[int]:
     """Token ids after which a model writes what belongs between `prefix` and `suffix`, then end-of-text.
 
-    By default in SPM order, which infills slightly better and leaves the prefix at the end, where a longer one only
-    adds to it. Raises DataError when the tokenizer lacks the tokens for it.
+    SPM infills slightly better than PSM, and leaves the prefix at the end, where a longer one only adds to it. Raises
+    DataError when the tokenizer lacks the tokens for it.
     """
     first, middle, second, _ = fim_ids(tokenizer)
     before, after = tokenizer.encode_batch([prefix, suffix])
