@@ -26,7 +26,6 @@ from megagpt.checkpoint import current_world
 from megagpt.config.schema import ParallelConfig
 from megagpt.data.chat import chat_prompt
 from megagpt.data.conversations import edit_messages
-from megagpt.data.infilling import infill_prompt
 from megagpt.errors import ConfigError, DataError, MegaGPTError
 from megagpt.log import run_tool
 from megagpt.model.generation import GenerationConfig, Generator
@@ -155,7 +154,7 @@ def show(generator: Generator, prompts: list[str], arguments: argparse.Namespace
     inputs, around, rest = prompts, {}, ""
     if arguments.suffix is not None:
         rest, around = arguments.suffix, {"suffix": arguments.suffix}
-        inputs = [infill_prompt(generator.tokenizer, prompt, rest) for prompt in prompts]
+        inputs = [generator.infill_prompt(prompt, rest) for prompt in prompts]
     if arguments.instruction is not None:
         around = {"instruction": arguments.instruction}
         asked = [edit_messages(arguments.instruction, prompt) for prompt in prompts]

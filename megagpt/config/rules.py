@@ -58,7 +58,8 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *("seed", "optim.warmup_tokens", "optim.ramp_tokens", "optim.weight_decay", "optim.clip_grad"),
-    *("stage.eval_interval", "checkpoint.interval", "checkpoint.keep_every", "reliability.replica_interval"),
+    *("stage.eval_interval", "stage.infilling_cuts", "checkpoint.interval", "checkpoint.keep_every"),
+    "reliability.replica_interval",
     *("reliability.straggler_interval", "reliability.spike_threshold", "reliability.spike_rewind"),
     *("ppo.kl_coefficient", "ppo.missing_end_penalty", "ppo.critic_warmup_steps", "ppo.entropy_coefficient"),
     *("ppo.ptx_coefficient",),
@@ -66,7 +67,7 @@ NOT_NEGATIVE = (
 BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2", "ppo.ema_decay")
 SHARES = (
     *("optim.min_lr_ratio", "optim.warmup_start_ratio", "data.infilling_rate", "data.infilling_spm_rate"),
-    *("ppo.discount", "ppo.gae_lambda"),
+    *("data.infilling_line_rate", "ppo.discount", "ppo.gae_lambda"),
 )
 
 LARGEST_SEED = 2**32 - 1

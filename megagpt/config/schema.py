@@ -37,6 +37,8 @@ class DataConfig:
     """Share of documents in training samples that are rearranged for filling in the middle (arXiv 2207.14255)."""
     infilling_spm_rate: float = 0.5
     """Share of those in the order suffix, prefix, middle (SPM); the others are in prefix, suffix, middle (PSM)."""
+    infilling_line_rate: float = 0.0
+    """Share of those with a single line in the middle; the others are cut at two random characters."""
     conversations: tuple[str, ...] = ()
     """Files of conversations (.jsonl, .json, also .gz), which the stages edit and sft train on instead of corpora."""
     packing: bool = True
@@ -97,6 +99,9 @@ class StageConfig:
     """Steps between evaluations on the validation documents; 0 evaluates only at the end."""
     eval_tokens: int = 10_000_000
     """At most this many validation tokens an evaluation; the last evaluation reads all."""
+    infilling_cuts: int = 0
+    """Held-out lines that a run with data.infilling_rate fills in at its end and, if it starts from a model, at its
+    start too; 0: none."""
     sample_prompts: tuple[str, ...] = ()
     """Prompts continued at the end of the run, shown in the log and the report."""
     sample_tokens: int = 64

@@ -1,13 +1,15 @@
 """Fill-in-the-middle (Bavarian et al., arXiv 2207.14255): documents rearranged so that a model learns to insert.
 
-A document is cut at two random characters into prefix, middle and suffix, which are encoded one by one and put in one
-of two orders, PSM and SPM, with the middle at the end:
+A document is cut at two random characters, or around one line, into prefix, middle and suffix, which are encoded one by
+one and put in one of two orders, PSM and SPM, with the middle at the end:
 
     PSM   <fim_prefix> prefix <fim_suffix> suffix <fim_middle> middle <|endoftext|>
     SPM   <fim_prefix> <fim_suffix> suffix <fim_middle> prefix middle <|endoftext|>
 
 End-of-text says that the middle has reached the suffix, so it is always there. All parts are trained on.
 """
+
+import re
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError
 
 _STREAM = 2  # streams 0 and 1 of (seed, number) order documents and windows
+
+_LINE = re.compile(r"(?<=\S)\n[^\n]*\S(?=\n)")
 
 
 def fim_ids(tokenizer: Tokenizer) -> tuple[int, int, int, int]:
@@ -31,30 +35,46 @@ def fim_ids(tokenizer: Tokenizer) -> tuple[int, int, int, int]:
     return prefix, middle, suffix, pad
 
 
-def infill_prompt(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
+def infill_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, spm: bool = True) -> list[int]:
     """Token ids after which a model writes what belongs between `prefix` and `suffix`, then end-of-text.
 
-    In SPM order, which infills slightly better and leaves the prefix at the end, where a longer one only adds to it.
-    Raises DataError when the tokenizer lacks the tokens for it.
+    SPM infills slightly better than PSM, and leaves the prefix at the end, where a longer one only adds to it. Raises
+    DataError when the tokenizer lacks the tokens for it.
     """
     first, middle, second, _ = fim_ids(tokenizer)
     before, after = tokenizer.encode_batch([prefix, suffix])
-    return [first, second, *after, middle, *before]
+    if spm:
+        return [first, second, *after, middle, *before]
+    return [first, *before, second, *after, middle]
+
+
+def lines_within(text: str) -> list[tuple[int, int]]:
+    """Where the lines of `text` are that can be filled in: (first, last + 1) characters, with the newline before each.
+
+    Not the first and the last line, which may be parts of lines; no blank ones; and neither they nor the lines before
+    them end in white space. Around these, all three parts have the tokens that they have in the whole text, since
+    nothing but white space is in one token with a newline.
+    """
+    return [match.span() for match in _LINE.finditer(text)]
 
 
 class Infilling:
     """Rearranges the documents inside training samples (context-level): a pure function of (seed, sample, tokens)."""
 
-    def __init__(self, tokenizer: Tokenizer, rate: float = 0.5, spm_rate: float = 0.5, seed: int = 0) -> None:
-        """`rate` is the share of documents that are rearranged, `spm_rate` the share of SPM among them.
+    def __init__(
+        self, tokenizer: Tokenizer, rate: float = 0.5, spm_rate: float = 0.5, seed: int = 0, line_rate: float = 0.0
+    ) -> None:
+        """`rate` is the share of documents that are rearranged; among them `spm_rate` is the share in SPM order, and
+        `line_rate` that with a single line in the middle.
 
         Raises ConfigError for a share outside 0..1, DataError when the tokenizer lacks the tokens.
         """
-        for name, share in (("rate", rate), ("spm_rate", spm_rate)):
+        for name, share in (("rate", rate), ("spm_rate", spm_rate), ("line_rate", line_rate)):
             if not 0 <= share <= 1:
                 raise ConfigError(f"the {name} of infilling is {share}; it must be in 0..1")
         self.tokenizer, self.rate, self.spm_rate, self.seed = tokenizer, rate, spm_rate, seed
-        self._prefix, self._middle, self._suffix, self._pad = fim_ids(tokenizer)
+        self.line_rate = line_rate
+        self._pad = fim_ids(tokenizer)[-1]
 
     def sample(self, tokens: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
         """What sample `index` of the run becomes: its tokens, int64 [S + 1], and the loss mask, float32 [S].
@@ -76,12 +96,8 @@ class Infilling:
 
     def rearrange(self, text: str, first: int, last: int, spm: bool) -> list[int]:
         """Tokens of `text` with its characters first..last-1 moved to the end, end-of-text behind them."""
-        prefix, middle, suffix = self.tokenizer.encode_batch([text[:first], text[first:last], text[last:]])
-        if spm:
-            front = [self._prefix, self._suffix, *suffix, self._middle, *prefix]
-        else:
-            front = [self._prefix, *prefix, self._suffix, *suffix, self._middle]
-        return [*front, *middle, self.tokenizer.end_of_text_id]
+        prompt = infill_prompt(self.tokenizer, text[:first], text[last:], spm)
+        return [*prompt, *self.tokenizer.encode(text[first:last]), self.tokenizer.end_of_text_id]
 
     def _document(self, document: np.ndarray, uniforms: np.ndarray, room: int) -> np.ndarray | list[int]:
         """One document as it is, or rearranged in `room` tokens at most; uniforms: float64 [4] in [0, 1)."""
@@ -92,6 +108,8 @@ class Infilling:
         # A sample may begin or end inside a character, of which no text can be made.
         while text := self.tokenizer.decode_bytes(body.tolist()).decode(errors="ignore"):
             first, last = sorted(int(cut * (len(text) + 1)) for cut in cuts)
+            if whether < self.rate * self.line_rate and (lines := lines_within(text)):
+                first, last = lines[int(cuts[0] * len(lines))]
             new = self.rearrange(text, first, last, order < self.spm_rate)
             if len(new) <= room:
                 return new

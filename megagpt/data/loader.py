@@ -43,7 +43,8 @@ class TrainLoader(ReadAhead):
         self.blend = Blend(self.corpora["train"], [corpus.weight for corpus in data.corpora], config.seed)
         self.infilling = None
         if data.infilling_rate:
-            self.infilling = Infilling(self.tokenizer, data.infilling_rate, data.infilling_spm_rate, config.seed)
+            rates = data.infilling_rate, data.infilling_spm_rate
+            self.infilling = Infilling(self.tokenizer, *rates, config.seed, data.infilling_line_rate)
 
     def evaluation_batches(
         self,

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from megagpt.data.files import file_sha256, write_atomic
-from megagpt.data.infilling import infill_prompt
 from megagpt.errors import ConfigError, DataError
 from megagpt.evaluate.code_tasks import Problem, prompt_hash, read_problems
 from megagpt.evaluate.pass_at_k import estimate
@@ -234,7 +233,7 @@ def _ask(settings: CodeEvaluation, generator: Generator, problems: list[Problem]
 def _tokens(generator: Generator, problem: Problem) -> list[int]:
     if problem.suffix is None:
         return generator.tokenizer.encode(problem.prompt)
-    return infill_prompt(generator.tokenizer, problem.prompt, problem.suffix)
+    return generator.infill_prompt(problem.prompt, problem.suffix)
 
 
 def _judge(settings: CodeEvaluation, judge: Judge, problems: list[Problem], asked: list[Asked]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import torch
 
 from megagpt.data.batch import Batch, Loader
 from megagpt.data.packed import Part
-from megagpt.parallel.engine import Engine
+from megagpt.parallel.engine import Engine, StepResult
 
 
 def evaluate(engine: Engine, loader: Loader, part: Part, max_tokens: int | None) -> dict[str, float]:
@@ -22,10 +22,7 @@ def evaluate(engine: Engine, loader: Loader, part: Part, max_tokens: int | None)
     batches = list(loader.evaluation_batches(part, max_tokens, dims.data_rank, dims.data_size))
     if not batches:
         return {}
-    if dims.virtual_size > 1:  # the interleaved schedule takes multiples of the number of stages
-        empty = _without_loss(batches[-1])
-        batches += [empty] * (-len(batches) % dims.pipeline_size)
-    result = engine.evaluate(iter(batches), len(batches))
+    result = mean_loss(engine, batches)
     size = loader.evaluation_bytes(part, max_tokens)
     return {
         "loss": result.loss,
@@ -34,6 +31,14 @@ def evaluate(engine: Engine, loader: Loader, part: Part, max_tokens: int | None)
         "tokens": result.count,
         "bytes": size,
     }
+
+
+def mean_loss(engine: Engine, batches: list[Batch]) -> StepResult:
+    """The engine's evaluation on `batches`, this replica's, as many on every one; collective."""
+    dims = engine.dims
+    if dims.virtual_size > 1:  # the interleaved schedule takes multiples of the number of stages
+        batches = batches + [_without_loss(batches[-1])] * (-len(batches) % dims.pipeline_size)
+    return engine.evaluate(iter(batches), len(batches))
 
 
 def compressed_bits_per_byte(text: bytes) -> dict[str, float]:

@@ -17,6 +17,10 @@ Rows = list[tuple[str, list[str]]]
 """A table: each row's label and one cell for every run, as plain text."""
 
 
+NO_FIGURES = ("step", "tokens", "bytes", "infilling_cuts")
+"""Keys of an evaluation that say what it was measured on."""
+
+
 def build_report(runs: list[Run]) -> str:
     """The page's HTML. Every text that comes from a run is escaped."""
     panels = [data for panel in PANELS if (data := panel_data(panel, runs))]
@@ -28,10 +32,11 @@ def build_report(runs: list[Run]) -> str:
             _header(title, runs),
             _controls(runs),
             _figures(panels),
-            _section("Summary", _facts(runs) if len(runs) == 1 else _table(runs, summary_rows(runs))),
+            _section("Summary", _facts(runs) if len(runs) == 1 else _table(summary_rows(runs), _heads(runs))),
+            *(_before_after(run, len(runs) > 1) for run in runs),
             _config(runs),
             _samples(runs),
-            _section("How it was run", _table(runs, _about_rows(runs), "code")),
+            _section("How it was run", _table(_about_rows(runs), _heads(runs), "code")),
         ]
     )
     return f"""<!doctype html>
@@ -60,6 +65,17 @@ def summary_rows(runs: list[Run]) -> Rows:
     columns = [_summary(run) for run in runs]
     labels = list(dict.fromkeys(label for column in columns for label in column))
     return [(label, [column.get(label, "") for column in columns]) for label in labels]
+
+
+def before_after_rows(run: Run) -> Rows:
+    """What the run measured both before its first step and at its end: label, and the two figures."""
+    rows = []
+    for key, before in run.before.items():
+        after = run.evaluation.get(key)
+        if key not in NO_FIGURES and number(before) is not None and number(after) is not None:
+            spec = ".1%" if key.endswith("exact_match") else ".4f"
+            rows.append((key.replace("_", " ").capitalize(), [_format(before, spec), _format(after, spec)]))
+    return rows
 
 
 def _summary(run: Run) -> dict[str, str]:
@@ -167,6 +183,11 @@ def _figures(panels: list[dict[str, Any]]) -> str:
     return f'<div class="plots">{"".join(figures)}</div><p class="note">{" ".join(notes)}</p>'
 
 
+def _before_after(run: Run, named: bool) -> str:
+    title = f"Before and after: {run.name}" if named else "Before and after"
+    return _section(title, _table(before_after_rows(run), ["before", "after"]))
+
+
 def _config(runs: list[Run]) -> str:
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
     if not keys:
@@ -176,7 +197,7 @@ def _config(runs: list[Run]) -> str:
         return _section("Configuration", _config_groups(rows))
     different = [row for row in rows if len(set(row[1])) > 1]
     same = [(key, values[:1]) for key, values in rows if len(set(values)) == 1]
-    first = _table(runs, different, "code") if different else "<p>The configurations are the same.</p>"
+    first = _table(different, _heads(runs), "code") if different else "<p>The configurations are the same.</p>"
     rest = f"<details><summary>{len(same)} settings that are the same</summary>{_config_groups(same)}</details>"
     return _section("What differs in the configuration", first + rest)
 
@@ -219,18 +240,22 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
 
 
-def _table(runs: list[Run], rows: Rows, style: str = "numbers") -> str:
+def _table(rows: Rows, heads: list[str], style: str = "numbers") -> str:
+    """`heads` are the columns' names as HTML, or none."""
     if not rows:
         return ""
-    head = ""
-    if len(runs) > 1:
-        names = (f'<th scope="col">{_dot(index)}{escape(run.name)}</th>' for index, run in enumerate(runs))
-        head = f"<thead><tr><th></th>{''.join(names)}</tr></thead>"
+    cells = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    head = f"<thead><tr><th></th>{cells}</tr></thead>" if heads else ""
     lines = (
         f'<tr><th scope="row">{escape(label)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
         for label, cells in rows
     )
     return f'<div class="scroll"><table class="{style}">{head}<tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _heads(runs: list[Run]) -> list[str]:
+    """Names of the runs over a table's columns, unless there is only one."""
+    return [f"{_dot(index)}{escape(run.name)}" for index, run in enumerate(runs)] if len(runs) > 1 else []
 
 
 def _facts(runs: list[Run]) -> str:

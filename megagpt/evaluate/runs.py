@@ -27,6 +27,8 @@ class Run:
     """config.yaml, flattened: "optim.lr" -> 6e-4."""
     evaluation: dict[str, Any]
     """evaluation.json: the last evaluation, with what gzip and xz need for the same text."""
+    before: dict[str, Any]
+    """evaluation_before.json: the same figures of the model that the run started from, where it measured them."""
     samples: list[dict[str, Any]]
     """samples.jsonl: the newest step's generated texts."""
     about: dict[str, Any]
@@ -72,6 +74,7 @@ def _read_run(folder: Path, name: str) -> Run:
         validation=validation,
         config=flatten(_mapping(folder / "config.yaml")),
         evaluation=_mapping(folder / "evaluation.json"),
+        before=_mapping(folder / "evaluation_before.json"),
         samples=[sample for sample in samples if (number(sample.get("step")) or 0) == newest],
         about=_mapping(folder / "run.json"),
     )

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megagpt.config.schema import Config
+from megagpt.data.infilling import infill_prompt
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError, TrainingDiverged
 from megagpt.model.gpt import GPT
@@ -107,9 +108,16 @@ class Generator:
                 "use the tokenizer that the model was trained with"
             )
         self.modules, self.tokenizer, self.batch_size = modules, tokenizer, batch_size
-        self.window = config.model.sequence_length
+        self.window, self.spm = config.model.sequence_length, config.data.infilling_spm_rate > 0
         self.groups = modules[0].pg_collection
         self.device = next(modules[0].parameters()).device
+
+    def infill_prompt(self, prefix: str, suffix: str) -> list[int]:
+        """Token ids to continue with what belongs between, in an order that the model was trained on: SPM if it was.
+
+        Raises DataError when the tokenizer has no tokens for it.
+        """
+        return infill_prompt(self.tokenizer, prefix, suffix, self.spm)
 
     def generate(
         self,

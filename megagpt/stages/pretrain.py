@@ -1,4 +1,4 @@
-"""Stage `pretrain`: next-token prediction on packed documents, as GPT-3 (arXiv 2005.14165)."""
+"""Stages `pretrain` and `code`: next-token prediction on packed documents, as GPT-3 (arXiv 2005.14165) and Codex."""
 
 import json
 import logging
@@ -7,6 +7,7 @@ from megagpt.config.schema import Config
 from megagpt.data.loader import TrainLoader
 from megagpt.errors import STOPPED_BY_SIGNAL
 from megagpt.evaluate.held_out import compressed_bits_per_byte, evaluate
+from megagpt.evaluate.infilling import evaluate_infilling, held_out_cuts
 from megagpt.model.generation import GenerationConfig, Generator
 from megagpt.parallel.build import build_engine
 from megagpt.stages.session import Session, open_session, start
@@ -20,6 +21,7 @@ def run(config: Config) -> int:
     """Train to `optim.train_tokens`, then judge the model on all held-out documents and show samples."""
     with start(config) as checkpointer:
         session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, TrainLoader(config))
+        evaluate_before(session)
         if not session.trainer.fit():
             return STOPPED_BY_SIGNAL
         with session.trainer.watchdog as watchdog, watchdog.within("evaluation"):
@@ -29,15 +31,32 @@ def run(config: Config) -> int:
     return 0
 
 
+def measures_infilling(config: Config) -> bool:
+    """Whether held-out lines are filled in at the end of the run and, of a model that was loaded, before it."""
+    return config.data.infilling_rate > 0 and config.stage.infilling_cuts > 0
+
+
+def evaluate_before(session: Session) -> None:
+    """Measure the loaded model before the first step, into evaluation_before.json. Collective.
+
+    A run that goes on keeps what it has measured.
+    """
+    config = session.config
+    if session.trainer.state.step or not config.checkpoint.load or not measures_infilling(config):
+        return
+    with session.trainer.watchdog as watchdog, watchdog.within("evaluation"):
+        values = measure(session)
+    if session.is_main:
+        _write(session, "evaluation_before.json", values)
+
+
 def evaluate_run(session: Session) -> None:
     """Measure the finished model on every validation document, into evaluation.json. Collective."""
-    path, step = session.run_dir / "evaluation.json", session.trainer.state.step
-    part = "validation"
-    values = evaluate(session.engine, session.loader, part, max_tokens=None)
+    values = measure(session)
     if not session.is_main or not values:
         return
-    values = {"step": step, "part": part} | values | compressed_bits_per_byte(session.loader.held_out_text(part))
-    replace_file(path, json.dumps(values, indent=2) + "\n")
+    values |= compressed_bits_per_byte(session.loader.held_out_text("validation"))
+    _write(session, "evaluation.json", values)
     log.info(
         "held out: loss %.4f, perplexity %.2f, %.3f bits per byte (gzip -9: %.3f, xz -9: %.3f) over %d bytes",
         values["loss"],
@@ -47,6 +66,32 @@ def evaluate_run(session: Session) -> None:
         values.get("xz_9_bits_per_byte", float("nan")),
         values["bytes"],
     )
+
+
+def measure(session: Session) -> dict[str, float]:
+    """Figures of the model on every validation document, empty when there are none. Collective."""
+    config, engine, loader = session.config, session.engine, session.loader
+    values = evaluate(engine, loader, "validation", max_tokens=None)
+    if not values or not measures_infilling(config):
+        return values
+    cuts = held_out_cuts(loader, "validation", config.stage.infilling_cuts)
+    if len(cuts) < config.stage.infilling_cuts:
+        log.warning("held-out documents have %d lines to fill in, not %d", len(cuts), config.stage.infilling_cuts)
+    values |= evaluate_infilling(engine, loader, cuts)
+    log.info(
+        "%d held-out lines: infilling loss %.4f, exact match %.1f%%; from the left alone %.4f, %.1f%%",
+        len(cuts),
+        values["infilling_loss"],
+        100 * values["infilling_exact_match"],
+        values["left_to_right_loss"],
+        100 * values["left_to_right_exact_match"],
+    )
+    return values
+
+
+def _write(session: Session, name: str, values: dict[str, float]) -> None:
+    about = {"step": session.trainer.state.step, "part": "validation"}
+    replace_file(session.run_dir / name, json.dumps(about | values, indent=2) + "\n")
 
 
 def write_samples(session: Session) -> None:

@@ -175,6 +175,12 @@ def test_infilling_is_for_training_alone(grown):
     assert all(torch.equal(a.tokens, b.tokens) and torch.equal(a.loss_mask, b.loss_mask) for a, b in pairs)
 
 
+def test_infilling_has_the_configured_shares(grown):
+    shares = {"infilling_rate": 0.75, "infilling_spm_rate": 0.25, "infilling_line_rate": 0.125}
+    infilling = TrainLoader(with_data(grown, **shares)).infilling
+    assert (infilling.rate, infilling.spm_rate, infilling.line_rate) == tuple(shares.values())
+
+
 def test_infilling_needs_its_tokens(config):
     with pytest.raises(DataError, match=r"<fim_prefix>.*--extend"):
         TrainLoader(with_data(config, infilling_rate=0.5))

@@ -3,15 +3,19 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import generate
 import pytest
 
+from megagpt.config.schema import ParallelConfig
 from megagpt.data.infilling import infill_prompt
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError, ConfigError, DataError
 from megagpt.model.generation import Generator
+from megagpt.parallel import launch
+from megagpt.stages.session import restore
 
 ROOT = Path(__file__).parents[2]
 TEXT = "the cat sat on the mat and the dog on the log; naïve café 中文.\n" * 5
@@ -25,7 +29,6 @@ def run_dir(tmp_path_factory) -> Path:
     from megagpt.config.schema import CheckpointConfig, Config, CorpusConfig, DataConfig, ModelConfig, OptimConfig
     from megagpt.data.code_tokens import grow_for_code
     from megagpt.data.tokenizer import train_tokenizer
-    from megagpt.parallel import launch
     from megagpt.parallel.megatron import MegatronEngine
 
     folder = tmp_path_factory.mktemp("run")
@@ -100,6 +103,15 @@ def test_suffix_asks_for_what_is_between(tool, run_dir, monkeypatch):
     assert several[0] == f"the cat {completion['text']} mat\n\n"
     assert len(several) == 3
     assert "suffix" in json.loads(tool("--prompt", "", "--suffix", "", "--json", "--max-new-tokens", "1"))
+
+
+def test_suffix_comes_in_an_order_that_was_trained(run_dir):
+    config, engine, tokenizer = restore(run_dir, ParallelConfig())
+    for rate, spm in ((0.0, False), (0.5, True), (1.0, True)):
+        trained = replace(config, data=replace(config.data, infilling_spm_rate=rate))
+        prompt = Generator(engine.modules, trained, tokenizer).infill_prompt("the cat", " mat")
+        assert prompt == infill_prompt(tokenizer, "the cat", " mat", spm)
+    launch.shutdown()
 
 
 def test_nothing_new_still_shows_what_was_given(tool, monkeypatch):

@@ -16,7 +16,7 @@ import yaml
 from megagpt.config.schema import Config, OptimConfig
 from megagpt.errors import DataError
 from megagpt.evaluate import curves
-from megagpt.evaluate.report import build_report, summary_rows
+from megagpt.evaluate.report import before_after_rows, build_report, summary_rows
 from megagpt.evaluate.runs import read_runs
 
 TOOL = Path(__file__).parents[2] / "tools" / "report.py"
@@ -120,6 +120,25 @@ def test_summary(tmp_path: Path):
     assert rows["Final loss (test)"] == ["2.2500", "2.2500"]
     assert rows["Time training"] == ["80 s", "40 s"]  # 1,000 tokens a step at 500 a second
     assert rows["Peak memory"] == ["1.50 GiB", "1.50 GiB"]
+
+
+def test_what_was_measured_before_and_after_is_a_table(tmp_path: Path):
+    folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
+    before = {"step": 0, "part": "test", "loss": 3.5, "tokens": 9, "infilling_exact_match": 0.0, f"{HOSTILE}": 1.5}
+    (folders[0] / "evaluation_before.json").write_text(json.dumps(before | {"never_measured_again": 4.0}))
+    after = json.loads((folders[0] / "evaluation.json").read_text())
+    (folders[0] / "evaluation.json").write_text(json.dumps(after | {"infilling_exact_match": 0.0625, f"{HOSTILE}": 1}))
+    run, other = runs = read_runs(folders)
+    hostile = HOSTILE.replace("_", " ").capitalize()
+    wanted = [("Loss", ["3.5000", "2.2500"]), ("Infilling exact match", ["0.0%", "6.2%"])]
+    assert before_after_rows(run) == [*wanted, (hostile, ["1.5000", "1.0000"])]
+    assert before_after_rows(other) == []
+    alone, both, without = (build_report(chosen) for chosen in ([run], runs, [other]))
+    assert "img" not in Page(alone).tags
+    assert "<h2>Before and after</h2>" in alone
+    assert "<h2>Before and after: a</h2>" in both
+    assert "Before and after: b" not in both
+    assert "Before and after" not in without
 
 
 def test_several_runs_show_what_differs_first(tmp_path: Path):

@@ -1,0 +1,151 @@
+"""How well a model fills in single lines of held-out documents, beside what it makes of the text before them alone.
+
+A cut is a line of a window of held-out tokens, with the newline before it; what stands before and behind it in the
+window is its prefix and suffix (the single-line infilling of Bavarian et al., arXiv 2207.14255, on documents of the
+corpus). All three parts have the tokens that they have in the whole text, so that a model which reads from left to
+right finds nothing unusual in the prefix.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megagpt.data.batch import Batch
+from megagpt.data.chat import Example
+from megagpt.data.infilling import infill_prompt, lines_within
+from megagpt.data.loader import TrainLoader
+from megagpt.data.packed import PackedCorpus, Part, hashes
+from megagpt.data.supervised import batch_of_rows
+from megagpt.data.tokenizer import Tokenizer
+from megagpt.errors import DataError
+from megagpt.evaluate.held_out import mean_loss
+from megagpt.model.generation import GenerationConfig, Generator
+from megagpt.parallel.engine import Engine
+
+_STREAM = 3  # streams 0 to 2 of (seed, number) order documents and windows, and rearrange training samples
+_TRIES = 20  # windows to look at for each cut that is wanted: some hold no whole line
+_SPARE = 16  # tokens of a window that are kept free for the sentinels, end-of-text, and parts encoded on their own
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A text in three parts, and the order in which a model is shown them."""
+
+    prefix: str
+    middle: str
+    suffix: str
+    spm: bool
+    """Whether the suffix comes before the prefix (SPM) or behind it (PSM)."""
+
+
+def longest_middle(sequence_length: int) -> int:
+    """Tokens of the longest middle that is asked for: an eighth of the context."""
+    return sequence_length // 8
+
+
+def held_out_cuts(loader: TrainLoader, part: Part, count: int) -> list[Cut]:
+    """At most `count` different lines of the documents of `part`, a function of the seed and the corpora alone.
+
+    Windows are drawn evenly over the tokens of `part`, the lines evenly in a window; a share of `infilling_spm_rate` is
+    in SPM order. Lines are those of `lines_within` that are not longer than `longest_middle`. Raises DataError when
+    there is none at all.
+    """
+    config = loader.config
+    corpora = [corpus for corpus in loader.corpora[part] if corpus.num_tokens]
+    starts = np.cumsum([0, *(corpus.num_tokens for corpus in corpora)])
+    cuts: dict[tuple[str, str, str], Cut] = {}
+    numbers = hashes(3 * _TRIES * count, config.seed, _STREAM).reshape(-1, 3)
+    for where, which, order in ((numbers >> np.uint64(11)) / 2.0**53).tolist():
+        if len(cuts) == count or not corpora:
+            break
+        place = int(where * starts[-1])
+        corpus = int(np.searchsorted(starts, place, side="right")) - 1
+        text = _window(corpora[corpus], loader.tokenizer, place - int(starts[corpus]))
+        if parts := _cut(text, which, loader.tokenizer, longest_middle(config.model.sequence_length)):
+            cuts.setdefault(parts, Cut(*parts, spm=order < config.data.infilling_spm_rate))
+    if not cuts:
+        raise DataError(
+            f"the {part} documents have no line to fill in: every one is blank, at an end of its document, or longer "
+            f"than an eighth of model.sequence_length ({config.model.sequence_length}); set stage.infilling_cuts=0 to "
+            "train without these figures"
+        )
+    return list(cuts.values())
+
+
+def evaluate_infilling(engine: Engine, loader: TrainLoader, cuts: Sequence[Cut]) -> dict[str, float]:
+    """Loss and exact match of the middles, with both sides given and with the prefix alone; collective.
+
+    `infilling_loss` is the mean over the tokens of the middles and the end-of-text behind each, in nats;
+    `left_to_right_loss` over the tokens of the same middles after the prefix alone, which has no such end.
+    Exact matches are shares of the cuts for which greedy decoding gives the middle: ended by end-of-text where both
+    sides are given, and up to the next newline after the prefix alone.
+    """
+    tokenizer, end = loader.tokenizer, loader.tokenizer.end_of_text_id
+    both = [infill_prompt(tokenizer, cut.prefix, cut.suffix, cut.spm) for cut in cuts]
+    before = tokenizer.encode_batch([cut.prefix for cut in cuts])
+    middles = tokenizer.encode_batch([cut.middle for cut in cuts])
+    infilling = [_example(prompt, [*middle, end]) for prompt, middle in zip(both, middles, strict=True)]
+    left_to_right = [_example(prompt, middle) for prompt, middle in zip(before, middles, strict=True)]
+    generator = Generator(engine.modules, loader.config, tokenizer)
+    limit = longest_middle(loader.config.model.sequence_length) + 1  # with the end-of-text, or the next newline
+    settings = GenerationConfig(max_new_tokens=limit, temperature=0)
+    filled = generator.generate(both, settings)
+    continued = generator.generate(before, settings)
+    return {
+        "infilling_cuts": len(cuts),
+        "infilling_loss": _loss(engine, loader, infilling),
+        "infilling_exact_match": _share(
+            answer.finish_reason == "end_of_text" and answer.text == cut.middle
+            for answer, cut in zip(filled, cuts, strict=True)
+        ),
+        "left_to_right_loss": _loss(engine, loader, left_to_right),
+        "left_to_right_exact_match": _share(
+            _first_line(answer.text) == cut.middle for answer, cut in zip(continued, cuts, strict=True)
+        ),
+    }
+
+
+def _window(corpus: PackedCorpus, tokenizer: Tokenizer, start: int) -> str:
+    """The text from token `start` on, up to the end of its document or of what the context has room for."""
+    length = corpus.sequence_length
+    size = length - longest_middle(length) - _SPARE
+    tokens = corpus.read(start, max(0, min(size, corpus.num_tokens - start)))
+    ends = np.flatnonzero(tokens == tokenizer.end_of_text_id)
+    tokens = tokens[: ends[0]] if len(ends) else tokens
+    return tokenizer.decode_bytes(tokens.tolist()).decode(errors="ignore")
+
+
+def _cut(text: str, which: float, tokenizer: Tokenizer, longest: int) -> tuple[str, str, str] | None:
+    """`text` in three parts around one of its lines, by `which` in [0, 1); None when none is fit for it."""
+    places = [place for place in lines_within(text) if len(tokenizer.encode(text[slice(*place)])) <= longest]
+    if not places:
+        return None
+    first, last = places[int(which * len(places))]
+    return text[:first], text[first:last], text[last:]
+
+
+def _first_line(text: str) -> str:
+    """A newline and the line behind it, without what follows that; "" where the text begins with another character."""
+    return "\n" + text[1:].split("\n")[0] if text.startswith("\n") else ""
+
+
+def _example(prompt: list[int], wanted: list[int]) -> Example:
+    return Example(np.array([*prompt, *wanted]), np.arange(len(prompt) + len(wanted)) >= len(prompt))
+
+
+def _loss(engine: Engine, loader: TrainLoader, examples: Sequence[Example]) -> float:
+    return mean_loss(engine, list(_batches(engine, loader, examples))).loss
+
+
+def _batches(engine: Engine, loader: TrainLoader, examples: Sequence[Example]) -> Iterator[Batch]:
+    """This replica's share of the examples, one a row; every replica has as many batches."""
+    dims, size = engine.dims, loader.config.parallel.micro_batch_size
+    for first in range(0, len(examples), size * dims.data_size):
+        begin = first + dims.data_rank * size
+        rows = [[example] for example in examples[begin : begin + size]]
+        yield batch_of_rows(rows + [[]] * (size - len(rows)), loader.config.model.sequence_length, loader.tokenizer)
+
+
+def _share(matches: Iterator[bool]) -> float:
+    return float(np.mean(list(matches)))
