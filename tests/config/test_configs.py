@@ -15,6 +15,16 @@ EVERY = [(group, option) for group, options in groups().items() for option in op
 GPT3 = [option for option in groups()["model"] if re.fullmatch(r"gpt3_.*[mb]", option)]
 
 
+TALKS = ["checkpoint.load=runs/other", "data.conversations=[a.jsonl]"]
+STARTS = {
+    "code": ["checkpoint.load=runs/other"],
+    "edit": ["stage=edit", *TALKS],
+    "sft": ["stage=sft", *TALKS],
+    "ppo": ["stage=ppo", *TALKS, "ppo.reward_model=runs/reward", "optim.ramp_start=null", "optim.ramp_tokens=0"],
+}
+"""What the options of later stages need beside them."""
+
+
 @cache
 def load(*overrides: str) -> Config:
     return compose(list(overrides))
@@ -24,11 +34,8 @@ def load(*overrides: str) -> Config:
 def test_every_file_composes_and_passes_the_rules(group, option):
     size = re.match(r"(\d+.*b)_\d+x", option) if group == "cluster" else None
     large = ["model=gpt3_175b", "optim=gpt3_175b", "optim.ramp_start=64"] if "vpp6" in option else []
-    start = ["checkpoint.load=runs/pretrain"] if group == "stage" and option != "pretrain" else []
-    if group == "stage" and option in ("edit", "sft", "ppo"):
-        start += ["data.conversations=[a.jsonl]"]
-    if (group, option) == ("stage", "ppo"):
-        start += ["ppo.reward_model=runs/reward", "optim.ramp_start=null", "optim.ramp_tokens=0"]
+    stage = option.split("_")[0] if group in ("stage", "data", "optim") else ""
+    start = STARTS.get(stage, [])
     config = load(f"{group}={option}", *([f"experiment=pretrain_{size[1]}"] if size else large), *start)
     smallest = config.parallel.tensor_parallel_size * config.parallel.pipeline_parallel_size
     check(config, smallest)

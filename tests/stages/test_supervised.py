@@ -147,7 +147,7 @@ def test_resume_is_bit_exact(one):
 def test_held_out_edits_are_learnt(one):
     learnt, begun = one["learnt"], one["whole"]
     assert learnt["held_out"] < 0.25 * begun["losses"][0]
-    assert learnt["similarity"] > learnt["unchanged"] + 0.3
+    assert learnt["similarity"] > learnt["unchanged"] + 0.15
 
 
 def test_packing_changes_how_many_are_seen_and_not_what_is_learnt(one):

@@ -88,11 +88,18 @@ def test_several_prompts_from_arguments_and_files(tool, tmp_path):
     assert "\nthe mat" in text
 
 
+def test_an_instruction_is_refused_without_roles_and_beside_a_suffix(tool):
+    with pytest.raises(DataError, match=r"<\|system\|>.*--add chat"):
+        tool("--prompt", "the cat", "--instruction", "Fix it.")
+    with pytest.raises(ConfigError, match="give one"):
+        tool("--prompt", "the cat", "--instruction", "Fix it.", "--suffix", "x")
+
+
 def test_suffix_asks_for_what_is_between(tool, run_dir, monkeypatch):
     tokenizer = Tokenizer.load(run_dir / "tokenizer.json")
     asked, stream = [], Generator.stream
     monkeypatch.setattr(
-        Generator, "stream", lambda self, prompts, how: asked.append(prompts) or stream(self, prompts, how)
+        Generator, "stream", lambda self, prompts, *how: asked.append(prompts) or stream(self, prompts, *how)
     )
     arguments = ["--prompt", "the cat ", "--suffix", " mat\n", "--max-new-tokens", "5"]
     completion = json.loads(tool(*arguments, "--json"))
