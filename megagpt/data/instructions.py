@@ -224,10 +224,8 @@ def ranked_answers(instruction: Instruction, rng: random.Random) -> list[tuple[s
     """
     right = instruction.messages[-1].content
     words = right.split()
-    made = {right}
-    for _ in range(40):
-        if len(made) == rng.randint(2, MOST_ANSWERS):
-            break
+    made, wanted = {right}, rng.randint(2, MOST_ANSWERS)
+    while len(made) < wanted:
         made.add(" ".join(_spoiled(words, rng)))
     answers = sorted(made)
     rng.shuffle(answers)
