@@ -41,6 +41,9 @@ class ModelConfig:
     """Whether linear layers have biases."""
     tie_embeddings: bool = True
     """Whether the output projection shares the input embedding's weights."""
+    head: Literal["tokens", "scalar"] = "tokens"
+    """What the last layer's output becomes: logits of the next token, or one number for every token, as a reward model
+    and a critic give. With a scalar head there is no output projection, and tie_embeddings means nothing."""
     qk_layernorm: bool = False
     """Whether queries and keys are normalised in every head before attention."""
     attention_pattern: tuple[Literal["dense", "banded"], ...] = ("dense",)
@@ -75,6 +78,16 @@ class ModelConfig:
     def padded_vocab_size(self) -> int:
         """Rows of the embedding."""
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def shares_embeddings(self) -> bool:
+        """Whether the embedding's weights are the output projection too."""
+        return self.head == "tokens" and self.tie_embeddings
+
+    @property
+    def output_size(self) -> int:
+        """Numbers that the model gives for every token, without those that pad the vocabulary."""
+        return self.vocab_size if self.head == "tokens" else 1
 
     def window(self, layer: int) -> int | None:
         """Attention window of `layer` (counted from 0) in tokens; None for a dense layer."""

@@ -100,8 +100,13 @@ class Generator:
     def __init__(self, modules: list[GPT], config: Config, tokenizer: Tokenizer, batch_size: int = 32) -> None:
         """`modules` are this rank's chunks in order (`engine.modules`); `batch_size` prompts are continued at a time.
 
-        Raises ConfigError when the tokenizer has more tokens than the model.
+        Raises ConfigError when the tokenizer has more tokens than the model, or the model gives no logits.
         """
+        if config.model.head != "tokens":
+            raise ConfigError(
+                f"the model has a {config.model.head} head (model.head), which scores text and writes none: take the "
+                "checkpoint of a language model"
+            )
         if tokenizer.vocab_size > config.model.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens but model.vocab_size is {config.model.vocab_size}: "

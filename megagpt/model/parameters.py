@@ -70,8 +70,9 @@ def initialize(chunk: torch.nn.Module, config: Config) -> None:
     """Fill the parameters of `chunk` with GPT-2's and GPT-3's initial values, equal in every layout and on any device.
 
     Weights and positions are N(0, init_std), projections into the residual stream N(0, init_std / sqrt(2 layers)),
-    norms 1, biases and rows of the padded vocabulary 0. Every global tensor is drawn in float32 on the CPU from a
-    stream of its own, seeded by config.seed and its name.
+    norms 1, biases and rows of the padded vocabulary 0. A scalar head is N(0, 1 / sqrt(hidden size + 1)), so that its
+    values are of size 1 (arXiv 2009.01325). Every global tensor is drawn in float32 on the CPU from a stream of its
+    own, seeded by config.seed and its name.
     """
     for name, parameter, shards in named_shards([chunk]):
         full = _initial_value(name, shards[0].global_shape, config.model, config.seed)
@@ -83,8 +84,11 @@ def _initial_value(name: str, shape: tuple[int, ...], model: ModelConfig, seed: 
         return torch.zeros(shape)
     if "norm" in name:
         return torch.ones(shape)
-    into_residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
-    std = model.init_std / math.sqrt(2 * model.num_layers) if into_residual else model.init_std
+    std = model.init_std
+    if name.endswith(("linear_proj.weight", "linear_fc2.weight")):  # into the residual stream
+        std /= math.sqrt(2 * model.num_layers)
+    elif name == "scalar_head.weight":
+        std = 1 / math.sqrt(model.hidden_size + 1)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     value = torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:4]))).mul_(std)
     if name in ("embedding.word_embeddings.weight", "output_layer.weight"):

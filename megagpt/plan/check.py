@@ -127,6 +127,8 @@ def _checkpoint(config: Config) -> Findings:
     saved = from_dict(checkpoint.read_manifest(newest)["config"]).model
     if may_grow and saved.vocab_size < config.model.vocab_size:
         saved = dataclasses.replace(saved, vocab_size=config.model.vocab_size)
+    if may_grow and config.model.head == "scalar":  # which is new, in place of any output projection
+        saved = dataclasses.replace(saved, head="scalar", tie_embeddings=config.model.tie_embeddings)
     differing = [
         f"model.{field.name} ({getattr(saved, field.name)} there, {getattr(config.model, field.name)} here)"
         for field in dataclasses.fields(ModelConfig)

@@ -167,7 +167,7 @@ def recomputed_flops(job: Job) -> float:
         return 1.0
     if recompute == "selective":
         return 1 + attention / whole
-    return 1 + (whole / 3 - 2 * model.hidden_size * model.vocab_size) / whole
+    return 1 + (whole / 3 - 2 * model.hidden_size * model.output_size) / whole
 
 
 def _ranks(device: Device, stride: int, size: int) -> tuple[int, int]:
@@ -205,7 +205,7 @@ def _after_backward(job: Job, device: Device, backward: float) -> dict[str, floa
         reduction, gathering = (sent / rate for sent in _data_parallel_bytes(job))
     if parallel.overlap_grad_reduce:
         reduction = max(0.0, reduction - backward)
-    if job.stages > 1 and job.config.model.tie_embeddings:  # first and last stage add up the table's gradients
+    if job.stages > 1 and job.config.model.shares_embeddings:  # first and last stage add up the table's gradients
         reduction += FP32 * vocabulary_parameters(job.config.model, job.tensor) / device.link_rate(1, 2)
     sharers = job.data if parallel.zero_stage >= 1 else 1
     held = max(stage_parameters(job, stage) for stage in range(job.stages)) / sharers

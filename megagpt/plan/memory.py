@@ -149,7 +149,7 @@ def _stage_activations(job: Job, stage: int) -> float:
 
 def saved_logits(job: Job) -> float:
     """Bytes of the last stage's logits between its forward and its backward pass."""
-    if job.config.kernels.fuse_output_projection:
+    if job.config.kernels.fuse_output_projection or job.config.model.head == "scalar":
         return 0.0
     size = FP32 if job.config.kernels.cross_entropy == "torch" else job.itemsize
     return job.tokens * job.config.model.padded_vocab_size / job.tensor * size
@@ -158,9 +158,12 @@ def saved_logits(job: Job) -> float:
 def logits_bytes(job: Job) -> float:
     """Bytes of the logits at their fullest: with their gradient, and those that they give the projection.
 
-    Our kernel writes the gradient over the logits; with fused projection only a slice of the vocabulary exists.
+    Our kernel writes the gradient over the logits; with fused projection only a slice of the vocabulary exists. A
+    scalar head has none, but its input and that one's gradient in fp32.
     """
     model, size = job.config.model, job.itemsize
+    if model.head == "scalar":
+        return 2 * FP32 * job.tokens * model.hidden_size / job.sequence
     rows = vocabulary_parameters(model, job.tensor) / model.hidden_size
     projection = vocabulary_parameters(model, job.tensor) * size + 2 * size * job.tokens * model.hidden_size
     if job.config.kernels.fuse_output_projection:

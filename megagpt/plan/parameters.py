@@ -17,12 +17,17 @@ def layer_parameters(model: ModelConfig, tensor: int = 1) -> int:
 
 
 def vocabulary_parameters(model: ModelConfig, tensor: int = 1) -> int:
-    """Weights of the embedding, or of the output projection, on each of `tensor` ranks."""
+    """Weights of the embedding, or of an output projection, on each of `tensor` ranks."""
     return model.padded_vocab_size // tensor * model.hidden_size
 
 
+def head_parameters(model: ModelConfig, tensor: int = 1) -> int:
+    """Weights of the output projection, or of a scalar head, on each of `tensor` ranks."""
+    return vocabulary_parameters(model, tensor) if model.head == "tokens" else model.hidden_size + 1
+
+
 def chunk_parameters(job: Job, first: bool, last: bool) -> int:
-    """Parameters that a rank holds of one chunk; the first has the embedding, the last the norm and the output."""
+    """Parameters that a rank holds of one chunk; the first has the embedding, the last the norm and the head."""
     model = job.config.model
     count = job.layers_per_chunk * layer_parameters(model, job.tensor)
     if first:
@@ -30,7 +35,7 @@ def chunk_parameters(job: Job, first: bool, last: bool) -> int:
         count += model.sequence_length * model.hidden_size if model.position_embedding == "learned" else 0
     if last:
         count += model.hidden_size * (2 if model.normalization == "layernorm" else 1)
-        count += 0 if first and model.tie_embeddings else vocabulary_parameters(model, job.tensor)
+        count += 0 if first and model.shares_embeddings else head_parameters(model, job.tensor)
     return count
 
 
@@ -45,5 +50,5 @@ def total_parameters(model: ModelConfig) -> int:
     """Parameters of the whole model, tied embeddings counted once, the padding of the vocabulary included."""
     norm = model.hidden_size * (2 if model.normalization == "layernorm" else 1)
     positions = model.sequence_length * model.hidden_size if model.position_embedding == "learned" else 0
-    tables = vocabulary_parameters(model) * (1 if model.tie_embeddings else 2)
-    return model.num_layers * layer_parameters(model) + tables + positions + norm
+    ends = vocabulary_parameters(model) + (0 if model.shares_embeddings else head_parameters(model))
+    return model.num_layers * layer_parameters(model) + ends + positions + norm

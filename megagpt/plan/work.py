@@ -155,7 +155,9 @@ class Work:
         return moved
 
     def _projection(self) -> tuple[Seconds, Seconds]:
-        """Final norm, logits and loss."""
+        """Logits and loss; next to nothing with a scalar head."""
+        if self.model.head == "scalar":
+            return Seconds(), Seconds()
         columns = self.model.padded_vocab_size / self.job.tensor
         product = Product(self.job.tokens, self.model.hidden_size, columns)
         seconds, gradient = self._product_seconds(product), self._weight_gradient_seconds(product)

@@ -8,7 +8,7 @@ import torch
 from megagpt import checkpoint
 from megagpt.checkpoint import Piece, current_world
 from megagpt.config.load import from_dict
-from megagpt.config.schema import Config
+from megagpt.config.schema import Config, ModelConfig
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError
 from megagpt.parallel.engine import Engine
@@ -22,25 +22,34 @@ TABLES = ("model/embedding.word_embeddings.weight", "model/output_layer.weight")
 """Tensors with a row for every token, [padded vocabulary, hidden size]; tied embeddings have only the first."""
 
 
+HEAD = "model/scalar_head."
+"""What names of a scalar head's tensors begin with."""
+
+
 def load_weights(config: Config, engine: Engine) -> None:
     """Fill the engine's model from `checkpoint.load`, and grow its vocabulary to `model.vocab_size`. Collective.
+
+    A model with a scalar head takes all but that from a language model, whose output projection is left out.
 
     Old rows stay as they were. Every new row is the mean of the old ones, the same bits in every layout. A new token's
     logit is then the mean of the old tokens' logits, which is at most the logarithm of their mean exponential: n new
     tokens take together at most n / (V + n) of the probability from V old ones, whatever the text. Rows drawn at random
     have no such bound.
 
-    Raises ConfigError when the vocabulary would shrink or the tokenizer gives old ids to other tokens, CheckpointError
-    when the checkpoint is not valid or of another model.
+    Raises ConfigError when the vocabulary would shrink, the tokenizer gives old ids to other tokens, or a language
+    model would start from a scalar head; CheckpointError when the checkpoint is not valid or of another model.
     """
     source, world = checkpoint.locate(Path(config.checkpoint.load)), current_world()
     old, new = from_dict(checkpoint.read_manifest(source)["config"]).model, config.model.vocab_size
     _check_vocabulary(config, source, old.vocab_size)
+    _check_head(config, source, old)
     pieces = [piece for piece in engine.pieces(for_saving=False) if piece.name.startswith("model/")]
+    if old.head != config.model.head:
+        pieces = [piece for piece in pieces if not piece.name.startswith(HEAD)]
     tables = [piece for piece in pieces if piece.name in TABLES]
     wanted = [piece for piece in pieces if piece.name not in TABLES]
     wanted += [_old_rows(piece, old.vocab_size, old.padded_vocab_size) for piece in tables]
-    names = TABLES[:1] if config.model.tie_embeddings else TABLES
+    names = TABLES if config.model.head == "tokens" and not config.model.tie_embeddings else TABLES[:1]
     wholes = []
     if new > old.vocab_size and world.rank == 0:  # no rank but this one has to hold a whole table
         shape = (old.padded_vocab_size, old.hidden_size)
@@ -54,6 +63,18 @@ def load_weights(config: Config, engine: Engine) -> None:
             data.copy_(means[piece.name][torch.arange(start, stop) % old.hidden_size])
         log.info("%d new tokens' rows are the mean of the %d old ones", new - old.vocab_size, old.vocab_size)
     log.info("started from the weights of %s", source)
+
+
+def _check_head(config: Config, source: Path, old: ModelConfig) -> None:
+    if old.head == config.model.head:
+        return
+    if config.model.head == "tokens":
+        raise ConfigError(
+            f"model.head is tokens, but checkpoint.load ({source}) has a {old.head} head, as reward models do, and no"
+            " output projection: start from a language model"
+        )
+    left_out = "" if old.tie_embeddings else "; the output projection is left out"
+    log.info("the scalar head is new%s", left_out)
 
 
 def _check_vocabulary(config: Config, source: Path, old_size: int) -> None:

@@ -55,6 +55,10 @@ def convert(
         raise CheckpointError(f"{target} exists: give a new name, or remove it")
     found, wanted = detect(path), FORMATS[to]
     source = found.open_source(path, like)
+    if source.model.head == "scalar":
+        raise CheckpointError(
+            f"{path} has a scalar head, as reward models do, which no format of language models holds"
+        )
     carried = [name for name in source.tensors if name.startswith("model/") or wanted.carries_optimizer]
     dropped = tuple(sorted({name.split("/")[0] for name in source.tensors} - {name.split("/")[0] for name in carried}))
     temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
