@@ -50,7 +50,10 @@ class ActorCritic:
             if policy.applied:
                 self._average()
         critic = {"value_loss": value.loss, "value_grad_norm": value.grad_norm} | value.metrics
-        return dataclasses.replace(policy, applied=policy.applied and value.applied, metrics=policy.metrics | critic)
+        figures, self.episodes.figures = self.episodes.figures, {}
+        return dataclasses.replace(
+            policy, applied=policy.applied and value.applied, metrics=policy.metrics | critic | figures
+        )
 
     @torch.no_grad()
     def _average(self) -> None:

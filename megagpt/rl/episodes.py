@@ -54,11 +54,14 @@ class Episodes:
             torch.zeros(shape, device=device) for _ in range(5)
         )
         """Aligned with labels: column t is about token t + 1. Log-probabilities under the policy and the reference."""
+        self.figures: dict[str, float] = {}
+        """What there is to say about the iteration, from when it is collected until a step has said it."""
 
     def pieces(self) -> Iterator[Piece]:
         """All tensors, for checkpoints."""
         for name, value in vars(self).items():
-            yield Piece.whole(f"episodes/{name}", value)
+            if isinstance(value, Tensor):
+                yield Piece.whole(f"episodes/{name}", value)
 
     def collected(self) -> list[Tensor]:
         """What replicas fill row by row."""

@@ -27,8 +27,6 @@ class EpisodeLoader:
         self.config, self.collector, self.pretraining = config, collector, pretraining
         self.tokenizer = collector.generator.tokenizer
         self.sample_tokens = config.ppo.row_length
-        self.summary: dict[str, float] = {}
-        """Figures of an iteration, from when it is collected until they are taken."""
 
     def micro_batches(
         self, first_sample: int, global_batch_size: int, data_parallel_rank: int, data_parallel_size: int
@@ -44,7 +42,7 @@ class EpisodeLoader:
                 f"{ppo.rollout_batch_size}: make ppo.rollout_batch_size a multiple of optim.global_batch_size"
             )
         if int(episodes.iteration) != iteration:
-            self.summary = self.collector.collect(iteration)
+            self.collector.collect(iteration)
         order = permutation(ppo.rollout_batch_size, self.config.seed, iteration * ppo.epochs + epoch, _STREAM)
         rows = torch.from_numpy(order[start : start + global_batch_size].astype("int64")).to(episodes.tokens.device)
         texts, weight = self._pretraining(first_sample, len(rows), data_parallel_rank, data_parallel_size, rows)

@@ -42,9 +42,7 @@ class Prompt:
     """What the record says about right answers."""
 
 
-def read_prompts(
-    tokenizer: Tokenizer, conversations: Sequence[Conversation], ppo: PPOConfig, part: str
-) -> list[Prompt]:
+def read_prompts(tokenizer: Tokenizer, conversations: Sequence[Conversation], ppo: PPOConfig) -> list[Prompt]:
     """Each conversation without its last answer. Raises DataError when none is left, or lacks what the reward needs."""
     prompts, too_long = [], 0
     for conversation in conversations:
@@ -63,14 +61,13 @@ def read_prompts(
             too_long += 1
     if too_long:
         log.warning(
-            "%s: %d of %d prompts are left out: longer than ppo.max_prompt_tokens (%d)",
-            part,
-            too_long,
-            len(conversations),
-            ppo.max_prompt_tokens,
+            "%d of %d prompts are left out: longer than ppo.max_prompt_tokens (%d)",
+            *(too_long, len(conversations), ppo.max_prompt_tokens),
         )
     if not prompts:
-        raise DataError(f"no prompt is left in the {part} part of {len(conversations)} conversations")
+        raise DataError(
+            f"no prompt is left of {len(conversations)} in data.conversations: use more, or raise ppo.max_prompt_tokens"
+        )
     return prompts
 
 
@@ -99,8 +96,8 @@ class Collector:
         """The first episodes of the iteration, as text with their scores."""
         self._order = lru_cache(maxsize=2)(partial(permutation, len(prompts), seed))
 
-    def collect(self, iteration: int) -> dict[str, float]:
-        """Fill the episodes with iteration `iteration`; returns what there is to say about it. Collective."""
+    def collect(self, iteration: int) -> None:
+        """Fill the episodes with iteration `iteration`. Collective."""
         episodes, ppo = self.episodes, self.ppo
         chosen = [self._prompt(iteration, row) for row in range(ppo.rollout_batch_size)]
         each = ppo.rollout_batch_size // self.dims.data_size
@@ -112,10 +109,9 @@ class Collector:
         with self._timed("scoring"):
             self._score(rows, [chosen[row].check for row in rows.tolist()])
             self._share()
-        summary = self._learnable()
+        episodes.figures = self._learnable() | {f"{name}_seconds": value for name, value in self.seconds.items()}
         episodes.iteration.fill_(iteration)
         self.samples = self._texts(chosen)
-        return summary | {f"{name}_seconds": seconds for name, seconds in self.seconds.items()}
 
     def _prompt(self, iteration: int, row: int) -> Prompt:
         epoch, place = divmod(iteration * self.ppo.rollout_batch_size + row, len(self.prompts))
