@@ -1,0 +1,215 @@
+"""Stage ppo: the same in every layout, exactly resumable in the middle of an iteration, and right in its figures."""
+
+import importlib.util
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dist import run_distributed
+
+from megagpt.data.chat import grow_for_chat
+from megagpt.data.indexed import write_corpus
+from megagpt.data.instructions import make_instructions
+from megagpt.data.tokenizer import train_tokenizer
+from megagpt.errors import MegaGPTError
+
+ROLLOUT, BATCH, PROMPT, ANSWER, STOP = 16, 8, 16, 6, 3
+LAYOUTS = {
+    "dp2": [],
+    "tp2": ["parallel.tensor_parallel_size=2"],
+    "tp2_sp": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
+    "pp2": ["parallel.pipeline_parallel_size=2"],
+}
+if importlib.util.find_spec("deepspeed"):
+    LAYOUTS |= {f"zero{stage}": ["parallel.engine=deepspeed", f"parallel.zero_stage={stage}"] for stage in (1, 2)}
+
+
+def _run(overrides: list[str], stop: int | None = None) -> dict:
+    """Train, or only `stop` steps; return the lines of metrics and, as they are then, the episodes and all tensors."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    from megagpt.config.load import load
+    from megagpt.config.rules import check
+    from megagpt.stages.ppo import open_ppo, prepare
+    from megagpt.stages.session import start
+
+    config = prepare(load(overrides))
+    try:
+        check(config, dist.get_world_size())
+        with start(config) as checkpointer:
+            session = open_ppo(config, checkpointer)
+            begun = session.trainer.state.step
+            if stop:
+                limited = replace(config.optim, train_tokens=stop * BATCH * (PROMPT + ANSWER))
+                session.trainer.config = replace(config, optim=limited)
+            session.trainer.fit()
+    except MegaGPTError as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    finally:
+        parallel_state.destroy_model_parallel()
+    pieces = [replace(p, data=p.data.detach().clone().numpy()) for p in session.engine.pieces(for_saving=False)]
+    lines = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
+    episodes = {piece.name.removeprefix("episodes/"): piece.data for piece in pieces if "episodes/" in piece.name}
+    return {"begun": begun, "lines": lines, "pieces": pieces, "episodes": episodes}
+
+
+def _run_in_turn(runs: dict[str, list[str]], **stops: int) -> dict[str, dict]:
+    return {name: _run([*overrides, f"run_name={name}"], stops.get(name)) for name, overrides in runs.items()}
+
+
+def _run_some(runs: dict[str, list[str]], stop: int) -> dict[str, dict]:
+    return _run_in_turn(runs, parts=stop)
+
+
+def _pretrain(overrides: list[str]) -> None:
+    from megatron.core import parallel_state
+
+    from megagpt.config.load import load
+    from megagpt.stages import pretrain
+
+    pretrain.run(load(overrides))
+    parallel_state.destroy_model_parallel()
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> list[str]:
+    """Overrides of a run of PPO on a model of a few steps."""
+    folder = tmp_path_factory.mktemp("ppo")
+    made = list(make_instructions(90, kinds=("some_words", "add", "copy"), seed=1))
+    texts = ["\n".join(message.content for message in one.messages) for one in made]
+    tokenizer = grow_for_chat(train_tokenizer(texts, 300))
+    tokenizer.save(folder / "tokenizer.json")
+    documents = [np.array([*tokenizer.encode(text), tokenizer.end_of_text_id], np.int32) for text in texts]
+    lengths = np.array([len(document) for document in documents], np.int32)
+    about = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
+    write_corpus(folder / "text", [(lengths, np.concatenate(documents))], len(documents), about)
+    turns = [[{"role": m.role, "content": m.content} for m in one.prompt] for one in made]
+    records = [{"messages": t, "check": one.check} for t, one in zip(turns, made, strict=True)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    run = [
+        *("model=tiny", f"model.vocab_size={tokenizer.vocab_size + 5}", "model.sequence_length=32"),
+        *("model.num_layers=2", "model.hidden_size=32", "optim=demo", "optim.lr=1e-3", "stage.eval_interval=0"),
+        *(f"data.tokenizer={folder}/tokenizer.json", f"data.corpora=[{{path: {folder}/text}}]"),
+        *("data.split=[0.9,0.1,0]", f"runs_dir={folder}", f"optim.global_batch_size={BATCH}", "checkpoint.interval=0"),
+        *("optim.warmup_tokens=0", "logging.wandb=off", "model.attention_dropout=0.1"),
+    ]
+    run_distributed(_pretrain, 1, [*run, "run_name=base", "optim.train_tokens=2560", "optim.decay_tokens=2560"])
+    return [
+        *(*run, "stage=ppo", f"checkpoint.load={folder}/base", f"data.conversations=[{folder}/prompts.jsonl]"),
+        *("ppo.reward=checker", f"ppo.rollout_batch_size={ROLLOUT}", f"ppo.episodes={2 * ROLLOUT}", "ppo.epochs=2"),
+        *(f"ppo.max_prompt_tokens={PROMPT}", f"ppo.max_new_tokens={ANSWER}", "ppo.ptx_ratio=2", "ppo.value_lr=1e-3"),
+        *("ppo.kl_target=0.01", "ppo.temperature=0.8", "ppo.critic_warmup_steps=1", "parallel.micro_batch_size=2"),
+        *("ppo.entropy_coefficient=0.01", "optim.min_lr_ratio=1"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def one(settings) -> dict[str, dict]:
+    """Results on one rank."""
+    runs = {
+        "whole": settings,
+        "parts": settings,
+        "without_text": [*settings, "ppo.ptx_coefficient=0", "ppo.entropy_coefficient=0"],
+        "offloaded": [*settings, "ppo.offload=true"],
+        "no_end": [*settings, "ppo.max_new_tokens=1", f"ppo.max_prompt_tokens={PROMPT + ANSWER - 1}"],
+    }
+    first = run_distributed(_run_some, 1, runs, STOP)[0]
+    return first | run_distributed(_run_in_turn, 1, {"parts": settings})[0]
+
+
+@pytest.fixture(scope="module")
+def two(settings, one) -> list[dict[str, dict]]:
+    """Results of every layout of two ranks, by rank."""
+    return run_distributed(_run_in_turn, 2, {name: [*settings, *extra] for name, extra in LAYOUTS.items()}, timeout=240)
+
+
+FIGURES = ("loss", "value_loss", "score", "reward", "kl", "entropy", "ratio", "pretraining_loss", "explained_variance")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_learns_as_one_rank(one, two, layout):
+    expected, found = one["whole"], two[0][layout]
+    assert np.array_equal(found["episodes"]["tokens"], expected["episodes"]["tokens"])
+    for name in FIGURES:
+        for a, b in zip(expected["lines"], found["lines"], strict=True):
+            assert (name in a) == (name in b)
+            if name in a:
+                assert math.isclose(a[name], b[name], rel_tol=2e-4, abs_tol=2e-5), (name, a["step"])
+    for name in ("logprobs", "reference", "values", "advantages", "returns", "scores"):
+        np.testing.assert_allclose(found["episodes"][name], expected["episodes"][name], rtol=1e-3, atol=2e-4)
+        assert np.array_equal(found["episodes"][name], two[1][layout]["episodes"][name])  # on every rank the same bits
+
+
+def test_resume_in_the_middle_of_an_iteration_is_bit_exact(one):
+    whole, parts = one["whole"], one["parts"]
+    assert (whole["begun"], parts["begun"]) == (0, STOP)
+    same = ("step", *FIGURES, "kl_coefficient", "grad_norm", "value_grad_norm")
+    for a, b in zip(whole["lines"], parts["lines"], strict=True):
+        assert [a.get(name) for name in same] == [b.get(name) for name in same]
+    for a, b in zip(whole["pieces"], parts["pieces"], strict=True):
+        assert a.name == b.name
+        assert np.array_equal(a.data, b.data), a.name
+    kinds = {piece.name.split("/")[0] for piece in whole["pieces"]}
+    assert kinds == {"model", "optimizer", "critic", "ema", "episodes", "updates"}
+
+
+def test_the_first_minibatch_of_an_iteration_sees_the_policy_that_answered(one):
+    fresh = [line for line in one["without_text"]["lines"] if "score" in line]
+    assert len(fresh) == 2
+    for line in fresh:
+        assert abs(line["ratio"] - 1) < 1e-3
+        assert line["approximate_kl"] < 1e-6
+        assert line["clip_fraction"] == 0
+    assert abs(fresh[0]["kl"]) < 1e-4  # nothing has been learnt yet
+    assert max(line["approximate_kl"] for line in one["without_text"]["lines"]) > 1e-6
+
+
+def test_what_an_iteration_collects_fits_together(one):
+    episodes = {name: torch.from_numpy(np.asarray(value)) for name, value in one["whole"]["episodes"].items()}
+    columns = torch.arange(PROMPT + ANSWER)
+    first, last = episodes["prompt_lengths"] - 1, episodes["lengths"] - 1
+    mask = (columns >= first[:, None]) & (columns < last[:, None])
+    assert not episodes["logprobs"][~mask].any()
+    assert not episodes["reference"][~mask].any()
+    assert (episodes["logprobs"][mask] < 0).all()
+    assert (episodes["lengths"] - episodes["prompt_lengths"] <= ANSWER).all()
+    white = episodes["advantages"][mask]
+    torch.testing.assert_close(white.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(white.std(correction=0), torch.tensor(1.0), atol=1e-4, rtol=0)
+    fresh = [line for line in one["whole"]["lines"] if "score" in line]
+    assert math.isclose(fresh[-1]["score"], episodes["scores"].mean(), rel_tol=1e-5)
+    assert math.isclose(fresh[-1]["end_rate"], episodes["ended"].double().mean())
+    assert fresh[0]["kl_coefficient"] == 0.02
+    assert 0.02 * 0.99 < fresh[1]["kl_coefficient"] < 0.02 * 1.01
+    assert fresh[1]["kl_coefficient"] != 0.02
+
+
+def test_the_critic_learns_alone_at_first_and_the_mean_follows_the_policy(one):
+    lines, pieces = one["whole"]["lines"], {piece.name: piece.data for piece in one["whole"]["pieces"]}
+    assert pieces["updates"].tolist() == [len(lines) - 1, len(lines)]
+    assert lines[0]["ratio"] == pytest.approx(lines[1]["ratio"], abs=1e-3)  # the first step left the policy as it was
+    name = "decoder.final_layernorm.weight"
+    assert not np.array_equal(pieces[f"ema/{name}"], pieces[f"model/{name}"])
+    assert np.abs(pieces[f"ema/{name}"] - 1).max() < np.abs(pieces[f"model/{name}"] - 1).max()
+
+
+def test_pretraining_text_is_learnt_beside(one):
+    with_text, without = one["whole"]["lines"], one["without_text"]["lines"]
+    assert with_text[-1]["pretraining_loss"] < with_text[0]["pretraining_loss"] - 0.05
+    assert all(line["pretraining_loss"] == 0 for line in without)
+
+
+def test_models_that_wait_elsewhere_change_nothing(one):
+    for a, b in zip(one["whole"]["pieces"], one["offloaded"]["pieces"], strict=True):
+        assert np.array_equal(a.data, b.data), a.name
+
+
+def test_an_answer_without_an_end_is_penalised(one):
+    line = next(line for line in one["no_end"]["lines"] if "score" in line)
+    assert line["answer_tokens"] == 1
+    assert line["reward"] == pytest.approx(line["score"] - (1 - line["end_rate"]), abs=1e-4)
