@@ -58,8 +58,8 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *("seed", "optim.warmup_tokens", "optim.ramp_tokens", "optim.weight_decay", "optim.clip_grad"),
-    *("stage.eval_interval", "stage.infilling_cuts", "checkpoint.interval", "checkpoint.keep_every"),
-    "reliability.replica_interval",
+    *("data.infilling_piece_tokens", "stage.eval_interval", "stage.infilling_cuts", "checkpoint.interval"),
+    *("checkpoint.keep_every", "reliability.replica_interval"),
     *("reliability.straggler_interval", "reliability.spike_threshold", "reliability.spike_rewind"),
     *("ppo.kl_coefficient", "ppo.missing_end_penalty", "ppo.critic_warmup_steps", "ppo.entropy_coefficient"),
     *("ppo.ptx_coefficient",),

@@ -39,6 +39,9 @@ class DataConfig:
     """Share of those in the order suffix, prefix, middle (SPM); the others are in prefix, suffix, middle (PSM)."""
     infilling_line_rate: float = 0.0
     """Share of those with a single line in the middle; the others are cut at two random characters."""
+    infilling_piece_tokens: int = 0
+    """Cut documents into pieces of a quarter of this many tokens up to this many, each of which is rearranged or not;
+    for documents that are longer than a sample. 0: they stay whole."""
     conversations: tuple[str, ...] = ()
     """Files of conversations (.jsonl, .json, also .gz), which the stages edit and sft train on instead of corpora."""
     packing: bool = True

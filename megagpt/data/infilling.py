@@ -18,7 +18,7 @@ from megagpt.data.packed import hashes
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError
 
-_STREAM = 2  # streams 0 and 1 of (seed, number) order documents and windows
+_STREAM, _PIECES = 2, 4  # streams 0 and 1 of (seed, number) order documents and windows, 3 draws what is evaluated
 
 _LINE = re.compile(r"(?<=\S)\n[^\n]*\S(?=\n)")
 
@@ -62,10 +62,20 @@ class Infilling:
     """Rearranges the documents inside training samples (context-level): a pure function of (seed, sample, tokens)."""
 
     def __init__(
-        self, tokenizer: Tokenizer, rate: float = 0.5, spm_rate: float = 0.5, seed: int = 0, line_rate: float = 0.0
+        self,
+        tokenizer: Tokenizer,
+        rate: float = 0.5,
+        spm_rate: float = 0.5,
+        seed: int = 0,
+        line_rate: float = 0.0,
+        piece_tokens: int = 0,
     ) -> None:
         """`rate` is the share of documents that are rearranged; among them `spm_rate` is the share in SPM order, and
         `line_rate` that with a single line in the middle.
+
+        With `piece_tokens` above 0 documents are first cut into pieces of a quarter of it up to all of it, each of
+        which counts as a document. Otherwise those that are longer than a sample have their end-of-text at its end,
+        wherever the middle is, and a model may learn to end there by position alone.
 
         Raises ConfigError for a share outside 0..1, DataError when the tokenizer lacks the tokens.
         """
@@ -73,7 +83,7 @@ class Infilling:
             if not 0 <= share <= 1:
                 raise ConfigError(f"the {name} of infilling is {share}; it must be in 0..1")
         self.tokenizer, self.rate, self.spm_rate, self.seed = tokenizer, rate, spm_rate, seed
-        self.line_rate = line_rate
+        self.line_rate, self.piece_tokens = line_rate, piece_tokens
         self._pad = fim_ids(tokenizer)[-1]
 
     def sample(self, tokens: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +94,8 @@ class Infilling:
         that is rearranged; where it gets too short it is padded with <fim_pad>, mask 0.
         """
         ends = np.flatnonzero(tokens == self.tokenizer.end_of_text_id) + 1
-        documents = [document for document in np.split(tokens, ends) if len(document)]
+        edges = np.union1d(ends, self._edges(len(tokens), index)) if self.piece_tokens else ends
+        documents = [document for document in np.split(tokens, edges) if len(document)]
         numbers = hashes(4 * len(documents), self.seed, index, _STREAM).reshape(-1, 4)
         result, filled = np.full(len(tokens), self._pad, np.int64), 0
         for document, uniforms in zip(documents, (numbers >> np.uint64(11)) / 2.0**53, strict=True):
@@ -98,6 +109,13 @@ class Infilling:
         """Tokens of `text` with its characters first..last-1 moved to the end, end-of-text behind them."""
         prompt = infill_prompt(self.tokenizer, text[:first], text[last:], spm)
         return [*prompt, *self.tokenizer.encode(text[first:last]), self.tokenizer.end_of_text_id]
+
+    def _edges(self, count: int, index: int) -> np.ndarray:
+        """int64: places in 1..count - 1 where sample `index` of `count` tokens is cut into pieces."""
+        least = max(1, self.piece_tokens // 4)
+        lengths = least + hashes(count // least, self.seed, index, _PIECES) % np.uint64(self.piece_tokens - least + 1)
+        edges = np.cumsum(lengths.astype(np.int64))
+        return edges[edges < count]
 
     def _document(self, document: np.ndarray, uniforms: np.ndarray, room: int) -> np.ndarray | list[int]:
         """One document as it is, or rearranged in `room` tokens at most; uniforms: float64 [4] in [0, 1)."""

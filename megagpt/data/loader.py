@@ -44,7 +44,8 @@ class TrainLoader(ReadAhead):
         self.infilling = None
         if data.infilling_rate:
             rates = data.infilling_rate, data.infilling_spm_rate
-            self.infilling = Infilling(self.tokenizer, *rates, config.seed, data.infilling_line_rate)
+            lines, pieces = data.infilling_line_rate, data.infilling_piece_tokens
+            self.infilling = Infilling(self.tokenizer, *rates, config.seed, lines, pieces)
 
     def evaluation_batches(
         self,

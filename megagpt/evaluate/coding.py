@@ -22,12 +22,15 @@ from megagpt.data.files import file_sha256, write_atomic
 from megagpt.errors import ConfigError, DataError
 from megagpt.evaluate.code_tasks import Problem, prompt_hash, read_problems
 from megagpt.evaluate.pass_at_k import estimate
-from megagpt.evaluate.sandbox import Judge, Limits, Sandbox
+from megagpt.evaluate.sandbox import Judge, Limits, Sandbox, Verdict
 from megagpt.log import progress
 from megagpt.model.generation import GenerationConfig, Generator
 from megagpt.train.metrics import read_jsonl
 
 log = logging.getLogger(__name__)
+
+TOO_LONG = "prompt too long"
+"""Why a problem whose prompt fills the context window has no completion."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,7 @@ def _ask(settings: CodeEvaluation, generator: Generator, problems: list[Problem]
         tokens = _tokens(generator, problem)
         if len(tokens) >= generator.window:
             log.warning("%s does not fit the context window: it counts as failed", problem.task_id)
-            asked += [Asked(problem.task_id, sample, "", "prompt too long") for sample in range(settings.n)]
+            asked += [Asked(problem.task_id, sample, "", TOO_LONG) for sample in range(settings.n)]
             continue
         prompts += [tokens] * settings.n
         owners += [(problem, sample) for sample in range(settings.n)]
@@ -243,10 +246,16 @@ def _judge(settings: CodeEvaluation, judge: Judge, problems: list[Problem], aske
     samples = _whole_lines(path)
     done = {(sample["task_id"], sample["sample"]) for sample in samples}
     missing = [one for one in asked if (one.task_id, one.sample) not in done]
+
+    def verdict(one: Asked) -> Verdict:
+        if one.finish_reason == TOO_LONG:  # what was not asked is not judged: a gap left empty may pass
+            return Verdict(False, TOO_LONG, 0.0)
+        return judge(by_id[one.task_id].task(one.completion))
+
     pool = ThreadPoolExecutor(settings.workers)
     try:
         with path.open("a", encoding="utf-8") as file, progress(len(asked), "sample", "judging", len(samples)) as bar:
-            futures = {pool.submit(judge, by_id[one.task_id].task(one.completion)): one for one in missing}
+            futures = {pool.submit(verdict, one): one for one in missing}
             for future in as_completed(futures):
                 sample = asdict(futures[future]) | asdict(future.result())
                 _append(file, [sample])

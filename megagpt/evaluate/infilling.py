@@ -77,7 +77,7 @@ def evaluate_infilling(engine: Engine, loader: TrainLoader, cuts: Sequence[Cut])
     """Loss and exact match of the middles, with both sides given and with the prefix alone; collective.
 
     `infilling_loss` is the mean over the tokens of the middles and the end-of-text behind each, in nats;
-    `left_to_right_loss` over the tokens of the same middles after the prefix alone, which has no such end.
+    `infilling_middle_loss` over the middles alone, to compare with `left_to_right_loss`, theirs after the prefix alone.
     Exact matches are shares of the cuts for which greedy decoding gives the middle: ended by end-of-text where both
     sides are given, and up to the next newline after the prefix alone.
     """
@@ -85,8 +85,15 @@ def evaluate_infilling(engine: Engine, loader: TrainLoader, cuts: Sequence[Cut])
     both = [infill_prompt(tokenizer, cut.prefix, cut.suffix, cut.spm) for cut in cuts]
     before = tokenizer.encode_batch([cut.prefix for cut in cuts])
     middles = tokenizer.encode_batch([cut.middle for cut in cuts])
-    infilling = [_example(prompt, [*middle, end]) for prompt, middle in zip(both, middles, strict=True)]
-    left_to_right = [_example(prompt, middle) for prompt, middle in zip(before, middles, strict=True)]
+    asked = {
+        "infilling_loss": (both, [[*middle, end] for middle in middles]),
+        "infilling_middle_loss": (both, middles),
+        "left_to_right_loss": (before, middles),
+    }
+    losses = {
+        name: _loss(engine, loader, [_example(*pair) for pair in zip(prompts, wanted, strict=True)])
+        for name, (prompts, wanted) in asked.items()
+    }
     generator = Generator(engine.modules, loader.config, tokenizer)
     limit = longest_middle(loader.config.model.sequence_length) + 1  # with the end-of-text, or the next newline
     settings = GenerationConfig(max_new_tokens=limit, temperature=0)
@@ -94,12 +101,11 @@ def evaluate_infilling(engine: Engine, loader: TrainLoader, cuts: Sequence[Cut])
     continued = generator.generate(before, settings)
     return {
         "infilling_cuts": len(cuts),
-        "infilling_loss": _loss(engine, loader, infilling),
+        **losses,
         "infilling_exact_match": _share(
             answer.finish_reason == "end_of_text" and answer.text == cut.middle
             for answer, cut in zip(filled, cuts, strict=True)
         ),
-        "left_to_right_loss": _loss(engine, loader, left_to_right),
         "left_to_right_exact_match": _share(
             _first_line(answer.text) == cut.middle for answer, cut in zip(continued, cuts, strict=True)
         ),

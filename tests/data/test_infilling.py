@@ -174,6 +174,29 @@ def test_a_share_of_the_middles_are_single_lines():
     assert len({tuple(always.sample(one_line, index)[0]) for index in range(50)}) > 20
 
 
+def test_long_documents_are_cut_into_pieces():
+    text, spaces = " ".join(f"w{number}" for number in range(200)), np.array(TOKENIZER.encode(" x") * 200)
+    window = np.array(TOKENIZER.encode(text))[:400]
+    infilling = Infilling(TOKENIZER, 1, seed=3, piece_tokens=40)
+    seen = set()
+    for index in range(20):
+        new, mask = infilling.sample(window, index)
+        assert np.array_equal(infilling.sample(window, index)[0], new)
+        assert new.shape == window.shape
+        assert (mask == (new[1:] != PAD)).all()
+        *whole, rest = documents(new)
+        assert len(whole) >= 400 // 50
+        assert text.startswith("".join(restore(document) for document in whole))
+        assert not rest or rest[0] not in (MIDDLE, SUFFIX)
+        seen.add(tuple(np.flatnonzero(new == END)))
+    assert len(seen) == 20  # where pieces end depends on the sample
+    lengths = [len(restore(d)) // 2 for n in range(200) for d in documents(infilling.sample(spaces, n)[0])[:-2]]
+    per_word = len(spaces) / 200  # tokens of " x"
+    assert (min(lengths) * per_word, max(lengths) * per_word) == pytest.approx((10, 40), abs=2)
+    two = sample_of(["x" * 9, "y" * 500])  # the end of a document always ends a piece
+    assert restore(documents(infilling.sample(two, 0)[0])[0]) == "x" * 9
+
+
 def test_rate_0_changes_nothing_and_rate_1_everything():
     tokens = sample_of(["one", "two", "three"])
     assert Infilling(TOKENIZER, 0).sample(tokens, 7)[0].tolist() == tokens.tolist()

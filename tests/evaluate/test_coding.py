@@ -124,9 +124,13 @@ def test_another_evaluation_is_not_mixed_in(files):
 def test_prompt_that_does_not_fit_counts_as_failed(files):
     generator = FakeGenerator()
     generator.window = 11
+    problems = lines(files / "set.jsonl")  # which even an empty completion solves
+    solved = [problem | {"prompt": f"{problem['prompt']}    return x + 1\n"} for problem in problems]
+    (files / "set.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in solved))
     result = evaluate_code(settings(files, k=(1,)), generator)
     assert result["pass_at_k"]["1"]["value"] == 0
     assert {line["finish_reason"] for line in lines(files / "out/completions.jsonl")} == {"prompt too long"}
+    assert {line["reason"] for line in lines(files / "out/samples.jsonl")} == {"prompt too long"}
 
 
 def test_completions_of_a_file(files):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import random
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -120,12 +121,13 @@ def _sums_by_hand(model, tokenizer, cuts) -> dict[str, float]:
     """Mean losses from the logits of every text by itself."""
     names = ("<fim_prefix>", "<fim_middle>", "<fim_suffix>")
     before, middle, after = (tokenizer.special_ids[name] for name in names)
-    losses: dict[str, list] = {"infilling_loss": [], "left_to_right_loss": []}
+    losses: dict[str, list] = defaultdict(list)
     for cut in cuts:
         prefix, wanted, suffix = (tokenizer.encode(part) for part in (cut.prefix, cut.middle, cut.suffix))
         psm, spm = [before, *prefix, after, *suffix, middle], [before, after, *suffix, middle, *prefix]
         asked = {
             "infilling_loss": (spm if cut.spm else psm, [*wanted, tokenizer.end_of_text_id]),
+            "infilling_middle_loss": (spm if cut.spm else psm, wanted),
             "left_to_right_loss": (prefix, wanted),
         }
         for name, (prompt, answer) in asked.items():
@@ -192,6 +194,7 @@ def one(settings, tokens) -> dict:
 
 
 def test_losses_equal_sums_by_hand(one):
+    assert len(one["by hand"]) == 3
     for name, value in one["by hand"].items():
         assert one["initial"][name] == pytest.approx(value, rel=1e-5)
     assert one["initial"]["infilling_cuts"] == COUNT

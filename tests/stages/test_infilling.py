@@ -14,7 +14,13 @@ from megagpt.data.tokenizer import train_tokenizer
 
 STEPS, STOP, BATCH, LENGTH, CUTS = 12, 7, 8, 64, 6
 BEFORE, AFTER = "evaluation_before.json", "evaluation.json"
-FIGURES = {"infilling_loss", "infilling_exact_match", "left_to_right_loss", "left_to_right_exact_match"}
+FIGURES = {
+    "infilling_loss",
+    "infilling_middle_loss",
+    "infilling_exact_match",
+    "left_to_right_loss",
+    "left_to_right_exact_match",
+}
 
 
 def _run_in_turn(runs: list[list[str]]) -> list[dict]:
