@@ -10,10 +10,11 @@ def run(config: Config) -> int:
     When ranks fail, the first one raises its error; the others only return an exit code, since theirs follows from it.
     """
     from megagpt.parallel import launch
-    from megagpt.stages import pretrain, supervised
+    from megagpt.stages import pretrain, reward, supervised
 
     # What sets code apart from pretrain, and edit from sft, is configuration: where it starts and what it reads.
     stages = {"pretrain": pretrain.run, "code": pretrain.run, "edit": supervised.run, "sft": supervised.run}
+    stages["reward"] = reward.run
     try:
         return stages[config.stage.name](config)
     except Exception as error:
