@@ -14,7 +14,6 @@ from dist import run_distributed
 from megagpt.config.load import load
 from megagpt.data.chat import grow_for_chat
 from megagpt.data.tokenizer import Tokenizer
-from megagpt.errors import ConfigError
 
 BATCH, STOP, LEARNING = 8, 3, 10
 LAYOUTS = {
@@ -109,6 +108,7 @@ def settings(overrides, tmp_path_factory) -> list[str]:
         *(*common, "stage=reward", f"checkpoint.load={folder}/base", f"model.vocab_size={tokenizer.vocab_size}"),
         *("model.hidden_dropout=0", "model.attention_dropout=0", f"data.tokenizer={folder}/tokenizer.json"),
         *(f"data.rankings=[{folder}/rankings.jsonl]", "parallel.micro_batch_size=2", f"checkpoint.interval={STOP}"),
+        "checkpoint.keep_last=9",
     ]
     run_distributed(_base, 1, [*common, "run_name=base", f"optim.train_tokens={4 * BATCH * 32}"])
     return reward
@@ -162,6 +162,5 @@ def test_demonstrations_score_0_on_average_in_what_is_saved(one, run, settings):
 
 def test_a_reward_run_is_what_others_start_from(one):
     whole, again = one["whole"], one["again"]
-    assert again["curve"][0][0] != whole["curve"][0][0]
-    before = {piece.name: piece.data for piece in whole["pieces"]}
-    assert set(before) == {piece.name for piece in again["pieces"]}
+    assert again["begun"] == 0
+    assert again["curve"][0][0] < whole["curve"][0][0]  # on the same prompts
