@@ -6,6 +6,14 @@ from megagpt.config.fields import nearest_multiples
 from megagpt.config.schema import Config
 
 
+def only_rewards_are_scalars(config: Config, world_size: int) -> Iterator[str]:
+    """Stage reward trains a model that scores; all others train models that write."""
+    stage, head = config.stage.name, config.model.head
+    if (stage == "reward") != (head == "scalar"):
+        wanted = "scalar" if stage == "reward" else "tokens"
+        yield f"model.head ({head}) does not go with stage.name ({stage}): set model.head={wanted}"
+
+
 def episodes_have_a_reward(config: Config, world_size: int) -> Iterator[str]:
     """A reward model has to be named."""
     if config.stage.name == "ppo" and config.ppo.reward == "model" and not config.ppo.reward_model:

@@ -13,6 +13,7 @@ from megagpt.config.alignment_rules import (
     episodes_fit_the_context,
     episodes_have_a_reward,
     iterations_are_whole_steps,
+    only_rewards_are_scalars,
     ppo_generates_with_whole_parameters,
     ppo_has_no_ramp,
     pretraining_gradients_have_text,
@@ -212,6 +213,10 @@ def data_is_named(config: Config, world_size: int) -> Iterator[str]:
     prepare = "prepare it with tools/train_tokenizer.py and tools/preprocess.py, or use data=demo after `make train`"
     if not config.data.tokenizer:
         yield f"data.tokenizer ('') is empty: give the path of a tokenizer.json; {prepare}"
+    if config.stage.name == "reward":
+        if not config.data.rankings:
+            yield "data.rankings ([]) is empty, but stage.name is reward: give .jsonl files of ranked answers"
+        return
     if config.stage.name in ("edit", "sft", "ppo"):
         if not config.data.conversations:
             yield f"data.conversations ([]) is empty, but stage.name is {config.stage.name}: give .jsonl files"
@@ -259,5 +264,5 @@ RULES = (
         split_is_whole,
     ),
     *(episodes_have_a_reward, episodes_fit_the_context, iterations_are_whole_steps, ppo_has_no_ramp),
-    *(pretraining_gradients_have_text, ppo_generates_with_whole_parameters),
+    *(only_rewards_are_scalars, pretraining_gradients_have_text, ppo_generates_with_whole_parameters),
 )

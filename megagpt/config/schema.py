@@ -44,6 +44,9 @@ class DataConfig:
     for documents that are longer than a sample. 0: they stay whole."""
     conversations: tuple[str, ...] = ()
     """Files of conversations (.jsonl, .json, also .gz), which the stages edit and sft train on instead of corpora."""
+    rankings: tuple[str, ...] = ()
+    """Files of prompts with ranked answers (.jsonl, .json, also .gz), which the stage reward learns from. Conversations
+    beside them are the demonstrations that it gives a mean score of 0; else each prompt's best answers are."""
     packing: bool = True
     """Whether a sequence holds as many conversations as fit, none of which sees another; else it holds one."""
 
@@ -65,9 +68,10 @@ class OptimConfig:
     train_tokens: int = 300_000_000_000
     """Tokens to train on."""
     train_epochs: float | None = None
-    """Passes over the conversations: train_tokens and decay_tokens become as many. null: they count as they are."""
+    """Passes over the conversations or ranked prompts: train_tokens and decay_tokens become as many. null: they count
+    as they are."""
     global_batch_size: int = 256
-    """Sequences in one optimizer step."""
+    """Sequences in one optimizer step; for the stage reward prompts, with all their answers."""
     ramp_start: int | None = None
     """Sequences in the first step; the batch grows linearly from here to global_batch_size. null: no ramp."""
     ramp_tokens: int = 0
@@ -95,9 +99,10 @@ class OptimConfig:
 class StageConfig:
     """What is trained, and how it is evaluated on the way."""
 
-    name: Literal["pretrain", "code", "edit", "sft", "ppo"] = "pretrain"
+    name: Literal["pretrain", "code", "edit", "sft", "reward", "ppo"] = "pretrain"
     """The stage: pretrain; code, the same from a pretrained model (checkpoint.load); edit and sft, which learn the
-    assistant's part of conversations from such a model; ppo, which learns from a reward."""
+    assistant's part of conversations from such a model; reward, which learns to score answers from such a model; ppo,
+    which learns from a reward."""
     eval_interval: int = 1000
     """Steps between evaluations on the validation documents; 0 evaluates only at the end."""
     eval_tokens: int = 10_000_000

@@ -10,7 +10,7 @@ def run(config: Config) -> int:
     When ranks fail, the first one raises its error; the others only return an exit code, since theirs follows from it.
     """
     from megagpt.parallel import launch
-    from megagpt.stages import ppo, pretrain, supervised
+    from megagpt.stages import ppo, pretrain, reward, supervised
 
     # What sets code apart from pretrain, and edit from sft, is configuration: where it starts and what it reads.
     stages = {
@@ -18,6 +18,7 @@ def run(config: Config) -> int:
         "code": pretrain.run,
         "edit": supervised.run,
         "sft": supervised.run,
+        "reward": reward.run,
         "ppo": ppo.run,
     }
     try:

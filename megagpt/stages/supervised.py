@@ -22,7 +22,7 @@ def run(config: Config) -> int:
     """Train for `optim.train_epochs` or `train_tokens`, then judge the model on all held-out conversations."""
     with start(config) as checkpointer:
         loader = ConversationLoader(config)
-        config = with_epochs(config, len(loader.rows["train"]))
+        config = with_epochs(config, len(loader.rows["train"]), loader.sample_tokens)
         session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, loader)
         if not session.trainer.fit():
             return STOPPED_BY_SIGNAL
@@ -33,13 +33,16 @@ def run(config: Config) -> int:
     return 0
 
 
-def with_epochs(config: Config, rows: int) -> Config:
-    """`config` with `train_tokens` and `decay_tokens` for `train_epochs` passes over `rows`, in whole steps."""
+def with_epochs(config: Config, samples: int, sample_tokens: int) -> Config:
+    """`config` with `train_tokens` and `decay_tokens` for `train_epochs` passes over `samples`, in whole steps.
+
+    sample_tokens: what a sample counts for, see `Loader.sample_tokens`.
+    """
     optim = config.optim
     if optim.train_epochs is None:
         return config
-    steps = max(1, round(optim.train_epochs * rows / optim.global_batch_size))
-    tokens = steps * optim.global_batch_size * config.model.sequence_length
+    steps = max(1, round(optim.train_epochs * samples / optim.global_batch_size))
+    tokens = steps * optim.global_batch_size * sample_tokens
     warmup = min(optim.warmup_tokens, tokens)
     optim = dataclasses.replace(optim, train_tokens=tokens, decay_tokens=tokens, warmup_tokens=warmup)
     return dataclasses.replace(config, optim=optim)

@@ -20,6 +20,7 @@ STARTS = {
     "code": ["checkpoint.load=runs/other"],
     "edit": ["stage=edit", *TALKS],
     "sft": ["stage=sft", *TALKS],
+    "reward": ["stage=reward", "checkpoint.load=runs/other", "data.rankings=[a.jsonl]"],
     "ppo": ["stage=ppo", *TALKS, "ppo.reward_model=runs/reward", "optim.ramp_start=null", "optim.ramp_tokens=0"],
 }
 """What the options of later stages need beside them."""

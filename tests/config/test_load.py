@@ -72,7 +72,7 @@ def test_keys_may_refer_to_keys():
         ("parallel.tp=2", "parallel.tensor_parallel_size"),
         ("parallel.pp=2", "parallel.pipeline_parallel_size"),
         ("parallel.zero=2", "parallel.zero_stage"),
-        ("model.heads=2", "model.num_attention_heads"),
+        ("model.attn_heads=2", "model.num_attention_heads"),
         ("model.n_layers=2", "model.num_layers"),
         ("model.seq_length=2", "model.sequence_length"),
         ("model.vocab=2", "model.vocab_size"),

@@ -163,6 +163,8 @@ BROKEN = [
         ["data.corpora=[{path: a, weight: 0}]"],
         ["data.corpora[0].weight (0.0)", "'a'", "off the list"],
     ),
+    ("data_is_named", 1, ["stage=reward"], ["data.rankings", "stage.name is reward", ".jsonl"]),
+    ("only_rewards_are_scalars", 1, ["model.head=scalar"], ["model.head (scalar)", "stage.name (pretrain)", "tokens"]),
     (
         "episodes_have_a_reward",
         1,

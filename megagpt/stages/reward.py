@@ -1,0 +1,105 @@
+"""Stage `reward`: a model that scores answers, from people's rankings of them (InstructGPT, arXiv 2203.02155)."""
+
+import json
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from megagpt.checkpoint import Checkpointer
+from megagpt.config.schema import Config
+from megagpt.data.conversations import read_conversations
+from megagpt.data.ranked_loader import RankedLoader
+from megagpt.data.supervised import divide, fit
+from megagpt.errors import STOPPED_BY_SIGNAL, DataError
+from megagpt.evaluate.scores import judge, score
+from megagpt.parallel.build import build_engine
+from megagpt.parallel.engine import Engine
+from megagpt.stages.session import Session, open_session, start
+from megagpt.stages.supervised import with_epochs
+from megagpt.train.metrics import replace_file
+from megagpt.train.ranking import RewardTask
+from megagpt.train.state import TrainState
+
+log = logging.getLogger(__name__)
+
+BIAS = ("model/scalar_head.bias", "optimizer/master/scalar_head.bias")
+"""What is added to every score: the parameter, and the optimizer's copy of it."""
+
+
+def run(config: Config) -> int:
+    """Train for `optim.train_epochs`, make demonstrations score 0, and judge the model on held-out rankings."""
+    with start(config) as checkpointer:
+        session = open_reward(config, checkpointer)
+        if not session.trainer.fit():
+            return STOPPED_BY_SIGNAL
+        with session.trainer.watchdog as watchdog, watchdog.within("evaluation"):
+            evaluate_run(session)
+        session.trainer.metrics.finish()
+    return 0
+
+
+def open_reward(config: Config, checkpointer: Checkpointer) -> Session:
+    """Put a run's loop together, whose last checkpoint is of the shifted model. Collective."""
+    loader = RankedLoader(config)
+    shown = demonstrations(config, loader)
+    config = with_epochs(config, len(loader.examples["train"]), loader.sample_tokens)
+    engine = build_engine(config, RewardTask())
+    session = open_session(config, engine, checkpointer, loader)
+    save: Callable[[TrainState], None] = session.trainer.save
+
+    def shift_and_save(state: TrainState) -> None:
+        if state.tokens >= config.optim.train_tokens:
+            shift(engine, float(score(engine, config, loader.tokenizer, shown).mean()))
+        save(state)
+
+    def validate(state: TrainState) -> dict[str, float]:
+        values = judge(engine, config, loader.tokenizer, loader.held_out("validation", config.stage.eval_tokens))
+        return {f"validation_{name}": values[name] for name in ("loss", "accuracy") if values}
+
+    session.trainer.save, session.trainer.evaluate = shift_and_save, validate
+    return session
+
+
+def demonstrations(config: Config, loader: RankedLoader) -> list[np.ndarray]:
+    """Conversations, int64 [n] each, that are to score 0 on average: the training part of data.conversations, or else
+    the best answers to the training prompts. Raises DataError when none fits the context."""
+    if not config.data.conversations:
+        return [
+            row
+            for example in loader.examples["train"]
+            for row, rank in zip(example.rows, example.ranks, strict=True)
+            if rank == min(example.ranks)
+        ]
+    conversations = divide(read_conversations(config.data.conversations), config.data.split)["train"]
+    length = config.model.sequence_length
+    found = [fit(loader.tokenizer, conversation.messages, length) for conversation in conversations]
+    if rows := [example.tokens for example in found if example is not None]:
+        return rows
+    raise DataError(
+        f"none of the {len(found)} conversations of data.conversations in the training part has an answer that ends"
+        f" within model.sequence_length ({length}): there is nothing to set a score of 0 by"
+    )
+
+
+def shift(engine: Engine, mean: float) -> None:
+    """Subtract `mean` from all scores. Training does not notice, since it compares scores."""
+    for piece in engine.pieces(for_saving=False):
+        if piece.name in BIAS:
+            piece.data.sub_(mean)
+    log.info("demonstrations scored %.4f on average, which is taken off all scores", mean)
+
+
+def evaluate_run(session: Session) -> None:
+    """Judge the finished model on all held-out prompts, into evaluation.json. Collective."""
+    config, loader = session.config, session.loader
+    values = judge(session.engine, config, loader.tokenizer, loader.held_out("validation", None))
+    if not session.is_main or not values:
+        return
+    values = {"step": session.trainer.state.step, "part": "validation"} | values
+    replace_file(session.run_dir / "evaluation.json", json.dumps(values, indent=2) + "\n")
+    log.info(
+        "held out: accuracy %.4f over %d pairs, calibration error %.4f; chance %.4f, longer answer %.4f, shorter %.4f",
+        *(values[name] for name in ("accuracy", "pairs", "calibration_error")),
+        *(values[f"{name}_accuracy"] for name in ("chance", "longer", "shorter")),
+    )

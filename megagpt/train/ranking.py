@@ -1,0 +1,44 @@
+"""The task of the stage reward: to score better answers higher (Stiennon et al., arXiv 2009.01325; 2203.02155)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megagpt.data.ranked_loader import RankedBatch
+
+
+class RewardTask:
+    """Compare all answers to a prompt: the mean over prompts of `ranking_loss`."""
+
+    metric_names = ("accuracy", "margin")
+
+    def forward(self, model: torch.nn.Module, batch: RankedBatch) -> Tensor:
+        """See `Task.forward`; the last stage gives a value for every token, float32 [R, S]."""
+        return model(batch.tokens, batch.position_ids, None)
+
+    def loss(self, output: Tensor, batch: RankedBatch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """See `Task.loss`; what is counted are prompts."""
+        loss, count, *metrics = ranking_loss(batch.scores(output), batch.ranks, batch.prompts, batch.loss_mask.any(1))
+        return loss, count, tuple(metrics)
+
+
+def ranking_loss(
+    scores: Tensor, ranks: Tensor, prompts: Tensor, present: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums over prompts: of the loss, of those that have one, of the share of pairs in order, and of the mean margin.
+
+    A prompt's loss is the mean of -log sigmoid(r_w - r_l) over its pairs of a better answer w and a worse one l, which
+    are C(K, 2) for K answers without ties. Ties are no pairs, and a prompt of ties alone does not count.
+
+    scores: float32 [R]. ranks, prompts: int64 [R], see `RankedBatch`. present: bool [R], False for padding.
+    """
+    same = (prompts[:, None] == prompts) & present[:, None] & present
+    better = same & (ranks[:, None] < ranks)
+    pairs_of_prompt = same.float() @ better.sum(1).float()
+    weights = better / pairs_of_prompt.clamp(min=1)[:, None]
+    margins = scores[:, None] - scores
+    loss = (F.softplus(-margins) * weights).sum()
+    with torch.no_grad():
+        count = weights.sum().round().int()  # the weights of a prompt sum to 1
+        accuracy = ((margins > 0) * weights).sum()
+        return loss, count, accuracy, (margins * weights).sum()

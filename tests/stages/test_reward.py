@@ -1,0 +1,166 @@
+"""Stage reward: what is learnt, alike in every layout; resuming; the shift; and the scores that others read."""
+
+import json
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dist import run_distributed
+
+from megagpt.config.load import load
+from megagpt.data.chat import grow_for_chat
+from megagpt.data.tokenizer import Tokenizer
+
+BATCH, STOP, LEARNING = 8, 3, 10
+LAYOUTS = {
+    "data": [],
+    "zero_0": ["parallel.zero_stage=0"],
+    "tensor": ["parallel.tensor_parallel_size=2"],
+    "sequence": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
+    "pipeline": ["parallel.pipeline_parallel_size=2"],
+    "interleaved": ["parallel.pipeline_parallel_size=2", "parallel.virtual_pipeline_size=2"],
+    "deepspeed_1": ["parallel.engine=deepspeed"],
+    "deepspeed_2": ["parallel.engine=deepspeed", "parallel.zero_stage=2"],
+    "deepspeed_3": ["parallel.engine=deepspeed", "parallel.zero_stage=3"],
+}
+
+
+def rankings(count: int) -> list[dict]:
+    """Prompts that ask for a word, with answers that say it more or less often; half of the prompts have ties."""
+    rng, records = random.Random(0), []
+    for number in range(count):
+        word, other = rng.sample(["to", "be", "or", "not", "that", "is"], 2)
+        said = rng.sample([(word, word), (word, other), (other, other), (other,), (word,)], 2 + number % 3)
+        ranks = [2 - text.count(word) if number % 2 else 2 - min(1, text.count(word)) for text in said]
+        if len(set(ranks)) > 1:
+            answers = [{"content": " ".join(text), "rank": rank} for text, rank in zip(said, ranks, strict=True)]
+            prompt = [{"role": "user", "content": f"{word} {number}?"}]
+            records.append({"messages": prompt, "answers": answers})
+    return records
+
+
+def _run(overrides: list[str]) -> dict:
+    """Train as told; returns losses, held-out figures, the demonstrations' scores, and the model's pieces."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    from megagpt.config.rules import check
+    from megagpt.evaluate.scores import judge, score
+    from megagpt.stages.reward import demonstrations, open_reward
+    from megagpt.stages.session import start
+
+    config = load(overrides)
+    check(config, dist.get_world_size())
+    with start(config) as checkpointer:
+        session = open_reward(config, checkpointer)
+        begun = session.trainer.state.step
+        session.trainer.fit()
+        config, engine, loader = session.config, session.engine, session.loader
+        result = {
+            "begun": begun,
+            "judged": judge(engine, config, loader.tokenizer, loader.held_out("validation", None)),
+            "shown": score(engine, config, loader.tokenizer, demonstrations(config, loader)),
+        }
+    pieces = [piece for piece in engine.pieces(for_saving=False) if piece.name.startswith("model/")]
+    result["pieces"] = [replace(piece, data=piece.data.detach().clone().numpy()) for piece in pieces]
+    parallel_state.destroy_model_parallel()
+    lines = map(json.loads, (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines())
+    return result | {"curve": [(line["loss"], line["accuracy"], line["margin"]) for line in lines if "loss" in line]}
+
+
+def _base(overrides: list[str]) -> None:
+    from megatron.core import parallel_state
+
+    from megagpt.stages import pretrain
+
+    pretrain.run(load(overrides))
+    parallel_state.destroy_model_parallel()
+
+
+def _run_in_turn(runs: dict[str, list[str]]) -> dict[str, dict]:
+    return {name: _run([*overrides, f"run_name={name}"]) for name, overrides in runs.items()}
+
+
+def _one_rank(settings: list[str]) -> dict[str, dict]:
+    first = _run_in_turn({"whole": settings, "learnt": [*settings, f"optim.train_epochs={LEARNING}"]})
+    runs = Path(load(settings).runs_dir)
+    middle = Path("checkpoints", f"step_{STOP:08}")
+    shutil.copytree(runs / "whole" / middle, runs / "resumed" / middle)
+    again = [*settings, f"checkpoint.load={runs}/whole"]
+    return first | _run_in_turn({"resumed": settings, "again": again})
+
+
+@pytest.fixture(scope="module")
+def settings(overrides, tmp_path_factory) -> list[str]:
+    """Overrides of a run that learns from rankings, with dropout, and of the run that it starts from."""
+    folder = tmp_path_factory.mktemp("reward")
+    given = dict(text.split("=", 1) for text in overrides)
+    tokenizer = grow_for_chat(Tokenizer.load(given["data.tokenizer"]))
+    tokenizer.save(folder / "tokenizer.json")
+    (folder / "rankings.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rankings(72)))
+    common = [*overrides, f"runs_dir={folder}", "optim.ramp_start=null", "optim.ramp_tokens=0"]
+    common += [f"optim.global_batch_size={BATCH}", "optim.warmup_tokens=0", "model.tie_embeddings=false"]
+    reward = [
+        *(*common, "stage=reward", f"checkpoint.load={folder}/base", f"model.vocab_size={tokenizer.vocab_size}"),
+        *("model.hidden_dropout=0", "model.attention_dropout=0", f"data.tokenizer={folder}/tokenizer.json"),
+        *(f"data.rankings=[{folder}/rankings.jsonl]", "parallel.micro_batch_size=2", f"checkpoint.interval={STOP}"),
+        "checkpoint.keep_last=9",
+    ]
+    run_distributed(_base, 1, [*common, "run_name=base", f"optim.train_tokens={4 * BATCH * 32}"])
+    return reward
+
+
+@pytest.fixture(scope="module")
+def one(settings) -> dict[str, dict]:
+    """Results on one rank."""
+    return run_distributed(_one_rank, 1, settings)[0]
+
+
+@pytest.fixture(scope="module")
+def two(settings, one) -> list[dict[str, dict]]:
+    """Results of both ranks in every layout of two."""
+    small = ["parallel.micro_batch_size=1"]  # the interleaved schedule takes as many micro-batches as stages
+    return run_distributed(_run_in_turn, 2, {name: [*settings, *small, *o] for name, o in LAYOUTS.items()})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_learns_and_scores_as_one_rank(one, two, layout):
+    expected = one["whole"]
+    for rank in two:
+        torch.testing.assert_close(rank[layout]["curve"], expected["curve"], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(rank[layout]["shown"], expected["shown"], rtol=1e-4, atol=1e-5)
+        for name in ("loss", "accuracy", "margin", "pairs", "longer_accuracy"):
+            assert rank[layout]["judged"][name] == pytest.approx(expected["judged"][name], rel=1e-4, abs=1e-5)
+
+
+def test_resume_is_bit_exact(one):
+    whole, resumed = one["whole"], one["resumed"]
+    assert (whole["begun"], resumed["begun"]) == (0, STOP)
+    assert resumed["curve"] == whole["curve"][STOP:]
+    assert len(resumed["curve"]) > 1
+    for a, b in zip(whole["pieces"], resumed["pieces"], strict=True):
+        assert np.array_equal(a.data, b.data), a.name
+
+
+def test_held_out_rankings_are_learnt_better_than_from_lengths(one):
+    judged = one["learnt"]["judged"]
+    assert judged["accuracy"] > 0.15 + max(judged[f"{by}_accuracy"] for by in ("chance", "longer", "shorter"))
+    assert judged["loss"] < 0.75 * one["whole"]["curve"][0][0]
+    assert sum(part["pairs"] for part in judged["reliability"]) == judged["pairs"]
+
+
+@pytest.mark.parametrize("run", ["whole", "resumed", "learnt", "again"])
+def test_demonstrations_score_0_on_average_in_what_is_saved(one, run, settings):
+    shown = one[run]["shown"]
+    assert abs(shown.mean()) < 1e-5
+    assert np.abs(shown).max() > 0.1
+
+
+def test_a_reward_run_is_what_others_start_from(one):
+    whole, again = one["whole"], one["again"]
+    assert again["begun"] == 0
+    assert again["curve"][0][0] < whole["curve"][0][0]  # on the same prompts
