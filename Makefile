@@ -1,5 +1,5 @@
 # make train   a GPT from raw text to report, in minutes on two cores
-# make code    that GPT, trained on to fill in code
+# make code    that GPT, trained on to fill in code, then to edit by instruction
 # make test    all tests
 # make lint    ruff
 .DELETE_ON_ERROR:
@@ -12,6 +12,8 @@ PYTHON := $(VENV)/bin/python
 RUN := runs/demo
 DATA := $(RUN)/data
 CODE := runs/code
+EDIT := runs/edit
+EDITS := --kinds uppercase lowercase number_lines reverse_lines sort_lines single_spaces add_comment --max-chars 60
 RANKS ?= 2
 OVERRIDES ?=
 
@@ -49,11 +51,12 @@ $(RUN)/evaluation.json: $(DATA)/stdlib.json
 $(RUN)/report.html: $(RUN)/evaluation.json
 	$(PYTHON) tools/report.py $(RUN)
 
-code: $(CODE)/report.html
+code: $(EDIT)/report.html
 	@echo
-	echo "report:    $(CODE)/report.html (open it in a browser)"
-	echo "figures:   $(CODE)/evaluation_before.json and $(CODE)/evaluation.json"
-	echo "try it:    $(PYTHON) tools/generate.py --checkpoint $(CODE) --prompt 'def double(x):' --suffix $$'\n    return y'"
+	echo "reports:   $(CODE)/report.html and $(EDIT)/report.html (open them in a browser)"
+	echo "figures:   evaluation_before.json and evaluation.json in $(CODE) and $(EDIT)"
+	echo "try it:    $(PYTHON) tools/generate.py --checkpoint $(EDIT) --prompt 'the old river' --instruction 'Convert to upper case.' --greedy"
+	echo "           $(PYTHON) tools/generate.py --checkpoint $(CODE) --prompt 'def double(x):' --suffix $$'\n    return y'"
 
 # The demo's own targets say when it is to be made anew; `make clean` begins all over.
 $(CODE)/data/tokenizer.json: | $(RUN)/evaluation.json
@@ -70,6 +73,17 @@ $(CODE)/evaluation.json: $(CODE)/data/stdlib.json
 $(CODE)/report.html: $(CODE)/evaluation.json
 	$(PYTHON) tools/report.py $(CODE)
 
+$(CODE)/data/edits.jsonl: | $(VENV)/installed
+	mkdir -p $(@D)
+	$(PYTHON) tools/make_edits.py --part validation $(EDITS) --count 200 --output $(CODE)/data/held_out_edits.jsonl
+	$(PYTHON) tools/make_edits.py --part train $(EDITS) --count 16000 --output $@
+
+$(EDIT)/evaluation.json: $(CODE)/data/edits.jsonl | $(CODE)/evaluation.json
+	$(VENV)/bin/torchrun --nproc-per-node $(RANKS) -m megagpt experiment=demo_edit $(OVERRIDES)
+
+$(EDIT)/report.html: $(EDIT)/evaluation.json $(CODE)/report.html
+	$(PYTHON) tools/report.py $(EDIT)
+
 test: $(VENV)/installed
 	$(PYTHON) -m pytest
 
@@ -78,4 +92,4 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf $(RUN) $(CODE)
+	rm -rf $(RUN) $(CODE) $(EDIT)

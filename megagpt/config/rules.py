@@ -68,7 +68,7 @@ NOT_NEGATIVE = (
 BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2", "ppo.ema_decay")
 SHARES = (
     *("optim.min_lr_ratio", "optim.warmup_start_ratio", "data.infilling_rate", "data.infilling_spm_rate"),
-    *("data.infilling_line_rate", "ppo.discount", "ppo.gae_lambda"),
+    *("data.infilling_unit_rate", "ppo.discount", "ppo.gae_lambda"),
 )
 
 LARGEST_SEED = 2**32 - 1

@@ -37,8 +37,10 @@ class DataConfig:
     """Share of documents in training samples that are rearranged for filling in the middle (arXiv 2207.14255)."""
     infilling_spm_rate: float = 0.5
     """Share of those in the order suffix, prefix, middle (SPM); the others are in prefix, suffix, middle (PSM)."""
-    infilling_line_rate: float = 0.0
-    """Share of those with a single line in the middle; the others are cut at two random characters."""
+    infilling_unit_rate: float = 0.0
+    """Share of those with a single infilling_unit in the middle; the others are cut at two random characters."""
+    infilling_unit: Literal["line", "word"] = "line"
+    """What stands in such a middle, and in those that a run measures: a line, or a word of letters."""
     infilling_piece_tokens: int = 0
     """Cut documents into pieces of a quarter of this many tokens up to this many, each of which is rearranged or not;
     for documents that are longer than a sample. 0: they stay whole."""
@@ -110,6 +112,9 @@ class StageConfig:
     infilling_cuts: int = 0
     """Held-out lines that a run with data.infilling_rate fills in at its end and, if it starts from a model, at its
     start too; 0: none."""
+    held_out_edits: str | None = None
+    """File of edits (tools/make_edits.py) that stage edit answers before its first step and at its end, for exact match
+    and similarity."""
     sample_prompts: tuple[str, ...] = ()
     """Prompts continued at the end of the run, shown in the log and the report."""
     sample_tokens: int = 64

@@ -20,7 +20,11 @@ from megagpt.errors import ConfigError, DataError
 
 _STREAM, _PIECES = 2, 4  # streams 0 and 1 of (seed, number) order documents and windows, 3 draws what is evaluated
 
-_LINE = re.compile(r"(?<=\S)\n[^\n]*\S(?=\n)")
+UNITS: dict[str, re.Pattern[str]] = {
+    "line": re.compile(r"(?<=\S)\n[^\n]*\S(?=\n)"),
+    "word": re.compile(r"(?<=\S) [A-Za-z]+(?![A-Za-z])"),
+}
+"""What a short middle can be: a line with the newline before it, or a word with the space before it."""
 
 
 def fim_ids(tokenizer: Tokenizer) -> tuple[int, int, int, int]:
@@ -48,14 +52,14 @@ def infill_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, spm: bool = Tr
     return [first, *before, second, *after, middle]
 
 
-def lines_within(text: str) -> list[tuple[int, int]]:
-    """Where the lines of `text` are that can be filled in: (first, last + 1) characters, with the newline before each.
+def units_within(text: str, unit: str = "line") -> list[tuple[int, int]]:
+    """Where the lines or words of `text` are that can be filled in: (first, last + 1) characters, as in UNITS.
 
     Not the first and the last line, which may be parts of lines; no blank ones; and neither they nor the lines before
     them end in white space. Around these, all three parts have the tokens that they have in the whole text, since
-    nothing but white space is in one token with a newline.
+    nothing but white space is in one token with a newline, and no token begins inside a word of letters.
     """
-    return [match.span() for match in _LINE.finditer(text)]
+    return [match.span() for match in UNITS[unit].finditer(text)]
 
 
 class Infilling:
@@ -67,11 +71,12 @@ class Infilling:
         rate: float = 0.5,
         spm_rate: float = 0.5,
         seed: int = 0,
-        line_rate: float = 0.0,
+        unit_rate: float = 0.0,
+        unit: str = "line",
         piece_tokens: int = 0,
     ) -> None:
         """`rate` is the share of documents that are rearranged; among them `spm_rate` is the share in SPM order, and
-        `line_rate` that with a single line in the middle.
+        `unit_rate` that with a single `unit` (of UNITS) in the middle.
 
         With `piece_tokens` above 0 documents are first cut into pieces of a quarter of it up to all of it, each of
         which counts as a document. Otherwise those that are longer than a sample have their end-of-text at its end,
@@ -79,11 +84,11 @@ class Infilling:
 
         Raises ConfigError for a share outside 0..1, DataError when the tokenizer lacks the tokens.
         """
-        for name, share in (("rate", rate), ("spm_rate", spm_rate), ("line_rate", line_rate)):
+        for name, share in (("rate", rate), ("spm_rate", spm_rate), ("unit_rate", unit_rate)):
             if not 0 <= share <= 1:
                 raise ConfigError(f"the {name} of infilling is {share}; it must be in 0..1")
         self.tokenizer, self.rate, self.spm_rate, self.seed = tokenizer, rate, spm_rate, seed
-        self.line_rate, self.piece_tokens = line_rate, piece_tokens
+        self.unit_rate, self.unit, self.piece_tokens = unit_rate, unit, piece_tokens
         self._pad = fim_ids(tokenizer)[-1]
 
     def sample(self, tokens: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,8 +131,8 @@ class Infilling:
         # A sample may begin or end inside a character, of which no text can be made.
         while text := self.tokenizer.decode_bytes(body.tolist()).decode(errors="ignore"):
             first, last = sorted(int(cut * (len(text) + 1)) for cut in cuts)
-            if whether < self.rate * self.line_rate and (lines := lines_within(text)):
-                first, last = lines[int(cuts[0] * len(lines))]
+            if whether < self.rate * self.unit_rate and (units := units_within(text, self.unit)):
+                first, last = units[int(cuts[0] * len(units))]
             new = self.rearrange(text, first, last, order < self.spm_rate)
             if len(new) <= room:
                 return new

@@ -44,8 +44,8 @@ class TrainLoader(ReadAhead):
         self.infilling = None
         if data.infilling_rate:
             rates = data.infilling_rate, data.infilling_spm_rate
-            lines, pieces = data.infilling_line_rate, data.infilling_piece_tokens
-            self.infilling = Infilling(self.tokenizer, *rates, config.seed, lines, pieces)
+            units = data.infilling_unit_rate, data.infilling_unit
+            self.infilling = Infilling(self.tokenizer, *rates, config.seed, *units, data.infilling_piece_tokens)
 
     def evaluation_batches(
         self,

@@ -1,11 +1,12 @@
-"""How well a model fills in single lines of held-out documents, beside what it makes of the text before them alone.
+"""How well a model fills in lines or words of held-out documents, beside what it makes of the text before them alone.
 
-A cut is a line of a window of held-out tokens, with the newline before it; what stands before and behind it in the
-window is its prefix and suffix (the single-line infilling of Bavarian et al., arXiv 2207.14255, on documents of the
-corpus). All three parts have the tokens that they have in the whole text, so that a model which reads from left to
-right finds nothing unusual in the prefix.
+A cut is a line of a window of held-out tokens with the newline before it, or a word with the space before it; what
+stands before and behind it in the window is its prefix and suffix. With lines this is the single-line infilling of
+Bavarian et al. (arXiv 2207.14255), on documents of the corpus. All three parts have the tokens that they have in the
+whole text, so that a model which reads from left to right finds nothing unusual in the prefix.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from megagpt.data.batch import Batch
 from megagpt.data.chat import Example
-from megagpt.data.infilling import infill_prompt, lines_within
+from megagpt.data.infilling import infill_prompt, units_within
 from megagpt.data.loader import TrainLoader
 from megagpt.data.packed import PackedCorpus, Part, hashes
 from megagpt.data.supervised import batch_of_rows
@@ -45,10 +46,10 @@ def longest_middle(sequence_length: int) -> int:
 
 
 def held_out_cuts(loader: TrainLoader, part: Part, count: int) -> list[Cut]:
-    """At most `count` different lines of the documents of `part`, a function of the seed and the corpora alone.
+    """At most `count` different units of the documents of `part`, a function of the seed and the corpora alone.
 
-    Windows are drawn evenly over the tokens of `part`, the lines evenly in a window; a share of `infilling_spm_rate` is
-    in SPM order. Lines are those of `lines_within` that are not longer than `longest_middle`. Raises DataError when
+    Windows are drawn evenly over the tokens of `part`, the units evenly in a window; a share of `infilling_spm_rate` is
+    in SPM order. They are those of `units_within` that are not longer than `longest_middle`. Raises DataError when
     there is none at all.
     """
     config = loader.config
@@ -62,13 +63,13 @@ def held_out_cuts(loader: TrainLoader, part: Part, count: int) -> list[Cut]:
         place = int(where * starts[-1])
         corpus = int(np.searchsorted(starts, place, side="right")) - 1
         text = _window(corpora[corpus], loader.tokenizer, place - int(starts[corpus]))
-        if parts := _cut(text, which, loader.tokenizer, longest_middle(config.model.sequence_length)):
+        if parts := _cut(text, which, loader, longest_middle(config.model.sequence_length)):
             cuts.setdefault(parts, Cut(*parts, spm=order < config.data.infilling_spm_rate))
     if not cuts:
         raise DataError(
-            f"the {part} documents have no line to fill in: every one is blank, at an end of its document, or longer "
-            f"than an eighth of model.sequence_length ({config.model.sequence_length}); set stage.infilling_cuts=0 to "
-            "train without these figures"
+            f"the {part} documents have no {config.data.infilling_unit} to fill in: every one is blank, at an end of "
+            f"its document, or longer than an eighth of model.sequence_length ({config.model.sequence_length}); set "
+            "stage.infilling_cuts=0 to train without these figures"
         )
     return list(cuts.values())
 
@@ -79,7 +80,7 @@ def evaluate_infilling(engine: Engine, loader: TrainLoader, cuts: Sequence[Cut])
     `infilling_loss` is the mean over the tokens of the middles and the end-of-text behind each, in nats;
     `infilling_middle_loss` over the middles alone, to compare with `left_to_right_loss`, theirs after the prefix alone.
     Exact matches are shares of the cuts for which greedy decoding gives the middle: ended by end-of-text where both
-    sides are given, and up to the next newline after the prefix alone.
+    sides are given, and up to the end of the line or word after the prefix alone.
     """
     tokenizer, end = loader.tokenizer, loader.tokenizer.end_of_text_id
     both = [infill_prompt(tokenizer, cut.prefix, cut.suffix, cut.spm) for cut in cuts]
@@ -107,7 +108,8 @@ def evaluate_infilling(engine: Engine, loader: TrainLoader, cuts: Sequence[Cut])
             for answer, cut in zip(filled, cuts, strict=True)
         ),
         "left_to_right_exact_match": _share(
-            _first_line(answer.text) == cut.middle for answer, cut in zip(continued, cuts, strict=True)
+            _first(answer.text, loader.config.data.infilling_unit) == cut.middle
+            for answer, cut in zip(continued, cuts, strict=True)
         ),
     }
 
@@ -122,18 +124,20 @@ def _window(corpus: PackedCorpus, tokenizer: Tokenizer, start: int) -> str:
     return tokenizer.decode_bytes(tokens.tolist()).decode(errors="ignore")
 
 
-def _cut(text: str, which: float, tokenizer: Tokenizer, longest: int) -> tuple[str, str, str] | None:
-    """`text` in three parts around one of its lines, by `which` in [0, 1); None when none is fit for it."""
-    places = [place for place in lines_within(text) if len(tokenizer.encode(text[slice(*place)])) <= longest]
+def _cut(text: str, which: float, loader: TrainLoader, longest: int) -> tuple[str, str, str] | None:
+    """`text` in three parts around one of its units, by `which` in [0, 1); None when none is fit for it."""
+    places = units_within(text, loader.config.data.infilling_unit)
+    places = [place for place in places if len(loader.tokenizer.encode(text[slice(*place)])) <= longest]
     if not places:
         return None
     first, last = places[int(which * len(places))]
     return text[:first], text[first:last], text[last:]
 
 
-def _first_line(text: str) -> str:
-    """A newline and the line behind it, without what follows that; "" where the text begins with another character."""
-    return "\n" + text[1:].split("\n")[0] if text.startswith("\n") else ""
+def _first(text: str, unit: str) -> str:
+    """The line with the newline before it, or the word with the space before it, that `text` begins with; or ""."""
+    match = re.match(r"\n[^\n]*" if unit == "line" else r" [A-Za-z]+", text)
+    return match[0] if match else ""
 
 
 def _example(prompt: list[int], wanted: list[int]) -> Example:

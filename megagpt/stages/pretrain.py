@@ -32,7 +32,7 @@ def run(config: Config) -> int:
 
 
 def measures_infilling(config: Config) -> bool:
-    """Whether held-out lines are filled in at the end of the run and, of a model that was loaded, before it."""
+    """Whether the held-out infilling of a loaded model is measured before the run, and of any at its end."""
     return config.data.infilling_rate > 0 and config.stage.infilling_cuts > 0
 
 
@@ -74,13 +74,15 @@ def measure(session: Session) -> dict[str, float]:
     values = evaluate(engine, loader, "validation", max_tokens=None)
     if not values or not measures_infilling(config):
         return values
+    unit = config.data.infilling_unit
     cuts = held_out_cuts(loader, "validation", config.stage.infilling_cuts)
     if len(cuts) < config.stage.infilling_cuts:
-        log.warning("held-out documents have %d lines to fill in, not %d", len(cuts), config.stage.infilling_cuts)
+        log.warning("held-out documents have %d %ss to fill in, not %d", len(cuts), unit, config.stage.infilling_cuts)
     values |= evaluate_infilling(engine, loader, cuts)
     log.info(
-        "%d held-out lines: infilling loss %.4f, exact match %.1f%%; from the left alone %.4f, %.1f%%",
+        "%d held-out %ss: infilling loss %.4f, exact match %.1f%%; from the left alone %.4f, %.1f%%",
         len(cuts),
+        unit,
         values["infilling_loss"],
         100 * values["infilling_exact_match"],
         values["left_to_right_loss"],

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 from megagpt.config.schema import Config
 from megagpt.data.chat import Message, chat_prompt
 from megagpt.data.supervised import ConversationLoader
 from megagpt.errors import STOPPED_BY_SIGNAL
+from megagpt.evaluate.edits import answer_edits, read_edits, similarity
 from megagpt.evaluate.held_out import evaluate
 from megagpt.model.generation import GenerationConfig, Generator
 from megagpt.parallel.build import build_engine
@@ -22,12 +24,14 @@ def run(config: Config) -> int:
     """Train for `optim.train_epochs` or `train_tokens`, then judge the model on all held-out conversations."""
     with start(config) as checkpointer:
         loader = ConversationLoader(config)
-        config = with_epochs(config, len(loader.rows["train"]), loader.sample_tokens)
+        config = with_epochs(config, len(loader.rows["train"]))
         session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, loader)
+        if not session.trainer.state.step:
+            evaluate_run(session, "evaluation_before.json")
         if not session.trainer.fit():
             return STOPPED_BY_SIGNAL
+        evaluate_run(session, "evaluation.json")
         with session.trainer.watchdog as watchdog, watchdog.within("evaluation"):
-            evaluate_run(session)
             write_samples(session)
         session.trainer.metrics.finish()
     return 0
@@ -48,17 +52,32 @@ def with_epochs(config: Config, samples: int, sample_tokens: int) -> Config:
     return dataclasses.replace(config, optim=optim)
 
 
-def evaluate_run(session: Session) -> None:
-    """Measure the finished model on every held-out conversation, into evaluation.json. Collective."""
-    values = evaluate(session.engine, session.loader, "validation", max_tokens=None)
+def evaluate_run(session: Session, name: str) -> None:
+    """Measure the model on every held-out conversation and edit, into the file `name`. Collective."""
+    with session.trainer.watchdog as watchdog, watchdog.within("evaluation"):
+        values = evaluate(session.engine, session.loader, "validation", max_tokens=None) | measure_edits(session)
     if not session.is_main or not values:
         return
     values = {"step": session.trainer.state.step, "part": "validation"} | values
-    replace_file(session.run_dir / "evaluation.json", json.dumps(values, indent=2) + "\n")
-    log.info(
-        "held out: loss %.4f, perplexity %.2f over %d tokens of answers",
-        *(values["loss"], values["perplexity"], values["tokens"]),
-    )
+    replace_file(session.run_dir / name, json.dumps(values, indent=2) + "\n")
+    log.info("held out: %s", ", ".join(f"{key} {value:.4g}" for key, value in values.items() if key != "part"))
+
+
+def measure_edits(session: Session) -> dict[str, float]:
+    """Exact match and similarity of `stage.held_out_edits`, where there are any; every replica answers all of them."""
+    config = session.config
+    if config.stage.held_out_edits is None:
+        return {}
+    edits = read_edits(Path(config.stage.held_out_edits))
+    generator = Generator(session.engine.modules, config, session.loader.tokenizer)
+    answers = answer_edits(generator, edits, config.model.sequence_length // 2)
+    pairs = list(zip(edits, answers, strict=True))
+    return {
+        "edits": len(edits),
+        "edit_exact_match": sum(edit.output == answer for edit, answer in pairs) / len(edits),
+        "edit_similarity": sum(similarity(edit.output, answer) for edit, answer in pairs) / len(edits),
+        "unchanged_similarity": sum(similarity(edit.output, edit.input) for edit in edits) / len(edits),
+    }
 
 
 def write_samples(session: Session) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megagpt.data.code_tokens import FIM_TOKENS, grow_for_code
-from megagpt.data.infilling import Infilling, infill_prompt, lines_within
+from megagpt.data.infilling import Infilling, infill_prompt, units_within
 from megagpt.data.tokenizer import Tokenizer, train_tokenizer
 from megagpt.errors import ConfigError, DataError
 
@@ -147,7 +147,7 @@ def test_rates_and_spans():
 @given(text=st.text(st.sampled_from("ab \t\n(中"), max_size=60))
 @settings(max_examples=300, deadline=None)
 def test_lines_keep_the_tokens_of_the_whole_text(text):
-    places = lines_within(text)
+    places = units_within(text)
     lines = text.split("\n")
     fit = [line != "" and line == line.rstrip() for line in lines]
     wanted = [f"\n{lines[n]}" for n in range(1, len(lines) - 1) if fit[n - 1] and fit[n]]
@@ -160,8 +160,8 @@ def test_lines_keep_the_tokens_of_the_whole_text(text):
 def test_a_share_of_the_middles_are_single_lines():
     text = "def f(x):\n    y = x\n\n    return (\n        y)\nf(1)"
     lines = ["\n    y = x", "\n        y)"]  # not the first and the last, and none that is blank or after a blank one
-    assert [text[slice(*place)] for place in lines_within(text)] == lines
-    tokens, infilling = sample_of([text, "x" * 40]), Infilling(TOKENIZER, 0.5, 0, line_rate=0.75)
+    assert [text[slice(*place)] for place in units_within(text)] == lines
+    tokens, infilling = sample_of([text, "x" * 40]), Infilling(TOKENIZER, 0.5, 0, unit_rate=0.75)
     first = [documents(infilling.sample(tokens, index)[0])[0] for index in range(2000)]
     rearranged = [document for document in first if document[0] == PREFIX]
     assert len(rearranged) / 2000 == pytest.approx(0.5, abs=0.05)
@@ -169,7 +169,7 @@ def test_a_share_of_the_middles_are_single_lines():
     for line in lines:
         assert middles.count(line) / len(middles) == pytest.approx(0.75 / 2, abs=0.05)
     assert all(restore(document) == text for document in rearranged)
-    always = Infilling(TOKENIZER, 1, 0, line_rate=1)
+    always = Infilling(TOKENIZER, 1, 0, unit_rate=1)
     one_line = sample_of(["to be or not", "x" * 40])  # without a line to take it is cut anywhere
     assert len({tuple(always.sample(one_line, index)[0]) for index in range(50)}) > 20
 
@@ -230,5 +230,5 @@ def test_what_is_wrong_is_said():
     for rates in ((1.5, 0.5), (0.5, -1), (float("nan"), 0)):
         with pytest.raises(ConfigError, match=r"in 0\.\.1"):
             Infilling(TOKENIZER, *rates)
-    with pytest.raises(ConfigError, match="line_rate"):
-        Infilling(TOKENIZER, line_rate=2)
+    with pytest.raises(ConfigError, match="unit_rate"):
+        Infilling(TOKENIZER, unit_rate=2)

@@ -176,10 +176,10 @@ def test_infilling_is_for_training_alone(grown):
 
 
 def test_infilling_has_the_configured_shares(grown):
-    shares = {"infilling_rate": 0.75, "infilling_spm_rate": 0.25, "infilling_line_rate": 0.125}
+    shares = {"infilling_rate": 0.75, "infilling_spm_rate": 0.25, "infilling_unit_rate": 0.125}
     shares |= {"infilling_piece_tokens": 12}
     infilling = TrainLoader(with_data(grown, **shares)).infilling
-    assert (infilling.rate, infilling.spm_rate, infilling.line_rate, infilling.piece_tokens) == tuple(shares.values())
+    assert (infilling.rate, infilling.spm_rate, infilling.unit_rate, infilling.piece_tokens) == tuple(shares.values())
 
 
 def test_infilling_needs_its_tokens(config):

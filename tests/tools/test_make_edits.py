@@ -34,7 +34,7 @@ def test_edits_of_given_files_are_the_same_each_time(tmp_path, monkeypatch, caps
         (["--count", "0"], ConfigError, "--count is 0"),
         (["--kinds", "speling"], ConfigError, "kinds speling of edits"),
         (["absent.txt"], DataError, "absent.txt"),
-        (["text.txt", "--kinds", "rename"], DataError, "no new edit of kind rename .* 0 functions"),
+        (["text.txt", "--kinds", "rename"], DataError, "no further edit of kind rename, with 0 texts"),
     ],
 )
 def test_mistakes_are_told_and_write_nothing(tmp_path, monkeypatch, arguments, error, message):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from megagpt.data.edits.code import local_names, replace_names
 from megagpt.data.edits.edit import Edit, pick
@@ -102,9 +102,20 @@ def _same(found: Any, expected: Any) -> bool:
     return type(found) is type(expected) and found == expected
 
 
+class Broken(NamedTuple):
+    """A function with a mistake that its tests find."""
+
+    mistake: str
+    """A key of _HINTS."""
+    name: str
+    right: str
+    wrong: str
+    tests: str
+
+
 @cache
-def broken_functions() -> list[tuple[str, str, str, str, str]]:
-    """(kind of mistake, name, right source, wrong source, tests) for every mutant that its tests find out."""
+def broken_functions() -> tuple[Broken, ...]:
+    """Every mutant that its function's tests find out."""
     found = []
     for function, calls in FUNCTIONS.items():
         name, source = function.__name__, source_of(function)
@@ -115,18 +126,17 @@ def broken_functions() -> list[tuple[str, str, str, str, str]]:
         )
         for kind, mutant in mutants(source):
             if not passes(mutant, name, calls, expected):
-                found.append((kind, name, source, mutant, tests))
-    return found
+                found.append(Broken(kind, name, source, mutant, tests))
+    return tuple(found)
 
 
-def fix_bug(rng: random.Random, max_chars: int) -> Edit:
+def fix_bug(broken: Broken, rng: random.Random) -> Edit:
     """A function with a mistake, repaired; its variables have other names each time."""
-    fitting = [item for item in broken_functions() if len(item[2]) <= max_chars]
-    kind, name, right, wrong, tests = pick(rng, fitting)
+    right, wrong = broken.right, broken.wrong
     for old in sorted(local_names(ast.parse(right))):
         new = pick(rng, ["", "", f"{old}s" if not old.endswith("s") else f"my_{old}", old[0], f"the_{old}"])
         taken = {node.id for node in ast.walk(ast.parse(right)) if isinstance(node, ast.Name)} | {"print"}
         if new and new not in taken | local_names(ast.parse(right)) | {"_"}:
             right, wrong = replace_names(right, old, new), replace_names(wrong, old, new)
-    asked = ["Fix the bug.", "Repair the function.", f"{_HINTS[kind]} Fix it.", "Find and fix the mistake."]
-    return Edit("fix_bug", pick(rng, asked), wrong, right, tests, name)
+    asked = ["Fix the bug.", "Repair the function.", f"{_HINTS[broken.mistake]} Fix it.", "Find and fix the mistake."]
+    return Edit("fix_bug", pick(rng, asked), wrong, right, broken.tests, broken.name)

@@ -3,72 +3,98 @@
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
-from megagpt.data.edits.bugs import fix_bug
+from megagpt.data.edits.bugs import broken_functions, fix_bug
 from megagpt.data.edits.code import CODE_KINDS, functions_in, prose_of
 from megagpt.data.edits.edit import Edit, NotApplicableError
 from megagpt.data.edits.text import TEXT_KINDS, passages
+from megagpt.data.packed import Part, part_of
 from megagpt.errors import ConfigError, DataError
 
-KINDS: tuple[str, ...] = (*TEXT_KINDS, *CODE_KINDS, "fix_bug")
+_MAKERS = {**TEXT_KINDS, **CODE_KINDS, "fix_bug": fix_bug}
+
+KINDS: tuple[str, ...] = tuple(_MAKERS)
 """All kinds of edits."""
 
+SPLIT = (0.95, 0.05, 0.0)
+"""Shares of texts in the parts."""
+
 ATTEMPTS = 200
-"""Texts that are tried in a row for an edit of a kind before it is given up."""
+"""Edits of a kind in a row that there are already, after which it is given up."""
 
 
 def make_edits(
-    documents: Iterable[str], count: int, *, kinds: Sequence[str] = KINDS, max_chars: int = 400, seed: int = 0
+    documents: Iterable[str],
+    count: int,
+    *,
+    kinds: Sequence[str] = KINDS,
+    max_chars: int = 400,
+    seed: int = 0,
+    part: Part | None = None,
 ) -> Iterator[Edit]:
     """`count` edits, the kinds in equal shares, of texts of at most `max_chars` characters; no two are the same.
 
     Prose is taken from between blank lines, of Python source from docstrings; code from functions. The same arguments
-    give the same edits. Raises ConfigError for an unknown kind, DataError when there is too little text for a kind.
+    give the same edits. `part`: only of texts that a hash puts into train, or into validation (one in twenty), so that
+    the two have none in common. Raises ConfigError for an unknown kind, DataError when there is too little text for a kind.
     """
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown or not kinds:
         raise ConfigError(f"kinds {', '.join(unknown) or '(none)'} of edits: they are {', '.join(KINDS)}")
     rng = random.Random(seed)
-    prose, code = _sources(documents, kinds, max_chars)
-    seen: set[tuple[str, str]] = set()
+    pools, seen = _pools(documents, kinds, max_chars, part), set()
     for number in range(count):
         kind = kinds[number % len(kinds)]
-        yield _new(kind, prose, code, max_chars, rng, seen)
+        edit = _draw(kind, pools[kind], max_chars, rng, seen)
+        seen.add((edit.instruction, edit.input))
+        yield edit
 
 
-def _sources(documents: Iterable[str], kinds: Sequence[str], max_chars: int) -> tuple[list[str], list[str]]:
-    prose, code = {}, {}
+def _pools(documents: Iterable[str], kinds: Sequence[str], max_chars: int, part: Part | None) -> dict[str, list]:
+    """The texts that each kind may apply to, none twice; for fix_bug, the broken functions."""
+    prose: dict[str, None] = {}
+    code: dict[str, None] = {}
     wants_code, wants_prose = set(kinds) & set(CODE_KINDS), set(kinds) & set(TEXT_KINDS)
     for document in documents:
-        functions = functions_in(document, max_chars) if wants_code else []
-        code.update(dict.fromkeys(functions))
+        if wants_code:
+            code.update(dict.fromkeys(functions_in(document, max_chars)))
         if wants_prose:
             prose.update(dict.fromkeys(passages(prose_of(document), max_chars)))
-    return list(prose), list(code)
+    texts = {"prose": list(prose), "code": list(code)}
+    if part is not None:
+        texts = {name: [text for text in found if part_of(text, SPLIT) == part] for name, found in texts.items()}
+    pools: dict[str, list] = {kind: list(texts["prose" if kind in TEXT_KINDS else "code"]) for kind in kinds}
+    if "fix_bug" in pools:
+        broken = [item for item in broken_functions() if len(item.right) <= max_chars]
+        pools["fix_bug"] = [item for item in broken if part is None or part_of(item.wrong, SPLIT) == part]
+    return pools
 
 
-def _new(
-    kind: str, prose: list[str], code: list[str], max_chars: int, rng: random.Random, seen: set[tuple[str, str]]
-) -> Edit:
-    """An edit that has not been `seen`, and now is."""
+def _draw(kind: str, pool: list, max_chars: int, rng: random.Random, seen: set[tuple[str, str]]) -> Edit:
+    """An edit that has not been `seen`. Texts that the kind does not apply to leave the pool."""
     for _ in range(ATTEMPTS):
-        try:
-            edit = _draw(kind, prose, code, max_chars, rng)
-        except NotApplicableError:
-            continue
-        key = edit.instruction, edit.input
-        if edit.input != edit.output and len(edit.output) <= 2 * max_chars and key not in seen:
-            seen.add(key)
+        edit = _apply(kind, pool, rng)
+        if edit is None:
+            break
+        if (
+            edit.input != edit.output
+            and len(edit.output) <= 2 * max_chars
+            and (edit.instruction, edit.input) not in seen
+        ):
             return edit
     raise DataError(
-        f"no new edit of kind {kind} in {ATTEMPTS} attempts on {len(prose)} passages and {len(code)} functions of at "
-        f"most {max_chars} characters: give more text, allow longer ones, ask for fewer or leave the kind out"
+        f"no further edit of kind {kind}, with {len(pool)} texts of at most {max_chars} characters that it applies to: "
+        "give more text, allow longer ones, ask for fewer edits or leave the kind out"
     )
 
 
-def _draw(kind: str, prose: list[str], code: list[str], max_chars: int, rng: random.Random) -> Edit:
-    if kind == "fix_bug":
-        return fix_bug(rng, max_chars)
-    sources, function = (prose, TEXT_KINDS[kind]) if kind in TEXT_KINDS else (code, CODE_KINDS[kind])
-    if not sources:
-        raise NotApplicableError
-    return function(sources[rng.randrange(len(sources))], rng)
+def _apply(kind: str, pool: list, rng: random.Random) -> Edit | None:
+    """An edit of a text of the pool; None when there is none left."""
+    function = _MAKERS[kind]
+    while pool:
+        place = rng.randrange(len(pool))
+        try:
+            return function(pool[place], rng)
+        except NotApplicableError:
+            pool[place] = pool[-1]
+            pool.pop()
+    return None

@@ -56,6 +56,18 @@ def test_the_same_seed_gives_the_same_edits_and_none_twice():
     assert Counter(edit.kind for edit in first) == dict.fromkeys(kinds, 10)
 
 
+def test_parts_have_no_text_in_common():
+    words = ["river", "boat", "harbour", "captain", "sailor", "anchor", "island"]
+    sentences = [f"The {a} saw the {b}." for a in words for b in words]
+    parts = {}
+    for part in ("train", "validation"):
+        made = edits("uppercase", "fix_bug", count=4, documents=["\n\n".join(sentences)], max_chars=300, part=part)
+        parts[part] = {edit.input for edit in made if edit.kind == "uppercase"}
+    assert not parts["train"] & parts["validation"]
+    everything = edits("uppercase", count=30, documents=["\n\n".join(sentences)])
+    assert {edit.input for edit in everything} - parts["train"] - parts["validation"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_edit_changes_its_input_and_keeps_to_the_length(kind):
     for edit in edits(kind, count=3, max_chars=300):
@@ -116,12 +128,12 @@ def test_edits_of_code_change_what_they_say_and_nothing_else():
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
 def test_every_function_has_a_mistake_that_its_tests_find(function):
-    found = [item for item in broken_functions() if item[1] == function.__name__]
+    found = [item for item in broken_functions() if item.name == function.__name__]
     assert found
     space: dict = {}
-    exec(found[0][2], space)
-    exec(found[0][4], space)  # the right one passes
-    assert {item[3] for item in found} <= {text for _, text in mutants(source_of(function))}
+    exec(found[0].right, space)
+    exec(found[0].tests, space)  # the right one passes
+    assert {item.wrong for item in found} <= {text for _, text in mutants(source_of(function))}
 
 
 def test_repaired_functions_pass_and_broken_ones_do_not():
@@ -154,7 +166,7 @@ def test_passages_are_whole_sentences():
 def test_what_cannot_be_made_is_refused():
     with pytest.raises(ConfigError, match=r"kinds speling of edits: they are spelling"):
         edits("speling")
-    with pytest.raises(DataError, match=r"no new edit of kind remove_docstring .* 0 functions of at most 400"):
+    with pytest.raises(DataError, match=r"no further edit of kind remove_docstring, with 0 texts of at most 400"):
         edits("remove_docstring", documents=PROSE)
-    with pytest.raises(DataError, match=r"no new edit of kind uppercase"):
+    with pytest.raises(DataError, match=r"no further edit of kind uppercase"):
         edits("uppercase", count=500)
