@@ -35,7 +35,7 @@ def make_edits(
 
     Prose is taken from between blank lines, of Python source from docstrings; code from functions. The same arguments
     give the same edits. `part`: only of texts that a hash puts into train, or into validation (one in twenty), so that
-    the two have none in common. Raises ConfigError for an unknown kind, DataError when there is too little text for a kind.
+    the two have none in common. Raises ConfigError for an unknown kind, DataError when there is too little text.
     """
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown or not kinds:
