@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megagpt.config.schema import PPOConfig
+from megagpt.config.schema import Config, PPOConfig
 from megagpt.data.chat import Message, chat_prompt
 from megagpt.data.conversations import Conversation
 from megagpt.data.packed import permutation
@@ -76,9 +76,7 @@ class Collector:
 
     def __init__(
         self,
-        ppo: PPOConfig,
-        seed: int,
-        micro_batch_size: int,
+        config: Config,
         dims: ParallelDims,
         episodes: Episodes,
         prompts: list[Prompt],
@@ -88,13 +86,14 @@ class Collector:
         reward: Reward,
     ) -> None:
         """`critic` and `reference` give values and log-probabilities [B, S] (`ValueTask`, `LogProbTask`)."""
-        self.ppo, self.seed, self.micro_batch_size, self.dims = ppo, seed, micro_batch_size, dims
+        self.ppo, self.seed, self.dims = config.ppo, config.seed, dims
+        self.micro_batch_size = config.parallel.micro_batch_size
         self.episodes, self.prompts, self.generator = episodes, prompts, generator
         self.critic, self.reference, self.reward = critic, reference, reward
         self.seconds: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
         """The first episodes of the iteration, as text with their scores."""
-        self._order = lru_cache(maxsize=2)(partial(permutation, len(prompts), seed))
+        self._order = lru_cache(maxsize=2)(partial(permutation, len(prompts), config.seed))
 
     def collect(self, iteration: int) -> None:
         """Fill the episodes with iteration `iteration`. Collective."""

@@ -1,7 +1,9 @@
 """Stage `ppo`: learning from a reward by PPO, with a KL penalty and pretraining gradients (arXiv 2203.02155)."""
 
 import dataclasses
+import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from megagpt import checkpoint
@@ -16,6 +18,7 @@ from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import STOPPED_BY_SIGNAL
 from megagpt.model.generation import Generator
 from megagpt.parallel.build import build_engine
+from megagpt.parallel.engine import Engine
 from megagpt.parallel.megatron import MegatronEngine
 from megagpt.rl.actor_critic import ActorCritic
 from megagpt.rl.episodes import Episodes
@@ -25,19 +28,37 @@ from megagpt.rl.rollouts import Collector, read_prompts
 from megagpt.rl.tasks import LogProbTask, PolicyTask, ValueTask
 from megagpt.stages.session import Session, open_session, start
 from megagpt.stages.weights import load_weights
+from megagpt.train.metrics import replace_file
+from megagpt.train.state import TrainState
 
 log = logging.getLogger(__name__)
 
 
 def run(config: Config) -> int:
-    """Learn from `ppo.episodes` answers."""
+    """Learn from `ppo.episodes` answers; held-out prompts are answered before and after."""
     config = prepare(config)
     with start(config) as checkpointer:
         session = open_ppo(config, checkpointer)
-        if not session.trainer.fit():
+        trainer = session.trainer
+        if not trainer.state.step:
+            evaluate_run(session, "evaluation_before.json")
+        if not trainer.fit():
             return STOPPED_BY_SIGNAL
-        session.trainer.metrics.finish()
+        evaluate_run(session, "evaluation.json")
+        trainer.metrics.finish()
     return 0
+
+
+def evaluate_run(session: Session, name: str) -> None:
+    """Measure the policy on held-out prompts and text, into the file `name`. Collective."""
+    trainer = session.trainer
+    with trainer.watchdog as watchdog, watchdog.within("evaluation"):
+        values = trainer.evaluate(trainer.state)
+    if not session.is_main:
+        return
+    values = {"step": trainer.state.step, "part": "validation"} | values
+    replace_file(session.run_dir / name, json.dumps(values, indent=2) + "\n")
+    log.info("held out: %s", ", ".join(f"{key} {value:.4g}" for key, value in values.items() if key != "part"))
 
 
 def prepare(config: Config) -> Config:
@@ -58,23 +79,39 @@ def open_ppo(config: Config, checkpointer: Checkpointer) -> Session:
     critic_config = _scalar(config, ppo.critic or ppo.reward_model or config.checkpoint.load)
     critic = build_engine(critic_config, ValueTask(ppo))
     load_weights(critic_config, critic)
-    episodes = Episodes(ppo.rollout_batch_size, ppo.row_length, ppo.kl_coefficient, policy.device)
+    episodes = _episodes(config, policy)
     engine = ActorCritic(policy, critic, ppo, config.optim.lr, episodes)
+    generator = Generator(policy.modules, config, tokenizer, ppo.generation_batch_size)
+    models = generator, critic, reference, _reward(config, tokenizer)
     found = divide(read_conversations(config.data.conversations), config.data.split)
-    collector = Collector(
-        ppo,
-        config.seed,
-        config.parallel.micro_batch_size,
-        policy.dims,
-        episodes,
-        read_prompts(tokenizer, found["train"], ppo),
-        Generator(policy.modules, config, tokenizer, ppo.generation_batch_size),
-        critic,
-        reference,
-        _reward(config, tokenizer),
-    )
+    collector = Collector(config, policy.dims, episodes, read_prompts(tokenizer, found["train"], ppo), *models)
     loader = EpisodeLoader(config, collector, _pretraining(config))
-    return open_session(config, engine, checkpointer, loader)
+    session = open_session(config, engine, checkpointer, loader)
+    if found["validation"]:
+        prompts = read_prompts(tokenizer, found["validation"], ppo)
+        _answer_held_out(session, Collector(config, policy.dims, _episodes(config, policy), prompts, *models))
+    return session
+
+
+def _episodes(config: Config, policy: Engine) -> Episodes:
+    ppo = config.ppo
+    return Episodes(ppo.rollout_batch_size, ppo.row_length, ppo.kl_coefficient, policy.device)
+
+
+def _answer_held_out(session: Session, held_out: Collector) -> None:
+    """Have every evaluation answer an iteration of held-out prompts too, and keep some of the answers."""
+    measure_text: Callable[[TrainState], dict[str, float]] = session.trainer.evaluate
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        held_out.collect(0)  # the same prompts and random numbers each time
+        if session.is_main:
+            lines = [{"step": state.step} | sample for sample in held_out.samples]
+            replace_file(session.run_dir / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        figures = held_out.episodes.figures
+        named = ("score", "kl", "answer_tokens", "end_rate")
+        return measure_text(state) | {f"validation_{name}": figures[name] for name in named}
+
+    session.trainer.evaluate = evaluate
 
 
 def _frozen(config: Config, task: LogProbTask | ValueTask) -> MegatronEngine:

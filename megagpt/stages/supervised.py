@@ -24,7 +24,7 @@ def run(config: Config) -> int:
     """Train for `optim.train_epochs` or `train_tokens`, then judge the model on all held-out conversations."""
     with start(config) as checkpointer:
         loader = ConversationLoader(config)
-        config = with_epochs(config, len(loader.rows["train"]))
+        config = with_epochs(config, len(loader.rows["train"]), loader.sample_tokens)
         session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, loader)
         if not session.trainer.state.step:
             evaluate_run(session, "evaluation_before.json")

@@ -66,13 +66,14 @@ def _run_some(runs: dict[str, list[str]], stop: int) -> dict[str, dict]:
     return _run_in_turn(runs, parts=stop)
 
 
-def _pretrain(overrides: list[str]) -> None:
+def _stage(overrides: list[str]) -> None:
     from megatron.core import parallel_state
 
     from megagpt.config.load import load
-    from megagpt.stages import pretrain
+    from megagpt.stages import ppo, pretrain
 
-    pretrain.run(load(overrides))
+    config = load(overrides)
+    assert {"pretrain": pretrain.run, "ppo": ppo.run}[config.stage.name](config) == 0
     parallel_state.destroy_model_parallel()
 
 
@@ -98,7 +99,7 @@ def settings(tmp_path_factory) -> list[str]:
         *("data.split=[0.9,0.1,0]", f"runs_dir={folder}", f"optim.global_batch_size={BATCH}", "checkpoint.interval=0"),
         *("optim.warmup_tokens=0", "logging.wandb=off", "model.attention_dropout=0.1"),
     ]
-    run_distributed(_pretrain, 1, [*run, "run_name=base", "optim.train_tokens=2560", "optim.decay_tokens=2560"])
+    run_distributed(_stage, 1, [*run, "run_name=base", "optim.train_tokens=2560", "optim.decay_tokens=2560"])
     return [
         *(*run, "stage=ppo", f"checkpoint.load={folder}/base", f"data.conversations=[{folder}/prompts.jsonl]"),
         *("ppo.reward=checker", f"ppo.rollout_batch_size={ROLLOUT}", f"ppo.episodes={2 * ROLLOUT}", "ppo.epochs=2"),
@@ -213,3 +214,20 @@ def test_an_answer_without_an_end_is_penalised(one):
     line = next(line for line in one["no_end"]["lines"] if "score" in line)
     assert line["answer_tokens"] == 1
     assert line["reward"] == pytest.approx(line["score"] - (1 - line["end_rate"]), abs=1e-4)
+
+
+def test_the_stage_answers_held_out_prompts_before_and_after(settings):
+    folder = Path(next(text for text in settings if text.startswith("runs_dir=")).partition("=")[2])
+    run_distributed(_stage, 1, [*settings, "run_name=stage", "stage.eval_interval=4"])
+    before, after = (
+        json.loads((folder / "stage" / name).read_text()) for name in ("evaluation_before.json", "evaluation.json")
+    )
+    assert (before["step"], after["step"]) == (0, 8)
+    assert abs(before["validation_kl"]) < 1e-4 < abs(after["validation_kl"])
+    for values in (before, after):
+        assert 0 <= values["validation_score"] <= 1
+        assert values["validation_loss"] > 0
+    samples = [json.loads(line) for line in (folder / "stage" / "samples.jsonl").read_text().splitlines()]
+    assert {"prompt", "text", "score", "ended"} <= set(samples[0])
+    lines = [json.loads(line) for line in (folder / "stage" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation_score" in line] == [4]

@@ -70,13 +70,14 @@ def _run(overrides: list[str]) -> dict:
     return result | {"losses": [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]}
 
 
-def _pretrain(overrides: list[str]) -> None:
+def _stage(overrides: list[str]) -> None:
     from megatron.core import parallel_state
 
     from megagpt.config.load import load
-    from megagpt.stages import pretrain
+    from megagpt.stages import pretrain, supervised
 
-    pretrain.run(load(overrides))
+    config = load(overrides)
+    assert {"pretrain": pretrain.run, "edit": supervised.run}[config.stage.name](config) == 0
     parallel_state.destroy_model_parallel()
 
 
@@ -101,7 +102,7 @@ def settings(overrides, tmp_path_factory) -> list[str]:
         *(f"model.sequence_length={LENGTH}", "parallel.micro_batch_size=2"),
     ]
     base = [*run, "run_name=base", f"optim.train_tokens={4 * BATCH * LENGTH}", "parallel.micro_batch_size=1"]
-    run_distributed(_pretrain, 1, base)
+    run_distributed(_stage, 1, base)
     return [
         *(*run, "stage=edit", f"checkpoint.load={folder}/base", f"model.vocab_size={tokenizer.vocab_size}"),
         *(f"data.tokenizer={folder}/tokenizer.json", f"data.conversations=[{folder}/edits.jsonl]"),
@@ -153,3 +154,22 @@ def test_held_out_edits_are_learnt(one):
 def test_packing_changes_how_many_are_seen_and_not_what_is_learnt(one):
     assert one["unpacked"]["losses"] != one["whole"]["losses"]
     assert one["unpacked"]["held_out"] > one["whole"]["held_out"]  # fewer conversations in as many rows
+
+
+def test_the_stage_measures_edits_before_and_after(settings):
+    folder = Path(next(text for text in settings if text.startswith("runs_dir=")).partition("=")[2])
+    edits = (folder / "edits.jsonl").read_text().splitlines()[:6]
+    (folder / "held_out.jsonl").write_text("\n".join(edits))
+    held_out = f"stage.held_out_edits={folder}/held_out.jsonl"
+    run_distributed(_stage, 1, [*settings, "run_name=stage", "optim.train_epochs=2", held_out])
+    before, after = (
+        json.loads((folder / "stage" / name).read_text()) for name in ("evaluation_before.json", "evaluation.json")
+    )
+    assert (before["step"], before["edits"], before["edit_exact_match"]) == (0, 6, 0)
+    assert after["loss"] < before["loss"]
+    assert before["unchanged_similarity"] == after["unchanged_similarity"] < 1
+    assert before["edit_similarity"] != after["edit_similarity"]
+    saved = (folder / "stage" / "config.yaml").read_text()
+    tokens = after["step"] * BATCH * LENGTH
+    assert f"train_tokens: {tokens}" in saved
+    assert f"decay_tokens: {tokens}" in saved
