@@ -15,7 +15,7 @@ from megagpt.config.load import load
 from megagpt.data.chat import grow_for_chat
 from megagpt.data.tokenizer import Tokenizer
 
-BATCH, STOP, LEARNING = 8, 3, 10
+BATCH, STOP, LEARNING = 16, 2, 8
 LAYOUTS = {
     "data": [],
     "zero_0": ["parallel.zero_stage=0"],
@@ -30,16 +30,12 @@ LAYOUTS = {
 
 
 def rankings(count: int) -> list[dict]:
-    """Prompts that ask for a word, with answers that say it more or less often; half of the prompts have ties."""
+    """Prompts with 2 to 4 answers, of which that is better which says "to" more often; some are ties."""
     rng, records = random.Random(0), []
     for number in range(count):
-        word, other = rng.sample(["to", "be", "or", "not", "that", "is"], 2)
-        said = rng.sample([(word, word), (word, other), (other, other), (other,), (word,)], 2 + number % 3)
-        ranks = [2 - text.count(word) if number % 2 else 2 - min(1, text.count(word)) for text in said]
-        if len(set(ranks)) > 1:
-            answers = [{"content": " ".join(text), "rank": rank} for text, rank in zip(said, ranks, strict=True)]
-            prompt = [{"role": "user", "content": f"{word} {number}?"}]
-            records.append({"messages": prompt, "answers": answers})
+        texts = [" ".join(rng.choices(["to", "be", "not"], k=rng.randint(1, 5))) for _ in range(2 + number % 3)]
+        answers = [{"content": text, "rank": 5 - text.split().count("to")} for text in texts]
+        records.append({"messages": [{"role": "user", "content": f"is {number}"}], "answers": answers})
     return records
 
 
@@ -86,7 +82,7 @@ def _run_in_turn(runs: dict[str, list[str]]) -> dict[str, dict]:
 
 
 def _one_rank(settings: list[str]) -> dict[str, dict]:
-    first = _run_in_turn({"whole": settings, "learnt": [*settings, f"optim.train_epochs={LEARNING}"]})
+    first = _run_in_turn({"whole": settings, "learnt": [*settings, f"optim.train_epochs={LEARNING}", "optim.lr=5e-3"]})
     runs = Path(load(settings).runs_dir)
     middle = Path("checkpoints", f"step_{STOP:08}")
     shutil.copytree(runs / "whole" / middle, runs / "resumed" / middle)
@@ -101,7 +97,7 @@ def settings(overrides, tmp_path_factory) -> list[str]:
     given = dict(text.split("=", 1) for text in overrides)
     tokenizer = grow_for_chat(Tokenizer.load(given["data.tokenizer"]))
     tokenizer.save(folder / "tokenizer.json")
-    (folder / "rankings.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rankings(72)))
+    (folder / "rankings.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rankings(90)))
     common = [*overrides, f"runs_dir={folder}", "optim.ramp_start=null", "optim.ramp_tokens=0"]
     common += [f"optim.global_batch_size={BATCH}", "optim.warmup_tokens=0", "model.tie_embeddings=false"]
     reward = [
@@ -157,7 +153,7 @@ def test_held_out_rankings_are_learnt_better_than_from_lengths(one):
 def test_demonstrations_score_0_on_average_in_what_is_saved(one, run, settings):
     shown = one[run]["shown"]
     assert abs(shown.mean()) < 1e-5
-    assert np.abs(shown).max() > 0.1
+    assert shown.std() > 0.01
 
 
 def test_a_reward_run_is_what_others_start_from(one):
