@@ -18,12 +18,9 @@ from megagpt.data.tokenizer import Tokenizer
 BATCH, STOP, LEARNING = 16, 2, 8
 LAYOUTS = {
     "data": [],
-    "zero_0": ["parallel.zero_stage=0"],
-    "tensor": ["parallel.tensor_parallel_size=2"],
     "sequence": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
     "pipeline": ["parallel.pipeline_parallel_size=2"],
     "interleaved": ["parallel.pipeline_parallel_size=2", "parallel.virtual_pipeline_size=2"],
-    "deepspeed_1": ["parallel.engine=deepspeed"],
     "deepspeed_2": ["parallel.engine=deepspeed", "parallel.zero_stage=2"],
     "deepspeed_3": ["parallel.engine=deepspeed", "parallel.zero_stage=3"],
 }
