@@ -14,6 +14,7 @@ from dist import run_distributed
 from megagpt.config.load import load
 from megagpt.data.chat import grow_for_chat
 from megagpt.data.tokenizer import Tokenizer
+from megagpt.errors import MegaGPTError
 
 BATCH, STOP, LEARNING = 16, 2, 8
 LAYOUTS = {
@@ -84,7 +85,35 @@ def _one_rank(settings: list[str]) -> dict[str, dict]:
     middle = Path("checkpoints", f"step_{STOP:08}")
     shutil.copytree(runs / "whole" / middle, runs / "resumed" / middle)
     again = [*settings, f"checkpoint.load={runs}/whole"]
-    return first | _run_in_turn({"resumed": settings, "again": again})
+    refused = {"refused": _refusals(settings, runs / "whole")}
+    return first | _run_in_turn({"resumed": settings, "again": again}) | refused
+
+
+def _refusals(settings: list[str], run: Path) -> dict[str, str]:
+    """What is said where a reward model is taken for a language model."""
+    from megatron.core import parallel_state
+
+    from megagpt.checkpoint.convert.convert import convert
+    from megagpt.config.schema import ParallelConfig
+    from megagpt.model.generation import Generator
+    from megagpt.parallel.megatron import MegatronEngine
+    from megagpt.stages.session import restore
+    from megagpt.stages.weights import load_weights
+
+    said = {}
+    config, engine, tokenizer = restore(run, ParallelConfig())
+    language = load([*settings, f"checkpoint.load={run}", "model.head=tokens"])
+    for name, attempt in {
+        "generate": lambda: Generator(engine.modules, config, tokenizer),
+        "start": lambda: load_weights(language, MegatronEngine(language, None, training=False)),
+        "convert": lambda: convert(run, run.parent / "converted", "huggingface"),
+    }.items():
+        try:
+            attempt()
+        except MegaGPTError as error:
+            said[name] = str(error)
+    parallel_state.destroy_model_parallel()
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +180,13 @@ def test_demonstrations_score_0_on_average_in_what_is_saved(one, run, settings):
     shown = one[run]["shown"]
     assert abs(shown.mean()) < 1e-5
     assert shown.std() > 0.01
+
+
+def test_a_reward_model_is_not_taken_for_a_language_model(one):
+    said = one["refused"]
+    assert "which scores text and writes none" in said["generate"]
+    assert "start from a language model" in said["start"]
+    assert "which no format of language models holds" in said["convert"]
 
 
 def test_a_reward_run_is_what_others_start_from(one):
