@@ -203,6 +203,8 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def load_finished(self, optimizer_step: int) -> None:
         """See `Engine.load_finished`."""
+        if self.partitions_parameters:  # a forward pass alone may leave some gathered, as they were
+            self.zero.empty_partition_cache()
         if optimizer_step == 0 or self.config.optim.precision == "fp32":
             for _, parameter, _ in self.parameters:
                 start, stop = self._span(parameter)

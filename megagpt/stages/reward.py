@@ -50,7 +50,7 @@ def open_reward(config: Config, checkpointer: Checkpointer) -> Session:
 
     def shift_and_save(state: TrainState) -> None:
         if state.tokens >= config.optim.train_tokens:
-            shift(engine, float(score(engine, config, loader.tokenizer, shown).mean()))
+            shift(engine, float(score(engine, config, loader.tokenizer, shown).mean()), state.optimizer_step)
         save(state)
 
     def validate(state: TrainState) -> dict[str, float]:
@@ -82,11 +82,12 @@ def demonstrations(config: Config, loader: RankedLoader) -> list[np.ndarray]:
     )
 
 
-def shift(engine: Engine, mean: float) -> None:
-    """Subtract `mean` from all scores. Training does not notice, since it compares scores."""
+def shift(engine: Engine, mean: float, optimizer_step: int) -> None:
+    """Subtract `mean` from all scores, after so many updates. Training does not notice, since it compares scores."""
     for piece in engine.pieces(for_saving=False):
         if piece.name in BIAS:
             piece.data.sub_(mean)
+    engine.load_finished(optimizer_step)
     log.info("demonstrations scored %.4f on average, which is taken off all scores", mean)
 
 

@@ -103,7 +103,8 @@ def restore(path: Path, parallel: ParallelConfig) -> tuple[Config, MegatronEngin
     # Only the model and its layout matter here.
     optim = OptimConfig(global_batch_size=dist.get_world_size() * 64)
     data = DataConfig(tokenizer=TOKENIZER, corpora=(CorpusConfig("unused"),))
-    check(Config(model=config.model, parallel=parallel, optim=optim, data=data), dist.get_world_size())
+    model = dataclasses.replace(config.model, head="tokens")  # a head, too, goes with a stage
+    check(Config(model=model, parallel=parallel, optim=optim, data=data), dist.get_world_size())
     config = dataclasses.replace(config, parallel=parallel)
     engine = MegatronEngine(config, task=None, training=False)
     checkpoint.load(folder, engine.pieces(for_saving=False), strict=False)

@@ -32,6 +32,19 @@ def test_fits(size, cluster, gpus, device):
     assert plan.fits, f"{plan.peak_bytes / 2**30:.1f} GiB"
 
 
+def test_nine_answers_fit():
+    config = load(["experiment=reward_6_7b"])
+    check(config, 8)
+    rows = ["parallel.micro_batch_size=9", "optim.global_batch_size=576"]  # a plan counts rows
+    fits = [
+        estimate(
+            Job(load(["experiment=reward_6_7b", *rows, *more]), 8), load_devices()["A100-80"], simulated=False
+        ).fits
+        for more in ([], ["parallel.recompute=none"])
+    ]
+    assert fits == [True, False]
+
+
 def test_what_is_asked_for_by_name_wins_over_the_cluster():
     config = load(["experiment=pretrain_175b", "parallel=3d", "parallel.micro_batch_size=3"])
     assert (config.parallel.tensor_parallel_size, config.parallel.micro_batch_size) == (2, 3)

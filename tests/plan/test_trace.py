@@ -35,6 +35,16 @@ real = pytest.fixture(another_process, scope="module", name="real")
     ("overrides", "gpus"),
     [
         (GPT3, 1),
+        (
+            [
+                *GPT3,
+                *TENSOR,
+                "parallel.sequence_parallel=true",
+                "parallel.pipeline_parallel_size=2",
+                "model.head=scalar",
+            ],
+            4,
+        ),
         ([*GPT3, "parallel.micro_batch_size=2"], 1),
         ([*GPT3, *TENSOR, "parallel.micro_batch_size=2"], 4),
         ([*GPT3, *SEQUENCE, *PIPELINE, "parallel.virtual_pipeline_size=2"], 8),
@@ -60,7 +70,8 @@ def test_175b_as_traced(process):
 
 
 @pytest.mark.parametrize(
-    "overrides", [GPT3, MODERN, [*GPT3, "parallel.recompute=full"], [*GPT3, "optim.precision=fp32"]]
+    "overrides",
+    [GPT3, MODERN, [*GPT3, "parallel.recompute=full"], [*GPT3, "optim.precision=fp32"], [*GPT3, "model.head=scalar"]],
 )
 def test_trace_agrees_with_what_is_allocated(process, real, overrides):
     assert process(traced.traced_peak, overrides) == pytest.approx(real(traced.allocated_peak, overrides), rel=0.1)

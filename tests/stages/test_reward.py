@@ -14,32 +14,26 @@ from dist import run_distributed
 from megagpt.config.load import load
 from megagpt.data.chat import grow_for_chat
 from megagpt.data.tokenizer import Tokenizer
+from megagpt.errors import MegaGPTError
 
-BATCH, STOP, LEARNING = 8, 3, 10
+BATCH, STOP, LEARNING = 16, 2, 8
 LAYOUTS = {
     "data": [],
-    "zero_0": ["parallel.zero_stage=0"],
-    "tensor": ["parallel.tensor_parallel_size=2"],
     "sequence": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
     "pipeline": ["parallel.pipeline_parallel_size=2"],
     "interleaved": ["parallel.pipeline_parallel_size=2", "parallel.virtual_pipeline_size=2"],
-    "deepspeed_1": ["parallel.engine=deepspeed"],
     "deepspeed_2": ["parallel.engine=deepspeed", "parallel.zero_stage=2"],
     "deepspeed_3": ["parallel.engine=deepspeed", "parallel.zero_stage=3"],
 }
 
 
 def rankings(count: int) -> list[dict]:
-    """Prompts that ask for a word, with answers that say it more or less often; half of the prompts have ties."""
+    """Prompts with 2 to 4 answers, of which that is better which says "to" more often; some are ties."""
     rng, records = random.Random(0), []
     for number in range(count):
-        word, other = rng.sample(["to", "be", "or", "not", "that", "is"], 2)
-        said = rng.sample([(word, word), (word, other), (other, other), (other,), (word,)], 2 + number % 3)
-        ranks = [2 - text.count(word) if number % 2 else 2 - min(1, text.count(word)) for text in said]
-        if len(set(ranks)) > 1:
-            answers = [{"content": " ".join(text), "rank": rank} for text, rank in zip(said, ranks, strict=True)]
-            prompt = [{"role": "user", "content": f"{word} {number}?"}]
-            records.append({"messages": prompt, "answers": answers})
+        texts = [" ".join(rng.choices(["to", "be", "not"], k=rng.randint(1, 5))) for _ in range(2 + number % 3)]
+        answers = [{"content": text, "rank": 5 - text.split().count("to")} for text in texts]
+        records.append({"messages": [{"role": "user", "content": f"is {number}"}], "answers": answers})
     return records
 
 
@@ -86,12 +80,40 @@ def _run_in_turn(runs: dict[str, list[str]]) -> dict[str, dict]:
 
 
 def _one_rank(settings: list[str]) -> dict[str, dict]:
-    first = _run_in_turn({"whole": settings, "learnt": [*settings, f"optim.train_epochs={LEARNING}"]})
+    first = _run_in_turn({"whole": settings, "learnt": [*settings, f"optim.train_epochs={LEARNING}", "optim.lr=5e-3"]})
     runs = Path(load(settings).runs_dir)
     middle = Path("checkpoints", f"step_{STOP:08}")
     shutil.copytree(runs / "whole" / middle, runs / "resumed" / middle)
     again = [*settings, f"checkpoint.load={runs}/whole"]
-    return first | _run_in_turn({"resumed": settings, "again": again})
+    refused = {"refused": _refusals(settings, runs / "whole")}
+    return first | _run_in_turn({"resumed": settings, "again": again}) | refused
+
+
+def _refusals(settings: list[str], run: Path) -> dict[str, str]:
+    """What is said where a reward model is taken for a language model."""
+    from megatron.core import parallel_state
+
+    from megagpt.checkpoint.convert.convert import convert
+    from megagpt.config.schema import ParallelConfig
+    from megagpt.model.generation import Generator
+    from megagpt.parallel.megatron import MegatronEngine
+    from megagpt.stages.session import restore
+    from megagpt.stages.weights import load_weights
+
+    said = {}
+    config, engine, tokenizer = restore(run, ParallelConfig())
+    language = load([*settings, f"checkpoint.load={run}", "model.head=tokens"])
+    for name, attempt in {
+        "generate": lambda: Generator(engine.modules, config, tokenizer),
+        "start": lambda: load_weights(language, MegatronEngine(language, None, training=False)),
+        "convert": lambda: convert(run, run.parent / "converted", "huggingface"),
+    }.items():
+        try:
+            attempt()
+        except MegaGPTError as error:
+            said[name] = str(error)
+    parallel_state.destroy_model_parallel()
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +123,7 @@ def settings(overrides, tmp_path_factory) -> list[str]:
     given = dict(text.split("=", 1) for text in overrides)
     tokenizer = grow_for_chat(Tokenizer.load(given["data.tokenizer"]))
     tokenizer.save(folder / "tokenizer.json")
-    (folder / "rankings.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rankings(72)))
+    (folder / "rankings.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rankings(90)))
     common = [*overrides, f"runs_dir={folder}", "optim.ramp_start=null", "optim.ramp_tokens=0"]
     common += [f"optim.global_batch_size={BATCH}", "optim.warmup_tokens=0", "model.tie_embeddings=false"]
     reward = [
@@ -157,7 +179,14 @@ def test_held_out_rankings_are_learnt_better_than_from_lengths(one):
 def test_demonstrations_score_0_on_average_in_what_is_saved(one, run, settings):
     shown = one[run]["shown"]
     assert abs(shown.mean()) < 1e-5
-    assert np.abs(shown).max() > 0.1
+    assert shown.std() > 0.01
+
+
+def test_a_reward_model_is_not_taken_for_a_language_model(one):
+    said = one["refused"]
+    assert "which scores text and writes none" in said["generate"]
+    assert "start from a language model" in said["start"]
+    assert "which no format of language models holds" in said["convert"]
 
 
 def test_a_reward_run_is_what_others_start_from(one):
