@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from dist import run_distributed
 
 from megagpt.config.load import load
 from megagpt.data.chat import grow_for_chat
+from megagpt.data.ranked_loader import RankedLoader, encode_ranking
+from megagpt.data.rankings import read_rankings
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import MegaGPTError
+from megagpt.stages.reward import demonstrations
 
 BATCH, STOP, LEARNING = 16, 2, 8
 LAYOUTS = {
@@ -44,7 +48,7 @@ def _run(overrides: list[str]) -> dict:
 
     from megagpt.config.rules import check
     from megagpt.evaluate.scores import judge, score
-    from megagpt.stages.reward import demonstrations, open_reward
+    from megagpt.stages.reward import open_reward
     from megagpt.stages.session import start
 
     config = load(overrides)
@@ -180,6 +184,23 @@ def test_demonstrations_score_0_on_average_in_what_is_saved(one, run, settings):
     shown = one[run]["shown"]
     assert abs(shown.mean()) < 1e-5
     assert shown.std() > 0.01
+
+
+def test_answers_of_a_file_are_scored(one, settings, monkeypatch, capsys):
+    import score as tool
+
+    config = load(settings)
+    run, (file,) = Path(config.runs_dir) / "whole", config.data.rankings
+    monkeypatch.setattr(sys, "argv", ["score.py", "--checkpoint", str(run), "--rankings", file])
+    assert tool.main() == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    loader, scores = RankedLoader(config), {}
+    for ranking, line in zip(read_rankings([file]), lines, strict=True):
+        assert tuple(line["ranks"]) == ranking.ranks
+        rows = encode_ranking(loader.tokenizer, ranking).rows
+        scores |= {row.tobytes(): value for row, value in zip(rows, line["scores"], strict=True)}
+    shown = [scores[row.tobytes()] for row in demonstrations(config, loader)]
+    np.testing.assert_allclose(shown, one["whole"]["shown"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_reward_model_is_not_taken_for_a_language_model(one):
