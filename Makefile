@@ -1,5 +1,6 @@
 # make train   a GPT from raw text to report, in minutes on two cores
 # make code    that GPT, trained on to fill in code, then to edit by instruction
+# make chatgpt that model, taught to talk: demonstrations, a reward model, PPO
 # make test    all tests
 # make lint    ruff
 .DELETE_ON_ERROR:
@@ -14,10 +15,11 @@ DATA := $(RUN)/data
 CODE := runs/code
 EDIT := runs/edit
 EDITS := --kinds uppercase lowercase number_lines reverse_lines sort_lines single_spaces add_comment --max-chars 60
+CHAT := runs/chatgpt
 RANKS ?= 2
 OVERRIDES ?=
 
-.PHONY: train code test lint install clean
+.PHONY: train code chatgpt test lint install clean
 
 install: $(VENV)/installed
 
@@ -84,6 +86,27 @@ $(EDIT)/evaluation.json: $(CODE)/data/edits.jsonl | $(CODE)/evaluation.json
 $(EDIT)/report.html: $(EDIT)/evaluation.json $(CODE)/report.html
 	$(PYTHON) tools/report.py $(EDIT)
 
+chatgpt: $(CHAT)/report.html
+	@echo
+	echo "report:    $(CHAT)/report.html (open it in a browser): every stage's curves"
+	echo "figures:   evaluation.json, and evaluation_before.json, in runs/sft, runs/reward and runs/ppo"
+	echo "try it:    $(PYTHON) tools/chat.py --checkpoint runs/ppo --greedy"
+
+$(CHAT)/data/conversations.jsonl: | $(VENV)/installed
+	$(PYTHON) tools/make_instructions.py --count 6000 --output-dir $(@D)
+
+runs/sft/evaluation.json: $(CHAT)/data/conversations.jsonl | $(CODE)/evaluation.json
+	$(VENV)/bin/torchrun --nproc-per-node $(RANKS) -m megagpt experiment=demo_sft $(OVERRIDES)
+
+runs/reward/evaluation.json: runs/sft/evaluation.json
+	$(VENV)/bin/torchrun --nproc-per-node $(RANKS) -m megagpt experiment=demo_reward $(OVERRIDES)
+
+runs/ppo/evaluation.json: runs/reward/evaluation.json
+	$(VENV)/bin/torchrun --nproc-per-node $(RANKS) -m megagpt experiment=demo_ppo $(OVERRIDES)
+
+$(CHAT)/report.html: runs/ppo/evaluation.json
+	$(PYTHON) tools/report.py $(RUN) $(CODE) runs/sft runs/reward runs/ppo --output $@
+
 test: $(VENV)/installed
 	$(PYTHON) -m pytest
 
@@ -92,4 +115,4 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf $(RUN) $(CODE) $(EDIT)
+	rm -rf $(RUN) $(CODE) $(EDIT) $(CHAT) runs/sft runs/reward runs/ppo

@@ -1,0 +1,163 @@
+"""Where the time of a PPO iteration goes, and how fast it generates beside transformers.
+
+    python tools/bench_ppo.py runs/ppo --output docs/benchmarks/ppo_cpu.json
+
+The first comes from the run's own metrics: medians over its iterations. For the second the run's policy answers prompts
+of random words in one batch, by this project's generator and by transformers' `generate` on the same weights, in turn,
+sampling from all tokens; a token counts up to the one that ends its answer. Medians over the repetitions.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import platform
+import random
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from megagpt import env
+from megagpt.checkpoint.convert.convert import convert
+from megagpt.config.load import from_dict
+from megagpt.config.load import read as read_config
+from megagpt.config.schema import ParallelConfig
+from megagpt.data.chat import Message, chat_prompt
+from megagpt.data.instructions import WORDS
+from megagpt.errors import ConfigError
+from megagpt.log import run_tool
+from megagpt.model.generation import GenerationConfig, Generator
+from megagpt.parallel import launch
+from megagpt.stages.session import restore
+from megagpt.train.metrics import read_jsonl
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run of stage ppo")
+    parser.add_argument("--batch-size", type=int, default=32, help="answers at a time (default: %(default)s)")
+    parser.add_argument("--new-tokens", type=int, default=64, help="longest answer (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="times that each generates (default: %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
+    args = parser.parse_args()
+    if env.world_size() > 1:
+        raise ConfigError(f"this runs on one rank, not {env.world_size()}: start it without torchrun")
+    try:
+        result = machine() | {"iteration": iteration(args.run)} | {"generation": generation(args)}
+    finally:
+        launch.shutdown()
+    text = json.dumps(result, indent=1)
+    print(text)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(text + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on."""
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def iteration(run: Path) -> dict[str, float]:
+    """Seconds of an iteration's parts, and tokens it generates a second; medians. Raises ConfigError without any."""
+    groups: list[list[dict[str, Any]]] = []
+    for line in read_jsonl(run / "metrics.jsonl"):
+        if "rollout_seconds" in line:
+            groups.append([])
+        if groups and "step_seconds" in line:
+            groups[-1].append(line)
+    if len(groups) < 3:
+        raise ConfigError(f"{run} has {len(groups)} iterations of PPO; it needs 3 or more")
+    groups = groups[1:]  # the first one allocates
+    firsts = [group[0] for group in groups]
+    episodes = from_dict(read_config(run / "config.yaml")).ppo.rollout_batch_size
+    median = statistics.median
+    whole = median(sum(line["step_seconds"] for line in group) for group in groups)
+    rollout, scoring = (median(line[f"{name}_seconds"] for line in firsts) for name in ("rollout", "scoring"))
+    return {
+        "iterations": len(groups),
+        "episodes": episodes,
+        "seconds": whole,
+        "rollout_seconds": rollout,
+        "scoring_seconds": scoring,
+        "update_seconds": whole - rollout - scoring,
+        "generated_tokens_per_second": median(
+            line["answer_tokens"] * episodes / line["rollout_seconds"] for line in firsts
+        ),
+    }
+
+
+def generation(args: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second of both generators on the run's policy, and their ratio."""
+    config, engine, tokenizer = restore(args.run, ParallelConfig())
+    words = random.Random(0)
+    prompts = [
+        chat_prompt(tokenizer, [Message("user", "Say: " + " ".join(words.choices(WORDS, k=words.randint(2, 8))))])
+        for _ in range(args.batch_size)
+    ]
+    generator = Generator(engine.modules, config, tokenizer, args.batch_size)
+    settings = GenerationConfig(max_new_tokens=args.new_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        convert(args.run, Path(folder) / "hf", "huggingface", prove=False)
+        peer = AutoModelForCausalLM.from_pretrained(Path(folder) / "hf").eval()
+    end = tokenizer.end_of_text_id
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([[end] * (longest - len(prompt)) + prompt for prompt in prompts])
+    seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+
+    def ours(seed: int) -> int:
+        seeds = range(seed * args.batch_size, (seed + 1) * args.batch_size)
+        return sum(len(answer.tokens) for answer in generator.generate(prompts, settings, list(seeds)))
+
+    @torch.no_grad()
+    def theirs(seed: int) -> int:
+        torch.manual_seed(seed)
+        made = peer.generate(
+            tokens,
+            attention_mask=seen,
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=args.new_tokens,
+            eos_token_id=end,
+            pad_token_id=end,
+        )[:, longest:]
+        return int((made != end).sum()) + int((made == end).any(1).sum())
+
+    speeds: dict[str, list[float]] = {"megagpt": [], "transformers": []}
+    for seed in range(args.repeats + 1):  # the first time warms up
+        for name, function in (("megagpt", ours), ("transformers", theirs)):
+            speeds[name].append(speed(function, seed))
+    medians = {name: statistics.median(values[1:]) for name, values in speeds.items()}
+    return {
+        "batch_size": args.batch_size,
+        "new_tokens": args.new_tokens,
+        "tokens_per_second": medians,
+        "ratio": medians["megagpt"] / medians["transformers"],
+    }
+
+
+def speed(function: Callable[[int], int], seed: int) -> float:
+    """Tokens a second."""
+    started = time.perf_counter()
+    made = function(seed)
+    return made / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    run_tool(main)
