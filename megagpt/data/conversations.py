@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from megagpt.data.chat import ROLE_TOKENS, Message
 from megagpt.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,15 @@ class Conversation:
 def read_conversations(paths: Sequence[str | Path]) -> list[Conversation]:
     """The conversations of all files, in order.
 
-    A record is {"messages": [{"role", "content"}, ...]}, or {"instruction", "input", "output"}. Raises DataError naming
-    file and line of a record that is neither.
+    A record is {"messages": [{"role", "content"}, ...]}, or {"instruction", "input", "output"}. One whose "label" is
+    false is an answer that nobody wanted, and is left out. Raises DataError naming file and line of a record that is
+    neither.
     """
-    return [_conversation(record, place) for path in paths for record, place in records(Path(path))]
+    found = [_conversation(record, place) for path in paths for record, place in records(Path(path))]
+    wanted = [conversation for conversation in found if conversation.extra.get("label") is not False]
+    if len(wanted) < len(found):
+        log.info("%d of %d conversations are left out: their label is false", len(found) - len(wanted), len(found))
+    return wanted
 
 
 def edit_messages(instruction: str, text: str) -> tuple[Message, ...]:
@@ -66,10 +74,17 @@ def _conversation(record: Any, place: str) -> Conversation:
         except ValueError as error:
             raise DataError(f"{place}: {error}") from None
     if isinstance(record, dict) and {"instruction", "output"} <= set(record):
-        asked = edit_messages(record["instruction"], record.get("input", ""))
-        answer = Message("assistant", record["output"])
-        return Conversation((*asked, answer), record.get("user"), _extra(record, "instruction", "input", "output"))
-    raise DataError(f"{place}: neither messages nor instruction and output")
+        texts = [record["instruction"], record.get("input") or "", record["output"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(f'{place}: "instruction", "input" and "output" must be texts')
+        instruction, given, output = texts
+        messages = (*edit_messages(instruction, given), Message("assistant", output))
+        return Conversation(messages, record.get("user"), _extra(record, "instruction", "input", "output"))
+    keys = ", ".join(sorted(record)) if isinstance(record, dict) else type(record).__name__
+    raise DataError(
+        f'{place}: a conversation has "messages", or "instruction" and "output"; this record has {keys}: rewrite the '
+        "file in one of the two shapes"
+    )
 
 
 def _extra(record: dict[str, Any], *known: str) -> dict[str, Any]:

@@ -35,7 +35,10 @@ def read_rankings(paths: Sequence[str | Path]) -> list[Ranking]:
 def _ranking(record: Any, place: str) -> Ranking:
     try:
         messages = messages_of(record["messages"])
-        answers, ranks = zip(*((str(a["content"]), int(a["rank"])) for a in record["answers"]), strict=True)
+        answers = tuple(answer["content"] for answer in record["answers"])
+        ranks = tuple(int(answer["rank"]) for answer in record["answers"])
     except (TypeError, KeyError, ValueError) as error:
         raise DataError(f"{place}: no prompt with ranked answers: {error!r}") from None
+    if len(answers) < 2 or not all(isinstance(answer, str) for answer in answers):
+        raise DataError(f'{place}: "answers" must be two or more, each with its text in "content" and its "rank"')
     return Ranking(messages, answers, ranks, record.get("user"))

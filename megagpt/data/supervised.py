@@ -4,6 +4,7 @@ import bisect
 import logging
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import DataError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class ConversationLoader(ReadAhead):
@@ -147,16 +150,33 @@ def fit(tokenizer: Tokenizer, messages: Sequence[Message], length: int) -> Examp
     return None
 
 
-def divide(conversations: Sequence[Conversation], split: Sequence[float]) -> dict[Part, list[Conversation]]:
-    """Conversations by part. Those that begin alike, or are of the same user where one is known, are in the same part.
+def divide(conversations: Sequence[T], split: Sequence[float]) -> dict[Part, list[T]]:
+    """Conversations, or other records with `messages` and `user`, by part; exact repetitions are left out.
 
-    Exact repetitions are left out.
+    Those that begin alike but for case and white space are in the same part, and so are those of one user where users
+    are known, and whatever hangs together by either.
     """
-    parts: dict[Part, list[Conversation]] = {part: [] for part in PARTS}
-    for conversation in dict.fromkeys(conversations):
-        opening = next((m.content for m in conversation.messages if m.role == "user"), "")
-        parts[part_of(conversation.user or " ".join(opening.split()).lower(), split)].append(conversation)
+    parts: dict[Part, list[T]] = {part: [] for part in PARTS}
+    records = list(dict.fromkeys(conversations))
+    groups: dict[str, str] = {}
+
+    def group(key: str) -> str:
+        while groups.setdefault(key, key) != key:
+            groups[key] = key = groups[groups[key]]
+        return key
+
+    for record in records:
+        if record.user is not None:
+            first, second = sorted((group(_opening(record)), group(f"user {record.user}")))
+            groups[second] = first
+    for record in records:
+        parts[part_of(group(_opening(record)), split)].append(record)
     return parts
+
+
+def _opening(record: Any) -> str:
+    first = next((message.content for message in record.messages if message.role == "user"), "")
+    return "prompt " + " ".join(first.split()).lower()
 
 
 def check_masks(examples: Sequence[Example]) -> None:
