@@ -18,6 +18,7 @@ from megagpt import checkpoint, env
 from megagpt.config.nearest import nearest
 from megagpt.config.schema import ParallelConfig
 from megagpt.errors import ConfigError
+from megagpt.evaluate.code_tasks import TASKS
 from megagpt.evaluate.coding import CodeEvaluation, evaluate_code
 from megagpt.evaluate.edits import EditEvaluation, evaluate_edits
 from megagpt.log import run_tool
@@ -71,7 +72,10 @@ def show_edits(result: dict[str, Any]) -> None:
 
 def parse(arguments: list[str]) -> CodeEvaluation | EditEvaluation:
     """The settings in key=value arguments. Raises ConfigError for an unknown key or a wrong value."""
-    kind = EditEvaluation if "task=edits" in arguments else CodeEvaluation
+    tasks = [text.partition("=")[2] for text in arguments if text.startswith("task=")]
+    if tasks and tasks[0] not in (*TASKS, "edits"):
+        raise ConfigError(f"task is {tasks[0]!r}; it must be one of {', '.join((*TASKS, 'edits'))}")
+    kind = EditEvaluation if tasks == ["edits"] else CodeEvaluation
     names = [field.name for field in fields(kind)]
     given = {}
     for argument in arguments:

@@ -208,6 +208,15 @@ def epochs_need_conversations(config: Config, world_size: int) -> Iterator[str]:
         )
 
 
+def edits_are_for_conversations(config: Config, world_size: int) -> Iterator[str]:
+    """Only a model that talks can be asked to edit."""
+    if config.stage.held_out_edits is not None and config.stage.name not in ("edit", "sft"):
+        yield (
+            f"stage.held_out_edits ({config.stage.held_out_edits}) are answered in stages edit and sft, but stage.name"
+            f" is {config.stage.name}: set stage.held_out_edits=null"
+        )
+
+
 def data_is_named(config: Config, world_size: int) -> Iterator[str]:
     """There is something to train on."""
     prepare = "prepare it with tools/train_tokenizer.py and tools/preprocess.py, or use data=demo after `make train`"
@@ -260,6 +269,7 @@ RULES = (
         spike_is_left_out,
         stage_starts_from_a_model,
         epochs_need_conversations,
+        edits_are_for_conversations,
         data_is_named,
         split_is_whole,
     ),

@@ -153,6 +153,12 @@ BROKEN = [
     ),
     ("stage_starts_from_a_model", 1, ["stage=code"], ["stage.name (code)", "checkpoint.load", "stage=pretrain"]),
     ("epochs_need_conversations", 1, ["optim.train_epochs=2"], ["optim.train_epochs (2)", "stage.name is pretrain"]),
+    (
+        "edits_are_for_conversations",
+        1,
+        ["stage.held_out_edits=a.jsonl"],
+        ["stage.held_out_edits (a.jsonl)", "stage.name is pretrain"],
+    ),
     ("data_is_named", 1, ["stage=sft"], ["data.conversations", "stage.name is sft", ".jsonl"]),
     ("data_is_named", 1, ["data.tokenizer=''"], ["data.tokenizer", "tools/train_tokenizer.py", "make train"]),
     ("data_is_named", 1, ["data.corpora=[]"], ["data.corpora", "tools/preprocess.py", "make train"]),
