@@ -45,6 +45,14 @@ def test_nine_answers_fit():
     assert fits == [True, False]
 
 
+@pytest.mark.parametrize(("size", "gpus"), [("1_3b", 8), ("6_7b", 8), ("175b", 64)])
+def test_fine_tuning_fits(size, gpus):
+    config = load([f"experiment=sft_{size}"])
+    check(config, gpus)
+    assert (config.model.hidden_dropout, config.optim.train_epochs, config.data.packing) == (0.2, 16, False)
+    assert estimate(Job(config, gpus), load_devices()["A100-80"], simulated=False).fits
+
+
 def test_what_is_asked_for_by_name_wins_over_the_cluster():
     config = load(["experiment=pretrain_175b", "parallel=3d", "parallel.micro_batch_size=3"])
     assert (config.parallel.tensor_parallel_size, config.parallel.micro_batch_size) == (2, 3)
