@@ -12,7 +12,7 @@ from megagpt.errors import DataError
 
 @dataclass(frozen=True)
 class Ranking:
-    """A prompt and K >= 2 answers to it."""
+    """A prompt and K answers to it; from fewer than two nothing can be learnt."""
 
     messages: tuple[Message, ...]
     """The prompt, whose last turn is the user's."""
@@ -39,6 +39,6 @@ def _ranking(record: Any, place: str) -> Ranking:
         ranks = tuple(int(answer["rank"]) for answer in record["answers"])
     except (TypeError, KeyError, ValueError) as error:
         raise DataError(f"{place}: no prompt with ranked answers: {error!r}") from None
-    if len(answers) < 2 or not all(isinstance(answer, str) for answer in answers):
-        raise DataError(f'{place}: "answers" must be two or more, each with its text in "content" and its "rank"')
+    if not answers or not all(isinstance(answer, str) for answer in answers):
+        raise DataError(f'{place}: "answers" must each have a text in "content" and a "rank"')
     return Ranking(messages, answers, ranks, record.get("user"))

@@ -158,9 +158,10 @@ def test_every_layout_learns_and_scores_as_one_rank(one, two, layout):
     expected = one["whole"]
     for rank in two:
         torch.testing.assert_close(rank[layout]["curve"], expected["curve"], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(rank[layout]["shown"], expected["shown"], rtol=1e-4, atol=1e-5)
+        # Scores after some steps, whose rounding differs between layouts; they are of the order of 1.
+        np.testing.assert_allclose(rank[layout]["shown"], expected["shown"], rtol=1e-3, atol=1e-4)
         for name in ("loss", "accuracy", "margin", "pairs", "longer_accuracy"):
-            assert rank[layout]["judged"][name] == pytest.approx(expected["judged"][name], rel=1e-4, abs=1e-5)
+            assert rank[layout]["judged"][name] == pytest.approx(expected["judged"][name], rel=1e-3, abs=1e-4)
 
 
 def test_resume_is_bit_exact(one):
