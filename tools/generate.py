@@ -25,7 +25,7 @@ from megagpt import env
 from megagpt.checkpoint import current_world
 from megagpt.config.schema import ParallelConfig
 from megagpt.data.chat import chat_prompt
-from megagpt.data.conversations import edit_messages
+from megagpt.data.shapes import edit_messages
 from megagpt.errors import ConfigError, DataError, MegaGPTError
 from megagpt.log import run_tool
 from megagpt.model.generation import GenerationConfig, Generator

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megagpt.data.chat import ROLE_TOKENS, Message
+from megagpt.data.chat import Message
+from megagpt.data.shapes import SHAPES, Shape, shape_of
 from megagpt.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -26,40 +27,54 @@ class Conversation:
 
 
 def read_conversations(paths: Sequence[str | Path]) -> list[Conversation]:
-    """The conversations of all files, in order.
+    """The conversations of all files, in order; each file has one of the SHAPES, which the log names.
 
-    A record is {"messages": [{"role", "content"}, ...]}, or {"instruction", "input", "output"}. One whose "label" is
-    false is an answer that nobody wanted, and is left out. Raises DataError naming file and line of a record that is
-    neither.
+    A record whose "label" is false is an answer that nobody wanted, and is left out. Raises DataError naming file and
+    line of a record that is malformed, of no known shape, or of another shape than the file's first.
     """
-    found = [_conversation(record, place) for path in paths for record, place in records(Path(path))]
+    found = [_conversation(*item) for path in paths for item in shaped_records(Path(path))]
     wanted = [conversation for conversation in found if conversation.extra.get("label") is not False]
     if len(wanted) < len(found):
         log.info("%d of %d conversations are left out: their label is false", len(found) - len(wanted), len(found))
     return wanted
 
 
-def edit_messages(instruction: str, text: str) -> tuple[Message, ...]:
-    """What a user says to have `text` changed as `instruction` says; without a text, the instruction alone."""
-    return (Message("user", f"{instruction}\n\n{text}" if text else instruction),)
-
-
-def messages_of(value: Any) -> tuple[Message, ...]:
-    """Messages of a list of {"role", "content"}. Raises ValueError when it is none."""
-    messages = [Message(m.get("role"), m.get("content")) for m in value if isinstance(m, dict)]
-    if len(messages) < len(value) or not all(m.role in ROLE_TOKENS and isinstance(m.content, str) for m in messages):
-        raise ValueError('not a list of {"role": "system", "user" or "assistant", "content": "..."}')
-    return tuple(messages)
+def shaped_records(path: Path) -> Iterator[tuple[dict[str, Any], Shape, str]]:
+    """The records of a file, their shape, and where each is. Raises DataError; see `read_conversations`."""
+    first: Shape | None = None
+    count = 0
+    for record, place in records(path):
+        shape = shape_of(record)
+        if shape is None:
+            keys = ", ".join(sorted(record)) if isinstance(record, dict) else type(record).__name__
+            raise DataError(
+                f"{place}: a record with {keys} is of no known shape: {'; '.join(shape.name for shape in SHAPES)}"
+            )
+        first = first or shape
+        if shape is not first:
+            raise DataError(
+                f"{place}: this record is {shape.name}, but the file began with {first.name}: divide it into two files"
+            )
+        count += 1
+        yield record, shape, place
+    if first:
+        log.info("%s: %d records, read as %s", path, count, first.name)
 
 
 def records(path: Path) -> Iterator[tuple[Any, str]]:
-    """The objects of a file of JSON lines, and where each is (file:line). Raises DataError."""
+    """The objects of a file of JSON lines, or of one JSON list, and where each is. Raises DataError."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        lines = content.decode().split("\n")
+        text = content.decode()
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read conversations from {path}: {error}") from None
-    for number, line in enumerate(lines, 1):
+    if text.lstrip().startswith("["):
+        try:
+            yield from ((record, f"{path}[{index}]") for index, record in enumerate(json.loads(text)))
+            return
+        except ValueError:
+            pass  # lines that are lists; what they are is said below
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield json.loads(line), f"{path}:{number}"
@@ -67,25 +82,10 @@ def records(path: Path) -> Iterator[tuple[Any, str]]:
                 raise DataError(f"{path}:{number}: not JSON: {error}") from None
 
 
-def _conversation(record: Any, place: str) -> Conversation:
-    if isinstance(record, dict) and isinstance(record.get("messages"), list):
-        try:
-            return Conversation(messages_of(record["messages"]), record.get("user"), _extra(record, "messages"))
-        except ValueError as error:
-            raise DataError(f"{place}: {error}") from None
-    if isinstance(record, dict) and {"instruction", "output"} <= set(record):
-        texts = [record["instruction"], record.get("input") or "", record["output"]]
-        if not all(isinstance(text, str) for text in texts):
-            raise DataError(f'{place}: "instruction", "input" and "output" must be texts')
-        instruction, given, output = texts
-        messages = (*edit_messages(instruction, given), Message("assistant", output))
-        return Conversation(messages, record.get("user"), _extra(record, "instruction", "input", "output"))
-    keys = ", ".join(sorted(record)) if isinstance(record, dict) else type(record).__name__
-    raise DataError(
-        f'{place}: a conversation has "messages", or "instruction" and "output"; this record has {keys}: rewrite the '
-        "file in one of the two shapes"
-    )
-
-
-def _extra(record: dict[str, Any], *known: str) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in (*known, "user")}
+def _conversation(record: dict[str, Any], shape: Shape, place: str) -> Conversation:
+    try:
+        messages = shape.messages(record)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{place}: not {shape.name}: {error}") from None
+    known = {*shape.keys, *shape.further, "user"}
+    return Conversation(messages, record.get("user"), {name: v for name, v in record.items() if name not in known})

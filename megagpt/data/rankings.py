@@ -1,13 +1,16 @@
 """Ranked answers to prompts, which a reward model learns from."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megagpt.data.chat import Message
-from megagpt.data.conversations import messages_of, records
+from megagpt.data.conversations import shaped_records
+from megagpt.data.shapes import SHAPES
 from megagpt.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,21 +27,25 @@ class Ranking:
 
 
 def read_rankings(paths: Sequence[str | Path]) -> list[Ranking]:
-    """The rankings of all files, in order.
+    """The rankings of all files, in order; each file has one of the SHAPES with ranked answers, which the log names.
 
-    A record is {"messages": [...], "answers": [{"content": "...", "rank": 0}, ...]}. Raises DataError naming file and
-    line of a record that is not.
+    Raises DataError naming file and line of a record that is malformed or has no ranked answers.
     """
-    return [_ranking(record, place) for path in paths for record, place in records(Path(path))]
+    return [ranking for path in paths for ranking in _rankings(Path(path))]
 
 
-def _ranking(record: Any, place: str) -> Ranking:
-    try:
-        messages = messages_of(record["messages"])
-        answers = tuple(answer["content"] for answer in record["answers"])
-        ranks = tuple(int(answer["rank"]) for answer in record["answers"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise DataError(f"{place}: no prompt with ranked answers: {error!r}") from None
-    if not answers or not all(isinstance(answer, str) for answer in answers):
-        raise DataError(f'{place}: "answers" must each have a text in "content" and a "rank"')
-    return Ranking(messages, answers, ranks, record.get("user"))
+def _rankings(path: Path) -> Iterator[Ranking]:
+    count = without = 0
+    for record, shape, place in shaped_records(path):
+        if shape.rankings is None:
+            ranked = "; ".join(other.name for other in SHAPES if other.rankings)
+            raise DataError(f"{place}: {shape.name} has no ranked answers, as these have: {ranked}")
+        try:
+            found = list(shape.rankings(record))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{place}: not {shape.name}: {error!r}") from None
+        count, without = count + 1, without + (not found)
+        for messages, answers, ranks in found:
+            yield Ranking(messages, answers, ranks, record.get("user"))
+    if without:
+        log.warning("%s: %d of %d records are left out: no two answers to one prompt", path, without, count)

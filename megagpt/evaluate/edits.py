@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from megagpt.data.chat import chat_prompt
-from megagpt.data.conversations import edit_messages, records
+from megagpt.data.conversations import records
 from megagpt.data.edits.edit import Edit
 from megagpt.data.files import file_sha256, write_atomic
+from megagpt.data.shapes import edit_messages
 from megagpt.errors import ConfigError, DataError
 from megagpt.evaluate.coding import claim, versions
 from megagpt.evaluate.sandbox import Judge, Limits, Sandbox, Task

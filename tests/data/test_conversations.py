@@ -50,11 +50,11 @@ def test_unwanted_answers_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"instruction": "a", "output": None}, "must be texts"),
-        ({"messages": [{"role": "human", "content": "a"}]}, "system.*user.*assistant"),
-        ({"messages": ["a"]}, "not a list of"),
-        ({"question": "a", "answer": "b"}, "this record has answer, question: rewrite the file"),
-        ([1], "this record has list"),
+        ({"instruction": "a", "output": None}, "not instruction, input, output: None is no text"),
+        ({"instruction": "a", "output": "b", "input": 3}, "3 is no text"),
+        ({"question": "a", "answer": "b"}, "question and answer, but the file began with instruction, input, output"),
+        ({"text": "a"}, "a record with text is of no known shape: messages"),
+        ([1], "a record with list is of no known shape"),
     ],
 )
 def test_other_records_are_refused_with_their_place(tmp_path, record, message):
@@ -67,14 +67,142 @@ def test_other_records_are_refused_with_their_place(tmp_path, record, message):
 
 
 @pytest.mark.parametrize(
-    "answers", [[], [{"content": None, "rank": 0}, {"content": "b", "rank": 1}], [{"content": "a"}]]
+    ("record", "message"),
+    [
+        ({"messages": [{"role": "human", "content": "a"}]}, "system.*user.*assistant"),
+        ({"messages": ["a"]}, "not a list of"),
+        ({"conversations": [{"from": "observation", "value": "a"}]}, "'observation' speaks, who is none of human"),
+        ({"chosen": "a", "rejected": "b"}, 'a transcript begins with "Human:"'),
+    ],
 )
+def test_malformed_records_are_refused(tmp_path, record, message):
+    with pytest.raises(DataError, match=rf"a\.jsonl:1: not .*{message}"):
+        read_conversations([written(tmp_path / "a.jsonl", record)])
+
+
+def user(text: str) -> Message:
+    return Message("user", text)
+
+
+def assistant(text: str) -> Message:
+    return Message("assistant", text)
+
+
+TREE = {
+    "message_tree_id": "1",
+    "tree_state": "x",
+    "prompt": {
+        "role": "prompter",
+        "text": "q",
+        "replies": [
+            {"role": "assistant", "text": "worse", "rank": 1, "replies": []},
+            {
+                "role": "assistant",
+                "text": "better",
+                "rank": 0,
+                "replies": [
+                    {
+                        "role": "prompter",
+                        "text": "why",
+                        "replies": [
+                            {"role": "assistant", "text": "so", "rank": 0, "replies": []},
+                            {"role": "assistant", "text": "no", "rank": 2, "replies": []},
+                            {"role": "assistant", "text": "unranked", "replies": []},
+                        ],
+                    }
+                ],
+            },
+        ],
+    },
+}
+LISTED = {
+    "messages": [{"role": "user", "content": "q"}],
+    "answers": [{"content": "b", "rank": 1}, {"content": "a", "rank": 0}],
+}
+TALKS = [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}]
+SAID = {"from": "gpt", "value": "a"}
+SHAPED = [
+    ({"question": "q", "answer": "a"}, (user("q"), assistant("a")), None),
+    ({"prompt": "q", "completion": "a"}, (user("q"), assistant("a")), None),
+    (
+        {"conversations": [*TALKS, {"from": "gpt", "value": "a"}]},
+        (Message("system", "s"), user("q"), assistant("a")),
+        None,
+    ),
+    (LISTED, (user("q"), assistant("a")), [((user("q"),), ("b", "a"), (1, 0))]),
+    (
+        {"conversations": TALKS, "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+        (Message("system", "s"), user("q"), assistant("a")),
+        [((Message("system", "s"), user("q")), ("a", "b"), (0, 1))],
+    ),
+    (
+        {
+            "chosen": "\n\nHuman: q\n\nAssistant: a: b\n\nc\n\nHuman: r\n\nAssistant: yes",
+            "rejected": "\n\nHuman: q\n\nAssistant: a: b\n\nc\n\nHuman: r\n\nAssistant: no",
+        },
+        (user("q"), assistant("a: b\n\nc"), user("r"), assistant("yes")),
+        [((user("q"), assistant("a: b\n\nc"), user("r")), ("yes", "no"), (0, 1))],
+    ),
+    (
+        TREE,
+        (user("q"), assistant("better"), user("why"), assistant("so")),
+        [
+            ((user("q"),), ("worse", "better"), (1, 0)),
+            ((user("q"), assistant("better"), user("why")), ("so", "no"), (0, 2)),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("record", "messages", "rankings"), SHAPED, ids=range(len(SHAPED)))
+def test_common_shapes(tmp_path, caplog, record, messages, rankings):
+    (tmp_path / "a.json").write_text(json.dumps([record, {**record, "source": "x"}]))
+    with caplog.at_level("INFO"):
+        first, second = read_conversations([tmp_path / "a.json"])
+    assert first.messages == second.messages == messages
+    assert (first.extra, second.extra) == ({}, {"source": "x"})
+    assert "a.json: 2 records, read as" in caplog.text
+    if rankings is None:
+        with pytest.raises(DataError, match=r"a\.json\[0\]: .* has no ranked answers, as these have: messages with"):
+            read_rankings([tmp_path / "a.json"])
+    else:
+        found = read_rankings([tmp_path / "a.json"])
+        assert [(r.messages, r.answers, r.ranks) for r in found] == rankings * 2
+
+
+@pytest.mark.parametrize("answers", [[], [{"content": None, "rank": 0}], [{"content": "a"}]])
 def test_rankings_need_answers_with_text_and_rank(tmp_path, answers):
     turns = [{"role": "user", "content": "q"}]
-    good = {"messages": turns, "answers": [{"content": "a", "rank": 0}, {"content": "b", "rank": 1}]}
-    path = written(tmp_path / "a.jsonl", good, {"messages": turns, "answers": answers})
-    with pytest.raises(DataError, match=r"a\.jsonl:2: "):
+    path = written(tmp_path / "a.jsonl", LISTED, {"messages": turns, "answers": answers})
+    with pytest.raises(DataError, match=r"a\.jsonl:2: not messages with ranked answers"):
         read_rankings([path])
+
+
+def test_answers_to_different_prompts_are_no_ranking(tmp_path, caplog):
+    different = {"chosen": "Human: a\n\nAssistant: x", "rejected": "Human: b\n\nAssistant: y"}
+    assert read_rankings([written(tmp_path / "a.jsonl", different)]) == []
+    assert "1 of 1 records are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "count", "ranked"),
+    [
+        ("alpaca/alpaca_10k.jsonl.gz", 10_000, 0),
+        ("gsm8k/test.jsonl.gz", 1319, 0),
+        ("hh_rlhf/helpful-base.test.jsonl.gz", 2354, 2300),
+        ("oasst_100/en_100_tree.jsonl.gz", 100, 100),
+        ("llamafactory_demo/dpo_en_demo.jsonl.gz", 300, 300),
+        ("llamafactory_demo/kto_en_demo.jsonl.gz", 150, 0),
+    ],
+)
+def test_published_files_are_understood(data_dir, file, count, ranked):
+    found = read_conversations([data_dir / file])
+    assert len(found) == count
+    assert all(any(message.role == "assistant" for message in c.messages) for c in found)
+    if ranked:
+        rankings = read_rankings([data_dir / file])
+        assert len(rankings) >= ranked
+        assert all(r.messages[-1].role == "user" and len(r.answers) > 1 for r in rankings)
 
 
 def test_the_template_gives_what_transformers_gives():

@@ -12,9 +12,9 @@ import torch
 from dist import run_distributed
 
 from megagpt.data.chat import grow_for_chat
-from megagpt.data.conversations import edit_messages
 from megagpt.data.edits.edit import Edit
 from megagpt.data.edits.make import make_edits
+from megagpt.data.shapes import edit_messages
 from megagpt.data.tokenizer import Tokenizer
 
 LENGTH, BATCH, STEPS, STOP, LEARNING_STEPS = 64, 4, 8, 5, 250
