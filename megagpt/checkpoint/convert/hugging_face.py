@@ -20,6 +20,7 @@ from megagpt.checkpoint.convert.common import LazySource, parameters, raise_prob
 from megagpt.checkpoint.convert.folding import fold_qkv_bias, has_qkv_bias
 from megagpt.checkpoint.convert.safetensors_files import Stored, open_folder, write_shards
 from megagpt.config.schema import ModelConfig
+from megagpt.data.chat import CHAT_TEMPLATE, ROLE_TOKENS
 from megagpt.data.tokenizer import END_OF_TEXT, Tokenizer
 
 log = logging.getLogger(__name__)
@@ -236,6 +237,8 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
             **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
             "model_max_length": source.model.sequence_length,
         }
+        if tokenizer.special_ids.keys() >= set(ROLE_TOKENS.values()):
+            files["tokenizer_config.json"]["chat_template"] = CHAT_TEMPLATE
     for name, values in files.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     write_shards(folder, list(_outputs(source, architecture, bar)))

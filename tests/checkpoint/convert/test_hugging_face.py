@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from megagpt.checkpoint.convert import hugging_face, native
 from megagpt.checkpoint.convert.convert import convert
 from megagpt.config.schema import ModelConfig
+from megagpt.data.chat import Message, chat_prompt, grow_for_chat
 from megagpt.data.code_tokens import FIM_MIDDLE, grow_for_code
 from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import CheckpointError
@@ -85,7 +86,7 @@ def test_round_trip_is_bit_equal(name, tmp_path):
 
 def test_tools_of_that_world_load_it(tmp_path):
     saved("gpt2", tmp_path / "theirs")
-    tokenizer = grow_for_code(train_tokenizer(["to be or not to be " * 30], 264))
+    tokenizer = grow_for_chat(grow_for_code(train_tokenizer(["to be or not to be " * 30], 264)))
     tokenizer.save(tmp_path / "theirs/tokenizer.json")
     convert(tmp_path / "theirs", tmp_path / "ours", "megagpt")
     convert(tmp_path / "ours", tmp_path / "back", "huggingface")
@@ -93,6 +94,10 @@ def test_tools_of_that_world_load_it(tmp_path):
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
     assert loaded(text)["input_ids"] == tokenizer.encode(text)
     assert loaded.decode(loaded(text)["input_ids"]) == text
+    talk = [Message("user", "to be?"), Message("assistant", "or not"), Message("user", "to be")]
+    turns = [{"role": message.role, "content": message.content} for message in talk]
+    asked = loaded.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert asked == chat_prompt(tokenizer, talk)
     assert loaded.eos_token_id == tokenizer.end_of_text_id
     assert loaded.convert_tokens_to_ids(FIM_MIDDLE) == tokenizer.special_ids[FIM_MIDDLE]
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
