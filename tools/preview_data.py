@@ -38,7 +38,7 @@ def main() -> None:
         raise DataError(
             f"none of {len(conversations)} conversations has an answer within {options.sequence_length} tokens"
         )
-    check_masks(examples)
+    check_masks(examples, tokenizer)
     for number in range(min(options.samples, len(examples))):
         example = examples[number * len(examples) // max(1, options.samples)]
         print(marked(example, tokenizer, sys.stdout.isatty()), end="\n\n")

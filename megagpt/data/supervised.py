@@ -40,7 +40,7 @@ class ConversationLoader(ReadAhead):
         found = divide(read_conversations(config.data.conversations), config.data.split)
         self.conversations: dict[Part, list[Conversation]] = found
         self.examples: dict[Part, list[Example]] = {part: self._encode(found[part], part) for part in PARTS}
-        check_masks(self.examples["train"])
+        check_masks(self.examples["train"], self.tokenizer)
         self.rows: dict[Part, list[list[int]]] = {
             part: pack([len(e.tokens) - 1 for e in examples], length if config.data.packing else 0)
             for part, examples in self.examples.items()
@@ -179,11 +179,10 @@ def _opening(record: Any) -> str:
     return "prompt " + " ".join(first.split()).lower()
 
 
-def check_masks(examples: Sequence[Example]) -> None:
-    """Raise DataError when no token is trained on, or every one is: both are mistakes of the data."""
-    trained = sum(int(example.trained.sum()) for example in examples)
-    total = sum(len(example.tokens) - 1 for example in examples)
-    if not trained:
+def check_masks(examples: Sequence[Example], tokenizer: Tokenizer) -> None:
+    """Raise DataError when no token is trained on, or every text is: both are mistakes of the data."""
+    special = np.array(sorted(tokenizer.special_ids.values()))
+    if not any(example.trained.any() for example in examples):
         raise DataError("no token of the conversations is an assistant's: there is nothing to learn; check the roles")
-    if trained == total:
-        raise DataError("every token of the conversations is an assistant's: there is no prompt; use stage=pretrain")
+    if all(example.trained[~np.isin(example.tokens, special)].all() for example in examples):
+        raise DataError("every text of the conversations is an assistant's: there is no prompt; use stage=pretrain")

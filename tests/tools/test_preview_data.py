@@ -48,7 +48,7 @@ def test_what_training_would_refuse_is_refused(preview):
         preview([{"messages": [{"role": "user", "content": "a"}]}])
     with pytest.raises(DataError, match="none of 1 conversations has an answer within 1 tokens"):
         preview([{"messages": talk * 3}], "--sequence-length", "1")
-    with pytest.raises(DataError, match="every token of the conversations is an assistant's"):
+    with pytest.raises(DataError, match="every text of the conversations is an assistant's"):
         preview([{"messages": talk * 3}])
     with pytest.raises(ConfigError, match="--samples is -1"):
         preview([{"messages": talk}], "--samples", "-1")
