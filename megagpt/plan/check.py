@@ -13,8 +13,10 @@ from megagpt import checkpoint
 from megagpt.checkpoint import World
 from megagpt.config.load import from_dict
 from megagpt.config.schema import Config, CorpusConfig, ModelConfig
+from megagpt.data.conversations import read_conversations
 from megagpt.data.indexed import check_corpus, check_hashes, corpus_files
 from megagpt.data.infilling import fim_ids
+from megagpt.data.rankings import read_rankings
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import MegaGPTError
 from megagpt.plan.devices import GB
@@ -43,7 +45,9 @@ def check_run(config: Config, max_epochs: float = LARGEST_EPOCHS, hashes: bool =
 def data_files(config: Config) -> list[Path]:
     """What every rank reads."""
     corpora = [path for corpus in config.data.corpora for path in corpus_files(corpus.path)]
-    return [Path(config.data.tokenizer), *corpora]
+    others = [*config.data.conversations, *config.data.rankings]
+    others += [config.stage.held_out_edits] if config.stage.held_out_edits else []
+    return [Path(config.data.tokenizer), *corpora, *map(Path, others)]
 
 
 Findings = Iterator[tuple[bool, str]]
@@ -76,6 +80,10 @@ def _data(config: Config, max_epochs: float) -> Findings:
             )
     except MegaGPTError as error:
         yield True, str(error)
+    if config.data.conversations:
+        yield False, f"{len(read_conversations(config.data.conversations)):,} conversations"
+    if config.data.rankings:
+        yield False, f"{len(read_rankings(config.data.rankings)):,} prompts with ranked answers"
     weights = sum(corpus.weight for corpus in config.data.corpora)
     for corpus in config.data.corpora:
         try:

@@ -56,6 +56,21 @@ def test_nothing_is_wrong(prepared):
     assert any("2.04 epochs" in fact for fact in facts)  # 40,000 of 20,000 x 0.98
 
 
+def test_conversations_and_rankings_are_read(prepared, tmp_path):
+    answers = [{"content": "a", "rank": 0}, {"content": "b", "rank": 1}]
+    lines = {"talks": {"instruction": "a", "output": "b"}}
+    lines["ranked"] = {"messages": [{"role": "user", "content": "q"}], "answers": answers}
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in lines}
+    for name, record in lines.items():
+        Path(files[name]).write_text(f"{json.dumps(record)}\n" * 3)
+    config = replaced(prepared, "data", conversations=(files["talks"],), rankings=(files["ranked"],))
+    problems, facts = check_run(config)
+    assert not problems
+    assert {"3 conversations", "3 prompts with ranked answers"} <= set(facts)
+    broken = replaced(prepared, "data", conversations=(files["talks"], "absent.jsonl"), rankings=(files["talks"],))
+    assert "absent.jsonl" in "\n".join(check_run(broken)[0])
+
+
 def test_a_flipped_bit_in_a_corpus_is_found_by_its_hash(prepared, tmp_path):
     shutil.copytree(Path(prepared.data.corpora[0].path).parent, tmp_path, dirs_exist_ok=True)
     corpus = CorpusConfig(str(tmp_path / "corpus"))

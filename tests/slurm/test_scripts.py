@@ -13,7 +13,7 @@ from megagpt.config.rules import check
 from tests.slurm.cluster import Cluster, why_not
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted((ROOT / "slurm").glob("pretrain_*.sh"))
+SCRIPTS = [*sorted((ROOT / "slurm").glob("*_*b.sh")), ROOT / "slurm" / "pretrain_125m.sh"]
 DATA = ["data.tokenizer=data/tokenizer.json", "data.corpora=[{path: data/web}]"]
 
 
@@ -24,9 +24,8 @@ def options(script: Path) -> dict[str, str]:
 
 
 def test_the_sizes_are_there():
-    assert {script.stem for script in SCRIPTS} >= {
-        f"pretrain_{size}" for size in ("125m", "1_3b", "6_7b", "13b", "175b")
-    }
+    pretraining = {f"pretrain_{size}" for size in ("125m", "1_3b", "6_7b", "13b", "175b")}
+    assert {script.stem for script in SCRIPTS} >= pretraining | {"sft_1_3b", "sft_6_7b", "sft_175b", "reward_6_7b"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -34,8 +33,9 @@ def test_a_script_asks_for_what_its_recipe_needs(script):
     asked = options(script)
     nodes, gpus = int(asked["nodes"]), int(asked["gpus-per-node"])
     experiment = (ROOT / "configs/experiment" / f"{script.stem}.yaml").read_text()
-    cluster = re.search(r"/cluster: (\S+)", experiment)[1]
-    assert re.search(rf"(^|_){nodes}x{gpus}x", cluster)
+    cluster = re.search(r"/cluster: (\S+)", experiment)
+    size = rf"(^|_){nodes}x{gpus}x" if cluster else rf"on {nodes} nodes of {gpus} GPUs"
+    assert re.search(size, cluster[1] if cluster else experiment)
     check(load([f"experiment={script.stem}", *DATA]), nodes * gpus)
     assert asked["job-name"] == script.stem
     assert asked["ntasks-per-node"] == "1" and asked["signal"].startswith("B:USR1@") and "requeue" in asked
