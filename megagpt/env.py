@@ -82,3 +82,8 @@ def become_rank(rank: int, world_size: int, gpus: bool) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
     if not gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def torch_extensions_dir() -> str | None:
+    """Folder that C++ extensions are built in, where the user has named one."""
+    return os.environ.get("TORCH_EXTENSIONS_DIR")

@@ -5,16 +5,20 @@ import contextlib
 import io
 import logging
 import math
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch.utils.cpp_extension import get_default_build_root
 
+from megagpt import env
 from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
-from megagpt.errors import ConfigError
+from megagpt.errors import ConfigError, DistributedError
 from megagpt.model.gpt import build_model
 from megagpt.model.parameters import named_shards
 from megagpt.parallel import cpu
@@ -26,6 +30,8 @@ from megagpt.parallel.swap import mapped, swap_folder
 
 BUCKETS = 8  # messages that gradients go in, at least: the first can go while others are computed
 LARGEST_BUCKET = 200_000_000  # elements; a bucket takes memory beside what ZeRO divides
+EXTENSIONS = ("deepspeed_shm_comm", "async_io")  # what DeepSpeed compiles for us at its first use
+LONGEST_BUILD = 1800.0  # seconds that the lock of a build may be old
 SWAP_GROUP = 100_000_000  # elements updated at a time with optimizer state on disk; four buffers of that size are held
 
 
@@ -247,6 +253,7 @@ def _initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, setti
             "use parallel.engine=megatron"
         ) from error
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    refuse_abandoned_builds(Path(env.torch_extensions_dir() or get_default_build_root()))
     offload = [settings["zero_optimization"].get(name, {}) for name in ("offload_optimizer", "offload_param")]
     if any("nvme_path" in section for section in offload) and not AsyncIOBuilder().is_compatible():
         raise ConfigError(
@@ -271,6 +278,17 @@ def _initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, setti
             config=settings,
         )
     return engine
+
+
+def refuse_abandoned_builds(root: Path) -> None:
+    """Raise DistributedError where a build of an extension was killed: everyone would wait for its lock for ever."""
+    for lock in (lock for name in EXTENSIONS for lock in root.glob(f"**/{name}/lock")):
+        age = time.time() - lock.stat().st_mtime
+        if age > LONGEST_BUILD:
+            raise DistributedError(
+                f"{lock} is {age / 60:.0f} minutes old: a build of DeepSpeed's extension was killed, and every run would"
+                " wait for it. Remove the file, unless something is still being built there"
+            )
 
 
 def deepspeed_config(config: Config, sizes: list[int], replicas: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from dist import has_libaio, run_distributed
 
 from megagpt.config.load import load
 from megagpt.config.schema import Config
+from megagpt.errors import DistributedError
 from megagpt.evaluate.zero_memory import measure_stages, theory
 from megagpt.parallel.engine import Engine
+from megagpt.parallel.zero import refuse_abandoned_builds
 from tests.parallel.test_megatron import GPT3, MODERN, _batch, config_of, train_all
 
 needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="DeepSpeed is not installed")
@@ -116,3 +119,14 @@ def test_every_stage_divides_what_it_should(ranks):
             assert measured.optimizer == pytest.approx(expected.optimizer, rel=0.01)
             bucket = 0.52  # an eighth of the gradients
             assert expected.gradients * 0.99 <= measured.gradients <= expected.gradients + bucket
+
+
+def test_the_lock_of_a_build_that_was_killed_is_named_and_not_waited_for(tmp_path):
+    refuse_abandoned_builds(tmp_path / "absent")
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    refuse_abandoned_builds(tmp_path)  # somebody may be building
+    os.utime(lock, (0, 0))
+    with pytest.raises(DistributedError, match=f"{lock} is .* minutes old: .* Remove the file"):
+        refuse_abandoned_builds(tmp_path)
