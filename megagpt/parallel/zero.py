@@ -286,8 +286,8 @@ def refuse_abandoned_builds(root: Path) -> None:
         age = time.time() - lock.stat().st_mtime
         if age > LONGEST_BUILD:
             raise DistributedError(
-                f"{lock} is {age / 60:.0f} minutes old: a build of DeepSpeed's extension was killed, and every run would"
-                " wait for it. Remove the file, unless something is still being built there"
+                f"{lock} is {age / 60:.0f} minutes old: a build of DeepSpeed's extension was killed, and every run"
+                " would wait for it. Remove the file, unless something is still being built there"
             )
 
 
