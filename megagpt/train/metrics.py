@@ -34,6 +34,7 @@ WANDB_NAMES = {
     "mfu": "speed/mfu",
     "memory_gib": "memory/peak_gib",
     "skipped_steps": "health/skipped_steps",
+    **{name: f"reward/{name}" for name in ("accuracy", "margin")},
     **{name: f"ppo/{name}" for name in ("score", "reward", "kl", "kl_coefficient", "ratio", "approximate_kl")},
     **{name: f"ppo/{name}" for name in ("clip_fraction", "entropy", "explained_variance", "answer_tokens", "end_rate")},
     **{name: f"ppo/{name}" for name in ("value_loss", "value_grad_norm", "value_clip_fraction", "pretraining_loss")},

@@ -32,7 +32,8 @@ def _no_network(monkeypatch):
 def test_definition():
     workspace = wandb_dashboard.dashboard("team", "project", "board")
     assert (workspace.entity, workspace.project, workspace.name) == ("team", "project", "board")
-    assert [section.name for section in workspace.sections] == ["Training", "Validation", "Speed", "Memory", "Health"]
+    names = ["Training", "Validation", "Reward model", "PPO", "Speed", "Memory", "Health"]
+    assert [section.name for section in workspace.sections] == names
     panels = [panel for section in workspace.sections for panel in section.panels]
     titles = Counter(panel.title for panel in panels)
     assert max(titles.values()) == 1
