@@ -36,7 +36,6 @@ SHARED = ["errors", "env", "log"]
 MEGATRON = {
     "megagpt/data/indexed.py",
     "megagpt/model/gpt.py",
-    "megagpt/model/kv_cache.py",
     "megagpt/model/layers.py",
     "megagpt/model/losses.py",
     "megagpt/model/megatron_import.py",

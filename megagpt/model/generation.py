@@ -21,6 +21,9 @@ from megagpt.model.kv_cache import KVCache
 from megagpt.model.sampling import choose, penalize
 from megagpt.model.text_stream import TextStream
 
+SPARE_COLUMNS = 64
+"""Columns of the cache beyond the longest sequence, so that sequences that come later seldom make all others move."""
+
 FinishReason = Literal["end_of_text", "stop", "length", "context"]
 """Why a completion ended: the end-of-text token, a stop string, max_new_tokens, or the end of the context window."""
 
@@ -156,9 +159,9 @@ class Generator:
         """
         sequences = self._sequences(prompts, settings, seeds)
         by_length = sorted(sequences, key=lambda sequence: -len(sequence.prompt))  # little padding
-        with _for_generation(self.modules):
-            for start in range(0, len(by_length), self.batch_size):
-                yield from self._continue(by_length[start : start + self.batch_size], settings)
+        if sequences:
+            with _for_generation(self.modules):
+                yield from self._continue(by_length, settings)
         return [sequence.completion() for sequence in sequences]
 
     def _sequences(self, prompts: Sequence, settings: GenerationConfig, seeds: Sequence[int] | None) -> list[_Sequence]:
@@ -181,29 +184,37 @@ class Generator:
             sequences.append(_Sequence(index, tokens, uniforms, limit, TextStream(settings.stop)))
         return sequences
 
-    def _continue(self, sequences: list[_Sequence], settings: GenerationConfig) -> Iterator[tuple[int, str]]:
-        """Continue one batch: all sequences end at the same column, shorter prompts have padding on their left."""
-        longest, limit = max(len(s.prompt) for s in sequences), max(s.limit for s in sequences)
-        cache = KVCache(self.window, longest + limit - 1)
-        padding = self._tensor([longest - len(s.prompt) for s in sequences])
-        tokens = self._tensor([[0] * (longest - len(s.prompt)) + s.prompt for s in sequences])
-        seen = self._seen(sequences) if settings.repetition_penalty != 1 else None
-        while True:
-            logits = self._forward(tokens, padding, cache)
-            chosen, logprobs = self._choose(logits, sequences, seen, settings)
-            if seen is not None:
-                seen.scatter_(1, chosen[:, None], True)
-            for sequence, token, logprob in zip(sequences, chosen.tolist(), logprobs.tolist(), strict=True):
+    def _continue(self, waiting: list[_Sequence], settings: GenerationConfig) -> Iterator[tuple[int, str]]:
+        """Continue the sequences, longest prompts first; the places of those that end go to those that wait."""
+        rows, columns = min(self.batch_size, len(waiting)), max(len(s.prompt) + s.limit - 1 for s in waiting)
+        layers = sum(len(module.decoder.layers) for module in self.modules)
+        cache = KVCache(layers, rows, columns + SPARE_COLUMNS * (rows < len(waiting)), self.device)
+        active: list[_Sequence] = []
+        seen = None if settings.repetition_penalty == 1 else self._seen([])
+        while active or waiting:
+            free = rows - len(active)
+            if waiting and free >= rows / 4:  # fewer are not worth a pass of their own
+                batch, waiting = waiting[:free], waiting[free:]
+                active = active + batch
+                cache.begin_prompts([len(sequence.prompt) for sequence in batch])
+                tokens = [token for sequence in batch for token in sequence.prompt]
+                seen = None if seen is None else torch.cat((seen, self._seen(batch)))
+            else:
+                batch = active
+                cache.begin_tokens()
+                tokens = [sequence.tokens[-1] for sequence in batch]
+            logits = self._forward(self._tensor(tokens), cache)
+            own = None if seen is None else seen[-len(batch) :]
+            chosen, logprobs = self._choose(logits, batch, own, settings)
+            if own is not None:
+                own.scatter_(1, chosen[:, None], True)
+            for sequence, token, logprob in zip(batch, chosen.tolist(), logprobs.tolist(), strict=True):
                 if text := self._advance(sequence, token, logprob, settings):
                     yield sequence.index, text
-            rows = [row for row, sequence in enumerate(sequences) if sequence.finish_reason is None]
-            if not rows:
-                return
-            if len(rows) < len(sequences):
-                sequences, rows = [sequences[row] for row in rows], self._tensor(rows)
-                chosen, padding, seen = chosen[rows], padding[rows], None if seen is None else seen[rows]
-                cache.keep(rows)
-            tokens = chosen[:, None]
+            if ended := [row for row, sequence in enumerate(active) if sequence.finish_reason is not None]:
+                order = cache.drop(ended)
+                active = [active[row] for row in order]
+                seen = None if seen is None else seen[order]
 
     def _advance(self, sequence: _Sequence, token: int, logprob: float, settings: GenerationConfig) -> str:
         """Add a token to a sequence, and decide whether it ends; returns the text that this settles."""
@@ -224,30 +235,24 @@ class Generator:
         return text
 
     @torch.no_grad()
-    def _forward(self, tokens: Tensor, padding: Tensor, cache: KVCache) -> Tensor | None:
-        """Pass `tokens` [B, Sq], the next ones of every sequence, through all stages.
+    def _forward(self, tokens: Tensor, cache: KVCache) -> Tensor | None:
+        """Pass the tokens [T] of the pass that `cache` has begun through all stages.
 
         Returns the last token's logits over the real vocabulary, float32 [B, V], on the last stage.
         """
-        batch, new = tokens.shape
-        queries = torch.arange(cache.length, cache.length + new, device=self.device)
-        positions = (queries - padding[:, None]).clamp(min=0)
-        cache.begin(positions)
-        mask = padding[:, None].int() if padding.any() else None
         stage, stages, pipeline = self.groups.pp.rank(), self.groups.pp.size(), self.groups.pp
         for module in self.modules:
             if not module.pre_process:
                 settings = module.config
                 hidden = torch.empty(
-                    new, batch, settings.hidden_size, dtype=settings.pipeline_dtype, device=self.device
+                    len(tokens), settings.hidden_size, dtype=settings.pipeline_dtype, device=self.device
                 )
                 dist.recv(hidden, group=pipeline, group_src=(stage - 1) % stages)
                 module.set_input_tensor(hidden)
-            out = module(tokens, positions, mask, inference_context=cache, runtime_gather_output=True)
+            out = module(tokens, cache=cache)
             if not module.post_process:
                 dist.send(out.contiguous(), group=pipeline, group_dst=(stage + 1) % stages)
-        cache.advance(new)
-        return out[:, -1, : self.tokenizer.vocab_size].float() if self.modules[-1].post_process else None
+        return out[:, : self.tokenizer.vocab_size].float() if self.modules[-1].post_process else None
 
     @torch.no_grad()
     def _choose(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megagpt.config.schema import Config
 from megagpt.model.kernels import choose_kernels
+from megagpt.model.kv_cache import KVCache
 from megagpt.model.layers import block_spec
 from megagpt.model.losses import cross_entropy, projected_cross_entropy
 from megagpt.model.parameters import initialize
@@ -122,6 +123,31 @@ class GPT(GPTModel):
             set_tensor_model_parallel_attributes(self.output_layer.weight, True, 0, 1)
         self.to(settings.params_dtype)
         initialize(self, config)
+
+    def forward(self, input_ids: Tensor, *args, cache: KVCache | None = None, **kwargs) -> Tensor:
+        """See the class; with a `cache`, the next tokens [T] of its sequences -> see `_cached`."""
+        if cache is not None:
+            return self._cached(input_ids, cache)
+        return super().forward(input_ids, *args, **kwargs)
+
+    def _cached(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Hidden states [T, H], on the last stage logits of every sequence's last token [B, padded vocabulary].
+
+        Megatron's modules in Megatron's order, without what its forward does for training at every layer: at one token
+        a sequence that would take as long as the arithmetic.
+        """
+        hidden = self.decoder.input_tensor
+        if self.pre_process:
+            hidden = self.embedding(tokens[None], cache.positions[None]).squeeze(1)
+        rotary = self.position_embedding_type == "rope"
+        table = self.rotary_pos_emb(self.max_sequence_length) if rotary else None
+        for layer in self.decoder.layers:
+            hidden = layer.cached(hidden, cache, table)
+        if not self.post_process:
+            return hidden
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        hidden = self.decoder.final_layernorm(cache.last(hidden))
+        return self.output_layer(hidden, weight=weight, runtime_gather_output=True)[0]
 
     def _postprocess(self, hidden_states: Tensor, *, labels: Tensor | None, **others) -> Tensor:
         if self.post_process and self.head == "scalar":

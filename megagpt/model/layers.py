@@ -17,7 +17,8 @@ from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer as MegatronTransformerLayer
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
 
 from megagpt.config.schema import KernelsConfig, ModelConfig
@@ -164,26 +165,34 @@ def fused_bias_dropout_add(training: bool, fused: bool) -> Callable:
 
 
 class SelfAttention(MegatronSelfAttention):
-    """Megatron's self-attention; with a `KVCache` it rotates a key once, at the position its sequence gives it."""
+    """Megatron's self-attention, and what it is with a `KVCache`."""
 
-    def _adjust_key_value_for_inference(
-        self,
-        inference_context: object,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        rotary_pos_emb: tuple[Tensor, Tensor] | None,
-        *args,
-        **kwargs,
-    ) -> tuple:
-        if not isinstance(inference_context, KVCache):
-            return super()._adjust_key_value_for_inference(
-                inference_context, query, key, value, rotary_pos_emb, *args, **kwargs
-            )
-        if rotary_pos_emb is not None:
-            query, key = (inference_context.rotate(part, rotary_pos_emb[0]) for part in (query, key))
-        key, value = inference_context.append(self.layer_number, key, value)
-        return query, key, value, None, self.attn_mask_type, None
+    def cached(self, hidden: Tensor, cache: KVCache, rotary_table: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """[T, H] of the cache's pass -> [T, H] and the bias that is still to be added, if any."""
+        mixed, _ = self.linear_qkv(hidden)
+        groups, width = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
+        mixed = mixed.view(len(hidden), groups, -1, width)  # the queries of a group, its key, its value
+        query, key, value = mixed[:, :, :-2].reshape(len(hidden), -1, width), mixed[:, :, -2], mixed[:, :, -1]
+        if self.q_layernorm is not None:
+            query, key = self.q_layernorm(query), self.k_layernorm(key)
+        if rotary_table is not None:
+            query, key = cache.rotate(query, rotary_table), cache.rotate(key, rotary_table)
+        key, value = cache.append(self.layer_number, key, value)
+        out = self.core_attention.cached(cache.pad(query), key, value, cache.first_key)
+        return self.linear_proj(cache.unpad(out).flatten(1))
+
+
+class TransformerLayer(MegatronTransformerLayer):
+    """Megatron's layer, and what is left of it with a `KVCache`, where there is no dropout, recompute or offload."""
+
+    def cached(self, hidden: Tensor, cache: KVCache, rotary_table: Tensor | None) -> Tensor:
+        """[T, H] of the cache's pass -> [T, H]."""
+        hidden = _add(hidden, *self.self_attention.cached(self.input_layernorm(hidden), cache, rotary_table))
+        return _add(hidden, *self.mlp(self.pre_mlp_layernorm(hidden)))
+
+
+def _add(residual: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    return residual + (x if bias is None else x + bias)
 
 
 class CoreAttention(torch.nn.Module):
@@ -203,17 +212,23 @@ class CoreAttention(torch.nn.Module):
         """
         q, k, v = (part.transpose(0, 1) for part in (query, key, value))
         options = _masking(attention_mask)
-        if self.backend == "triton" and query.shape[0] == 1 and not torch.is_grad_enabled() and "mask" not in options:
-            out = decode_attention(q, k, v, self.window, first_key=options.get("first_key"), backend="triton")
-            return out.transpose(0, 1).reshape(query.shape[0], query.shape[1], -1)
         dropout = self.config.attention_dropout if self.training else 0.0
-        # Prompts padded on the left, which the flash-attn package cannot take, go through PyTorch.
-        backend = "sdpa" if self.backend == "flash_attn" and "first_key" in options else self.backend
         # Tensor-parallel ranks hold different heads, so they must drop differently.
         fork = dropout and not self.config.sequence_parallel
         with tensor_parallel.get_cuda_rng_tracker().fork() if fork else nullcontext():
-            out = attention(q, k, v, window=self.window, dropout=dropout, backend=backend, **options)
+            out = attention(q, k, v, window=self.window, dropout=dropout, backend=self.backend, **options)
         return out.transpose(0, 1).reshape(query.shape[0], query.shape[1], -1)
+
+    def cached(self, q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None) -> Tensor:
+        """[B, Sq, heads, D], [B, Sk, groups, D] twice -> [B, Sq, heads, D]; keys before int32 `first_key` [B] are hidden.
+
+        The last query stands at the last key.
+        """
+        if self.backend == "triton" and q.shape[1] == 1:
+            return decode_attention(q, k, v, self.window, first_key=first_key, backend="triton")
+        # Padding on the left, which the flash-attn package cannot take, goes through PyTorch.
+        backend = "sdpa" if self.backend == "flash_attn" and first_key is not None else self.backend
+        return attention(q, k, v, window=self.window, first_key=first_key, backend=backend)
 
 
 def _masking(attention_mask: Tensor | None) -> dict[str, Tensor | bool]:
