@@ -203,9 +203,11 @@ class Generator:
                 batch = active
                 cache.begin_tokens()
                 tokens = [sequence.tokens[-1] for sequence in batch]
-            logits = self._forward(self._tensor(tokens), cache)
             own = None if seen is None else seen[-len(batch) :]
-            chosen, logprobs = self._choose(logits, batch, own, settings)
+            # The hook by which Megatron-Core runs without CUDA costs every operation more than a small one takes.
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                logits = self._forward(self._tensor(tokens), cache)
+                chosen, logprobs = self._choose(logits, batch, own, settings)
             if own is not None:
                 own.scatter_(1, chosen[:, None], True)
             for sequence, token, logprob in zip(batch, chosen.tolist(), logprobs.tolist(), strict=True):
@@ -234,7 +236,6 @@ class Generator:
         sequence.text.append(text)
         return text
 
-    @torch.no_grad()
     def _forward(self, tokens: Tensor, cache: KVCache) -> Tensor | None:
         """Pass the tokens [T] of the pass that `cache` has begun through all stages.
 
@@ -254,7 +255,6 @@ class Generator:
                 dist.send(out.contiguous(), group=pipeline, group_dst=(stage + 1) % stages)
         return out[:, : self.tokenizer.vocab_size].float() if self.modules[-1].post_process else None
 
-    @torch.no_grad()
     def _choose(
         self, logits: Tensor | None, sequences: list[_Sequence], seen: Tensor | None, settings: GenerationConfig
     ) -> tuple[Tensor, Tensor]:

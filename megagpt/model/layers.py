@@ -207,8 +207,8 @@ class CoreAttention(torch.nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_) -> Tensor:
         """[Sq, B, heads, D], [Sk, B, groups, D] twice -> [Sq, B, heads x D].
 
-        attention_mask: None is causal, and so is an integer tensor: [N + 1] cumulative lengths of packed documents, or
-        [B, 1] numbers of padding tokens on the left. bool [B, 1, Sq, Sk] is complete in itself, True hides a key.
+        attention_mask: None is causal, and so are [N + 1] integers, cumulative lengths of packed documents. bool
+        [B, 1, Sq, Sk] is complete in itself, True hides a key.
         """
         q, k, v = (part.transpose(0, 1) for part in (query, key, value))
         options = _masking(attention_mask)
@@ -220,9 +220,9 @@ class CoreAttention(torch.nn.Module):
         return out.transpose(0, 1).reshape(query.shape[0], query.shape[1], -1)
 
     def cached(self, q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None) -> Tensor:
-        """[B, Sq, heads, D], [B, Sk, groups, D] twice -> [B, Sq, heads, D]; keys before int32 `first_key` [B] are hidden.
+        """[B, Sq, heads, D], [B, Sk, groups, D] twice -> [B, Sq, heads, D]; the last query stands at the last key.
 
-        The last query stands at the last key.
+        first_key: int32 [B], keys of a row before it are hidden; None hides none.
         """
         if self.backend == "triton" and q.shape[1] == 1:
             return decode_attention(q, k, v, self.window, first_key=first_key, backend="triton")
@@ -237,7 +237,7 @@ def _masking(attention_mask: Tensor | None) -> dict[str, Tensor | bool]:
         return {}
     if attention_mask.dtype == torch.bool:
         return {"causal": False, "mask": attention_mask}
-    return {"cu_seqlens": attention_mask} if attention_mask.dim() == 1 else {"first_key": attention_mask[:, 0]}
+    return {"cu_seqlens": attention_mask}
 
 
 def document_lengths(document_ids: Tensor) -> Tensor:

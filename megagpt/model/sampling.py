@@ -51,7 +51,8 @@ def choose(
         logprobs = logits.log_softmax(-1)
         tokens = logits.argmax(-1)
     else:
-        logits = logits / temperature
+        if temperature != 1:
+            logits = logits / temperature
         if top_k > 0:
             logits = keep_top_k(logits, top_k)
         if top_p < 1:
