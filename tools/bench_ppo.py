@@ -3,8 +3,9 @@
     python tools/bench_ppo.py runs/ppo --output docs/benchmarks/ppo_cpu.json
 
 The first comes from the run's own metrics: medians over its iterations. For the second the run's policy answers prompts
-of random words in one batch, by this project's generator and by transformers' `generate` on the same weights, in turn,
-sampling from all tokens; a token counts up to the one that ends its answer. Medians over the repetitions.
+of random words, by this project's generator and by transformers' `generate` on the same weights, in turn, sampling from
+all tokens; a token counts up to the one that ends its answer. Once one batch (`generation`), once as many prompts as an
+iteration has, in its batches (`rollout`); transformers gets these by length too. Medians over the repetitions.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from megagpt import env
 from megagpt.checkpoint.convert.convert import convert
@@ -32,6 +33,7 @@ from megagpt.config.load import read as read_config
 from megagpt.config.schema import ParallelConfig
 from megagpt.data.chat import Message, chat_prompt
 from megagpt.data.instructions import WORDS
+from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError
 from megagpt.log import run_tool
 from megagpt.model.generation import GenerationConfig, Generator
@@ -46,13 +48,13 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a run of stage ppo")
     parser.add_argument("--batch-size", type=int, default=32, help="answers at a time (default: %(default)s)")
     parser.add_argument("--new-tokens", type=int, default=64, help="longest answer (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="times that each generates (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=15, help="times that each generates (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     if env.world_size() > 1:
         raise ConfigError(f"this runs on one rank, not {env.world_size()}: start it without torchrun")
     try:
-        result = machine() | {"iteration": iteration(args.run)} | {"generation": generation(args)}
+        result = machine() | {"iteration": iteration(args.run)} | generation(args)
     finally:
         launch.shutdown()
     text = json.dumps(result, indent=1)
@@ -104,52 +106,80 @@ def iteration(run: Path) -> dict[str, float]:
 
 
 def generation(args: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of both generators on the run's policy, and their ratio."""
+    """Tokens a second of both generators on the run's policy, and their ratio: one batch, and an iteration's."""
     config, engine, tokenizer = restore(args.run, ParallelConfig())
-    words = random.Random(0)
-    prompts = [
-        chat_prompt(tokenizer, [Message("user", "Say: " + " ".join(words.choices(WORDS, k=words.randint(2, 8))))])
-        for _ in range(args.batch_size)
-    ]
-    generator = Generator(engine.modules, config, tokenizer, args.batch_size)
-    settings = GenerationConfig(max_new_tokens=args.new_tokens)
     with tempfile.TemporaryDirectory() as folder:
         convert(args.run, Path(folder) / "hf", "huggingface", prove=False)
         peer = AutoModelForCausalLM.from_pretrained(Path(folder) / "hf").eval()
-    end = tokenizer.end_of_text_id
-    longest = max(map(len, prompts))
-    tokens = torch.tensor([[end] * (longest - len(prompt)) + prompt for prompt in prompts])
-    seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    ppo = config.ppo
+    cases = {
+        "generation": (args.batch_size, args.batch_size, args.new_tokens),
+        "rollout": (ppo.rollout_batch_size, ppo.generation_batch_size, ppo.max_new_tokens),
+    }
+    result = {}
+    for name, (count, batch_size, new_tokens) in cases.items():
+        generator = Generator(engine.modules, config, tokenizer, batch_size)
+        speeds = compare(generator, peer, random_prompts(tokenizer, count), new_tokens, args.repeats)
+        result[name] = {
+            "prompts": count,
+            "batch_size": batch_size,
+            "new_tokens": new_tokens,
+            "repeats": args.repeats,
+            "tokens_per_second": speeds,
+            "ratio": speeds["megagpt"] / speeds["transformers"],
+        }
+    return result
+
+
+def random_prompts(tokenizer: Tokenizer, count: int) -> list[list[int]]:
+    """Token ids of requests to say 2 to 8 random words."""
+    words = random.Random(0)
+    return [
+        chat_prompt(tokenizer, [Message("user", "Say: " + " ".join(words.choices(WORDS, k=words.randint(2, 8))))])
+        for _ in range(count)
+    ]
+
+
+def compare(
+    generator: Generator, peer: PreTrainedModel, prompts: list[list[int]], new_tokens: int, repeats: int
+) -> dict[str, float]:
+    """Tokens a second of this project's generator and of transformers' `generate`, medians."""
+    settings = GenerationConfig(max_new_tokens=new_tokens)
+    end = generator.tokenizer.end_of_text_id
+    batches = []
+    by_length = sorted(prompts, key=len, reverse=True)
+    for start in range(0, len(prompts), generator.batch_size):
+        batch = by_length[start : start + generator.batch_size]
+        tokens = torch.tensor([[end] * (len(batch[0]) - len(prompt)) + prompt for prompt in batch])
+        seen = torch.tensor([[0] * (len(batch[0]) - len(prompt)) + [1] * len(prompt) for prompt in batch])
+        batches.append((tokens, seen))
 
     def ours(seed: int) -> int:
-        seeds = range(seed * args.batch_size, (seed + 1) * args.batch_size)
+        seeds = range(seed * len(prompts), (seed + 1) * len(prompts))
         return sum(len(answer.tokens) for answer in generator.generate(prompts, settings, list(seeds)))
 
     @torch.no_grad()
     def theirs(seed: int) -> int:
         torch.manual_seed(seed)
-        made = peer.generate(
-            tokens,
-            attention_mask=seen,
-            do_sample=True,
-            top_k=0,
-            max_new_tokens=args.new_tokens,
-            eos_token_id=end,
-            pad_token_id=end,
-        )[:, longest:]
-        return int((made != end).sum()) + int((made == end).any(1).sum())
+        count = 0
+        for tokens, seen in batches:
+            made = peer.generate(
+                tokens,
+                attention_mask=seen,
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=new_tokens,
+                eos_token_id=end,
+                pad_token_id=end,
+            )[:, tokens.shape[1] :]
+            count += int((made != end).sum()) + int((made == end).any(1).sum())
+        return count
 
     speeds: dict[str, list[float]] = {"megagpt": [], "transformers": []}
-    for seed in range(args.repeats + 1):  # the first time warms up
+    for seed in range(repeats + 1):  # the first time warms up
         for name, function in (("megagpt", ours), ("transformers", theirs)):
             speeds[name].append(speed(function, seed))
-    medians = {name: statistics.median(values[1:]) for name, values in speeds.items()}
-    return {
-        "batch_size": args.batch_size,
-        "new_tokens": args.new_tokens,
-        "tokens_per_second": medians,
-        "ratio": medians["megagpt"] / medians["transformers"],
-    }
+    return {name: statistics.median(values[1:]) for name, values in speeds.items()}
 
 
 def speed(function: Callable[[int], int], seed: int) -> float:

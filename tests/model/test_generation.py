@@ -145,6 +145,31 @@ def test_a_batch_gives_what_each_prompt_gives_alone(model):
         ours.batch_size = 32
 
 
+@pytest.mark.parametrize("model", [GPT3, LLAMA])
+@pytest.mark.usefixtures("one_rank")
+def test_places_of_ended_sequences_go_to_those_that_wait(model, monkeypatch):
+    from megagpt.model import generation
+    from megagpt.model.kv_cache import KVCache
+
+    monkeypatch.setattr(generation, "SPARE_COLUMNS", 1)  # so that the rows must move
+    ours, calls = generator(model), []
+    prompts = [[7 + number] * (1 + 5 * number % 13) for number in range(14)]
+    choice = settings(**SAMPLED, stop=("e", "a"))
+    alone = [ours.generate([prompt], choice, [seed])[0] for seed, prompt in enumerate(prompts)]
+    assert len({len(completion.tokens) for completion in alone}) > 5
+    for call in (KVCache.begin_prompts, KVCache.begin_tokens, KVCache._make_room):
+
+        def spy(cache, *args, call=call):
+            calls.append((call.__name__, len(cache._begins)))
+            return call(cache, *args)
+
+        monkeypatch.setattr(KVCache, call.__name__, spy)
+    ours.batch_size = 4
+    same(ours.generate(prompts, choice, range(14)), alone)
+    assert {("begin_prompts", 3), ("_make_room", 4)} <= set(calls)
+    assert len(calls) < sum(len(completion.tokens) for completion in alone) / 2
+
+
 @pytest.mark.usefixtures("one_rank")
 def test_samples_depend_on_the_seed_and_on_nothing_else():
     ours = generator(GPT3)

@@ -9,6 +9,7 @@ from megagpt.config.load import load
 from megagpt.errors import ConfigError
 from megagpt.model.gpt import build_model
 from megagpt.model.kernels import choose_kernels
+from megagpt.model.kv_cache import KVCache
 
 pytest.importorskip("triton", reason="Triton is not installed")
 SMALL = [
@@ -60,6 +61,32 @@ def test_fused_output_projection_trains_alike(one_rank, shape, kernels):
     settings = [*shape, "optim.precision=fp32", *kernels]
     fused = losses([*settings, "kernels.fuse_output_projection=true"])
     assert fused == pytest.approx(losses(settings), rel=1e-5)
+
+
+@pytest.mark.parametrize("kernels", [TRITON, TORCH], ids=["triton", "torch"])
+@pytest.mark.parametrize("shape", [[], MODERN], ids=["gpt3", "modern"])
+@torch.no_grad()
+def test_logits_with_a_cache_are_those_without(one_rank, launched, shape, kernels):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(load([*SMALL, *shape, "optim.precision=bf16", *kernels])).to(device).eval()
+    rows = torch.randint(300, (2, 23), generator=torch.Generator().manual_seed(0)).to(device)
+    begins = (0, 14)  # the first row is longer than the window of the banded layer
+    cache = KVCache(2, 2, 23, device)
+    for end in (20, 21, 22, 23):
+        if end == 20:
+            cache.begin_prompts([20 - begin for begin in begins])
+            tokens = torch.cat([row[begin:20] for row, begin in zip(rows, begins, strict=True)])
+        else:
+            cache.begin_tokens()
+            tokens = rows[:, end - 1]
+        launched.clear()
+        logits = model(tokens, cache=cache)
+        assert ("decode_attention_kernel" in launched) == (kernels is TRITON and end > 20)
+        for row, begin, found in zip(rows, begins, logits, strict=True):
+            positions = torch.arange(end - begin, device=device)[None]
+            expected = model(row[None, begin:end], positions, None)[0, -1]
+            torch.testing.assert_close(found.float(), expected.float(), atol=0.02, rtol=0)
+            assert expected.abs().max() > 0.2
 
 
 def test_what_was_chosen_is_logged(one_rank, caplog):
