@@ -1,7 +1,9 @@
 """The part of the configuration that says how a policy learns from a reward."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from megagpt.config.architecture import ModelConfig, ParallelConfig
 
 
 @dataclass(frozen=True)
@@ -9,7 +11,8 @@ class PPOConfig:
     """Stage ppo: proximal policy optimisation with a KL penalty and pretraining gradients (arXiv 2203.02155).
 
     An episode is one answer to a prompt of data.conversations. A step updates the policy and the critic on
-    optim.global_batch_size episodes.
+    optim.global_batch_size episodes. The policy's layout is `parallel`; those of the other models, where they are not
+    null, are given whole, with fields as `parallel` has them: ppo.critic_parallel.tensor_parallel_size=2.
     """
 
     reward: Literal["model", "checker"] = "model"
@@ -18,6 +21,18 @@ class PPOConfig:
     """Run folder or checkpoint of stage reward, for reward=model."""
     critic: str | None = None
     """What the critic starts from; null: reward_model, or else the policy's weights with a new head."""
+    scoring_model: ModelConfig | None = None
+    """Architecture of critic and reward model, to plan a run and check layouts before their checkpoints exist; null: as
+    the checkpoints say, or in a plan the policy's."""
+    rollout_parallel: ParallelConfig | None = None
+    """Layout of the policy while it answers, in a copy that every iteration begins with. null: as the policy's; then
+    there is no copy, unless ZeRO stage 3 shares out the policy's parameters."""
+    critic_parallel: ParallelConfig | None = None
+    """Layout of the critic; null: as the policy's."""
+    reference_parallel: ParallelConfig | None = None
+    """Layout of the model that the policy is held to; null: as the policy's."""
+    reward_parallel: ParallelConfig | None = None
+    """Layout of the reward model; null: as the policy's."""
     episodes: int = 256_000
     """Answers to learn from in all."""
     rollout_batch_size: int = 512
@@ -65,9 +80,26 @@ class PPOConfig:
     ema_decay: float = 0.992
     """Decay of the running mean of the policy's weights, kept beside it in checkpoints; 0 turns it off."""
     offload: bool = False
-    """Whether the models that do not learn, and the running mean, wait in the CPU's memory."""
+    """Whether the models that do not learn, the copy that answers, and the running mean wait in the CPU's memory."""
 
     @property
     def row_length(self) -> int:
         """Tokens of the longest episode."""
         return self.max_prompt_tokens + self.max_new_tokens
+
+    def layout(self, model: str, policy: ParallelConfig) -> ParallelConfig:
+        """Layout of the model `rollout`, `critic`, `reference` or `reward`, where `policy` is the policy's.
+
+        All but the critic learn nothing, so that the engine is Megatron's, and nothing is shared out or offloaded.
+        """
+        chosen = getattr(self, f"{model}_parallel") or policy
+        if model == "critic":
+            return chosen
+        kept = {"engine": "megatron", "zero_stage": 1, "offload_optimizer": "none", "offload_parameters": "none"}
+        return replace(chosen, **kept, recompute="none", overlap_grad_reduce=False)
+
+    def answers_in_a_copy(self, policy: ParallelConfig) -> bool:
+        """Whether answers are written by a copy of the policy, which itself is laid out as `policy`."""
+        own = self.layout("rollout", policy)
+        sizes = ("tensor_parallel_size", "pipeline_parallel_size", "virtual_pipeline_size")
+        return policy.zero_stage == 3 or any(getattr(own, size) != getattr(policy, size) for size in sizes)

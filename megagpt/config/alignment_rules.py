@@ -1,9 +1,15 @@
 """Rules of learning from a reward. See `rules.py`."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from megagpt.config.fields import nearest_multiples
-from megagpt.config.schema import Config
+from megagpt.config.layout_rules import LAYOUT_RULES
+from megagpt.config.schema import Config, ModelConfig
+
+PPO_MODELS = ("rollout", "critic", "reference", "reward")
+"""PPO's models beside the policy, as fields of `PPOConfig` name them."""
 
 
 def only_rewards_are_scalars(config: Config, world_size: int) -> Iterator[str]:
@@ -62,10 +68,38 @@ def pretraining_gradients_have_text(config: Config, world_size: int) -> Iterator
         )
 
 
-def ppo_generates_with_whole_parameters(config: Config, world_size: int) -> Iterator[str]:
-    """Replicas answer prompts independently, which parameters shared out among them do not allow."""
-    if config.stage.name == "ppo" and config.parallel.zero_stage == 3:
-        yield (
-            "parallel.zero_stage (3) shares out parameters among replicas, which answer prompts independently in stage"
-            " ppo: set it to 1 or 2, with parallel.tensor_parallel_size for models that do not fit"
-        )
+def layouts_of_ppo(config: Config, world_size: int) -> Iterator[str]:
+    """Every model beside the policy fits its layout, as the policy fits `parallel`."""
+    if config.stage.name != "ppo":
+        return
+    for name in PPO_MODELS:
+        own = getattr(config.ppo, f"{name}_parallel")
+        if own is not None and name != "critic" and (own.engine != "megatron" or own.zero_stage > 1):
+            yield (
+                f"ppo.{name}_parallel.engine ({own.engine}) and zero_stage ({own.zero_stage}) share out what a model"
+                " that does not learn lacks: leave them at megatron and 1"
+            )
+        elif own is not None or config.ppo.scoring_model is not None:
+            model = config.model if name in ("rollout", "reference") else config.ppo.scoring_model or config.model
+            yield from layout_problems(config, name, model, world_size)
+
+
+def layout_problems(config: Config, name: str, model: ModelConfig, world_size: int) -> Iterator[str]:
+    """What does not hold between PPO's model `name`, one of `PPO_MODELS`, with the architecture `model`, its layout and
+    the batches that it gets."""
+    ppo, own = config.ppo, getattr(config.ppo, f"{name}_parallel")
+    parallel = ppo.layout(name, config.parallel)
+    section, batch = "parallel" if own is None else f"ppo.{name}_parallel", "ppo.rollout_batch_size"
+    for field in ("tensor_parallel_size", "pipeline_parallel_size", "virtual_pipeline_size", "micro_batch_size"):
+        if getattr(parallel, field) < 1:
+            yield f"{section}.{field} ({getattr(parallel, field)}) must be above 0"
+            return
+    size = ppo.rollout_batch_size
+    if name == "critic":
+        batch, size = "optim.global_batch_size", config.optim.global_batch_size
+    optim = replace(config.optim, global_batch_size=size, ramp_start=None)
+    alone = replace(config, model=model, parallel=parallel, optim=optim)
+    for rule in LAYOUT_RULES:
+        for problem in rule(alone, world_size):
+            problem = re.sub(r"\bparallel\.", f"{section}.", problem).replace("optim.global_batch_size", batch)
+            yield f"for the model ppo calls {name} ({model.name}), {problem}"

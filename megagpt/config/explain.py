@@ -18,8 +18,8 @@ def fields(cls: type = Config, prefix: str = "") -> dict[str, Any]:
     found = {}
     for name, kind in get_type_hints(cls).items():
         found[prefix + name] = kind
-        if dataclasses.is_dataclass(kind):
-            found |= fields(kind, f"{prefix}{name}.")
+        if section := _section(kind):
+            found |= fields(section, f"{prefix}{name}.")
     return found
 
 
@@ -77,7 +77,7 @@ def explain(detail: Mapping[str, Any]) -> Iterator[str]:
 def _unknown_key(location: tuple) -> str:
     """The line for a key that the schema does not have, with the nearest one that it has."""
     key, last = _dotted(location), str(location[-1])
-    section = _type_at(location[:-1])
+    section = _section(_type_at(location[:-1]))
     name, section = (_dotted(location[:-1]), section) if section and location[:-1] else ("a configuration", Config)
     if last.startswith("_") and last.endswith("_"):
         return f"{key}: refused: a configuration cannot name code to run"
@@ -94,13 +94,19 @@ def _type_at(location: tuple) -> Any:
     """The schema's type at a path of keys and list indices; None where there is no such field."""
     kind: Any = Config
     for part in location:
-        if dataclasses.is_dataclass(kind):
-            kind = get_type_hints(kind).get(part)
+        if section := _section(kind):
+            kind = get_type_hints(section).get(part)
         elif get_origin(kind) is tuple and isinstance(part, int):
             kind = get_args(kind)[0]
         else:
             return None
     return kind
+
+
+def _section(kind: Any) -> type | None:
+    """The dataclass that a field holds, maybe beside null; None for other fields."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return next(filter(dataclasses.is_dataclass, kinds), None)
 
 
 def _dotted(location: tuple) -> str:

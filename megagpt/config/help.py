@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 import textwrap
 from itertools import pairwise
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -118,7 +118,7 @@ def _keys(cls: type, prefix: str) -> list[str]:
 
 def _items(kind: Any) -> list[type]:
     """The dataclasses that a list holds."""
-    return [item for item in getattr(kind, "__args__", ()) if dataclasses.is_dataclass(item)]
+    return [item for item in get_args(kind) if dataclasses.is_dataclass(item)] if get_origin(kind) is tuple else []
 
 
 def _default(field: dataclasses.Field) -> str:

@@ -145,3 +145,29 @@ def zero_stage(config: Config, world_size: int) -> Iterator[str]:
             "parallel.zero_stage (0) shards nothing, which parallel.engine (deepspeed) is for: set it to 1, 2 or 3, or"
             " parallel.engine=megatron"
         )
+
+
+def offload(config: Config, world_size: int) -> Iterator[str]:
+    """Only DeepSpeed offloads; parameters, and anything to disk, only at stage 3; a disk needs a folder."""
+    parallel = config.parallel
+    for name in ("offload_optimizer", "offload_parameters"):
+        where = getattr(parallel, name)
+        if where != "none" and parallel.engine != "deepspeed":
+            yield (
+                f"parallel.{name} ({where}) needs parallel.engine=deepspeed, but the engine is {parallel.engine}: set"
+                f" parallel.{name}=none or the engine"
+            )
+        elif parallel.zero_stage < 3 and (where == "nvme" or (where == "cpu" and name == "offload_parameters")):
+            yield (
+                f"parallel.{name} ({where}) needs parallel.zero_stage=3, but the stage is {parallel.zero_stage}: set"
+                f" parallel.{name}=none or the stage"
+            )
+        if where == "nvme" and not parallel.offload_path:
+            yield f"parallel.{name} (nvme) needs parallel.offload_path, which is null: name a folder on a local disk"
+
+
+LAYOUT_RULES = (
+    *(tensor_parallel_divides, sequence_parallel, world_size_fits, pipeline_divides_layers, batch_divides),
+    *(enough_micro_batches, zero_stage, offload),
+)
+"""What must hold between a model, its layout and the number of ranks."""

@@ -13,24 +13,18 @@ from megagpt.config.alignment_rules import (
     episodes_fit_the_context,
     episodes_have_a_reward,
     iterations_are_whole_steps,
+    layouts_of_ppo,
     only_rewards_are_scalars,
-    ppo_generates_with_whole_parameters,
     ppo_has_no_ramp,
     pretraining_gradients_have_text,
 )
 from megagpt.config.fields import get, multiple
 from megagpt.config.layout_rules import (
+    LAYOUT_RULES,
     attention_pattern,
-    batch_divides,
-    enough_micro_batches,
     heads_divide_hidden_size,
-    pipeline_divides_layers,
     query_groups_divide_heads,
     rope_pairs_dimensions,
-    sequence_parallel,
-    tensor_parallel_divides,
-    world_size_fits,
-    zero_stage,
 )
 from megagpt.config.load import raise_all
 from megagpt.config.schema import Config
@@ -117,25 +111,6 @@ def fused_optimizer(config: Config, world_size: int) -> Iterator[str]:
             f"optim.fused ({config.optim.fused}) counts the updates of parallel.engine (deepspeed) wrongly: set"
             " optim.fused=torch, or parallel.engine=megatron"
         )
-
-
-def offload(config: Config, world_size: int) -> Iterator[str]:
-    """Only DeepSpeed offloads; parameters, and anything to disk, only at stage 3; a disk needs a folder."""
-    parallel = config.parallel
-    for name in ("offload_optimizer", "offload_parameters"):
-        where = getattr(parallel, name)
-        if where != "none" and parallel.engine != "deepspeed":
-            yield (
-                f"parallel.{name} ({where}) needs parallel.engine=deepspeed, but the engine is {parallel.engine}: set"
-                f" parallel.{name}=none or the engine"
-            )
-        elif parallel.zero_stage < 3 and (where == "nvme" or (where == "cpu" and name == "offload_parameters")):
-            yield (
-                f"parallel.{name} ({where}) needs parallel.zero_stage=3, but the stage is {parallel.zero_stage}: set"
-                f" parallel.{name}=none or the stage"
-            )
-        if where == "nvme" and not parallel.offload_path:
-            yield f"parallel.{name} (nvme) needs parallel.offload_path, which is null: name a folder on a local disk"
 
 
 def batch_ramp(config: Config, world_size: int) -> Iterator[str]:
@@ -254,16 +229,8 @@ def split_is_whole(config: Config, world_size: int) -> Iterator[str]:
 
 RULES = (
     *(ranges, run_name, heads_divide_hidden_size, query_groups_divide_heads, rope_pairs_dimensions, attention_pattern),
-    *(tensor_parallel_divides, sequence_parallel, world_size_fits, pipeline_divides_layers, batch_divides),
-    *(
-        enough_micro_batches,
-        zero_stage,
-        fused_optimizer,
-        offload,
-        batch_ramp,
-        warmup_before_decay,
-        kept_checkpoints_exist,
-    ),
+    *LAYOUT_RULES,
+    *(fused_optimizer, batch_ramp, warmup_before_decay, kept_checkpoints_exist),
     *(
         spikes_have_checkpoints,
         spike_is_left_out,
@@ -274,5 +241,5 @@ RULES = (
         split_is_whole,
     ),
     *(episodes_have_a_reward, episodes_fit_the_context, iterations_are_whole_steps, ppo_has_no_ramp),
-    *(only_rewards_are_scalars, pretraining_gradients_have_text, ppo_generates_with_whole_parameters),
+    *(only_rewards_are_scalars, pretraining_gradients_have_text, layouts_of_ppo),
 )

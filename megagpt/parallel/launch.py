@@ -36,7 +36,8 @@ def initialize(parallel: ParallelConfig, seed: int) -> torch.device:
     if not dist.is_initialized():
         _meet(timeout)
     cpu.enable()
-    form_groups(parallel, seed)
+    form_groups(parallel)
+    seed_streams(seed)
     return cpu.device()
 
 
@@ -78,9 +79,9 @@ def side_store(name: str) -> dist.Store:
     return dist.PrefixStore(name, dist.distributed_c10d._get_default_store().clone())
 
 
-def form_groups(parallel: ParallelConfig, seed: int) -> None:
-    """Form Megatron-Core's groups over the ranks of the default group, and seed its random streams."""
-    from megatron.core import parallel_state, tensor_parallel
+def form_groups(parallel: ParallelConfig) -> None:
+    """Form Megatron-Core's groups over the ranks of the default group. Collective."""
+    from megatron.core import parallel_state
 
     gc.collect()  # engines are cycles, and one that is gone would keep the threads of its groups
     parallel_state.initialize_model_parallel(
@@ -90,6 +91,12 @@ def form_groups(parallel: ParallelConfig, seed: int) -> None:
         distributed_timeout_minutes=parallel.timeout_minutes,
         create_gloo_process_groups=False,
     )
+
+
+def seed_streams(seed: int) -> None:
+    """Seed this rank's random streams, in the layout whose groups are formed."""
+    from megatron.core import parallel_state, tensor_parallel
+
     torch.manual_seed(seed + DATA_PARALLEL_SEED_STRIDE * parallel_state.get_data_parallel_rank())
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 

@@ -7,14 +7,13 @@ import torch
 
 from megagpt.config.schema import PPOConfig
 from megagpt.data.batch import Batch
-from megagpt.model.parameters import named_shards
-from megagpt.parallel.common import split
 from megagpt.parallel.engine import Engine, StepResult
 from megagpt.parallel.pieces import Piece
-from megagpt.rl.episodes import EpisodeBatch, Episodes
+from megagpt.rl.episodes import Episodes
+from megagpt.rl.scoring import Scorer
 
-CRITIC, EMA = "critic/", "ema/"
-"""What names of the critic's tensors and of the policy's running mean begin with in a checkpoint."""
+WEIGHTS, CRITIC, EMA = "model/", "critic/", "ema/"
+"""What names of the policy's weights, of the critic's tensors and of the policy's running mean begin with."""
 
 
 class ActorCritic:
@@ -24,23 +23,32 @@ class ActorCritic:
     episodes that are being learnt from.
     """
 
-    def __init__(self, policy: Engine, critic: Engine, ppo: PPOConfig, lr: float, episodes: Episodes) -> None:
+    def __init__(self, policy: Engine, critic: Scorer, ppo: PPOConfig, lr: float, episodes: Episodes) -> None:
         """lr: the policy's peak learning rate, whose schedule the critic's follows."""
-        self.policy, self.critic, self.ppo, self.lr, self.episodes = policy, critic, ppo, lr, episodes
+        self.policy, self.critic, self.ppo, self.lr, self.episodes = policy, critic.engine, ppo, lr, episodes
+        self.critic_batch_size = critic.micro_batch_size
         self.dims, self.device, self.modules = policy.dims, policy.device, policy.modules
         self.updates = torch.zeros(2, dtype=torch.int64)
         """Updates of the policy and of the critic so far."""
         self.ema = self._copies() if ppo.ema_decay else []
+        """The running mean, of what this rank saves of the weights."""
 
-    def _copies(self) -> list[torch.Tensor]:
+    def _weights(self) -> Iterator[Piece]:
+        return (piece for piece in self.policy.pieces(for_saving=True) if piece.name.startswith(WEIGHTS))
+
+    def _copies(self) -> list[Piece]:
         device = "cpu" if self.ppo.offload else self.device
-        return [parameter.detach().float().to(device, copy=True) for _, parameter, _ in named_shards(self.modules)]
+        return [
+            dataclasses.replace(
+                piece, name=EMA + piece.name.removeprefix(WEIGHTS), data=piece.data.float().to(device, copy=True)
+            )
+            for piece in self._weights()
+        ]
 
     def train_step(self, batches: Iterator[Batch], num_micro_batches: int, lr: float) -> StepResult:
         """See `Engine.train_step`; `batches` has `num_micro_batches` of episodes, each with its pretraining text."""
-        batches = list(batches)
-        episodes = [batch for batch in batches if isinstance(batch, EpisodeBatch)]
-        value = self.critic.train_step(iter(episodes), len(episodes), self.ppo.value_lr * lr / self.lr)
+        batches = list(batches)  # of which the loader makes the step's episodes known
+        value = self._train_critic(self.ppo.value_lr * lr / self.lr)
         self.updates[1] += value.applied
         if self.updates[1] <= self.ppo.critic_warmup_steps and value.applied:
             policy = dataclasses.replace(self.policy.evaluate(iter(batches), len(batches)), applied=True)
@@ -55,10 +63,15 @@ class ActorCritic:
             policy, applied=policy.applied and value.applied, metrics=policy.metrics | critic | figures
         )
 
+    def _train_critic(self, lr: float) -> StepResult:
+        dims, rows = self.critic.dims, torch.tensor(self.episodes.step, device=self.episodes.tokens.device)
+        batches = self.episodes.micro_batches(rows, self.critic_batch_size, dims.data_rank, dims.data_size)
+        return self.critic.train_step(iter(batches), len(batches), lr)
+
     @torch.no_grad()
     def _average(self) -> None:
-        for mean, (_, parameter, _) in zip(self.ema, named_shards(self.modules), strict=bool(self.ema)):
-            mean.lerp_(parameter.detach().to(mean.device, torch.float32), 1 - self.ppo.ema_decay)
+        for mean, piece in zip(self.ema, self._weights() if self.ema else (), strict=True):
+            mean.data.lerp_(piece.data.to(mean.data.device, torch.float32), 1 - self.ppo.ema_decay)
 
     def evaluate(self, batches: Iterator[Batch], num_micro_batches: int) -> StepResult:
         """See `Engine.evaluate`: of the policy."""
@@ -73,15 +86,7 @@ class ActorCritic:
         yield from self.policy.pieces(for_saving)
         for piece in self.critic.pieces(for_saving):
             yield dataclasses.replace(piece, name=CRITIC + piece.name)
-        for index, (mean, (name, parameter, shards)) in enumerate(
-            zip(self.ema, named_shards(self.modules), strict=bool(self.ema))
-        ):
-            shared = not getattr(parameter, "tensor_model_parallel", False) and self.dims.tensor_rank > 0
-            elsewhere = (
-                shared or getattr(parameter, "shared", False) or index % self.dims.data_size != self.dims.data_rank
-            )
-            if not (for_saving and elsewhere):
-                yield from split(EMA + name, mean, None, shards)
+        yield from self.ema
         if not for_saving or self.dims.rank == 0:
             yield from self.episodes.pieces()
             yield Piece.whole("updates", self.updates)

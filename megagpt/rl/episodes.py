@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from megagpt.data.batch import Batch
+from megagpt.parallel.dims import ParallelDims
 from megagpt.parallel.pieces import Piece
 
 
@@ -56,6 +57,8 @@ class Episodes:
         """Aligned with labels: column t is about token t + 1. Log-probabilities under the policy and the reference."""
         self.figures: dict[str, float] = {}
         """What there is to say about the iteration, from when it is collected until a step has said it."""
+        self.step: list[int] = []
+        """Rows that the step learns from which is under way."""
 
     def pieces(self) -> Iterator[Piece]:
         """All tensors, for checkpoints."""
@@ -63,12 +66,15 @@ class Episodes:
             if isinstance(value, Tensor):
                 yield Piece.whole(f"episodes/{name}", value)
 
-    def collected(self) -> list[Tensor]:
-        """What replicas fill row by row."""
-        return [
-            *(self.tokens, self.prompt_lengths, self.lengths, self.ended, self.scores),
-            *(self.logprobs, self.reference, self.values),
-        ]
+    @property
+    def written(self) -> list[Tensor]:
+        """What is known of answers when they are written, row by row."""
+        return [self.tokens, self.prompt_lengths, self.lengths, self.ended, self.logprobs]
+
+    def rows_of(self, dims: ParallelDims) -> Tensor:
+        """The rows, int64 [n], that this rank's replica writes or reads in the layout `dims`."""
+        each = len(self.tokens) // dims.data_size
+        return torch.arange(dims.data_rank * each, (dims.data_rank + 1) * each, device=self.tokens.device)
 
     @property
     def mask(self) -> Tensor:
@@ -88,3 +94,7 @@ class Episodes:
         """The episodes of `rows` (int64 [B]) with what the update needs."""
         fields = {name: getattr(self, name)[rows] for name in ("logprobs", "values", "advantages", "returns")}
         return EpisodeBatch(**vars(self.inputs(rows)), **fields)
+
+    def micro_batches(self, rows: Tensor, size: int, replica: int, replicas: int) -> list[EpisodeBatch]:
+        """This replica's share of a step's `rows` (int64 [n]), in micro-batches of `size`."""
+        return [self.batch(rows[first : first + size]) for first in range(replica * size, len(rows), size * replicas)]

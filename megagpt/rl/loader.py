@@ -25,7 +25,7 @@ class EpisodeLoader:
     def __init__(self, config: Config, collector: Collector, pretraining: TrainLoader | None) -> None:
         """`pretraining` gives the text, in rows of `ppo.row_length` tokens; None without PPO-ptx."""
         self.config, self.collector, self.pretraining = config, collector, pretraining
-        self.tokenizer = collector.generator.tokenizer
+        self.tokenizer = collector.writer.tokenizer
         self.sample_tokens = config.ppo.row_length
 
     def micro_batches(
@@ -45,9 +45,10 @@ class EpisodeLoader:
             self.collector.collect(iteration)
         order = permutation(ppo.rollout_batch_size, self.config.seed, iteration * ppo.epochs + epoch, _STREAM)
         rows = torch.from_numpy(order[start : start + global_batch_size].astype("int64")).to(episodes.tokens.device)
+        episodes.step = rows.tolist()
         texts, weight = self._pretraining(first_sample, len(rows), data_parallel_rank, data_parallel_size, rows)
-        for first in range(data_parallel_rank * size, len(rows), size * data_parallel_size):
-            yield episodes.batch(rows[first : first + size])
+        for batch in episodes.micro_batches(rows, size, data_parallel_rank, data_parallel_size):
+            yield batch
             for _ in range(ppo.ptx_ratio if texts else 0):
                 text = next(texts)
                 yield PretrainingBatch(**{f.name: getattr(text, f.name) for f in fields(text)}, weight=weight)

@@ -14,5 +14,10 @@ def on_device(engine: Engine, offload: bool) -> Iterator[None]:
             module.to(engine.device)
     yield
     if offload:
-        for module in engine.modules:
-            module.to("cpu")
+        rest(engine)
+
+
+def rest(engine: Engine) -> None:
+    """Have the model of `engine` in the CPU's memory, until it is used."""
+    for module in engine.modules:
+        module.to("cpu")

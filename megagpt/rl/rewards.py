@@ -6,36 +6,31 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from megagpt.data.batch import Batch
 from megagpt.data.tokenizer import Tokenizer
-from megagpt.parallel.engine import Engine
 from megagpt.rl.episodes import Episodes
-from megagpt.rl.offload import on_device
+from megagpt.rl.scoring import Scorer
 
 
 class Reward(Protocol):
     """Scores whole answers."""
 
-    def __call__(self, episodes: Episodes, rows: Tensor, checks: list[dict[str, Any] | None]) -> Tensor:
-        """Scores, float32 [B], of the episodes `rows`, int64 [B]. Collective over the ranks of a replica.
+    def __call__(self, episodes: Episodes, checks: list[dict[str, Any] | None]) -> Tensor:
+        """Scores of all episodes, float32 [N], on every rank. Collective over all ranks.
 
-        checks: what the record of each row's prompt says about right answers.
+        checks: what the record of each episode's prompt says about right answers.
         """
 
 
 class ModelReward:
     """A reward model's value at an answer's last token."""
 
-    def __init__(self, engine: Engine, micro_batch_size: int, offload: bool) -> None:
-        """`engine` has a scalar head and gives a value for every token (`ValueTask`)."""
-        self.engine, self.micro_batch_size, self.offload = engine, micro_batch_size, offload
+    def __init__(self, scorer: Scorer) -> None:
+        """`scorer` has a model with a scalar head."""
+        self.scorer = scorer
 
-    def __call__(self, episodes: Episodes, rows: Tensor, checks: list[dict[str, Any] | None]) -> Tensor:
+    def __call__(self, episodes: Episodes, checks: list[dict[str, Any] | None]) -> Tensor:
         """See `Reward`."""
-        batches = batches_of(episodes, rows, self.micro_batch_size)
-        with on_device(self.engine, self.offload):
-            values = torch.cat(self.engine.outputs(iter(batches), len(batches)))
-        return values.gather(1, episodes.lengths[rows, None] - 1).squeeze(1)
+        return self.scorer(episodes).gather(1, episodes.lengths[:, None] - 1).squeeze(1)
 
 
 class CheckerReward:
@@ -44,18 +39,13 @@ class CheckerReward:
     def __init__(self, check: Callable[[dict[str, Any], str], float], tokenizer: Tokenizer) -> None:
         self.check, self.tokenizer = check, tokenizer
 
-    def __call__(self, episodes: Episodes, rows: Tensor, checks: list[dict[str, Any] | None]) -> Tensor:
+    def __call__(self, episodes: Episodes, checks: list[dict[str, Any] | None]) -> Tensor:
         """See `Reward`."""
-        answers = [answer(episodes, row, self.tokenizer) for row in rows.tolist()]
+        answers = [answer(episodes, row, self.tokenizer) for row in range(len(checks))]
         scores = [self.check(check, text) for check, text in zip(checks, answers, strict=True)]
-        return torch.tensor(scores, dtype=torch.float32, device=rows.device)
+        return torch.tensor(scores, dtype=torch.float32, device=episodes.tokens.device)
 
 
-def answer(episodes: Episodes, row: int | Tensor, tokenizer: Tokenizer) -> str:
+def answer(episodes: Episodes, row: int, tokenizer: Tokenizer) -> str:
     """The text of an episode's answer, without the token that ended it."""
     return tokenizer.decode(episodes.tokens[row, episodes.prompt_lengths[row] : episodes.lengths[row]].tolist())
-
-
-def batches_of(episodes: Episodes, rows: Tensor, micro_batch_size: int) -> list[Batch]:
-    """The episodes `rows` in micro-batches."""
-    return [episodes.inputs(part) for part in rows.split(micro_batch_size)]

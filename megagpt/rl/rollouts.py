@@ -9,8 +9,6 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from megagpt.config.schema import Config, PPOConfig
 from megagpt.data.chat import Message, chat_prompt
@@ -18,13 +16,12 @@ from megagpt.data.conversations import Conversation
 from megagpt.data.packed import permutation
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import DataError
-from megagpt.model.generation import GenerationConfig, Generator
-from megagpt.parallel.dims import ParallelDims
-from megagpt.parallel.engine import Engine
+from megagpt.model.generation import GenerationConfig
 from megagpt.rl import formulas
 from megagpt.rl.episodes import Episodes
-from megagpt.rl.offload import on_device
-from megagpt.rl.rewards import Reward, answer, batches_of
+from megagpt.rl.rewards import Reward, answer
+from megagpt.rl.scoring import Scorer, share
+from megagpt.rl.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -77,18 +74,16 @@ class Collector:
     def __init__(
         self,
         config: Config,
-        dims: ParallelDims,
         episodes: Episodes,
         prompts: list[Prompt],
-        generator: Generator,
-        critic: Engine,
-        reference: Engine,
+        writer: Writer,
+        critic: Scorer,
+        reference: Scorer,
         reward: Reward,
     ) -> None:
-        """`critic` and `reference` give values and log-probabilities [B, S] (`ValueTask`, `LogProbTask`)."""
-        self.ppo, self.seed, self.dims = config.ppo, config.seed, dims
-        self.micro_batch_size = config.parallel.micro_batch_size
-        self.episodes, self.prompts, self.generator = episodes, prompts, generator
+        """`critic` and `reference` give values and log-probabilities (`ValueTask`, `LogProbTask`)."""
+        self.ppo, self.seed = config.ppo, config.seed
+        self.episodes, self.prompts, self.writer = episodes, prompts, writer
         self.critic, self.reference, self.reward = critic, reference, reward
         self.seconds: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
@@ -99,15 +94,12 @@ class Collector:
         """Fill the episodes with iteration `iteration`. Collective."""
         episodes, ppo = self.episodes, self.ppo
         chosen = [self._prompt(iteration, row) for row in range(ppo.rollout_batch_size)]
-        each = ppo.rollout_batch_size // self.dims.data_size
-        rows = torch.arange(self.dims.data_rank * each, (self.dims.data_rank + 1) * each, device=episodes.tokens.device)
-        for value in episodes.collected():
-            value.zero_()
         with self._timed("rollout"):
-            self._answer(iteration, rows.tolist(), chosen)
+            self._answer(iteration, chosen)
         with self._timed("scoring"):
-            self._score(rows, [chosen[row].check for row in rows.tolist()])
-            self._share()
+            episodes.scores.copy_(self.reward(episodes, [prompt.check for prompt in chosen]))
+            episodes.values.copy_(self.critic(episodes) * episodes.mask)
+            episodes.reference.copy_(self.reference(episodes))
         episodes.figures = self._learnable() | {f"{name}_seconds": value for name, value in self.seconds.items()}
         episodes.iteration.fill_(iteration)
         self.samples = self._texts(chosen)
@@ -116,39 +108,22 @@ class Collector:
         epoch, place = divmod(iteration * self.ppo.rollout_batch_size + row, len(self.prompts))
         return self.prompts[self._order(epoch)[place]]
 
-    def _answer(self, iteration: int, rows: list[int], chosen: list[Prompt]) -> None:
-        """Generate this replica's answers."""
+    def _answer(self, iteration: int, chosen: list[Prompt]) -> None:
+        """Write all answers, each replica its part, and give them to every rank."""
+        episodes, rows = self.episodes, self.episodes.rows_of(self.writer.dims).tolist()
+        for value in episodes.written:
+            value.zero_()
         settings = GenerationConfig(max_new_tokens=self.ppo.max_new_tokens, temperature=self.ppo.temperature)
         # Every answer has random numbers of its own, whatever replica writes it.
         seeds = [(self.seed * 1_000_003 + iteration) * self.ppo.rollout_batch_size + row for row in rows]
         prompts = [chosen[row].tokens for row in rows]
-        episodes = self.episodes
-        for row, prompt, out in zip(rows, prompts, self.generator.generate(prompts, settings, seeds), strict=True):
+        for row, prompt, out in zip(rows, prompts, self.writer.generate(prompts, settings, seeds), strict=True):
             first, last = len(prompt), len(prompt) + len(out.tokens)
             episodes.tokens[row, :last] = torch.tensor(prompt + out.tokens)
             episodes.logprobs[row, first - 1 : last - 1] = torch.tensor(out.logprobs)
             episodes.prompt_lengths[row], episodes.lengths[row] = first, last
             episodes.ended[row] = int(out.finish_reason == "end_of_text")
-
-    def _score(self, rows: Tensor, checks: list[dict[str, Any] | None]) -> None:
-        """Score this replica's answers, and pass them through critic and reference."""
-        episodes, size = self.episodes, self.micro_batch_size
-        episodes.scores[rows] = self.reward(episodes, rows, checks)
-        batches = batches_of(episodes, rows, size)
-        episodes.values[rows] = torch.cat(self.critic.outputs(iter(batches), len(batches))) * episodes.mask[rows]
-        with on_device(self.reference, self.ppo.offload):
-            episodes.reference[rows] = torch.cat(self.reference.outputs(iter(batches), len(batches)))
-
-    def _share(self) -> None:
-        """Give every rank the rows of all replicas, to the last bit the same."""
-        episodes = self.episodes
-        if self.dims.world_size == 1:
-            return
-        speaks = self.dims.tensor_rank == 0 and self.dims.is_first_stage
-        for value in episodes.collected():
-            if not speaks:
-                value.zero_()
-            dist.all_reduce(value)
+        share(episodes.written, self.writer.dims)
 
     def _learnable(self) -> dict[str, float]:
         """Advantages and returns from what was collected, and figures of the iteration."""
@@ -180,7 +155,7 @@ class Collector:
         }
 
     def _texts(self, chosen: list[Prompt]) -> list[dict[str, Any]]:
-        episodes, tokenizer = self.episodes, self.generator.tokenizer
+        episodes, tokenizer = self.episodes, self.writer.tokenizer
         return [
             {
                 "iteration": int(episodes.iteration),

@@ -6,26 +6,32 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import torch.distributed as dist
+
 from megagpt import checkpoint
 from megagpt.checkpoint import Checkpointer
-from megagpt.config.load import from_dict
+from megagpt.config.alignment_rules import layout_problems
+from megagpt.config.load import from_dict, raise_all
 from megagpt.config.schema import Config, ModelConfig
 from megagpt.data import instructions
 from megagpt.data.conversations import read_conversations
 from megagpt.data.loader import TrainLoader, load_tokenizer
 from megagpt.data.supervised import divide
 from megagpt.data.tokenizer import Tokenizer
-from megagpt.errors import STOPPED_BY_SIGNAL
-from megagpt.model.generation import Generator
+from megagpt.errors import STOPPED_BY_SIGNAL, ConfigError
 from megagpt.parallel.build import build_engine
 from megagpt.parallel.engine import Engine
+from megagpt.parallel.layouts import Layouts
 from megagpt.parallel.megatron import MegatronEngine
 from megagpt.rl.actor_critic import ActorCritic
 from megagpt.rl.episodes import Episodes
 from megagpt.rl.loader import EpisodeLoader
+from megagpt.rl.offload import rest
 from megagpt.rl.rewards import CheckerReward, ModelReward, Reward
 from megagpt.rl.rollouts import Collector, read_prompts
+from megagpt.rl.scoring import Scorer
 from megagpt.rl.tasks import LogProbTask, PolicyTask, ValueTask
+from megagpt.rl.writer import Writer
 from megagpt.stages.session import Session, open_session, start
 from megagpt.stages.weights import load_weights
 from megagpt.train.metrics import replace_file
@@ -73,23 +79,24 @@ def prepare(config: Config) -> Config:
 
 def open_ppo(config: Config, checkpointer: Checkpointer) -> Session:
     """Build the four models, the loader and the loop of a run, and go on from its newest checkpoint. Collective."""
-    ppo, tokenizer = config.ppo, load_tokenizer(config)
+    ppo, tokenizer, layouts = config.ppo, load_tokenizer(config), Layouts(config.parallel)
     policy = build_engine(config, PolicyTask(ppo, tokenizer.vocab_size))
-    reference = _frozen(config, LogProbTask(ppo.temperature, tokenizer.vocab_size))
-    critic_config = _scalar(config, ppo.critic or ppo.reward_model or config.checkpoint.load)
-    critic = build_engine(critic_config, ValueTask(ppo))
-    load_weights(critic_config, critic)
+    log_probabilities = LogProbTask(ppo.temperature, tokenizer.vocab_size)
+    reference = _scorer(layouts, "reference", config, log_probabilities)
+    critic = _scorer(layouts, "critic", _scalar(config, "critic", ppo.critic or ppo.reward_model), ValueTask(ppo))
+    copy = None
+    if ppo.answers_in_a_copy(config.parallel):
+        copy = _engine(layouts, "rollout", config, log_probabilities)
     episodes = _episodes(config, policy)
     engine = ActorCritic(policy, critic, ppo, config.optim.lr, episodes)
-    generator = Generator(policy.modules, config, tokenizer, ppo.generation_batch_size)
-    models = generator, critic, reference, _reward(config, tokenizer)
+    models = Writer(config, policy, copy, tokenizer), critic, reference, _reward(layouts, config, tokenizer)
     found = divide(read_conversations(config.data.conversations), config.data.split)
-    collector = Collector(config, policy.dims, episodes, read_prompts(tokenizer, found["train"], ppo), *models)
+    collector = Collector(config, episodes, read_prompts(tokenizer, found["train"], ppo), *models)
     loader = EpisodeLoader(config, collector, _pretraining(config))
     session = open_session(config, engine, checkpointer, loader)
     if found["validation"]:
         prompts = read_prompts(tokenizer, found["validation"], ppo)
-        _answer_held_out(session, Collector(config, policy.dims, _episodes(config, policy), prompts, *models))
+        _answer_held_out(session, Collector(config, _episodes(config, policy), prompts, *models))
     return session
 
 
@@ -114,32 +121,60 @@ def _answer_held_out(session: Session, held_out: Collector) -> None:
     session.trainer.evaluate = evaluate
 
 
-def _frozen(config: Config, task: LogProbTask | ValueTask) -> MegatronEngine:
-    """The model of `checkpoint.load` in the run's layout, without gradients and optimizer."""
-    parallel = dataclasses.replace(config.parallel, engine="megatron", zero_stage=1)
-    engine = MegatronEngine(dataclasses.replace(config, parallel=parallel), task, training=False)
+def _scorer(layouts: Layouts, name: str, config: Config, task: LogProbTask | ValueTask) -> Scorer:
+    """The model of `checkpoint.load` as PPO's `name`."""
+    engine = _engine(layouts, name, config, task)
     load_weights(config, engine)
+    own = config.ppo.layout(name, config.parallel)
+    return Scorer(engine, own.micro_batch_size, config.ppo.offload and name != "critic")
+
+
+def _engine(layouts: Layouts, name: str, config: Config, task: LogProbTask | ValueTask) -> Engine:
+    """A model of the architecture `config.model`, to be filled, in the layout of PPO's model `name`."""
+    raise_all(list(layout_problems(config, name, config.model, dist.get_world_size())))
+    own = dataclasses.replace(config, parallel=config.ppo.layout(name, config.parallel))
+    if name == "critic":
+        return layouts.build(own.parallel, lambda: build_engine(own, task))
+    engine = layouts.build(own.parallel, lambda: MegatronEngine(own, task, training=False))
     if config.ppo.offload:
-        for module in engine.modules:
-            module.to("cpu")
+        rest(engine)
     return engine
 
 
-def _scalar(config: Config, source: str) -> Config:
-    """`config` for the model of another run, with a scalar head, that starts from its weights."""
+def _scalar(config: Config, name: str, source: str | None) -> Config:
+    """`config` for PPO's model `name`, with a scalar head, that starts from the weights of another run; null: as the
+    policy does.
+
+    Raises ConfigError for a reward model that was never trained to score, or of another architecture than
+    `ppo.scoring_model` has.
+    """
+    source = source or config.checkpoint.load
     saved = from_dict(checkpoint.read_manifest(checkpoint.locate(Path(source)))["config"]).model
+    if name == "reward" and saved.head != "scalar":
+        raise ConfigError(
+            f"ppo.reward_model ({source}) writes text and was never trained to score it: give a run of stage reward"
+        )
     model: ModelConfig = dataclasses.replace(
         saved, head="scalar", hidden_dropout=0.0, attention_dropout=0.0, vocab_size=config.model.vocab_size
     )
+    if (planned := config.ppo.scoring_model) is not None:
+        raise_all(
+            [
+                f"ppo.scoring_model.{field} is {getattr(planned, field)}, but the {name} starts from {source}, where it"
+                f" is {getattr(model, field)}: set it so, or ppo.scoring_model=null"
+                for field in ("num_layers", "hidden_size", "num_attention_heads", "sequence_length")
+                if getattr(planned, field) != getattr(model, field)
+            ]
+        )
     load = dataclasses.replace(config.checkpoint, load=source)
     return dataclasses.replace(config, model=model, checkpoint=load)
 
 
-def _reward(config: Config, tokenizer: Tokenizer) -> Reward:
+def _reward(layouts: Layouts, config: Config, tokenizer: Tokenizer) -> Reward:
     if config.ppo.reward == "checker":
         return CheckerReward(instructions.check, tokenizer)
-    engine = _frozen(_scalar(config, config.ppo.reward_model), ValueTask(config.ppo))
-    return ModelReward(engine, config.parallel.micro_batch_size, config.ppo.offload)
+    scored = _scalar(config, "reward", config.ppo.reward_model)
+    return ModelReward(_scorer(layouts, "reward", scored, ValueTask(config.ppo)))
 
 
 def _pretraining(config: Config) -> TrainLoader | None:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dist import run_distributed
 
 from megagpt.data.chat import grow_for_chat
 from megagpt.data.indexed import write_corpus
-from megagpt.data.instructions import make_instructions
+from megagpt.data.instructions import make_instructions, ranked_answers
 from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import MegaGPTError
 
@@ -23,9 +24,24 @@ LAYOUTS = {
     "tp2": ["parallel.tensor_parallel_size=2"],
     "tp2_sp": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
     "pp2": ["parallel.pipeline_parallel_size=2"],
+    "interleaved": ["parallel.pipeline_parallel_size=2", "parallel.virtual_pipeline_size=2"],
+    "each_its_own": [
+        *("ppo.rollout_parallel.tensor_parallel_size=2", "ppo.reference_parallel.pipeline_parallel_size=2"),
+        *("ppo.critic_parallel.tensor_parallel_size=2", "ppo.critic_parallel.sequence_parallel=true"),
+        *("ppo.critic_parallel.micro_batch_size=4", "ppo.offload=true"),
+    ],
+    "tp2_answers_apart": ["parallel.tensor_parallel_size=2", "ppo.rollout_parallel.micro_batch_size=1"],
+    "scored": ["ppo.reward=model", "ppo.reward_parallel.tensor_parallel_size=2"],
+    "scored_by_pp2": ["ppo.reward=model", "parallel.pipeline_parallel_size=2", "ppo.offload=true"],
+    "pp2_answers_apart": ["parallel.pipeline_parallel_size=2", "ppo.rollout_parallel.tensor_parallel_size=2"],
 }
 if importlib.util.find_spec("deepspeed"):
-    LAYOUTS |= {f"zero{stage}": ["parallel.engine=deepspeed", f"parallel.zero_stage={stage}"] for stage in (1, 2)}
+    LAYOUTS |= {f"zero{stage}": ["parallel.engine=deepspeed", f"parallel.zero_stage={stage}"] for stage in (1, 2, 3)}
+    LAYOUTS["zero3_with_tp2"] = [*LAYOUTS["zero3"], "ppo.rollout_parallel.tensor_parallel_size=2"]
+    LAYOUTS["critic_zero3"] = [
+        *("parallel.tensor_parallel_size=2", "ppo.critic_parallel.engine=deepspeed"),
+        *("ppo.critic_parallel.zero_stage=3", "ppo.critic_parallel.micro_batch_size=2"),
+    ]
 
 
 def _run(overrides: list[str], stop: int | None = None) -> dict:
@@ -70,10 +86,10 @@ def _stage(overrides: list[str]) -> None:
     from megatron.core import parallel_state
 
     from megagpt.config.load import load
-    from megagpt.stages import ppo, pretrain
+    from megagpt.stages import ppo, pretrain, reward
 
     config = load(overrides)
-    assert {"pretrain": pretrain.run, "ppo": ppo.run}[config.stage.name](config) == 0
+    assert {"pretrain": pretrain.run, "ppo": ppo.run, "reward": reward.run}[config.stage.name](config) == 0
     parallel_state.destroy_model_parallel()
 
 
@@ -92,21 +108,37 @@ def settings(tmp_path_factory) -> list[str]:
     turns = [[{"role": m.role, "content": m.content} for m in one.prompt] for one in made]
     records = [{"messages": t, "check": one.check} for t, one in zip(turns, made, strict=True)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    ranked = [[{"content": a, "rank": rank} for a, rank in ranked_answers(one, random.Random(0))] for one in made]
+    records = [{"messages": t, "answers": answers} for t, answers in zip(turns, ranked, strict=True)]
+    (folder / "rankings.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     run = [
         *("model=tiny", f"model.vocab_size={tokenizer.vocab_size + 5}", "model.sequence_length=32"),
-        *("model.num_layers=2", "model.hidden_size=32", "optim=demo", "optim.lr=1e-3", "stage.eval_interval=0"),
+        *("model.num_layers=4", "model.hidden_size=32", "optim=demo", "optim.lr=1e-3", "stage.eval_interval=0"),
         *(f"data.tokenizer={folder}/tokenizer.json", f"data.corpora=[{{path: {folder}/text}}]"),
         *("data.split=[0.9,0.1,0]", f"runs_dir={folder}", f"optim.global_batch_size={BATCH}", "checkpoint.interval=0"),
         *("optim.warmup_tokens=0", "logging.wandb=off", "model.attention_dropout=0.1"),
     ]
     run_distributed(_stage, 1, [*run, "run_name=base", "optim.train_tokens=2560", "optim.decay_tokens=2560"])
+    rewarded = [*run, "stage=reward", f"checkpoint.load={folder}/base", f"data.rankings=[{folder}/rankings.jsonl]"]
+    run_distributed(_stage, 1, [*rewarded, "run_name=reward", "optim.train_epochs=1", "model.head=scalar"])
     return [
         *(*run, "stage=ppo", f"checkpoint.load={folder}/base", f"data.conversations=[{folder}/prompts.jsonl]"),
-        *("ppo.reward=checker", f"ppo.rollout_batch_size={ROLLOUT}", f"ppo.episodes={2 * ROLLOUT}", "ppo.epochs=2"),
+        *(
+            "ppo.reward=checker",
+            f"ppo.reward_model={folder}/reward",
+            f"ppo.critic={folder}/base",
+            f"ppo.rollout_batch_size={ROLLOUT}",
+            f"ppo.episodes={2 * ROLLOUT}",
+            "ppo.epochs=2",
+        ),
         *(f"ppo.max_prompt_tokens={PROMPT}", f"ppo.max_new_tokens={ANSWER}", "ppo.ptx_ratio=2", "ppo.value_lr=1e-3"),
         *("ppo.kl_target=0.01", "ppo.temperature=0.8", "ppo.critic_warmup_steps=1", "parallel.micro_batch_size=2"),
         *("ppo.entropy_coefficient=0.01", "optim.min_lr_ratio=1"),
     ]
+
+
+def _folder(settings: list[str]) -> Path:
+    return Path(next(text for text in settings if text.startswith("runs_dir=")).partition("=")[2])
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +149,8 @@ def one(settings) -> dict[str, dict]:
         "parts": settings,
         "without_text": [*settings, "ppo.ptx_coefficient=0", "ppo.entropy_coefficient=0"],
         "offloaded": [*settings, "ppo.offload=true"],
+        "scored": [*settings, "ppo.reward=model"],
+        "unable": [*settings, "ppo.reward=model", f"ppo.reward_model={_folder(settings)}/base"],
         "no_end": [*settings, "ppo.max_new_tokens=1", f"ppo.max_prompt_tokens={PROMPT + ANSWER - 1}"],
     }
     first = run_distributed(_run_some, 1, runs, STOP)[0]
@@ -134,7 +168,7 @@ FIGURES = ("loss", "value_loss", "score", "reward", "kl", "entropy", "ratio", "p
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_learns_as_one_rank(one, two, layout):
-    expected, found = one["whole"], two[0][layout]
+    expected, found = one["scored" if "ppo.reward=model" in LAYOUTS[layout] else "whole"], two[0][layout]
     assert np.array_equal(found["episodes"]["tokens"], expected["episodes"]["tokens"])
     for name in FIGURES:
         for a, b in zip(expected["lines"], found["lines"], strict=True):
@@ -144,6 +178,13 @@ def test_every_layout_learns_as_one_rank(one, two, layout):
     for name in ("logprobs", "reference", "values", "advantages", "returns", "scores"):
         np.testing.assert_allclose(found["episodes"][name], expected["episodes"][name], rtol=1e-3, atol=2e-4)
         assert np.array_equal(found["episodes"][name], two[1][layout]["episodes"][name])  # on every rank the same bits
+
+
+def test_a_reward_model_scores_the_whole_answer_and_nothing_else_does(one):
+    scored, checked = one["scored"]["episodes"]["scores"], one["whole"]["episodes"]["scores"]
+    assert len(set(scored.tolist())) > len(set(checked.tolist()))
+    assert "ConfigError: ppo.reward_model" in one["unable"]["error"]
+    assert "never trained to score" in one["unable"]["error"]
 
 
 def test_resume_in_the_middle_of_an_iteration_is_bit_exact(one):
@@ -217,7 +258,7 @@ def test_an_answer_without_an_end_is_penalised(one):
 
 
 def test_the_stage_answers_held_out_prompts_before_and_after(settings):
-    folder = Path(next(text for text in settings if text.startswith("runs_dir=")).partition("=")[2])
+    folder = _folder(settings)
     run_distributed(_stage, 1, [*settings, "run_name=stage", "stage.eval_interval=4"])
     before, after = (
         json.loads((folder / "stage" / name).read_text()) for name in ("evaluation_before.json", "evaluation.json")

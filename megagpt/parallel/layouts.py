@@ -1,0 +1,114 @@
+"""Several layouts over the same ranks: models that work together, each with process groups of its own."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+
+from megagpt.config.schema import ParallelConfig
+from megagpt.data.batch import Batch
+from megagpt.parallel import launch
+from megagpt.parallel.engine import Engine, StepResult
+from megagpt.parallel.pieces import Piece
+
+
+class Layout:
+    """Megatron-Core's process groups of a layout.
+
+    Megatron-Core knows one layout at a time, in variables of its module `parallel_state`. A layout keeps what they are
+    for it, and puts that there while it is active.
+    """
+
+    def __init__(self, parallel: ParallelConfig) -> None:
+        """Form the groups, beside those that are there. Collective over all ranks."""
+        before = _variables()
+        parallel_state.destroy_model_parallel()  # which forgets groups, and destroys none
+        launch.form_groups(parallel)
+        self._variables = _variables()
+        _set(before)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Have the layout be Megatron-Core's for a while."""
+        before = _variables()
+        _set(self._variables)
+        try:
+            yield
+        finally:
+            self._variables = _variables()  # a schedule moves on in them
+            _set(before)
+
+
+def _variables() -> dict[str, Any]:
+    return {name: value for name, value in vars(parallel_state).items() if re.fullmatch("_[A-Z][A-Z_]+", name)}
+
+
+def _set(variables: dict[str, Any]) -> None:
+    vars(parallel_state).update(variables)
+
+
+class Layouts:
+    """The layouts of a job, each formed once."""
+
+    def __init__(self, parallel: ParallelConfig) -> None:
+        """`parallel` is the layout whose groups are formed, as by `launch.initialize`."""
+        self._formed: dict[tuple, Layout | None] = {_sizes(parallel): None}
+
+    def build(self, parallel: ParallelConfig, make: Callable[[], Engine]) -> Engine:
+        """The engine that `make` builds, laid out as `parallel`. Collective over all ranks."""
+        sizes = _sizes(parallel)
+        if sizes not in self._formed:
+            self._formed[sizes] = Layout(parallel)
+        layout = self._formed[sizes]
+        return make() if layout is None else EngineInLayout(layout, make)
+
+
+def _sizes(parallel: ParallelConfig) -> tuple[int, ...]:
+    return parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.virtual_pipeline_size
+
+
+class EngineInLayout:
+    """Implements `megagpt.parallel.engine.Engine` with one that works in a layout of its own."""
+
+    def __init__(self, layout: Layout, make: Callable[[], Engine]) -> None:
+        """`make` builds the engine."""
+        self.layout = layout
+        with layout.active():
+            self.engine = make()
+        self.dims, self.device, self.modules = self.engine.dims, self.engine.device, self.engine.modules
+
+    def train_step(self, batches: Iterator[Batch], num_micro_batches: int, lr: float) -> StepResult:
+        """See `Engine.train_step`."""
+        with self.layout.active():
+            return self.engine.train_step(batches, num_micro_batches, lr)
+
+    def evaluate(self, batches: Iterator[Batch], num_micro_batches: int) -> StepResult:
+        """See `Engine.evaluate`."""
+        with self.layout.active():
+            return self.engine.evaluate(batches, num_micro_batches)
+
+    def outputs(self, batches: Iterator[Batch], num_micro_batches: int) -> list[torch.Tensor]:
+        """See `Engine.outputs`."""
+        with self.layout.active():
+            return self.engine.outputs(batches, num_micro_batches)
+
+    def pieces(self, for_saving: bool) -> Iterator[Piece]:
+        """See `Engine.pieces`."""
+        with self.layout.active():
+            yield from list(self.engine.pieces(for_saving))
+
+    def load_finished(self, optimizer_step: int) -> None:
+        """See `Engine.load_finished`."""
+        with self.layout.active():
+            self.engine.load_finished(optimizer_step)
+
+    def random_state(self) -> dict[str, torch.Tensor]:
+        """See `Engine.random_state`."""
+        return self.engine.random_state()
+
+    def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
+        """See `Engine.set_random_state`."""
+        self.engine.set_random_state(state)
