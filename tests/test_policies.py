@@ -41,6 +41,7 @@ MEGATRON = {
     "megagpt/model/megatron_import.py",
     "megagpt/parallel/common.py",
     "megagpt/parallel/launch.py",
+    "megagpt/parallel/layouts.py",
     "megagpt/parallel/megatron.py",
     "megagpt/parallel/zero.py",
     "megagpt/plan/trace.py",

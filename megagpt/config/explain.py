@@ -18,8 +18,8 @@ def fields(cls: type = Config, prefix: str = "") -> dict[str, Any]:
     found = {}
     for name, kind in get_type_hints(cls).items():
         found[prefix + name] = kind
-        if section := _section(kind):
-            found |= fields(section, f"{prefix}{name}.")
+        if dataclasses.is_dataclass(kind):
+            found |= fields(kind, f"{prefix}{name}.")
     return found
 
 
@@ -81,7 +81,8 @@ def _unknown_key(location: tuple) -> str:
     name, section = (_dotted(location[:-1]), section) if section and location[:-1] else ("a configuration", Config)
     if last.startswith("_") and last.endswith("_"):
         return f"{key}: refused: a configuration cannot name code to run"
-    if not any(isinstance(part, int) for part in location) and (close := nearest_key(key, fields())):
+    here = [f"{name}.{field.name}" for field in dataclasses.fields(section)]
+    if not any(isinstance(part, int) for part in location) and (close := nearest_key(key, [*fields(), *here])):
         return f"{key}: no such key; did you mean {close}?"
     return f"{key}: no such key; the keys of {name} are {_names(section)}"
 
