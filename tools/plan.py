@@ -22,9 +22,11 @@ from megagpt.errors import ConfigError
 from megagpt.log import run_tool
 from megagpt.plan import tables
 from megagpt.plan.devices import Device, find_device, load_devices
-from megagpt.plan.estimate import estimate
+from megagpt.plan.estimate import estimate_training
 from megagpt.plan.job import Job
 from megagpt.plan.page import build_page
+from megagpt.plan.ppo import PPOEstimate
+from megagpt.plan.run import estimate
 from megagpt.plan.search import Layout, remedies, search
 from megagpt.train.metrics import replace_file
 
@@ -55,9 +57,10 @@ def main() -> int:
     if args.trace:
         from megagpt.plan.trace import trace
 
-        traced = trace(plan.job)
-        report["trace"] = tables.compare(plan, traced)
-        shown.append(tables.trace(plan, traced))
+        models = plan.models if isinstance(plan, PPOEstimate) else {"the model": plan.job}
+        traced = {name: (estimate_training(job, device), trace(job)) for name, job in models.items()}
+        report["trace"] = {name: tables.compare(*pair) for name, pair in traced.items() if tables.learns(name)}
+        shown += [tables.trace(*pair, name) for name, pair in traced.items()]
     if args.html:
         replace_file(args.html, build_page(plan, refusal))
     _show(shown, report, args.json)

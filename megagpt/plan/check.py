@@ -36,7 +36,7 @@ def check_run(config: Config, max_epochs: float = LARGEST_EPOCHS, hashes: bool =
     max_epochs: passes over a corpus beyond which it is a problem; hashes: whether to read all of the corpora.
     """
     problems, facts = [], []
-    for part in (partial(_data, max_epochs=max_epochs), *[_hashes] * hashes, _checkpoint, _disk):
+    for part in (partial(_data, max_epochs=max_epochs), *[_hashes] * hashes, _checkpoint, _scoring_models, _disk):
         for is_problem, text in _guarded(part, config):
             (problems if is_problem else facts).append(text)
     return problems, facts
@@ -102,7 +102,7 @@ def _corpus(config: Config, corpus: CorpusConfig, share: float, digest: str | No
     if about["max_token"] >= config.model.vocab_size:
         yield True, f"{corpus.path} holds token {about['max_token']}, but model.vocab_size is {config.model.vocab_size}"
     tokens = about["tokens"] * config.data.split[0]
-    epochs = share * config.optim.train_tokens / max(tokens, 1)
+    epochs = share * _text_tokens(config) / max(tokens, 1)
     text = f"{corpus.path}: {tokens:,.0f} training tokens, {share:.1%} of the mixture, {epochs:.2f} epochs"
     if epochs > max_epochs:
         text += (
@@ -110,6 +110,14 @@ def _corpus(config: Config, corpus: CorpusConfig, share: float, digest: str | No
             "lower its weight or optim.train_tokens, or allow more (--max-epochs)"
         )
     yield epochs > max_epochs, text
+
+
+def _text_tokens(config: Config) -> int:
+    """Tokens that are drawn from the corpora in all."""
+    ppo = config.ppo
+    if config.stage.name != "ppo":
+        return config.optim.train_tokens
+    return ppo.episodes * ppo.epochs * ppo.ptx_ratio * ppo.row_length if ppo.ptx_coefficient else 0
 
 
 def _hashes(config: Config) -> Findings:
@@ -148,12 +156,33 @@ def _checkpoint(config: Config) -> Findings:
         yield False, f"the run starts from {newest}, which is valid"
 
 
+def _scoring_models(config: Config) -> Findings:
+    """What PPO's reward model and critic start from: valid, and able to score."""
+    ppo = config.ppo
+    if config.stage.name != "ppo":
+        return
+    wanted = {"ppo.reward_model": ppo.reward_model if ppo.reward == "model" else None, "ppo.critic": ppo.critic}
+    for field, source in wanted.items():
+        if source is None:
+            continue
+        folder = checkpoint.locate(Path(source), World())
+        saved = from_dict(checkpoint.read_manifest(folder)["config"]).model
+        if field == "ppo.reward_model" and saved.head != "scalar":
+            yield True, f"{field} ({source}) was never trained to score text: give a run of stage reward"
+            continue
+        yield False, f"{field}: {folder}, {saved.name} with a {saved.head} head, is valid"
+
+
 def _disk(config: Config) -> Findings:
     """Space for the checkpoints that are kept, and one more while the next is written."""
     folder = Path(config.run_dir)
     while not folder.exists():
         folder = folder.parent
     size = CHECKPOINT_BYTES[config.optim.precision] * total_parameters(config.model)
+    if config.stage.name == "ppo":  # the critic too, and the running mean
+        scoring = dataclasses.replace(config.ppo.scoring_model or config.model, head="scalar")
+        size += CHECKPOINT_BYTES[config.optim.precision] * total_parameters(scoring)
+        size += 4 * total_parameters(config.model) if config.ppo.ema_decay else 0
     kept = config.checkpoint.keep_last + 1
     if config.checkpoint.keep_every:
         step_tokens = config.optim.global_batch_size * config.model.sequence_length

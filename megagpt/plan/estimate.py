@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
+from megagpt.plan.budget import total_steps
 from megagpt.plan.devices import GB, GIB, Device
 from megagpt.plan.job import BF16, FP32, Job
 from megagpt.plan.memory import HostMemory, StageMemory, host_memory, stage_memory
@@ -25,6 +26,9 @@ BOUNDS = {
     "bubble": "pipeline bubble",
     "data_parallel": "data-parallel messages",
     "optimizer": "optimizer",
+    "critic": "the critic's step",
+    "answers": "writing answers",
+    "scores": "scoring answers",
 }
 """Names of the parts that a step's time is divided into."""
 
@@ -74,15 +78,16 @@ class Estimate:
         """Hardware FLOPs utilisation: what is recomputed counts too."""
         return self.mfu * recomputed_flops(self.job)
 
-    @property
-    def days(self) -> float:
-        """Days to `optim.train_tokens`, at the full batch size throughout and without interruption."""
-        return self.job.config.optim.train_tokens / self.tokens_per_second / DAY_SECONDS
+    @cached_property
+    def days(self) -> float | None:
+        """Days of the whole run (`total_steps`), at the full batch size throughout and without interruption."""
+        steps = total_steps(self.job.config)
+        return None if steps is None else steps * self.step_seconds / DAY_SECONDS
 
     @property
-    def gpu_hours(self) -> float:
-        """GPU-hours to `optim.train_tokens`."""
-        return self.days * 24 * self.job.gpus
+    def gpu_hours(self) -> float | None:
+        """GPU-hours of the whole run."""
+        return None if self.days is None else self.days * 24 * self.job.gpus
 
     @property
     def bound_by(self) -> str:
@@ -121,14 +126,14 @@ class Estimate:
         }
 
 
-def estimate(job: Job, device: Device, simulated: bool = True) -> Estimate:
+def estimate_training(job: Job, device: Device, simulated: bool = True) -> Estimate:
     """Plan `job`, whose configuration has passed the rules for its number of GPUs, on `device`.
 
     Unless `simulated` the pipeline's time comes from a formula, and there is no timeline: for a search.
     """
     work = Work(job, device)
     chunks = [[work.chunk(stage, chunk) for chunk in range(job.virtual)] for stage in range(job.stages)]
-    message, crossing = _message(job, device)
+    message, crossing = message_seconds(job, device)
     timeline = (simulate if simulated else approximate)(
         job,
         [[forward.total for forward, _ in stage] for stage in chunks],
@@ -176,7 +181,7 @@ def _ranks(device: Device, stride: int, size: int) -> tuple[int, int]:
     return inside, -(-size // inside)
 
 
-def _message(job: Job, device: Device) -> tuple[float, bool]:
+def message_seconds(job: Job, device: Device) -> tuple[float, bool]:
     """Seconds of a micro-batch's hidden states to the next stage, and whether it leaves the node."""
     if job.stages == 1:
         return 0.0, False

@@ -6,6 +6,8 @@ from functools import cached_property
 from megagpt.config.schema import Config
 
 BF16, FP32 = 2, 4  # bytes
+ANSWERS = 9
+"""To a ranked prompt, at most (arXiv 2203.02155): what memory has to be enough for."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,14 @@ class Job:
         return self.config.optim.global_batch_size // (self.data * self.config.parallel.micro_batch_size)
 
     @property
+    def rows(self) -> int:
+        """Sequences of a micro-batch: stage reward has `ANSWERS` for each prompt that it counts."""
+        return self.config.parallel.micro_batch_size * (ANSWERS if self.config.stage.name == "reward" else 1)
+
+    @property
     def tokens(self) -> int:
         """Tokens of a micro-batch."""
-        return self.config.model.sequence_length * self.config.parallel.micro_batch_size
+        return self.config.model.sequence_length * self.rows
 
     @property
     def message_bytes(self) -> float:
@@ -64,7 +71,7 @@ class Job:
     @property
     def step_tokens(self) -> int:
         """Tokens of a step at the full batch size."""
-        return self.config.model.sequence_length * self.config.optim.global_batch_size
+        return self.tokens * self.micro_batches * self.data
 
     @property
     def itemsize(self) -> int:

@@ -106,7 +106,7 @@ def layer_activations(job: Job, recompute: str | None = None) -> float:
         qkv += size * tokens * (heads + keys / 2) / tensor
     if grouped and (model.qk_layernorm or not rope):  # queries of all groups, put together
         qkv += size * tokens * heads / tensor
-    if job.config.parallel.micro_batch_size > 1 and tensor == 1 and not job.unfused_attention:
+    if job.rows > 1 and tensor == 1 and not job.unfused_attention:
         qkv += size * tokens * heads  # attention's output, of which PyTorch's product takes a transposed copy
     inner = size * tokens * model.ffn_size * (2 if model.activation == "swiglu" else 1) / tensor
     return norms + linear_inputs + qkv + inner + masks + attention_bytes(job, recompute)

@@ -11,9 +11,9 @@ from megagpt.config.rules import check
 from megagpt.config.schema import Config
 from megagpt.errors import ConfigError
 from megagpt.plan.devices import Device
-from megagpt.plan.estimate import Estimate, estimate
+from megagpt.plan.estimate import Estimate
 from megagpt.plan.job import Job
-from megagpt.plan.memory import stage_memory
+from megagpt.plan.run import estimate, fits
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 LARGEST_VIRTUAL = 12
@@ -34,7 +34,7 @@ def search(config: Config, gpus: int, device: Device, count: int = 10) -> list[L
     found = []
     for changes in _layouts(config, gpus, device):
         job = changed(config, gpus, changes)
-        if job is not None and _fits(job, device):
+        if job is not None and fits(job, device):
             found.append((estimate(job, device, simulated=False).step_seconds, changes, job))
     found.sort(key=lambda entry: entry[0])
     layouts = [Layout(_overrides(config, job), estimate(job, device)) for _, _, job in found[: SIMULATED * count]]
@@ -64,7 +64,7 @@ def remedies(job: Job, device: Device, count: int = 3) -> list[Layout]:
         for parts in itertools.combinations(single, together):
             changes = {key: value for part in parts for key, value in part.items()}
             other = changed(config, job.gpus, changes)
-            if other is None or not _fits(other, device):
+            if other is None or not fits(other, device):
                 continue
             overrides = _overrides(config, other)
             if not any(smaller <= frozenset(overrides) for smaller in found):  # less does already
@@ -126,12 +126,6 @@ def _layouts(config: Config, gpus: int, device: Device) -> Iterator[dict[str, An
 def _recomputations(config: Config) -> tuple[str, ...]:
     """Fused attention keeps so little that recomputing it alone saves nothing."""
     return ("none", "selective", "full") if config.kernels.attention == "unfused" else ("none", "full")
-
-
-def _fits(job: Job, device: Device) -> bool:
-    """Whether the first and the last stage do: none between them holds more."""
-    ends = {0, job.stages - 1}
-    return all(stage_memory(job, stage).total <= device.usable_bytes for stage in ends)
 
 
 def _overrides(before: Config, job: Job) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from megagpt.plan.devices import GIB
 from megagpt.plan.estimate import BOUNDS, DAY_SECONDS, Estimate
 from megagpt.plan.memory import StageMemory, saved_logits
 from megagpt.plan.parameters import stage_parameters, total_parameters
+from megagpt.plan.ppo import PPOEstimate, RankMemory
 from megagpt.plan.search import Layout
 
 if TYPE_CHECKING:  # it imports the engine
@@ -28,9 +29,10 @@ def summary(plan: Estimate) -> Table:
         ("layout", f"{layout}, ZeRO {parallel.zero_stage}, recompute {parallel.recompute}"),
         (
             "step",
-            f"{job.config.optim.global_batch_size} sequences, {job.step_tokens:,} tokens, in {job.micro_batches}"
-            f" micro-batches of {parallel.micro_batch_size}: {plan.step_seconds:.3f} s",
+            f"{job.rows * job.micro_batches * job.data} sequences, {job.step_tokens:,} tokens, in {job.micro_batches}"
+            f" micro-batches of {job.rows}: {plan.step_seconds:.3f} s",
         ),
+        *(_models(plan) if isinstance(plan, PPOEstimate) else ()),
         ("bound by", plan.bound_by),
         ("pipeline bubble", f"{plan.timeline.bubble:.1%}"),
         ("utilisation", f"MFU {plan.mfu:.1%}, HFU {plan.hfu:.1%}"),
@@ -38,11 +40,7 @@ def summary(plan: Estimate) -> Table:
             "tokens",
             f"{plan.tokens_per_second:,.0f} a second, {plan.tokens_per_second * DAY_SECONDS / 1e9:,.2f} billion a day",
         ),
-        (
-            "to the budget",
-            f"{plan.days:,.1f} days, {plan.gpu_hours:,.0f} GPU-hours for"
-            f" {job.config.optim.train_tokens / 1e9:,.1f} billion tokens",
-        ),
+        ("the whole run", _whole_run(plan)),
         (
             "sent a step",
             ", ".join(f"{size / 1e9:,.2f} GB {link}" for link, size in plan.sent.items() if size) or "nothing",
@@ -50,6 +48,30 @@ def summary(plan: Estimate) -> Table:
     ):
         table.add_row(*row)
     return table
+
+
+def _whole_run(plan: Estimate) -> str:
+    config = plan.job.config
+    if plan.days is None:
+        return "unknown: optim.train_epochs counts what is in files that are not there"
+    amount = f"{config.optim.train_tokens / 1e9:,.1f} billion tokens"
+    if config.stage.name == "ppo":
+        amount = f"{config.ppo.episodes:,} answers"
+    elif config.optim.train_epochs is not None:
+        amount = f"{config.optim.train_epochs:g} epochs"
+    return f"{plan.days:,.1f} days, {plan.gpu_hours:,.0f} GPU-hours for {amount}"
+
+
+def _models(plan: PPOEstimate) -> Iterator[tuple[str, str]]:
+    """PPO's other models, and what an iteration is."""
+    for name, job in plan.models.items():
+        if name != "policy":
+            layout = f"{job.data} replicas x TP {job.tensor} x PP {job.stages} x VPP {job.virtual}"
+            yield name, f"{total_parameters(job.config.model) / 1e9:.3f} billion, {layout}"
+    ppo, batch = plan.job.config.ppo, plan.models["critic"].config.optim.global_batch_size
+    steps = ppo.rollout_batch_size * ppo.epochs // batch
+    parts = ", ".join(f"{BOUNDS[part]} {steps * plan.parts[part]:.1f} s" for part in ("answers", "scores"))
+    yield "iteration", f"{ppo.rollout_batch_size} answers, {steps} steps of {batch}: {parts}, with all answers as long"
 
 
 def time(plan: Estimate) -> Table:
@@ -62,13 +84,27 @@ def time(plan: Estimate) -> Table:
 
 
 def memory(plan: Estimate) -> Table:
-    """GiB by stage, stages that hold the same together."""
+    """GiB by stage, stages that hold the same together; with several models by rank."""
+    if isinstance(plan, PPOEstimate):
+        return _memory_of_ranks(plan)
     table = Table("stage", "parameters", *PARTS, "total", title="GiB a rank", title_justify="left")
     for stages, held in alike(plan):
         parts = [f"{getattr(held, part) / GIB:.2f}" for part in PARTS]
         parameters = f"{stage_parameters(plan.job, int(stages.split('-')[0])):,}"
         table.add_row(stages, parameters, *parts, f"{held.total / GIB:.2f}")
     table.caption = f"usable: {plan.device.usable_bytes / GIB:.2f} of {plan.device.memory_gib:g}"
+    return table
+
+
+def _memory_of_ranks(plan: PPOEstimate) -> Table:
+    names = [field.name for field in dataclasses.fields(RankMemory)]
+    table = Table("ranks", *names, "total", title="GiB a rank", title_justify="left")
+    for ranks, held in plan.ranks:
+        table.add_row(ranks, *(f"{getattr(held, name) / GIB:.2f}" for name in names), f"{held.total / GIB:.2f}")
+    table.caption = (
+        f"of answering, scoring and learning the largest counts; usable: {plan.device.usable_bytes / GIB:.2f} of"
+        f" {plan.device.memory_gib:g}"
+    )
     return table
 
 
@@ -81,14 +117,21 @@ def alike(plan: Estimate) -> Iterator[tuple[str, StageMemory]]:
             first = stage
 
 
-def trace(plan: Estimate, traced: "list[StageTrace]") -> Table:
-    """Arithmetic beside trace: parameters, GiB of activations in flight, and GiB in all."""
-    columns = ("stage", "parameters", "traced", "activations", "traced", "total", "traced")
-    table = Table(*columns, title="trace", title_justify="left")
+def trace(plan: Estimate, traced: "list[StageTrace]", name: str) -> Table:
+    """Arithmetic beside trace of the model `name`: parameters and, where it learns, GiB of activations in flight and
+    GiB in all."""
+    columns = ["stage", "parameters", "traced", "activations", "traced", "total", "traced"]
+    sizes = ("activations", "traced_activations", "total", "traced_total") if learns(name) else ()
+    table = Table(*columns[: 3 + len(sizes)], title=f"trace of {name}", title_justify="left")
     for row in compare(plan, traced):
-        sizes = [f"{row[key] / GIB:.3f}" for key in ("activations", "traced_activations", "total", "traced_total")]
-        table.add_row(str(row["stage"]), f"{row['parameters']:,}", f"{row['traced_parameters']:,}", *sizes)
+        shown = [f"{row[key] / GIB:.3f}" for key in sizes]
+        table.add_row(str(row["stage"]), f"{row['parameters']:,}", f"{row['traced_parameters']:,}", *shown)
     return table
+
+
+def learns(name: str) -> bool:
+    """Whether a model of a run, by its name among PPO's, has gradients."""
+    return name not in ("rollout", "reference", "reward")
 
 
 def compare(plan: Estimate, traced: "list[StageTrace]") -> list[dict[str, float]]:
@@ -122,18 +165,23 @@ def layouts(found: list[Layout]) -> Table:
         parallel = job.config.parallel
         engine = f"{parallel.engine} ZeRO {parallel.zero_stage}"
         sizes = (job.data, job.tensor, job.stages, job.virtual, parallel.micro_batch_size)
-        times = (f"{plan.peak_bytes / GIB:.1f}", f"{plan.step_seconds:.3f}", f"{plan.mfu:.1%}", f"{plan.days:,.1f}")
+        days = "" if plan.days is None else f"{plan.days:,.1f}"
+        times = (f"{plan.peak_bytes / GIB:.1f}", f"{plan.step_seconds:.3f}", f"{plan.mfu:.1%}", days)
         table.add_row(str(number), engine, *map(str, sizes), parallel.recompute, *times, plan.bound_by)
     return table
 
 
 def refusal(plan: Estimate, changes: list[Layout]) -> str:
     """What is over, and what would fit."""
-    stage = max(range(len(plan.memory)), key=lambda number: plan.memory[number].total)
-    held = plan.memory[stage]
-    part = max(PARTS, key=lambda name: getattr(held, name))
+    if isinstance(plan, PPOEstimate):
+        ranks, held = max(plan.ranks, key=lambda entry: entry[1].total)
+        who = f"ranks {ranks} each need"
+    else:
+        stage = max(range(len(plan.memory)), key=lambda number: plan.memory[number].total)
+        held, who = plan.memory[stage], f"a rank of stage {stage} needs"
+    part = max((field.name for field in dataclasses.fields(held)), key=lambda name: getattr(held, name))
     lines = [
-        f"does not fit: a rank of stage {stage} needs {held.total / GIB:.1f} GiB, but {plan.device.name} has "
+        f"does not fit: {who} {held.total / GIB:.1f} GiB, but {plan.device.name} has "
         f"{plan.device.usable_bytes / GIB:.1f} usable; most are {part}, {getattr(held, part) / GIB:.1f} GiB"
     ]
     for layout in changes:

@@ -116,7 +116,7 @@ def example_inputs(model: GPT, config: Config) -> partial:
 
     The engines, too, add a gradient to a buffer and drop it.
     """
-    shape = (config.parallel.micro_batch_size, config.model.sequence_length)
+    shape = (Job(config, 1).rows, config.model.sequence_length)
     device = cpu.device()
     tokens = torch.zeros(shape, dtype=torch.long, device=device)
     if not model.pre_process:

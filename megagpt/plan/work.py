@@ -125,7 +125,7 @@ class Work:
         """Seconds of a layer's scores and their products with the values, and of a softmax between them."""
         model, job = self.model, self.job
         length, heads = model.sequence_length, model.num_attention_heads / job.tensor
-        matrices = job.config.parallel.micro_batch_size * heads
+        matrices = job.rows * heads
         if job.unfused_attention:
             product = self._product_seconds(Product(length, model.head_dim, length))
             # Half of the scores are read, all probabilities written, read, dropped and written with the mask.

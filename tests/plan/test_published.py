@@ -6,9 +6,10 @@ import pytest
 
 from megagpt.config.schema import ModelConfig
 from megagpt.plan.devices import load_devices
-from megagpt.plan.estimate import estimate, recomputed_flops
+from megagpt.plan.estimate import recomputed_flops
 from megagpt.plan.memory import layer_activations
 from megagpt.plan.parameters import total_parameters
+from megagpt.plan.run import estimate
 from megagpt.train.flops import flops_per_token
 from tests.plan.published import (
     KORTHIKANTI_TABLE_5,

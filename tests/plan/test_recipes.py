@@ -1,5 +1,6 @@
 """Every recipe passes the rules and fits on every cluster that is offered for it."""
 
+import json
 import re
 
 import pytest
@@ -7,8 +8,9 @@ import pytest
 from megagpt.config.load import groups, load
 from megagpt.config.rules import check
 from megagpt.plan.devices import load_devices
-from megagpt.plan.estimate import estimate
 from megagpt.plan.job import Job
+from megagpt.plan.parameters import total_parameters
+from megagpt.plan.run import estimate
 
 SMALL = ["125m", "350m", "760m", "1_3b", "2_7b"]
 DEVICES = {"80gb": ["A100-80", "H100-80"], "141gb": ["H200-141"]}
@@ -32,17 +34,65 @@ def test_fits(size, cluster, gpus, device):
     assert plan.fits, f"{plan.peak_bytes / 2**30:.1f} GiB"
 
 
-def test_nine_answers_fit():
-    config = load(["experiment=reward_6_7b"])
-    check(config, 8)
-    rows = ["parallel.micro_batch_size=9", "optim.global_batch_size=576"]  # a plan counts rows
-    fits = [
-        estimate(
-            Job(load(["experiment=reward_6_7b", *rows, *more]), 8), load_devices()["A100-80"], simulated=False
-        ).fits
-        for more in ([], ["parallel.recompute=none"])
+def plan(overrides: list[str], gpus: int):
+    config = load(overrides)
+    check(config, gpus)
+    return estimate(Job(config, gpus), load_devices()["A100-80"], simulated=False)
+
+
+@pytest.mark.parametrize(("size", "gpus"), [("6_7b", 8), ("175b", 64)])
+def test_nine_answers_fit(size, gpus):
+    recipe = [f"experiment=reward_{size}"]
+    found = plan(recipe, gpus)
+    assert found.job.step_tokens == 9 * 64 * 2048
+    assert found.days is None
+    assert (found.fits, plan([*recipe, "parallel.recompute=none"], gpus).fits) == (True, False)
+
+
+@pytest.mark.parametrize(("size", "gpus"), [("1_3b", 8), ("6_7b", 8), ("175b", 128)])
+def test_four_models_fit(size, gpus):
+    recipe = [f"experiment=ppo_{size}", "data.corpora=[{path: text}]"]
+    found = plan(recipe, gpus)
+    assert found.fits, found.ranks
+    sizes = found.to_dict()["models_parameters"]
+    own, scoring = (sizes["policy"], sizes["reference"]), (sizes["critic"], sizes["reward"])
+    assert own[0] == own[1] == total_parameters(load([f"experiment=sft_{size}"]).model)
+    assert scoring[0] == scoring[1] == total_parameters(load(["experiment=reward_6_7b"]).model)
+    ppo = found.job.config.ppo
+    assert (ppo.episodes, ppo.rollout_batch_size, ppo.kl_coefficient) == (256_000, 512, 0.02)
+    assert found.models["policy"].config.optim.global_batch_size == 64 * (1 + 8)
+    assert found.days == pytest.approx(256_000 / 64 * found.step_seconds / 86400)
+
+
+def test_what_ppo_does_not_need_is_not_counted():
+    recipe = ["experiment=ppo_6_7b", "data.corpora=[{path: text}]"]
+    whole = plan(recipe, 8)
+    held = whole.ranks[0][1]
+    assert held.reference > 0 and held.reward > 0 and held.mean > 0 and held.copy == 0
+    offloaded = plan([*recipe, "ppo.offload=true"], 8).ranks[0][1]
+    assert offloaded.reference == offloaded.reward == offloaded.mean == 0
+    assert offloaded.scoring >= held.scoring + held.reference
+    checked = plan([*recipe, "ppo.reward=checker"], 8)
+    assert checked.ranks[0][1].reward == 0
+    assert checked.parts["scores"] < whole.parts["scores"]
+    alone = plan([*recipe, "ppo.ptx_coefficient=0"], 8)
+    assert alone.parts["matmul"] == pytest.approx(whole.parts["matmul"] / 9, rel=0.01)
+    copied = plan([*recipe, "ppo.rollout_parallel.tensor_parallel_size=8"], 8)
+    assert copied.ranks[0][1].copy == pytest.approx(held.reference / 2, rel=0.01)  # of 8 tensor-parallel ranks, not 4
+    assert copied.ranks[0][1].total == pytest.approx(
+        held.total + copied.ranks[0][1].copy + copied.ranks[0][1].answering - held.answering
+    )
+
+
+def test_epochs_are_counted_where_the_files_are_there(tmp_path):
+    records = [
+        {"messages": [{"role": "user", "content": str(n)}, {"role": "assistant", "content": "a"}]} for n in range(64)
     ]
-    assert fits == [True, False]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    recipe = ["experiment=sft_1_3b", "data.split=[1,0,0]"]
+    assert plan(recipe, 8).days is None
+    found = plan([*recipe, f"data.conversations=[{tmp_path}/a.jsonl]"], 8)
+    assert found.days == pytest.approx(16 * 64 / 32 * found.step_seconds / 86400)
 
 
 @pytest.mark.parametrize(("size", "gpus"), [("1_3b", 8), ("6_7b", 8), ("175b", 64)])

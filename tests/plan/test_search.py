@@ -9,8 +9,8 @@ from megagpt.config.load import load
 from megagpt.config.rules import check
 from megagpt.errors import ConfigError
 from megagpt.plan.devices import find_device, load_devices
-from megagpt.plan.estimate import estimate
 from megagpt.plan.job import Job
+from megagpt.plan.run import estimate
 from megagpt.plan.search import remedies, search
 from megagpt.plan.tables import refusal
 

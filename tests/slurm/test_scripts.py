@@ -25,7 +25,8 @@ def options(script: Path) -> dict[str, str]:
 
 def test_the_sizes_are_there():
     pretraining = {f"pretrain_{size}" for size in ("125m", "1_3b", "6_7b", "13b", "175b")}
-    assert {script.stem for script in SCRIPTS} >= pretraining | {"sft_1_3b", "sft_6_7b", "sft_175b", "reward_6_7b"}
+    aligned = {f"{stage}_{size}" for stage in ("sft", "ppo") for size in ("1_3b", "6_7b", "175b")}
+    assert {script.stem for script in SCRIPTS} >= pretraining | aligned | {"reward_6_7b", "reward_175b"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)

@@ -1,0 +1,277 @@
+"""The plan of stage ppo: memory of all of its models, and the time of an iteration's answers, scores and steps.
+
+A rank holds a part of each model, which may be another part of each: memory is counted rank by rank. Whatever a phase
+needs for itself exists only while it lasts, so that the largest phase counts.
+"""
+
+import dataclasses
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import groupby
+
+from megagpt.config.alignment_rules import PPO_MODELS
+from megagpt.config.schema import Config
+from megagpt.plan.budget import total_steps
+from megagpt.plan.devices import GB, GIB, Device
+from megagpt.plan.estimate import DAY_SECONDS, Estimate, estimate_training, message_seconds
+from megagpt.plan.job import FP32, Job
+from megagpt.plan.memory import StageMemory, stage_memory
+from megagpt.plan.parameters import stage_parameters, total_parameters
+from megagpt.plan.work import Work
+
+LAYER_SECONDS = 150e-6
+"""Of a layer's kernels when they have next to nothing to compute, as for a single token: an assumption."""
+COLLECTIVE_SECONDS = 20e-6
+"""Of the smallest message among tensor-parallel ranks: an assumption."""
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on one rank: what it always holds, and what each phase of an iteration needs beside that."""
+
+    policy: float
+    critic: float
+    reference: float
+    reward: float
+    copy: float
+    """Of the policy, to answer; see `PPOConfig.answers_in_a_copy`."""
+    mean: float
+    """The running mean of the policy's weights."""
+    answering: float
+    """Keys and values, and a pass over prompts."""
+    scoring: float
+    learning: float
+    """The larger of the policy's and the critic's step."""
+
+    @property
+    def total(self) -> float:
+        """Bytes at the fullest moment."""
+        held = self.policy + self.critic + self.reference + self.reward + self.copy + self.mean
+        return held + max(self.answering, self.scoring, self.learning)
+
+
+@dataclass(frozen=True)
+class PPOEstimate(Estimate):
+    """The answer of the arithmetic for a run of PPO. `job` is the policy's, with an episode's length and all rows of a
+    step; `step_seconds` and `parts` contain each step's share of its iteration's answers and scores."""
+
+    ranks: list[tuple[str, RankMemory]]
+    """Ranks that hold the same, as "first-last", in order."""
+    models: dict[str, Job]
+    """Every model as a job of its own, the policy's among them."""
+
+    @property
+    def peak_bytes(self) -> float:
+        """Memory of the fullest rank."""
+        return max(held.total for _, held in self.ranks)
+
+    @cached_property
+    def days(self) -> float:
+        """See `Estimate.days`."""
+        return total_steps(self.models["critic"].config) * self.step_seconds / DAY_SECONDS
+
+    def to_dict(self) -> dict:
+        """See `Estimate.to_dict`; also the models and all ranks' memory in GiB."""
+        sizes = [
+            {"ranks": ranks, "total": held.total / GIB}
+            | {name: size / GIB for name, size in dataclasses.asdict(held).items()}
+            for ranks, held in self.ranks
+        ]
+        models = {name: total_parameters(job.config.model) for name, job in self.models.items()}
+        return super().to_dict() | {"ranks_gib": sizes, "models_parameters": models}
+
+
+def models_of(config: Config, gpus: int) -> dict[str, Job]:
+    """PPO's models by name, each laid out as it will be, with rows of an episode's length.
+
+    A step of the policy has the pretraining rows too. There is a `rollout` only where a copy answers.
+    """
+    ppo = config.ppo
+    scoring = dataclasses.replace(
+        ppo.scoring_model or config.model, head="scalar", vocab_size=config.model.vocab_size, tie_embeddings=True
+    )
+    found = {}
+    for name in ("policy", *PPO_MODELS):
+        if (name == "reward" and ppo.reward == "checker") or (
+            name == "rollout" and not ppo.answers_in_a_copy(config.parallel)
+        ):
+            continue
+        model = dataclasses.replace(
+            scoring if name in ("critic", "reward") else config.model,
+            sequence_length=ppo.row_length,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+        )
+        rows = config.optim.global_batch_size
+        if name == "policy":
+            rows *= 1 + (ppo.ptx_ratio if ppo.ptx_coefficient else 0)
+        elif name != "critic":
+            rows = ppo.rollout_batch_size
+        parallel = config.parallel if name == "policy" else ppo.layout(name, config.parallel)
+        optim = dataclasses.replace(config.optim, global_batch_size=rows)
+        found[name] = Job(dataclasses.replace(config, model=model, parallel=parallel, optim=optim), gpus)
+    return found
+
+
+def estimate_ppo(job: Job, device: Device, simulated: bool = True) -> PPOEstimate:
+    """Plan the run that `job` has the configuration of. See `estimate`."""
+    config, models = job.config, models_of(job.config, job.gpus)
+    ppo, policy = config.ppo, estimate_training(models["policy"], device, simulated)
+    critic = estimate_training(models["critic"], device, simulated)
+    steps = ppo.rollout_batch_size * ppo.epochs / config.optim.global_batch_size
+    parts = policy.parts | {
+        "critic": critic.step_seconds,
+        "answers": answering_seconds(models, device) / steps,
+        "scores": scoring_seconds(models, device) / steps,
+    }
+    whole = vars(policy) | {"parts": parts, "step_seconds": sum(parts.values())}
+    return PPOEstimate(**whole, ranks=rank_memory(models), models=models)
+
+
+def rank_memory(models: dict[str, Job]) -> list[tuple[str, RankMemory]]:
+    """What ranks hold, neighbours that hold the same together as "first-last"."""
+    known: dict[tuple[int, ...], RankMemory] = {}
+    found = []
+    for rank in range(models["policy"].gpus):
+        stages = {name: rank // (job.tensor * job.data) for name, job in models.items()}
+        key = tuple(stages.values())
+        if key not in known:
+            known[key] = _on_rank(models, stages)
+        found.append((rank, known[key]))
+    runs = []
+    for held, group in groupby(found, key=lambda entry: entry[1]):
+        numbers = [rank for rank, _ in group]
+        runs.append((f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}", held))
+    return runs
+
+
+def _on_rank(models: dict[str, Job], stages: dict[str, int]) -> RankMemory:
+    policy, ppo = models["policy"], models["policy"].config.ppo
+    weights = {name: job.itemsize * stage_parameters(job, stages[name]) for name, job in models.items()}
+    steps = {name: stage_memory(models[name], stages[name]) for name in ("policy", "critic")}
+    answering = models.get("rollout", policy)
+    apart = {name: weights.get(name, 0.0) for name in ("reference", "reward", "rollout")}
+    resting = 0.0 if ppo.offload else 1.0  # on the GPU while they are not in use
+    return RankMemory(
+        policy=_held(steps["policy"]),
+        critic=_held(steps["critic"]),
+        reference=resting * apart["reference"],
+        reward=resting * apart["reward"],
+        copy=resting * apart["rollout"],
+        mean=resting * FP32 * stage_parameters(policy, stages["policy"]) / policy.data if ppo.ema_decay else 0.0,
+        answering=_answering_bytes(answering) + (1 - resting) * apart["rollout"],
+        scoring=max(_scoring_bytes(models[name]) + (1 - resting) * apart.get(name, 0.0) for name in _scorers(models)),
+        learning=max(
+            _passing(steps["policy"]) + _chosen_logits(policy, stages["policy"]),
+            _passing(steps["critic"]),
+        ),
+    )
+
+
+def _scorers(models: dict[str, Job]) -> list[str]:
+    return [name for name in ("critic", "reference", "reward") if name in models]
+
+
+def _held(memory: StageMemory) -> float:
+    return memory.weights + memory.gradients + memory.optimizer
+
+
+def _passing(memory: StageMemory) -> float:
+    return sum(getattr(memory, field.name) for field in fields(memory)) - _held(memory)
+
+
+def _chosen_logits(job: Job, stage: int) -> float:
+    """The last stage's logits of the answers' tokens, in fp32 and at the temperature of sampling."""
+    if stage < job.stages - 1:
+        return 0.0
+    tokens = job.config.ppo.max_new_tokens * job.config.parallel.micro_batch_size
+    return 2 * FP32 * tokens * job.config.model.padded_vocab_size / job.tensor
+
+
+def _pass_bytes(job: Job, tokens: float) -> float:
+    """A layer's largest tensors in a pass of so many tokens that keeps nothing."""
+    model = job.config.model
+    inner = model.ffn_size * (2 if model.activation == "swiglu" else 1) / job.tensor
+    return job.itemsize * tokens * (4 * model.hidden_size + 2 * inner)
+
+
+def _scoring_bytes(job: Job) -> float:
+    logits = _chosen_logits(job, job.stages - 1) if job.config.model.head == "tokens" else 0.0
+    if job.config.model.head == "tokens":
+        logits += job.itemsize * job.tokens * job.config.model.padded_vocab_size / job.tensor
+    return _pass_bytes(job, job.tokens) + logits
+
+
+def _answers_at_a_time(job: Job) -> tuple[int, int]:
+    """Answers of a replica in an iteration, and how many of them it writes at a time."""
+    each = job.config.ppo.rollout_batch_size // job.data
+    return each, min(each, job.config.ppo.generation_batch_size)
+
+
+def _key_bytes(job: Job, tokens: float) -> float:
+    """Keys and values of so many tokens on a rank."""
+    model = job.config.model
+    width = model.query_groups * model.head_dim / job.tensor
+    return 2 * job.itemsize * tokens * width * job.layers_per_chunk * job.virtual
+
+
+def _answering_bytes(job: Job) -> float:
+    ppo, (_, rows) = job.config.ppo, _answers_at_a_time(job)
+    return _key_bytes(job, rows * ppo.row_length) + _pass_bytes(job, rows * ppo.max_prompt_tokens)
+
+
+def answering_seconds(models: dict[str, Job], device: Device) -> float:
+    """Seconds of an iteration's answers, all of them and their prompts as long as they may be.
+
+    A pass over one more token reads all weights, and the keys and values of the answers that are being written; the
+    stages of a pipeline take their turn. A copy is given the policy's weights first.
+    """
+    job, ppo = models.get("rollout", models["policy"]), models["policy"].config.ppo
+    each, rows = _answers_at_a_time(job)
+    layers, model = job.layers_per_chunk * job.virtual, job.config.model
+    read = _key_bytes(job, rows * (ppo.max_prompt_tokens + ppo.max_new_tokens / 2)) * job.stages
+    read += job.itemsize * sum(stage_parameters(job, stage) for stage in range(job.stages))
+    message = message_seconds(job, device)[0] / job.tokens * rows
+    reductions = 2 * COLLECTIVE_SECONDS * layers * job.stages if job.tensor > 1 else 0.0
+    token = read / device.memory_rate + LAYER_SECONDS * layers * job.stages + reductions + message * job.stages
+    arithmetic = 2 * rows * total_parameters(model) / job.tensor / (device.peak_flops(job.itemsize) * device.matmul)
+    passes = -(-each // rows) * ppo.max_new_tokens
+    return passes * max(token, arithmetic) + _prompt_seconds(job, device, each) + _transfer_seconds(models, device)
+
+
+def _prompt_seconds(job: Job, device: Device, each: int) -> float:
+    """Of the passes over a replica's prompts, a batch's at a time; nothing overlaps them."""
+    prompts = job.config.ppo.max_prompt_tokens
+    model = dataclasses.replace(job.config.model, sequence_length=prompts)
+    shorter = Job(dataclasses.replace(job.config, model=model), job.gpus)
+    return sum(_forwards(shorter, device)) * each / job.config.parallel.micro_batch_size
+
+
+def _forwards(job: Job, device: Device) -> list[float]:
+    """Seconds of a micro-batch's forward pass through each stage."""
+    work = Work(job, device)
+    return [sum(work.chunk(stage, chunk)[0].total for chunk in range(job.virtual)) for stage in range(job.stages)]
+
+
+def _transfer_seconds(models: dict[str, Job], device: Device) -> float:
+    """Of giving a copy the policy's weights: every rank receives all of them and sends them on."""
+    if "rollout" not in models:
+        return 0.0
+    job = models["rollout"]
+    nodes = -(-job.gpus // device.gpus_per_node)
+    rate = device.link_rate(min(job.gpus, device.gpus_per_node), nodes)
+    return 2 * job.itemsize * total_parameters(job.config.model) / rate
+
+
+def scoring_seconds(models: dict[str, Job], device: Device) -> float:
+    """Seconds of passing an iteration's answers through critic, reference and reward model, one after the other."""
+    total = 0.0
+    for name in _scorers(models):
+        job, rows = models[name], models["policy"].config.ppo.rollout_batch_size
+        count = rows // (job.data * job.config.parallel.micro_batch_size)
+        forwards, message = _forwards(job, device), message_seconds(job, device)[0]
+        total += sum(forwards) + (count - 1) * max(forwards) + (job.stages - 1 + count - 1) * message
+        if job.config.ppo.offload and name != "critic":  # there and back
+            weights = job.itemsize * max(stage_parameters(job, stage) for stage in range(job.stages))
+            total += 2 * weights / (device.host_gbs * device.host * GB)
+    return total

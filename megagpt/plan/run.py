@@ -1,0 +1,25 @@
+"""The plan of a run, whatever its stage."""
+
+from megagpt.plan.devices import Device
+from megagpt.plan.estimate import Estimate, estimate_training
+from megagpt.plan.job import Job
+from megagpt.plan.memory import stage_memory
+from megagpt.plan.ppo import estimate_ppo, models_of, rank_memory
+
+
+def estimate(job: Job, device: Device, simulated: bool = True) -> Estimate:
+    """Plan `job`, whose configuration has passed the rules for its number of GPUs, on `device`.
+
+    Unless `simulated` the pipeline's time comes from a formula, and there is no timeline: for a search.
+    """
+    plan = estimate_ppo if job.config.stage.name == "ppo" else estimate_training
+    return plan(job, device, simulated)
+
+
+def fits(job: Job, device: Device) -> bool:
+    """Whether every rank has enough memory; quicker than a whole plan."""
+    if job.config.stage.name == "ppo":
+        held = [held.total for _, held in rank_memory(models_of(job.config, job.gpus))]
+    else:  # no stage between the first and the last holds more
+        held = [stage_memory(job, stage).total for stage in {0, job.stages - 1}]
+    return max(held) <= device.usable_bytes
