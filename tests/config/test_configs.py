@@ -1,11 +1,13 @@
 """The YAML files that ship: each composes and passes the rules, and the models are as large as their names say."""
 
 import dataclasses
+import math
 import re
 from functools import cache
 
 import pytest
 
+from megagpt.config.alignment_rules import PPO_MODELS
 from megagpt.config.load import CONFIG_DIR, groups
 from megagpt.config.load import load as compose
 from megagpt.config.rules import check
@@ -38,8 +40,8 @@ def test_every_file_composes_and_passes_the_rules(group, option):
     stage = option.split("_")[0] if group in ("stage", "data", "optim") else ""
     start = STARTS.get(stage, [])
     config = load(f"{group}={option}", *([f"experiment=pretrain_{size[1]}"] if size else large), *start)
-    smallest = config.parallel.tensor_parallel_size * config.parallel.pipeline_parallel_size
-    check(config, smallest)
+    layouts = [config.parallel, *(config.ppo.layout(name, config.parallel) for name in PPO_MODELS)]
+    check(config, math.lcm(*(own.tensor_parallel_size * own.pipeline_parallel_size for own in layouts)))
 
 
 @pytest.mark.parametrize("option", groups()["parallel"])

@@ -167,6 +167,31 @@ def test_checkpoint_is_valid_and_of_the_same_model(prepared, tmp_path):
     assert file.name in problems[0]
 
 
+def test_what_ppo_starts_from_can_score(prepared, tmp_path):
+    import torch
+
+    from megagpt.checkpoint import Checkpointer, Piece
+    from megagpt.config.load import to_dict
+
+    for name, head in (("writes", "tokens"), ("scores", "scalar")):
+        manifest = {"config": to_dict(replaced(prepared, "model", head=head)), "layout": {}}
+        with Checkpointer(tmp_path / name / "checkpoints", CheckpointConfig()) as checkpointer:
+            checkpointer.save(1, [Piece.whole("model/weight", torch.zeros(4))], {}, {}, manifest)
+    ppo = replaced(dataclasses.replace(prepared, runs_dir=str(tmp_path)), "stage", name="ppo")
+    ppo = replaced(ppo, "ppo", episodes=100, max_prompt_tokens=16, max_new_tokens=16)
+    ppo = replaced(ppo, "checkpoint", load=str(tmp_path / "writes"))
+    problems, facts = check_run(replaced(ppo, "ppo", reward_model=str(tmp_path / "scores")))
+    assert not problems
+    assert any("ppo.reward_model" in fact and "scalar head" in fact for fact in facts)
+    assert any("1.31 epochs" in fact for fact in facts)  # 100 answers x 8 texts x 32 tokens of 20,000 x 0.98
+    problems, _ = check_run(replaced(ppo, "ppo", reward_model=str(tmp_path / "writes")))
+    assert len(problems) == 1
+    assert "never trained to score" in problems[0]
+    problems, _ = check_run(replaced(ppo, "ppo", reward_model=str(tmp_path / "nowhere")))
+    assert len(problems) == 1
+    assert "nowhere" in problems[0]
+
+
 def test_slow_ranks_are_named():
     names = ["rank 0 (a)", "rank 1 (a)", "rank 2 (b)"]
     assert slow_ranks(names, [1.0, 1.1, 0.9], "work") == []

@@ -69,6 +69,17 @@ def test_175b_as_traced(process):
         assert found["planned activations"] == pytest.approx(found["activations"], rel=0.02)
 
 
+def test_ppo_as_traced(process):
+    copy = ["ppo.rollout_parallel.tensor_parallel_size=8", "ppo.rollout_parallel.pipeline_parallel_size=4"]
+    found = process(traced.compare_models, ["experiment=ppo_175b", "data.corpora=[{path: text}]", *copy], 128)
+    assert {name: len(stages) for name, stages in found.items()} == {
+        **{"policy": 3, "reference": 3, "rollout": 3},  # of a pipeline the first stage, the last, and one between
+        **{"critic": 1, "reward": 1},
+    }
+    for name, stages in found.items():
+        assert all(planned == built for planned, built in stages), name
+
+
 @pytest.mark.parametrize(
     "overrides",
     [GPT3, MODERN, [*GPT3, "parallel.recompute=full"], [*GPT3, "optim.precision=fp32"], [*GPT3, "model.head=scalar"]],

@@ -10,6 +10,7 @@ from megagpt.parallel import launch
 from megagpt.plan.job import Job
 from megagpt.plan.memory import saved_logits, stage_memory
 from megagpt.plan.parameters import stage_parameters
+from megagpt.plan.ppo import models_of
 
 
 def compare(overrides: list[str], gpus: int) -> list[dict[str, float]]:
@@ -30,6 +31,17 @@ def compare(overrides: list[str], gpus: int) -> list[dict[str, float]]:
             }
         )
     return found
+
+
+def compare_models(overrides: list[str], gpus: int) -> dict[str, list[tuple[int, int]]]:
+    """Parameters of PPO's models on the stages that differ, as planned and as traced."""
+    from megagpt.plan.trace import trace
+
+    models = models_of(load(overrides), gpus)
+    return {
+        name: [(stage_parameters(job, stage.stage), stage.parameters) for stage in trace(job)]
+        for name, job in models.items()
+    }
 
 
 def traced_peak(overrides: list[str]) -> float:
