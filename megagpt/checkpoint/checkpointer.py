@@ -13,6 +13,7 @@ import torch
 
 from megagpt import __version__
 from megagpt.checkpoint import loading
+from megagpt.checkpoint.best import find_best, write_best
 from megagpt.checkpoint.files import check_size, explain, remove, replace_text, sync_folder, write_text
 from megagpt.checkpoint.format import (
     FORMAT,
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 FAILED, WRITING, DONE = range(3)
 POLL_SECONDS = 0.02
 OWN_KEYS = {"format", "step", "world_size", "versions", "threads", "time", "files", "digest"}
-DEBRIS = ("step_*.tmp-*", ".trash-*", "latest.tmp-*")
+DEBRIS = ("step_*.tmp-*", ".trash-*", "latest.tmp-*", "best.tmp-*")
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Pending:
     writer: RankWriter
     state: str
     manifest: dict[str, Any]
+    best: bool
     started: float
 
 
@@ -93,6 +95,7 @@ class Checkpointer:
         rank_tensors: dict[str, torch.Tensor],
         state: dict[str, Any],
         manifest: dict[str, Any],
+        best: bool = False,
     ) -> None:
         """Saves a step; when asynchronous, copies the tensors and leaves the rest to `poll`.
 
@@ -105,6 +108,7 @@ class Checkpointer:
             rank_tensors: tensors that are this rank's alone, such as states of random numbers.
             state: any JSON values that the loop needs to go on; rank 0's are kept.
             manifest: JSON values for the manifest (run, configuration, layout); rank 0's are kept.
+            best: whether this is the best so far: what `locate` gives to others, once it is committed.
 
         Raises: CheckpointError on all ranks; the previous checkpoint is intact and the partial folder removed.
         """
@@ -127,7 +131,7 @@ class Checkpointer:
         except CheckpointError:
             self._abandon(folder, writer)
             raise
-        self._pending = Pending(step, folder, writer, text, manifest, started)
+        self._pending = Pending(step, folder, writer, text, manifest, best, started)
         if not self.config.asynchronous:
             self.poll(wait=True)
 
@@ -189,6 +193,15 @@ class Checkpointer:
                 for path in later:
                     self._remove(path)
         return found.path
+
+    def name_best(self, step: int | None) -> bool:
+        """Has the checkpoint of `step` be the best one, or none; returns whether there is such a checkpoint."""
+        with self.world.together():
+            name = None
+            if self.world.rank == 0:
+                name = step_folder(step) if step is not None and (self.directory / step_folder(step)).is_dir() else None
+                write_best(self.directory, name)
+        return self.world.broadcast(name) is not None
 
     def load(self, path: Path, pieces: Iterable[Piece], strict: bool = True, cast: bool = False) -> dict[str, Any]:
         """Fills every piece's data in place from a checkpoint of any layout and returns the saved state.
@@ -266,6 +279,8 @@ class Checkpointer:
         with self.world.together():
             if self.world.rank == 0:
                 self._publish(pending, final, reports)
+                if pending.best:
+                    write_best(self.directory, final.name)
         self._committed.add(final.name)
         self._refused.discard(final.name)
         if self.world.rank == 0:
@@ -318,6 +333,8 @@ class Checkpointer:
         kept = {newest, *valid[-self.config.keep_last :]} if self.config.keep_last else {newest}
         if every := self.config.keep_every:
             kept |= {step for step in valid if step % every == 0}
+        if best := find_best(self.directory):
+            kept.add(_step_of(best))
         for path in self.directory.iterdir():
             match = STEP.fullmatch(path.name)
             if match and int(match[1]) <= newest and int(match[1]) not in kept:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from megagpt.checkpoint.best import find_best
 from megagpt.checkpoint.files import CHUNK, JSON_LIMIT, check_file, open_regular, parse_json, read_bytes
 from megagpt.checkpoint.format import STATE, STEP, Checkpoint, Stored, memory, rank_file
 from megagpt.checkpoint.geometry import Rectangle, intersection, rectangles
@@ -94,17 +95,33 @@ def list_candidates(directory: Path) -> tuple[list[str], list[str]]:
 
 
 def locate(path: Path, world: World | None = None) -> Path:
-    """The checkpoint that `path` stands for: itself, or the newest valid one of a run folder or of its checkpoints.
+    """The checkpoint that `path` stands for: itself, or of a run folder or of its checkpoints the best one where a run
+    chose one, else the newest valid one. A best one that is not valid is logged at ERROR, and the newest taken.
 
     Collective. Raises: CheckpointError when there is none.
     """
     if STEP.fullmatch(path.name):
         return path
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if best := _valid_best(directory, world or current_world()):
+        return best
     found = newest_valid(directory, world)
     if found is None:
         raise CheckpointError(f"{directory} has no checkpoint")
     return found
+
+
+def _valid_best(directory: Path, world: World) -> Path | None:
+    best = find_best(directory) if world.rank == 0 else None
+    name = world.broadcast(None if best is None else best.name)
+    if name is None:
+        return None
+    try:
+        return verify(directory / name, world).path
+    except CheckpointError as error:
+        if world.rank == 0:
+            log.error("refused the best checkpoint %s: %s", name, error)
+        return None
 
 
 def load(

@@ -42,7 +42,13 @@ POSITIVE = (
         "optim.eps",
         "optim.train_epochs",
     ),
-    *("optim.max_skipped_steps", "stage.eval_tokens", "stage.sample_tokens", "checkpoint.keep_last"),
+    *(
+        "optim.max_skipped_steps",
+        "stage.eval_tokens",
+        "stage.sample_tokens",
+        "stage.reward_prompts",
+        "checkpoint.keep_last",
+    ),
     *("logging.interval", "logging.peak_tflops", "reliability.heartbeat_timeout", "reliability.start_timeout"),
     *("reliability.load_timeout", "reliability.forward_timeout", "reliability.backward_timeout"),
     *("reliability.optimizer_timeout", "reliability.evaluation_timeout", "reliability.save_timeout"),
@@ -142,6 +148,15 @@ def kept_checkpoints_exist(config: Config, world_size: int) -> Iterator[str]:
         yield from multiple(config, "checkpoint.keep_every", "checkpoint.interval")
 
 
+def best_is_measured(config: Config, world_size: int) -> Iterator[str]:
+    """A best checkpoint is chosen among steps that are evaluated."""
+    if config.checkpoint.best_metric is not None and not config.stage.eval_interval:
+        yield (
+            f"checkpoint.best_metric ({config.checkpoint.best_metric}) is compared at evaluations, but"
+            " stage.eval_interval is 0: set it to a number of steps, or best_metric=null"
+        )
+
+
 def spikes_have_checkpoints(config: Config, world_size: int) -> Iterator[str]:
     """A run that is to go back to a checkpoint before a spike still has one."""
     reliability, saving = config.reliability, config.checkpoint
@@ -192,6 +207,22 @@ def edits_are_for_conversations(config: Config, world_size: int) -> Iterator[str
         )
 
 
+def rewards_are_of_answers(config: Config, world_size: int) -> Iterator[str]:
+    """Only stage sft has a reward model look on, and every replica answers by itself."""
+    if config.stage.reward_model is None:
+        return
+    if config.stage.name != "sft":
+        yield (
+            f"stage.reward_model ({config.stage.reward_model}) looks on in stage sft, but stage.name is"
+            f" {config.stage.name}: set stage.reward_model=null; stage ppo has ppo.reward_model"
+        )
+    if config.parallel.zero_stage == 3:
+        yield (
+            f"stage.reward_model ({config.stage.reward_model}) scores answers that every replica writes itself, which"
+            " parallel.zero_stage (3) does not allow: set it to 1 or 2, or stage.reward_model=null"
+        )
+
+
 def data_is_named(config: Config, world_size: int) -> Iterator[str]:
     """There is something to train on."""
     prepare = "prepare it with tools/train_tokenizer.py and tools/preprocess.py, or use data=demo after `make train`"
@@ -230,13 +261,14 @@ def split_is_whole(config: Config, world_size: int) -> Iterator[str]:
 RULES = (
     *(ranges, run_name, heads_divide_hidden_size, query_groups_divide_heads, rope_pairs_dimensions, attention_pattern),
     *LAYOUT_RULES,
-    *(fused_optimizer, batch_ramp, warmup_before_decay, kept_checkpoints_exist),
+    *(fused_optimizer, batch_ramp, warmup_before_decay, kept_checkpoints_exist, best_is_measured),
     *(
         spikes_have_checkpoints,
         spike_is_left_out,
         stage_starts_from_a_model,
         epochs_need_conversations,
         edits_are_for_conversations,
+        rewards_are_of_answers,
         data_is_named,
         split_is_whole,
     ),

@@ -115,6 +115,11 @@ class StageConfig:
     held_out_edits: str | None = None
     """File of edits (tools/make_edits.py) that stage edit answers before its first step and at its end, for exact match
     and similarity."""
+    reward_model: str | None = None
+    """Run folder or checkpoint of stage reward that scores answers to held-out prompts at evaluations of stage sft, as
+    validation_reward: what InstructGPT chose its models by (checkpoint.best_metric)."""
+    reward_prompts: int = 64
+    """Prompts that are answered so, with sample_tokens at most."""
     sample_prompts: tuple[str, ...] = ()
     """Prompts continued at the end of the run, shown in the log and the report."""
     sample_tokens: int = 64
@@ -136,7 +141,14 @@ class CheckpointConfig:
     resume: bool = True
     """Whether to go on from the newest valid checkpoint in the run folder."""
     load: str | None = None
-    """A checkpoint of another run whose weights this run starts from, when it has none of its own."""
+    """A checkpoint of another run whose weights this run starts from, when it has none of its own; of a run folder the
+    best one, where the run chose one, else the newest."""
+    best_metric: str | None = None
+    """Held-out figure, as evaluations log it (validation_loss), by which a run chooses its best checkpoint, for tools
+    and for other runs; it goes on from its newest itself. null: there is no best one."""
+    best_mode: Literal["min", "max"] | None = None
+    """Whether the lowest or the highest is best; null: the lowest of losses, perplexities, bits and divergences, the
+    highest of everything else."""
 
 
 @dataclass(frozen=True)

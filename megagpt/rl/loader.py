@@ -23,7 +23,7 @@ class EpisodeLoader:
     """
 
     def __init__(self, config: Config, collector: Collector, pretraining: TrainLoader | None) -> None:
-        """`pretraining` gives the text, in rows of `ppo.row_length` tokens; None without PPO-ptx."""
+        """`pretraining` gives the text, in rows of `ppo.row_length` tokens; None without corpora."""
         self.config, self.collector, self.pretraining = config, collector, pretraining
         self.tokenizer = collector.writer.tokenizer
         self.sample_tokens = config.ppo.row_length
@@ -57,7 +57,7 @@ class EpisodeLoader:
         self, first_sample: int, count: int, rank: int, replicas: int, rows: torch.Tensor
     ) -> tuple[Iterator[Batch] | None, float]:
         """The step's text, and the weight of its tokens, which makes them a mean times `ppo.ptx_coefficient`."""
-        if self.pretraining is None:
+        if self.pretraining is None or not self.config.ppo.ptx_coefficient:
             return None, 0.0
         ratio, chosen = self.config.ppo.ptx_ratio, self.collector.episodes.mask[rows].sum().item()
         texts = self.pretraining.micro_batches(first_sample * ratio, count * ratio, rank, replicas)
@@ -66,7 +66,7 @@ class EpisodeLoader:
     def evaluation_batches(
         self, part: Part, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
     ) -> Iterator[Batch]:
-        """Held-out pretraining text; none without PPO-ptx."""
+        """Held-out pretraining text, which is also measured where it is not learnt; none without corpora."""
         if self.pretraining is not None:
             yield from self.pretraining.evaluation_batches(part, max_tokens, data_parallel_rank, data_parallel_size)
 

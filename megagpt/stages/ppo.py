@@ -4,21 +4,19 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import torch.distributed as dist
 
-from megagpt import checkpoint
 from megagpt.checkpoint import Checkpointer
 from megagpt.config.alignment_rules import layout_problems
-from megagpt.config.load import from_dict, raise_all
-from megagpt.config.schema import Config, ModelConfig
+from megagpt.config.load import raise_all
+from megagpt.config.schema import Config
 from megagpt.data import instructions
 from megagpt.data.conversations import read_conversations
 from megagpt.data.loader import TrainLoader, load_tokenizer
 from megagpt.data.supervised import divide
 from megagpt.data.tokenizer import Tokenizer
-from megagpt.errors import STOPPED_BY_SIGNAL, ConfigError
+from megagpt.errors import STOPPED_BY_SIGNAL
 from megagpt.parallel.build import build_engine
 from megagpt.parallel.engine import Engine
 from megagpt.parallel.layouts import Layouts
@@ -32,6 +30,7 @@ from megagpt.rl.rollouts import Collector, read_prompts
 from megagpt.rl.scoring import Scorer
 from megagpt.rl.tasks import LogProbTask, PolicyTask, ValueTask
 from megagpt.rl.writer import Writer
+from megagpt.stages.scoring import scoring_config, with_scalar_head
 from megagpt.stages.session import Session, open_session, start
 from megagpt.stages.weights import load_weights
 from megagpt.train.metrics import replace_file
@@ -149,14 +148,9 @@ def _scalar(config: Config, name: str, source: str | None) -> Config:
     `ppo.scoring_model` has.
     """
     source = source or config.checkpoint.load
-    saved = from_dict(checkpoint.read_manifest(checkpoint.locate(Path(source)))["config"]).model
-    if name == "reward" and saved.head != "scalar":
-        raise ConfigError(
-            f"ppo.reward_model ({source}) writes text and was never trained to score it: give a run of stage reward"
-        )
-    model: ModelConfig = dataclasses.replace(
-        saved, head="scalar", hidden_dropout=0.0, attention_dropout=0.0, vocab_size=config.model.vocab_size
-    )
+    reads = name == "reward"
+    scoring = scoring_config(config, source, "ppo.reward_model") if reads else with_scalar_head(config, source)
+    model = scoring.model
     if (planned := config.ppo.scoring_model) is not None:
         raise_all(
             [
@@ -166,8 +160,7 @@ def _scalar(config: Config, name: str, source: str | None) -> Config:
                 if getattr(planned, field) != getattr(model, field)
             ]
         )
-    load = dataclasses.replace(config.checkpoint, load=source)
-    return dataclasses.replace(config, model=model, checkpoint=load)
+    return scoring
 
 
 def _reward(layouts: Layouts, config: Config, tokenizer: Tokenizer) -> Reward:
@@ -178,8 +171,8 @@ def _reward(layouts: Layouts, config: Config, tokenizer: Tokenizer) -> Reward:
 
 
 def _pretraining(config: Config) -> TrainLoader | None:
-    """Text of data.corpora in rows as long as an episode's."""
-    if not config.ppo.ptx_coefficient:
+    """Text of data.corpora in rows as long as an episode's: to be measured, and with PPO-ptx to be learnt."""
+    if not config.data.corpora:
         return None
     model = dataclasses.replace(config.model, sequence_length=config.ppo.row_length)
     return TrainLoader(dataclasses.replace(config, model=model))

@@ -55,12 +55,12 @@ def restore_run(config: Config, engine: Engine, checkpointer: Checkpointer) -> T
     manifest = checkpoint.read_manifest(newest)
     # Through the schema, so that a key which is newer than the run has its default, as the run had without it.
     _compare(to_dict(from_dict(manifest["config"])), to_dict(config), newest)
-    state = _fill(engine, checkpointer, newest)
+    state = _fill(config, engine, checkpointer, newest)
     log.info("resumed at step %d (%d tokens) from %s", state.step, state.tokens, newest)
     return state
 
 
-def rewind_run(engine: Engine, checkpointer: Checkpointer, step: int) -> TrainState:
+def rewind_run(config: Config, engine: Engine, checkpointer: Checkpointer, step: int) -> TrainState:
     """Fill the engine from the newest valid checkpoint of at most `step`, and forget later ones. Collective.
 
     Raises TrainingDiverged when there is none.
@@ -71,14 +71,18 @@ def rewind_run(engine: Engine, checkpointer: Checkpointer, step: int) -> TrainSt
             f"the loss jumped, and there is no valid checkpoint of step {step} or before to go back to: lower "
             "reliability.spike_rewind or checkpoint.interval, or start the run anew with a lower optim.lr"
         )
-    return _fill(engine, checkpointer, path)
+    return _fill(config, engine, checkpointer, path)
 
 
-def _fill(engine: Engine, checkpointer: Checkpointer, path: Path) -> TrainState:
+def _fill(config: Config, engine: Engine, checkpointer: Checkpointer, path: Path) -> TrainState:
+    """Fill the engine from a checkpoint of the run, as of which there may be another best one, or none."""
     state = TrainState(**checkpointer.load(path, engine.pieces(for_saving=False)))
     engine.load_finished(state.optimizer_step)
     if checkpoint.read_manifest(path)["layout"] == layout(engine):
         engine.set_random_state(checkpointer.rank_tensors(path, engine.dims.rank))
+    best = state.best_step if state.best_metric == config.checkpoint.best_metric else None
+    if not checkpointer.name_best(best):
+        state.best_metric = state.best_value = state.best_step = None
     return state
 
 

@@ -2,9 +2,10 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 
 from megagpt.checkpoint import Checkpointer
 from megagpt.config.schema import Config
@@ -15,6 +16,7 @@ from megagpt.errors import STOPPED_BY_SIGNAL, DataError
 from megagpt.evaluate.scores import judge, score
 from megagpt.parallel.build import build_engine
 from megagpt.parallel.engine import Engine
+from megagpt.parallel.pieces import Piece
 from megagpt.stages.session import Session, open_session, start
 from megagpt.stages.supervised import with_epochs
 from megagpt.train.metrics import replace_file
@@ -22,6 +24,9 @@ from megagpt.train.ranking import RewardTask
 from megagpt.train.state import TrainState
 
 log = logging.getLogger(__name__)
+
+ASIDE = "unshifted."
+"""What names of biases begin with that a checkpoint keeps beside shifted ones."""
 
 BIAS = ("model/scalar_head.bias", "optimizer/master/scalar_head.bias")
 """What is added to every score: the parameter, and the optimizer's copy of it."""
@@ -40,18 +45,31 @@ def run(config: Config) -> int:
 
 
 def open_reward(config: Config, checkpointer: Checkpointer) -> Session:
-    """Put a run's loop together, whose last checkpoint is of the shifted model. Collective."""
+    """Put a run's loop together, whose last and whose best checkpoint are of the shifted model. Collective."""
     loader = RankedLoader(config)
     shown = demonstrations(config, loader)
     config = with_epochs(config, len(loader.examples["train"]), loader.sample_tokens)
     engine = build_engine(config, RewardTask())
+    aside = keep_aside(engine)
     session = open_session(config, engine, checkpointer, loader)
     save: Callable[[TrainState], None] = session.trainer.save
 
     def shift_and_save(state: TrainState) -> None:
-        if state.tokens >= config.optim.train_tokens:
-            shift(engine, float(score(engine, config, loader.tokenizer, shown).mean()), state.optimizer_step)
+        last = state.tokens >= config.optim.train_tokens
+        if not last and state.best_step != state.step:
+            save(state)
+            return
+        mean = float(score(engine, config, loader.tokenizer, shown).mean())
+        before = {piece.label: piece.data.clone() for piece in _biases(engine)}
+        shift(engine, mean, state.optimizer_step)
+        if last:
+            save(state)
+            return
+        aside.update(before)  # training goes on from what it was, to the last bit
         save(state)
+        _restore(engine, aside)
+        engine.load_finished(state.optimizer_step)
+        aside.clear()
 
     def validate(state: TrainState) -> dict[str, float]:
         values = judge(engine, config, loader.tokenizer, loader.held_out("validation", config.stage.eval_tokens))
@@ -82,11 +100,38 @@ def demonstrations(config: Config, loader: RankedLoader) -> list[np.ndarray]:
     )
 
 
+def keep_aside(engine: Engine) -> dict[str, torch.Tensor]:
+    """Have the engine save with its random state, and restore before it, the biases that are put into the dict that is
+    returned: those of training, where a checkpoint has shifted ones."""
+    aside: dict[str, torch.Tensor] = {}
+    state_of: Callable[[], dict[str, torch.Tensor]] = engine.random_state
+    restore: Callable[[dict[str, torch.Tensor]], None] = engine.set_random_state
+
+    def random_state() -> dict[str, torch.Tensor]:
+        return state_of() | {ASIDE + label: value for label, value in aside.items()}
+
+    def set_random_state(state: dict[str, torch.Tensor]) -> None:
+        _restore(engine, {name.removeprefix(ASIDE): value for name, value in state.items() if name.startswith(ASIDE)})
+        restore({name: value for name, value in state.items() if not name.startswith(ASIDE)})
+
+    engine.random_state, engine.set_random_state = random_state, set_random_state
+    return aside
+
+
+def _biases(engine: Engine) -> Iterator[Piece]:
+    return (piece for piece in engine.pieces(for_saving=False) if piece.name in BIAS)
+
+
+def _restore(engine: Engine, values: dict[str, torch.Tensor]) -> None:
+    for piece in _biases(engine):
+        if piece.label in values:
+            piece.data.copy_(values[piece.label])
+
+
 def shift(engine: Engine, mean: float, optimizer_step: int) -> None:
     """Subtract `mean` from all scores, after so many updates. Training does not notice, since it compares scores."""
-    for piece in engine.pieces(for_saving=False):
-        if piece.name in BIAS:
-            piece.data.sub_(mean)
+    for piece in _biases(engine):
+        piece.data.sub_(mean)
     engine.load_finished(optimizer_step)
     log.info("demonstrations scored %.4f on average, which is taken off all scores", mean)
 

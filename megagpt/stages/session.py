@@ -64,7 +64,8 @@ def open_session(config: Config, engine: Engine, checkpointer: Checkpointer, loa
 
     def save(state: TrainState) -> None:
         manifest = {"run": config.run_name, "config": to_dict(config), "layout": layout(engine)}
-        checkpointer.save(state.step, engine.pieces(for_saving=True), engine.random_state(), state.to_dict(), manifest)
+        tensors, best = engine.random_state(), state.best_step == state.step
+        checkpointer.save(state.step, engine.pieces(for_saving=True), tensors, state.to_dict(), manifest, best)
 
     def validate(state: TrainState) -> dict[str, float]:
         values = evaluate(engine, loader, "validation", config.stage.eval_tokens)
@@ -72,7 +73,7 @@ def open_session(config: Config, engine: Engine, checkpointer: Checkpointer, loa
         return {f"validation_{name}": values[name] for name in names if name in values}
 
     def rewind(step: int) -> TrainState:
-        return rewind_run(engine, checkpointer, step)
+        return rewind_run(config, engine, checkpointer, step)
 
     watchdog = Watchdog(config.reliability, run_dir)
     watchdog.observe(engine.modules)

@@ -3,18 +3,25 @@
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from megagpt.config.schema import Config
 from megagpt.data.chat import Message, chat_prompt
 from megagpt.data.supervised import ConversationLoader
-from megagpt.errors import STOPPED_BY_SIGNAL
+from megagpt.errors import STOPPED_BY_SIGNAL, DataError
 from megagpt.evaluate.edits import answer_edits, read_edits, similarity
 from megagpt.evaluate.held_out import evaluate
+from megagpt.evaluate.scores import score
 from megagpt.model.generation import GenerationConfig, Generator
 from megagpt.parallel.build import build_engine
+from megagpt.stages.scoring import frozen_engine, scoring_config
 from megagpt.stages.session import Session, open_session, start
 from megagpt.train.metrics import replace_file
+from megagpt.train.ranking import RewardTask
+from megagpt.train.state import TrainState
 from megagpt.train.task import LanguageModelTask
 
 log = logging.getLogger(__name__)
@@ -26,6 +33,8 @@ def run(config: Config) -> int:
         loader = ConversationLoader(config)
         config = with_epochs(config, len(loader.rows["train"]), loader.sample_tokens)
         session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, loader)
+        if config.stage.reward_model is not None:
+            score_answers(session)
         if not session.trainer.state.step:
             evaluate_run(session, "evaluation_before.json")
         if not session.trainer.fit():
@@ -61,6 +70,36 @@ def evaluate_run(session: Session, name: str) -> None:
     values = {"step": session.trainer.state.step, "part": "validation"} | values
     replace_file(session.run_dir / name, json.dumps(values, indent=2) + "\n")
     log.info("held out: %s", ", ".join(f"{key} {value:.4g}" for key, value in values.items() if key != "part"))
+
+
+def score_answers(session: Session) -> None:
+    """Have every evaluation answer held-out prompts, and a reward model score them: `validation_reward`, the mean.
+
+    Every replica answers all of them, the likeliest token at a time, with prompt and answer within both contexts.
+    Raises ConfigError when `stage.reward_model` cannot score or has another vocabulary.
+    """
+    config, tokenizer = session.config, session.loader.tokenizer
+    scored = scoring_config(config, config.stage.reward_model, "stage.reward_model")
+    scorer = frozen_engine(scored, RewardTask())
+    room = min(config.model.sequence_length, scored.model.sequence_length) - config.stage.sample_tokens
+    prompts = [one.messages[:-1] for one in session.loader.conversations["validation"]]
+    encoded = [chat_prompt(tokenizer, messages) for messages in prompts if messages and messages[-1].role == "user"]
+    chosen = [prompt for prompt in encoded if len(prompt) <= room][: config.stage.reward_prompts]
+    if not chosen:
+        raise DataError(
+            f"no held-out prompt leaves room for stage.sample_tokens ({config.stage.sample_tokens}), so that"
+            " stage.reward_model has nothing to score: lower it, or give data.split a validation part"
+        )
+    settings = GenerationConfig(max_new_tokens=config.stage.sample_tokens, temperature=0)
+    measure: Callable[[TrainState], dict[str, float]] = session.trainer.evaluate
+
+    def evaluate_with_rewards(state: TrainState) -> dict[str, float]:
+        values = measure(state)
+        answers = Generator(session.engine.modules, config, tokenizer).generate(chosen, settings)
+        rows = [np.array([*prompt, *answer.tokens]) for prompt, answer in zip(chosen, answers, strict=True)]
+        return values | {"validation_reward": float(score(scorer, scored, tokenizer, rows).mean())}
+
+    session.trainer.evaluate = evaluate_with_rewards
 
 
 def measure_edits(session: Session) -> dict[str, float]:

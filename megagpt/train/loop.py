@@ -11,7 +11,7 @@ import torch
 
 from megagpt.config.schema import Config
 from megagpt.data.batch import Loader
-from megagpt.errors import TrainingDiverged
+from megagpt.errors import ConfigError, TrainingDiverged
 from megagpt.log import STARTED, progress
 from megagpt.parallel.engine import Engine, StepResult
 from megagpt.parallel.replicas import Replicas
@@ -26,6 +26,9 @@ from megagpt.train.stragglers import Stragglers
 from megagpt.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "kl")
+"""What names of figures end with of which the lowest is best."""
 
 
 class Saver(Protocol):
@@ -76,12 +79,12 @@ class Trainer:
                 self._compare_ranks()
                 self.saver.poll()
                 stopping = stop.agreed()
-                if stopping or _due(self.state.step, interval):
+                if self._evaluates(stopping):
+                    self._evaluate()
+                if stopping or _due(self.state.step, interval) or self.state.best_step == self.state.step:
                     self._save()
                 if stopping:
                     break
-                if _due(self.state.step, self.config.stage.eval_interval) and self.state.tokens < train_tokens:
-                    self._evaluate()
             self._save()
             with self.watchdog.within("save"):
                 self.saver.poll(wait=True)
@@ -196,13 +199,36 @@ class Trainer:
             )
         return {} if utilisation is None else {"mfu": f"{utilisation:.1%}"}
 
+    def _evaluates(self, stopping: bool) -> bool:
+        """Whether the step is one to be evaluated. One that ends the run, or this part of it, has no need to, unless a
+        best checkpoint is chosen, which may be the last and must not depend on where a run was interrupted."""
+        last = self.state.tokens >= self.config.optim.train_tokens
+        due = _due(self.state.step, self.config.stage.eval_interval)
+        if self.config.checkpoint.best_metric is not None:
+            return due or last
+        return due and not stopping and not last
+
     def _evaluate(self) -> None:
         with self.watchdog.within("evaluation"):
             values = self.evaluate(self.state)
         self.stragglers.forget()
         self.metrics.log(step=self.state.step, tokens=self.state.tokens, **values)
+        self._consider(values)
         described = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         log.info("step %d: %s", self.state.step, described)
+
+    def _consider(self, values: dict[str, float]) -> None:
+        """Say whether this step is the best so far. Every rank has the same values, and so comes to the same."""
+        metric, mode = self.config.checkpoint.best_metric, self.config.checkpoint.best_mode
+        if metric is None:
+            return
+        if metric not in values:
+            raise ConfigError(
+                f"checkpoint.best_metric ({metric}) is not among what this run's evaluations give: {', '.join(values)}"
+            )
+        self.state.consider(
+            metric, values[metric], mode == "min" or (mode is None and metric.endswith(LOWER_IS_BETTER))
+        )
 
     def _progress(self) -> Any:
         total = self.config.optim.train_tokens

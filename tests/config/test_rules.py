@@ -144,6 +144,18 @@ BROKEN = [
         ["checkpoint.keep_every (150)", "checkpoint.interval (100)", "100 or 200"],
     ),
     (
+        *("best_is_measured", 1, ["checkpoint.best_metric=validation_loss", "stage.eval_interval=0"]),
+        ["checkpoint.best_metric (validation_loss)", "stage.eval_interval is 0", "best_metric=null"],
+    ),
+    (
+        *("rewards_are_of_answers", 1, ["stage.reward_model=runs/reward"]),
+        ["stage.reward_model (runs/reward)", "stage.name is pretrain", "ppo.reward_model"],
+    ),
+    (
+        *("rewards_are_of_answers", 1, ["stage=sft", "stage.reward_model=runs/reward", "parallel=zero3"]),
+        ["stage.reward_model (runs/reward)", "parallel.zero_stage (3)", "1 or 2"],
+    ),
+    (
         *("spikes_have_checkpoints", 1, ["reliability.spike_threshold=2", "checkpoint.interval=50"]),
         ["reliability.spike_rewind (100)", "50 steps", "checkpoint.keep_last (2)", "checkpoint.interval (50)"],
     ),

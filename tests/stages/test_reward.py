@@ -12,6 +12,7 @@ import pytest
 import torch
 from dist import run_distributed
 
+from megagpt.checkpoint import locate
 from megagpt.config.load import load
 from megagpt.data.chat import grow_for_chat
 from megagpt.data.ranked_loader import RankedLoader, encode_ranking
@@ -90,7 +91,47 @@ def _one_rank(settings: list[str]) -> dict[str, dict]:
     shutil.copytree(runs / "whole" / middle, runs / "resumed" / middle)
     again = [*settings, f"checkpoint.load={runs}/whole"]
     refused = {"refused": _refusals(settings, runs / "whole")}
-    return first | _run_in_turn({"resumed": settings, "again": again}) | refused
+    chosen = [*settings, "checkpoint.best_metric=validation_loss", "stage.eval_interval=1", "checkpoint.interval=0"]
+    chosen_run = _run_in_turn({"chosen": chosen})
+    begin = Path("checkpoints", "step_00000001")  # the best so far, as the first always is
+    shifted = {"shifted": _shown_at(chosen, runs / "chosen" / begin)}
+    shutil.copytree(runs / "chosen" / begin, runs / "chosen_resumed" / begin)
+    runs = {"resumed": settings, "again": again, "chosen_resumed": chosen}
+    return first | chosen_run | shifted | _run_in_turn(runs) | refused
+
+
+def _shown_at(overrides: list[str], folder: Path) -> np.ndarray:
+    """Scores of the demonstrations by the model of one checkpoint."""
+    from megatron.core import parallel_state
+
+    from megagpt.evaluate.scores import score
+    from megagpt.parallel import launch
+    from megagpt.stages.scoring import frozen_engine, scoring_config
+    from megagpt.train.ranking import RewardTask
+
+    config = load(overrides)
+    launch.initialize(config.parallel, config.seed)
+    scored = scoring_config(config, str(folder), "the checkpoint")
+    loader = RankedLoader(config)
+    shown = score(frozen_engine(scored, RewardTask()), scored, loader.tokenizer, demonstrations(config, loader))
+    parallel_state.destroy_model_parallel()
+    return shown
+
+
+def _fine_tune(runs: dict[str, list[str]]) -> dict[str, str]:
+    """What each run says that cannot go on; nothing for those that can."""
+    from megatron.core import parallel_state
+
+    from megagpt.stages import supervised
+
+    said = {}
+    for name, overrides in runs.items():
+        try:
+            supervised.run(load([*overrides, f"run_name={name}"]))
+        except MegaGPTError as error:
+            said[name] = str(error)
+        parallel_state.destroy_model_parallel()
+    return said
 
 
 def _refusals(settings: list[str], run: Path) -> dict[str, str]:
@@ -209,6 +250,58 @@ def test_a_reward_model_is_not_taken_for_a_language_model(one):
     assert "which scores text and writes none" in said["generate"]
     assert "start from a language model" in said["start"]
     assert "which no format of language models holds" in said["convert"]
+
+
+def test_the_best_checkpoint_is_shifted_and_training_does_not_notice(one, settings):
+    whole, chosen, resumed = one["whole"], one["chosen"], one["chosen_resumed"]
+    assert abs(one["shifted"].mean()) < 1e-5
+    assert one["shifted"].std() > 0.01
+    assert (chosen["begun"], resumed["begun"]) == (0, 1)
+    assert (chosen["curve"], resumed["curve"]) == (whole["curve"], whole["curve"][1:])
+    runs = Path(load(settings).runs_dir)
+    assert locate(runs / "chosen_resumed").name == locate(runs / "chosen").name
+    for run in (chosen, resumed):
+        for a, b in zip(whole["pieces"], run["pieces"], strict=True):
+            assert np.array_equal(a.data, b.data), a.name
+
+
+def test_fine_tuning_is_chosen_by_a_reward_model(one, settings):
+    runs = Path(load(settings).runs_dir)
+    talks = [
+        {"messages": [*record["messages"], {"role": "assistant", "content": answer["content"]}]}
+        for record in rankings(90)
+        for answer in record["answers"][:1]
+    ]
+    (runs / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    sft = [
+        *(*settings, "stage=sft", "model.head=tokens", f"data.conversations=[{runs}/talks.jsonl]", "data.rankings=[]"),
+        *(f"stage.reward_model={runs}/whole", "stage.reward_prompts=4", "stage.sample_tokens=6"),
+        *("stage.eval_interval=2", "checkpoint.best_metric=validation_reward", "checkpoint.interval=0"),
+        *("optim.train_tokens=3584", "optim.lr=1e-2", "data.split=[0.8,0.2,0]"),
+    ]
+    said = run_distributed(
+        _fine_tune,
+        1,
+        {
+            "alone": sft,
+            "unknown": [*sft, "checkpoint.best_metric=validation_rewards"],
+            "unable": [*sft, f"stage.reward_model={runs}/base"],
+        },
+    )[0]
+    assert set(said) == {"unknown", "unable"}
+    assert "checkpoint.best_metric (validation_rewards)" in said["unknown"] and "validation_reward" in said["unknown"]
+    assert "never trained to score" in said["unable"]
+    layout = ["parallel.tensor_parallel_size=2", "parallel.micro_batch_size=1"]
+    assert run_distributed(_fine_tune, 2, {"shared": [*sft, *layout]}) == [{}, {}]
+    found = {}
+    for name in ("alone", "shared"):
+        lines = map(json.loads, (runs / name / "metrics.jsonl").read_text().splitlines())
+        found[name] = {line["step"]: line["validation_reward"] for line in lines if "validation_reward" in line}
+        assert list(found[name]) == [2, 4, 6, 7]
+        best = max(found[name], key=found[name].get)
+        assert locate(runs / name).name == f"step_{best:08}"
+    assert len(set(found["alone"].values())) > 1
+    assert found["shared"] == pytest.approx(found["alone"], rel=1e-3, abs=1e-4)
 
 
 def test_a_reward_run_is_what_others_start_from(one):

@@ -1,0 +1,50 @@
+"""Models of other runs that score what a run writes."""
+
+import dataclasses
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megagpt import checkpoint
+from megagpt.config.layout_rules import LAYOUT_RULES
+from megagpt.config.load import from_dict, raise_all
+from megagpt.config.schema import Config
+from megagpt.errors import ConfigError
+from megagpt.parallel.engine import Task
+from megagpt.parallel.megatron import MegatronEngine
+from megagpt.stages.weights import load_weights
+
+
+def scoring_config(config: Config, source: str, field: str) -> Config:
+    """`config` for the model of `source`, a run of stage reward, which `field` of the configuration names.
+
+    Raises ConfigError when it was never trained to score.
+    """
+    saved = from_dict(checkpoint.read_manifest(checkpoint.locate(Path(source)))["config"]).model
+    if saved.head != "scalar":
+        raise ConfigError(
+            f"{field} ({source}) writes text and was never trained to score it: give a run of stage reward"
+        )
+    return with_scalar_head(config, source)
+
+
+def with_scalar_head(config: Config, source: str) -> Config:
+    """`config` for a model with a scalar head that starts from the weights of another run, whatever head that has."""
+    saved = from_dict(checkpoint.read_manifest(checkpoint.locate(Path(source)))["config"]).model
+    model = dataclasses.replace(
+        saved, head="scalar", hidden_dropout=0.0, attention_dropout=0.0, vocab_size=config.model.vocab_size
+    )
+    load = dataclasses.replace(config.checkpoint, load=source)
+    return dataclasses.replace(config, model=model, checkpoint=load)
+
+
+def frozen_engine(config: Config, task: Task) -> MegatronEngine:
+    """The model of `checkpoint.load` in the run's layout, without gradients and optimizer.
+
+    Raises ConfigError when the model does not fit the layout.
+    """
+    raise_all([problem for rule in LAYOUT_RULES for problem in rule(config, dist.get_world_size())])
+    parallel = dataclasses.replace(config.parallel, engine="megatron", zero_stage=1)
+    engine = MegatronEngine(dataclasses.replace(config, parallel=parallel), task, training=False)
+    load_weights(config, engine)
+    return engine
