@@ -75,8 +75,21 @@ def judge(
         "chance_accuracy": 0.5,
         "longer_accuracy": in_order(differences),
         "shorter_accuracy": in_order(-differences),
+        **length_balanced(pairs, differences),
         **calibration(pairs),
     }
+
+
+def length_balanced(margins: np.ndarray, longer: np.ndarray) -> dict[str, float]:
+    """Accuracy of margins r_w - r_l [n] where pairs whose better answer is the longer one weigh as much in all as those
+    whose better one is the shorter: length alone then reaches 0.5, whatever people prefer. Nothing without both kinds.
+
+    longer: tokens of the better answer less those of the worse [n].
+    """
+    parts = [margins[longer > 0], margins[longer < 0]]
+    if not all(len(part) for part in parts):
+        return {}
+    return {"length_balanced_accuracy": float(np.mean([in_order(part) for part in parts]))}
 
 
 def in_order(differences: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megagpt.evaluate.scores import calibration, in_order
+from megagpt.evaluate.scores import calibration, in_order, length_balanced
 
 
 def test_a_tie_is_half_a_success():
@@ -28,3 +28,11 @@ def test_the_error_is_the_distance_of_confidence_and_accuracy():
     margins = np.log(0.72 / 0.28) * np.array([1, 1, 1, -1])
     assert calibration(margins)["calibration_error"] == pytest.approx(abs(0.72 - 0.75))
     assert calibration(margins)["reliability"] == [{"confidence": pytest.approx(0.72), "accuracy": 0.75, "pairs": 4}]
+
+
+def test_length_alone_is_chance_where_lengths_are_balanced():
+    longer = np.array([5, 3, 8, 1, -2, 0])
+    assert length_balanced(longer.astype(float), longer) == {"length_balanced_accuracy": 0.5}
+    right_but_once = np.array([1.0, 1, -1, 1, 1, 1])
+    assert length_balanced(right_but_once, longer)["length_balanced_accuracy"] == pytest.approx((3 / 4 + 1) / 2)
+    assert length_balanced(right_but_once, np.abs(longer)) == {}

@@ -24,9 +24,11 @@ from megagpt.stages.reward import demonstrations
 BATCH, STOP, LEARNING = 16, 2, 8
 LAYOUTS = {
     "data": [],
+    "tensor": ["parallel.tensor_parallel_size=2"],
     "sequence": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
     "pipeline": ["parallel.pipeline_parallel_size=2"],
     "interleaved": ["parallel.pipeline_parallel_size=2", "parallel.virtual_pipeline_size=2"],
+    "deepspeed_1": ["parallel.engine=deepspeed", "parallel.zero_stage=1"],
     "deepspeed_2": ["parallel.engine=deepspeed", "parallel.zero_stage=2"],
     "deepspeed_3": ["parallel.engine=deepspeed", "parallel.zero_stage=3"],
 }
@@ -217,6 +219,7 @@ def test_resume_is_bit_exact(one):
 def test_held_out_rankings_are_learnt_better_than_from_lengths(one):
     judged = one["learnt"]["judged"]
     assert judged["accuracy"] > 0.15 + max(judged[f"{by}_accuracy"] for by in ("chance", "longer", "shorter"))
+    assert judged["length_balanced_accuracy"] > 0.65
     assert judged["loss"] < 0.75 * one["whole"]["curve"][0][0]
     assert sum(part["pairs"] for part in judged["reliability"]) == judged["pairs"]
 
