@@ -89,7 +89,8 @@ def save_ranks(folder: str, layouts: list[tuple[str, int, int, int]]) -> None:
         parallel = ParallelConfig(
             tensor_parallel_size=tensor, pipeline_parallel_size=pipeline, virtual_pipeline_size=virtual
         )
-        launch.form_groups(parallel, seed=1)
+        launch.form_groups(parallel)
+        launch.seed_streams(1)
         model, stage = MODELS[name], parallel_state.get_pipeline_model_parallel_rank()
         config, full, state = (
             Config(model=model, parallel=parallel, optim=OptimConfig(precision="fp32")),

@@ -63,7 +63,8 @@ def save_and_load(folder: str, written: dict[str, str]) -> list[str]:
     wrong = []
     for name, tensor, pipeline in LAYOUTS:
         parallel = ParallelConfig(tensor_parallel_size=tensor, pipeline_parallel_size=pipeline)
-        launch.form_groups(parallel, seed=1)
+        launch.form_groups(parallel)
+        launch.seed_streams(1)
         module, model = build(MODELS[name], parallel, weights(MODELS[name])), MODELS[name]
         path = Path(folder) / f"{name}-{tensor}-{pipeline}"
         if torch.distributed.get_rank() == 0:
