@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from megagpt.checkpoint import World, read_manifest
+from megagpt.checkpoint.best import find_best
 from megagpt.checkpoint.convert import convert, native
 from megagpt.checkpoint.convert.base import TensorInfo
 from megagpt.checkpoint.format import STEP, Checkpoint
@@ -51,7 +52,7 @@ def parse() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a checkpoint, or a run folder (the newest checkpoint in it)")
+    add("checkpoint", type=Path, help="a checkpoint, or a run folder (the best checkpoint in it, or else the newest)")
     add("--no-norms", action="store_true", help="read headers only")
     add("--verify", action="store_true", help="check the SHA-256 of every file (megagpt's checkpoints have them)")
     add(
@@ -65,7 +66,7 @@ def inspect(path: Path, verified: bool, norms: bool, like: Path | None = None) -
     """What there is to say about a checkpoint, as plain data. Raises CheckpointError."""
     form = next((form for form in FORMATS if form.detect(path)), None)
     if form is None:
-        facts, infos, read = open_own(newest(path), verified)
+        facts, infos, read = open_own(chosen(path), verified)
     elif verified:
         raise CheckpointError(f"{path} is a {form.name} checkpoint, which has no hashes to verify")
     else:
@@ -113,14 +114,16 @@ def model_of(path: Path) -> ModelConfig:
     """The model of a config file or of one of megagpt's checkpoints. Raises ConfigError or CheckpointError."""
     if path.is_file():
         return read_config(path).model
-    return from_dict(read_manifest(newest(path))["config"]).model
+    return from_dict(read_manifest(chosen(path))["config"]).model
 
 
-def newest(path: Path) -> Path:
-    """The checkpoint itself, or the one that a run folder would go on from. Raises CheckpointError."""
+def chosen(path: Path) -> Path:
+    """The checkpoint itself, or the one that other tools take from a run folder. Raises CheckpointError."""
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if STEP.fullmatch(path.name):
         return path
+    if best := find_best(directory):
+        return best
     names = list_candidates(directory)[0] if directory.is_dir() else []
     if not names:
         known = ", ".join(["megagpt", *(form.name for form in FORMATS)])

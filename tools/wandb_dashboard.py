@@ -31,6 +31,7 @@ SECTIONS = {
         ("Held-out loss", "nats per token", ["validation_loss"], {}),
         ("Held-out bits per byte", "bits", ["validation_bits_per_byte"], {}),
         ("Held-out perplexity", "perplexity", ["validation_perplexity"], {"log_y": True}),
+        ("Held-out answers, scored by a reward model", "score", ["validation_reward"], {}),
     ],
     "Reward model": [
         ("Accuracy on ranked pairs", "of pairs", ["accuracy"], {"smoothing": True}),

@@ -160,12 +160,15 @@ def best_is_measured(config: Config, world_size: int) -> Iterator[str]:
 def spikes_have_checkpoints(config: Config, world_size: int) -> Iterator[str]:
     """A run that is to go back to a checkpoint before a spike still has one."""
     reliability, saving = config.reliability, config.checkpoint
-    reach = (saving.keep_last - 1) * saving.interval
+    field, interval = "checkpoint.interval", saving.interval
+    if saving.best_metric is not None and config.stage.eval_interval < interval:  # every evaluation may be the best
+        field, interval = "stage.eval_interval", config.stage.eval_interval
+    reach = (saving.keep_last - 1) * interval
     if reliability.spike_threshold and reach < reliability.spike_rewind:
         yield (
             f"reliability.spike_rewind ({reliability.spike_rewind}) reaches behind the {reach} steps for which there is"
-            f" always a checkpoint, (checkpoint.keep_last ({saving.keep_last}) - 1) x checkpoint.interval"
-            f" ({saving.interval}): lower the first, keep more, or set reliability.spike_threshold=0"
+            f" always a checkpoint, (checkpoint.keep_last ({saving.keep_last}) - 1) x {field} ({interval}): lower the"
+            " first, keep more, or set reliability.spike_threshold=0"
         )
 
 
@@ -215,6 +218,11 @@ def rewards_are_of_answers(config: Config, world_size: int) -> Iterator[str]:
         yield (
             f"stage.reward_model ({config.stage.reward_model}) looks on in stage sft, but stage.name is"
             f" {config.stage.name}: set stage.reward_model=null; stage ppo has ppo.reward_model"
+        )
+    if not config.stage.eval_interval:
+        yield (
+            f"stage.reward_model ({config.stage.reward_model}) scores answers at evaluations, but"
+            " stage.eval_interval is 0: set it to a number of steps, or stage.reward_model=null"
         )
     if config.parallel.zero_stage == 3:
         yield (

@@ -38,6 +38,7 @@ PANELS = (
     Panel("Loss", "nats per token", train="loss", validation="validation_loss", noisy=True, logarithmic=True),
     Panel("Held-out loss", "nats per token", validation="validation_loss", evaluation="loss"),
     Panel("Held-out bits per byte", "bits", validation="validation_bits_per_byte", evaluation="bits_per_byte"),
+    Panel("Held-out answers, scored by a reward model", "", validation="validation_reward"),
     Panel("Accuracy on ranked pairs", "of pairs", train="accuracy", validation="validation_accuracy", noisy=True),
     Panel("Score of answers", "", train="score", validation="validation_score", noisy=True),
     Panel("Divergence from the reference", "nats per answer", train="kl", validation="validation_kl", noisy=True),

@@ -63,7 +63,7 @@ def _read_run(folder: Path, name: str) -> Run:
         raise DataError(f"{folder} is not a run folder: it has no metrics.jsonl. Give the folder that training wrote.")
     lines = [line for line in read_jsonl(metrics) if number(line.get("step")) is not None]
     train = _by_step(line for line in lines if "loss" in line)
-    validation = _by_step(line for line in lines if "validation_loss" in line)
+    validation = _by_step(line for line in lines if any(key.startswith("validation_") for key in line))
     if not train and not validation:
         raise DataError(f"{metrics} holds no metrics yet: make the report when the run has logged its first step.")
     samples = _lines(folder / "samples.jsonl")

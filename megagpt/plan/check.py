@@ -157,17 +157,17 @@ def _checkpoint(config: Config) -> Findings:
 
 
 def _scoring_models(config: Config) -> Findings:
-    """What PPO's reward model and critic start from: valid, and able to score."""
+    """What reward models and PPO's critic start from: valid, and able to score."""
     ppo = config.ppo
-    if config.stage.name != "ppo":
-        return
-    wanted = {"ppo.reward_model": ppo.reward_model if ppo.reward == "model" else None, "ppo.critic": ppo.critic}
+    wanted = {"stage.reward_model": config.stage.reward_model}
+    if config.stage.name == "ppo":
+        wanted |= {"ppo.reward_model": ppo.reward_model if ppo.reward == "model" else None, "ppo.critic": ppo.critic}
     for field, source in wanted.items():
         if source is None:
             continue
         folder = checkpoint.locate(Path(source), World())
         saved = from_dict(checkpoint.read_manifest(folder)["config"]).model
-        if field == "ppo.reward_model" and saved.head != "scalar":
+        if field != "ppo.critic" and saved.head != "scalar":
             yield True, f"{field} ({source}) was never trained to score text: give a run of stage reward"
             continue
         yield False, f"{field}: {folder}, {saved.name} with a {saved.head} head, is valid"

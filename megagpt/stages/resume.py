@@ -77,11 +77,13 @@ def rewind_run(config: Config, engine: Engine, checkpointer: Checkpointer, step:
 def _fill(config: Config, engine: Engine, checkpointer: Checkpointer, path: Path) -> TrainState:
     """Fill the engine from a checkpoint of the run, as of which there may be another best one, or none."""
     state = TrainState(**checkpointer.load(path, engine.pieces(for_saving=False)))
-    engine.load_finished(state.optimizer_step)
-    if checkpoint.read_manifest(path)["layout"] == layout(engine):
+    manifest, wanted = checkpoint.read_manifest(path), config.checkpoint
+    if manifest["layout"] == layout(engine):  # before the optimizer takes parameters over
         engine.set_random_state(checkpointer.rank_tensors(path, engine.dims.rank))
-    best = state.best_step if state.best_metric == config.checkpoint.best_metric else None
-    if not checkpointer.name_best(best):
+    engine.load_finished(state.optimizer_step)
+    same_mode = manifest["config"].get("checkpoint", {}).get("best_mode") == wanted.best_mode
+    comparable = state.best_metric == wanted.best_metric and same_mode
+    if not checkpointer.name_best(state.best_step if comparable else None):
         state.best_metric = state.best_value = state.best_step = None
     return state
 

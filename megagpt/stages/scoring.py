@@ -10,6 +10,8 @@ from megagpt.config.layout_rules import LAYOUT_RULES
 from megagpt.config.load import from_dict, raise_all
 from megagpt.config.schema import Config
 from megagpt.errors import ConfigError
+from megagpt.parallel import cpu
+from megagpt.parallel.common import random_state, set_random_state
 from megagpt.parallel.engine import Task
 from megagpt.parallel.megatron import MegatronEngine
 from megagpt.stages.weights import load_weights
@@ -45,6 +47,8 @@ def frozen_engine(config: Config, task: Task) -> MegatronEngine:
     """
     raise_all([problem for rule in LAYOUT_RULES for problem in rule(config, dist.get_world_size())])
     parallel = dataclasses.replace(config.parallel, engine="megatron", zero_stage=1)
+    before = random_state(cpu.device())
     engine = MegatronEngine(dataclasses.replace(config, parallel=parallel), task, training=False)
     load_weights(config, engine)
+    set_random_state(cpu.device(), before)  # training draws the same numbers whether a model looks on or not
     return engine

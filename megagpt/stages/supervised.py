@@ -90,6 +90,7 @@ def score_answers(session: Session) -> None:
             f"no held-out prompt leaves room for stage.sample_tokens ({config.stage.sample_tokens}), so that"
             " stage.reward_model has nothing to score: lower it, or give data.split a validation part"
         )
+    log.info("%d of %d held-out prompts are answered for stage.reward_model to score", len(chosen), len(encoded))
     settings = GenerationConfig(max_new_tokens=config.stage.sample_tokens, temperature=0)
     measure: Callable[[TrainState], dict[str, float]] = session.trainer.evaluate
 

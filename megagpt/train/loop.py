@@ -70,12 +70,14 @@ class Trainer:
         first = True
         with StopSignal() as stop, self.watchdog, self._progress() as bar:
             while self.state.tokens < train_tokens:
-                if spike := self._step(bar):
-                    self._roll_back(spike, bar)
+                spike = self._step(bar)
                 if first:
                     first = False
                     self.watchdog.first_step_done()
                     log.info("first step after %.1f s", time.perf_counter() - STARTED)
+                if spike:
+                    self._roll_back(spike, bar)
+                    continue  # the step that the run is back at was evaluated and saved when it was taken
                 self._compare_ranks()
                 self.saver.poll()
                 stopping = stop.agreed()

@@ -40,10 +40,9 @@ WANDB_NAMES = {
     **{name: f"ppo/{name}" for name in ("value_loss", "value_grad_norm", "value_clip_fraction", "pretraining_loss")},
     "rollout_seconds": "speed/rollout_seconds",
     "scoring_seconds": "speed/scoring_seconds",
-    **{f"validation_{name}": f"validation/{name}" for name in ("score", "kl", "answer_tokens", "end_rate", "accuracy")},
-    "validation_loss": "validation/loss",
-    "validation_perplexity": "validation/perplexity",
-    "validation_bits_per_byte": "validation/bits_per_byte",
+    **{f"validation_{name}": f"validation/{name}" for name in ("score", "kl", "answer_tokens", "end_rate")},
+    **{f"validation_{name}": f"validation/{name}" for name in ("loss", "perplexity", "bits_per_byte")},
+    **{f"validation_{name}": f"validation/{name}" for name in ("accuracy", "reward")},
 }
 """Names on Weights & Biases, whose panels are grouped by what stands before the slash; others go under `train/`."""
 

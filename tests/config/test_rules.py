@@ -156,8 +156,17 @@ BROKEN = [
         ["stage.reward_model (runs/reward)", "parallel.zero_stage (3)", "1 or 2"],
     ),
     (
+        *("rewards_are_of_answers", 1, ["stage=sft", "stage.reward_model=runs/reward", "stage.eval_interval=0"]),
+        ["stage.reward_model (runs/reward)", "stage.eval_interval is 0"],
+    ),
+    (
         *("spikes_have_checkpoints", 1, ["reliability.spike_threshold=2", "checkpoint.interval=50"]),
         ["reliability.spike_rewind (100)", "50 steps", "checkpoint.keep_last (2)", "checkpoint.interval (50)"],
+    ),
+    (
+        *("spikes_have_checkpoints", 1),
+        ["reliability.spike_threshold=2", "checkpoint.best_metric=validation_loss", "stage.eval_interval=20"],
+        ["reliability.spike_rewind (100)", "20 steps", "stage.eval_interval (20)"],
     ),
     (
         *("spike_is_left_out", 1, ["reliability.spike_skip=100"]),

@@ -190,6 +190,10 @@ def test_what_ppo_starts_from_can_score(prepared, tmp_path):
     problems, _ = check_run(replaced(ppo, "ppo", reward_model=str(tmp_path / "nowhere")))
     assert len(problems) == 1
     assert "nowhere" in problems[0]
+    for name, number in (("scores", 0), ("writes", 1)):
+        problems, _ = check_run(replaced(prepared, "stage", reward_model=str(tmp_path / name)))
+        assert len(problems) == number
+        assert all("stage.reward_model" in problem and "never trained to score" in problem for problem in problems)
 
 
 def test_slow_ranks_are_named():

@@ -39,7 +39,7 @@ def _run(overrides: list[str]) -> dict:
     state = session.trainer.state
     parallel_state.destroy_model_parallel()
     return {
-        "losses": {line["step"]: (line["loss"], line["grad_norm"], line["lr"]) for line in lines},
+        "losses": {line["step"]: (line["loss"], line["grad_norm"], line["lr"]) for line in lines if "loss" in line},
         "digest": digest.hexdigest(),
         "state": state.to_dict(),
     }
@@ -102,6 +102,15 @@ def test_same_layout_is_bit_exact(world_size, layout, overrides, tmp_path):
         assert last["losses"] == whole["losses"]
         assert last["digest"] == whole["digest"]
         assert last["state"] == whole["state"]
+
+
+def test_another_way_to_choose_the_best_begins_anew(overrides, tmp_path):
+    chosen = [*overrides, "checkpoint.best_metric=validation_loss", "stage.eval_interval=5"]
+    turns = ((10, "null"), (15, "null"), (20, "max"))
+    runs = [_named("run", chosen, tmp_path, steps, f"checkpoint.best_mode={mode}") for steps, mode in turns]
+    states = [result["state"] for result in run_distributed(_run_in_turn, 1, runs)[0]]
+    assert [state["best_step"] for state in states] == [10, 15, 20]  # losses fall: 20 is the highest of itself alone
+    assert states[2]["best_value"] < states[1]["best_value"] < states[0]["best_value"]
 
 
 def test_other_layouts_go_on(overrides, tmp_path):

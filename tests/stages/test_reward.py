@@ -91,15 +91,20 @@ def _one_rank(settings: list[str]) -> dict[str, dict]:
     runs = Path(load(settings).runs_dir)
     middle = Path("checkpoints", f"step_{STOP:08}")
     shutil.copytree(runs / "whole" / middle, runs / "resumed" / middle)
-    again = [*settings, f"checkpoint.load={runs}/whole"]
     refused = {"refused": _refusals(settings, runs / "whole")}
-    chosen = [*settings, "checkpoint.best_metric=validation_loss", "stage.eval_interval=1", "checkpoint.interval=0"]
-    chosen_run = _run_in_turn({"chosen": chosen})
+    again = [*settings, f"checkpoint.load={runs}/whole"]
+    return first | _run_in_turn({"resumed": settings, "again": again}) | refused
+
+
+def _choose(engine: str, settings: list[str]) -> dict[str, dict]:
+    """A run that chooses its best checkpoint, the same from its first one on, and that one's scores."""
+    overrides = [*settings, "checkpoint.best_metric=validation_loss", "stage.eval_interval=1", "checkpoint.interval=0"]
+    overrides += LAYOUTS.get(engine, [])
+    result, runs = _run_in_turn({f"chosen_{engine}": overrides}), Path(load(settings).runs_dir)
     begin = Path("checkpoints", "step_00000001")  # the best so far, as the first always is
-    shifted = {"shifted": _shown_at(chosen, runs / "chosen" / begin)}
-    shutil.copytree(runs / "chosen" / begin, runs / "chosen_resumed" / begin)
-    runs = {"resumed": settings, "again": again, "chosen_resumed": chosen}
-    return first | chosen_run | shifted | _run_in_turn(runs) | refused
+    shown = {"shown": _shown_at(settings, runs / f"chosen_{engine}" / begin)}
+    shutil.copytree(runs / f"chosen_{engine}" / begin, runs / f"resumed_{engine}" / begin)
+    return result | shown | _run_in_turn({f"resumed_{engine}": overrides})
 
 
 def _shown_at(overrides: list[str], folder: Path) -> np.ndarray:
@@ -136,6 +141,11 @@ def _fine_tune(runs: dict[str, list[str]]) -> dict[str, str]:
     return said
 
 
+def _losses(run: Path) -> dict[int, float]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
 def _refusals(settings: list[str], run: Path) -> dict[str, str]:
     """What is said where a reward model is taken for a language model."""
     from megatron.core import parallel_state
@@ -165,7 +175,7 @@ def _refusals(settings: list[str], run: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def settings(overrides, tmp_path_factory) -> list[str]:
-    """Overrides of a run that learns from rankings, with dropout, and of the run that it starts from."""
+    """Overrides of a run that learns from rankings; the run that it starts from is there."""
     folder = tmp_path_factory.mktemp("reward")
     given = dict(text.split("=", 1) for text in overrides)
     tokenizer = grow_for_chat(Tokenizer.load(given["data.tokenizer"]))
@@ -255,16 +265,20 @@ def test_a_reward_model_is_not_taken_for_a_language_model(one):
     assert "which no format of language models holds" in said["convert"]
 
 
-def test_the_best_checkpoint_is_shifted_and_training_does_not_notice(one, settings):
-    whole, chosen, resumed = one["whole"], one["chosen"], one["chosen_resumed"]
-    assert abs(one["shifted"].mean()) < 1e-5
-    assert one["shifted"].std() > 0.01
+@pytest.mark.parametrize("engine", ["megatron", "deepspeed_1", "deepspeed_3"])
+def test_the_best_checkpoint_is_shifted_and_training_does_not_notice(one, settings, engine):
+    found, runs = run_distributed(_choose, 1, engine, settings)[0], Path(load(settings).runs_dir)
+    chosen, resumed = found[f"chosen_{engine}"], found[f"resumed_{engine}"]
+    assert abs(found["shown"].mean()) < 1e-5
+    assert found["shown"].std() > 0.01
     assert (chosen["begun"], resumed["begun"]) == (0, 1)
-    assert (chosen["curve"], resumed["curve"]) == (whole["curve"], whole["curve"][1:])
-    runs = Path(load(settings).runs_dir)
-    assert locate(runs / "chosen_resumed").name == locate(runs / "chosen").name
-    for run in (chosen, resumed):
-        for a, b in zip(whole["pieces"], run["pieces"], strict=True):
+    assert resumed["curve"] == chosen["curve"][1:]
+    assert locate(runs / f"resumed_{engine}").name == locate(runs / f"chosen_{engine}").name
+    for a, b in zip(chosen["pieces"], resumed["pieces"], strict=True):
+        assert np.array_equal(a.data, b.data), a.name
+    if engine == "megatron":
+        assert chosen["curve"] == one["whole"]["curve"]
+        for a, b in zip(one["whole"]["pieces"], chosen["pieces"], strict=True):
             assert np.array_equal(a.data, b.data), a.name
 
 
@@ -280,13 +294,14 @@ def test_fine_tuning_is_chosen_by_a_reward_model(one, settings):
         *(*settings, "stage=sft", "model.head=tokens", f"data.conversations=[{runs}/talks.jsonl]", "data.rankings=[]"),
         *(f"stage.reward_model={runs}/whole", "stage.reward_prompts=4", "stage.sample_tokens=6"),
         *("stage.eval_interval=2", "checkpoint.best_metric=validation_reward", "checkpoint.interval=0"),
-        *("optim.train_tokens=3584", "optim.lr=1e-2", "data.split=[0.8,0.2,0]"),
+        *("optim.train_tokens=3584", "optim.lr=1e-2", "data.split=[0.8,0.2,0]", "model.hidden_dropout=0.1"),
     ]
     said = run_distributed(
         _fine_tune,
         1,
         {
             "alone": sft,
+            "unwatched": [*sft, "stage.reward_model=null", "checkpoint.best_metric=null"],
             "unknown": [*sft, "checkpoint.best_metric=validation_rewards"],
             "unable": [*sft, f"stage.reward_model={runs}/base"],
         },
@@ -294,17 +309,25 @@ def test_fine_tuning_is_chosen_by_a_reward_model(one, settings):
     assert set(said) == {"unknown", "unable"}
     assert "checkpoint.best_metric (validation_rewards)" in said["unknown"] and "validation_reward" in said["unknown"]
     assert "never trained to score" in said["unable"]
-    layout = ["parallel.tensor_parallel_size=2", "parallel.micro_batch_size=1"]
-    assert run_distributed(_fine_tune, 2, {"shared": [*sft, *layout]}) == [{}, {}]
+    (begun,) = [path for path in (runs / "alone/checkpoints").glob("step_*") if path.name < "step_00000007"][:1]
+    shutil.copytree(begun, runs / "resumed_talks/checkpoints" / begun.name)
+    assert run_distributed(_fine_tune, 1, {"resumed_talks": sft}) == [{}]
+    assert _losses(runs / "unwatched") == _losses(runs / "alone")  # a model that looks on draws no random numbers
+    later = {step: loss for step, loss in _losses(runs / "alone").items() if step > int(begun.name[-8:])}
+    assert _losses(runs / "resumed_talks") == later
+    still = ["model.hidden_dropout=0", "parallel.micro_batch_size=1"]
+    layout = ["parallel.tensor_parallel_size=2"]
+    assert run_distributed(_fine_tune, 1, {"still": [*sft, *still]}) == [{}]
+    assert run_distributed(_fine_tune, 2, {"shared": [*sft, *still, *layout]}) == [{}, {}]
     found = {}
-    for name in ("alone", "shared"):
+    for name in ("still", "shared"):
         lines = map(json.loads, (runs / name / "metrics.jsonl").read_text().splitlines())
         found[name] = {line["step"]: line["validation_reward"] for line in lines if "validation_reward" in line}
         assert list(found[name]) == [2, 4, 6, 7]
         best = max(found[name], key=found[name].get)
         assert locate(runs / name).name == f"step_{best:08}"
-    assert len(set(found["alone"].values())) > 1
-    assert found["shared"] == pytest.approx(found["alone"], rel=1e-3, abs=1e-4)
+    assert len(set(found["still"].values())) > 1
+    assert found["shared"] == pytest.approx(found["still"], rel=1e-3, abs=1e-4)
 
 
 def test_a_reward_run_is_what_others_start_from(one):
