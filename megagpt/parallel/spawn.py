@@ -68,5 +68,6 @@ def _run_rank(
         Path(f"{folder}/error{rank}").write_text(traceback.format_exc())
         os._exit(1)  # at once, so that peers see a lost connection rather than wait
     Path(f"{folder}/result{rank}").write_bytes(pickle.dumps(result))
-    dist.barrier()
-    dist.destroy_process_group()
+    if dist.is_initialized():  # a stage that was run has left it itself
+        dist.barrier()
+        dist.destroy_process_group()

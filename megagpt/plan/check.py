@@ -44,10 +44,15 @@ def check_run(config: Config, max_epochs: float = LARGEST_EPOCHS, hashes: bool =
 
 def data_files(config: Config) -> list[Path]:
     """What every rank reads."""
-    corpora = [path for corpus in config.data.corpora for path in corpus_files(corpus.path)]
+    corpora = [path for corpus in _corpora(config) for path in corpus_files(corpus.path)]
     others = [*config.data.conversations, *config.data.rankings]
     others += [config.stage.held_out_edits] if config.stage.held_out_edits else []
     return [Path(config.data.tokenizer), *corpora, *map(Path, others)]
+
+
+def _corpora(config: Config) -> tuple[CorpusConfig, ...]:
+    """The corpora that the run's stage reads: whoever learns from conversations or rankings alone leaves them be."""
+    return () if config.stage.name in ("edit", "sft", "reward") else config.data.corpora
 
 
 Findings = Iterator[tuple[bool, str]]
@@ -84,8 +89,9 @@ def _data(config: Config, max_epochs: float) -> Findings:
         yield False, f"{len(read_conversations(config.data.conversations)):,} conversations"
     if config.data.rankings:
         yield False, f"{len(read_rankings(config.data.rankings)):,} prompts with ranked answers"
-    weights = sum(corpus.weight for corpus in config.data.corpora)
-    for corpus in config.data.corpora:
+    corpora = _corpora(config)
+    weights = sum(corpus.weight for corpus in corpora)
+    for corpus in corpora:
         try:
             yield from _corpus(config, corpus, corpus.weight / weights, digest, max_epochs)
         except MegaGPTError as error:
@@ -122,7 +128,7 @@ def _text_tokens(config: Config) -> int:
 
 def _hashes(config: Config) -> Findings:
     """Whether the corpora are, byte for byte, what was written."""
-    paths = [corpus.path for corpus in config.data.corpora]
+    paths = [corpus.path for corpus in _corpora(config)]
     for path in paths:
         try:
             unknown = check_hashes(path)

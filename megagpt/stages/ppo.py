@@ -16,7 +16,7 @@ from megagpt.data.conversations import read_conversations
 from megagpt.data.loader import TrainLoader, load_tokenizer
 from megagpt.data.supervised import divide
 from megagpt.data.tokenizer import Tokenizer
-from megagpt.errors import STOPPED_BY_SIGNAL
+from megagpt.errors import STOPPED_BY_SIGNAL, DataError
 from megagpt.parallel.build import build_engine
 from megagpt.parallel.engine import Engine
 from megagpt.parallel.layouts import Layouts
@@ -175,4 +175,11 @@ def _pretraining(config: Config) -> TrainLoader | None:
     if not config.data.corpora:
         return None
     model = dataclasses.replace(config.model, sequence_length=config.ppo.row_length)
-    return TrainLoader(dataclasses.replace(config, model=model))
+    try:
+        return TrainLoader(dataclasses.replace(config, model=model))
+    except DataError as error:
+        if config.ppo.ptx_coefficient:
+            raise
+        raise DataError(
+            f"{error}; as ppo.ptx_coefficient is 0 it is only measured: data.corpora=[] does without"
+        ) from error

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from megagpt.config.schema import CheckpointConfig, Config, CorpusConfig, DataConfig, ModelConfig, OptimConfig
-from megagpt.plan.check import check_run
+from megagpt.plan.check import check_run, data_files
 from megagpt.plan.environment import check_environment, slow_ranks
 from tests.dist import run_distributed
 
@@ -67,6 +67,9 @@ def test_conversations_and_rankings_are_read(prepared, tmp_path):
     problems, facts = check_run(config)
     assert not problems
     assert {"3 conversations", "3 prompts with ranked answers"} <= set(facts)
+    supervised = replaced(replaced(config, "data", corpora=(CorpusConfig("absent"),)), "stage", name="sft")
+    assert not check_run(supervised, hashes=True)[0]  # which reads no corpus
+    assert not any("absent" in str(path) for path in data_files(supervised))
     broken = replaced(prepared, "data", conversations=(files["talks"], "absent.jsonl"), rankings=(files["talks"],))
     assert "absent.jsonl" in "\n".join(check_run(broken)[0])
 
