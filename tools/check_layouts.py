@@ -3,6 +3,7 @@
     python tools/check_layouts.py
     python tools/check_layouts.py --ranks 2 --only PP2
     python tools/check_layouts.py --ranks 4 --steps 10 experiment=demo
+    python tools/check_layouts.py --stages --output docs/benchmarks/layouts_stages_cpu.json
 
 Overrides, as for `python -m megagpt`, name the configuration to check; without any, two tiny models are checked: one
 like GPT-3 and one with the modern options. Every combination of tensor, sequence, pipeline, interleaved and data
@@ -12,6 +13,9 @@ Where each kind of parallelism is used to the full, recompute, overlapped reduct
 tried as well. All start from the same weights and read the same batches, at the constant learning rate `optim.lr`,
 without dropout and without a batch ramp. Batches come from the configured corpora where they exist; else they are
 random tokens, a random part of which counts in the loss.
+
+With --stages, what the stages sft, reward and ppo learn takes the place of next tokens: packed conversations, ranked
+answers, and episodes with text beside them, all random.
 
 Exit code 1 names the layouts beyond the tolerance. --write-docs puts the table into docs/parallelism.md.
 """
@@ -23,6 +27,7 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import math
 import os
 import platform
 import shlex
@@ -31,10 +36,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stage_workloads import demonstrations, episodes, rankings
 
 from megagpt import log as logs
 from megagpt.config.load import load
-from megagpt.evaluate.layouts import REFERENCES, Row, cases, compare, has_data, measure
+from megagpt.evaluate.layouts import REFERENCES, Row, cases, compare, has_data, measure, text
 
 log = logging.getLogger("megagpt.tools.check_layouts")
 
@@ -45,6 +51,15 @@ TINY = [
 MODERN = ["model=demo_modern", "model.hidden_size=64", "model.vocab_size=512"]
 DEFAULTS = {"GPT-3": TINY, "Modern": [*TINY, *MODERN]}
 """Models that are checked when no override is given, and their overrides."""
+
+START = ["checkpoint.load=none"]
+EPISODES = ["ppo.max_prompt_tokens=16", "ppo.max_new_tokens=16", "ppo.rollout_batch_size=4", "ppo.reward=checker"]
+STAGES = {
+    "Demonstrations": (demonstrations, [*TINY, *START, "stage=sft"]),
+    "Ranked answers": (rankings, [*TINY, *START, "stage=reward"]),
+    "Episodes and text": (episodes, [*TINY, *START, *EPISODES, "stage=ppo", "data.corpora=[{path: none}]"]),
+}
+"""What is checked with --stages."""
 
 DOCS = Path(__file__).parent.parent / "docs"
 MARKERS = ("<!-- layouts: made by tools/check_layouts.py -->", "<!-- layouts: end -->")
@@ -72,6 +87,17 @@ def document(rows: list[Row], refused: dict[str, dict[str, list[str]]]) -> str:
     if lines:
         parts.append("Refused:\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
+
+
+def summary(rows: list[Row]) -> str:
+    """A line a model as Markdown: how many layouts there are, and the largest differences among them."""
+    lines = ["| learnt from | layouts | loss | grad norm | loss in bf16 |", "| --- " + "| ---: " * 4 + "|"]
+    for model in dict.fromkeys(row.model for row in rows):
+        exact, rough = ([row for row in rows if row.model == model and row.holds_grad_norm == held] for held in (1, 0))
+        worst = [max(row.loss_difference for row in exact), max(row.grad_norm_difference for row in exact)]
+        worst.append(max((row.loss_difference for row in rough), default=math.nan))
+        lines.append(f"| {model} | {len(exact) + len(rough)} | " + " | ".join(f"{value:.1e}" for value in worst) + " |")
+    return "\n".join(lines)
 
 
 # The command line
@@ -122,12 +148,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--bf16-tolerance", type=float, default=1e-2, help="relative, of the loss in bf16 (default: %(default)s)"
     )
+    parser.add_argument("--stages", action="store_true", help="check what the stages after pretraining learn")
     parser.add_argument("--only", default="", metavar="TEXT", help="check only layouts whose names contain TEXT")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--write-docs", action="store_true", help="put the table into the docs when all are equal")
     args = parser.parse_args()
     if min(args.ranks, args.steps) < 1:
         parser.error("--ranks and --steps must be at least 1")
+    if args.stages and (args.overrides or args.write_docs):
+        parser.error("--stages has models of its own, and a table of its own: no overrides, no --write-docs")
     return args
 
 
@@ -135,15 +164,20 @@ def main() -> int:
     """Measure, compare, print, write."""
     args = parse()
     given = {"Model": args.overrides} if args.overrides else DEFAULTS
-    models = {name: load(overrides) for name, overrides in given.items()}
+    work = STAGES if args.stages else {name: (text, overrides) for name, overrides in given.items()}
     gpus = torch.cuda.device_count() >= args.ranks
-    found, refused = cases(models, args.ranks)
-    todo = [case for case in found if args.only in case.layout or case.layout in REFERENCES]
-    for name, config in models.items():
+    found, refused = [], {}
+    for name, (workload, overrides) in work.items():
+        config = load(overrides)
         log.info("%s: %s", name, "the configured corpora" if has_data(config) else "random tokens")
+        more, unfit = cases({name: config}, args.ranks, workload)
+        found += more
+        for reason, layouts in unfit.items():
+            refused.setdefault(reason, {}).update(layouts)
+    todo = [case for case in found if args.only in case.layout or case.layout in REFERENCES]
     rows = compare(measure(todo, args.steps, gpus), args.tolerance, args.bf16_tolerance)
-    text = document(rows, refused)
-    print(text)
+    page = summary(rows) if args.stages else document(rows, refused)
+    print(page)
     result = about(args, gpus) | {"refused": refused, "layouts": [dataclasses.asdict(row) for row in rows]}
     if args.output:
         _write(args.output, result)
@@ -154,7 +188,7 @@ def main() -> int:
             *(row.model, row.layout, row.ranks, row.loss_difference, row.grad_norm_difference, row.tolerance),
         )
     if args.write_docs and not wrong:
-        write_docs(text, result, "gpu" if gpus else "cpu")
+        write_docs(page, result, "gpu" if gpus else "cpu")
     return bool(wrong)
 
 

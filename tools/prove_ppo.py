@@ -42,7 +42,7 @@ KINDS = ("some_words", "beginning", "add", "count")
 INSTRUCTIONS = 4000
 """For demonstrations, and as many for prompts."""
 
-KL_TARGET = 0.6
+KL_TARGET = 0.8
 WAYS = {
     "plain": ["ppo.kl_coefficient=0.02", "ppo.ptx_coefficient=0"],
     "target": ["ppo.kl_coefficient=0.5", f"ppo.kl_target={KL_TARGET}", "ppo.ptx_coefficient=0"],

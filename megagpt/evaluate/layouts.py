@@ -11,9 +11,10 @@ import importlib.util
 import resource
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -25,12 +26,25 @@ from megagpt.data.loader import TrainLoader
 from megagpt.errors import ConfigError, DistributedError
 from megagpt.parallel import launch
 from megagpt.parallel.dims import ParallelDims
+from megagpt.parallel.engine import Task
 from megagpt.parallel.spawn import run_ranks
+from megagpt.train.task import LanguageModelTask
 
 REFERENCES = ("one rank", "one rank, bf16")
 """Names of the layouts that the others are compared with."""
 
 TIMEOUT_SECONDS = 600
+
+
+class Batches(Protocol):
+    """What gives the micro-batches of a step, see `Loader.micro_batches`; maybe several for as many samples."""
+
+    def micro_batches(self, first_sample: int, batch_size: int, rank: int, replicas: int) -> Iterator[Batch]:
+        """One rank's of the step that trains on `batch_size` samples from `first_sample` on."""
+
+
+Workload = Callable[[Config], tuple[Task, Batches]]
+"""What is learnt, from what; a function at the top of a module, since it is called on other processes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +55,7 @@ class Case:
     layout: str
     ranks: int
     config: Config
+    workload: "Workload"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +94,14 @@ class Row:
 # Which layouts there are
 
 
-def cases(models: dict[str, Config], ranks: int) -> tuple[list[Case], dict[str, dict[str, list[str]]]]:
+def text(config: Config) -> tuple[Task, Batches]:
+    """Next tokens of the configured corpora where they exist, else of random ones."""
+    return LanguageModelTask(), TrainLoader(config) if has_data(config) else RandomTokens(config)
+
+
+def cases(
+    models: dict[str, Config], ranks: int, workload: Workload = text
+) -> tuple[list[Case], dict[str, dict[str, list[str]]]]:
     """All layouts on 1 to `ranks` ranks, and those that are refused, by reason and model. One rank comes first.
 
     Raises ConfigError if not even one rank can train the model.
@@ -99,14 +121,14 @@ def cases(models: dict[str, Config], ranks: int) -> tuple[list[Case], dict[str, 
                     if not suffix:
                         break  # so are its variants
                 else:
-                    found.append(Case(model, _name(parallel, world_size) + suffix, world_size, config))
+                    found.append(Case(model, _name(parallel, world_size) + suffix, world_size, config, workload))
     return found, refused
 
 
 def _comparable(config: Config) -> Config:
     """The configuration on one rank, in fp32, without dropout and batch ramp.
 
-    Without corpora it names one that is not there, since the rules demand one.
+    Without corpora it names data that is not there, since the rules demand some.
     """
     parallel = ParallelConfig(
         zero_stage=0,
@@ -115,7 +137,8 @@ def _comparable(config: Config) -> Config:
     )
     model = dataclasses.replace(config.model, hidden_dropout=0.0, attention_dropout=0.0)
     optim = dataclasses.replace(config.optim, precision="fp32", ramp_start=None, ramp_tokens=0)
-    data = config.data if has_data(config) else DataConfig("none", (CorpusConfig("none"),))
+    absent = DataConfig("none", (CorpusConfig("none"),), conversations=("none",), rankings=("none",))
+    data = config.data if has_data(config) else absent
     return dataclasses.replace(config, model=model, parallel=parallel, optim=optim, data=data)
 
 
@@ -217,7 +240,7 @@ def train_cases(todo: list[Case], steps: int, done: int, total: int) -> list[Cur
         for case in todo:
             bar.set_postfix(layout=f"{case.model} {case.layout}")
             try:
-                curves.append(_train(case.config, steps))
+                curves.append(_train(case, steps))
             except Exception as error:
                 raise DistributedError(f"{case.model}, {case.layout}: {error}") from error
             gc.collect()  # engines refer to themselves; the next one should not find them in memory
@@ -225,21 +248,20 @@ def train_cases(todo: list[Case], steps: int, done: int, total: int) -> list[Cur
     return curves
 
 
-def _train(config: Config, steps: int) -> Curve:
+def _train(case: Case, steps: int) -> Curve:
     from megagpt.parallel.build import build_engine
-    from megagpt.train.task import LanguageModelTask
 
+    config = case.config
     device = launch.initialize(config.parallel, config.seed)
     _reset_peak_memory(device)
-    engine = build_engine(config, LanguageModelTask())
+    task, loader = case.workload(config)
+    engine = build_engine(config, task)
     dims, batch_size = engine.dims, config.optim.global_batch_size
-    loader = TrainLoader(config) if has_data(config) else _RandomTokens(config)
     results, seconds = [], []
     for step in range(steps):
         start = time.perf_counter()
-        batches = loader.micro_batches(step * batch_size, batch_size, dims.data_rank, dims.data_size)
-        count = batch_size // (config.parallel.micro_batch_size * dims.data_size)
-        results.append(engine.train_step(batches, count, config.optim.lr))
+        batches = list(loader.micro_batches(step * batch_size, batch_size, dims.data_rank, dims.data_size))
+        results.append(engine.train_step(iter(batches), len(batches), config.optim.lr))
         seconds.append(time.perf_counter() - start)
     launch.leave_groups()
     return Curve(
@@ -250,23 +272,31 @@ def _train(config: Config, steps: int) -> Curve:
     )
 
 
-class _RandomTokens:
+class RandomTokens:
     """Stands in for TrainLoader. Low tokens are frequent, so that there is something to learn."""
 
     def __init__(self, config: Config) -> None:
+        """The model says how long samples are, and of how many tokens."""
         self.config = config
 
     def micro_batches(self, first_sample: int, batch_size: int, rank: int, replicas: int) -> Iterator[Batch]:
         """As `TrainLoader.micro_batches`."""
         size = self.config.parallel.micro_batch_size
         for start in range(first_sample + rank * size, first_sample + batch_size, size * replicas):
-            samples = [self._sample(start + row) for row in range(size)]
-            tokens, mask = (torch.stack(parts) for parts in zip(*samples, strict=True))
-            positions = torch.arange(mask.shape[1]).expand(mask.shape).contiguous()
-            yield Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, positions)
+            yield from self.of_samples(range(start, start + size))
+
+    def of_samples(self, numbers: range) -> Iterator[Batch]:
+        """The micro-batches that these samples make."""
+        yield self.batch(numbers)
+
+    def batch(self, numbers: range) -> Batch:
+        """A row a sample; how many of its tokens count differs from sample to sample."""
+        tokens, mask = (torch.stack(parts) for parts in zip(*map(self._sample, numbers), strict=True))
+        positions = torch.arange(mask.shape[1]).expand(mask.shape).contiguous()
+        return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, positions)
 
     def _sample(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [S + 1] and loss mask [S]: how many tokens count differs from sample to sample."""
+        """Tokens [S + 1] and loss mask [S]."""
         model = self.config.model
         generator = torch.Generator().manual_seed(number)
         tokens = (torch.rand(model.sequence_length + 1, generator=generator) ** 3 * model.vocab_size).long()

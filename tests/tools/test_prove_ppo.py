@@ -30,7 +30,7 @@ GOOD = {"validation_score": [0.3, 0.7], "validation_loss": [1.5, 1.8], "validati
     ("way", "change", "claim"),
     [
         ("plain", {"validation_score": [0.3, 0.5]}, "plain: the score rises by 0.200"),
-        ("target", {"largest_kl": 0.61}, "0.610 nats"),
+        ("target", {"largest_kl": 0.81}, "0.810 nats"),
         ("text", {"validation_loss": [1.5, 1.65]}, "+0.090 to +0.150, plain by +0.300"),
     ],
 )

@@ -1,0 +1,78 @@
+"""Random micro-batches for what each stage learns, by which `check_layouts.py` holds stages to one rank."""
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+
+import torch
+
+from megagpt.config.schema import Config
+from megagpt.data.batch import Batch
+from megagpt.data.ranked_loader import RankedBatch
+from megagpt.evaluate.layouts import Batches, RandomTokens
+from megagpt.parallel.engine import Task
+from megagpt.rl.episodes import EpisodeBatch, PretrainingBatch
+from megagpt.rl.tasks import PolicyTask
+from megagpt.train.ranking import RewardTask
+from megagpt.train.task import LanguageModelTask
+
+ANSWERS = 3
+"""To a prompt of `Rankings`."""
+
+
+def demonstrations(config: Config) -> tuple[Task, Batches]:
+    """Stages `edit` and `sft`: packed conversations, kept apart, of which a part counts."""
+    return LanguageModelTask(), Conversations(config)
+
+
+def rankings(config: Config) -> tuple[Task, Batches]:
+    """Stage `reward`: ranked answers to prompts."""
+    return RewardTask(), Rankings(config)
+
+
+def episodes(config: Config) -> tuple[Task, Batches]:
+    """Stage `ppo`: the policy learns from episodes, and from text in the same step."""
+    return PolicyTask(config.ppo, config.model.vocab_size), Episodes(config)
+
+
+class Conversations(RandomTokens):
+    """Rows of two conversations, whose borders differ from row to row."""
+
+    def of_samples(self, numbers: range) -> Iterator[Batch]:
+        """See `RandomTokens.of_samples`."""
+        batch = self.batch(numbers)
+        length = batch.tokens.shape[1]
+        borders = torch.tensor([1 + number % (length - 1) for number in numbers])[:, None]
+        documents = (batch.position_ids >= borders).long()
+        yield replace(batch, position_ids=batch.position_ids - documents * borders, document_ids=documents)
+
+
+class Rankings(RandomTokens):
+    """A sample is a prompt with its answers, a row each; some are ties."""
+
+    def of_samples(self, numbers: range) -> Iterator[Batch]:
+        """See `RandomTokens.of_samples`."""
+        rows = range(numbers.start * ANSWERS, numbers.stop * ANSWERS)
+        batch, length = self.batch(rows), self.config.model.sequence_length
+        ends = torch.tensor([1 + row * 7 % (length - 1) for row in rows])
+        prompts = torch.arange(len(rows)) // ANSWERS
+        ranks = torch.tensor([row % ANSWERS if row % 7 else 0 for row in rows])
+        scored = torch.nn.functional.one_hot(ends, length).float()
+        yield RankedBatch(**_of(batch) | {"loss_mask": scored}, prompts=prompts, ranks=ranks)
+
+
+class Episodes(RandomTokens):
+    """Of a sample an episode, and a text beside it."""
+
+    def of_samples(self, numbers: range) -> Iterator[Batch]:
+        """See `RandomTokens.of_samples`."""
+        batch = self.batch(numbers)
+        noise = [torch.randn(3, batch.tokens.shape[1], generator=torch.Generator().manual_seed(n)) for n in numbers]
+        distance, advantages, values = torch.stack(noise, 1)
+        uniform = -torch.tensor(self.config.model.vocab_size).log()
+        learnt = {"logprobs": uniform + distance / 10, "values": values, "advantages": advantages, "returns": values}
+        yield EpisodeBatch(**_of(batch), **learnt)
+        yield PretrainingBatch(**_of(self.batch(range(10**6 + numbers.start, 10**6 + numbers.stop))), weight=0.5)
+
+
+def _of(batch: Batch) -> dict[str, torch.Tensor | None]:
+    return {field.name: getattr(batch, field.name) for field in fields(batch)}
