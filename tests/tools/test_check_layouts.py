@@ -86,3 +86,21 @@ def test_what_is_not_a_number_is_not_equal():
     measured = {case: [curve, curve]}
     assert all(row.equal for row in layouts.compare(measured, 1e-4, 1e-2))
     assert not any(row.equal for row in layouts.compare({case: [curve, other]}, 1e-4, 1e-2))
+
+
+def test_what_other_stages_learn_is_held_to_one_rank_too(monkeypatch, tmp_path, capsys):
+    arguments = ["--stages", "--ranks", "2", "--steps", "2", "--only", "SP ZeRO-1, full", "--output"]
+    monkeypatch.setattr("sys.argv", ["check_layouts.py", *arguments, str(tmp_path / "proof.json")])
+    assert check_layouts.main() == 0
+    rows, table = json.loads((tmp_path / "proof.json").read_text())["layouts"], capsys.readouterr().out
+    for model in check_layouts.STAGES:
+        assert f"| {model} | 3 |" in table
+        (row,) = (row for row in rows if row["model"] == model and row["layout"] not in layouts.REFERENCES)
+        assert row["layout"] == "TP2 SP ZeRO-1, full recompute"
+        assert row["loss_difference"] < 1e-5 and row["grad_norm_difference"] < 1e-4
+
+
+def test_stages_have_models_of_their_own(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["check_layouts.py", "--stages", "model=tiny"])
+    with pytest.raises(SystemExit):
+        check_layouts.main()
