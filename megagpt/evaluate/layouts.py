@@ -34,6 +34,8 @@ REFERENCES = ("one rank", "one rank, bf16")
 """Names of the layouts that the others are compared with."""
 
 TIMEOUT_SECONDS = 600
+CASES_A_START = 8
+"""An engine of DeepSpeed leaves the threads of its groups behind, dozens of them, until its process ends."""
 
 
 class Batches(Protocol):
@@ -324,14 +326,16 @@ def _peak_memory_mib(device: torch.device) -> float:
 
 
 def measure(todo: list[Case], steps: int, gpus: bool) -> dict[Case, list[Curve]]:
-    """The curve of every rank of every case; ranks are started once for each number of ranks."""
+    """The curve of every rank of every case; ranks are started for CASES_A_START cases of their number at a time."""
     measured: dict[Case, list[Curve]] = {}
     for ranks in sorted({case.ranks for case in todo}):
-        group = [case for case in todo if case.ranks == ranks]
-        of_ranks = run_ranks(
-            train_cases, ranks, group, steps, len(measured), len(todo), timeout=TIMEOUT_SECONDS, gpus=gpus
-        )
-        measured |= dict(zip(group, map(list, zip(*of_ranks, strict=True)), strict=True))
+        of_size = [case for case in todo if case.ranks == ranks]
+        for start in range(0, len(of_size), CASES_A_START):
+            group = of_size[start : start + CASES_A_START]
+            of_ranks = run_ranks(
+                train_cases, ranks, group, steps, len(measured), len(todo), timeout=TIMEOUT_SECONDS, gpus=gpus
+            )
+            measured |= dict(zip(group, map(list, zip(*of_ranks, strict=True)), strict=True))
     return measured
 
 
