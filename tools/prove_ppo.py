@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from make_instructions import conversation, prompt, write
 
 from megagpt import log as logs
 from megagpt.config.load import load
 from megagpt.config.rules import check
 from megagpt.data.chat import encode_chat, grow_for_chat
 from megagpt.data.indexed import write_corpus
-from megagpt.data.instructions import Instruction, make_instructions
+from megagpt.data.instructions import make_instructions
 from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import ConfigError
 from megagpt.parallel.spawn import run_ranks
@@ -41,6 +42,9 @@ from megagpt.train.metrics import read_jsonl
 KINDS = ("some_words", "beginning", "add", "count")
 INSTRUCTIONS = 4000
 """For demonstrations, and as many for prompts."""
+
+OVERRIDES = "overrides.json"
+"""In a run's folder: what it was told."""
 
 KL_TARGET = 0.8
 WAYS = {
@@ -115,8 +119,8 @@ def prepare(folder: Path) -> list[str]:
     made = list(make_instructions(2 * INSTRUCTIONS, kinds=KINDS))
     random.Random(0).shuffle(made)  # they come kind by kind in turn
     shown, asked = made[::2], made[1::2]
-    _write(folder / "conversations.jsonl", [(one.messages, one) for one in shown])
-    _write(folder / "prompts.jsonl", [(one.prompt, one) for one in asked])
+    write(folder / "conversations.jsonl", map(conversation, shown))
+    write(folder / "prompts.jsonl", map(prompt, asked))
     texts = ["\n".join(message.content for message in one.messages) for one in shown]
     tokenizer = grow_for_chat(train_tokenizer(texts, 600))
     tokenizer.save(folder / "tokenizer.json")
@@ -136,22 +140,23 @@ def prepare(folder: Path) -> list[str]:
     ]
 
 
-def _write(path: Path, records: list[tuple[tuple, Instruction]]) -> None:
-    lines = [
-        json.dumps({"messages": [vars(message) for message in messages], "check": one.check})
-        for messages, one in records
-    ]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-
 def train(runs: dict[str, list[str]], jobs: int = 1) -> None:
-    """Run stages to their ends, on a core each and `jobs` at a time, but for those that have ended before."""
+    """Run stages to their ends, on a core each and `jobs` at a time, but for those that have ended before.
+
+    Raises ConfigError where a run that is there was made with other overrides.
+    """
     todo = []
     for name, overrides in runs.items():
-        config = load([*overrides, f"run_name={name}"])
+        overrides = [*overrides, f"run_name={name}"]
+        config = load(overrides)
         check(config, 1)
-        if not (Path(config.run_dir) / "evaluation.json").exists():
-            todo.append([*overrides, f"run_name={name}"])
+        folder, told = Path(config.run_dir), json.dumps(overrides)
+        if (folder / OVERRIDES).exists() and (folder / OVERRIDES).read_text() != told:
+            raise ConfigError(f"{folder} was made with other settings: remove it, or give another --runs-dir")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / OVERRIDES).write_text(told)
+        if not (folder / "evaluation.json").exists():
+            todo.append(overrides)
     names = " ".join(dict.fromkeys(name.split("_")[0] for name in runs))
     with logs.progress(len(todo), "runs", names) as bar, ThreadPoolExecutor(jobs) as pool:
         for _ in pool.map(partial(run_ranks, _train, 1), todo):
@@ -162,7 +167,6 @@ def _train(overrides: list[str]) -> None:
     from megagpt.stages import run
 
     config = load(overrides)
-    Path(config.run_dir).mkdir(parents=True, exist_ok=True)
     with (Path(config.run_dir) / "console.txt").open("a") as console:
         os.dup2(console.fileno(), sys.stderr.fileno())  # several runs at a time would talk at once
     run(config)

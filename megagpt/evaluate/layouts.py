@@ -57,7 +57,7 @@ class Case:
     layout: str
     ranks: int
     config: Config
-    workload: "Workload"
+    workload: Workload
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,8 @@ import json
 import prove_ppo as tool
 import pytest
 
+from megagpt.errors import ConfigError
+
 
 def test_ppo_learns_is_held_near_its_reference_and_keeps_its_text(tmp_path, monkeypatch, capsys):
     small = ["--seeds", "1", "--tokens", "400000", "--episodes", "5120", "--margin", "0.1", "--jobs", "2"]
@@ -21,6 +23,9 @@ def test_ppo_learns_is_held_near_its_reference_and_keeps_its_text(tmp_path, monk
     console = (tmp_path / "runs/plain_1/console.txt").read_text()
     assert tool.main() == 0  # from the runs that are there
     assert (tmp_path / "runs/plain_1/console.txt").read_text() == console
+    monkeypatch.setattr("sys.argv", ["prove_ppo.py", *small, "--tokens", "500000", "--runs-dir", f"{tmp_path}/runs"])
+    with pytest.raises(ConfigError, match="base was made with other settings"):
+        tool.main()
 
 
 GOOD = {"validation_score": [0.3, 0.7], "validation_loss": [1.5, 1.8], "validation_kl": [0.0, 0.5], "largest_kl": 0.55}
