@@ -32,7 +32,7 @@ ORDER = [
 # Modules beside the packages, which every package may import, in the order in which they may import each other.
 SHARED = ["errors", "env", "log"]
 
-# Where Megatron-Core is imported. Everything else sees tensors, pieces and the Engine protocol.
+# Where Megatron-Core is imported. Everything else sees tensors, shards and the Engine protocol.
 MEGATRON = {
     "megagpt/data/indexed.py",
     "megagpt/model/gpt.py",

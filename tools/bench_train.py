@@ -37,11 +37,11 @@ from megagpt.config.schema import Config, ModelConfig
 from megagpt.data.batch import Batch
 from megagpt.errors import MegaGPTError
 from megagpt.log import progress, run_tool
-from megagpt.model.parameters import named_shards
+from megagpt.model.parameters import named_boxes
 from megagpt.parallel import launch
 from megagpt.parallel.megatron import MegatronEngine
 from megagpt.train.flops import device_peak_tflops, mfu
-from megagpt.train.task import LanguageModelTask
+from megagpt.train.objectives import LanguageModelObjective
 
 SHAPES = {
     "demo": ["experiment=demo", "parallel.micro_batch_size=8"],
@@ -95,7 +95,7 @@ def make_batches(config: Config, device: torch.device) -> list[Batch]:
 
 def ours(config: Config) -> tuple[Step, MegatronEngine]:
     """Our step and the engine that makes it."""
-    engine = MegatronEngine(config, LanguageModelTask())
+    engine = MegatronEngine(config, LanguageModelObjective())
 
     def step(batch: Batch) -> tuple[float, float]:
         result = engine.train_step(iter([batch]), 1, LEARNING_RATE)
@@ -107,7 +107,7 @@ def ours(config: Config) -> tuple[Step, MegatronEngine]:
 def transformers_weights(engine: MegatronEngine) -> dict[str, torch.Tensor]:
     """Our weights under GPT2LMHeadModel's names. Its matrices are transposed, and q, k, v are whole blocks."""
     model, weights = engine.config.model, {}
-    for name, parameter, _ in named_shards(engine.modules):
+    for name, parameter, _ in named_boxes(engine.modules):
         *module, kind = name.removeprefix("decoder.layers.").split(".")
         layer = int(module.pop(0)) if module[0].isdigit() else None
         value = parameter.detach().float()

@@ -29,7 +29,7 @@ from megagpt.config.load import read as read_config
 from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
 from megagpt.log import progress, run_tool
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.shards import Shard
 
 FORMATS = [form for name, form in convert.FORMATS.items() if name != native.NAME]
 """Formats of others: megagpt's own says more of itself, and need not be hashed to be looked at."""
@@ -104,7 +104,7 @@ def open_own(folder: Path, verified: bool) -> Opened:
 
     def read(name: str) -> torch.Tensor:
         tensor = torch.empty(infos[name].shape, dtype=infos[name].dtype)
-        fill(checkpoint, [Piece.whole(name, tensor)], strict=False, cast=False, world=World())
+        fill(checkpoint, [Shard.whole(name, tensor)], strict=False, cast=False, world=World())
         return tensor
 
     return facts | ({"verified": True} if verified else {}), infos, read

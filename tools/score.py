@@ -25,7 +25,7 @@ from megagpt.evaluate.scores import score
 from megagpt.log import run_tool
 from megagpt.parallel import launch
 from megagpt.stages.session import restore
-from megagpt.train.ranking import RewardTask
+from megagpt.train.objectives import RewardObjective
 
 
 def main() -> int:
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             f"{arguments.checkpoint} is a language model, which scores nothing: give a run of stage reward"
         )
-    engine.task = RewardTask()
+    engine.task = RewardObjective()
     if arguments.rankings:
         rankings = read_rankings([arguments.file])
         rows = [encode_ranking(tokenizer, ranking).rows for ranking in rankings]

@@ -9,29 +9,28 @@ from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
 from megagpt.data.ranked_loader import RankedBatch
 from megagpt.evaluate.layouts import Batches, RandomTokens
-from megagpt.parallel.engine import Task
+from megagpt.parallel.engine import Objective
 from megagpt.rl.episodes import EpisodeBatch, PretrainingBatch
-from megagpt.rl.tasks import PolicyTask
-from megagpt.train.ranking import RewardTask
-from megagpt.train.task import LanguageModelTask
+from megagpt.rl.objectives import PolicyObjective
+from megagpt.train.objectives import LanguageModelObjective, RewardObjective
 
 ANSWERS = 3
 """To a prompt of `Rankings`."""
 
 
-def demonstrations(config: Config) -> tuple[Task, Batches]:
+def demonstrations(config: Config) -> tuple[Objective, Batches]:
     """Stages `edit` and `sft`: packed conversations, kept apart, of which a part counts."""
-    return LanguageModelTask(), Conversations(config)
+    return LanguageModelObjective(), Conversations(config)
 
 
-def rankings(config: Config) -> tuple[Task, Batches]:
+def rankings(config: Config) -> tuple[Objective, Batches]:
     """Stage `reward`: ranked answers to prompts."""
-    return RewardTask(), Rankings(config)
+    return RewardObjective(), Rankings(config)
 
 
-def episodes(config: Config) -> tuple[Task, Batches]:
+def episodes(config: Config) -> tuple[Objective, Batches]:
     """Stage `ppo`: the policy learns from episodes, and from text in the same step."""
-    return PolicyTask(config.ppo, config.model.vocab_size), Episodes(config)
+    return PolicyObjective(config.ppo, config.model.vocab_size), Episodes(config)
 
 
 class Conversations(RandomTokens):

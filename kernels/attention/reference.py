@@ -40,7 +40,7 @@ def attention_backward(
     window: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v from those of the outputs of `attention_forward` (formulas: `backward.py`)."""
+    """Gradients of q, k and v from those of the outputs of `attention_forward` (ppo_math: `backward.py`)."""
     probabilities, _, wide_k, wide_v = _probabilities(q, k, v, start, end, None, causal, window, scale)
     wide = probabilities.dtype
     delta = (dout.to(wide) * out.to(wide)).sum(-1).transpose(1, 2)

@@ -4,6 +4,6 @@ from megagpt.checkpoint.checkpointer import Checkpointer
 from megagpt.checkpoint.format import read_manifest
 from megagpt.checkpoint.loading import load, locate, newest_valid
 from megagpt.checkpoint.world import World, current_world
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.shards import Shard
 
-__all__ = ["Checkpointer", "Piece", "World", "current_world", "load", "locate", "newest_valid", "read_manifest"]
+__all__ = ["Checkpointer", "Shard", "World", "current_world", "load", "locate", "newest_valid", "read_manifest"]

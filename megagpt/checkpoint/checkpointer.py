@@ -22,18 +22,18 @@ from megagpt.checkpoint.format import (
     STATE,
     STEP,
     Checkpoint,
-    Entry,
+    StoredShard,
     check_coverage,
     dump_index,
     dump_manifest,
     step_folder,
 )
-from megagpt.checkpoint.lease import Lease
+from megagpt.checkpoint.run_lock import RunLock
 from megagpt.checkpoint.world import World, current_world
 from megagpt.checkpoint.writer import RankWriter
 from megagpt.config.schema import CheckpointConfig
 from megagpt.errors import CheckpointError
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.shards import Shard
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +73,16 @@ class Checkpointer:
         self.config = config
         self.world = world or current_world()
         self.directory = Path(self.world.broadcast(str(directory.resolve())))
-        self._lease: Lease | None = None
+        self._lock: RunLock | None = None
         self._pending: Pending | None = None
         self._trusted: dict[Path, Checkpoint] = {}
         self._committed: set[str] = set()
         self._refused: set[str] = set()
-        with self.world.together():
+        with self.world.raise_on_all_ranks():
             if self.world.rank == 0:
                 try:
                     self.directory.mkdir(parents=True, exist_ok=True)
-                    self._lease = Lease(self.directory)
+                    self._lock = RunLock(self.directory)
                 except OSError as error:
                     reason = explain(error, self.directory, 0)
                     raise CheckpointError(f"cannot write in {self.directory}: {reason}") from error
@@ -91,7 +91,7 @@ class Checkpointer:
     def save(
         self,
         step: int,
-        pieces: Iterable[Piece],
+        shards: Iterable[Shard],
         rank_tensors: dict[str, torch.Tensor],
         state: dict[str, Any],
         manifest: dict[str, Any],
@@ -104,7 +104,7 @@ class Checkpointer:
 
         Args:
             step: number of finished optimizer steps.
-            pieces: this rank's share; over all ranks every element of every tensor is given exactly once.
+            shards: this rank's share; over all ranks every element of every tensor is given exactly once.
             rank_tensors: tensors that are this rank's alone, such as states of random numbers.
             state: any JSON values that the loop needs to go on; rank 0's are kept.
             manifest: JSON values for the manifest (run, configuration, layout); rank 0's are kept.
@@ -114,20 +114,20 @@ class Checkpointer:
         """
         self.poll(wait=True)
         started = time.monotonic()
-        with self.world.together():
+        with self.world.raise_on_all_ranks():
             begun = self._begin(step) if self.world.rank == 0 else None
         name = self.world.broadcast(begun)
         if name is None:
             return
         folder, writer = self.directory / name, None
         try:
-            with self.world.together():
+            with self.world.raise_on_all_ranks():
                 if not folder.is_dir():
                     raise CheckpointError(f"{folder} was made by rank 0 but is not seen here: is the disk shared?")
                 if clash := set(manifest) & OWN_KEYS:
                     raise CheckpointError(f"the manifest's keys {sorted(clash)} are set by the checkpointer")
                 text = json.dumps(state)
-                writer = RankWriter(folder, self.world.rank, pieces, rank_tensors, copy=self.config.asynchronous)
+                writer = RankWriter(folder, self.world.rank, shards, rank_tensors, copy=self.config.asynchronous)
         except CheckpointError:
             self._abandon(folder, writer)
             raise
@@ -187,7 +187,7 @@ class Checkpointer:
         later = [path for path in self.directory.iterdir() if _step_of(path) > _step_of(found.path)]
         self._committed -= {path.name for path in later}
         self._trusted = {found.path: found}
-        with self.world.together():
+        with self.world.raise_on_all_ranks():
             if self.world.rank == 0:
                 replace_text(self.directory / loading.LATEST, f"{found.path.name}\n", secrets.token_hex(4))
                 for path in later:
@@ -196,24 +196,24 @@ class Checkpointer:
 
     def name_best(self, step: int | None) -> bool:
         """Has the checkpoint of `step` be the best one, or none; returns whether there is such a checkpoint."""
-        with self.world.together():
+        with self.world.raise_on_all_ranks():
             name = None
             if self.world.rank == 0:
                 name = step_folder(step) if step is not None and (self.directory / step_folder(step)).is_dir() else None
                 write_best(self.directory, name)
         return self.world.broadcast(name) is not None
 
-    def load(self, path: Path, pieces: Iterable[Piece], strict: bool = True, cast: bool = False) -> dict[str, Any]:
-        """Fills every piece's data in place from a checkpoint of any layout and returns the saved state.
+    def load(self, path: Path, shards: Iterable[Shard], strict: bool = True, cast: bool = False) -> dict[str, Any]:
+        """Fills every shard's data in place from a checkpoint of any layout and returns the saved state.
 
         Verifies the checkpoint first unless `latest_valid` did. See `loading.fill` for the arguments and the errors.
         """
-        return loading.fill(self._open(path), pieces, strict, cast, self.world)
+        return loading.fill(self._open(path), shards, strict, cast, self.world)
 
     def rank_tensors(self, path: Path, rank: int) -> dict[str, torch.Tensor]:
         """The tensors that `rank` alone saved, on the CPU; empty when it saved none. Raises CheckpointError."""
         checkpoint = self._open(path)
-        with self.world.together():
+        with self.world.raise_on_all_ranks():
             tensors = loading.rank_tensors(checkpoint, rank)
         return tensors
 
@@ -276,7 +276,7 @@ class Checkpointer:
         if writer.info is not None:
             report |= {"file": writer.path.name, "info": asdict(writer.info)}
         reports = [report for report in self.world.gather(report) if report["entries"]]
-        with self.world.together():
+        with self.world.raise_on_all_ranks():
             if self.world.rank == 0:
                 self._publish(pending, final, reports)
                 if pending.best:
@@ -292,7 +292,7 @@ class Checkpointer:
     def _publish(self, pending: Pending, final: Path, reports: list[dict[str, Any]]) -> None:
         """Writes index, state and manifest, and makes the folder a checkpoint by one rename. Rank 0."""
         folder = pending.folder
-        index = {report["file"]: [Entry.parse(entry) for entry in report["entries"]] for report in reports}
+        index = {report["file"]: [StoredShard.parse(entry) for entry in report["entries"]] for report in reports}
         try:
             check_coverage(entry for entries in index.values() for entry in entries)
         except ValueError as error:
@@ -361,8 +361,8 @@ class Checkpointer:
                 self._remove(path)
 
     def _release(self) -> None:
-        if self._lease is not None:
-            self._lease.release()
+        if self._lock is not None:
+            self._lock.release()
 
 
 def _step_of(path: Path) -> int:

@@ -1,7 +1,7 @@
 """What a checkpoint folder holds, byte for byte, and the checks that make nothing in it trusted.
 
     step_00000100/
-        rank_00000.safetensors   pieces of tensors and rank 0's own tensors; one such file a rank that has any
+        rank_00000.safetensors   shards of tensors and rank 0's own tensors; one such file a rank that has any
         index.json               for every rank file, in the order of its data: name, dtype and place of every tensor
         state.json               the trainer's own values
         manifest.json            what made it, and the size and SHA-256 of every other file; written last
@@ -26,7 +26,7 @@ import torch
 from megagpt.checkpoint.files import JSON_LIMIT, FileInfo, check_size, open_regular, parse_json, read_bytes
 from megagpt.checkpoint.geometry import coverage_flaw
 from megagpt.errors import CheckpointError
-from megagpt.parallel.pieces import Piece, Place
+from megagpt.parallel.shards import Shard, ShardMetadata
 
 FORMAT = 1
 """Version of the format that is written, and the only one that is read."""
@@ -73,25 +73,25 @@ def rank_file(rank: int) -> str:
 
 
 @dataclass(frozen=True)
-class Entry(Place):
-    """A piece as it is stored in a rank file."""
+class StoredShard(ShardMetadata):
+    """A shard as it is stored in a rank file."""
 
     dtype: str
     """safetensors' name of the dtype."""
     private: bool = False
-    """Whether it is a rank's own tensor (a state of random numbers, say) rather than a piece of a shared one."""
+    """Whether it is a rank's own tensor (a state of random numbers, say) rather than a shard of a shared one."""
 
     @classmethod
-    def of(cls, piece: Piece, private: bool = False) -> Self:
-        """The entry that describes a piece. Raises CheckpointError when the piece cannot be stored."""
-        if not NAME.fullmatch(piece.name):
-            raise CheckpointError(f"{piece.name!r} cannot be a tensor's name: use letters, digits and _ . / -")
-        if piece.data.dtype not in CODES:
-            raise CheckpointError(f"{piece.name}: dtype {piece.data.dtype} cannot be stored")
-        if flaw := piece.flaw():
-            raise CheckpointError(f"{piece.name}: {flaw}")
-        place = (piece.global_shape, piece.offset, piece.shape, piece.flat)
-        return cls(piece.name, *place, CODES[piece.data.dtype], private)
+    def of(cls, shard: Shard, private: bool = False) -> Self:
+        """The entry that describes a shard. Raises CheckpointError when the shard cannot be stored."""
+        if not NAME.fullmatch(shard.name):
+            raise CheckpointError(f"{shard.name!r} cannot be a tensor's name: use letters, digits and _ . / -")
+        if shard.data.dtype not in CODES:
+            raise CheckpointError(f"{shard.name}: dtype {shard.data.dtype} cannot be stored")
+        if flaw := shard.flaw():
+            raise CheckpointError(f"{shard.name}: {flaw}")
+        place = (shard.global_shape, shard.offset, shard.shape, shard.flat)
+        return cls(shard.name, *place, CODES[shard.data.dtype], private)
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -137,7 +137,7 @@ def _integers(value: Any, what: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def header(entries: Iterable[Entry]) -> bytes:
+def header(entries: Iterable[StoredShard]) -> bytes:
     """The first bytes of the safetensors file that holds `entries`. Raises ValueError for two of one label."""
     tensors: dict[str, Any] = {}
     position = 0
@@ -154,9 +154,9 @@ def header(entries: Iterable[Entry]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def check_coverage(entries: Iterable[Entry]) -> None:
+def check_coverage(entries: Iterable[StoredShard]) -> None:
     """Raises ValueError unless every tensor is held exactly once, with one shape and one dtype."""
-    tensors: dict[str, list[Entry]] = {}
+    tensors: dict[str, list[StoredShard]] = {}
     for entry in entries:
         if not entry.private:
             tensors.setdefault(entry.name, []).append(entry)
@@ -164,12 +164,12 @@ def check_coverage(entries: Iterable[Entry]) -> None:
         for part in parts:
             if (part.global_shape, part.dtype) != (parts[0].global_shape, parts[0].dtype):
                 described = [f"{p.dtype} {list(p.global_shape)}" for p in (parts[0], part)]
-                raise ValueError(f"the pieces of {name} disagree: {' and '.join(described)}")
+                raise ValueError(f"the shards of {name} disagree: {' and '.join(described)}")
         if flaw := coverage_flaw(parts):
             raise ValueError(f"{name}: {flaw}")
 
 
-def dump_index(files: Mapping[str, Iterable[Entry]]) -> str:
+def dump_index(files: Mapping[str, Iterable[StoredShard]]) -> str:
     """The text of index.json."""
     return json.dumps({name: [asdict(entry) for entry in entries] for name, entries in sorted(files.items())})
 
@@ -209,12 +209,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_index(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Entry, ...]]:
+def read_index(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[StoredShard, ...]]:
     """Reads and checks index.json of the checkpoint folder `path` and the header of every rank file.
 
     Everything is checked that can be without reading data: names, shapes, ranges, coverage, headers and sizes.
 
-    Raises: CheckpointError naming the file and the piece.
+    Raises: CheckpointError naming the file and the shard.
     """
     file = path / INDEX
     values = parse_json(read_bytes(file, JSON_LIMIT), file)
@@ -224,7 +224,7 @@ def read_index(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Entry
     index = {}
     for name, entries in values.items():
         try:
-            index[name] = tuple(Entry.parse(entry) for entry in entries)
+            index[name] = tuple(StoredShard.parse(entry) for entry in entries)
             expected = header(index[name])
         except ValueError as error:
             raise CheckpointError(f"{file}: {name}: {error}") from error
@@ -241,10 +241,10 @@ def read_index(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Entry
 
 
 @dataclass(frozen=True)
-class Stored:
+class ShardLocation:
     """An entry and where its data begins."""
 
-    entry: Entry
+    entry: StoredShard
     file: str
     position: int
 
@@ -255,10 +255,10 @@ class Checkpoint:
 
     path: Path
     manifest: dict[str, Any]
-    index: dict[str, tuple[Entry, ...]]
-    tensors: dict[str, list[Stored]] = field(default_factory=dict)
+    index: dict[str, tuple[StoredShard, ...]]
+    tensors: dict[str, list[ShardLocation]] = field(default_factory=dict)
     """Pieces of every shared tensor, by its name."""
-    private: dict[str, list[Stored]] = field(default_factory=dict)
+    private: dict[str, list[ShardLocation]] = field(default_factory=dict)
     """Rank tensors, by the file's name."""
 
     @classmethod
@@ -272,7 +272,7 @@ class Checkpoint:
             position = len(header(entries))
             for entry in entries:
                 group = self.private.setdefault(file, []) if entry.private else self.tensors.setdefault(entry.name, [])
-                group.append(Stored(entry, file, position))
+                group.append(ShardLocation(entry, file, position))
                 position += entry.nbytes
         return self
 

@@ -1,8 +1,8 @@
-"""The geometry that moves pieces of tensors from one layout to another.
+"""The geometry that moves shards of tensors from one layout to another.
 
 A rank holds part of a tensor: a box of it (tensor parallelism), or a flat range of such a box read in row-major order
 (the distributed optimizer). Every flat range splits into a few rectangles, each contiguous in the range, so that any
-two pieces, however each was cut, share the intersections of their rectangles and nothing else.
+two shards, however each was cut, share the intersections of their rectangles and nothing else.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,23 +10,23 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from math import prod
 
-from megagpt.parallel.pieces import Place, Shape
+from megagpt.parallel.shards import Shape, ShardMetadata
 
 
 @dataclass(frozen=True)
 class Rectangle:
-    """A box that is contiguous in a piece's data."""
+    """A box that is contiguous in a shard's data."""
 
     start: int
-    """Its first element, counted from the piece's first."""
+    """Its first element, counted from the shard's first."""
     offset: Shape
     """First index on every axis of the global tensor."""
     shape: Shape
     """Size on every axis."""
 
 
-def rectangles(place: Place) -> list[Rectangle]:
-    """Splits a piece into rectangles, in order; at most 2 x dimensions - 1 of them."""
+def rectangles(place: ShardMetadata) -> list[Rectangle]:
+    """Splits a shard into rectangles, in order; at most 2 x dimensions - 1 of them."""
     start, stop = place.range
     return [
         Rectangle(first - start, tuple(a + b for a, b in zip(place.offset, offset, strict=True)), shape)
@@ -68,30 +68,30 @@ def intersection(a: Rectangle, b: Rectangle) -> tuple[Shape, Shape] | None:
     return (offset, shape) if all(n > 0 for n in shape) else None
 
 
-def overlap(a: Place, b: Place) -> bool:
-    """Whether two pieces of one tensor share an element."""
+def overlap(a: ShardMetadata, b: ShardMetadata) -> bool:
+    """Whether two shards of one tensor share an element."""
     return any(intersection(x, y) for x in rectangles(a) for y in rectangles(b))
 
 
-def coverage_flaw(pieces: Iterable[Place]) -> str | None:
-    """Checks that consistent pieces of one tensor hold each of its elements exactly once; says what is wrong, if so."""
-    boxes: dict[tuple[Shape, Shape], list[Place]] = {}
-    for piece in pieces:
-        if piece.numel:
-            boxes.setdefault((piece.offset, piece.shape), []).append(piece)
-        global_shape = piece.global_shape
-    merged = []  # pieces of one box, sorted and joined where they touch, so that few pairs are left to compare
+def coverage_flaw(shards: Iterable[ShardMetadata]) -> str | None:
+    """Checks that consistent shards of one tensor hold each of its elements exactly once; says what is wrong, if so."""
+    boxes: dict[tuple[Shape, Shape], list[ShardMetadata]] = {}
+    for shard in shards:
+        if shard.numel:
+            boxes.setdefault((shard.offset, shard.shape), []).append(shard)
+        global_shape = shard.global_shape
+    merged = []  # shards of one box, sorted and joined where they touch, so that few pairs are left to compare
     for (offset, shape), members in boxes.items():
-        members.sort(key=lambda piece: piece.range)
+        members.sort(key=lambda shard: shard.range)
         joined = [members[0].range]
-        for before, piece in pairwise(members):
-            if piece.range[0] < before.range[1]:
-                return f"{before.label} and {piece.label} overlap"
-            if piece.range[0] == joined[-1][1]:
-                joined[-1] = (joined[-1][0], piece.range[1])
+        for before, shard in pairwise(members):
+            if shard.range[0] < before.range[1]:
+                return f"{before.label} and {shard.label} overlap"
+            if shard.range[0] == joined[-1][1]:
+                joined[-1] = (joined[-1][0], shard.range[1])
             else:
-                joined.append(piece.range)
-        merged += [Place(members[0].name, global_shape, offset, shape, flat) for flat in joined]
+                joined.append(shard.range)
+        merged += [ShardMetadata(members[0].name, global_shape, offset, shape, flat) for flat in joined]
     for a, b in combinations(merged, 2):
         if overlap(a, b):
             return f"{a.label} and {b.label} overlap"

@@ -1,4 +1,4 @@
-"""Finding a checkpoint that can be trusted, and filling pieces from it, whatever layout it was saved in."""
+"""Finding a checkpoint that can be trusted, and filling shards from it, whatever layout it was saved in."""
 
 import logging
 from collections.abc import Collection, Iterable
@@ -12,11 +12,11 @@ import torch
 
 from megagpt.checkpoint.best import find_best
 from megagpt.checkpoint.files import CHUNK, JSON_LIMIT, check_file, open_regular, parse_json, read_bytes
-from megagpt.checkpoint.format import STATE, STEP, Checkpoint, Stored, memory, rank_file
+from megagpt.checkpoint.format import STATE, STEP, Checkpoint, ShardLocation, memory, rank_file
 from megagpt.checkpoint.geometry import Rectangle, intersection, rectangles
 from megagpt.checkpoint.world import World, current_world
 from megagpt.errors import CheckpointError
-from megagpt.parallel.pieces import Piece, Shape
+from megagpt.parallel.shards import Shape, Shard
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def verify(path: Path, world: World) -> Checkpoint:
 
     Collective. Raises: CheckpointError on all ranks, naming the file, when anything in the folder is not as written.
     """
-    with world.together():
+    with world.raise_on_all_ranks():
         checkpoint = Checkpoint.open(path)
         largest_first = sorted(checkpoint.files().items(), key=lambda item: (-item[1].size, item[0]))
         mine = list(islice(largest_first, world.rank, None, world.size))
@@ -53,7 +53,7 @@ def newest_valid(directory: Path, world: World | None = None) -> Path | None:
 
 def find(directory: Path, world: World, at_most: int | None = None) -> tuple[Checkpoint | None, set[str]]:
     """`newest_valid`, of at most a step if one is given: returns it opened, and the names of those refused."""
-    with world.together():
+    with world.raise_on_all_ranks():
         listed = list_candidates(directory) if world.rank == 0 else None
     candidates, complaints = world.broadcast(listed)
     refused: set[str] = set()
@@ -125,34 +125,34 @@ def _valid_best(directory: Path, world: World) -> Path | None:
 
 
 def load(
-    path: Path, pieces: Iterable[Piece], strict: bool = True, cast: bool = False, world: World | None = None
+    path: Path, shards: Iterable[Shard], strict: bool = True, cast: bool = False, world: World | None = None
 ) -> dict[str, Any]:
-    """Verifies the checkpoint folder `path`, fills every piece's data in place, and returns the saved state.
+    """Verifies the checkpoint folder `path`, fills every shard's data in place, and returns the saved state.
 
-    Collective. The pieces may be cut in any way. See `fill` for `strict`, `cast` and the errors.
+    Collective. The shards may be cut in any way. See `fill` for `strict`, `cast` and the errors.
     """
     world = world or current_world()
-    return fill(verify(path, world), pieces, strict, cast, world)
+    return fill(verify(path, world), shards, strict, cast, world)
 
 
-def fill(checkpoint: Checkpoint, pieces: Iterable[Piece], strict: bool, cast: bool, world: World) -> dict[str, Any]:
-    """Fills every piece's data in place from a verified checkpoint, bit for bit, and returns the saved state.
+def fill(checkpoint: Checkpoint, shards: Iterable[Shard], strict: bool, cast: bool, world: World) -> dict[str, Any]:
+    """Fills every shard's data in place from a verified checkpoint, bit for bit, and returns the saved state.
 
-    Collective. Memory beside the pieces stays within a few CHUNKs.
+    Collective. Memory beside the shards stays within a few CHUNKs.
 
     Args:
         checkpoint: what `verify` returned.
-        pieces: what this rank wants.
+        shards: what this rank wants.
         strict: whether a saved tensor that no rank wants is an error.
         cast: whether floating-point data may be converted to another floating-point dtype.
         world: the ranks that load.
 
     Raises: CheckpointError on all ranks, listing names that are missing, not expected, or of another shape or dtype.
     """
-    wanted = list(pieces)
-    names = {name for part in world.gather(sorted({piece.name for piece in wanted})) for name in part}
-    with world.together():
-        problems = [flaw for piece in wanted if (flaw := _mismatch(checkpoint, piece, cast))]
+    wanted = list(shards)
+    names = {name for part in world.gather(sorted({shard.name for shard in wanted})) for name in part}
+    with world.raise_on_all_ranks():
+        problems = [flaw for shard in wanted if (flaw := _mismatch(checkpoint, shard, cast))]
         if strict:
             problems += [f"{name} is not expected" for name in sorted(set(checkpoint.tensors) - names)]
         if problems:
@@ -164,51 +164,51 @@ def fill(checkpoint: Checkpoint, pieces: Iterable[Piece], strict: bool, cast: bo
     return state
 
 
-def _mismatch(checkpoint: Checkpoint, piece: Piece, cast: bool) -> str | None:
-    """Why a piece cannot be filled; None when it can."""
-    stored = checkpoint.tensors.get(piece.name)
+def _mismatch(checkpoint: Checkpoint, shard: Shard, cast: bool) -> str | None:
+    """Why a shard cannot be filled; None when it can."""
+    stored = checkpoint.tensors.get(shard.name)
     if stored is None:
-        return f"{piece.name} is missing"
+        return f"{shard.name} is missing"
     entry = stored[0].entry
-    if entry.global_shape != tuple(piece.global_shape):
-        return f"{piece.name} has shape {list(entry.global_shape)}, not {list(piece.global_shape)}"
-    if flaw := piece.flaw():
-        return f"{piece.name}: {flaw}"
-    dtypes = (entry.torch_dtype, piece.data.dtype)
+    if entry.global_shape != tuple(shard.global_shape):
+        return f"{shard.name} has shape {list(entry.global_shape)}, not {list(shard.global_shape)}"
+    if flaw := shard.flaw():
+        return f"{shard.name}: {flaw}"
+    dtypes = (entry.torch_dtype, shard.data.dtype)
     if dtypes[0] != dtypes[1] and not (cast and all(dtype.is_floating_point for dtype in dtypes)):
-        return f"{piece.name} is {entry.torch_dtype}, not {piece.data.dtype}"
+        return f"{shard.name} is {entry.torch_dtype}, not {shard.data.dtype}"
     return None
 
 
-def _copy_all(checkpoint: Checkpoint, wanted: Collection[Piece]) -> None:
-    """Fills pieces that fit, one file after another, in the order of the file's data."""
-    pairs = ((stored, piece) for piece in wanted for stored in checkpoint.tensors[piece.name])
-    plan: dict[str, list[tuple[Stored, Piece]]] = {}
-    for stored, piece in pairs:
-        if _boxes_meet(stored, piece):
-            plan.setdefault(stored.file, []).append((stored, piece))
+def _copy_all(checkpoint: Checkpoint, wanted: Collection[Shard]) -> None:
+    """Fills shards that fit, one file after another, in the order of the file's data."""
+    pairs = ((stored, shard) for shard in wanted for stored in checkpoint.tensors[shard.name])
+    plan: dict[str, list[tuple[ShardLocation, Shard]]] = {}
+    for stored, shard in pairs:
+        if _boxes_meet(stored, shard):
+            plan.setdefault(stored.file, []).append((stored, shard))
     for name, jobs in sorted(plan.items()):
         jobs.sort(key=lambda job: job[0].position)
         with open_regular(checkpoint.path / name) as file:
-            for stored, piece in jobs:
+            for stored, shard in jobs:
                 try:
-                    _copy(file, stored, piece)
+                    _copy(file, stored, shard)
                 except OSError as error:
-                    where = f"{piece.name} from {checkpoint.path / name}"
+                    where = f"{shard.name} from {checkpoint.path / name}"
                     raise CheckpointError(f"cannot read {where}: {error.strerror or error}") from error
 
 
-def _boxes_meet(stored: Stored, piece: Piece) -> bool:
-    """Whether the boxes of a stored and a wanted piece share an element; a quick sieve before their rectangles."""
-    a, b = (Rectangle(0, place.offset, place.shape) for place in (stored.entry, piece))
+def _boxes_meet(stored: ShardLocation, shard: Shard) -> bool:
+    """Whether the boxes of a stored and a wanted shard share an element; a quick sieve before their rectangles."""
+    a, b = (Rectangle(0, place.offset, place.shape) for place in (stored.entry, shard))
     return intersection(a, b) is not None
 
 
-def _copy(file: BinaryIO, stored: Stored, piece: Piece) -> None:
-    """Copies what a stored piece and a wanted piece share."""
-    data, dtype = piece.data.detach(), stored.entry.torch_dtype
-    for target in rectangles(piece):
-        whole = target.shape == piece.data_shape
+def _copy(file: BinaryIO, stored: ShardLocation, shard: Shard) -> None:
+    """Copies what a stored shard and a wanted shard share."""
+    data, dtype = shard.data.detach(), stored.entry.torch_dtype
+    for target in rectangles(shard):
+        whole = target.shape == shard.data_shape
         view = data if whole else data.view(-1)[target.start :][: prod(target.shape)].view(target.shape)
         for source in rectangles(stored.entry):
             if shared := intersection(source, target):

@@ -34,7 +34,7 @@ class World:
         return self.gather(value if self.rank == 0 else None)[0]
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_on_all_ranks(self) -> Iterator[None]:
         """Runs a block that holds no collective; when it raised on any rank, all raise the first cause.
 
         Raises: CheckpointError on every rank.

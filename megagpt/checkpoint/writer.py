@@ -8,23 +8,23 @@ from pathlib import Path
 import torch
 
 from megagpt.checkpoint.files import CHUNK, FileInfo, write_file
-from megagpt.checkpoint.format import Entry, header, memory, rank_file
+from megagpt.checkpoint.format import StoredShard, header, memory, rank_file
 from megagpt.errors import CheckpointError
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.shards import Shard
 
 
 class RankWriter:
-    """Writes the pieces and the rank tensors of one rank to its file in `folder`, in the background.
+    """Writes the shards and the rank tensors of one rank to its file in `folder`, in the background.
 
     Unless `copy` is set the tensors are read while the file is written and must not change until `done`.
     Raises: CheckpointError when a tensor cannot be stored.
     """
 
     def __init__(
-        self, folder: Path, rank: int, pieces: Iterable[Piece], rank_tensors: dict[str, torch.Tensor], copy: bool
+        self, folder: Path, rank: int, shards: Iterable[Shard], rank_tensors: dict[str, torch.Tensor], copy: bool
     ):
-        shared = [(Entry.of(piece), piece.data) for piece in pieces]
-        own = [(Entry.of(Piece.whole(name, data), private=True), data) for name, data in rank_tensors.items()]
+        shared = [(StoredShard.of(shard), shard.data) for shard in shards]
+        own = [(StoredShard.of(Shard.whole(name, data), private=True), data) for name, data in rank_tensors.items()]
         kept = [item for item in shared + own if item[0].numel]
         kept += {entry.name: (entry, data) for entry, data in shared + own if 0 in entry.global_shape}.values()
         kept.sort(key=lambda item: -item[0].torch_dtype.itemsize)  # stable; keeps every tensor aligned in the file

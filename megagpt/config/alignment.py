@@ -53,13 +53,13 @@ class PPOConfig:
     """Nats of divergence an answer that the coefficient is adapted to; null: it stays."""
     kl_horizon: int = 10_000
     """Episodes over which the coefficient adapts."""
-    missing_end_penalty: float = 1.0
+    missing_eos_penalty: float = 1.0
     """Taken off the score of an answer that does not end by itself."""
     whiten_rewards: bool = False
     """Whether rewards are scaled to variance 1 over an iteration."""
     whiten_advantages: bool = True
     """Whether advantages are scaled to mean 0 and variance 1 over an iteration."""
-    discount: float = 1.0
+    gamma: float = 1.0
     """Discount of later rewards (gamma)."""
     gae_lambda: float = 0.95
     """Decay of generalized advantage estimates (lambda)."""

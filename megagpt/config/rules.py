@@ -59,16 +59,16 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *("seed", "optim.warmup_tokens", "optim.ramp_tokens", "optim.weight_decay", "optim.clip_grad"),
-    *("data.infilling_piece_tokens", "stage.eval_interval", "stage.infilling_cuts", "checkpoint.interval"),
+    *("data.fim_piece_tokens", "stage.eval_interval", "stage.fim_cuts", "checkpoint.interval"),
     *("checkpoint.keep_every", "reliability.replica_interval"),
     *("reliability.straggler_interval", "reliability.spike_threshold", "reliability.spike_rewind"),
-    *("ppo.kl_coefficient", "ppo.missing_end_penalty", "ppo.critic_warmup_steps", "ppo.entropy_coefficient"),
+    *("ppo.kl_coefficient", "ppo.missing_eos_penalty", "ppo.critic_warmup_steps", "ppo.entropy_coefficient"),
     *("ppo.ptx_coefficient",),
 )
 BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2", "ppo.ema_decay")
 SHARES = (
-    *("optim.min_lr_ratio", "optim.warmup_start_ratio", "data.infilling_rate", "data.infilling_spm_rate"),
-    *("data.infilling_unit_rate", "ppo.discount", "ppo.gae_lambda"),
+    *("optim.min_lr_ratio", "optim.warmup_start_ratio", "data.fim_rate", "data.fim_spm_rate"),
+    *("data.fim_unit_rate", "ppo.gamma", "ppo.gae_lambda"),
 )
 
 LARGEST_SEED = 2**32 - 1

@@ -33,15 +33,15 @@ class DataConfig:
     """Shares of every corpus's documents for training, validation and test."""
     isolate_documents: bool = False
     """Whether attention and positions stop at document boundaries. GPT-3 packs documents without (false)."""
-    infilling_rate: float = 0.0
+    fim_rate: float = 0.0
     """Share of documents in training samples that are rearranged for filling in the middle (arXiv 2207.14255)."""
-    infilling_spm_rate: float = 0.5
+    fim_spm_rate: float = 0.5
     """Share of those in the order suffix, prefix, middle (SPM); the others are in prefix, suffix, middle (PSM)."""
-    infilling_unit_rate: float = 0.0
-    """Share of those with a single infilling_unit in the middle; the others are cut at two random characters."""
-    infilling_unit: Literal["line", "word"] = "line"
+    fim_unit_rate: float = 0.0
+    """Share of those with a single fim_unit in the middle; the others are cut at two random characters."""
+    fim_unit: Literal["line", "word"] = "line"
     """What stands in such a middle, and in those that a run measures: a line, or a word of letters."""
-    infilling_piece_tokens: int = 0
+    fim_piece_tokens: int = 0
     """Cut documents into pieces of a quarter of this many tokens up to this many, each of which is rearranged or not;
     for documents that are longer than a sample. 0: they stay whole."""
     conversations: tuple[str, ...] = ()
@@ -109,8 +109,8 @@ class StageConfig:
     """Steps between evaluations on the validation documents; 0 evaluates only at the end."""
     eval_tokens: int = 10_000_000
     """At most this many validation tokens an evaluation; the last evaluation reads all."""
-    infilling_cuts: int = 0
-    """Held-out lines that a run with data.infilling_rate fills in at its end and, if it starts from a model, at its
+    fim_cuts: int = 0
+    """Held-out lines that a run with data.fim_rate fills in at its end and, if it starts from a model, at its
     start too; 0: none."""
     held_out_edits: str | None = None
     """File of edits (tools/make_edits.py) that stage edit answers before its first step and at its end, for exact match

@@ -7,8 +7,8 @@ import torch
 
 from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
-from megagpt.data.infilling import Infilling
-from megagpt.data.packed import PARTS, Blend, PackedCorpus, Part
+from megagpt.data.fim import Infilling
+from megagpt.data.packed import PARTS, Mixture, PackedCorpus, Part
 from megagpt.data.read_ahead import ReadAhead
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError
@@ -25,7 +25,7 @@ def load_tokenizer(config: Config) -> Tokenizer:
     return tokenizer
 
 
-class TrainLoader(ReadAhead):
+class PretrainLoader(ReadAhead):
     """Every batch of a run. A batch is a function of the seed and of sample numbers, in every layout."""
 
     def __init__(self, config: Config) -> None:
@@ -40,12 +40,12 @@ class TrainLoader(ReadAhead):
             for part in PARTS
         }
         self._check()
-        self.blend = Blend(self.corpora["train"], [corpus.weight for corpus in data.corpora], config.seed)
+        self.mixture = Mixture(self.corpora["train"], [corpus.weight for corpus in data.corpora], config.seed)
         self.infilling = None
-        if data.infilling_rate:
-            rates = data.infilling_rate, data.infilling_spm_rate
-            units = data.infilling_unit_rate, data.infilling_unit
-            self.infilling = Infilling(self.tokenizer, *rates, config.seed, *units, data.infilling_piece_tokens)
+        if data.fim_rate:
+            rates = data.fim_rate, data.fim_spm_rate
+            units = data.fim_unit_rate, data.fim_unit
+            self.infilling = Infilling(self.tokenizer, *rates, config.seed, *units, data.fim_piece_tokens)
 
     def evaluation_batches(
         self,
@@ -108,7 +108,7 @@ class TrainLoader(ReadAhead):
 
     def _sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens, int64 [S + 1], and loss mask, float32 [S], of a training sample."""
-        tokens = self.blend[index]
+        tokens = self.mixture[index]
         if self.infilling:
             return self.infilling.sample(tokens, index)
         return tokens, np.ones(len(tokens) - 1, np.float32)

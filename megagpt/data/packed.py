@@ -20,7 +20,7 @@ Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 BLOCK = 65_536
-"""Samples over which a blend's proportions are exact."""
+"""Samples over which a mixture's proportions are exact."""
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -118,7 +118,7 @@ class PackedCorpus:
         return tokens
 
 
-class Blend:
+class Mixture:
     """A mixture of corpora in which sample `index` is a sample of one of them, by weight.
 
     In every BLOCK of samples each corpus has the same fixed quota, so proportions hold at every point of a run to

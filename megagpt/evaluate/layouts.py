@@ -22,13 +22,13 @@ from megagpt import log as logs
 from megagpt.config.rules import check
 from megagpt.config.schema import Config, CorpusConfig, DataConfig, ParallelConfig
 from megagpt.data.batch import Batch
-from megagpt.data.loader import TrainLoader
+from megagpt.data.loader import PretrainLoader
 from megagpt.errors import ConfigError, DistributedError
 from megagpt.parallel import launch
 from megagpt.parallel.dims import ParallelDims
-from megagpt.parallel.engine import Task
+from megagpt.parallel.engine import Objective
 from megagpt.parallel.spawn import run_ranks
-from megagpt.train.task import LanguageModelTask
+from megagpt.train.objectives import LanguageModelObjective
 
 REFERENCES = ("one rank", "one rank, bf16")
 """Names of the layouts that the others are compared with."""
@@ -45,7 +45,7 @@ class Batches(Protocol):
         """One rank's of the step that trains on `batch_size` samples from `first_sample` on."""
 
 
-Workload = Callable[[Config], tuple[Task, Batches]]
+Workload = Callable[[Config], tuple[Objective, Batches]]
 """What is learnt, from what; a function at the top of a module, since it is called on other processes."""
 
 
@@ -96,9 +96,9 @@ class Row:
 # Which layouts there are
 
 
-def text(config: Config) -> tuple[Task, Batches]:
+def text(config: Config) -> tuple[Objective, Batches]:
     """Next tokens of the configured corpora where they exist, else of random ones."""
-    return LanguageModelTask(), TrainLoader(config) if has_data(config) else RandomTokens(config)
+    return LanguageModelObjective(), PretrainLoader(config) if has_data(config) else RandomTokens(config)
 
 
 def cases(
@@ -256,8 +256,8 @@ def _train(case: Case, steps: int) -> Curve:
     config = case.config
     device = launch.initialize(config.parallel, config.seed)
     _reset_peak_memory(device)
-    task, loader = case.workload(config)
-    engine = build_engine(config, task)
+    objective, loader = case.workload(config)
+    engine = build_engine(config, objective)
     dims, batch_size = engine.dims, config.optim.global_batch_size
     results, seconds = [], []
     for step in range(steps):
@@ -275,14 +275,14 @@ def _train(case: Case, steps: int) -> Curve:
 
 
 class RandomTokens:
-    """Stands in for TrainLoader. Low tokens are frequent, so that there is something to learn."""
+    """Stands in for PretrainLoader. Low tokens are frequent, so that there is something to learn."""
 
     def __init__(self, config: Config) -> None:
         """The model says how long samples are, and of how many tokens."""
         self.config = config
 
     def micro_batches(self, first_sample: int, batch_size: int, rank: int, replicas: int) -> Iterator[Batch]:
-        """As `TrainLoader.micro_batches`."""
+        """As `PretrainLoader.micro_batches`."""
         size = self.config.parallel.micro_batch_size
         for start in range(first_sample + rank * size, first_sample + batch_size, size * replicas):
             yield from self.of_samples(range(start, start + size))

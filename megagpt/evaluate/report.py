@@ -17,7 +17,7 @@ Rows = list[tuple[str, list[str]]]
 """A table: each row's label and one cell for every run, as plain text."""
 
 
-NO_FIGURES = ("step", "tokens", "bytes", "infilling_cuts")
+NO_FIGURES = ("step", "tokens", "bytes", "fim_cuts")
 """Keys of an evaluation that say what it was measured on."""
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from megagpt.errors import ConfigError
-from megagpt.evaluate import in_box
+from megagpt.evaluate import sandbox_worker
 from megagpt.evaluate.cgroups import control_groups
 
 Sandbox = Literal["bwrap", "none"]
@@ -35,7 +35,7 @@ UIDS = range(50_000, 60_000)
 """Users that boxes run as when megagpt runs as root; a box has one to itself, so its process limit is its own."""
 
 _MIB = 2**20
-_INSIDE = "/in_box.py"
+_INSIDE = "/sandbox_worker.py"
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Judge:
         python = [str(self._interpreter), "-s", "-S", "-P", "-B"]
         if self.sandbox == "none":
             del limits["RLIMIT_NPROC"]  # it would count all processes of the user
-            return [*python, in_box.__file__, side, "", json.dumps(limits), *descriptors]
+            return [*python, sandbox_worker.__file__, side, "", json.dumps(limits), *descriptors]
         uid = str(UIDS[next(self._uids) % len(UIDS)]) if os.geteuid() == 0 else ""
         join = ["/bin/sh", "-c", _JOIN, "sh", " ".join(map(str, groups))] if groups else []
         return [*join, *self._box(), *python, _INSIDE, side, uid, json.dumps(limits), *descriptors]
@@ -187,7 +187,17 @@ class Judge:
             for parent in reversed(prefix.parents[:-1]):  # open to the box's user, whatever they are outside
                 options += ["--perms", "0755", "--dir", str(parent)]
             options += ["--ro-bind", str(prefix), str(prefix)]
-        options += ["--ro-bind", in_box.__file__, _INSIDE, "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+        options += [
+            "--ro-bind",
+            sandbox_worker.__file__,
+            _INSIDE,
+            "--proc",
+            "/proc",
+            "--dev",
+            "/dev",
+            "--remount-ro",
+            "/dev",
+        ]
         options += ["--size", str(self.limits.scratch_mib * _MIB), "--perms", "1777", "--tmpfs", "/tmp"]
         return [*options, "--remount-ro", "/", "--chdir", "/tmp", "--"]
 

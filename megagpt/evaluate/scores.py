@@ -19,7 +19,7 @@ BINS = 10
 def score(engine: Engine, config: Config, tokenizer: Tokenizer, rows: Sequence[np.ndarray]) -> np.ndarray:
     """Scores of conversations at their last tokens, float64 [n], the same on every rank. Collective over all ranks.
 
-    engine: its task gives a value for every token, as `RewardTask` does. rows: int64 [length] each, of `encode_chat`.
+    engine: gives a value for every token (`RewardObjective`). rows: int64 [length] each, of `encode_chat`.
     Raises DataError for one that is longer than the context.
     """
     limit, dims = config.model.sequence_length, engine.dims

@@ -59,12 +59,12 @@ def measure_stages(config: Config, stages: list[int]) -> list[Held]:
 
 def _measure(config: Config) -> Held:
     from megagpt.parallel.zero import DeepSpeedEngine
-    from megagpt.train.task import LanguageModelTask
+    from megagpt.train.objectives import LanguageModelObjective
 
     launch.initialize(config.parallel, config.seed)
     gc.collect()
     before = _storages()
-    engine = DeepSpeedEngine(config, LanguageModelTask())
+    engine = DeepSpeedEngine(config, LanguageModelObjective())
     parameters = [getattr(parameter, "ds_tensor", parameter) for parameter in engine.modules[0].parameters()]
     states = [value for state in engine.zero.optimizer.state.values() for value in state.values()]
     kept = _bytes(parameters), _bytes([*engine.masters, *states])

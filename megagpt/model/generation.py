@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megagpt.config.schema import Config
-from megagpt.data.infilling import infill_prompt
+from megagpt.data.fim import infill_prompt
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError, TrainingDiverged
 from megagpt.model.gpt import GPT
@@ -116,7 +116,7 @@ class Generator:
                 "use the tokenizer that the model was trained with"
             )
         self.modules, self.tokenizer, self.batch_size = modules, tokenizer, batch_size
-        self.window, self.spm = config.model.sequence_length, config.data.infilling_spm_rate > 0
+        self.window, self.spm = config.model.sequence_length, config.data.fim_spm_rate > 0
         self.groups = modules[0].pg_collection
         self.device = next(modules[0].parameters()).device
 

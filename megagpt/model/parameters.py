@@ -13,7 +13,7 @@ from megagpt.config.schema import Config, ModelConfig
 
 
 @dataclass(frozen=True)
-class Shard:
+class Box:
     """A box of a global tensor that this rank holds."""
 
     global_shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class Shard:
         return full[tuple(slice(start, start + size) for start, size in zip(self.offset, self.shape, strict=True))]
 
 
-def named_shards(chunks: Iterable[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter, list[Shard]]]:
+def named_boxes(chunks: Iterable[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter, list[Box]]]:
     """Global name, parameter and boxes of every parameter of the GPT `chunks` that this rank holds.
 
     Layers are numbered from 0 over the whole model. The parameter, flattened, is its boxes flattened, in order; only
@@ -37,7 +37,7 @@ def named_shards(chunks: Iterable[torch.nn.Module]) -> Iterator[tuple[str, torch
     """
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
-            yield _global_name(chunk, name), parameter, _shards(chunk, parameter)
+            yield _global_name(chunk, name), parameter, _boxes(chunk, parameter)
 
 
 def _global_name(chunk: torch.nn.Module, name: str) -> str:
@@ -50,10 +50,10 @@ def _global_name(chunk: torch.nn.Module, name: str) -> str:
     )
 
 
-def _shards(chunk: torch.nn.Module, parameter: torch.nn.Parameter) -> list[Shard]:
+def _boxes(chunk: torch.nn.Module, parameter: torch.nn.Parameter) -> list[Box]:
     local = tuple(parameter.shape)
     if not getattr(parameter, "tensor_model_parallel", False):
-        return [Shard(local, (0,) * len(local), local)]
+        return [Box(local, (0,) * len(local), local)]
     dim, parts = parameter.partition_dim, parameter.partition_stride
     ranks, rank = chunk.tp_group.size(), chunk.tp_group.rank()
     size = local[dim] // parts
@@ -62,7 +62,7 @@ def _shards(chunk: torch.nn.Module, parameter: torch.nn.Parameter) -> list[Shard
         return (*elsewhere[:dim], length, *elsewhere[dim + 1 :])
 
     whole, origin = along(local[dim] * ranks, local), (0,) * len(local)
-    return [Shard(whole, along((part * ranks + rank) * size, origin), along(size, local)) for part in range(parts)]
+    return [Box(whole, along((part * ranks + rank) * size, origin), along(size, local)) for part in range(parts)]
 
 
 @torch.no_grad()
@@ -74,9 +74,9 @@ def initialize(chunk: torch.nn.Module, config: Config) -> None:
     values are of size 1 (arXiv 2009.01325). Every global tensor is drawn in float32 on the CPU from a stream of its
     own, seeded by config.seed and its name.
     """
-    for name, parameter, shards in named_shards([chunk]):
-        full = _initial_value(name, shards[0].global_shape, config.model, config.seed)
-        parameter.copy_(torch.cat([shard.of(full).flatten() for shard in shards]).view_as(parameter))
+    for name, parameter, boxes in named_boxes([chunk]):
+        full = _initial_value(name, boxes[0].global_shape, config.model, config.seed)
+        parameter.copy_(torch.cat([box.of(full).flatten() for box in boxes]).view_as(parameter))
 
 
 def _initial_value(name: str, shape: tuple[int, ...], model: ModelConfig, seed: int) -> Tensor:

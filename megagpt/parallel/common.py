@@ -7,15 +7,15 @@ import torch
 import torch.distributed as dist
 from megatron.core import tensor_parallel
 
-from megagpt.model.parameters import Shard
-from megagpt.parallel.pieces import Piece
+from megagpt.model.parameters import Box
+from megagpt.parallel.shards import Shard
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's state of a parameter, as torch names it."""
 
 
 def sums_of(loss: torch.Tensor, count: torch.Tensor, metrics: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """What `Task.loss` returned for a micro-batch, as one float64 vector."""
+    """What `Objective.loss` returned for a micro-batch, as one float64 vector."""
     return torch.stack([value.detach().double() for value in (loss, count, *metrics)])
 
 
@@ -36,27 +36,27 @@ def means(
     return loss / divisor, int(count), {name: m / divisor for name, m in zip(names, metrics, strict=True)}
 
 
-def split(name: str, data: torch.Tensor, span: tuple[int, int] | None, shards: list[Shard]) -> Iterator[Piece]:
-    """Describe a rank's parameter, or the range `span` of it when flattened, as pieces of the global tensor.
+def split(name: str, data: torch.Tensor, span: tuple[int, int] | None, boxes: list[Box]) -> Iterator[Shard]:
+    """Describe a rank's parameter, or the range `span` of it when flattened, as shards of the global tensor.
 
-    data: the parameter, or its elements in `span` [stop - start]. shards: the boxes that its elements are, in order.
+    data: the parameter, or its elements in `span` [stop - start]. boxes: the boxes that its elements are, in order.
     """
-    whole_size = sum(math.prod(shard.shape) for shard in shards)
+    whole_size = sum(math.prod(box.shape) for box in boxes)
     start, end = span or (0, whole_size)
     data, position = data.view(-1), 0
-    for shard in shards:
-        size = math.prod(shard.shape)
+    for box in boxes:
+        size = math.prod(box.shape)
         first, last = max(start, position), min(end, position + size)
         if first < last:
             whole = last - first == size
             values = data[first - start : last - start]
-            yield Piece(
+            yield Shard(
                 name,
-                shard.global_shape,
-                shard.offset,
-                shard.shape,
+                box.global_shape,
+                box.offset,
+                box.shape,
                 None if whole else (first - position, last - position),
-                values.view(shard.shape) if whole else values,
+                values.view(box.shape) if whole else values,
             )
         position += size
 

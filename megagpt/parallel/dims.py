@@ -33,12 +33,12 @@ class ParallelDims:
 
     @property
     def tensor_rank(self) -> int:
-        """Place among the ranks that share a layer."""
+        """ShardMetadata among the ranks that share a layer."""
         return self.rank % self.tensor_size
 
     @property
     def data_rank(self) -> int:
-        """Place among the replicas."""
+        """ShardMetadata among the replicas."""
         return self.rank // self.tensor_size % self.data_size
 
     @property

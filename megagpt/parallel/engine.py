@@ -8,10 +8,10 @@ import torch
 
 from megagpt.data.batch import Batch
 from megagpt.parallel.dims import ParallelDims
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.shards import Shard
 
 
-class Task(Protocol):
+class Objective(Protocol):
     """What a stage trains: how a batch goes through the model, and the loss of what comes out."""
 
     metric_names: tuple[str, ...]
@@ -45,11 +45,11 @@ class StepResult:
     applied: bool
     """False if the loss or a gradient was not finite; then no parameter and no moment has changed."""
     metrics: dict[str, float]
-    """Means of the task's further sums."""
+    """Means of the objective's further sums."""
 
 
 class Engine(Protocol):
-    """Executes training and evaluation steps of a task on this rank's part of the model."""
+    """Executes training and evaluation steps of a objective on this rank's part of the model."""
 
     dims: ParallelDims
     device: torch.device
@@ -63,16 +63,16 @@ class Engine(Protocol):
         """Mean loss over `num_micro_batches` a replica, without gradients. Collective over all ranks."""
 
     def outputs(self, batches: Iterator[Batch], num_micro_batches: int) -> list[torch.Tensor]:
-        """What `Task.forward` gives on the last stage for each micro-batch, float32 [B, S], without gradients.
+        """What `Objective.forward` gives on the last stage for each micro-batch, float32 [B, S], without gradients.
 
         On every rank; collective over the ranks of a replica. The micro-batches have one shape.
         """
 
-    def pieces(self, for_saving: bool) -> Iterator[Piece]:
+    def shards(self, for_saving: bool) -> Iterator[Shard]:
         """This rank's shards of parameters and optimizer state: all of them, or those it has to save."""
 
-    def load_finished(self, optimizer_step: int) -> None:
-        """To be called after the tensors of `pieces` were filled in place; 0 steps for weights alone."""
+    def post_load(self, optimizer_step: int) -> None:
+        """To be called after the tensors of `shards` were filled in place; 0 steps for weights alone."""
 
     def random_state(self) -> dict[str, torch.Tensor]:
         """State of this rank's random streams, uint8 tensors by name."""

@@ -12,7 +12,7 @@ from megagpt.config.schema import ParallelConfig
 from megagpt.data.batch import Batch
 from megagpt.parallel import launch
 from megagpt.parallel.engine import Engine, StepResult
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.shards import Shard
 
 
 class Layout:
@@ -95,15 +95,15 @@ class EngineInLayout:
         with self.layout.active():
             return self.engine.outputs(batches, num_micro_batches)
 
-    def pieces(self, for_saving: bool) -> Iterator[Piece]:
-        """See `Engine.pieces`."""
+    def shards(self, for_saving: bool) -> Iterator[Shard]:
+        """See `Engine.shards`."""
         with self.layout.active():
-            yield from list(self.engine.pieces(for_saving))
+            yield from list(self.engine.shards(for_saving))
 
-    def load_finished(self, optimizer_step: int) -> None:
-        """See `Engine.load_finished`."""
+    def post_load(self, optimizer_step: int) -> None:
+        """See `Engine.post_load`."""
         with self.layout.active():
-            self.engine.load_finished(optimizer_step)
+            self.engine.post_load(optimizer_step)
 
     def random_state(self) -> dict[str, torch.Tensor]:
         """See `Engine.random_state`."""

@@ -18,21 +18,21 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
 from megagpt.model.gpt import build_model
-from megagpt.model.parameters import Shard, named_shards
+from megagpt.model.parameters import Box, named_boxes
 from megagpt.parallel import cpu
 from megagpt.parallel.adam import choose_adam, prepare, scale_gradients, set_step
 from megagpt.parallel.common import MOMENTS, means, random_state, set_random_state, split, sums_of
 from megagpt.parallel.dims import ParallelDims
-from megagpt.parallel.engine import StepResult, Task
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.engine import Objective, StepResult
+from megagpt.parallel.shards import Shard
 
 
 class MegatronEngine:
     """Implements `megagpt.parallel.engine.Engine`. Needs the groups of `launch.initialize`."""
 
-    def __init__(self, config: Config, task: Task, training: bool = True) -> None:
+    def __init__(self, config: Config, objective: Objective, training: bool = True) -> None:
         """Build this rank's part of the model and, if `training`, its gradient buffers and optimizer."""
-        self.config, self.task = config, task
+        self.config, self.objective = config, objective
         self.dims = ParallelDims.of(config.parallel, dist.get_rank(), dist.get_world_size())
         self.device = cpu.device()
         self.dtype = torch.bfloat16 if config.optim.precision == "bf16" else torch.float32
@@ -144,7 +144,7 @@ class MegatronEngine:
     def _run(self, batches: Iterator[Batch], num_micro_batches: int, forward_only: bool) -> tuple[float, int, dict]:
         """Pass micro-batches through the pipeline; returns mean loss, count and mean metrics over all ranks."""
         sums, _ = self._pass(self._forward_step, batches, num_micro_batches, forward_only)
-        return means(sums, self.task.metric_names, self.device, counts_here=self.dims.tensor_rank == 0)
+        return means(sums, self.objective.metric_names, self.device, counts_here=self.dims.tensor_rank == 0)
 
     @torch.no_grad()
     def outputs(self, batches: Iterator[Batch], num_micro_batches: int) -> list[torch.Tensor]:
@@ -179,33 +179,33 @@ class MegatronEngine:
         return results, first.tokens.shape
 
     def _output_step(self, batches: Iterator[Batch], model: torch.nn.Module) -> tuple:
-        return self.task.forward(model, next(batches).to(self.device)), None
+        return self.objective.forward(model, next(batches).to(self.device)), None
 
     def _forward_step(self, batches: Iterator[Batch], model: torch.nn.Module) -> tuple:
         batch = next(batches).to(self.device)
-        return self.task.forward(model, batch), partial(self._loss, batch)
+        return self.objective.forward(model, batch), partial(self._loss, batch)
 
     def _loss(self, batch: Batch, output: torch.Tensor) -> tuple:
-        loss, count, metrics = self.task.loss(output, batch)
+        loss, count, metrics = self.objective.loss(output, batch)
         return loss, count.int(), sums_of(loss, count, metrics)
 
-    def pieces(self, for_saving: bool) -> Iterator[Piece]:
-        """See `Engine.pieces`. Names are `model/...`, `optimizer/{exp_avg,exp_avg_sq,master}/...`."""
+    def shards(self, for_saving: bool) -> Iterator[Shard]:
+        """See `Engine.shards`. Names are `model/...`, `optimizer/{exp_avg,exp_avg_sq,master}/...`."""
         (inner,) = self.optimizer.chained_optimizers if self.optimizer else (None,)
-        for index, (name, parameter, shards) in enumerate(named_shards(self.modules)):
+        for index, (name, parameter, boxes) in enumerate(named_boxes(self.modules)):
             sharded, copy = getattr(parameter, "tensor_model_parallel", False), getattr(parameter, "shared", False)
             if for_saving and (copy or (not sharded and self.dims.tensor_rank > 0)):
                 continue  # another rank has the same and saves it
             # Replicas hold the same and take turns in saving it.
             ours = not for_saving or index % self.dims.data_size == self.dims.data_rank
             if ours:
-                yield from split(f"model/{name}", parameter.detach(), None, shards)
+                yield from split(f"model/{name}", parameter.detach(), None, boxes)
             if inner is not None and (ours or isinstance(inner, DistributedOptimizer)):
-                yield from self._optimizer_pieces(inner, name, parameter, shards)
+                yield from self._optimizer_shards(inner, name, parameter, boxes)
 
-    def _optimizer_pieces(
-        self, inner: MegatronOptimizer, name: str, parameter: torch.nn.Parameter, shards: list[Shard]
-    ) -> Iterator[Piece]:
+    def _optimizer_shards(
+        self, inner: MegatronOptimizer, name: str, parameter: torch.nn.Parameter, boxes: list[Box]
+    ) -> Iterator[Shard]:
         main, span = getattr(parameter, "main_param", parameter), None
         if isinstance(inner, DistributedOptimizer):
             if parameter not in inner.model_param_group_index_map:
@@ -218,10 +218,10 @@ class MegatronEngine:
         if self.dtype != torch.float32:
             state["master"] = main.detach()
         for key, value in state.items():
-            yield from split(f"optimizer/{key}/{name}", value, span, shards)
+            yield from split(f"optimizer/{key}/{name}", value, span, boxes)
 
-    def load_finished(self, optimizer_step: int) -> None:
-        """See `Engine.load_finished`."""
+    def post_load(self, optimizer_step: int) -> None:
+        """See `Engine.post_load`."""
         if self.optimizer is None:
             return
         if optimizer_step == 0:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megagpt.errors import ReplicasDiverged
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.shards import Shard
 
 CHUNK = 1 << 22
 """Elements that are hashed at a time: hashing needs 16 bytes of memory for each."""
@@ -37,15 +37,15 @@ def fingerprint(data: torch.Tensor) -> torch.Tensor:
 
 
 class Replicas:
-    """Finds the pieces that several ranks hold, once, and compares them as often as asked."""
+    """Finds the shards that several ranks hold, once, and compares them as often as asked."""
 
-    def __init__(self, pieces: Iterable[Piece]) -> None:
-        """Collective. pieces: all that this rank holds, as `Engine.pieces` gives them."""
+    def __init__(self, shards: Iterable[Shard]) -> None:
+        """Collective. shards: all that this rank holds, as `Engine.shards` gives them."""
         self.group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         self.labels: list[str] = []
         if self.group is None:
             return
-        mine = (socket.gethostname(), [piece.label for piece in pieces])
+        mine = (socket.gethostname(), [shard.label for shard in shards])
         held: list = [None] * dist.get_world_size()
         dist.all_gather_object(held, mine, self.group)
         self.hosts = [host for host, _ in held]
@@ -53,15 +53,15 @@ class Replicas:
         self.held = [[label for label in labels if copies[label] > 1] for _, labels in held]
         self.labels = self.held[dist.get_rank()]
 
-    def check(self, pieces: Iterable[Piece]) -> None:
-        """Compare the values of `pieces` with the other ranks'. Collective.
+    def check(self, shards: Iterable[Shard]) -> None:
+        """Compare the values of `shards` with the other ranks'. Collective.
 
         Raises ReplicasDiverged on all ranks, naming ranks and tensors.
         """
         if self.group is None or not any(self.held):
             return
         wanted = set(self.labels)
-        hashes = {piece.label: fingerprint(piece.data) for piece in pieces if piece.label in wanted}
+        hashes = {shard.label: fingerprint(shard.data) for shard in shards if shard.label in wanted}
         vector = torch.zeros(max(map(len, self.held)), dtype=torch.int64)
         if hashes:
             vector[: len(self.labels)] = torch.stack([hashes[label] for label in self.labels]).cpu()

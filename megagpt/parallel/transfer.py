@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from megagpt.parallel.engine import Engine
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.shards import Shard
 
 
 @torch.no_grad()
@@ -16,7 +16,7 @@ def copy_weights(source: Engine, target: Engine) -> None:
     given = _by_name(source, for_saving=True)
     wanted = _by_name(target, for_saving=False)
     everywhere: list = [None] * dist.get_world_size()
-    mine = {name: pieces[0].global_shape for held in (given, wanted) for name, pieces in held.items()}
+    mine = {name: shards[0].global_shape for held in (given, wanted) for name, shards in held.items()}
     dist.all_gather_object(everywhere, (mine, sorted(given), sorted(wanted)))
     shapes = {name: shape for shapes, _, _ in everywhere for name, shape in shapes.items()}
     sent, asked = ({name for entry in everywhere for name in entry[place]} for place in (1, 2))
@@ -25,37 +25,37 @@ def copy_weights(source: Engine, target: Engine) -> None:
     for name in sorted(sent):
         dtype = next(target.modules[0].parameters()).dtype
         whole = torch.zeros(shapes[name], dtype=dtype, device=target.device)
-        for piece in given.get(name, ()):
-            _write(whole, piece)
+        for shard in given.get(name, ()):
+            _write(whole, shard)
         if dist.get_world_size() > 1:
             dist.all_reduce(whole)  # of every element one rank has the value, all others 0
-        for piece in wanted.get(name, ()):
-            _read(whole, piece)
+        for shard in wanted.get(name, ()):
+            _read(whole, shard)
 
 
-def _by_name(engine: Engine, for_saving: bool) -> dict[str, list[Piece]]:
-    found: dict[str, list[Piece]] = {}
-    for piece in engine.pieces(for_saving):
-        if piece.name.startswith("model/"):
-            found.setdefault(piece.name, []).append(piece)
+def _by_name(engine: Engine, for_saving: bool) -> dict[str, list[Shard]]:
+    found: dict[str, list[Shard]] = {}
+    for shard in engine.shards(for_saving):
+        if shard.name.startswith("model/"):
+            found.setdefault(shard.name, []).append(shard)
     return found
 
 
-def _box(whole: torch.Tensor, piece: Piece) -> torch.Tensor:
-    """View of a piece's box in the whole tensor."""
-    return whole[tuple(slice(o, o + n) for o, n in zip(piece.offset, piece.shape, strict=True))]
+def _box(whole: torch.Tensor, shard: Shard) -> torch.Tensor:
+    """View of a shard's box in the whole tensor."""
+    return whole[tuple(slice(o, o + n) for o, n in zip(shard.offset, shard.shape, strict=True))]
 
 
-def _write(whole: torch.Tensor, piece: Piece) -> None:
-    box, (start, stop) = _box(whole, piece), piece.range
-    if piece.flat is None:
-        box.copy_(piece.data)
+def _write(whole: torch.Tensor, shard: Shard) -> None:
+    box, (start, stop) = _box(whole, shard), shard.range
+    if shard.flat is None:
+        box.copy_(shard.data)
         return
     flat = box.flatten()  # another part of the box may be there already
-    flat[start:stop] = piece.data.to(flat)
-    box.copy_(flat.view(piece.shape))
+    flat[start:stop] = shard.data.to(flat)
+    box.copy_(flat.view(shard.shape))
 
 
-def _read(whole: torch.Tensor, piece: Piece) -> None:
-    start, stop = piece.range
-    piece.data.copy_(_box(whole, piece).flatten()[start:stop].view(piece.data_shape))
+def _read(whole: torch.Tensor, shard: Shard) -> None:
+    start, stop = shard.range
+    shard.data.copy_(_box(whole, shard).flatten()[start:stop].view(shard.data_shape))

@@ -20,12 +20,12 @@ from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
 from megagpt.errors import ConfigError, DistributedError
 from megagpt.model.gpt import build_model
-from megagpt.model.parameters import named_shards
+from megagpt.model.parameters import named_boxes
 from megagpt.parallel import cpu
 from megagpt.parallel.common import MOMENTS, means, random_state, set_random_state, split, sums_of
 from megagpt.parallel.dims import ParallelDims
-from megagpt.parallel.engine import StepResult, Task
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.engine import Objective, StepResult
+from megagpt.parallel.shards import Shard
 from megagpt.parallel.swap import mapped, swap_folder
 
 BUCKETS = 8  # messages that gradients go in, at least: the first can go while others are computed
@@ -42,12 +42,12 @@ class DeepSpeedEngine:
     has to be divided by, known only after the last micro-batch, is handed over as a loss scale before the update.
     """
 
-    def __init__(self, config: Config, task: Task) -> None:
+    def __init__(self, config: Config, objective: Objective) -> None:
         """Build the model, and share out its parameters, gradients and optimizer as the stage says.
 
         Raises ConfigError when DeepSpeed, what it compiles with, or space on disk is missing.
         """
-        self.config, self.task = config, task
+        self.config, self.objective = config, objective
         self.dims = ParallelDims.of(config.parallel, dist.get_rank(), dist.get_world_size())
         self.device = cpu.device()
         module = build_model(config)
@@ -55,7 +55,7 @@ class DeepSpeedEngine:
         for tensor in (*module.buffers(), *parameters):
             tensor.data = tensor.data.to(self.device)
         self.modules = [module]
-        self.parameters = list(named_shards(self.modules))  # while they have their shapes, which stage 3 takes
+        self.parameters = list(named_boxes(self.modules))  # while they have their shapes, which stage 3 takes
         self._sum_replicated_gradients()
         self.engine = _initialize(module, self._optimizer(), self._settings())
         self.zero = self.engine.optimizer
@@ -154,32 +154,32 @@ class DeepSpeedEngine:
     def outputs(self, batches: Iterator[Batch], num_micro_batches: int) -> list[torch.Tensor]:
         """See `Engine.outputs`."""
         self.engine.eval()
-        return [self.task.forward(self.engine, next(batches).to(self.device)) for _ in range(num_micro_batches)]
+        return [self.objective.forward(self.engine, next(batches).to(self.device)) for _ in range(num_micro_batches)]
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         batch = batch.to(self.device)
-        loss, count, metrics = self.task.loss(self.task.forward(self.engine, batch), batch)
+        loss, count, metrics = self.objective.loss(self.objective.forward(self.engine, batch), batch)
         return loss, sums_of(loss, count, metrics)
 
     def _means(self, sums: list[torch.Tensor]) -> tuple[float, int, dict[str, float]]:
-        return means(sums, self.task.metric_names, self.device, counts_here=self.dims.tensor_rank == 0)
+        return means(sums, self.objective.metric_names, self.device, counts_here=self.dims.tensor_rank == 0)
 
-    def pieces(self, for_saving: bool) -> Iterator[Piece]:
-        """See `Engine.pieces`. Names are `model/...`, `optimizer/{exp_avg,exp_avg_sq,master}/...`."""
+    def shards(self, for_saving: bool) -> Iterator[Shard]:
+        """See `Engine.shards`. Names are `model/...`, `optimizer/{exp_avg,exp_avg_sq,master}/...`."""
         bf16 = self.config.optim.precision == "bf16"
-        for index, (name, parameter, shards) in enumerate(self.parameters):
+        for index, (name, parameter, boxes) in enumerate(self.parameters):
             replicated = not getattr(parameter, "tensor_model_parallel", False)
             if for_saving and replicated and self.dims.tensor_rank > 0:
                 continue  # another rank has the same and saves it
             start, stop = span = self._span(parameter)
             if self.partitions_parameters:
-                yield from split(f"model/{name}", _partition(parameter)[: stop - start], span, shards)
+                yield from split(f"model/{name}", _partition(parameter)[: stop - start], span, boxes)
             elif not for_saving or index % self.dims.data_size == self.dims.data_rank:  # replicas take turns
-                yield from split(f"model/{name}", parameter.detach(), None, shards)
+                yield from split(f"model/{name}", parameter.detach(), None, boxes)
             if start < stop:
                 for key in (*MOMENTS, "master") if bf16 else MOMENTS:
                     held = self._held(parameter, key)[: stop - start]
-                    yield from split(f"optimizer/{key}/{name}", held, span, shards)
+                    yield from split(f"optimizer/{key}/{name}", held, span, boxes)
 
     def _held(self, parameter: torch.nn.Parameter, key: str) -> torch.Tensor:
         """This rank's elements of a parameter's fp32 master or of one of its `MOMENTS`, 1-D, in place."""
@@ -207,8 +207,8 @@ class DeepSpeedEngine:
         return address.start, address.start + address.numel
 
     @torch.no_grad()
-    def load_finished(self, optimizer_step: int) -> None:
-        """See `Engine.load_finished`."""
+    def post_load(self, optimizer_step: int) -> None:
+        """See `Engine.post_load`."""
         if self.partitions_parameters:  # a forward pass alone may leave some gathered, as they were
             self.zero.empty_partition_cache()
         if optimizer_step == 0 or self.config.optim.precision == "fp32":

@@ -14,8 +14,8 @@ from megagpt.checkpoint import World
 from megagpt.config.load import from_dict
 from megagpt.config.schema import Config, CorpusConfig, ModelConfig
 from megagpt.data.conversations import read_conversations
+from megagpt.data.fim import fim_ids
 from megagpt.data.indexed import check_corpus, check_hashes, corpus_files
-from megagpt.data.infilling import fim_ids
 from megagpt.data.rankings import read_rankings
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import MegaGPTError
@@ -72,7 +72,7 @@ def _data(config: Config, max_epochs: float) -> Findings:
     try:
         tokenizer = Tokenizer.load(config.data.tokenizer)
         digest = tokenizer.sha256
-        if config.data.infilling_rate:
+        if config.data.fim_rate:
             fim_ids(tokenizer)
         if tokenizer.vocab_size != config.model.vocab_size:
             too_small = tokenizer.vocab_size > config.model.vocab_size

@@ -2,7 +2,7 @@
 
 Activations are what the backward pass needs (Korthikanti et al., arXiv 2205.05198, section 4), counted tensor by tensor
 as the project's layers save them. With unfused attention and dropout that is the paper's s b h (10 + 24 / t + 5 a s /
-(h t)) a layer, and its other formulas with sequence parallelism and recomputation; fused attention keeps the logarithm
+(h t)) a layer, and its other ppo_math with sequence parallelism and recomputation; fused attention keeps the logarithm
 of its sums instead of the probabilities, and no dropout keeps no masks.
 """
 

@@ -8,7 +8,7 @@ import torch
 from megagpt.config.schema import PPOConfig
 from megagpt.data.batch import Batch
 from megagpt.parallel.engine import Engine, StepResult
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.shards import Shard
 from megagpt.rl.episodes import Episodes
 from megagpt.rl.scoring import Scorer
 
@@ -33,16 +33,16 @@ class ActorCritic:
         self.ema = self._copies() if ppo.ema_decay else []
         """The running mean, of what this rank saves of the weights."""
 
-    def _weights(self) -> Iterator[Piece]:
-        return (piece for piece in self.policy.pieces(for_saving=True) if piece.name.startswith(WEIGHTS))
+    def _weights(self) -> Iterator[Shard]:
+        return (shard for shard in self.policy.shards(for_saving=True) if shard.name.startswith(WEIGHTS))
 
-    def _copies(self) -> list[Piece]:
+    def _copies(self) -> list[Shard]:
         device = "cpu" if self.ppo.offload else self.device
         return [
             dataclasses.replace(
-                piece, name=EMA + piece.name.removeprefix(WEIGHTS), data=piece.data.float().to(device, copy=True)
+                shard, name=EMA + shard.name.removeprefix(WEIGHTS), data=shard.data.float().to(device, copy=True)
             )
-            for piece in self._weights()
+            for shard in self._weights()
         ]
 
     def train_step(self, batches: Iterator[Batch], num_micro_batches: int, lr: float) -> StepResult:
@@ -70,8 +70,8 @@ class ActorCritic:
 
     @torch.no_grad()
     def _average(self) -> None:
-        for mean, piece in zip(self.ema, self._weights() if self.ema else (), strict=True):
-            mean.data.lerp_(piece.data.to(mean.data.device, torch.float32), 1 - self.ppo.ema_decay)
+        for mean, shard in zip(self.ema, self._weights() if self.ema else (), strict=True):
+            mean.data.lerp_(shard.data.to(mean.data.device, torch.float32), 1 - self.ppo.ema_decay)
 
     def evaluate(self, batches: Iterator[Batch], num_micro_batches: int) -> StepResult:
         """See `Engine.evaluate`: of the policy."""
@@ -81,21 +81,21 @@ class ActorCritic:
         """See `Engine.outputs`: of the policy."""
         return self.policy.outputs(batches, num_micro_batches)
 
-    def pieces(self, for_saving: bool) -> Iterator[Piece]:
-        """See `Engine.pieces`. Names are the policy's, critic/..., ema/..., episodes/... and updates."""
-        yield from self.policy.pieces(for_saving)
-        for piece in self.critic.pieces(for_saving):
-            yield dataclasses.replace(piece, name=CRITIC + piece.name)
+    def shards(self, for_saving: bool) -> Iterator[Shard]:
+        """See `Engine.shards`. Names are the policy's, critic/..., ema/..., episodes/... and updates."""
+        yield from self.policy.shards(for_saving)
+        for shard in self.critic.shards(for_saving):
+            yield dataclasses.replace(shard, name=CRITIC + shard.name)
         yield from self.ema
         if not for_saving or self.dims.rank == 0:
-            yield from self.episodes.pieces()
-            yield Piece.whole("updates", self.updates)
+            yield from self.episodes.shards()
+            yield Shard.whole("updates", self.updates)
 
-    def load_finished(self, optimizer_step: int) -> None:
-        """See `Engine.load_finished`."""
+    def post_load(self, optimizer_step: int) -> None:
+        """See `Engine.post_load`."""
         policy, critic = self.updates.tolist() if optimizer_step else (0, 0)
-        self.policy.load_finished(policy)
-        self.critic.load_finished(critic)
+        self.policy.post_load(policy)
+        self.critic.post_load(critic)
         if not optimizer_step and self.ema:
             self.ema = self._copies()
 

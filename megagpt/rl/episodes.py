@@ -8,7 +8,7 @@ from torch import Tensor
 
 from megagpt.data.batch import Batch
 from megagpt.parallel.dims import ParallelDims
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.shards import Shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +60,11 @@ class Episodes:
         self.step: list[int] = []
         """Rows that the step learns from which is under way."""
 
-    def pieces(self) -> Iterator[Piece]:
+    def shards(self) -> Iterator[Shard]:
         """All tensors, for checkpoints."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
-                yield Piece.whole(f"episodes/{name}", value)
+                yield Shard.whole(f"episodes/{name}", value)
 
     @property
     def written(self) -> list[Tensor]:

@@ -7,7 +7,7 @@ import torch
 
 from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
-from megagpt.data.loader import TrainLoader
+from megagpt.data.loader import PretrainLoader
 from megagpt.data.packed import Part, permutation
 from megagpt.errors import ConfigError
 from megagpt.rl.episodes import PretrainingBatch
@@ -22,7 +22,7 @@ class EpisodeLoader:
     Every micro-batch of episodes is followed by `ppo.ptx_ratio` of pretraining text, in rows of the same length.
     """
 
-    def __init__(self, config: Config, collector: Collector, pretraining: TrainLoader | None) -> None:
+    def __init__(self, config: Config, collector: Collector, pretraining: PretrainLoader | None) -> None:
         """`pretraining` gives the text, in rows of `ppo.row_length` tokens; None without corpora."""
         self.config, self.collector, self.pretraining = config, collector, pretraining
         self.tokenizer = collector.writer.tokenizer

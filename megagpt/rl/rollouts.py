@@ -17,7 +17,7 @@ from megagpt.data.packed import permutation
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import DataError
 from megagpt.model.generation import GenerationConfig
-from megagpt.rl import formulas
+from megagpt.rl import ppo_math
 from megagpt.rl.episodes import Episodes
 from megagpt.rl.rewards import Reward, answer
 from megagpt.rl.scoring import Scorer, share
@@ -81,7 +81,7 @@ class Collector:
         reference: Scorer,
         reward: Reward,
     ) -> None:
-        """`critic` and `reference` give values and log-probabilities (`ValueTask`, `LogProbTask`)."""
+        """`critic` and `reference` give values and log-probabilities (`ValueObjective`, `LogProbObjective`)."""
         self.ppo, self.seed = config.ppo, config.seed
         self.episodes, self.prompts, self.writer = episodes, prompts, writer
         self.critic, self.reference, self.reward = critic, reference, reward
@@ -129,20 +129,18 @@ class Collector:
         """Advantages and returns from what was collected, and figures of the iteration."""
         episodes, ppo, mask = self.episodes, self.ppo, self.episodes.mask
         coefficient = episodes.kl_coefficient.item()
-        penalised = episodes.scores - ppo.missing_end_penalty * (1 - episodes.ended)
-        rewards = formulas.token_rewards(penalised, episodes.logprobs, episodes.reference, mask, coefficient)
+        penalised = episodes.scores - ppo.missing_eos_penalty * (1 - episodes.ended)
+        rewards = ppo_math.token_rewards(penalised, episodes.logprobs, episodes.reference, mask, coefficient)
         if ppo.whiten_rewards:
-            rewards = formulas.whiten(rewards, mask, shift_mean=False)
-        advantages, returns = formulas.advantages_and_returns(
-            rewards, episodes.values, mask, ppo.discount, ppo.gae_lambda
-        )
-        explained = formulas.explained_variance(episodes.values, returns, mask)
-        episodes.advantages.copy_(formulas.whiten(advantages, mask) if ppo.whiten_advantages else advantages)
+            rewards = ppo_math.whiten(rewards, mask, shift_mean=False)
+        advantages, returns = ppo_math.advantages_and_returns(rewards, episodes.values, mask, ppo.gamma, ppo.gae_lambda)
+        explained = ppo_math.explained_variance(episodes.values, returns, mask)
+        episodes.advantages.copy_(ppo_math.whiten(advantages, mask) if ppo.whiten_advantages else advantages)
         episodes.returns.copy_(returns)
         kl = ((episodes.logprobs - episodes.reference) * mask).sum(1).mean().item()
         if ppo.kl_target is not None:
             count = ppo.rollout_batch_size
-            adapted = formulas.adapted_kl_coefficient(coefficient, kl, ppo.kl_target, count, ppo.kl_horizon)
+            adapted = ppo_math.adapted_kl_coefficient(coefficient, kl, ppo.kl_target, count, ppo.kl_horizon)
             episodes.kl_coefficient.fill_(adapted)
         return {
             "score": episodes.scores.mean().item(),

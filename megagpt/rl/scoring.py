@@ -14,7 +14,7 @@ class Scorer:
     """A model that gives a number for every token; each of its replicas reads its part of the episodes."""
 
     def __init__(self, engine: Engine, micro_batch_size: int, offload: bool) -> None:
-        """`engine` gives [B, S] (`ValueTask`, `LogProbTask`); see `on_device` for `offload`."""
+        """`engine` gives [B, S] (`ValueObjective`, `LogProbObjective`); see `on_device` for `offload`."""
         self.engine, self.micro_batch_size, self.offload = engine, micro_batch_size, offload
 
     def __call__(self, episodes: Episodes) -> Tensor:

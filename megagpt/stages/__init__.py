@@ -1,4 +1,4 @@
-"""What can be trained: each stage defines a task and runs the loop."""
+"""What can be trained: each stage defines an objective and runs the loop."""
 
 from megagpt.config.schema import Config
 from megagpt.errors import DistributedError, MegaGPTError

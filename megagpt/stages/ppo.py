@@ -13,7 +13,7 @@ from megagpt.config.load import raise_all
 from megagpt.config.schema import Config
 from megagpt.data import instructions
 from megagpt.data.conversations import read_conversations
-from megagpt.data.loader import TrainLoader, load_tokenizer
+from megagpt.data.loader import PretrainLoader, load_tokenizer
 from megagpt.data.supervised import divide
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import STOPPED_BY_SIGNAL, DataError
@@ -24,11 +24,11 @@ from megagpt.parallel.megatron import MegatronEngine
 from megagpt.rl.actor_critic import ActorCritic
 from megagpt.rl.episodes import Episodes
 from megagpt.rl.loader import EpisodeLoader
+from megagpt.rl.objectives import LogProbObjective, PolicyObjective, ValueObjective
 from megagpt.rl.offload import rest
 from megagpt.rl.rewards import CheckerReward, ModelReward, Reward
 from megagpt.rl.rollouts import Collector, read_prompts
 from megagpt.rl.scoring import Scorer
-from megagpt.rl.tasks import LogProbTask, PolicyTask, ValueTask
 from megagpt.rl.writer import Writer
 from megagpt.stages.scoring import scoring_config, with_scalar_head
 from megagpt.stages.session import Session, open_session, start
@@ -79,10 +79,10 @@ def prepare(config: Config) -> Config:
 def open_ppo(config: Config, checkpointer: Checkpointer) -> Session:
     """Build the four models, the loader and the loop of a run, and go on from its newest checkpoint. Collective."""
     ppo, tokenizer, layouts = config.ppo, load_tokenizer(config), Layouts(config.parallel)
-    policy = build_engine(config, PolicyTask(ppo, tokenizer.vocab_size))
-    log_probabilities = LogProbTask(ppo.temperature, tokenizer.vocab_size)
+    policy = build_engine(config, PolicyObjective(ppo, tokenizer.vocab_size))
+    log_probabilities = LogProbObjective(ppo.temperature, tokenizer.vocab_size)
     reference = _scorer(layouts, "reference", config, log_probabilities)
-    critic = _scorer(layouts, "critic", _scalar(config, "critic", ppo.critic or ppo.reward_model), ValueTask(ppo))
+    critic = _scorer(layouts, "critic", _scalar(config, "critic", ppo.critic or ppo.reward_model), ValueObjective(ppo))
     copy = None
     if ppo.answers_in_a_copy(config.parallel):
         copy = _engine(layouts, "rollout", config, log_probabilities)
@@ -120,21 +120,21 @@ def _answer_held_out(session: Session, held_out: Collector) -> None:
     session.trainer.evaluate = evaluate
 
 
-def _scorer(layouts: Layouts, name: str, config: Config, task: LogProbTask | ValueTask) -> Scorer:
+def _scorer(layouts: Layouts, name: str, config: Config, objective: LogProbObjective | ValueObjective) -> Scorer:
     """The model of `checkpoint.load` as PPO's `name`."""
-    engine = _engine(layouts, name, config, task)
+    engine = _engine(layouts, name, config, objective)
     load_weights(config, engine)
     own = config.ppo.layout(name, config.parallel)
     return Scorer(engine, own.micro_batch_size, config.ppo.offload and name != "critic")
 
 
-def _engine(layouts: Layouts, name: str, config: Config, task: LogProbTask | ValueTask) -> Engine:
+def _engine(layouts: Layouts, name: str, config: Config, objective: LogProbObjective | ValueObjective) -> Engine:
     """A model of the architecture `config.model`, to be filled, in the layout of PPO's model `name`."""
     raise_all(list(layout_problems(config, name, config.model, dist.get_world_size())))
     own = dataclasses.replace(config, parallel=config.ppo.layout(name, config.parallel))
     if name == "critic":
-        return layouts.build(own.parallel, lambda: build_engine(own, task))
-    engine = layouts.build(own.parallel, lambda: MegatronEngine(own, task, training=False))
+        return layouts.build(own.parallel, lambda: build_engine(own, objective))
+    engine = layouts.build(own.parallel, lambda: MegatronEngine(own, objective, training=False))
     if config.ppo.offload:
         rest(engine)
     return engine
@@ -167,16 +167,16 @@ def _reward(layouts: Layouts, config: Config, tokenizer: Tokenizer) -> Reward:
     if config.ppo.reward == "checker":
         return CheckerReward(instructions.check, tokenizer)
     scored = _scalar(config, "reward", config.ppo.reward_model)
-    return ModelReward(_scorer(layouts, "reward", scored, ValueTask(config.ppo)))
+    return ModelReward(_scorer(layouts, "reward", scored, ValueObjective(config.ppo)))
 
 
-def _pretraining(config: Config) -> TrainLoader | None:
+def _pretraining(config: Config) -> PretrainLoader | None:
     """Text of data.corpora in rows as long as an episode's: to be measured, and with PPO-ptx to be learnt."""
     if not config.data.corpora:
         return None
     model = dataclasses.replace(config.model, sequence_length=config.ppo.row_length)
     try:
-        return TrainLoader(dataclasses.replace(config, model=model))
+        return PretrainLoader(dataclasses.replace(config, model=model))
     except DataError as error:
         if config.ppo.ptx_coefficient:
             raise

@@ -4,15 +4,15 @@ import json
 import logging
 
 from megagpt.config.schema import Config
-from megagpt.data.loader import TrainLoader
+from megagpt.data.loader import PretrainLoader
 from megagpt.errors import STOPPED_BY_SIGNAL
+from megagpt.evaluate.fim import evaluate_fim, held_out_cuts
 from megagpt.evaluate.held_out import compressed_bits_per_byte, evaluate
-from megagpt.evaluate.infilling import evaluate_infilling, held_out_cuts
 from megagpt.model.generation import GenerationConfig, Generator
 from megagpt.parallel.build import build_engine
 from megagpt.stages.session import Session, open_session, start
 from megagpt.train.metrics import replace_file
-from megagpt.train.task import LanguageModelTask
+from megagpt.train.objectives import LanguageModelObjective
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 def run(config: Config) -> int:
     """Train to `optim.train_tokens`, then judge the model on all held-out documents and show samples."""
     with start(config) as checkpointer:
-        session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, TrainLoader(config))
+        session = open_session(
+            config, build_engine(config, LanguageModelObjective()), checkpointer, PretrainLoader(config)
+        )
         evaluate_before(session)
         if not session.trainer.fit():
             return STOPPED_BY_SIGNAL
@@ -31,9 +33,9 @@ def run(config: Config) -> int:
     return 0
 
 
-def measures_infilling(config: Config) -> bool:
+def measures_fim(config: Config) -> bool:
     """Whether the held-out infilling of a loaded model is measured before the run, and of any at its end."""
-    return config.data.infilling_rate > 0 and config.stage.infilling_cuts > 0
+    return config.data.fim_rate > 0 and config.stage.fim_cuts > 0
 
 
 def evaluate_before(session: Session) -> None:
@@ -42,7 +44,7 @@ def evaluate_before(session: Session) -> None:
     A run that goes on keeps what it has measured.
     """
     config = session.config
-    if session.trainer.state.step or not config.checkpoint.load or not measures_infilling(config):
+    if session.trainer.state.step or not config.checkpoint.load or not measures_fim(config):
         return
     with session.trainer.watchdog as watchdog, watchdog.within("evaluation"):
         values = measure(session)
@@ -72,19 +74,19 @@ def measure(session: Session) -> dict[str, float]:
     """Figures of the model on every validation document, empty when there are none. Collective."""
     config, engine, loader = session.config, session.engine, session.loader
     values = evaluate(engine, loader, "validation", max_tokens=None)
-    if not values or not measures_infilling(config):
+    if not values or not measures_fim(config):
         return values
-    unit = config.data.infilling_unit
-    cuts = held_out_cuts(loader, "validation", config.stage.infilling_cuts)
-    if len(cuts) < config.stage.infilling_cuts:
-        log.warning("held-out documents have %d %ss to fill in, not %d", len(cuts), unit, config.stage.infilling_cuts)
-    values |= evaluate_infilling(engine, loader, cuts)
+    unit = config.data.fim_unit
+    cuts = held_out_cuts(loader, "validation", config.stage.fim_cuts)
+    if len(cuts) < config.stage.fim_cuts:
+        log.warning("held-out documents have %d %ss to fill in, not %d", len(cuts), unit, config.stage.fim_cuts)
+    values |= evaluate_fim(engine, loader, cuts)
     log.info(
         "%d held-out %ss: infilling loss %.4f, exact match %.1f%%; from the left alone %.4f, %.1f%%",
         len(cuts),
         unit,
-        values["infilling_loss"],
-        100 * values["infilling_exact_match"],
+        values["fim_loss"],
+        100 * values["fim_exact_match"],
         values["left_to_right_loss"],
         100 * values["left_to_right_exact_match"],
     )

@@ -45,7 +45,7 @@ def restore_run(config: Config, engine: Engine, checkpointer: Checkpointer) -> T
     if newest is None:
         if config.checkpoint.load:
             load_weights(config, engine)
-            engine.load_finished(0)
+            engine.post_load(0)
         return TrainState()
     if not config.checkpoint.resume:
         raise ConfigError(
@@ -76,11 +76,11 @@ def rewind_run(config: Config, engine: Engine, checkpointer: Checkpointer, step:
 
 def _fill(config: Config, engine: Engine, checkpointer: Checkpointer, path: Path) -> TrainState:
     """Fill the engine from a checkpoint of the run, as of which there may be another best one, or none."""
-    state = TrainState(**checkpointer.load(path, engine.pieces(for_saving=False)))
+    state = TrainState(**checkpointer.load(path, engine.shards(for_saving=False)))
     manifest, wanted = checkpoint.read_manifest(path), config.checkpoint
     if manifest["layout"] == layout(engine):  # before the optimizer takes parameters over
         engine.set_random_state(checkpointer.rank_tensors(path, engine.dims.rank))
-    engine.load_finished(state.optimizer_step)
+    engine.post_load(state.optimizer_step)
     same_mode = manifest["config"].get("checkpoint", {}).get("best_mode") == wanted.best_mode
     comparable = state.best_metric == wanted.best_metric and same_mode
     if not checkpointer.name_best(state.best_step if comparable else None):

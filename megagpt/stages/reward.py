@@ -16,11 +16,11 @@ from megagpt.errors import STOPPED_BY_SIGNAL, DataError
 from megagpt.evaluate.scores import judge, score
 from megagpt.parallel.build import build_engine
 from megagpt.parallel.engine import Engine
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.shards import Shard
 from megagpt.stages.session import Session, open_session, start
 from megagpt.stages.supervised import with_epochs
 from megagpt.train.metrics import replace_file
-from megagpt.train.ranking import RewardTask
+from megagpt.train.objectives import RewardObjective
 from megagpt.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def open_reward(config: Config, checkpointer: Checkpointer) -> Session:
     loader = RankedLoader(config)
     shown = demonstrations(config, loader)
     config = with_epochs(config, len(loader.examples["train"]), loader.sample_tokens)
-    engine = build_engine(config, RewardTask())
+    engine = build_engine(config, RewardObjective())
     aside = keep_aside(engine)
     session = open_session(config, engine, checkpointer, loader)
     save: Callable[[TrainState], None] = session.trainer.save
@@ -60,7 +60,7 @@ def open_reward(config: Config, checkpointer: Checkpointer) -> Session:
             save(state)
             return
         mean = float(score(engine, config, loader.tokenizer, shown).mean())
-        before = {piece.label: piece.data.clone() for piece in _biases(engine)}
+        before = {shard.label: shard.data.clone() for shard in _biases(engine)}
         shift(engine, mean, state.optimizer_step)
         if last:
             save(state)
@@ -68,7 +68,7 @@ def open_reward(config: Config, checkpointer: Checkpointer) -> Session:
         aside.update(before)  # training goes on from what it was, to the last bit
         save(state)
         _restore(engine, aside)
-        engine.load_finished(state.optimizer_step)
+        engine.post_load(state.optimizer_step)
         aside.clear()
 
     def validate(state: TrainState) -> dict[str, float]:
@@ -118,21 +118,21 @@ def keep_aside(engine: Engine) -> dict[str, torch.Tensor]:
     return aside
 
 
-def _biases(engine: Engine) -> Iterator[Piece]:
-    return (piece for piece in engine.pieces(for_saving=False) if piece.name in BIAS)
+def _biases(engine: Engine) -> Iterator[Shard]:
+    return (shard for shard in engine.shards(for_saving=False) if shard.name in BIAS)
 
 
 def _restore(engine: Engine, values: dict[str, torch.Tensor]) -> None:
-    for piece in _biases(engine):
-        if piece.label in values:
-            piece.data.copy_(values[piece.label])
+    for shard in _biases(engine):
+        if shard.label in values:
+            shard.data.copy_(values[shard.label])
 
 
 def shift(engine: Engine, mean: float, optimizer_step: int) -> None:
     """Subtract `mean` from all scores, after so many updates. Training does not notice, since it compares scores."""
-    for piece in _biases(engine):
-        piece.data.sub_(mean)
-    engine.load_finished(optimizer_step)
+    for shard in _biases(engine):
+        shard.data.sub_(mean)
+    engine.post_load(optimizer_step)
     log.info("demonstrations scored %.4f on average, which is taken off all scores", mean)
 
 

@@ -12,7 +12,7 @@ from megagpt.config.schema import Config
 from megagpt.errors import ConfigError
 from megagpt.parallel import cpu
 from megagpt.parallel.common import random_state, set_random_state
-from megagpt.parallel.engine import Task
+from megagpt.parallel.engine import Objective
 from megagpt.parallel.megatron import MegatronEngine
 from megagpt.stages.weights import load_weights
 
@@ -40,7 +40,7 @@ def with_scalar_head(config: Config, source: str) -> Config:
     return dataclasses.replace(config, model=model, checkpoint=load)
 
 
-def frozen_engine(config: Config, task: Task) -> MegatronEngine:
+def frozen_engine(config: Config, objective: Objective) -> MegatronEngine:
     """The model of `checkpoint.load` in the run's layout, without gradients and optimizer.
 
     Raises ConfigError when the model does not fit the layout.
@@ -48,7 +48,7 @@ def frozen_engine(config: Config, task: Task) -> MegatronEngine:
     raise_all([problem for rule in LAYOUT_RULES for problem in rule(config, dist.get_world_size())])
     parallel = dataclasses.replace(config.parallel, engine="megatron", zero_stage=1)
     before = random_state(cpu.device())
-    engine = MegatronEngine(dataclasses.replace(config, parallel=parallel), task, training=False)
+    engine = MegatronEngine(dataclasses.replace(config, parallel=parallel), objective, training=False)
     load_weights(config, engine)
     set_random_state(cpu.device(), before)  # training draws the same numbers whether a model looks on or not
     return engine

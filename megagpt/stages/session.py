@@ -65,7 +65,7 @@ def open_session(config: Config, engine: Engine, checkpointer: Checkpointer, loa
     def save(state: TrainState) -> None:
         manifest = {"run": config.run_name, "config": to_dict(config), "layout": layout(engine)}
         tensors, best = engine.random_state(), state.best_step == state.step
-        checkpointer.save(state.step, engine.pieces(for_saving=True), tensors, state.to_dict(), manifest, best)
+        checkpointer.save(state.step, engine.shards(for_saving=True), tensors, state.to_dict(), manifest, best)
 
     def validate(state: TrainState) -> dict[str, float]:
         values = evaluate(engine, loader, "validation", config.stage.eval_tokens)
@@ -107,8 +107,8 @@ def restore(path: Path, parallel: ParallelConfig) -> tuple[Config, MegatronEngin
     model = dataclasses.replace(config.model, head="tokens")  # a head, too, goes with a stage
     check(Config(model=model, parallel=parallel, optim=optim, data=data), dist.get_world_size())
     config = dataclasses.replace(config, parallel=parallel)
-    engine = MegatronEngine(config, task=None, training=False)
-    checkpoint.load(folder, engine.pieces(for_saving=False), strict=False)
+    engine = MegatronEngine(config, objective=None, training=False)
+    checkpoint.load(folder, engine.shards(for_saving=False), strict=False)
     beside = folder.parent.parent / TOKENIZER
     if not beside.exists() and not config.data.tokenizer:
         raise CheckpointError(f"{folder} has no tokenizer: put the tokenizer.json that it was trained with at {beside}")

@@ -20,9 +20,8 @@ from megagpt.parallel.build import build_engine
 from megagpt.stages.scoring import frozen_engine, scoring_config
 from megagpt.stages.session import Session, open_session, start
 from megagpt.train.metrics import replace_file
-from megagpt.train.ranking import RewardTask
+from megagpt.train.objectives import LanguageModelObjective, RewardObjective
 from megagpt.train.state import TrainState
-from megagpt.train.task import LanguageModelTask
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ def run(config: Config) -> int:
     with start(config) as checkpointer:
         loader = ConversationLoader(config)
         config = with_epochs(config, len(loader.rows["train"]), loader.sample_tokens)
-        session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, loader)
+        session = open_session(config, build_engine(config, LanguageModelObjective()), checkpointer, loader)
         if config.stage.reward_model is not None:
             score_answers(session)
         if not session.trainer.state.step:
@@ -80,7 +79,7 @@ def score_answers(session: Session) -> None:
     """
     config, tokenizer = session.config, session.loader.tokenizer
     scored = scoring_config(config, config.stage.reward_model, "stage.reward_model")
-    scorer = frozen_engine(scored, RewardTask())
+    scorer = frozen_engine(scored, RewardObjective())
     room = min(config.model.sequence_length, scored.model.sequence_length) - config.stage.sample_tokens
     prompts = [one.messages[:-1] for one in session.loader.conversations["validation"]]
     encoded = [chat_prompt(tokenizer, messages) for messages in prompts if messages and messages[-1].role == "user"]

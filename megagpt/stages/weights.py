@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from megagpt import checkpoint
-from megagpt.checkpoint import Piece, current_world
+from megagpt.checkpoint import Shard, current_world
 from megagpt.config.load import from_dict
 from megagpt.config.schema import Config, ModelConfig
 from megagpt.data.tokenizer import Tokenizer
@@ -43,24 +43,24 @@ def load_weights(config: Config, engine: Engine) -> None:
     old, new = from_dict(checkpoint.read_manifest(source)["config"]).model, config.model.vocab_size
     _check_vocabulary(config, source, old.vocab_size)
     _check_head(config, source, old)
-    pieces = [piece for piece in engine.pieces(for_saving=False) if piece.name.startswith("model/")]
+    shards = [shard for shard in engine.shards(for_saving=False) if shard.name.startswith("model/")]
     if old.head != config.model.head:
-        pieces = [piece for piece in pieces if not piece.name.startswith(HEAD)]
-    tables = [piece for piece in pieces if piece.name in TABLES]
-    wanted = [piece for piece in pieces if piece.name not in TABLES]
-    wanted += [_old_rows(piece, old.vocab_size, old.padded_vocab_size) for piece in tables]
+        shards = [shard for shard in shards if not shard.name.startswith(HEAD)]
+    tables = [shard for shard in shards if shard.name in TABLES]
+    wanted = [shard for shard in shards if shard.name not in TABLES]
+    wanted += [_old_rows(shard, old.vocab_size, old.padded_vocab_size) for shard in tables]
     names = TABLES if config.model.head == "tokens" and not config.model.tie_embeddings else TABLES[:1]
     wholes = []
     if new > old.vocab_size and world.rank == 0:  # no rank but this one has to hold a whole table
         shape = (old.padded_vocab_size, old.hidden_size)
-        wholes = [Piece.whole(name, torch.empty(shape)) for name in names]
+        wholes = [Shard.whole(name, torch.empty(shape)) for name in names]
     checkpoint.load(source, [*wanted, *wholes], strict=False, cast=True, world=world)
     if new > old.vocab_size:
         rows = world.broadcast([whole.data[: old.vocab_size].double().mean(0).tolist() for whole in wholes])
         means = {name: torch.tensor(row) for name, row in zip(names, rows, strict=True)}
-        for piece in tables:
-            start, stop, data = _elements(piece, old.vocab_size, new)
-            data.copy_(means[piece.name][torch.arange(start, stop) % old.hidden_size])
+        for shard in tables:
+            start, stop, data = _elements(shard, old.vocab_size, new)
+            data.copy_(means[shard.name][torch.arange(start, stop) % old.hidden_size])
         log.info("%d new tokens' rows are the mean of the %d old ones", new - old.vocab_size, old.vocab_size)
     log.info("started from the weights of %s", source)
 
@@ -96,18 +96,18 @@ def _check_vocabulary(config: Config, source: Path, old_size: int) -> None:
         )
 
 
-def _elements(piece: Piece, first: int, last: int) -> tuple[int, int, torch.Tensor]:
-    """What a piece of a table holds of its rows first..last-1: a range of its box's elements, and their data, 1-D."""
-    above, width = piece.offset[0], piece.global_shape[1]
-    begin, end = piece.range
+def _elements(shard: Shard, first: int, last: int) -> tuple[int, int, torch.Tensor]:
+    """What a shard of a table holds of its rows first..last-1: a range of its box's elements, and their data, 1-D."""
+    above, width = shard.offset[0], shard.global_shape[1]
+    begin, end = shard.range
     start, stop = (min(max((row - above) * width, begin), end) for row in (first, last))
-    return start, stop, piece.data.view(-1)[start - begin : stop - begin]
+    return start, stop, shard.data.view(-1)[start - begin : stop - begin]
 
 
-def _old_rows(piece: Piece, count: int, padded: int) -> Piece:
-    """What a piece of a table holds of its first `count` rows, as a piece of the old table of `padded` rows."""
-    start, stop, data = _elements(piece, 0, count)
-    width, above = piece.global_shape[1], min(piece.offset[0], count)
-    rows = min(piece.offset[0] + piece.shape[0], count) - above
+def _old_rows(shard: Shard, count: int, padded: int) -> Shard:
+    """What a shard of a table holds of its first `count` rows, as a shard of the old table of `padded` rows."""
+    start, stop, data = _elements(shard, 0, count)
+    width, above = shard.global_shape[1], min(shard.offset[0], count)
+    rows = min(shard.offset[0] + shard.shape[0], count) - above
     span = (start, stop) if start < stop else (0, 0)  # a rank may hold none of them
-    return Piece(piece.name, (padded, width), (above, 0), (rows, width), span, data)
+    return Shard(shard.name, (padded, width), (above, 0), (rows, width), span, data)

@@ -61,7 +61,7 @@ class Trainer:
         reliability = self.config.reliability
         self.spikes = SpikeGuard(reliability)
         self.stragglers = Stragglers(reliability, self.engine.dims, self.engine.modules)
-        self.replicas = Replicas(self.engine.pieces(for_saving=False)) if reliability.replica_interval else None
+        self.replicas = Replicas(self.engine.shards(for_saving=False)) if reliability.replica_interval else None
 
     def fit(self) -> bool:
         """Run to the end and return True, or return False after a signal. The last step is saved either way."""
@@ -139,7 +139,7 @@ class Trainer:
         """Now and then look for silent damage and for slow ranks."""
         step = self.state.step
         if self.replicas and step % self.config.reliability.replica_interval == 0:
-            self.replicas.check(self.engine.pieces(for_saving=False))
+            self.replicas.check(self.engine.shards(for_saving=False))
         self.stragglers.check(step)
 
     def _save(self) -> None:
@@ -148,7 +148,7 @@ class Trainer:
             return
         with self.watchdog.within("save"):
             if self.replicas:
-                self.replicas.check(self.engine.pieces(for_saving=False))
+                self.replicas.check(self.engine.shards(for_saving=False))
             self.save(self.state)
         self._saved_step = self.state.step
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from megagpt.checkpoint import Piece, World
+from megagpt.checkpoint import Shard, World
 
 MANIFEST = {"run_id": "test", "config": {"seed": 1}, "layout": {"tp": 1}}
 
@@ -68,42 +68,42 @@ def tensors(seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def cut(name: str, full: torch.Tensor, parts: int, layout: str) -> list[Piece]:
-    """Cuts a tensor in `parts` pieces: rows, columns (boxes on the first or last axis) or flat ranges."""
+def cut(name: str, full: torch.Tensor, parts: int, layout: str) -> list[Shard]:
+    """Cuts a tensor in `parts` shards: rows, columns (boxes on the first or last axis) or flat ranges."""
     if layout == "whole" or full.dim() == 0:
-        return [Piece.whole(name, full.clone())]
+        return [Shard.whole(name, full.clone())]
     shape = tuple(full.shape)
     if layout == "flat":
         ends = [full.numel() * i // parts for i in range(parts + 1)]
         spans = pairwise(ends)
         zero = (0,) * len(shape)
-        return [Piece(name, shape, zero, shape, (a, b), full.reshape(-1)[a:b].clone()) for a, b in spans]
+        return [Shard(name, shape, zero, shape, (a, b), full.reshape(-1)[a:b].clone()) for a, b in spans]
     axis = 0 if layout == "rows" else len(shape) - 1
-    pieces, start = [], 0
+    shards, start = [], 0
     for data in full.tensor_split(parts, dim=axis):
         offset = tuple(start if i == axis else 0 for i in range(len(shape)))
-        pieces.append(Piece(name, shape, offset, tuple(data.shape), None, data.clone()))
+        shards.append(Shard(name, shape, offset, tuple(data.shape), None, data.clone()))
         start += data.shape[axis]
-    return pieces
+    return shards
 
 
-def share(full: dict[str, torch.Tensor], world: World, layout: str) -> list[Piece]:
-    """A rank's pieces of tensors cut in as many parts as there are ranks; leftovers go to rank 0."""
+def share(full: dict[str, torch.Tensor], world: World, layout: str) -> list[Shard]:
+    """A rank's shards of tensors cut in as many parts as there are ranks; leftovers go to rank 0."""
     cuts = [cut(name, tensor, world.size, layout) for name, tensor in full.items()]
-    return [piece for pieces in cuts for rank, piece in enumerate(pieces) if rank % world.size == world.rank]
+    return [shard for shards in cuts for rank, shard in enumerate(shards) if rank % world.size == world.rank]
 
 
-def blank(pieces: list[Piece]) -> list[Piece]:
-    """The same pieces with their data overwritten."""
-    for piece in pieces:
-        piece.data.fill_(1) if not piece.data.is_floating_point() else piece.data.fill_(float("nan"))
-    return pieces
+def blank(shards: list[Shard]) -> list[Shard]:
+    """The same shards with their data overwritten."""
+    for shard in shards:
+        shard.data.fill_(1) if not shard.data.is_floating_point() else shard.data.fill_(float("nan"))
+    return shards
 
 
-def assert_holds(pieces: list[Piece], full: dict[str, torch.Tensor]) -> None:
-    """Asserts that the pieces are, bit for bit, the parts of the tensors that they claim to be."""
-    for piece in pieces:
-        box = full[piece.name][tuple(slice(o, o + n) for o, n in zip(piece.offset, piece.shape, strict=True))]
-        expected = box if piece.flat is None else box.reshape(-1)[slice(*piece.flat)]
-        assert expected.numel() == piece.numel <= prod(piece.shape)
-        assert torch.equal(piece.data, expected), piece.label
+def assert_holds(shards: list[Shard], full: dict[str, torch.Tensor]) -> None:
+    """Asserts that the shards are, bit for bit, the parts of the tensors that they claim to be."""
+    for shard in shards:
+        box = full[shard.name][tuple(slice(o, o + n) for o, n in zip(shard.offset, shard.shape, strict=True))]
+        expected = box if shard.flat is None else box.reshape(-1)[slice(*shard.flat)]
+        assert expected.numel() == shard.numel <= prod(shard.shape)
+        assert torch.equal(shard.data, expected), shard.label

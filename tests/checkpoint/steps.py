@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from megagpt.checkpoint import Checkpointer, Piece, World
+from megagpt.checkpoint import Checkpointer, Shard, World
 from megagpt.config.schema import CheckpointConfig
 from tests.checkpoint.ranks import assert_holds, blank, share, tensors
 
@@ -15,10 +15,10 @@ from tests.checkpoint.ranks import assert_holds, blank, share, tensors
 def save(checkpointer, step, size=8):
     """Saves a step; its tensors are a function of the step."""
     world = checkpointer.world
-    pieces = share(tensors(step), world, "flat")
+    shards = share(tensors(step), world, "flat")
     if world.rank == 0:
-        pieces.append(Piece.whole("model/large", torch.full((size,), float(step))))
-    checkpointer.save(step, pieces, {"rng": torch.full((5,), step, dtype=torch.uint8)}, {"step": step}, {})
+        shards.append(Shard.whole("model/large", torch.full((size,), float(step))))
+    checkpointer.save(step, shards, {"rng": torch.full((5,), step, dtype=torch.uint8)}, {"step": step}, {})
 
 
 def save_steps(directory, *steps, world=None, **config):
@@ -31,11 +31,11 @@ def assert_loads(directory, *allowed):
     """Asserts that a new attempt finds one of the allowed steps whole, and leaves no debris; returns the step."""
     with Checkpointer(directory, CheckpointConfig()) as checkpointer:
         path = checkpointer.latest_valid()
-        pieces = blank(share(tensors(0), World(), "whole"))
-        step = checkpointer.load(path, pieces, strict=False)["step"]
+        shards = blank(share(tensors(0), World(), "whole"))
+        step = checkpointer.load(path, shards, strict=False)["step"]
         assert step in allowed and path.name == f"step_{step:08d}"
-        assert_holds(pieces, tensors(step))
-    assert all(re.fullmatch(r"step_\d{8}|latest|\.lease\.json", name) for name in names(directory))
+        assert_holds(shards, tensors(step))
+    assert all(re.fullmatch(r"step_\d{8}|latest|\.run_lock\.json", name) for name in names(directory))
     return step
 
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from megagpt.checkpoint import Checkpointer, Piece, locate
+from megagpt.checkpoint import Checkpointer, Shard, locate
 from megagpt.config.schema import CheckpointConfig
 from megagpt.errors import CheckpointError
 from megagpt.train.state import TrainState
@@ -15,7 +15,7 @@ from tests.checkpoint.steps import failing_fsync, steps_in
 
 
 def save(checkpointer, step, best=False):
-    checkpointer.save(step, [Piece.whole("model/x", torch.full((4,), float(step)))], {}, {"step": step}, {}, best)
+    checkpointer.save(step, [Shard.whole("model/x", torch.full((4,), float(step)))], {}, {"step": step}, {}, best)
 
 
 def fill(directory, *steps, best=(), **config):

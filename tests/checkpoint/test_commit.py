@@ -100,7 +100,7 @@ def test_the_very_first_save_killed_is_no_checkpoint(tmp_path):
     assert run_child(tmp_path, 3, 1, False)[0] == -signal.SIGKILL
     with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
         assert checkpointer.latest_valid() is None
-    assert names(tmp_path) == [".lease.json"]
+    assert names(tmp_path) == [".run_lock.json"]
 
 
 def test_all_is_durable_before_it_is_named(tmp_path, monkeypatch):

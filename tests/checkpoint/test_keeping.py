@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megagpt.checkpoint import Checkpointer, Piece, newest_valid
+from megagpt.checkpoint import Checkpointer, Shard, newest_valid
 from megagpt.config.schema import CheckpointConfig
 from megagpt.errors import CheckpointError
 from tests.checkpoint.ranks import run_ranks
@@ -44,16 +44,16 @@ def test_training_goes_on_while_a_save_is_written(tmp_path, monkeypatch, caplog)
     caplog.set_level(logging.INFO)
     weight = torch.zeros(100)
     with Checkpointer(tmp_path, CheckpointConfig(asynchronous=True)) as checkpointer, held_writer(monkeypatch) as gate:
-        checkpointer.save(1, [Piece.whole("model/x", weight)], {}, {}, {})
+        checkpointer.save(1, [Shard.whole("model/x", weight)], {}, {}, {})
         for _ in range(3):
             weight += 1
             assert checkpointer.poll() is None
         assert steps_in(tmp_path) == [] and "saved" not in caplog.text
         threading.Timer(0.2, gate.set).start()
-        checkpointer.save(2, [Piece.whole("model/x", weight)], {}, {}, {})  # waits for the first
+        checkpointer.save(2, [Shard.whole("model/x", weight)], {}, {}, {})  # waits for the first
         assert "step_00000001" in names(tmp_path) and "saved" in caplog.text
     assert newest_valid(tmp_path).name == "step_00000002"
-    restored = Piece.whole("model/x", torch.empty(100))
+    restored = Shard.whole("model/x", torch.empty(100))
     with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
         for step, value in ((1, 0.0), (2, 3.0)):
             checkpointer.load(tmp_path / f"step_{step:08d}", [restored])
@@ -70,7 +70,7 @@ def test_a_background_failure_is_raised_at_the_next_call(tmp_path, monkeypatch, 
         with pytest.raises(CheckpointError, match="no space left"):
             calls.get(when, checkpointer.close)()
     checkpointer.close()
-    assert "saved" not in caplog.text and names(tmp_path) == [".lease.json"]
+    assert "saved" not in caplog.text and names(tmp_path) == [".run_lock.json"]
 
 
 def test_an_exception_gives_the_pending_save_up(tmp_path, monkeypatch, caplog):

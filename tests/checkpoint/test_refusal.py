@@ -14,8 +14,8 @@ from hashlib import sha256
 import pytest
 import torch
 
-from megagpt.checkpoint import Checkpointer, Piece, World, load, locate, newest_valid, read_manifest
-from megagpt.checkpoint.format import Entry, dump_index, dump_manifest, header
+from megagpt.checkpoint import Checkpointer, Shard, World, load, locate, newest_valid, read_manifest
+from megagpt.checkpoint.format import StoredShard, dump_index, dump_manifest, header
 from megagpt.config.schema import CheckpointConfig
 from megagpt.errors import CheckpointError
 from tests.checkpoint.ranks import run_ranks, share, tensors
@@ -52,10 +52,10 @@ def run(tmp_path, saved):
 
 def assert_refused(run, file, caplog, ranks=2):
     """Asserts that all ranks refuse step 2 naming the file, loudly, and that step 1 is used in its place."""
-    wanted = [Piece.whole(name, torch.full_like(tensor, 7)) for name, tensor in tensors(0).items()]
+    wanted = [Shard.whole(name, torch.full_like(tensor, 7)) for name, tensor in tensors(0).items()]
     with pytest.raises(CheckpointError, match=file):
         load(run / NEW, wanted)
-    assert all((piece.data == 7).all() for piece in wanted)
+    assert all((shard.data == 7).all() for shard in wanted)
     caplog.clear()
     assert run_ranks(ranks, lambda world: newest_valid(run, world)) == [run / OLD] * ranks
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
@@ -201,7 +201,7 @@ def test_a_pickle_runs_nothing(run, tmp_path, file, forged):
     path.write_bytes(data)
     if forged and file not in ("manifest.json", "latest"):
         forge(run / NEW, file, data)
-    wanted = [Piece.whole(name, tensor) for name, tensor in tensors(0).items()]
+    wanted = [Shard.whole(name, tensor) for name, tensor in tensors(0).items()]
     if file == "latest":
         assert newest_valid(run) == run / NEW
     else:
@@ -277,8 +277,8 @@ EDITS = {
     "an entry that is a list": lambda index: index.update({FILES[3]: [[]]}),
     "a file more": lambda index: index.update({"../../etc/passwd": []}),
     "a file fewer": lambda index: index.pop(FILES[3]),
-    "a piece fewer": lambda index: index[FILES[3]].pop(),
-    "a piece twice": lambda index: index[FILES[3]].append(index[FILES[3]][0]),
+    "a shard fewer": lambda index: index[FILES[3]].pop(),
+    "a shard twice": lambda index: index[FILES[3]].append(index[FILES[3]][0]),
     "shared made private": change("private", True),
     "private neither": change("private", "no"),
 }
@@ -296,7 +296,7 @@ def test_a_forged_index_is_refused(run, kind):
 @pytest.mark.parametrize(("wrong", "message"), [("overlap", "overlap"), ("hole", "120 of its 240 elements")])
 def test_pieces_that_overlap_or_leave_holes_are_refused_by_name(run, wrong, message):
     """The index, the header and the sizes all agree: only the coverage is wrong."""
-    index = {file: [Entry.parse(entry) for entry in listed] for file, listed in entries(run).items()}
+    index = {file: [StoredShard.parse(entry) for entry in listed] for file, listed in entries(run).items()}
     number = next(i for i, entry in enumerate(index[FILES[3]]) if entry.name == "model/cube")
     entry = index[FILES[3]].pop(number)
     if wrong == "overlap":

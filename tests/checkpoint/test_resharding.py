@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from megagpt.checkpoint import Checkpointer, Piece, World, current_world, load, newest_valid, read_manifest
+from megagpt.checkpoint import Checkpointer, Shard, World, current_world, load, newest_valid, read_manifest
 from megagpt.checkpoint.geometry import coverage_flaw, overlap, rectangles
 from megagpt.config.schema import CheckpointConfig
 from megagpt.errors import CheckpointError
@@ -31,9 +31,9 @@ def save(world, directory, layout, seed=0, step=5, **config):
 def restore(world, directory, layout, seed=0):
     with Checkpointer(directory, CheckpointConfig(), world) as checkpointer:
         path = checkpointer.latest_valid()
-        pieces = blank(share(tensors(seed), world, layout))
-        state = checkpointer.load(path, pieces)
-        assert_holds(pieces, tensors(seed))
+        shards = blank(share(tensors(seed), world, layout))
+        state = checkpointer.load(path, shards)
+        assert_holds(shards, tensors(seed))
         return state, checkpointer.rank_tensors(path, world.rank)
 
 
@@ -76,16 +76,16 @@ def partitions(draw, shape):
         low[axis], high[axis] = at, size[axis] - at
         second = tuple(o + at if i == axis else o for i, o in enumerate(offset))
         boxes += [(offset, tuple(low)), (second, tuple(high))]
-    numbers, pieces = torch.arange(numel(shape), dtype=torch.float32).reshape(shape), []
+    numbers, shards = torch.arange(numel(shape), dtype=torch.float32).reshape(shape), []
     for offset, size in boxes:
         box = numbers[tuple(slice(o, o + n) for o, n in zip(offset, size, strict=True))]
         if draw(st.booleans()):
-            pieces.append(Piece("model/x", shape, offset, size, None, box.clone()))
+            shards.append(Shard("model/x", shape, offset, size, None, box.clone()))
             continue
         ends = sorted([0, box.numel(), *draw(st.lists(st.integers(0, box.numel()), max_size=4))])
         for span in pairwise(ends):
-            pieces.append(Piece("model/x", shape, offset, size, span, box.reshape(-1)[slice(*span)].clone()))
-    return draw(st.permutations(pieces))
+            shards.append(Shard("model/x", shape, offset, size, span, box.reshape(-1)[slice(*span)].clone()))
+    return draw(st.permutations(shards))
 
 
 def numel(shape):
@@ -99,7 +99,7 @@ SHAPES = st.lists(st.integers(0, 7), max_size=3).map(tuple)
 @given(st.data(), SHAPES)
 def test_any_partition_loads_into_any_other(tmp_path_factory, data, shape):
     saved, wanted = data.draw(partitions(shape)), data.draw(partitions(shape))
-    # Two files: pieces meet across files and within one.
+    # Two files: shards meet across files and within one.
     halves = (saved[::2], saved[1::2])
     path = tmp_path_factory.mktemp("run")
 
@@ -116,28 +116,28 @@ def test_any_partition_loads_into_any_other(tmp_path_factory, data, shape):
 @given(st.data(), SHAPES)
 def test_rectangles_tile_a_piece_in_order(data, shape):
     full = torch.arange(numel(shape)).reshape(shape)
-    for piece in data.draw(partitions(shape)):
+    for shard in data.draw(partitions(shape)):
         found, position = [], 0
-        for rectangle in rectangles(piece):
+        for rectangle in rectangles(shard):
             box = full[tuple(slice(o, o + n) for o, n in zip(rectangle.offset, rectangle.shape, strict=True))]
             assert rectangle.start == position
             position += box.numel()
             found += box.reshape(-1).tolist()
-        assert found == piece.data.reshape(-1).long().tolist()
-        assert len(rectangles(piece)) <= max(1, 2 * len(shape) - 1)
+        assert found == shard.data.reshape(-1).long().tolist()
+        assert len(rectangles(shard)) <= max(1, 2 * len(shape) - 1)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data(), st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple))
 def test_coverage_finds_every_hole_and_every_overlap(data, shape):
-    pieces = data.draw(partitions(shape))
-    assert coverage_flaw(pieces) is None
-    held = [piece for piece in pieces if piece.numel]
+    shards = data.draw(partitions(shape))
+    assert coverage_flaw(shards) is None
+    held = [shard for shard in shards if shard.numel]
     victim = data.draw(st.sampled_from(held))
     if len(held) > 1:
-        assert "missing" in coverage_flaw([piece for piece in pieces if piece is not victim])
-    stranger = data.draw(st.sampled_from([piece for piece in data.draw(partitions(shape)) if piece.numel]))
-    assert "overlap" in coverage_flaw([*pieces, stranger])
+        assert "missing" in coverage_flaw([shard for shard in shards if shard is not victim])
+    stranger = data.draw(st.sampled_from([shard for shard in data.draw(partitions(shape)) if shard.numel]))
+    assert "overlap" in coverage_flaw([*shards, stranger])
     shared = set(victim.data.reshape(-1).tolist()) & set(stranger.data.reshape(-1).tolist())
     assert overlap(victim, stranger) == bool(shared)
 
@@ -147,14 +147,14 @@ def test_names_that_do_not_fit_are_listed(tmp_path):
     path = newest_valid(tmp_path)
     own = tensors(0)
     with pytest.raises(CheckpointError, match=r"model/cube is not expected; model/scale is not expected"):
-        load(path, [Piece.whole(n, t) for n, t in own.items() if n not in ("model/cube", "model/scale")])
-    load(path, [Piece.whole("model/cube", own["model/cube"])], strict=False)
+        load(path, [Shard.whole(n, t) for n, t in own.items() if n not in ("model/cube", "model/scale")])
+    load(path, [Shard.whole("model/cube", own["model/cube"])], strict=False)
     with pytest.raises(CheckpointError, match=r"model/absent is missing; .*model/cube is not expected"):
-        load(path, [Piece.whole("model/absent", torch.zeros(1))])
+        load(path, [Shard.whole("model/absent", torch.zeros(1))])
     wrong = [
-        Piece.whole("model/absent", torch.zeros(1)),
-        Piece.whole("model/cube", torch.zeros(4, 6, 9)),
-        Piece.whole("model/scale", torch.zeros((), dtype=torch.bfloat16)),
+        Shard.whole("model/absent", torch.zeros(1)),
+        Shard.whole("model/cube", torch.zeros(4, 6, 9)),
+        Shard.whole("model/scale", torch.zeros((), dtype=torch.bfloat16)),
     ]
     expected = r"absent is missing.*cube has shape \[4, 6, 10\], not \[4, 6, 9\].*scale is torch.float32, not"
     with pytest.raises(CheckpointError, match=expected):
@@ -163,10 +163,10 @@ def test_names_that_do_not_fit_are_listed(tmp_path):
 
 def test_a_dtype_is_converted_only_when_asked(tmp_path):
     save(World(), tmp_path, "whole")
-    target = Piece.whole("model/cube", torch.zeros(4, 6, 10, dtype=torch.bfloat16))
+    target = Shard.whole("model/cube", torch.zeros(4, 6, 10, dtype=torch.bfloat16))
     load(newest_valid(tmp_path), [target], strict=False, cast=True)
     assert torch.equal(target.data, tensors(0)["model/cube"].bfloat16())
-    whole_number = Piece.whole("model/cube", torch.zeros(4, 6, 10, dtype=torch.int64))
+    whole_number = Shard.whole("model/cube", torch.zeros(4, 6, 10, dtype=torch.int64))
     with pytest.raises(CheckpointError, match=r"not torch\.int64"):
         load(newest_valid(tmp_path), [whole_number], strict=False, cast=True)
 
@@ -174,29 +174,29 @@ def test_a_dtype_is_converted_only_when_asked(tmp_path):
 def test_loading_fills_views_in_place(tmp_path):
     save(World(), tmp_path, "whole")
     parameter = torch.nn.Parameter(torch.zeros(10, 6, 4))
-    load(newest_valid(tmp_path), [Piece.whole("model/cube", parameter.data.permute(2, 1, 0))], strict=False)
+    load(newest_valid(tmp_path), [Shard.whole("model/cube", parameter.data.permute(2, 1, 0))], strict=False)
     assert torch.equal(parameter.detach().permute(2, 1, 0), tensors(0)["model/cube"])
 
 
 def test_a_single_element_of_odd_stride(tmp_path):
     columns = torch.tensor([[3.0, 0.0], [4.0, 0.0]])
-    pieces = [Piece("model/x", (1, 2), (0, i), (1, 1), None, columns.t()[:1, i : i + 1]) for i in (0, 1)]
+    shards = [Shard("model/x", (1, 2), (0, i), (1, 1), None, columns.t()[:1, i : i + 1]) for i in (0, 1)]
     with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
-        checkpointer.save(1, pieces, {}, {}, {})
-        checkpointer.load(tmp_path / "step_00000001", blank(pieces))
-    assert [piece.data.item() for piece in pieces] == [3.0, 4.0]
+        checkpointer.save(1, shards, {}, {}, {})
+        checkpointer.load(tmp_path / "step_00000001", blank(shards))
+    assert [shard.data.item() for shard in shards] == [3.0, 4.0]
 
 
 def test_pieces_that_do_not_make_up_the_tensor_are_not_saved(tmp_path):
-    half = Piece("model/x", (4,), (0,), (2,), None, torch.zeros(2))
+    half = Shard("model/x", (4,), (0,), (2,), None, torch.zeros(2))
     with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
         with pytest.raises(CheckpointError, match="model/x: 2 of its 4 elements are missing"):
             checkpointer.save(1, [half], {}, {}, {})
         with pytest.raises(CheckpointError, match="overlap"):
-            whole = Piece.whole("model/x", torch.zeros(4))
+            whole = Shard.whole("model/x", torch.zeros(4))
             checkpointer.save(1, [half, whole], {}, {}, {})
         assert checkpointer.latest_valid() is None
-    assert [path.name for path in tmp_path.iterdir()] == [".lease.json"]
+    assert [path.name for path in tmp_path.iterdir()] == [".run_lock.json"]
 
 
 def test_large_rows_are_read_in_parts(tmp_path, monkeypatch):
@@ -204,8 +204,8 @@ def test_large_rows_are_read_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr("megagpt.checkpoint.files.CHUNK", 64)
     save(World(), tmp_path, "whole")
     for layout in LAYOUTS:
-        pieces = run_ranks(3, lambda world, layout=layout: restore(world, tmp_path, layout))
-        assert not [result for result in pieces if isinstance(result, Exception)]
+        shards = run_ranks(3, lambda world, layout=layout: restore(world, tmp_path, layout))
+        assert not [result for result in shards if isinstance(result, Exception)]
 
 
 def peak_memory():
@@ -216,14 +216,14 @@ def peak_memory():
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory cannot be reset here")
 def test_memory_beside_the_tensors_is_flat(tmp_path):
     data = torch.ones(16, 2 << 20)  # 128 MiB
-    columns = Piece("model/x", (16, 2 << 20), (0, 0), (16, 2 << 20), None, data)
+    columns = Shard("model/x", (16, 2 << 20), (0, 0), (16, 2 << 20), None, data)
     with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
         Path("/proc/self/clear_refs").write_text("5")
         before = peak_memory()
         checkpointer.save(1, [columns], {}, {}, {})
         data.zero_()
         checkpointer.load(tmp_path / "step_00000001", [columns])
-        narrow = Piece("model/x", (16, 2 << 20), (0, 5), (16, 9), None, torch.zeros(16, 9))
+        narrow = Shard("model/x", (16, 2 << 20), (0, 5), (16, 9), None, torch.zeros(16, 9))
         checkpointer.load(tmp_path / "step_00000001", [narrow])
         assert peak_memory() - before < data.nbytes // 2
     assert data.min() == narrow.data.min() == 1
@@ -237,11 +237,11 @@ def save_and_restore(directory):
 
 
 def fail_on_rank_one(directory):
-    pieces = [Piece.whole("model/x", torch.zeros(4))] if current_world().rank == 0 else []
+    shards = [Shard.whole("model/x", torch.zeros(4))] if current_world().rank == 0 else []
     with Checkpointer(directory, CheckpointConfig()) as checkpointer:
         own = {"bad": torch.zeros(1, dtype=torch.complex64)} if checkpointer.world.rank else {}
         try:
-            checkpointer.save(6, pieces, own, {}, {})
+            checkpointer.save(6, shards, own, {}, {})
         except CheckpointError as error:
             return str(error), checkpointer.latest_valid().name
     return None
@@ -256,4 +256,4 @@ def test_real_ranks(tmp_path):
     for rank, (restored, failure) in enumerate(results):
         assert restored == (STATE, list(range(rank, rank + 9)))
         assert failure == ("rank 1: bad: dtype torch.complex64 cannot be stored", "step_00000005")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lease.json", "latest", "step_00000005"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run_lock.json", "latest", "step_00000005"]

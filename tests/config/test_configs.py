@@ -93,7 +93,7 @@ def test_code_is_the_model_with_codex_schedule(size):
     step = config.optim.global_batch_size * config.model.sequence_length
     changed = {"warmup_tokens": 175 * step, "decay_tokens": 10**11, "train_tokens": 10**11}
     assert config.optim == dataclasses.replace(base.optim, **changed, ramp_start=None, ramp_tokens=0)
-    assert (config.data.infilling_rate, config.data.infilling_spm_rate) == (0.5, 0.5)
+    assert (config.data.fim_rate, config.data.fim_spm_rate) == (0.5, 0.5)
 
 
 def test_gpt3_alternates_dense_and_banded():

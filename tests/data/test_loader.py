@@ -8,9 +8,9 @@ import torch
 
 from megagpt.config.schema import Config, CorpusConfig, DataConfig, ModelConfig, ParallelConfig
 from megagpt.data.code_tokens import FIM_TOKENS, grow_for_code
+from megagpt.data.fim import Infilling
 from megagpt.data.indexed import write_corpus
-from megagpt.data.infilling import Infilling
-from megagpt.data.loader import TrainLoader
+from megagpt.data.loader import PretrainLoader
 from megagpt.data.tokenizer import Tokenizer, train_tokenizer
 from megagpt.errors import ConfigError, DataError
 
@@ -48,7 +48,7 @@ def with_micro_batch(config: Config, size: int) -> Config:
 
 
 def test_batch(config):
-    batch = next(TrainLoader(config).micro_batches(0, 4, 0, 1))
+    batch = next(PretrainLoader(config).micro_batches(0, 4, 0, 1))
     for name, dtype in [("tokens", torch.int64), ("labels", torch.int64), ("position_ids", torch.int64)]:
         assert getattr(batch, name).shape == (2, LENGTH)
         assert getattr(batch, name).dtype == dtype
@@ -61,8 +61,8 @@ def test_batch(config):
 
 @pytest.mark.parametrize(("ranks", "size"), [(1, 1), (1, 3), (2, 2), (3, 4), (4, 1)])
 def test_the_same_samples_in_every_layout(config, ranks, size):
-    reference = TrainLoader(config)
-    loaders = [TrainLoader(with_micro_batch(config, size)) for _ in range(ranks)]
+    reference = PretrainLoader(config)
+    loaders = [PretrainLoader(with_micro_batch(config, size)) for _ in range(ranks)]
     first = 0
     for global_batch in (12, 12, 24, 12):  # as in a batch-size ramp
         per_rank = [
@@ -70,28 +70,28 @@ def test_the_same_samples_in_every_layout(config, ranks, size):
             for rank, loader in enumerate(loaders)
         ]
         in_order = torch.cat([tokens for step in zip(*per_rank, strict=True) for tokens in step])
-        expected = np.stack([reference.blend[first + n][:-1] for n in range(global_batch)])
+        expected = np.stack([reference.mixture[first + n][:-1] for n in range(global_batch)])
         assert np.array_equal(in_order.numpy(), expected)
         first += global_batch
 
 
 def test_jumping_and_abandoning_do_not_confuse_reading_ahead(config):
-    loader, reference = TrainLoader(config), TrainLoader(config)
+    loader, reference = PretrainLoader(config), PretrainLoader(config)
     next(loader.micro_batches(0, 8, 0, 1))
     for first in (400, 6, 6, 7, 0):
         got = torch.cat([batch.tokens for batch in loader.micro_batches(first, 8, 0, 1)])
-        assert np.array_equal(got.numpy(), np.stack([reference.blend[first + n][:-1] for n in range(8)]))
+        assert np.array_equal(got.numpy(), np.stack([reference.mixture[first + n][:-1] for n in range(8)]))
 
 
 def test_batch_that_cannot_be_shared_names_both_sizes(config):
     with pytest.raises(ConfigError, match=r"10 sequences cannot be shared by 3 .*parallel\.micro_batch_size"):
-        next(TrainLoader(config).micro_batches(0, 10, 0, 3))
+        next(PretrainLoader(config).micro_batches(0, 10, 0, 3))
 
 
 @pytest.mark.parametrize(("ranks", "size"), [(1, 1), (2, 3), (4, 2)])
 @pytest.mark.parametrize("max_tokens", [None, 100, 7])
 def test_held_out_text_is_predicted_once(config, ranks, size, max_tokens):
-    loader = TrainLoader(config)
+    loader = PretrainLoader(config)
     per_rank = [list(loader.evaluation_batches("validation", max_tokens, rank, ranks, size)) for rank in range(ranks)]
     assert len({len(batches) for batches in per_rank}) == 1
     batches = [batch for step in zip(*per_rank, strict=True) for batch in step]
@@ -108,7 +108,7 @@ def test_held_out_text_is_predicted_once(config, ranks, size, max_tokens):
 
 
 def test_inputs_of_evaluation_are_the_tokens_before(config):
-    loader = TrainLoader(config)
+    loader = PretrainLoader(config)
     tokens = torch.cat([batch.tokens for batch in loader.evaluation_batches("test", None, 0, 1, 1)])
     stream = loader.corpora["test"][0].read(0, 3 * LENGTH)
     assert tokens[0, 0] == loader.tokenizer.end_of_text_id
@@ -116,7 +116,7 @@ def test_inputs_of_evaluation_are_the_tokens_before(config):
 
 
 def test_held_out_text_is_whole_documents_in_order(config):
-    loader = TrainLoader(config)
+    loader = PretrainLoader(config)
     texts = [TEXTS[name][d] for name, c in zip("ab", loader.corpora["test"], strict=True) for d in c.documents]
     assert loader.held_out_text("test").decode() == "".join(texts)
     trained = {(n, d) for n, corpus in enumerate(loader.corpora["train"]) for d in corpus.documents}
@@ -124,7 +124,7 @@ def test_held_out_text_is_whole_documents_in_order(config):
 
 
 def test_isolated_documents(config):
-    loader = TrainLoader(with_data(config, isolate_documents=True))
+    loader = PretrainLoader(with_data(config, isolate_documents=True))
     seen = 0
     for batch in loader.micro_batches(0, 16, 0, 1):
         for tokens, positions, documents in zip(batch.tokens, batch.position_ids, batch.document_ids, strict=True):
@@ -147,20 +147,20 @@ def grown(config, tmp_path_factory) -> Config:
     about = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
     write_corpus(folder / "a", [(lengths, np.concatenate(documents))], len(documents), about)
     corpora = (CorpusConfig(str(folder / "a")),)
-    data = replace(config.data, tokenizer=str(folder / "tokenizer.json"), corpora=corpora, infilling_rate=0.5)
+    data = replace(config.data, tokenizer=str(folder / "tokenizer.json"), corpora=corpora, fim_rate=0.5)
     model = replace(config.model, vocab_size=tokenizer.vocab_size, sequence_length=64)
     return replace(config, data=data, model=model)
 
 
 @pytest.mark.parametrize(("ranks", "size"), [(1, 1), (2, 3), (3, 2)])
 def test_infilling_is_the_same_in_every_layout(grown, ranks, size):
-    reference = TrainLoader(grown)
+    reference = PretrainLoader(grown)
     infilling = Infilling(reference.tokenizer, 0.5, 0.5, grown.seed)
-    loaders = [TrainLoader(with_micro_batch(grown, size)) for _ in range(ranks)]
+    loaders = [PretrainLoader(with_micro_batch(grown, size)) for _ in range(ranks)]
     for first in (0, 300, 12):
         per_rank = [list(loader.micro_batches(first, 12, rank, ranks)) for rank, loader in enumerate(loaders)]
         batches = [batch for step in zip(*per_rank, strict=True) for batch in step]
-        expected = [infilling.sample(reference.blend[first + n], first + n) for n in range(12)]
+        expected = [infilling.sample(reference.mixture[first + n], first + n) for n in range(12)]
         tokens, masks = (np.stack(rows) for rows in zip(*expected, strict=True))
         assert np.array_equal(torch.cat([batch.tokens for batch in batches]), tokens[:, :-1])
         assert np.array_equal(torch.cat([batch.labels for batch in batches]), tokens[:, 1:])
@@ -169,26 +169,28 @@ def test_infilling_is_the_same_in_every_layout(grown, ranks, size):
 
 
 def test_infilling_is_for_training_alone(grown):
-    plain = TrainLoader(with_data(grown, infilling_rate=0.0))
-    assert np.array_equal(plain.blend[3][:-1], next(plain.micro_batches(3, 2, 0, 1)).tokens[0])
-    pairs = zip(*(loader.evaluation_batches("validation", None) for loader in (TrainLoader(grown), plain)), strict=True)
+    plain = PretrainLoader(with_data(grown, fim_rate=0.0))
+    assert np.array_equal(plain.mixture[3][:-1], next(plain.micro_batches(3, 2, 0, 1)).tokens[0])
+    pairs = zip(
+        *(loader.evaluation_batches("validation", None) for loader in (PretrainLoader(grown), plain)), strict=True
+    )
     assert all(torch.equal(a.tokens, b.tokens) and torch.equal(a.loss_mask, b.loss_mask) for a, b in pairs)
 
 
 def test_infilling_has_the_configured_shares(grown):
-    shares = {"infilling_rate": 0.75, "infilling_spm_rate": 0.25, "infilling_unit_rate": 0.125}
-    shares |= {"infilling_piece_tokens": 12}
-    infilling = TrainLoader(with_data(grown, **shares)).infilling
+    shares = {"fim_rate": 0.75, "fim_spm_rate": 0.25, "fim_unit_rate": 0.125}
+    shares |= {"fim_piece_tokens": 12}
+    infilling = PretrainLoader(with_data(grown, **shares)).infilling
     assert (infilling.rate, infilling.spm_rate, infilling.unit_rate, infilling.piece_tokens) == tuple(shares.values())
 
 
 def test_infilling_needs_its_tokens(config):
     with pytest.raises(DataError, match=r"<fim_prefix>.*--extend"):
-        TrainLoader(with_data(config, infilling_rate=0.5))
+        PretrainLoader(with_data(config, fim_rate=0.5))
 
 
 def test_isolated_documents_are_rearranged_each_within_itself(grown):
-    loader, parts = TrainLoader(with_data(grown, isolate_documents=True, infilling_rate=1.0)), 0
+    loader, parts = PretrainLoader(with_data(grown, isolate_documents=True, fim_rate=1.0)), 0
     special = loader.tokenizer.special_ids
     for batch in loader.micro_batches(0, 32, 0, 1):
         for tokens, positions, documents in zip(batch.tokens, batch.position_ids, batch.document_ids, strict=True):
@@ -208,8 +210,8 @@ def test_refuses_a_corpus_of_another_tokenizer(config, tmp_path):
     other = train_tokenizer(TEXTS["a"], 290)
     other.save(tmp_path / "other.json")
     with pytest.raises(DataError) as error:
-        TrainLoader(with_data(config, tokenizer=str(tmp_path / "other.json")))
-    sha256 = TrainLoader(config).tokenizer.sha256
+        PretrainLoader(with_data(config, tokenizer=str(tmp_path / "other.json")))
+    sha256 = PretrainLoader(config).tokenizer.sha256
     assert all(part in str(error.value) for part in (other.sha256[:12], sha256[:12], "other.json"))
 
 
@@ -224,4 +226,4 @@ def test_refuses_a_corpus_of_another_tokenizer(config, tmp_path):
 )
 def test_what_does_not_fit_is_refused_at_once(config, change, error, message):
     with pytest.raises(error, match=message):
-        TrainLoader(change(config))
+        PretrainLoader(change(config))

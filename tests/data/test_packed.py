@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megagpt.data.indexed import write_corpus
-from megagpt.data.packed import BLOCK, PARTS, Blend, PackedCorpus, documents_of, permutation
+from megagpt.data.packed import BLOCK, PARTS, Mixture, PackedCorpus, documents_of, permutation
 from megagpt.errors import DataError
 
 ABOUT = {"tokenizer_sha256": "0" * 64, "vocab_size": 65_499}
@@ -119,8 +119,8 @@ class Numbers:
 @given(weights=st.lists(st.floats(0, 1000), min_size=1, max_size=6).filter(lambda w: max(w) > 0.01))
 @settings(max_examples=25, deadline=None)
 def test_blend_proportions_and_completeness(weights):
-    blend = Blend([Numbers(n) for n in range(len(weights))], weights, seed=3)
-    places = [blend.locate(index) for index in range(2 * BLOCK)]
+    mixture = Mixture([Numbers(n) for n in range(len(weights))], weights, seed=3)
+    places = [mixture.locate(index) for index in range(2 * BLOCK)]
     for number, weight in enumerate(weights):
         within = [index for corpus, index in places if corpus == number]
         assert within == list(range(len(within)))  # each sample of a corpus in its own order, none left out
@@ -137,7 +137,7 @@ def test_blend_proportions_and_completeness(weights):
 def test_blend_is_a_pure_function_of_seed_and_index():
     weights = [0.7, 0.2, 0.1]
     indices = np.random.default_rng(0).integers(0, 20 * BLOCK, 200)
-    one, two, other = (Blend([Numbers(n) for n in range(3)], weights, seed) for seed in (5, 5, 6))
+    one, two, other = (Mixture([Numbers(n) for n in range(3)], weights, seed) for seed in (5, 5, 6))
     expected = {index: one[index] for index in sorted(indices)}
     assert all(two[index] == expected[index] for index in indices)
     assert any(other[index] != expected[index] for index in indices)

@@ -13,7 +13,7 @@ from megagpt.data.chat import Message, encode_chat, grow_for_chat
 from megagpt.data.ranked_loader import RankedLoader
 from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import DataError
-from megagpt.train.ranking import RewardTask, ranking_loss
+from megagpt.train.objectives import RewardObjective, ranking_loss
 
 
 def record(number: int, ranks: list, words: int = 2, **others) -> dict:
@@ -92,8 +92,8 @@ def test_batches_of_a_pipeline_have_one_shape_and_the_loss_does_not_see_its_padd
     for batch, padded in pairs:
         rows, length = batch.tokens.shape
         values = torch.randn(padded.tokens.shape, generator=torch.Generator().manual_seed(1))
-        expected = RewardTask().loss(values[:rows, :length], batch)
-        loss, count, metrics = RewardTask().loss(values, padded)
+        expected = RewardObjective().loss(values[:rows, :length], batch)
+        loss, count, metrics = RewardObjective().loss(values, padded)
         torch.testing.assert_close((loss, count, *metrics), (expected[0], expected[1], *expected[2]))
 
 

@@ -16,15 +16,15 @@ def _evaluate(overrides: list[str]) -> tuple[dict, float, int]:
     from megatron.core import parallel_state
 
     from megagpt.config.load import load
-    from megagpt.data.loader import TrainLoader
+    from megagpt.data.loader import PretrainLoader
     from megagpt.evaluate.held_out import evaluate
     from megagpt.parallel import launch
     from megagpt.parallel.megatron import MegatronEngine
-    from megagpt.train.task import LanguageModelTask
+    from megagpt.train.objectives import LanguageModelObjective
 
     config = load(overrides)
     launch.initialize(config.parallel, config.seed)
-    loader, engine = TrainLoader(config), MegatronEngine(config, LanguageModelTask(), training=False)
+    loader, engine = PretrainLoader(config), MegatronEngine(config, LanguageModelObjective(), training=False)
     values = evaluate(engine, loader, "validation", None)
     total, length = 0.0, config.model.sequence_length
     text = loader.held_out_text("validation")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megagpt.evaluate.in_box import CandidateError, decode, encode, read_answer
+from megagpt.evaluate.sandbox_worker import CandidateError, decode, encode, read_answer
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 plain |= st.complex_numbers(allow_nan=False)

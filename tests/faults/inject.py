@@ -19,12 +19,12 @@ import torch.distributed as dist
 from megagpt import env
 from megagpt.__main__ import main
 from megagpt.checkpoint import Checkpointer
-from megagpt.data.loader import TrainLoader
+from megagpt.data.loader import PretrainLoader
 from megagpt.log import run_tool
 from megagpt.parallel.megatron import MegatronEngine
 from megagpt.stages import session
 from megagpt.train.loop import Trainer
-from megagpt.train.task import LanguageModelTask
+from megagpt.train.objectives import LanguageModelObjective
 
 BARRIER = ctypes.create_string_buffer(64)
 """For two threads, of which the second never comes; no signal ends waiting there, as it ends sleep()."""
@@ -67,9 +67,9 @@ FAULTS = {
     "exception": ((MegatronEngine, "train_step"), fail),
     "memory": ((MegatronEngine, "train_step"), run_out_of_memory),
     "mismatch": ((MegatronEngine, "train_step"), talk_alone),
-    "load": ((TrainLoader, "_train_batch"), sleep),
-    "forward": ((LanguageModelTask, "forward"), sleep),
-    "lock": ((LanguageModelTask, "loss"), hold_the_lock),
+    "load": ((PretrainLoader, "_train_batch"), sleep),
+    "forward": ((LanguageModelObjective, "forward"), sleep),
+    "lock": ((LanguageModelObjective, "loss"), hold_the_lock),
     "backward": ((torch.autograd, "backward"), sleep),
     "optimizer": ((torch.optim.AdamW, "step"), sleep),
     "evaluation": ((session, "evaluate"), sleep),

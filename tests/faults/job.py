@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from megagpt.checkpoint import load, locate
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.shards import Shard
 
 INJECT = Path(__file__).parent / "inject.py"
 
@@ -65,15 +65,15 @@ def settings(overrides: list[str], folder: Path, name: str, steps: int) -> list[
 def opened(overrides: list[str]):
     """A session of a run in this process, and what closes it."""
     from megagpt.config.load import load as load_config
-    from megagpt.data.loader import TrainLoader
+    from megagpt.data.loader import PretrainLoader
     from megagpt.parallel.build import build_engine
     from megagpt.stages.session import open_session, start
-    from megagpt.train.task import LanguageModelTask
+    from megagpt.train.objectives import LanguageModelObjective
 
     config = load_config(overrides)
     checkpointer = start(config)
     return open_session(
-        config, build_engine(config, LanguageModelTask()), checkpointer, TrainLoader(config)
+        config, build_engine(config, LanguageModelObjective()), checkpointer, PretrainLoader(config)
     ), checkpointer
 
 
@@ -82,12 +82,12 @@ def tensors(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict]:
     folder = locate(run_dir)
     index = json.loads((folder / "index.json").read_text())
     entries = [entry for entries in index.values() for entry in entries if not entry["private"]]
-    pieces = {
-        entry["name"]: Piece.whole(entry["name"], torch.empty(entry["global_shape"], dtype=torch.float32))
+    shards = {
+        entry["name"]: Shard.whole(entry["name"], torch.empty(entry["global_shape"], dtype=torch.float32))
         for entry in entries
     }
-    state = load(folder, pieces.values())
-    return {name: piece.data for name, piece in pieces.items()}, state
+    state = load(folder, shards.values())
+    return {name: shard.data for name, shard in shards.items()}, state
 
 
 def ranks_of(launcher: int) -> list[int]:

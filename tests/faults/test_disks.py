@@ -83,7 +83,7 @@ def test_f09_f35_full_disks(overrides, tmp_path):
         for message, step, left in (now, later):
             assert "no space left on the disk (ENOSPC" in message
             assert step in (4, 5)  # that of step 4 is the save that fails
-            assert left == [".lease.json", "latest", "step_00000002"]
+            assert left == [".run_lock.json", "latest", "step_00000002"]
         assert now[1] == 4
         for name in ("now", "later"):
             assert newest_valid(tmp_path / name / "checkpoints").name == "step_00000002"

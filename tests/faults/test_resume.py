@@ -47,10 +47,10 @@ def after(function: Callable, strike: Callable, due: Callable[[], bool]) -> Call
 
 def strike(session, place: str, step: int, what: Callable = fail) -> None:
     """Have `what` happen at a place of a step."""
-    trainer, task, calls = session.trainer, session.engine.task, itertools.count(1)
+    trainer, objective, calls = session.trainer, session.engine.objective, itertools.count(1)
     begun, done = (lambda: trainer.state.step + 1 == step), (lambda: trainer.state.step == step)
     if place == "between micro-batches":
-        task.loss = before(task.loss, what, lambda: begun() and next(calls) == 2)
+        objective.loss = before(objective.loss, what, lambda: begun() and next(calls) == 2)
     elif place == "in the step":
         trainer.engine.train_step = before(trainer.engine.train_step, what, begun)
     elif place == "before the evaluation":
@@ -85,7 +85,7 @@ def _train(overrides: list[str], stops: list[tuple[str, int]]) -> dict:
                     session.trainer.fit()
             else:
                 session.trainer.fit()
-        digests = {piece.label: int(fingerprint(piece.data)) for piece in session.engine.pieces(for_saving=False)}
+        digests = {shard.label: int(fingerprint(shard.data)) for shard in session.engine.shards(for_saving=False)}
         (corpus,) = session.loader.corpora["train"]
         launch.leave_groups()
     return {

@@ -111,9 +111,9 @@ class _Poisoned:
     """Language modelling whose loss is not finite in some calls, on one rank only."""
 
     def __init__(self, calls: range, value: float) -> None:
-        from megagpt.train.task import LanguageModelTask
+        from megagpt.train.objectives import LanguageModelObjective
 
-        self.inner, self.calls, self.value, self.seen = LanguageModelTask(), calls, value, 0
+        self.inner, self.calls, self.value, self.seen = LanguageModelObjective(), calls, value, 0
         self.metric_names, self.forward = self.inner.metric_names, self.inner.forward
 
     def loss(self, output, batch):
@@ -127,19 +127,21 @@ class _Poisoned:
 
 def _train_poisoned(overrides: list[str], calls: range, value: float) -> tuple[list, dict, str]:
     from megagpt.config.load import load as load_config
-    from megagpt.data.loader import TrainLoader
+    from megagpt.data.loader import PretrainLoader
     from megagpt.parallel.build import build_engine
     from megagpt.stages.session import open_session, start
 
     config, hashes, message = load_config(overrides), [], ""
     with start(config) as checkpointer:
-        session = open_session(config, build_engine(config, _Poisoned(calls, value)), checkpointer, TrainLoader(config))
+        session = open_session(
+            config, build_engine(config, _Poisoned(calls, value)), checkpointer, PretrainLoader(config)
+        )
         step = session.engine.train_step
 
         def watched_step(*arguments):
             result = step(*arguments)
-            pieces = session.engine.pieces(for_saving=False)
-            hashes.append((result.applied, [piece.data.double().sum().item() for piece in pieces]))
+            shards = session.engine.shards(for_saving=False)
+            hashes.append((result.applied, [shard.data.double().sum().item() for shard in shards]))
             return result
 
         session.engine.train_step = watched_step

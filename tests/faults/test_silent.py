@@ -26,8 +26,8 @@ def _flipping(engine, name: str, rank: int):
     def flip(*arguments):
         result = train_step(*arguments)
         if next(calls) == 3 and engine.dims.rank == rank:
-            (piece,) = (piece for piece in engine.pieces(for_saving=False) if piece.name == name)
-            bits = piece.data.view(-1)[:1].view(torch.uint8)[:1]
+            (shard,) = (shard for shard in engine.shards(for_saving=False) if shard.name == name)
+            bits = shard.data.view(-1)[:1].view(torch.uint8)[:1]
             bits ^= 1
         return result
 
@@ -118,14 +118,14 @@ def _train_on_garbage(overrides: list[str], windows: list[range], stops: tuple[i
     for stop in (*stops, tokens // 256):
         session, checkpointer = job.opened([*overrides, f"optim.train_tokens={256 * stop}"])
         for window in windows:
-            session.loader.blend = _Garbage(session.loader.blend, window)
+            session.loader.mixture = _Garbage(session.loader.mixture, window)
         with checkpointer:
             try:
                 session.trainer.fit()
                 message = ""
             except TrainingDiverged as error:
                 message = str(error)
-        hashes = {piece.label: int(fingerprint(piece.data)) for piece in session.engine.pieces(for_saving=False)}
+        hashes = {shard.label: int(fingerprint(shard.data)) for shard in session.engine.shards(for_saving=False)}
         state = session.trainer.state.to_dict()
         lines = (session.run_dir / "metrics.jsonl").read_text().splitlines()
         parallel_state.destroy_model_parallel()

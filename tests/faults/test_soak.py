@@ -24,14 +24,16 @@ def usage() -> tuple[int, int, int, int]:
 
 def _soak(overrides: list[str]) -> list[tuple[int, int, int, int]]:
     from megagpt.config.load import load
-    from megagpt.data.loader import TrainLoader
+    from megagpt.data.loader import PretrainLoader
     from megagpt.parallel.build import build_engine
     from megagpt.stages.session import open_session, start
-    from megagpt.train.task import LanguageModelTask
+    from megagpt.train.objectives import LanguageModelObjective
 
     config, seen = load(overrides), []
     with start(config) as checkpointer:
-        session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, TrainLoader(config))
+        session = open_session(
+            config, build_engine(config, LanguageModelObjective()), checkpointer, PretrainLoader(config)
+        )
         compare = session.trainer._compare_ranks
 
         def watched() -> None:

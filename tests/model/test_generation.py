@@ -43,7 +43,7 @@ def build(model: ModelConfig, **parallel) -> tuple[list, Config]:
     from megatron.core import parallel_state
 
     from megagpt.model.gpt import build_model
-    from megagpt.model.parameters import named_shards
+    from megagpt.model.parameters import named_boxes
 
     config = Config(model=model, parallel=ParallelConfig(**parallel), optim=OptimConfig(precision="fp32"))
     stage, stages = parallel_state.get_pipeline_model_parallel_rank(), config.parallel.pipeline_parallel_size
@@ -58,7 +58,7 @@ def build(model: ModelConfig, **parallel) -> tuple[list, Config]:
         for chunk in range(chunks)
     ]
     with torch.no_grad():
-        for name, parameter, shards in named_shards(modules):
+        for name, parameter, shards in named_boxes(modules):
             noise = 0.2 * torch.randn(shards[0].global_shape, generator=torch.Generator().manual_seed(len(name)))
             parameter += torch.cat([shard.of(noise).flatten() for shard in shards]).view_as(parameter)
     return modules, config
@@ -102,13 +102,13 @@ def test_cached_tokens_are_the_uncached_ones(model):
 def test_same_tokens_as_transformers(penalty):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from megagpt.model.parameters import named_shards
+    from megagpt.model.parameters import named_boxes
     from tests.model.hf import gpt2_tensors
 
     model = replace(GPT3, attention_pattern=("dense",))
     ours = generator(model)
     theirs = GPT2LMHeadModel(GPT2Config(n_layer=4, n_embd=32, n_head=4, n_positions=40, vocab_size=VOCAB)).eval()
-    theirs.load_state_dict(gpt2_tensors({name: p.detach() for name, p, _ in named_shards(ours.modules)}, model))
+    theirs.load_state_dict(gpt2_tensors({name: p.detach() for name, p, _ in named_boxes(ours.modules)}, model))
     end = ours.tokenizer.end_of_text_id
     options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
     ids = [ours.tokenizer.encode(prompt) or [end] for prompt in PROMPTS]

@@ -37,9 +37,9 @@ def build(model: ModelConfig, recompute: str = "none", precision: str = "fp32"):
 
 
 def named(gpt, gradients: bool = False) -> dict[str, torch.Tensor]:
-    from megagpt.model.parameters import named_shards
+    from megagpt.model.parameters import named_boxes
 
-    return {name: (p.grad if gradients else p.detach()) for name, p, _ in named_shards([gpt])}
+    return {name: (p.grad if gradients else p.detach()) for name, p, _ in named_boxes([gpt])}
 
 
 def inputs(model: ModelConfig, batch: int = 3, length: int = 37):

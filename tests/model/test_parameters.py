@@ -1,4 +1,4 @@
-"""Initial values, and that names, shards, values, losses and gradients are those of one rank in every layout."""
+"""Initial values, and that names, boxes, values, losses and gradients are those of one rank in every layout."""
 
 import math
 from dataclasses import replace
@@ -58,14 +58,14 @@ def chunks_of(config: Config) -> list:
 
 def held(chunks: list, gradients: bool = False) -> list:
     """What a rank holds: global name, box, values."""
-    from megagpt.model.parameters import named_shards
+    from megagpt.model.parameters import named_boxes
 
-    pieces = []
-    for name, parameter, shards in named_shards(chunks):
+    shards = []
+    for name, parameter, boxes in named_boxes(chunks):
         flat = (parameter.grad if gradients else parameter.detach()).flatten()
-        for shard, values in zip(shards, flat.split([math.prod(s.shape) for s in shards]), strict=True):
-            pieces.append((name, shard, values.view(shard.shape).clone()))
-    return pieces
+        for box, values in zip(boxes, flat.split([math.prod(s.shape) for s in boxes]), strict=True):
+            shards.append((name, box, values.view(box.shape).clone()))
+    return shards
 
 
 def on_a_rank() -> dict:
@@ -110,14 +110,14 @@ def identical(name: str, copies: list[torch.Tensor]) -> torch.Tensor:
     return copies[0]
 
 
-def assemble(pieces: list, combine) -> dict[str, torch.Tensor]:
+def assemble(shards: list, combine) -> dict[str, torch.Tensor]:
     """Global tensors from the boxes that ranks hold; `combine` merges what several of them hold of one box."""
     boxes = {}
-    for name, shard, values in pieces:
-        boxes.setdefault((name, shard), []).append(values)
-    whole = {name: torch.full(shard.global_shape, math.nan) for name, shard in boxes}
-    for (name, shard), values in boxes.items():
-        shard.of(whole[name]).copy_(combine(name, values))
+    for name, box, values in shards:
+        boxes.setdefault((name, box), []).append(values)
+    whole = {name: torch.full(box.global_shape, math.nan) for name, box in boxes}
+    for (name, box), values in boxes.items():
+        box.of(whole[name]).copy_(combine(name, values))
     return whole
 
 
@@ -127,7 +127,7 @@ def assemble(pieces: list, combine) -> dict[str, torch.Tensor]:
 def test_layouts(two_ranks: list[dict], kind: str, model: ModelConfig, layout: str):
     chunks = chunks_of(configuration(model, ParallelConfig()))
     expected = assemble(held(chunks), identical)
-    whole = assemble([piece for rank in two_ranks for piece in rank[kind, layout]["values"]], identical)
+    whole = assemble([shard for rank in two_ranks for shard in rank[kind, layout]["values"]], identical)
     assert whole.keys() == expected.keys()
     for name, values in expected.items():
         assert torch.equal(whole[name], values), name
@@ -147,7 +147,7 @@ def test_layouts(two_ranks: list[dict], kind: str, model: ModelConfig, layout: s
             return sum(copies)
         return copies[0]
 
-    whole = assemble([piece for rank in two_ranks for piece in rank[kind, layout]["gradients"]], reduced)
+    whole = assemble([shard for rank in two_ranks for shard in rank[kind, layout]["gradients"]], reduced)
     for name, gradient in assemble(held(chunks, gradients=True), identical).items():
         torch.testing.assert_close(whole[name], gradient, atol=1e-6, rtol=1e-3, msg=name)
 
@@ -194,4 +194,4 @@ def test_names_and_shapes_are_those_that_megatron_gives_its_checkpoints(model: M
         for tensor in entry if isinstance(entry, list) else [entry]:
             if isinstance(tensor, ShardedTensor):
                 theirs[tensor.key] = tensor.global_shape
-    assert theirs == {name: shard.global_shape for name, shard, _ in held([chunk])}
+    assert theirs == {name: box.global_shape for name, box, _ in held([chunk])}

@@ -55,8 +55,8 @@ def train(config: Config) -> dict:
 
     launch.initialize(config.parallel, config.seed)
     engine = build_engine(config, Regression())
-    pieces = engine.pieces(for_saving=False)
-    names = {piece.name: piece.global_shape for piece in pieces if piece.name.startswith("model/")}
+    shards = engine.shards(for_saving=False)
+    names = {shard.name: shard.global_shape for shard in shards if shard.name.startswith("model/")}
     rows = range(engine.dims.data_rank, BATCH, engine.dims.data_size)
     seen = {"names": names, "before": torch.cat(engine.outputs(batches(9, range(2)), 2))}
     seen["curve"] = []

@@ -44,7 +44,7 @@ def curves(config: Config, fused: list[str], change_at: int) -> list[list[float]
     """Losses and gradient norms with one optimizer after the other, the second going on from the first's state."""
     from megagpt.parallel import launch
     from megagpt.parallel.build import build_engine
-    from megagpt.train.task import LanguageModelTask
+    from megagpt.train.objectives import LanguageModelObjective
 
     for name in ("transformer_engine.pytorch.optimizers", "apex.optimizers"):
         sys.modules[name] = types.ModuleType(name)
@@ -53,14 +53,14 @@ def curves(config: Config, fused: list[str], change_at: int) -> list[list[float]
     engines = []
     for name in fused:
         settings = dataclasses.replace(config, optim=dataclasses.replace(config.optim, fused=name))
-        engines.append(build_engine(settings, LanguageModelTask()))
+        engines.append(build_engine(settings, LanguageModelObjective()))
     engine, found = engines[0], []
     for step in range(2 * STEPS):
         if step == change_at:
-            for source, target in zip(*(each.pieces(for_saving=False) for each in engines), strict=True):
+            for source, target in zip(*(each.shards(for_saving=False) for each in engines), strict=True):
                 target.data.copy_(source.data)
             engine = engines[1]
-            engine.load_finished(step)
+            engine.post_load(step)
         share = BATCH // engine.dims.data_size
         first = engine.dims.data_rank * share
         rows = (range(row, row + 1) for row in range(first, first + share))

@@ -83,10 +83,10 @@ def _batch(step: int, rows: range, model: ModelConfig) -> Batch:
 def _train(config: Config) -> list[tuple[float, float]]:
     from megagpt.parallel import launch
     from megagpt.parallel.build import build_engine
-    from megagpt.train.task import LanguageModelTask
+    from megagpt.train.objectives import LanguageModelObjective
 
     launch.initialize(config.parallel, config.seed)
-    engine = build_engine(config, LanguageModelTask())
+    engine = build_engine(config, LanguageModelObjective())
     dims, size = engine.dims, config.parallel.micro_batch_size
     curve = []
     for step in range(STEPS):

@@ -76,20 +76,20 @@ def train_and_change(configs: list[Config]) -> dict[str, list]:
     """The curve of each engine; each starts from the first's state after one step. Bytes that its state takes."""
     from megagpt.parallel import launch
     from megagpt.parallel.build import build_engine
-    from megagpt.train.task import LanguageModelTask
+    from megagpt.train.objectives import LanguageModelObjective
 
     found = {"curves": [], "held": [], "swapped": 0}
     state: dict[str, torch.Tensor] = {}
     for config in configs:
         launch.initialize(config.parallel, config.seed)
-        engine = build_engine(config, LanguageModelTask())
+        engine = build_engine(config, LanguageModelObjective())
         if state:
-            for piece in engine.pieces(for_saving=False):
-                piece.data.copy_(state[piece.label])
-            engine.load_finished(1)
+            for shard in engine.shards(for_saving=False):
+                shard.data.copy_(state[shard.label])
+            engine.post_load(1)
         else:
             _step(engine, config, 0)
-            state = {piece.label: piece.data.clone() for piece in engine.pieces(for_saving=False)}
+            state = {shard.label: shard.data.clone() for shard in engine.shards(for_saving=False)}
         found["curves"].append([_step(engine, config, step) for step in (1, 2, 3)])
         found["held"].append(sum(t.nbytes for s in engine.zero.optimizer.state.values() for t in s.values()))
         if config.parallel.offload_path:

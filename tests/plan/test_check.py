@@ -132,7 +132,7 @@ def test_truncated_corpus(prepared, tmp_path):
 
 
 def test_infilling_needs_its_tokens(prepared):
-    problems, _ = check_run(replaced(prepared, "data", infilling_rate=0.5))
+    problems, _ = check_run(replaced(prepared, "data", fim_rate=0.5))
     assert len(problems) == 1
     assert "<fim_prefix>" in problems[0]
 
@@ -140,14 +140,14 @@ def test_infilling_needs_its_tokens(prepared):
 def test_checkpoint_is_valid_and_of_the_same_model(prepared, tmp_path):
     import torch
 
-    from megagpt.checkpoint import Checkpointer, Piece
+    from megagpt.checkpoint import Checkpointer, Shard
     from megagpt.config.load import to_dict
 
     config = dataclasses.replace(prepared, runs_dir=str(tmp_path))
     folder = tmp_path / config.run_name / "checkpoints"
     with Checkpointer(folder, CheckpointConfig()) as checkpointer:
-        pieces = [Piece.whole("model/weight", torch.zeros(4))]
-        checkpointer.save(1, pieces, {}, {}, {"config": to_dict(config), "layout": {}})
+        shards = [Shard.whole("model/weight", torch.zeros(4))]
+        checkpointer.save(1, shards, {}, {}, {"config": to_dict(config), "layout": {}})
     problems, facts = check_run(config)
     assert not problems
     assert any("which is valid" in fact for fact in facts)
@@ -173,13 +173,13 @@ def test_checkpoint_is_valid_and_of_the_same_model(prepared, tmp_path):
 def test_what_ppo_starts_from_can_score(prepared, tmp_path):
     import torch
 
-    from megagpt.checkpoint import Checkpointer, Piece
+    from megagpt.checkpoint import Checkpointer, Shard
     from megagpt.config.load import to_dict
 
     for name, head in (("writes", "tokens"), ("scores", "scalar")):
         manifest = {"config": to_dict(replaced(prepared, "model", head=head)), "layout": {}}
         with Checkpointer(tmp_path / name / "checkpoints", CheckpointConfig()) as checkpointer:
-            checkpointer.save(1, [Piece.whole("model/weight", torch.zeros(4))], {}, {}, manifest)
+            checkpointer.save(1, [Shard.whole("model/weight", torch.zeros(4))], {}, {}, manifest)
     ppo = replaced(dataclasses.replace(prepared, runs_dir=str(tmp_path)), "stage", name="ppo")
     ppo = replaced(ppo, "ppo", episodes=100, max_prompt_tokens=16, max_new_tokens=16)
     ppo = replaced(ppo, "checkpoint", load=str(tmp_path / "writes"))

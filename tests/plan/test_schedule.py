@@ -1,4 +1,4 @@
-"""The simulated pipeline against Megatron-Core's schedule and the closed formulas."""
+"""The simulated pipeline against Megatron-Core's schedule and the closed ppo_math."""
 
 import itertools
 

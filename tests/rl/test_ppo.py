@@ -68,10 +68,10 @@ def _run(overrides: list[str], stop: int | None = None) -> dict:
         return {"error": f"{type(error).__name__}: {error}"}
     finally:
         parallel_state.destroy_model_parallel()
-    pieces = [replace(p, data=p.data.detach().clone().numpy()) for p in session.engine.pieces(for_saving=False)]
+    shards = [replace(p, data=p.data.detach().clone().numpy()) for p in session.engine.shards(for_saving=False)]
     lines = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
-    episodes = {piece.name.removeprefix("episodes/"): piece.data for piece in pieces if "episodes/" in piece.name}
-    return {"begun": begun, "lines": lines, "pieces": pieces, "episodes": episodes}
+    episodes = {shard.name.removeprefix("episodes/"): shard.data for shard in shards if "episodes/" in shard.name}
+    return {"begun": begun, "lines": lines, "shards": shards, "episodes": episodes}
 
 
 def _run_in_turn(runs: dict[str, list[str]], **stops: int) -> dict[str, dict]:
@@ -187,10 +187,10 @@ def test_resume_in_the_middle_of_an_iteration_is_bit_exact(one):
     same = ("step", *FIGURES, "kl_coefficient", "grad_norm", "value_grad_norm")
     for a, b in zip(whole["lines"], parts["lines"], strict=True):
         assert [a.get(name) for name in same] == [b.get(name) for name in same]
-    for a, b in zip(whole["pieces"], parts["pieces"], strict=True):
+    for a, b in zip(whole["shards"], parts["shards"], strict=True):
         assert a.name == b.name
         assert np.array_equal(a.data, b.data), a.name
-    kinds = {piece.name.split("/")[0] for piece in whole["pieces"]}
+    kinds = {shard.name.split("/")[0] for shard in whole["shards"]}
     assert kinds == {"model", "optimizer", "critic", "ema", "episodes", "updates"}
 
 
@@ -226,12 +226,12 @@ def test_what_an_iteration_collects_fits_together(one):
 
 
 def test_the_critic_learns_alone_at_first_and_the_mean_follows_the_policy(one):
-    lines, pieces = one["whole"]["lines"], {piece.name: piece.data for piece in one["whole"]["pieces"]}
-    assert pieces["updates"].tolist() == [len(lines) - 1, len(lines)]
+    lines, shards = one["whole"]["lines"], {shard.name: shard.data for shard in one["whole"]["shards"]}
+    assert shards["updates"].tolist() == [len(lines) - 1, len(lines)]
     assert lines[0]["ratio"] == pytest.approx(lines[1]["ratio"], abs=1e-3)  # the first step left the policy as it was
     name = "decoder.final_layernorm.weight"
-    assert not np.array_equal(pieces[f"ema/{name}"], pieces[f"model/{name}"])
-    assert np.abs(pieces[f"ema/{name}"] - 1).max() < np.abs(pieces[f"model/{name}"] - 1).max()
+    assert not np.array_equal(shards[f"ema/{name}"], shards[f"model/{name}"])
+    assert np.abs(shards[f"ema/{name}"] - 1).max() < np.abs(shards[f"model/{name}"] - 1).max()
 
 
 def test_pretraining_text_is_learnt_beside(one):
@@ -241,7 +241,7 @@ def test_pretraining_text_is_learnt_beside(one):
 
 
 def test_models_that_wait_elsewhere_change_nothing(one):
-    for a, b in zip(one["whole"]["pieces"], one["offloaded"]["pieces"], strict=True):
+    for a, b in zip(one["whole"]["shards"], one["offloaded"]["shards"], strict=True):
         assert np.array_equal(a.data, b.data), a.name
 
 

@@ -25,10 +25,10 @@ EMBEDDING, OUTPUT = "model/embedding.word_embeddings.weight", "model/output_laye
 LARGER = 400  # tokens; with them the padded vocabulary grows too
 
 
-def _infilling_loss(session) -> float:
+def _fim_loss(session) -> float:
     """Mean loss of held-out documents that are all rearranged, on one rank."""
     from megagpt.data.batch import Batch
-    from megagpt.data.infilling import Infilling
+    from megagpt.data.fim import Infilling
 
     loader, batches = session.loader, []
     infilling, corpus = Infilling(loader.tokenizer, rate=1), loader.corpora["validation"][0]
@@ -52,26 +52,28 @@ def _run(overrides: list[str], train: bool) -> dict:
 
     from megagpt.config.load import load
     from megagpt.config.rules import check
-    from megagpt.data.loader import TrainLoader
+    from megagpt.data.loader import PretrainLoader
     from megagpt.parallel.build import build_engine
     from megagpt.stages.session import open_session, start
-    from megagpt.train.task import LanguageModelTask
+    from megagpt.train.objectives import LanguageModelObjective
 
     config, result = load(overrides), {}
     check(config, dist.get_world_size())
     try:
         with start(config) as checkpointer:
-            session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, TrainLoader(config))
+            session = open_session(
+                config, build_engine(config, LanguageModelObjective()), checkpointer, PretrainLoader(config)
+            )
             begun = session.trainer.state.step
             if not train and config.parallel.pipeline_parallel_size == 1 and config.parallel.engine == "megatron":
                 result["logits"] = _logits(session)
             measured = config.stage.name == "code" and dist.get_world_size() == 1
-            result["before"] = _infilling_loss(session) if measured else None
+            result["before"] = _fim_loss(session) if measured else None
             if train:
                 session.trainer.fit()
-                result["after"] = _infilling_loss(session) if measured else None
-        pieces = [p for p in session.engine.pieces(for_saving=False) if p.name.startswith("model/")]
-        result["pieces"] = [replace(piece, data=piece.data.detach().clone().numpy()) for piece in pieces]
+                result["after"] = _fim_loss(session) if measured else None
+        shards = [p for p in session.engine.shards(for_saving=False) if p.name.startswith("model/")]
+        result["shards"] = [replace(shard, data=shard.data.detach().clone().numpy()) for shard in shards]
     except MegaGPTError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     finally:
@@ -85,13 +87,13 @@ def _run_in_turn(runs: dict[str, tuple[list[str], bool]]) -> dict[str, dict]:
 
 
 def _table(results: list[dict], name: str = EMBEDDING) -> np.ndarray:
-    """A whole tensor, from the pieces of all ranks."""
-    pieces = [piece for result in results for piece in result["pieces"] if piece.name == name]
-    whole = np.full(pieces[0].global_shape, np.nan, np.float32)
-    for piece in pieces:
-        box = whole[tuple(slice(o, o + n) for o, n in zip(piece.offset, piece.shape, strict=True))]
+    """A whole tensor, from the shards of all ranks."""
+    shards = [shard for result in results for shard in result["shards"] if shard.name == name]
+    whole = np.full(shards[0].global_shape, np.nan, np.float32)
+    for shard in shards:
+        box = whole[tuple(slice(o, o + n) for o, n in zip(shard.offset, shard.shape, strict=True))]
         flat = box.flatten()
-        flat[slice(*piece.range)] = piece.data.flatten()
+        flat[slice(*shard.range)] = shard.data.flatten()
         box[:] = flat.reshape(box.shape)
     return whole
 
@@ -117,7 +119,7 @@ def settings(overrides, tmp_path_factory) -> dict[str, list[str]]:
     code = [
         *(*run, "stage=code", f"checkpoint.load={folder}/base", f"model.vocab_size={tokenizer.vocab_size}"),
         *(f"data.tokenizer={folder}/tokenizer.json", f"data.corpora=[{{path: {folder}/text}}]"),
-        "data.infilling_rate=0.5",
+        "data.fim_rate=0.5",
     ]
     return {"base": run, "code": code, "untied": [*code, *UNTIED, f"checkpoint.load={folder}/base_untied"]}
 
@@ -132,7 +134,7 @@ def one(settings, tmp_path_factory) -> dict[str, dict]:
         "again": ([*base, f"checkpoint.load={_value(code, 'checkpoint.load')}"], False),
         "loaded": (code, False),
         "whole": (code, True),
-        "plain": ([*code, "data.infilling_rate=0"], True),
+        "plain": ([*code, "data.fim_rate=0"], True),
         "parts": ([*code, f"optim.train_tokens={STOP * BATCH * LENGTH}"], True),
     }
     first = run_distributed(_run_in_turn, 1, runs)[0]
@@ -222,7 +224,7 @@ def test_resume_with_infilling_is_bit_exact(one):
     whole, parts = one["whole"], one["parts"]
     assert (whole["begun"], parts["begun"], len(whole["losses"])) == (0, STOP, STEPS)
     assert parts["losses"] == whole["losses"]
-    for a, b in zip(whole["pieces"], parts["pieces"], strict=True):
+    for a, b in zip(whole["shards"], parts["shards"], strict=True):
         assert np.array_equal(a.data, b.data), a.name
 
 

@@ -22,19 +22,21 @@ def _run(overrides: list[str]) -> dict:
 
     from megagpt.config.load import load
     from megagpt.config.rules import check
-    from megagpt.data.loader import TrainLoader
+    from megagpt.data.loader import PretrainLoader
     from megagpt.parallel.build import build_engine
     from megagpt.stages.session import open_session, start
-    from megagpt.train.task import LanguageModelTask
+    from megagpt.train.objectives import LanguageModelObjective
 
     config = load(overrides)
     check(config, dist.get_world_size())
     with start(config) as checkpointer:
-        session = open_session(config, build_engine(config, LanguageModelTask()), checkpointer, TrainLoader(config))
+        session = open_session(
+            config, build_engine(config, LanguageModelObjective()), checkpointer, PretrainLoader(config)
+        )
         session.trainer.fit()
     digest = hashlib.sha256()
-    for piece in session.engine.pieces(for_saving=False):
-        digest.update(piece.name.encode() + piece.data.contiguous().view(torch.uint8).numpy().tobytes())
+    for shard in session.engine.shards(for_saving=False):
+        digest.update(shard.name.encode() + shard.data.contiguous().view(torch.uint8).numpy().tobytes())
     lines = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
     state = session.trainer.state
     parallel_state.destroy_model_parallel()

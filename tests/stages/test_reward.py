@@ -45,7 +45,7 @@ def rankings(count: int) -> list[dict]:
 
 
 def _run(overrides: list[str]) -> dict:
-    """Train as told; returns losses, held-out figures, the demonstrations' scores, and the model's pieces."""
+    """Train as told; returns losses, held-out figures, the demonstrations' scores, and the model's shards."""
     import torch.distributed as dist
     from megatron.core import parallel_state
 
@@ -66,8 +66,8 @@ def _run(overrides: list[str]) -> dict:
             "judged": judge(engine, config, loader.tokenizer, loader.held_out("validation", None)),
             "shown": score(engine, config, loader.tokenizer, demonstrations(config, loader)),
         }
-    pieces = [piece for piece in engine.pieces(for_saving=False) if piece.name.startswith("model/")]
-    result["pieces"] = [replace(piece, data=piece.data.detach().clone().numpy()) for piece in pieces]
+    shards = [shard for shard in engine.shards(for_saving=False) if shard.name.startswith("model/")]
+    result["shards"] = [replace(shard, data=shard.data.detach().clone().numpy()) for shard in shards]
     parallel_state.destroy_model_parallel()
     lines = map(json.loads, (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines())
     return result | {"curve": [(line["loss"], line["accuracy"], line["margin"]) for line in lines if "loss" in line]}
@@ -114,13 +114,13 @@ def _shown_at(overrides: list[str], folder: Path) -> np.ndarray:
     from megagpt.evaluate.scores import score
     from megagpt.parallel import launch
     from megagpt.stages.scoring import frozen_engine, scoring_config
-    from megagpt.train.ranking import RewardTask
+    from megagpt.train.objectives import RewardObjective
 
     config = load(overrides)
     launch.initialize(config.parallel, config.seed)
     scored = scoring_config(config, str(folder), "the checkpoint")
     loader = RankedLoader(config)
-    shown = score(frozen_engine(scored, RewardTask()), scored, loader.tokenizer, demonstrations(config, loader))
+    shown = score(frozen_engine(scored, RewardObjective()), scored, loader.tokenizer, demonstrations(config, loader))
     parallel_state.destroy_model_parallel()
     return shown
 
@@ -222,7 +222,7 @@ def test_resume_is_bit_exact(one):
     assert (whole["begun"], resumed["begun"]) == (0, STOP)
     assert resumed["curve"] == whole["curve"][STOP:]
     assert len(resumed["curve"]) > 1
-    for a, b in zip(whole["pieces"], resumed["pieces"], strict=True):
+    for a, b in zip(whole["shards"], resumed["shards"], strict=True):
         assert np.array_equal(a.data, b.data), a.name
 
 
@@ -274,11 +274,11 @@ def test_the_best_checkpoint_is_shifted_and_training_does_not_notice(one, settin
     assert (chosen["begun"], resumed["begun"]) == (0, 1)
     assert resumed["curve"] == chosen["curve"][1:]
     assert locate(runs / f"resumed_{engine}").name == locate(runs / f"chosen_{engine}").name
-    for a, b in zip(chosen["pieces"], resumed["pieces"], strict=True):
+    for a, b in zip(chosen["shards"], resumed["shards"], strict=True):
         assert np.array_equal(a.data, b.data), a.name
     if engine == "megatron":
         assert chosen["curve"] == one["whole"]["curve"]
-        for a, b in zip(one["whole"]["pieces"], chosen["pieces"], strict=True):
+        for a, b in zip(one["whole"]["shards"], chosen["shards"], strict=True):
             assert np.array_equal(a.data, b.data), a.name
 
 

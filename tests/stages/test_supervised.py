@@ -45,13 +45,13 @@ def _run(overrides: list[str]) -> dict:
     from megagpt.model.generation import Generator
     from megagpt.parallel.build import build_engine
     from megagpt.stages.session import open_session, start
-    from megagpt.train.task import LanguageModelTask
+    from megagpt.train.objectives import LanguageModelObjective
 
     config, result = load(overrides), {}
     check(config, dist.get_world_size())
     with start(config) as checkpointer:
         loader = ConversationLoader(config)
-        engine = build_engine(config, LanguageModelTask())
+        engine = build_engine(config, LanguageModelObjective())
         session = open_session(config, engine, checkpointer, loader)
         result["begun"] = session.trainer.state.step
         session.trainer.fit()
@@ -63,8 +63,8 @@ def _run(overrides: list[str]) -> dict:
             pairs = zip(edits, answers, strict=True)
             result["similarity"] = np.mean([similarity(edit.output, answer) for edit, answer in pairs])
             result["unchanged"] = np.mean([similarity(edit.output, edit.input) for edit in edits])
-    pieces = [piece for piece in engine.pieces(for_saving=False) if piece.name.startswith("model/")]
-    result["pieces"] = [replace(piece, data=piece.data.detach().clone().numpy()) for piece in pieces]
+    shards = [shard for shard in engine.shards(for_saving=False) if shard.name.startswith("model/")]
+    result["shards"] = [replace(shard, data=shard.data.detach().clone().numpy()) for shard in shards]
     parallel_state.destroy_model_parallel()
     lines = (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()
     return result | {"losses": [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]}
@@ -141,7 +141,7 @@ def test_resume_is_bit_exact(one):
     whole, parts = one["whole"], one["parts"]
     assert (whole["begun"], parts["begun"], len(whole["losses"])) == (0, STOP, STEPS)
     assert parts["losses"] == whole["losses"]
-    for a, b in zip(whole["pieces"], parts["pieces"], strict=True):
+    for a, b in zip(whole["shards"], parts["shards"], strict=True):
         assert np.array_equal(a.data, b.data), a.name
 
 

@@ -33,7 +33,7 @@ def make_run(folder: Path, with_roles: bool) -> Path:
     launch.initialize(config.parallel, config.seed)
     engine = MegatronEngine(config, task=None, training=False)
     with Checkpointer(folder / "checkpoints", CheckpointConfig()) as checkpointer:
-        checkpointer.save(1, engine.pieces(for_saving=True), {}, {}, {"config": to_dict(config)})
+        checkpointer.save(1, engine.shards(for_saving=True), {}, {}, {"config": to_dict(config)})
     launch.shutdown()
     return folder
 

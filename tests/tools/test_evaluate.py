@@ -51,7 +51,7 @@ def test_model_from_end_to_end(tmp_path, monkeypatch, capsys):
     launch.initialize(config.parallel, config.seed)
     engine = MegatronEngine(config, task=None, training=False)
     with Checkpointer(tmp_path / "checkpoints", CheckpointConfig()) as checkpointer:
-        checkpointer.save(1, engine.pieces(for_saving=True), {}, {}, {"config": to_dict(config)})
+        checkpointer.save(1, engine.shards(for_saving=True), {}, {}, {"config": to_dict(config)})
     launch.shutdown()
     problem = {"task_id": "a", "prompt": "def f(x):\n", "canonical_solution": "    return 1\n", "entry_point": "f"}
     test = "def check(candidate):\n    assert candidate(3) == 1"

@@ -10,7 +10,7 @@ import generate
 import pytest
 
 from megagpt.config.schema import ParallelConfig
-from megagpt.data.infilling import infill_prompt
+from megagpt.data.fim import infill_prompt
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError, ConfigError, DataError
 from megagpt.model.generation import Generator
@@ -47,7 +47,7 @@ def run_dir(tmp_path_factory) -> Path:
     launch.initialize(config.parallel, config.seed)
     engine = MegatronEngine(config, task=None, training=False)
     with Checkpointer(folder / "checkpoints", CheckpointConfig()) as checkpointer:
-        checkpointer.save(1, engine.pieces(for_saving=True), {}, {}, {"config": to_dict(config)})
+        checkpointer.save(1, engine.shards(for_saving=True), {}, {}, {"config": to_dict(config)})
     launch.shutdown()
     return folder
 
@@ -115,7 +115,7 @@ def test_suffix_asks_for_what_is_between(tool, run_dir, monkeypatch):
 def test_suffix_comes_in_an_order_that_was_trained(run_dir):
     config, engine, tokenizer = restore(run_dir, ParallelConfig())
     for rate, spm in ((0.0, False), (0.5, True), (1.0, True)):
-        trained = replace(config, data=replace(config.data, infilling_spm_rate=rate))
+        trained = replace(config, data=replace(config.data, fim_spm_rate=rate))
         prompt = Generator(engine.modules, trained, tokenizer).infill_prompt("the cat", " mat")
         assert prompt == infill_prompt(tokenizer, "the cat", " mat", spm)
     launch.shutdown()

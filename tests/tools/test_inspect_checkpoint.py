@@ -9,7 +9,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from megagpt.checkpoint import Checkpointer, Piece
+from megagpt.checkpoint import Checkpointer, Shard
 from megagpt.checkpoint.convert import deepspeed, deepspeed_universal, megatron, megatron_dist
 from megagpt.checkpoint.convert.base import TensorInfo
 from megagpt.checkpoint.convert.common import COMPANION, LazySource, parameters
@@ -31,13 +31,13 @@ def run_dir(tmp_path, tensors) -> Path:
     """A run with two checkpoints; the tensors of the last are cut in two."""
     with Checkpointer(tmp_path / "run/checkpoints", CheckpointConfig()) as checkpointer:
         for step in (3, 12):
-            pieces = []
+            shards = []
             for name, tensor in tensors.items():
                 flat, zero = tensor.flatten(), (0,) * tensor.dim()
                 for span in ((0, 5), (5, tensor.numel())):
-                    pieces.append(Piece(name, tuple(tensor.shape), zero, tuple(tensor.shape), span, flat[slice(*span)]))
+                    shards.append(Shard(name, tuple(tensor.shape), zero, tuple(tensor.shape), span, flat[slice(*span)]))
             manifest = {"run": "demo", "config": to_dict(Config(model=MODEL)), "layout": {"tensor": 2}}
-            checkpointer.save(step, pieces, {"rng": torch.zeros(4)}, {"step": step}, manifest)
+            checkpointer.save(step, shards, {"rng": torch.zeros(4)}, {"step": step}, manifest)
     return tmp_path / "run"
 
 

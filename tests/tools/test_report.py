@@ -124,10 +124,10 @@ def test_summary(tmp_path: Path):
 
 def test_what_was_measured_before_and_after_is_a_table(tmp_path: Path):
     folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
-    before = {"step": 0, "part": "test", "loss": 3.5, "tokens": 9, "infilling_exact_match": 0.0, f"{HOSTILE}": 1.5}
+    before = {"step": 0, "part": "test", "loss": 3.5, "tokens": 9, "fim_exact_match": 0.0, f"{HOSTILE}": 1.5}
     (folders[0] / "evaluation_before.json").write_text(json.dumps(before | {"never_measured_again": 4.0}))
     after = json.loads((folders[0] / "evaluation.json").read_text())
-    (folders[0] / "evaluation.json").write_text(json.dumps(after | {"infilling_exact_match": 0.0625, f"{HOSTILE}": 1}))
+    (folders[0] / "evaluation.json").write_text(json.dumps(after | {"fim_exact_match": 0.0625, f"{HOSTILE}": 1}))
     run, other = runs = read_runs(folders)
     hostile = HOSTILE.replace("_", " ").capitalize()
     wanted = [("Loss", ["3.5000", "2.2500"]), ("Infilling exact match", ["0.0%", "6.2%"])]

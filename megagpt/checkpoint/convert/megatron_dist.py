@@ -51,7 +51,7 @@ from megagpt.checkpoint.convert.pickles import StoredTensor, load, load_plain
 from megagpt.checkpoint.geometry import coverage_flaw
 from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
-from megagpt.parallel.pieces import Place
+from megagpt.parallel.shards import ShardMetadata
 
 NAME = "megatron-dist"
 METADATA, COMMON, CONFIG = ".metadata", "common.pt", "metadata.json"
@@ -72,7 +72,7 @@ LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.*)")
 class _Chunk:
     """A box of a tensor, and where torch.save put it."""
 
-    place: Place
+    place: ShardMetadata
     file: Path
     start: int
     length: int
@@ -147,7 +147,8 @@ def _coverage(tensor: _Tensor) -> str | None:
         return None
     skip = 0 if tensor.layer is None else 1
     places = [
-        Place(c.place.name, tensor.shape, c.place.offset[skip:], c.place.shape[skip:], None) for c in tensor.chunks
+        ShardMetadata(c.place.name, tensor.shape, c.place.offset[skip:], c.place.shape[skip:], None)
+        for c in tensor.chunks
     ]
     return coverage_flaw(places) if places else "it is missing"
 
@@ -191,7 +192,7 @@ def _chunk(folder: Path, sizes: dict[str, int], name: str, shapes: Any, offset: 
         )
     wanted = tuple(offset) if offset is not None else (0,) * len(shapes["size"])
     (box,) = [chunk.state["sizes"] for chunk in shapes["chunks"] if chunk.state["offsets"] == wanted]
-    place = Place(name, shapes["size"], wanted, box, None)
+    place = ShardMetadata(name, shapes["size"], wanted, box, None)
     if flaw := place.flaw():
         raise CheckpointError(f"{folder / METADATA}: {name}: {flaw}")
     return _Chunk(place, folder / file, start, length)

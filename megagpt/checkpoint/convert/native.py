@@ -21,7 +21,7 @@ from megagpt.checkpoint.format import (
     STATE,
     STEP,
     Checkpoint,
-    Entry,
+    StoredShard,
     dump_index,
     dump_manifest,
     header,
@@ -36,7 +36,7 @@ from megagpt.checkpoint.loading import LATEST, fill, locate, verify
 from megagpt.checkpoint.world import World
 from megagpt.config.load import from_dict, to_dict
 from megagpt.config.schema import Config, ModelConfig, OptimConfig
-from megagpt.parallel.pieces import Piece
+from megagpt.parallel.shards import Shard
 from megagpt.train.state import TrainState
 
 NAME = "megagpt"
@@ -80,7 +80,7 @@ class _Reader:
 
     def __call__(self) -> torch.Tensor:
         whole = torch.empty(self.info.shape, dtype=self.info.dtype)
-        fill(self.checkpoint, [Piece.whole(self.name, whole)], strict=False, cast=False, world=World())
+        fill(self.checkpoint, [Shard.whole(self.name, whole)], strict=False, cast=False, world=World())
         return whole
 
 
@@ -117,14 +117,14 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
         shutil.copyfile(source.tokenizer, folder / TOKENIZER)
 
 
-def _grouped(source: Source) -> Iterator[list[Entry]]:
+def _grouped(source: Source) -> Iterator[list[StoredShard]]:
     """The source's tensors as entries of files of bounded size, larger elements first, which keeps them aligned."""
     entries = [
-        Entry(name, info.shape, (0,) * len(info.shape), info.shape, None, CODES[info.dtype])
+        StoredShard(name, info.shape, (0,) * len(info.shape), info.shape, None, CODES[info.dtype])
         for name, info in source.tensors.items()
     ]
     entries.sort(key=lambda entry: -entry.torch_dtype.itemsize)
-    group: list[Entry] = []
+    group: list[StoredShard] = []
     for entry in entries:
         if group and sum(e.nbytes for e in group) + entry.nbytes > FILE_BYTES:
             yield group
@@ -133,7 +133,7 @@ def _grouped(source: Source) -> Iterator[list[Entry]]:
     yield group
 
 
-def _chunks(start: bytes, entries: list[Entry], source: Source, bar: tqdm) -> Iterator[memoryview]:
+def _chunks(start: bytes, entries: list[StoredShard], source: Source, bar: tqdm) -> Iterator[memoryview]:
     yield memoryview(start)
     for entry in entries:
         data = memory(source.read(entry.name))

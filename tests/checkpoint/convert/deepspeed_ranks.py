@@ -82,10 +82,10 @@ def _engine(config: Config, stage: int, universal: bool) -> tuple:
     import deepspeed
 
     from megagpt.model.gpt import build_model
-    from megagpt.model.parameters import named_shards
+    from megagpt.model.parameters import named_boxes
 
     module = build_model(config)
-    ours = zip(module.named_parameters(), named_shards([module]), strict=True)
+    ours = zip(module.named_parameters(), named_boxes([module]), strict=True)
     shards = {name: (own, boxes) for (own, _), (name, _, boxes) in ours}
     groups = [
         {"params": [p for p in module.parameters() if p.dim() >= 2], "weight_decay": 0.1},

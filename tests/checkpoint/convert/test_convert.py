@@ -38,13 +38,13 @@ def save(overrides: list[str], layouts: list[list[str]], folder: Path) -> None:
     from megagpt.data.batch import Batch
     from megagpt.parallel import launch
     from megagpt.parallel.build import build_engine
+    from megagpt.train.objectives import LanguageModelObjective
     from megagpt.train.state import TrainState
-    from megagpt.train.task import LanguageModelTask
 
     for number, layout in enumerate(layouts):
         config = load([*overrides, *layout, "optim.precision=fp32", "data.corpora=[]"])
         launch.initialize(config.parallel, config.seed)
-        engine = build_engine(config, LanguageModelTask())
+        engine = build_engine(config, LanguageModelObjective())
         tokens = torch.arange(64).view(2, 32) % 301
         positions = torch.arange(32).expand(2, -1).contiguous()
         batch = Batch(tokens, tokens, torch.ones(2, 32), positions)
@@ -52,7 +52,7 @@ def save(overrides: list[str], layouts: list[list[str]], folder: Path) -> None:
         manifest = {"run": "test", "config": to_dict(config), "layout": {}}
         run = folder / f"{dist.get_world_size()}-{number}"
         with Checkpointer(run / "checkpoints", config.checkpoint) as checkpointer:
-            checkpointer.save(1, engine.pieces(for_saving=True), {}, TrainState(step=1).to_dict(), manifest)
+            checkpointer.save(1, engine.shards(for_saving=True), {}, TrainState(step=1).to_dict(), manifest)
         launch.leave_groups()
 
 
@@ -142,16 +142,16 @@ def save_with_biases(overrides: list[str], run: Path) -> None:
     from megagpt.config.load import load, to_dict
     from megagpt.parallel import launch
     from megagpt.parallel.build import build_engine
+    from megagpt.train.objectives import LanguageModelObjective
     from megagpt.train.state import TrainState
-    from megagpt.train.task import LanguageModelTask
 
     config = load([*overrides, "optim.precision=fp32", "data.corpora=[]"])
     launch.initialize(config.parallel, config.seed)
-    engine = build_engine(config, LanguageModelTask())
+    engine = build_engine(config, LanguageModelObjective())
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in engine.modules[0].parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
     manifest = {"run": "test", "config": to_dict(config), "layout": {}}
     with Checkpointer(run / "checkpoints", config.checkpoint) as checkpointer:
-        checkpointer.save(1, engine.pieces(for_saving=True), {}, TrainState(step=1).to_dict(), manifest)
+        checkpointer.save(1, engine.shards(for_saving=True), {}, TrainState(step=1).to_dict(), manifest)

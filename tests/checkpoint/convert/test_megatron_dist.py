@@ -26,7 +26,7 @@ def build(model: ModelConfig, parallel: ParallelConfig, whole: dict[str, torch.T
     from megatron.core.models.gpt.gpt_model import GPTModel
 
     from megagpt.model.gpt import NORMALIZATION, POSITION_EMBEDDING, transformer_config
-    from megagpt.model.parameters import named_shards
+    from megagpt.model.parameters import named_boxes
 
     config = Config(model=model, parallel=parallel, optim=OptimConfig(precision="fp32"))
     settings = dataclasses.replace(transformer_config(config), perform_initialization=True)
@@ -43,7 +43,7 @@ def build(model: ModelConfig, parallel: ParallelConfig, whole: dict[str, torch.T
     for name, parameter in module.named_parameters():
         if name.endswith("linear_fc1.weight") and model.activation == "swiglu":
             parameter.partition_stride = 2  # gate and value are cut apart, which Megatron-Core's layer does not note
-    for name, parameter, boxes in named_shards([module]):
+    for name, parameter, boxes in named_boxes([module]):
         name = name.replace("self_attention.linear_qkv.layer_norm_", "input_layernorm.")
         if whole is None:
             parameter.data.fill_(float("nan"))
@@ -56,7 +56,7 @@ def save_and_load(folder: str, written: dict[str, str]) -> list[str]:
     """Saves every layout, and loads in two layouts what we wrote; returns what came out wrong. Collective."""
     from megatron.core import dist_checkpointing, parallel_state
 
-    from megagpt.model.parameters import named_shards
+    from megagpt.model.parameters import named_boxes
     from megagpt.parallel import cpu, launch
 
     cpu.enable()
@@ -77,8 +77,8 @@ def save_and_load(folder: str, written: dict[str, str]) -> list[str]:
         state = empty.sharded_state_dict(metadata={"dp_cp_group": parallel_state.get_data_parallel_group()})
         loaded = dist_checkpointing.load(state, written[name])
         empty.load_state_dict({key: value for key, value in loaded.items() if key in state}, strict=False)
-        ours = named_shards([empty])
-        theirs = named_shards([module])
+        ours = named_boxes([empty])
+        theirs = named_boxes([module])
         wrong += [f"{path.name} {a[0]}" for a, b in zip(ours, theirs, strict=True) if not torch.equal(a[1], b[1])]
         launch.leave_groups()
     return wrong

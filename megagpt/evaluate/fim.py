@@ -14,8 +14,8 @@ import numpy as np
 
 from megagpt.data.batch import Batch
 from megagpt.data.chat import Example
-from megagpt.data.infilling import infill_prompt, units_within
-from megagpt.data.loader import TrainLoader
+from megagpt.data.fim import infill_prompt, units_within
+from megagpt.data.loader import PretrainLoader
 from megagpt.data.packed import PackedCorpus, Part, hashes
 from megagpt.data.supervised import batch_of_rows
 from megagpt.data.tokenizer import Tokenizer
@@ -45,10 +45,10 @@ def longest_middle(sequence_length: int) -> int:
     return sequence_length // 8
 
 
-def held_out_cuts(loader: TrainLoader, part: Part, count: int) -> list[Cut]:
+def held_out_cuts(loader: PretrainLoader, part: Part, count: int) -> list[Cut]:
     """At most `count` different units of the documents of `part`, a function of the seed and the corpora alone.
 
-    Windows are drawn evenly over the tokens of `part`, the units evenly in a window; a share of `infilling_spm_rate` is
+    Windows are drawn evenly over the tokens of `part`, the units evenly in a window; a share of `fim_spm_rate` is
     in SPM order. They are those of `units_within` that are not longer than `longest_middle`. Raises DataError when
     there is none at all.
     """
@@ -64,21 +64,21 @@ def held_out_cuts(loader: TrainLoader, part: Part, count: int) -> list[Cut]:
         corpus = int(np.searchsorted(starts, place, side="right")) - 1
         text = _window(corpora[corpus], loader.tokenizer, place - int(starts[corpus]))
         if parts := _cut(text, which, loader, longest_middle(config.model.sequence_length)):
-            cuts.setdefault(parts, Cut(*parts, spm=order < config.data.infilling_spm_rate))
+            cuts.setdefault(parts, Cut(*parts, spm=order < config.data.fim_spm_rate))
     if not cuts:
         raise DataError(
-            f"the {part} documents have no {config.data.infilling_unit} to fill in: every one is blank, at an end of "
+            f"the {part} documents have no {config.data.fim_unit} to fill in: every one is blank, at an end of "
             f"its document, or longer than an eighth of model.sequence_length ({config.model.sequence_length}); set "
-            "stage.infilling_cuts=0 to train without these figures"
+            "stage.fim_cuts=0 to train without these figures"
         )
     return list(cuts.values())
 
 
-def evaluate_infilling(engine: Engine, loader: TrainLoader, cuts: Sequence[Cut]) -> dict[str, float]:
+def evaluate_fim(engine: Engine, loader: PretrainLoader, cuts: Sequence[Cut]) -> dict[str, float]:
     """Loss and exact match of the middles, with both sides given and with the prefix alone; collective.
 
-    `infilling_loss` is the mean over the tokens of the middles and the end-of-text behind each, in nats;
-    `infilling_middle_loss` over the middles alone, to compare with `left_to_right_loss`, theirs after the prefix alone.
+    `fim_loss` is the mean over the tokens of the middles and the end-of-text behind each, in nats;
+    `fim_middle_loss` over the middles alone, to compare with `left_to_right_loss`, theirs after the prefix alone.
     Exact matches are shares of the cuts for which greedy decoding gives the middle: ended by end-of-text where both
     sides are given, and up to the end of the line or word after the prefix alone.
     """
@@ -87,8 +87,8 @@ def evaluate_infilling(engine: Engine, loader: TrainLoader, cuts: Sequence[Cut])
     before = tokenizer.encode_batch([cut.prefix for cut in cuts])
     middles = tokenizer.encode_batch([cut.middle for cut in cuts])
     asked = {
-        "infilling_loss": (both, [[*middle, end] for middle in middles]),
-        "infilling_middle_loss": (both, middles),
+        "fim_loss": (both, [[*middle, end] for middle in middles]),
+        "fim_middle_loss": (both, middles),
         "left_to_right_loss": (before, middles),
     }
     losses = {
@@ -101,14 +101,14 @@ def evaluate_infilling(engine: Engine, loader: TrainLoader, cuts: Sequence[Cut])
     filled = generator.generate(both, settings)
     continued = generator.generate(before, settings)
     return {
-        "infilling_cuts": len(cuts),
+        "fim_cuts": len(cuts),
         **losses,
-        "infilling_exact_match": _share(
+        "fim_exact_match": _share(
             answer.finish_reason == "end_of_text" and answer.text == cut.middle
             for answer, cut in zip(filled, cuts, strict=True)
         ),
         "left_to_right_exact_match": _share(
-            _first(answer.text, loader.config.data.infilling_unit) == cut.middle
+            _first(answer.text, loader.config.data.fim_unit) == cut.middle
             for answer, cut in zip(continued, cuts, strict=True)
         ),
     }
@@ -124,9 +124,9 @@ def _window(corpus: PackedCorpus, tokenizer: Tokenizer, start: int) -> str:
     return tokenizer.decode_bytes(tokens.tolist()).decode(errors="ignore")
 
 
-def _cut(text: str, which: float, loader: TrainLoader, longest: int) -> tuple[str, str, str] | None:
+def _cut(text: str, which: float, loader: PretrainLoader, longest: int) -> tuple[str, str, str] | None:
     """`text` in three parts around one of its units, by `which` in [0, 1); None when none is fit for it."""
-    places = units_within(text, loader.config.data.infilling_unit)
+    places = units_within(text, loader.config.data.fim_unit)
     places = [place for place in places if len(loader.tokenizer.encode(text[slice(*place)])) <= longest]
     if not places:
         return None
@@ -144,11 +144,11 @@ def _example(prompt: list[int], wanted: list[int]) -> Example:
     return Example(np.array([*prompt, *wanted]), np.arange(len(prompt) + len(wanted)) >= len(prompt))
 
 
-def _loss(engine: Engine, loader: TrainLoader, examples: Sequence[Example]) -> float:
+def _loss(engine: Engine, loader: PretrainLoader, examples: Sequence[Example]) -> float:
     return mean_loss(engine, list(_batches(engine, loader, examples))).loss
 
 
-def _batches(engine: Engine, loader: TrainLoader, examples: Sequence[Example]) -> Iterator[Batch]:
+def _batches(engine: Engine, loader: PretrainLoader, examples: Sequence[Example]) -> Iterator[Batch]:
     """This replica's share of the examples, one a row; every replica has as many batches."""
     dims, size = engine.dims, loader.config.parallel.micro_batch_size
     for first in range(0, len(examples), size * dims.data_size):

@@ -15,9 +15,9 @@ from megagpt.data.tokenizer import train_tokenizer
 STEPS, STOP, BATCH, LENGTH, CUTS = 12, 7, 8, 64, 6
 BEFORE, AFTER = "evaluation_before.json", "evaluation.json"
 FIGURES = {
-    "infilling_loss",
-    "infilling_middle_loss",
-    "infilling_exact_match",
+    "fim_loss",
+    "fim_middle_loss",
+    "fim_exact_match",
     "left_to_right_loss",
     "left_to_right_exact_match",
 }
@@ -62,15 +62,15 @@ def runs(overrides, tmp_path_factory) -> dict[str, dict]:
         *(*overrides, f"runs_dir={folder}", f"model.vocab_size={tokenizer.vocab_size}"),
         *(f"model.sequence_length={LENGTH}", f"data.tokenizer={folder}/tokenizer.json", "optim.lr=3e-3"),
         *(f"data.corpora=[{{path: {folder}/text}}]", "optim.ramp_start=null", "optim.ramp_tokens=0"),
-        *(f"optim.global_batch_size={BATCH}", "data.infilling_rate=0.9"),
-        *(f"stage.infilling_cuts={CUTS}", f"optim.train_tokens={STEPS * BATCH * LENGTH}"),
+        *(f"optim.global_batch_size={BATCH}", "data.fim_rate=0.9"),
+        *(f"stage.fim_cuts={CUTS}", f"optim.train_tokens={STEPS * BATCH * LENGTH}"),
     ]
-    code = [*base, "stage=code", f"stage.infilling_cuts={CUTS}", f"checkpoint.load={folder}/base"]
+    code = [*base, "stage=code", f"stage.fim_cuts={CUTS}", f"checkpoint.load={folder}/base"]
     named = {
-        "base": [*base, "data.infilling_rate=0"],
+        "base": [*base, "data.fim_rate=0"],
         "infilling from scratch": [*base, "run_name=scratch"],
         "whole": [*code, "run_name=whole"],
-        "not measured": [*code, "run_name=silent", "stage.infilling_cuts=0"],
+        "not measured": [*code, "run_name=silent", "stage.fim_cuts=0"],
         "stopped": [*code, "run_name=parts", f"optim.train_tokens={STOP * BATCH * LENGTH}"],
         "resumed": [*code, "run_name=parts"],
     }
@@ -82,8 +82,8 @@ def test_figures_are_written_before_and_after(runs):
     before, after = runs["whole"][BEFORE], runs["whole"][AFTER]
     assert (before["step"], after["step"]) == (0, STEPS)
     assert FIGURES | {"loss", "bits_per_byte"} < set(before)
-    assert before["infilling_cuts"] == after["infilling_cuts"] == CUTS
-    assert after["infilling_loss"] < before["infilling_loss"] - 0.3
+    assert before["fim_cuts"] == after["fim_cuts"] == CUTS
+    assert after["fim_loss"] < before["fim_loss"] - 0.3
     # Before its first step the model is the one that was loaded, on the same documents.
     assert before["loss"] == pytest.approx(runs["base"][AFTER]["loss"], rel=1e-6)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megagpt.data.code_tokens import FIM_TOKENS, grow_for_code
-from megagpt.data.infilling import Infilling, infill_prompt, units_within
+from megagpt.data.fim import Infilling, infill_prompt, units_within
 from megagpt.data.tokenizer import Tokenizer, train_tokenizer
 from megagpt.errors import ConfigError, DataError
 

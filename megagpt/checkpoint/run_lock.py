@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-class Lease:
+class RunLock:
     """Exclusive right of one process to write in `folder`.
 
     The lock is POSIX's: it belongs to the process, not to its forked children, and on a shared file system it holds
@@ -25,7 +25,7 @@ class Lease:
     """
 
     def __init__(self, folder: Path):
-        self.path = folder / ".lease.json"
+        self.path = folder / ".run_lock.json"
         self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

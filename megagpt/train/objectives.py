@@ -1,23 +1,40 @@
-"""The task of the stage reward: to score better answers higher (Stiennon et al., arXiv 2009.01325; 2203.02155)."""
+"""The objectives of pretraining, fine-tuning and the reward model."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megagpt.data.batch import Batch
 from megagpt.data.ranked_loader import RankedBatch
+from megagpt.model.layers import document_lengths
 
 
-class RewardTask:
+class LanguageModelObjective:
+    """Predict every next token: the sum of masked cross-entropies in nats, over the number of tokens that count."""
+
+    metric_names: tuple[str, ...] = ()
+
+    def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """See `Objective.forward`; the last stage gives the loss of every token, float32 [B, S]."""
+        mask = None if batch.document_ids is None else document_lengths(batch.document_ids)
+        return model(batch.tokens, batch.position_ids, mask, labels=batch.labels)
+
+    def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, tuple]:
+        """See `Objective.loss`."""
+        return (output.float() * batch.loss_mask).sum(), batch.loss_mask.sum().int(), ()
+
+
+class RewardObjective:
     """Compare all answers to a prompt: the mean over prompts of `ranking_loss`."""
 
     metric_names = ("accuracy", "margin")
 
     def forward(self, model: torch.nn.Module, batch: RankedBatch) -> Tensor:
-        """See `Task.forward`; the last stage gives a value for every token, float32 [R, S]."""
+        """See `Objective.forward`; the last stage gives a value for every token, float32 [R, S]."""
         return model(batch.tokens, batch.position_ids, None)
 
     def loss(self, output: Tensor, batch: RankedBatch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """See `Task.loss`; what is counted are prompts."""
+        """See `Objective.loss`; what is counted are prompts."""
         loss, count, *metrics = ranking_loss(batch.scores(output), batch.ranks, batch.prompts, batch.loss_mask.any(1))
         return loss, count, tuple(metrics)
 

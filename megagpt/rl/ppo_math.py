@@ -23,18 +23,18 @@ def last_index(mask: Tensor) -> Tensor:
 
 
 def advantages_and_returns(
-    rewards: Tensor, values: Tensor, mask: Tensor, discount: float, gae_lambda: float
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float
 ) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimates (arXiv 1506.02438) and the returns they imply, both float32 [N, T], 0 off `mask`.
 
-    A_t = sum_k (discount gae_lambda)^k delta_{t+k}, delta_t = r_t + discount V_{t+1} - V_t, where V is 0 after the last
+    A_t = sum_k (gamma gae_lambda)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t, where V is 0 after the last
     token; the return is A_t + V_t.
     """
     advantages, following, next_value = torch.zeros_like(rewards), 0.0, 0.0
     for t in reversed(range(rewards.shape[1])):
         here = mask[:, t]
-        delta = rewards[:, t] + discount * next_value - values[:, t]
-        following = here * (delta + discount * gae_lambda * following)
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        following = here * (delta + gamma * gae_lambda * following)
         next_value = here * values[:, t]
         advantages[:, t] = following
     return advantages, (advantages + values) * mask

@@ -9,11 +9,11 @@ from megagpt.kernels.cross_entropy import cross_entropy
 from megagpt.model.gpt import GPT
 from megagpt.model.losses import entropy
 from megagpt.rl.episodes import EpisodeBatch, PretrainingBatch
-from megagpt.rl.formulas import clipped_policy_loss, clipped_value_loss
-from megagpt.train.task import LanguageModelTask
+from megagpt.rl.ppo_math import clipped_policy_loss, clipped_value_loss
+from megagpt.train.objectives import LanguageModelObjective
 
 
-class LogProbTask(LanguageModelTask):
+class LogProbObjective(LanguageModelObjective):
     """Log-probabilities of chosen tokens under the distribution that is sampled from, at a temperature."""
 
     def __init__(self, temperature: float, vocab_size: int) -> None:
@@ -21,7 +21,7 @@ class LogProbTask(LanguageModelTask):
         self.temperature, self.vocab_size = temperature, vocab_size
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """See `Task.forward`; the last stage gives float32 [B, S], 0 where the mask is."""
+        """See `Objective.forward`; the last stage gives float32 [B, S], 0 where the mask is."""
         output = model(batch.tokens, batch.position_ids, None)
         gpt = unwrap(model)
         if not gpt.post_process:
@@ -37,7 +37,7 @@ class LogProbTask(LanguageModelTask):
         return cross_entropy(logits, labels, self.vocab_size, group, inplace=inplace, backend=backend)
 
 
-class PolicyTask(LogProbTask):
+class PolicyObjective(LogProbObjective):
     """PPO's clipped objective on episodes; next-token prediction on other batches.
 
     The sum of losses is over tokens that the policy chose. Pretraining batches add to it and not to the count.
@@ -50,9 +50,9 @@ class PolicyTask(LogProbTask):
         self.ppo = ppo
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """See `Task.forward`; for episodes the last stage gives [n, 2]: log-probability and entropy of n choices."""
+        """See `Objective.forward`; for episodes [n, 2]: log-probability and entropy of n choices."""
         if not isinstance(batch, EpisodeBatch):
-            return LanguageModelTask.forward(self, model, batch)
+            return LanguageModelObjective.forward(self, model, batch)
         output = model(batch.tokens, batch.position_ids, None)
         gpt = unwrap(model)
         if not gpt.post_process:
@@ -66,7 +66,7 @@ class PolicyTask(LogProbTask):
         return torch.stack((-losses, entropies), -1)
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """See `Task.loss`."""
+        """See `Objective.loss`."""
         if not isinstance(batch, EpisodeBatch):
             loss, count, _ = super().loss(output, batch)
             zero = torch.zeros_like(loss.detach())
@@ -87,7 +87,7 @@ class PolicyTask(LogProbTask):
         return batch.weight / self.ppo.ptx_coefficient
 
 
-class ValueTask:
+class ValueObjective:
     """The critic: clipped regression of returns."""
 
     metric_names = ("value_clip_fraction",)
@@ -96,11 +96,11 @@ class ValueTask:
         self.ppo = ppo
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """See `Task.forward`; the last stage gives values, float32 [B, S]."""
+        """See `Objective.forward`; the last stage gives values, float32 [B, S]."""
         return model(batch.tokens, batch.position_ids, None)
 
     def loss(self, output: Tensor, batch: EpisodeBatch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """See `Task.loss`."""
+        """See `Objective.loss`."""
         chosen = batch.loss_mask.bool()
         values, old = output[chosen], batch.values[chosen]
         losses = clipped_value_loss(values, old, batch.returns[chosen], self.ppo.clip_value)

@@ -58,19 +58,19 @@ def settings(overrides, texts, tmp_path_factory) -> list[str]:
     return [
         *(*overrides, f"model.vocab_size={tokenizer.vocab_size}", "model.sequence_length=64"),
         *(f"data.tokenizer={folder}/tokenizer.json", f"data.corpora=[{{path: {folder}/text}}]"),
-        *("data.infilling_rate=0.5", "stage.infilling_cuts=4", "optim.ramp_start=null", "optim.ramp_tokens=0"),
+        *("data.fim_rate=0.5", "stage.fim_cuts=4", "optim.ramp_start=null", "optim.ramp_tokens=0"),
     ]
 
 
 def _loader(settings: list[str]):
     from megagpt.config.load import load
-    from megagpt.data.loader import TrainLoader
+    from megagpt.data.loader import PretrainLoader
 
-    return TrainLoader(load(settings))
+    return PretrainLoader(load(settings))
 
 
 def _cuts(loader, count: int = COUNT):
-    from megagpt.evaluate.infilling import held_out_cuts
+    from megagpt.evaluate.fim import held_out_cuts
 
     return held_out_cuts(loader, "validation", count)
 
@@ -101,7 +101,7 @@ def test_cuts_depend_on_the_seed_alone(settings):
     assert _cuts(_loader([*settings, "seed=7"])) != cuts
     assert len({cut.spm for cut in cuts}) == 2
     for rate, spm in ((0, False), (1, True)):
-        given = _cuts(_loader([*settings, f"data.infilling_spm_rate={rate}"]))
+        given = _cuts(_loader([*settings, f"data.fim_spm_rate={rate}"]))
         assert given == [replace(cut, spm=spm) for cut in cuts]
 
 
@@ -113,7 +113,7 @@ def test_fewer_cuts_than_asked_for_are_all_there_are(settings):
 
 def test_documents_without_lines_are_refused(settings):
     one_line = next(text for text in settings if text.startswith("data.corpora") and "infilling" in text)
-    with pytest.raises(DataError, match=r"no line to fill in.*stage\.infilling_cuts=0"):
+    with pytest.raises(DataError, match=r"no line to fill in.*stage\.fim_cuts=0"):
         _cuts(_loader([*settings, one_line.replace("/text}", "/one_line}")]))
 
 
@@ -126,8 +126,8 @@ def _sums_by_hand(model, tokenizer, cuts) -> dict[str, float]:
         prefix, wanted, suffix = (tokenizer.encode(part) for part in (cut.prefix, cut.middle, cut.suffix))
         psm, spm = [before, *prefix, after, *suffix, middle], [before, after, *suffix, middle, *prefix]
         asked = {
-            "infilling_loss": (spm if cut.spm else psm, [*wanted, tokenizer.end_of_text_id]),
-            "infilling_middle_loss": (spm if cut.spm else psm, wanted),
+            "fim_loss": (spm if cut.spm else psm, [*wanted, tokenizer.end_of_text_id]),
+            "fim_middle_loss": (spm if cut.spm else psm, wanted),
             "left_to_right_loss": (prefix, wanted),
         }
         for name, (prompt, answer) in asked.items():
@@ -142,12 +142,12 @@ def _sums_by_hand(model, tokenizer, cuts) -> dict[str, float]:
 def _always(engine, bias: np.ndarray | None, token: int) -> np.ndarray:
     """Make the model say `token` whatever it reads; returns the final norm's bias that does it, float32 [H]."""
     if bias is None:
-        table = next(p for p in engine.pieces(for_saving=False) if p.name == "model/embedding.word_embeddings.weight")
+        table = next(p for p in engine.shards(for_saving=False) if p.name == "model/embedding.word_embeddings.weight")
         bias = 1000 * table.data.detach().view(table.global_shape)[token].numpy().copy()
-    for piece in engine.pieces(for_saving=False):
+    for piece in engine.shards(for_saving=False):
         if piece.name == "model/decoder.final_layernorm.bias":
             piece.data.view(-1).copy_(torch.from_numpy(bias[slice(*piece.range)]))
-    engine.load_finished(0)
+    engine.post_load(0)
     return bias
 
 
@@ -157,21 +157,21 @@ def _measure(settings: list[str], tokens: dict[str, int], biases: dict[str, np.n
     from megatron.core import parallel_state
 
     from megagpt.config.load import load
-    from megagpt.evaluate.infilling import evaluate_infilling
+    from megagpt.evaluate.fim import evaluate_fim
     from megagpt.parallel import launch
     from megagpt.parallel.build import build_engine
-    from megagpt.train.task import LanguageModelTask
+    from megagpt.train.objectives import LanguageModelObjective
 
     config, loader = load(settings), _loader(settings)
     launch.initialize(config.parallel, config.seed)
-    engine, cuts = build_engine(config, LanguageModelTask()), _cuts(loader)
-    result = {"initial": evaluate_infilling(engine, loader, cuts), "biases": {}}
+    engine, cuts = build_engine(config, LanguageModelObjective()), _cuts(loader)
+    result = {"initial": evaluate_fim(engine, loader, cuts), "biases": {}}
     if dist.get_world_size() == 1:
         result["by hand"] = _sums_by_hand(engine.modules[0], loader.tokenizer, cuts)
     made = [*cuts[:2], replace(cuts[0], middle=""), replace(cuts[1], middle="\n"), replace(cuts[2], middle="\n")]
     for name, token in tokens.items():
         result["biases"][name] = _always(engine, biases.get(name), token)
-        result[name] = evaluate_infilling(engine, loader, made)
+        result[name] = evaluate_fim(engine, loader, made)
     parallel_state.destroy_model_parallel()
     return result
 
@@ -197,15 +197,15 @@ def test_losses_equal_sums_by_hand(one):
     assert len(one["by hand"]) == 3
     for name, value in one["by hand"].items():
         assert one["initial"][name] == pytest.approx(value, rel=1e-5)
-    assert one["initial"]["infilling_cuts"] == COUNT
+    assert one["initial"]["fim_cuts"] == COUNT
 
 
 def test_exact_match_is_the_share_of_right_middles(one):
     # Of five middles one is empty and two are a newline: what models say that always end, or always say a newline.
-    assert one["end"]["infilling_exact_match"] == 1 / 5
+    assert one["end"]["fim_exact_match"] == 1 / 5
     assert one["newline"]["left_to_right_exact_match"] == 2 / 5
-    assert one["newline"]["infilling_exact_match"] == 0  # it never ends
-    assert one["initial"]["infilling_exact_match"] == one["initial"]["left_to_right_exact_match"] == 0
+    assert one["newline"]["fim_exact_match"] == 0  # it never ends
+    assert one["initial"]["fim_exact_match"] == one["initial"]["left_to_right_exact_match"] == 0
 
 
 def test_every_layout_gives_the_same_figures(settings, tokens, one):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from megagpt.rl import formulas
+from megagpt.rl import ppo_math
 
 EPISODES, TOKENS = 7, 11
 
@@ -25,7 +25,7 @@ def episodes() -> dict[str, torch.Tensor]:
 
 
 def test_the_reward_of_tokens_is_the_divergence_and_at_the_end_the_score(episodes):
-    rewards = formulas.token_rewards(
+    rewards = ppo_math.token_rewards(
         episodes["scores"], episodes["logprobs"], episodes["reference"], episodes["mask"], 0.3
     )
     for n in range(EPISODES):
@@ -37,25 +37,25 @@ def test_the_reward_of_tokens_is_the_divergence_and_at_the_end_the_score(episode
             assert math.isclose(rewards[n, t], expected, abs_tol=1e-6)
 
 
-@pytest.mark.parametrize(("discount", "gae_lambda"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (0.99, 0.0)])
-def test_advantages_are_sums_of_discounted_temporal_differences(episodes, discount, gae_lambda):
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (0.99, 0.0)])
+def test_advantages_are_sums_of_discounted_temporal_differences(episodes, gamma, gae_lambda):
     rewards, values, mask = (episodes[name].double() for name in ("rewards", "values", "mask"))
-    advantages, returns = formulas.advantages_and_returns(rewards, values, mask, discount, gae_lambda)
+    advantages, returns = ppo_math.advantages_and_returns(rewards, values, mask, gamma, gae_lambda)
     for n in range(EPISODES):
         first, last = int(episodes["firsts"][n]), int(episodes["lasts"][n])
         for t in range(TOKENS):
             expected = 0.0
             for k in range(t, last + 1) if first <= t else ():
                 following = values[n, k + 1] if k < last else 0.0
-                delta = rewards[n, k] + discount * following - values[n, k]
-                expected += (discount * gae_lambda) ** (k - t) * delta
+                delta = rewards[n, k] + gamma * following - values[n, k]
+                expected += (gamma * gae_lambda) ** (k - t) * delta
             inside = first <= t <= last
             assert math.isclose(advantages[n, t], expected if inside else 0.0, abs_tol=1e-9)
             assert math.isclose(returns[n, t], expected + values[n, t] if inside else 0.0, abs_tol=1e-9)
 
 
 def test_without_decay_a_return_is_the_sum_of_the_rewards_to_come(episodes):
-    _, returns = formulas.advantages_and_returns(episodes["rewards"], episodes["values"], episodes["mask"], 1.0, 1.0)
+    _, returns = ppo_math.advantages_and_returns(episodes["rewards"], episodes["values"], episodes["mask"], 1.0, 1.0)
     kept = episodes["rewards"] * episodes["mask"]
     expected = kept.flip(1).cumsum(1).flip(1) * episodes["mask"]
     torch.testing.assert_close(returns, expected)
@@ -63,11 +63,11 @@ def test_without_decay_a_return_is_the_sum_of_the_rewards_to_come(episodes):
 
 def test_whitening(episodes):
     values, kept = episodes["values"], episodes["mask"].bool()
-    white = formulas.whiten(values, episodes["mask"])
+    white = ppo_math.whiten(values, episodes["mask"])
     assert not white[~kept].any()
     torch.testing.assert_close(white[kept].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
     torch.testing.assert_close(white[kept].std(correction=0), torch.tensor(1.0))
-    scaled = formulas.whiten(values, episodes["mask"], shift_mean=False)
+    scaled = ppo_math.whiten(values, episodes["mask"], shift_mean=False)
     torch.testing.assert_close(scaled[kept].mean(), values[kept].mean())
     torch.testing.assert_close(scaled[kept].std(correction=0), torch.tensor(1.0))
 
@@ -76,7 +76,7 @@ def test_the_policy_loss_is_flat_where_the_ratio_has_gone_far_enough():
     old = torch.zeros(4, dtype=torch.float64)
     new = torch.tensor([0.5, 0.1, -0.5, -0.1], dtype=torch.float64, requires_grad=True)
     for sign in (1.0, -1.0):
-        losses, ratio = formulas.clipped_policy_loss(new, old, sign * torch.ones(4, dtype=torch.float64), 0.2)
+        losses, ratio = ppo_math.clipped_policy_loss(new, old, sign * torch.ones(4, dtype=torch.float64), 0.2)
         torch.testing.assert_close(ratio, new.detach().exp())
         (gradient,) = torch.autograd.grad(losses.sum(), new)
         beyond = (new.detach().exp() > 1.2) if sign > 0 else (new.detach().exp() < 0.8)
@@ -90,7 +90,7 @@ def test_at_the_old_policy_the_gradient_is_that_of_policy_gradient():
     logits = torch.randn(5, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
     chosen, advantages = torch.tensor([0, 8, 3, 3, 1]), torch.tensor([1.0, -2.0, 0.5, 3.0, -0.1], dtype=torch.float64)
     logprobs = logits.log_softmax(-1).gather(1, chosen[:, None]).squeeze(1)
-    losses, _ = formulas.clipped_policy_loss(logprobs, logprobs.detach(), advantages, 0.2)
+    losses, _ = ppo_math.clipped_policy_loss(logprobs, logprobs.detach(), advantages, 0.2)
     (gradient,) = torch.autograd.grad(losses.sum(), logits, retain_graph=True)
     (expected,) = torch.autograd.grad(-(advantages * logprobs).sum(), logits)
     torch.testing.assert_close(gradient, expected)
@@ -99,7 +99,7 @@ def test_at_the_old_policy_the_gradient_is_that_of_policy_gradient():
 def test_the_value_loss_takes_the_worse_of_the_value_and_the_clipped_one():
     old, returns = torch.tensor([0.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, -1.0])
     values = torch.tensor([0.1, 0.6, 0.6], requires_grad=True)
-    losses = formulas.clipped_value_loss(values, old, returns, 0.2)
+    losses = ppo_math.clipped_value_loss(values, old, returns, 0.2)
     expected = [0.5 * max((v - r) ** 2, (min(max(v, -0.2), 0.2) - r) ** 2) for v, r in ((0.1, 1), (0.6, 1), (0.6, -1))]
     torch.testing.assert_close(losses, torch.tensor(expected))
     (gradient,) = torch.autograd.grad(losses.sum(), values)
@@ -108,9 +108,9 @@ def test_the_value_loss_takes_the_worse_of_the_value_and_the_clipped_one():
 
 def test_explained_variance(episodes):
     returns, mask = episodes["returns"], episodes["mask"]
-    assert formulas.explained_variance(returns, returns, mask) == 1
-    assert abs(formulas.explained_variance(torch.full_like(returns, 3.0), returns, mask)) < 1e-6
-    assert math.isnan(formulas.explained_variance(returns, torch.ones_like(returns), mask))
+    assert ppo_math.explained_variance(returns, returns, mask) == 1
+    assert abs(ppo_math.explained_variance(torch.full_like(returns, 3.0), returns, mask)) < 1e-6
+    assert math.isnan(ppo_math.explained_variance(returns, torch.ones_like(returns), mask))
 
 
 def test_the_divergence_that_is_penalised_is_in_the_mean_that_of_the_distributions():
@@ -119,7 +119,7 @@ def test_the_divergence_that_is_penalised_is_in_the_mean_that_of_the_distributio
     exact = (policy.exp() * (policy - reference)).sum()
     chosen = torch.multinomial(policy.exp().expand(200_000, 6), 1, generator=generator)
     mask = torch.ones(200_000, 1, dtype=torch.float64)
-    rewards = formulas.token_rewards(
+    rewards = ppo_math.token_rewards(
         torch.zeros(200_000, dtype=torch.float64), policy[chosen], reference[chosen], mask, 1.0
     )
     error = rewards.std() / math.sqrt(200_000)
@@ -128,4 +128,4 @@ def test_the_divergence_that_is_penalised_is_in_the_mean_that_of_the_distributio
 
 @pytest.mark.parametrize(("kl", "expected"), [(6.0, 0.1), (60.0, 0.1 * 1.02), (0.0, 0.1 * 0.98), (6.6, 0.1 * 1.01)])
 def test_the_coefficient_follows_the_divergence(kl, expected):
-    assert math.isclose(formulas.adapted_kl_coefficient(0.1, kl, 6.0, 1000, 10_000), expected)
+    assert math.isclose(ppo_math.adapted_kl_coefficient(0.1, kl, 6.0, 1000, 10_000), expected)

@@ -10,8 +10,8 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a piece lies: the elements `flat` of the box at `offset` of size `shape` in a tensor of `global_shape`."""
+class ShardMetadata:
+    """Where a shard lies: the elements `flat` of the box at `offset` of size `shape` in a tensor of `global_shape`."""
 
     name: str
     """Engine-neutral name of the tensor, such as model/decoder.layers.3.mlp.linear_fc1.weight."""
@@ -26,7 +26,7 @@ class Place:
 
     @property
     def range(self) -> tuple[int, int]:
-        """The half-open range of the box's elements that this piece holds."""
+        """The half-open range of the box's elements that this shard holds."""
         return self.flat if self.flat is not None else (0, prod(self.shape))
 
     @property
@@ -42,7 +42,7 @@ class Place:
 
     @property
     def label(self) -> str:
-        """The name, with the box and the range in it when the piece is not the whole tensor."""
+        """The name, with the box and the range in it when the shard is not the whole tensor."""
         box = ""
         if self.shape != self.global_shape:
             box = ",".join(f"{o}:{o + n}" for o, n in zip(self.offset, self.shape, strict=True))
@@ -62,7 +62,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Piece(Place):
+class Shard(ShardMetadata):
     """A part of a tensor and its data: what an engine saves, or wants filled."""
 
     data: torch.Tensor
@@ -70,7 +70,7 @@ class Piece(Place):
 
     @classmethod
     def whole(cls, name: str, data: torch.Tensor) -> Self:
-        """The piece that is all of `data`."""
+        """The shard that is all of `data`."""
         shape = tuple(data.shape)
         return cls(name, shape, (0,) * len(shape), shape, None, data)
 
