@@ -77,8 +77,8 @@ $(CODE)/report.html: $(CODE)/evaluation.json
 
 $(CODE)/data/edits.jsonl: | $(VENV)/installed
 	mkdir -p $(@D)
-	$(PYTHON) tools/make_edits.py --part validation $(EDITS) --count 200 --output $(CODE)/data/held_out_edits.jsonl
-	$(PYTHON) tools/make_edits.py --part train $(EDITS) --count 16000 --output $@
+	$(PYTHON) tools/make_edits.py --split validation $(EDITS) --count 200 --output $(CODE)/data/held_out_edits.jsonl
+	$(PYTHON) tools/make_edits.py --split train $(EDITS) --count 16000 --output $@
 
 $(EDIT)/evaluation.json: $(CODE)/data/edits.jsonl | $(CODE)/evaluation.json
 	$(VENV)/bin/torchrun --nproc-per-node $(RANKS) -m megagpt experiment=demo_edit $(OVERRIDES)

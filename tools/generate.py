@@ -154,7 +154,7 @@ def show(generator: Generator, prompts: list[str], arguments: argparse.Namespace
     inputs, around, rest = prompts, {}, ""
     if arguments.suffix is not None:
         rest, around = arguments.suffix, {"suffix": arguments.suffix}
-        inputs = [generator.infill_prompt(prompt, rest) for prompt in prompts]
+        inputs = [generator.fim_prompt(prompt, rest) for prompt in prompts]
     if arguments.instruction is not None:
         around = {"instruction": arguments.instruction}
         asked = [edit_messages(arguments.instruction, prompt) for prompt in prompts]

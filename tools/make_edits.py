@@ -34,7 +34,7 @@ def main() -> None:
     add("--kinds", nargs="+", default=KINDS, metavar="KIND", help=f"of {', '.join(KINDS)} (default: all)")
     add("--max-chars", type=int, default=400, help="longest input, in characters (default: %(default)s)")
     add("--seed", type=int, default=0, help="the same seed and inputs give the same edits (default: %(default)s)")
-    add("--part", choices=("train", "validation"), help="only of 95%% of the texts, or of the other 5%%, by a hash")
+    add("--split", choices=("train", "validation"), help="only of 95%% of the texts, or of the other 5%%, by a hash")
     add("--key", default="text", help="key or column of the text (default: %(default)s)")
     add("--pattern", action="append", help="names of the files to take from folders; may be repeated")
     add("--max-mb", type=float, help="read about this many MB, spread evenly over the inputs (default: all)")
@@ -47,7 +47,7 @@ def main() -> None:
         texts = sample_texts(options.inputs, key=options.key, patterns=patterns, max_mb=options.max_mb)
     else:
         texts = (record["text"] for record in documents(Path(sysconfig.get_paths()["stdlib"])))
-    settings = {name: getattr(options, name) for name in ("kinds", "max_chars", "seed", "part")}
+    settings = {name: getattr(options, name) for name in ("kinds", "max_chars", "seed", "split")}
     edits = make_edits(texts, options.count, **settings)
     lines, counts = [], Counter()
     with progress(options.count, "edits", "making") as bar:

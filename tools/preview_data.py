@@ -11,9 +11,10 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
-from megagpt.data.chat import Example
+from megagpt.data.chat import Example, truncate_to_context
+from megagpt.data.conversation_loader import check_masks
 from megagpt.data.conversations import read_conversations
-from megagpt.data.supervised import check_masks, fit, pack
+from megagpt.data.packing import pack
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError
 from megagpt.log import run_tool
@@ -32,7 +33,7 @@ def main() -> None:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must not be negative")
     tokenizer = Tokenizer.load(options.tokenizer)
     conversations = read_conversations(options.files)
-    fitting = [fit(tokenizer, one.messages, options.sequence_length + 1) for one in conversations]
+    fitting = [truncate_to_context(tokenizer, one.messages, options.sequence_length + 1) for one in conversations]
     examples = [example for example in fitting if example is not None]
     if not examples:
         raise DataError(

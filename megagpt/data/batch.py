@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from megagpt.data.packed import Part
+from megagpt.data.packed import Split
 from megagpt.data.tokenizer import Tokenizer
 
 
@@ -49,9 +49,9 @@ class Loader(Protocol):
         """
 
     def evaluation_batches(
-        self, part: Part, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
+        self, split: Split, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
     ) -> Iterator[Batch]:
-        """One rank's share of the held-out samples of `part`, as many batches on every rank."""
+        """One rank's share of the held-out samples of `split`, as many batches on every rank."""
 
-    def evaluation_bytes(self, part: Part, max_tokens: int | None) -> int:
+    def evaluation_bytes(self, split: Split, max_tokens: int | None) -> int:
         """Number of UTF-8 bytes of the text that `evaluation_batches` predicts on all ranks together."""

@@ -70,6 +70,16 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> Example:
     return Example(np.array(tokens, np.int64), np.array(trained, bool))
 
 
+def truncate_to_context(tokenizer: Tokenizer, messages: Sequence[Message], length: int) -> Example | None:
+    """The conversation up to its last answer that ends within `length` tokens; None when not even the first does."""
+    ends = [number for number, message in enumerate(messages, 1) if message.role == "assistant"]
+    while ends:
+        example = encode_chat(tokenizer, messages[: ends.pop()])
+        if len(example.tokens) <= length:
+            return example
+    return None
+
+
 def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Token ids after which the assistant's next answer follows, then end-of-text."""
     return [*encode_chat(tokenizer, messages).tokens.tolist(), role_ids(tokenizer)["assistant"]]

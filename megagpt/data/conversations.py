@@ -1,4 +1,4 @@
-"""Conversations out of files of JSON, in the shapes that are common."""
+"""Conversations: reading them from JSON files in the common shapes, and dividing them into splits."""
 
 import gzip
 import json
@@ -6,9 +6,10 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from megagpt.data.chat import Message
+from megagpt.data.packed import SPLITS, Split, split_of
 from megagpt.data.shapes import SHAPES, Shape, shape_of
 from megagpt.errors import DataError
 
@@ -24,6 +25,21 @@ class Conversation:
     """Who wrote it, where that is known."""
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
     """The record's other fields, such as "check", which says how a program tells right answers."""
+
+
+class HasPrompt(Protocol):
+    """What `split_conversations` looks at: a `Conversation`, or another record that begins as one."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The turns."""
+
+    @property
+    def user(self) -> str | None:
+        """The person who wrote it, if known."""
+
+
+Record = TypeVar("Record", bound=HasPrompt)
 
 
 def read_conversations(paths: Sequence[str | Path]) -> list[Conversation]:
@@ -89,3 +105,41 @@ def _conversation(record: dict[str, Any], shape: Shape, place: str) -> Conversat
         raise DataError(f"{place}: not {shape.name}: {error}") from None
     known = {*shape.keys, *shape.further, "user"}
     return Conversation(messages, record.get("user"), {name: v for name, v in record.items() if name not in known})
+
+
+def split_conversations(records: Sequence[Record], proportions: Sequence[float]) -> dict[Split, list[Record]]:
+    """Records with the same first prompt or the same user go to the same split, transitively.
+
+    Prompts are the same if they differ only in case and white space. Exact repetitions are left out. `proportions` are
+    the shares of train, validation and test, relative to their sum.
+    """
+    distinct = list(dict.fromkeys(records))
+    groups = _Groups()
+    for record in distinct:
+        if record.user is not None:
+            groups.join(_first_prompt(record), f"user {record.user}")
+    splits: dict[Split, list[Record]] = {split: [] for split in SPLITS}
+    for record in distinct:
+        splits[split_of(groups.name(_first_prompt(record)), proportions)].append(record)
+    return splits
+
+
+class _Groups:
+    """Keys in groups that can be joined (union-find). A group's name is the least of its keys, whatever the order."""
+
+    def __init__(self) -> None:
+        self._parents: dict[str, str] = {}
+
+    def name(self, key: str) -> str:
+        while self._parents.setdefault(key, key) != key:
+            self._parents[key] = key = self._parents[self._parents[key]]  # halves the path for the next call
+        return key
+
+    def join(self, a: str, b: str) -> None:
+        first, second = sorted((self.name(a), self.name(b)))
+        self._parents[second] = first
+
+
+def _first_prompt(record: HasPrompt) -> str:
+    first = next((message.content for message in record.messages if message.role == "user"), "")
+    return "prompt " + " ".join(first.split()).lower()

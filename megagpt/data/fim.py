@@ -33,16 +33,16 @@ def fim_ids(tokenizer: Tokenizer) -> tuple[int, int, int, int]:
     if missing:
         raise DataError(
             f"the tokenizer has no special token {', '.join(missing)} for filling in the middle: add what is missing "
-            "with tools/train_tokenizer.py --extend OLD --output NEW, and train the model on infilling with it"
+            "with tools/train_tokenizer.py --extend OLD --output NEW, and train the model on fill-in-the-middle with it"
         )
     prefix, middle, suffix, pad = (tokenizer.special_ids[name] for name in FIM_TOKENS)
     return prefix, middle, suffix, pad
 
 
-def infill_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, spm: bool = True) -> list[int]:
-    """Token ids after which a model writes what belongs between `prefix` and `suffix`, then end-of-text.
+def fim_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, spm: bool = True) -> list[int]:
+    """Token ids after which a model writes the text between `prefix` and `suffix`, then end-of-text.
 
-    SPM infills slightly better than PSM, and leaves the prefix at the end, where a longer one only adds to it. Raises
+    SPM fills in slightly better than PSM, and leaves the prefix at the end, where a longer one only adds to it. Raises
     DataError when the tokenizer lacks the tokens for it.
     """
     first, middle, second, _ = fim_ids(tokenizer)
@@ -62,7 +62,7 @@ def units_within(text: str, unit: str = "line") -> list[tuple[int, int]]:
     return [match.span() for match in UNITS[unit].finditer(text)]
 
 
-class Infilling:
+class FillInTheMiddle:
     """Rearranges the documents inside training samples (context-level): a pure function of (seed, sample, tokens)."""
 
     def __init__(
@@ -75,28 +75,28 @@ class Infilling:
         unit: str = "line",
         piece_tokens: int = 0,
     ) -> None:
-        """`rate` is the share of documents that are rearranged; among them `spm_rate` is the share in SPM order, and
-        `unit_rate` that with a single `unit` (of UNITS) in the middle.
+        """A share `rate` of the documents is rearranged; of these, a share `spm_rate` is in SPM order, and a share
+        `unit_rate` has a single `unit` (of UNITS) as its middle.
 
-        With `piece_tokens` above 0 documents are first cut into pieces of a quarter of it up to all of it, each of
-        which counts as a document. Otherwise those that are longer than a sample have their end-of-text at its end,
-        wherever the middle is, and a model may learn to end there by position alone.
+        If `piece_tokens` is above 0, documents are first cut into pieces of a quarter of it up to all of it, and each
+        piece counts as a document. Otherwise a document that is longer than a sample has its end-of-text at the
+        sample's end, wherever the middle is, and a model may learn to end there by position alone.
 
         Raises ConfigError for a share outside 0..1, DataError when the tokenizer lacks the tokens.
         """
         for name, share in (("rate", rate), ("spm_rate", spm_rate), ("unit_rate", unit_rate)):
             if not 0 <= share <= 1:
-                raise ConfigError(f"the {name} of infilling is {share}; it must be in 0..1")
+                raise ConfigError(f"the {name} of fill-in-the-middle is {share}; it must be in 0..1")
         self.tokenizer, self.rate, self.spm_rate, self.seed = tokenizer, rate, spm_rate, seed
         self.unit_rate, self.unit, self.piece_tokens = unit_rate, unit, piece_tokens
         self._pad = fim_ids(tokenizer)[-1]
 
     def sample(self, tokens: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """What sample `index` of the run becomes: its tokens, int64 [S + 1], and the loss mask, float32 [S].
+        """Tokens, int64 [S + 1], and loss mask, float32 [S], of sample `index` of the run, rearranged.
 
         tokens: int64 [S + 1], documents that end with end-of-text; the first and the last may be parts of documents.
-        Every document is rearranged or not by itself. Where the sample gets too long its last text is left out, before
-        that is rearranged; where it gets too short it is padded with <fim_pad>, mask 0.
+        Each document is rearranged or not by itself. If the sample gets too long, its last text is shortened before it
+        is rearranged; if it gets too short, it is padded with <fim_pad>, mask 0.
         """
         ends = np.flatnonzero(tokens == self.tokenizer.end_of_text_id) + 1
         edges = np.union1d(ends, self._edges(len(tokens), index)) if self.piece_tokens else ends
@@ -112,7 +112,7 @@ class Infilling:
 
     def rearrange(self, text: str, first: int, last: int, spm: bool) -> list[int]:
         """Tokens of `text` with its characters first..last-1 moved to the end, end-of-text behind them."""
-        prompt = infill_prompt(self.tokenizer, text[:first], text[last:], spm)
+        prompt = fim_prompt(self.tokenizer, text[:first], text[last:], spm)
         return [*prompt, *self.tokenizer.encode(text[first:last]), self.tokenizer.end_of_text_id]
 
     def _edges(self, count: int, index: int) -> np.ndarray:
@@ -123,18 +123,30 @@ class Infilling:
         return edges[edges < count]
 
     def _document(self, document: np.ndarray, uniforms: np.ndarray, room: int) -> np.ndarray | list[int]:
-        """One document as it is, or rearranged in `room` tokens at most; uniforms: float64 [4] in [0, 1)."""
-        whether, order, *cuts = uniforms.tolist()
+        """One document, rearranged into at most `room` tokens with probability `rate`, otherwise unchanged.
+
+        uniforms: float64 [4] in [0, 1), which decide whether it is rearranged, the order, and the two cuts.
+        """
+        chance, order, *cuts = uniforms.tolist()
+        if chance >= self.rate:
+            return document
         body = document[: len(document) - int(document[-1] == self.tokenizer.end_of_text_id)]
-        if whether >= self.rate or not self.tokenizer.token_bytes[body].all():
+        if not self.tokenizer.token_bytes[body].all():
             return document  # a special token inside has no text, so it would be lost
-        # A sample may begin or end inside a character, of which no text can be made.
+        cut_unit = chance < self.rate * self.unit_rate
+        # A sample may begin or end inside a character; those bytes are dropped, as they are no text.
         while text := self.tokenizer.decode_bytes(body.tolist()).decode(errors="ignore"):
-            first, last = sorted(int(cut * (len(text) + 1)) for cut in cuts)
-            if whether < self.rate * self.unit_rate and (units := units_within(text, self.unit)):
-                first, last = units[int(cuts[0] * len(units))]
+            first, last = self._middle(text, cuts, cut_unit)
             new = self.rearrange(text, first, last, order < self.spm_rate)
             if len(new) <= room:
                 return new
-            body = body[: room - len(new)]  # without as many tokens at its end as there are too many
+            excess = len(new) - room
+            body = body[:-excess]
         return document
+
+    def _middle(self, text: str, cuts: list[float], cut_unit: bool) -> tuple[int, int]:
+        """(first, last + 1) character of the middle, by two numbers in [0, 1): a unit if asked for and there is one."""
+        if cut_unit and (units := units_within(text, self.unit)):
+            return units[int(cuts[0] * len(units))]
+        first, last = sorted(int(cut * (len(text) + 1)) for cut in cuts)
+        return first, last

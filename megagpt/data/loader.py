@@ -7,8 +7,8 @@ import torch
 
 from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
-from megagpt.data.fim import Infilling
-from megagpt.data.packed import PARTS, Mixture, PackedCorpus, Part
+from megagpt.data.fim import FillInTheMiddle
+from megagpt.data.packed import SPLITS, Mixture, PackedCorpus, Split
 from megagpt.data.read_ahead import ReadAhead
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError
@@ -35,27 +35,36 @@ class PretrainLoader(ReadAhead):
         if not data.corpora:
             raise ConfigError("data.corpora is empty: name at least one corpus made by tools/preprocess.py")
         self.tokenizer = load_tokenizer(config)
-        self.corpora: dict[Part, list[PackedCorpus]] = {
-            part: [PackedCorpus(c.path, data.split, part, model.sequence_length, config.seed) for c in data.corpora]
-            for part in PARTS
+        self.corpora: dict[Split, list[PackedCorpus]] = {
+            split: [
+                PackedCorpus(corpus.path, data.split, split, model.sequence_length, config.seed)
+                for corpus in data.corpora
+            ]
+            for split in SPLITS
         }
         self._check()
         self.mixture = Mixture(self.corpora["train"], [corpus.weight for corpus in data.corpora], config.seed)
-        self.infilling = None
+        self.fim = None
         if data.fim_rate:
-            rates = data.fim_rate, data.fim_spm_rate
-            units = data.fim_unit_rate, data.fim_unit
-            self.infilling = Infilling(self.tokenizer, *rates, config.seed, *units, data.fim_piece_tokens)
+            self.fim = FillInTheMiddle(
+                self.tokenizer,
+                rate=data.fim_rate,
+                spm_rate=data.fim_spm_rate,
+                seed=config.seed,
+                unit_rate=data.fim_unit_rate,
+                unit=data.fim_unit,
+                piece_tokens=data.fim_piece_tokens,
+            )
 
     def evaluation_batches(
         self,
-        part: Part,
+        split: Split,
         max_tokens: int | None,
         data_parallel_rank: int = 0,
         data_parallel_size: int = 1,
         micro_batch_size: int | None = None,
     ) -> Iterator[Batch]:
-        """One rank's share of the documents of `part`, in order, each token predicted once.
+        """One rank's share of the documents of `split`, in order, each token predicted once.
 
         Windows follow one another without overlap; the first input of a corpus is end-of-text. `max_tokens` (None:
         all) is shared by the corpora according to their weights. Every rank gets the same number of batches; what is
@@ -64,21 +73,21 @@ class PretrainLoader(ReadAhead):
         size, length = micro_batch_size or self.config.parallel.micro_batch_size, self.config.model.sequence_length
         windows = [
             (corpus, start, min(length, limit - start))
-            for corpus, limit in self._held_out(part, max_tokens)
+            for corpus, limit in self._held_out(split, max_tokens)
             for start in range(0, limit, length)
         ]
         for first in range(0, len(windows), size * data_parallel_size):
             begin = first + data_parallel_rank * size
             yield self._evaluation_batch(windows[begin : begin + size], size)
 
-    def evaluation_bytes(self, part: Part, max_tokens: int | None) -> int:
+    def evaluation_bytes(self, split: Split, max_tokens: int | None) -> int:
         """Number of UTF-8 bytes of the text that `evaluation_batches` predicts on all ranks together."""
-        chunks = self._evaluation_tokens(part, max_tokens)
+        chunks = self._evaluation_tokens(split, max_tokens)
         return sum(int(self.tokenizer.token_bytes[tokens].sum()) for tokens in chunks)
 
-    def held_out_text(self, part: Part, max_tokens: int | None = None) -> bytes:
+    def held_out_text(self, split: Split, max_tokens: int | None = None) -> bytes:
         """The text that `evaluation_batches` predicts, for other compressors to be measured on."""
-        chunks = self._evaluation_tokens(part, max_tokens)
+        chunks = self._evaluation_tokens(split, max_tokens)
         return b"".join(self.tokenizer.decode_bytes(tokens.tolist()) for tokens in chunks)
 
     def _check(self) -> None:
@@ -92,12 +101,12 @@ class PretrainLoader(ReadAhead):
                 )
         for corpus, of in zip(self.corpora["train"], data.corpora, strict=True):
             if of.weight > 0:
-                corpus[0]  # fails now, not in the middle of a run, when the part is too short
-        for part, share in zip(PARTS, data.split, strict=True):
-            if share > 0 and not any(corpus.num_tokens for corpus in self.corpora[part]):
-                total = sum(corpus.about["documents"] for corpus in self.corpora[part])
+                corpus[0]  # fails now, not in the middle of a run, when the split is too short
+        for split, share in zip(SPLITS, data.split, strict=True):
+            if share > 0 and not any(corpus.num_tokens for corpus in self.corpora[split]):
+                total = sum(corpus.about["documents"] for corpus in self.corpora[split])
                 raise DataError(
-                    f"no document fell into the {part} part: data.split gives it a share of {share} of {total} "
+                    f"no document fell into the {split} split: data.split gives it a share of {share} of {total} "
                     "documents; raise the share or set it to 0"
                 )
 
@@ -109,8 +118,8 @@ class PretrainLoader(ReadAhead):
     def _sample(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens, int64 [S + 1], and loss mask, float32 [S], of a training sample."""
         tokens = self.mixture[index]
-        if self.infilling:
-            return self.infilling.sample(tokens, index)
+        if self.fim:
+            return self.fim.sample(tokens, index)
         return tokens, np.ones(len(tokens) - 1, np.float32)
 
     def _evaluation_batch(self, windows: list[tuple[PackedCorpus, int, int]], size: int) -> Batch:
@@ -132,16 +141,16 @@ class PretrainLoader(ReadAhead):
         starts = torch.where(after_end, positions, 0).cummax(1).values
         return Batch(inputs, labels, loss_mask, positions - starts, after_end.long().cumsum(1))
 
-    def _held_out(self, part: Part, max_tokens: int | None) -> list[tuple[PackedCorpus, int]]:
+    def _held_out(self, split: Split, max_tokens: int | None) -> list[tuple[PackedCorpus, int]]:
         """(corpus, how many of its tokens are predicted) for every corpus."""
         weights = [corpus.weight for corpus in self.config.data.corpora]
         return [
             (corpus, corpus.num_tokens if max_tokens is None else min(corpus.num_tokens, int(max_tokens * share)))
-            for corpus, share in zip(self.corpora[part], np.array(weights) / sum(weights), strict=True)
+            for corpus, share in zip(self.corpora[split], np.array(weights) / sum(weights), strict=True)
         ]
 
-    def _evaluation_tokens(self, part: Part, max_tokens: int | None) -> Iterator[np.ndarray]:
+    def _evaluation_tokens(self, split: Split, max_tokens: int | None) -> Iterator[np.ndarray]:
         chunk = 1 << 20
-        for corpus, limit in self._held_out(part, max_tokens):
+        for corpus, limit in self._held_out(split, max_tokens):
             for start in range(0, limit, chunk):
                 yield corpus.read(start, min(chunk, limit - start))

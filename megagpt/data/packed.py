@@ -1,4 +1,4 @@
-"""Training samples as a pure function of (seed, sample index): packed windows of one corpus, and blends of corpora.
+"""Training samples as a pure function of (seed, sample index): packed windows of one corpus, and mixtures.
 
 Nothing here depends on the length of the run, the number of ranks or what was read before, and nothing is written to
 disk: a sample's content can be computed from its number alone. Permutations come from sorting hashes rather than from
@@ -16,8 +16,8 @@ import numpy as np
 from megagpt.data.indexed import open_corpus
 from megagpt.errors import DataError
 
-Part = Literal["train", "validation", "test"]
-PARTS: tuple[Part, ...] = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 BLOCK = 65_536
 """Samples over which a mixture's proportions are exact."""
@@ -44,27 +44,27 @@ def permutation(count: int, *keys: int) -> np.ndarray:
     return order.astype(np.uint32) if count < 2**32 else order
 
 
-def documents_of(part: Part, split: Sequence[float], count: int) -> np.ndarray:
-    """int64 [n]: which of `count` documents are in `part`, ascending; it depends on a document's number alone.
+def documents_of(split: Split, proportions: Sequence[float], count: int) -> np.ndarray:
+    """int64 [n]: which of `count` documents are in `split`, ascending; it depends on a document's number alone.
 
-    split: shares of the three parts, relative to their sum.
+    proportions: shares of train, validation and test, relative to their sum.
     """
-    edges = np.cumsum(split) / np.sum(split)
-    edges[np.flatnonzero(split)[-1] :] = 1.0  # rounding must leave no document out
+    edges = np.cumsum(proportions) / np.sum(proportions)
+    edges[np.flatnonzero(proportions)[-1] :] = 1.0  # rounding must leave no document out
     place = (hashes(count) >> np.uint64(11)) / 2.0**53  # uniform in [0, 1)
-    return np.flatnonzero(np.searchsorted(edges, place, side="right") == PARTS.index(part))
+    return np.flatnonzero(np.searchsorted(edges, place, side="right") == SPLITS.index(split))
 
 
-def part_of(key: str, split: Sequence[float]) -> Part:
-    """The part that everything with this key is in: by a hash of the key alone."""
+def split_of(key: str, proportions: Sequence[float]) -> Split:
+    """The split that holds everything with this key; it depends on a hash of the key alone."""
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2.0**64
-    edges = np.cumsum(split) / np.sum(split)
-    edges[np.flatnonzero(split)[-1] :] = 1.0
-    return PARTS[int(np.searchsorted(edges, place, side="right"))]
+    edges = np.cumsum(proportions) / np.sum(proportions)
+    edges[np.flatnonzero(proportions)[-1] :] = 1.0
+    return SPLITS[int(np.searchsorted(edges, place, side="right"))]
 
 
 class PackedCorpus:
-    """One part of one corpus, its documents concatenated and cut into windows.
+    """One split of one corpus: its documents are concatenated and cut into windows.
 
     In epoch e the documents are permuted by (seed, e), concatenated, and cut into windows of sequence_length + 1
     tokens that overlap by one; the windows are permuted by (seed, e). The last tokens, fewer than a window, are left
@@ -72,12 +72,12 @@ class PackedCorpus:
     """
 
     def __init__(
-        self, prefix: str | Path, split: Sequence[float], part: Part, sequence_length: int, seed: int = 0
+        self, prefix: str | Path, proportions: Sequence[float], split: Split, sequence_length: int, seed: int = 0
     ) -> None:
-        """Open the corpus at `prefix`. Raises DataError when it is damaged. A part may turn out to be empty."""
-        self.prefix, self.part, self.sequence_length, self.seed = str(prefix), part, sequence_length, seed
+        """Open the corpus at `prefix`. Raises DataError when it is damaged. The split may turn out to be empty."""
+        self.prefix, self.split, self.sequence_length, self.seed = str(prefix), split, sequence_length, seed
         self._dataset, self.about = open_corpus(prefix)
-        self.documents = documents_of(part, split, len(self._dataset))
+        self.documents = documents_of(split, proportions, len(self._dataset))
         self._lengths = self._dataset.sequence_lengths[self.documents]
         self._in_order = np.cumsum(self._lengths, dtype=np.int64)
         self.num_tokens = int(self._in_order[-1]) if len(self.documents) else 0
@@ -88,8 +88,8 @@ class PackedCorpus:
         """int64 [sequence_length + 1]: tokens of sample `index`, which may be any number from 0."""
         if not self.samples_per_epoch:
             raise DataError(
-                f"the {self.part} part of {self.prefix} ({len(self.documents)} documents, {self.num_tokens} tokens) is "
-                f"too short for one sequence of {self.sequence_length} + 1 tokens: use more text, a shorter "
+                f"the {self.split} split of {self.prefix} ({len(self.documents)} documents, {self.num_tokens} tokens) "
+                f"is too short for one sequence of {self.sequence_length} + 1 tokens: use more text, a shorter "
                 "model.sequence_length or a larger share in data.split"
             )
         epoch, place = divmod(int(index), self.samples_per_epoch)

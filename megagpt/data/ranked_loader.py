@@ -11,12 +11,11 @@ import torch
 from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
 from megagpt.data.chat import Message, encode_chat
-from megagpt.data.conversations import Conversation
+from megagpt.data.conversations import Conversation, split_conversations
 from megagpt.data.loader import load_tokenizer
-from megagpt.data.packed import PARTS, Part, permutation
+from megagpt.data.packed import SPLITS, Split, permutation
 from megagpt.data.rankings import Ranking, read_rankings
 from megagpt.data.read_ahead import ReadAhead
-from megagpt.data.supervised import divide
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import DataError
 
@@ -64,7 +63,7 @@ class RankedLoader(ReadAhead):
         super().__init__()
         self.config = config
         self.tokenizer = load_tokenizer(config)
-        self.examples = {part: self._encode(found, part) for part, found in self._divided().items()}
+        self.examples = {split: self._encode(found, split) for split, found in self._split().items()}
         everything = [example for examples in self.examples.values() for example in examples]
         self._most = max(len(example.rows) for example in everything)
         self._longest = max(len(row) for example in everything for row in example.rows)
@@ -76,16 +75,16 @@ class RankedLoader(ReadAhead):
         train = self.examples["train"]
         return -(-sum(len(row) for example in train for row in example.rows) // len(train))
 
-    def _divided(self) -> dict[Part, list[Ranking]]:
-        """Rankings by part, those of one prompt or user in the same, exact repetitions left out."""
+    def _split(self) -> dict[Split, list[Ranking]]:
+        """Rankings by split; see `split_conversations`."""
         rankings = read_rankings(self.config.data.rankings)
         held: dict[Conversation, dict[Ranking, None]] = {}
         for ranking in rankings:
             held.setdefault(Conversation(ranking.messages, user=ranking.user), {})[ranking] = None
-        divided = divide(list(held), self.config.data.split)
-        return {part: [ranking for key in keys for ranking in held[key]] for part, keys in divided.items()}
+        keys_of = split_conversations(list(held), self.config.data.split)
+        return {split: [ranking for key in keys for ranking in held[key]] for split, keys in keys_of.items()}
 
-    def _encode(self, rankings: list[Ranking], part: Part) -> list[RankedExample]:
+    def _encode(self, rankings: list[Ranking], split: Split) -> list[RankedExample]:
         length, examples, useless, long = self.config.model.sequence_length, [], 0, 0
         for ranking in rankings:
             if len(set(ranking.ranks)) < 2:
@@ -102,10 +101,10 @@ class RankedLoader(ReadAhead):
             (long, f"fewer than two different answers end within model.sequence_length ({length})"),
         ):
             if count:
-                log.warning("%s: %d of %d prompts are left out: %s", part, count, len(rankings), why)
-        if not examples and self.config.data.split[PARTS.index(part)]:
+                log.warning("%s: %d of %d prompts are left out: %s", split, count, len(rankings), why)
+        if not examples and self.config.data.split[SPLITS.index(split)]:
             raise DataError(
-                f"no prompt with two answers to compare is left in the {part} part of {len(rankings)}: use more, a"
+                f"no prompt with two answers to compare is left in the {split} split of {len(rankings)}: use more, a"
                 " longer model.sequence_length, or set its share in data.split to 0"
             )
         return examples
@@ -118,24 +117,24 @@ class RankedLoader(ReadAhead):
         return self._batch(chosen)
 
     def evaluation_batches(
-        self, part: Part, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
+        self, split: Split, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
     ) -> Iterator[RankedBatch]:
-        """One rank's share of the prompts of `part`, in order; every rank gets the same number of batches.
+        """One rank's share of the prompts of `split`, in order; every rank gets the same number of batches.
 
         `max_tokens`: how many tokens to read at most (None: all), by whole prompts and at least one.
         """
-        size, chosen = self.config.parallel.micro_batch_size, self.held_out(part, max_tokens)
+        size, chosen = self.config.parallel.micro_batch_size, self.held_out(split, max_tokens)
         for first in range(0, len(chosen), size * data_parallel_size):
             begin = first + data_parallel_rank * size
             yield self._batch(chosen[begin : begin + size])
 
-    def evaluation_bytes(self, part: Part, max_tokens: int | None) -> int:
+    def evaluation_bytes(self, split: Split, max_tokens: int | None) -> int:
         """0: no text is predicted."""
         return 0
 
-    def held_out(self, part: Part, max_tokens: int | None) -> list[RankedExample]:
+    def held_out(self, split: Split, max_tokens: int | None) -> list[RankedExample]:
         """The prompts that `evaluation_batches` of all ranks have, in order."""
-        examples = self.examples[part]
+        examples = self.examples[split]
         if max_tokens is None:
             return examples
         tokens = np.cumsum([sum(map(len, example.rows)) for example in examples])

@@ -96,7 +96,7 @@ def _humaneval(record: dict[str, Any]) -> Problem:
     )
 
 
-def _infilling(record: dict[str, Any]) -> Problem:
+def _humaneval_infilling(record: dict[str, Any]) -> Problem:
     """Fill in a line, several lines or a random span of a function (Bavarian et al., arXiv 2207.14255).
 
     The model says where the middle ends; a single line also ends with its line.
@@ -139,7 +139,7 @@ def _mbpp(record: dict[str, Any]) -> Problem:
     )
 
 
-TASKS = {"humaneval": _humaneval, "humaneval_infilling": _infilling, "mbpp": _mbpp}
+TASKS = {"humaneval": _humaneval, "humaneval_infilling": _humaneval_infilling, "mbpp": _mbpp}
 """The sets by name, and what makes a problem out of a record."""
 
 

@@ -236,7 +236,7 @@ def _ask(settings: CodeEvaluation, generator: Generator, problems: list[Problem]
 def _tokens(generator: Generator, problem: Problem) -> list[int]:
     if problem.suffix is None:
         return generator.tokenizer.encode(problem.prompt)
-    return generator.infill_prompt(problem.prompt, problem.suffix)
+    return generator.fim_prompt(problem.prompt, problem.suffix)
 
 
 def _judge(settings: CodeEvaluation, judge: Judge, problems: list[Problem], asked: list[Asked]) -> list[dict[str, Any]]:

@@ -131,7 +131,7 @@ def _traces(panel: Panel, run: Run) -> list[dict[str, Any]]:
         logged = [line for line in [*run.train, *run.validation] if line["step"] <= step]
         tokens = max((number(line.get("tokens")) or 0 for line in logged), default=0)
         line = {"step": step, "tokens": tokens}
-        traces.append(_trace("last", f"final, {run.evaluation.get('part', 'held out')}", [line], [value]))
+        traces.append(_trace("last", f"final, {run.evaluation.get('split', 'held out')}", [line], [value]))
     return [trace for trace in traces if any(value is not None for value in trace["y"])]
 
 

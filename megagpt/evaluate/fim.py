@@ -14,10 +14,10 @@ import numpy as np
 
 from megagpt.data.batch import Batch
 from megagpt.data.chat import Example
-from megagpt.data.fim import infill_prompt, units_within
+from megagpt.data.fim import fim_prompt, units_within
 from megagpt.data.loader import PretrainLoader
-from megagpt.data.packed import PackedCorpus, Part, hashes
-from megagpt.data.supervised import batch_of_rows
+from megagpt.data.packed import PackedCorpus, Split, hashes
+from megagpt.data.packing import batch_of_rows
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import DataError
 from megagpt.evaluate.held_out import mean_loss
@@ -45,15 +45,15 @@ def longest_middle(sequence_length: int) -> int:
     return sequence_length // 8
 
 
-def held_out_cuts(loader: PretrainLoader, part: Part, count: int) -> list[Cut]:
-    """At most `count` different units of the documents of `part`, a function of the seed and the corpora alone.
+def held_out_cuts(loader: PretrainLoader, split: Split, count: int) -> list[Cut]:
+    """At most `count` different units of the documents of `split`, a function of the seed and the corpora alone.
 
-    Windows are drawn evenly over the tokens of `part`, the units evenly in a window; a share of `fim_spm_rate` is
+    Windows are drawn evenly over the tokens of `split`, the units evenly in a window; a share of `fim_spm_rate` is
     in SPM order. They are those of `units_within` that are not longer than `longest_middle`. Raises DataError when
     there is none at all.
     """
     config = loader.config
-    corpora = [corpus for corpus in loader.corpora[part] if corpus.num_tokens]
+    corpora = [corpus for corpus in loader.corpora[split] if corpus.num_tokens]
     starts = np.cumsum([0, *(corpus.num_tokens for corpus in corpora)])
     cuts: dict[tuple[str, str, str], Cut] = {}
     numbers = hashes(3 * _TRIES * count, config.seed, _STREAM).reshape(-1, 3)
@@ -67,7 +67,7 @@ def held_out_cuts(loader: PretrainLoader, part: Part, count: int) -> list[Cut]:
             cuts.setdefault(parts, Cut(*parts, spm=order < config.data.fim_spm_rate))
     if not cuts:
         raise DataError(
-            f"the {part} documents have no {config.data.fim_unit} to fill in: every one is blank, at an end of "
+            f"the {split} documents have no {config.data.fim_unit} to fill in: every one is blank, at an end of "
             f"its document, or longer than an eighth of model.sequence_length ({config.model.sequence_length}); set "
             "stage.fim_cuts=0 to train without these figures"
         )
@@ -83,7 +83,7 @@ def evaluate_fim(engine: Engine, loader: PretrainLoader, cuts: Sequence[Cut]) ->
     sides are given, and up to the end of the line or word after the prefix alone.
     """
     tokenizer, end = loader.tokenizer, loader.tokenizer.end_of_text_id
-    both = [infill_prompt(tokenizer, cut.prefix, cut.suffix, cut.spm) for cut in cuts]
+    both = [fim_prompt(tokenizer, cut.prefix, cut.suffix, cut.spm) for cut in cuts]
     before = tokenizer.encode_batch([cut.prefix for cut in cuts])
     middles = tokenizer.encode_batch([cut.middle for cut in cuts])
     asked = {

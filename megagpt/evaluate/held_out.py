@@ -8,22 +8,22 @@ import math
 import torch
 
 from megagpt.data.batch import Batch, Loader
-from megagpt.data.packed import Part
+from megagpt.data.packed import Split
 from megagpt.parallel.engine import Engine, StepResult
 
 
-def evaluate(engine: Engine, loader: Loader, part: Part, max_tokens: int | None) -> dict[str, float]:
-    """Loss (nats a token), perplexity and bits per byte over the documents of `part`; collective.
+def evaluate(engine: Engine, loader: Loader, split: Split, max_tokens: int | None) -> dict[str, float]:
+    """Loss (nats a token), perplexity and bits per byte over the documents of `split`; collective.
 
     `max_tokens` None reads all of them. bits_per_byte is the total cross-entropy in bits over the number of UTF-8
-    bytes of the predicted text, so that models with different tokenizers compare. Empty when `part` has no documents.
+    bytes of the predicted text, so that models with different tokenizers compare. Empty when `split` has no documents.
     """
     dims = engine.dims
-    batches = list(loader.evaluation_batches(part, max_tokens, dims.data_rank, dims.data_size))
+    batches = list(loader.evaluation_batches(split, max_tokens, dims.data_rank, dims.data_size))
     if not batches:
         return {}
     result = mean_loss(engine, batches)
-    size = loader.evaluation_bytes(part, max_tokens)
+    size = loader.evaluation_bytes(split, max_tokens)
     return {
         "loss": result.loss,
         "perplexity": math.exp(min(result.loss, 700.0)),

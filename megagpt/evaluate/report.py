@@ -17,7 +17,7 @@ Rows = list[tuple[str, list[str]]]
 """A table: each row's label and one cell for every run, as plain text."""
 
 
-NO_FIGURES = ("step", "tokens", "bytes", "fim_cuts")
+NOT_METRICS = ("step", "tokens", "bytes", "fim_cuts")
 """Keys of an evaluation that say what it was measured on."""
 
 
@@ -68,20 +68,26 @@ def summary_rows(runs: list[Run]) -> Rows:
 
 
 def before_after_rows(run: Run) -> Rows:
-    """What the run measured both before its first step and at its end: label, and the two figures."""
+    """What the run measured both before its first step and at its end: label, and the two values."""
     rows = []
     for key, before in run.before.items():
         after = run.evaluation.get(key)
-        if key not in NO_FIGURES and number(before) is not None and number(after) is not None:
+        if key not in NOT_METRICS and number(before) is not None and number(after) is not None:
             spec = ".1%" if key.endswith("exact_match") else ".4f"
-            rows.append((key.replace("_", " ").capitalize(), [_format(before, spec), _format(after, spec)]))
+            rows.append((_label(key), [_format(before, spec), _format(after, spec)]))
     return rows
+
+
+def _label(key: str) -> str:
+    """A metric's key as words: "fim_exact_match" is "FIM exact match"."""
+    words = key.replace("_", " ").capitalize()
+    return f"FIM{words.removeprefix('Fim')}" if words.startswith("Fim ") else words
 
 
 def _summary(run: Run) -> dict[str, str]:
     last, validation = (lines[-1] if lines else {} for lines in (run.train, run.validation))
     loss = smooth([number(line["loss"]) for line in run.train])
-    part = run.evaluation.get("part", "held out")
+    split = run.evaluation.get("split", "held out")
     values = {
         "Steps": _format(last.get("step"), ",.0f"),
         "Tokens": _quantity(last.get("tokens")),
@@ -89,9 +95,9 @@ def _summary(run: Run) -> dict[str, str]:
         "Validation loss": _format(validation.get("validation_loss"), ".4f"),
         "Validation perplexity": _format(validation.get("validation_perplexity"), ".2f"),
         "Validation bits per byte": _format(validation.get("validation_bits_per_byte"), ".4f"),
-        f"Final loss ({part})": _format(run.evaluation.get("loss"), ".4f"),
-        f"Final perplexity ({part})": _format(run.evaluation.get("perplexity"), ".2f"),
-        f"Final bits per byte ({part})": _format(run.evaluation.get("bits_per_byte"), ".4f"),
+        f"Final loss ({split})": _format(run.evaluation.get("loss"), ".4f"),
+        f"Final perplexity ({split})": _format(run.evaluation.get("perplexity"), ".2f"),
+        f"Final bits per byte ({split})": _format(run.evaluation.get("bits_per_byte"), ".4f"),
         **{f"Bits per byte of {name}": _format(run.evaluation.get(key), ".4f") for key, name in COMPRESSORS.items()},
         "Tokens per second, median": _quantity(_median(run, "tokens_per_second")),
         "Model FLOPs utilisation, median": _format(_median(run, "mfu"), ".1%"),
@@ -107,15 +113,15 @@ def _header(title: str, runs: list[Run]) -> str:
     tiles = ""
     if len(runs) == 1:
         run, values = runs[0], _summary(runs[0])
-        part = run.evaluation.get("part", "held out")
+        split = run.evaluation.get("split", "held out")
         compressors = [
             f"{name} {_format(run.evaluation.get(key), '.2f')}"
             for key, name in COMPRESSORS.items()
             if number(run.evaluation.get(key)) is not None
         ]
-        bits = values.get(f"Final bits per byte ({part})") or values.get("Validation bits per byte")
-        loss = values.get(f"Final loss ({part})") or values.get("Validation loss")
-        perplexity = values.get(f"Final perplexity ({part})") or values.get("Validation perplexity")
+        bits = values.get(f"Final bits per byte ({split})") or values.get("Validation bits per byte")
+        loss = values.get(f"Final loss ({split})") or values.get("Validation loss")
+        perplexity = values.get(f"Final perplexity ({split})") or values.get("Validation perplexity")
         utilisation = values.get("Model FLOPs utilisation, median")
         memory = f"peak memory {values['Peak memory']}" if "Peak memory" in values else ""
         tiles = _tiles(

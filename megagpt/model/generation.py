@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megagpt.config.schema import Config
-from megagpt.data.fim import infill_prompt
+from megagpt.data.fim import fim_prompt
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError, TrainingDiverged
 from megagpt.model.gpt import GPT
@@ -120,12 +120,12 @@ class Generator:
         self.groups = modules[0].pg_collection
         self.device = next(modules[0].parameters()).device
 
-    def infill_prompt(self, prefix: str, suffix: str) -> list[int]:
+    def fim_prompt(self, prefix: str, suffix: str) -> list[int]:
         """Token ids to continue with what belongs between, in an order that the model was trained on: SPM if it was.
 
         Raises DataError when the tokenizer has no tokens for it.
         """
-        return infill_prompt(self.tokenizer, prefix, suffix, self.spm)
+        return fim_prompt(self.tokenizer, prefix, suffix, self.spm)
 
     def generate(
         self,

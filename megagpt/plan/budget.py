@@ -4,9 +4,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from megagpt.config.schema import Config
-from megagpt.data.conversations import read_conversations
+from megagpt.data.conversations import read_conversations, split_conversations
 from megagpt.data.rankings import read_rankings
-from megagpt.data.supervised import divide
 
 
 def total_steps(config: Config) -> float | None:
@@ -28,4 +27,5 @@ def total_steps(config: Config) -> float | None:
 
 @lru_cache(maxsize=4)
 def _training_samples(files: tuple[str, ...], ranked: bool, split: tuple[float, float, float]) -> int:
-    return len(divide((read_rankings if ranked else read_conversations)(files), split)["train"])
+    records = read_rankings(files) if ranked else read_conversations(files)
+    return len(split_conversations(records, split)["train"])

@@ -8,7 +8,7 @@ import torch
 from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
 from megagpt.data.loader import PretrainLoader
-from megagpt.data.packed import Part, permutation
+from megagpt.data.packed import Split, permutation
 from megagpt.errors import ConfigError
 from megagpt.rl.episodes import PretrainingBatch
 from megagpt.rl.rollouts import Collector
@@ -64,12 +64,12 @@ class EpisodeLoader:
         return texts, self.config.ppo.ptx_coefficient * chosen / (count * ratio * self.config.ppo.row_length)
 
     def evaluation_batches(
-        self, part: Part, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
+        self, split: Split, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
     ) -> Iterator[Batch]:
         """Held-out pretraining text, which is also measured where it is not learnt; none without corpora."""
         if self.pretraining is not None:
-            yield from self.pretraining.evaluation_batches(part, max_tokens, data_parallel_rank, data_parallel_size)
+            yield from self.pretraining.evaluation_batches(split, max_tokens, data_parallel_rank, data_parallel_size)
 
-    def evaluation_bytes(self, part: Part, max_tokens: int | None) -> int:
+    def evaluation_bytes(self, split: Split, max_tokens: int | None) -> int:
         """Number of UTF-8 bytes of the text of `evaluation_batches` on all ranks together."""
-        return 0 if self.pretraining is None else self.pretraining.evaluation_bytes(part, max_tokens)
+        return 0 if self.pretraining is None else self.pretraining.evaluation_bytes(split, max_tokens)

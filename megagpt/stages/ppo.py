@@ -12,9 +12,8 @@ from megagpt.config.alignment_rules import layout_problems
 from megagpt.config.load import raise_all
 from megagpt.config.schema import Config
 from megagpt.data import instructions
-from megagpt.data.conversations import read_conversations
+from megagpt.data.conversations import read_conversations, split_conversations
 from megagpt.data.loader import PretrainLoader, load_tokenizer
-from megagpt.data.supervised import divide
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import STOPPED_BY_SIGNAL, DataError
 from megagpt.parallel.build import build_engine
@@ -61,9 +60,9 @@ def evaluate_run(session: Session, name: str) -> None:
         values = trainer.evaluate(trainer.state)
     if not session.is_main:
         return
-    values = {"step": trainer.state.step, "part": "validation"} | values
+    values = {"step": trainer.state.step, "split": "validation"} | values
     replace_file(session.run_dir / name, json.dumps(values, indent=2) + "\n")
-    log.info("held out: %s", ", ".join(f"{key} {value:.4g}" for key, value in values.items() if key != "part"))
+    log.info("held out: %s", ", ".join(f"{key} {value:.4g}" for key, value in values.items() if key != "split"))
 
 
 def prepare(config: Config) -> Config:
@@ -89,7 +88,7 @@ def open_ppo(config: Config, checkpointer: Checkpointer) -> Session:
     episodes = _episodes(config, policy)
     engine = ActorCritic(policy, critic, ppo, config.optim.lr, episodes)
     models = Writer(config, policy, copy, tokenizer), critic, reference, _reward(layouts, config, tokenizer)
-    found = divide(read_conversations(config.data.conversations), config.data.split)
+    found = split_conversations(read_conversations(config.data.conversations), config.data.split)
     collector = Collector(config, episodes, read_prompts(tokenizer, found["train"], ppo), *models)
     loader = EpisodeLoader(config, collector, _pretraining(config))
     session = open_session(config, engine, checkpointer, loader)

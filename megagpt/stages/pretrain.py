@@ -94,7 +94,7 @@ def measure(session: Session) -> dict[str, float]:
 
 
 def _write(session: Session, name: str, values: dict[str, float]) -> None:
-    about = {"step": session.trainer.state.step, "part": "validation"}
+    about = {"step": session.trainer.state.step, "split": "validation"}
     replace_file(session.run_dir / name, json.dumps(about | values, indent=2) + "\n")
 
 

@@ -9,9 +9,9 @@ import torch
 
 from megagpt.checkpoint import Checkpointer
 from megagpt.config.schema import Config
-from megagpt.data.conversations import read_conversations
+from megagpt.data.chat import truncate_to_context
+from megagpt.data.conversations import read_conversations, split_conversations
 from megagpt.data.ranked_loader import RankedLoader
-from megagpt.data.supervised import divide, fit
 from megagpt.errors import STOPPED_BY_SIGNAL, DataError
 from megagpt.evaluate.scores import judge, score
 from megagpt.parallel.build import build_engine
@@ -80,7 +80,7 @@ def open_reward(config: Config, checkpointer: Checkpointer) -> Session:
 
 
 def demonstrations(config: Config, loader: RankedLoader) -> list[np.ndarray]:
-    """Conversations, int64 [n] each, that are to score 0 on average: the training part of data.conversations, or else
+    """Conversations, int64 [n] each, that are to score 0 on average: the train split of data.conversations, or else
     the best answers to the training prompts. Raises DataError when none fits the context."""
     if not config.data.conversations:
         return [
@@ -89,13 +89,13 @@ def demonstrations(config: Config, loader: RankedLoader) -> list[np.ndarray]:
             for row, rank in zip(example.rows, example.ranks, strict=True)
             if rank == min(example.ranks)
         ]
-    conversations = divide(read_conversations(config.data.conversations), config.data.split)["train"]
+    conversations = split_conversations(read_conversations(config.data.conversations), config.data.split)["train"]
     length = config.model.sequence_length
-    found = [fit(loader.tokenizer, conversation.messages, length) for conversation in conversations]
+    found = [truncate_to_context(loader.tokenizer, conversation.messages, length) for conversation in conversations]
     if rows := [example.tokens for example in found if example is not None]:
         return rows
     raise DataError(
-        f"none of the {len(found)} conversations of data.conversations in the training part has an answer that ends"
+        f"none of the {len(found)} conversations of data.conversations in the train split has an answer that ends"
         f" within model.sequence_length ({length}): there is nothing to set a score of 0 by"
     )
 
@@ -142,7 +142,7 @@ def evaluate_run(session: Session) -> None:
     values = judge(session.engine, config, loader.tokenizer, loader.held_out("validation", None))
     if not session.is_main or not values:
         return
-    values = {"step": session.trainer.state.step, "part": "validation"} | values
+    values = {"step": session.trainer.state.step, "split": "validation"} | values
     replace_file(session.run_dir / "evaluation.json", json.dumps(values, indent=2) + "\n")
     log.info(
         "held out: accuracy %.4f over %d pairs, calibration error %.4f; chance %.4f, longer answer %.4f, shorter %.4f",

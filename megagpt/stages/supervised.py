@@ -10,7 +10,7 @@ import numpy as np
 
 from megagpt.config.schema import Config
 from megagpt.data.chat import Message, chat_prompt
-from megagpt.data.supervised import ConversationLoader
+from megagpt.data.conversation_loader import ConversationLoader
 from megagpt.errors import STOPPED_BY_SIGNAL, DataError
 from megagpt.evaluate.edits import answer_edits, read_edits, similarity
 from megagpt.evaluate.held_out import evaluate
@@ -66,9 +66,9 @@ def evaluate_run(session: Session, name: str) -> None:
         values = evaluate(session.engine, session.loader, "validation", max_tokens=None) | measure_edits(session)
     if not session.is_main or not values:
         return
-    values = {"step": session.trainer.state.step, "part": "validation"} | values
+    values = {"step": session.trainer.state.step, "split": "validation"} | values
     replace_file(session.run_dir / name, json.dumps(values, indent=2) + "\n")
-    log.info("held out: %s", ", ".join(f"{key} {value:.4g}" for key, value in values.items() if key != "part"))
+    log.info("held out: %s", ", ".join(f"{key} {value:.4g}" for key, value in values.items() if key != "split"))
 
 
 def score_answers(session: Session) -> None:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from megagpt.data.chat import CHAT_TEMPLATE, Message, chat_prompt, encode_chat, grow_for_chat
-from megagpt.data.conversations import Conversation, read_conversations
+from megagpt.data.chat import CHAT_TEMPLATE, Message, chat_prompt, encode_chat, grow_for_chat, truncate_to_context
+from megagpt.data.conversations import Conversation, read_conversations, split_conversations
+from megagpt.data.packing import pack
 from megagpt.data.rankings import read_rankings
-from megagpt.data.supervised import divide, fit, pack
 from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import DataError
 
@@ -240,10 +240,10 @@ def test_what_looks_like_a_role_in_a_text_is_text():
 
 def test_long_conversations_are_kept_up_to_the_last_answer_that_fits():
     whole, first = encode_chat(TOKENIZER, TALK), encode_chat(TOKENIZER, TALK[:3])
-    assert np.array_equal(fit(TOKENIZER, TALK, len(whole.tokens)).tokens, whole.tokens)
-    assert np.array_equal(fit(TOKENIZER, TALK, len(whole.tokens) - 1).tokens, first.tokens)
-    assert fit(TOKENIZER, TALK, len(first.tokens) - 1) is None
-    assert fit(TOKENIZER, TALK[:2], 999) is None
+    assert np.array_equal(truncate_to_context(TOKENIZER, TALK, len(whole.tokens)).tokens, whole.tokens)
+    assert np.array_equal(truncate_to_context(TOKENIZER, TALK, len(whole.tokens) - 1).tokens, first.tokens)
+    assert truncate_to_context(TOKENIZER, TALK, len(first.tokens) - 1) is None
+    assert truncate_to_context(TOKENIZER, TALK[:2], 999) is None
 
 
 def talk(prompt: str, user: str | None = None, answer: str = "a") -> Conversation:
@@ -254,12 +254,12 @@ def test_a_prompt_or_a_user_is_never_on_two_sides():
     many = [talk(f"prompt {n % 40}", f"user {n}", str(n)) for n in range(400)]
     many += [talk(f"{'  Prompt' if n % 2 else 'prompt'} {n % 60}\n", answer=str(n)) for n in range(300)]
     many += [talk(f"other {n}", f"writer {n % 30}") for n in range(300)]
-    parts = divide([*many, *many], [0.5, 0.5, 0.0])
-    assert sum(len(part) for part in parts.values()) == len(many)
+    splits = split_conversations([*many, *many], [0.5, 0.5, 0.0])
+    assert sum(len(split) for split in splits.values()) == len(many)
     for key in (lambda c: " ".join(c.messages[0].content.split()).lower(), lambda c: c.user):
-        seen = [{key(c) for c in part} - {None} for part in parts.values()]
+        seen = [{key(c) for c in split} - {None} for split in splits.values()]
         assert not seen[0] & seen[1]
-    assert min(len(parts["train"]), len(parts["validation"])) > 200
+    assert min(len(splits["train"]), len(splits["validation"])) > 200
 
 
 def test_packing_loses_nothing_and_overfills_nothing():

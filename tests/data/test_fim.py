@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megagpt.data.code_tokens import FIM_TOKENS, grow_for_code
-from megagpt.data.fim import Infilling, infill_prompt, units_within
+from megagpt.data.fim import FillInTheMiddle, fim_prompt, units_within
 from megagpt.data.tokenizer import Tokenizer, train_tokenizer
 from megagpt.errors import ConfigError, DataError
 
@@ -53,7 +53,7 @@ def documents(tokens: np.ndarray) -> list[list[int]]:
 @settings(max_examples=300, deadline=None)
 def test_parts_put_together_are_the_document(text, cuts, spm):
     first, last = sorted(min(cut, len(text)) for cut in cuts)
-    tokens = Infilling(TOKENIZER).rearrange(text, first, last, spm)
+    tokens = FillInTheMiddle(TOKENIZER).rearrange(text, first, last, spm)
     assert tokens.pop() == END
     assert restore(tokens) == text
     assert (tokens[1] == SUFFIX) == (spm or not first)
@@ -66,7 +66,7 @@ def test_parts_put_together_are_the_document(text, cuts, spm):
 @settings(max_examples=300, deadline=None)
 def test_documents_of_a_sample_stay_whole_but_for_the_last(texts, index, spm_rate):
     filler = "x" * 300
-    new, mask = Infilling(TOKENIZER, 1, spm_rate, seed=3).sample(sample_of([*texts, filler]), index)
+    new, mask = FillInTheMiddle(TOKENIZER, 1, spm_rate, seed=3).sample(sample_of([*texts, filler]), index)
     *whole, last, rest = documents(new)
     assert [restore(document) for document in whole] == texts
     assert filler.startswith(restore(last))
@@ -80,7 +80,7 @@ def test_documents_of_a_sample_stay_whole_but_for_the_last(texts, index, spm_rat
 def test_any_sample_keeps_its_length_and_what_is_rearranged_has_an_end(texts, index, rate, cut):
     tokens = sample_of(texts)
     tokens = tokens[: max(1, len(tokens) - cut)]  # the last document may be cut, even inside a character
-    new, mask = Infilling(TOKENIZER, rate).sample(tokens, index)
+    new, mask = FillInTheMiddle(TOKENIZER, rate).sample(tokens, index)
     assert (new.shape, mask.shape) == (tokens.shape, (len(tokens) - 1,))
     assert (new.dtype, mask.dtype) == (np.int64, np.float32)
     assert (mask == (new[1:] != PAD)).all()
@@ -93,7 +93,7 @@ def test_any_sample_keeps_its_length_and_what_is_rearranged_has_an_end(texts, in
 @settings(max_examples=200, deadline=None)
 def test_a_window_inside_a_document_is_rearranged_up_to_its_end(text, index, start):
     window = np.array(TOKENIZER.encode(text))[start:-2]
-    new, mask = Infilling(TOKENIZER, 1).sample(window, index)
+    new, mask = FillInTheMiddle(TOKENIZER, 1).sample(window, index)
     whole, rest = documents(new)
     restored, original = restore(whole), TOKENIZER.decode_bytes(window).decode(errors="ignore")
     assert original.startswith(restored)
@@ -109,7 +109,7 @@ def test_what_gets_shorter_is_padded_and_the_end_is_trained():
         index for character in text.encode() for index in range(256) if TOKENIZER.decode_bytes([index])[0] == character
     ]
     tokens = np.array([*letters, END])  # a corpus never spells text like this, but no tokens save more
-    new, mask = Infilling(TOKENIZER, 1).sample(tokens, 5)
+    new, mask = FillInTheMiddle(TOKENIZER, 1).sample(tokens, 5)
     length = int((new != PAD).sum())
     assert length < len(tokens)
     assert new[length - 1] == END
@@ -120,19 +120,19 @@ def test_what_gets_shorter_is_padded_and_the_end_is_trained():
 
 def test_samples_depend_on_seed_and_index_alone():
     tokens = sample_of(["def f(x):\n    return x + 1\n"] * 9)
-    infilling = Infilling(TOKENIZER, seed=1)
-    alone = {index: infilling.sample(tokens, index)[0].tolist() for index in range(40)}
-    again = Infilling(TOKENIZER, seed=1)
+    fim = FillInTheMiddle(TOKENIZER, seed=1)
+    alone = {index: fim.sample(tokens, index)[0].tolist() for index in range(40)}
+    again = FillInTheMiddle(TOKENIZER, seed=1)
     assert alone == {index: again.sample(tokens, index)[0].tolist() for index in reversed(range(40))}
     assert len({tuple(new) for new in alone.values()}) == 40
-    assert Infilling(TOKENIZER, seed=2).sample(tokens, 0)[0].tolist() != alone[0]
+    assert FillInTheMiddle(TOKENIZER, seed=2).sample(tokens, 0)[0].tolist() != alone[0]
     assert tokens.tolist() == sample_of(["def f(x):\n    return x + 1\n"] * 9).tolist()
 
 
 def test_rates_and_spans():
     text = "abcdefghij"
-    tokens, infilling = sample_of([text, "x" * 40]), Infilling(TOKENIZER, 0.5, 0.25)
-    first = [documents(infilling.sample(tokens, index)[0])[0] for index in range(4000)]
+    tokens, fim = sample_of([text, "x" * 40]), FillInTheMiddle(TOKENIZER, 0.5, 0.25)
+    first = [documents(fim.sample(tokens, index)[0])[0] for index in range(4000)]
     rearranged = [document for document in first if document[0] == PREFIX]
     assert len(rearranged) / 4000 == pytest.approx(0.5, abs=0.04)
     middles = [
@@ -161,15 +161,15 @@ def test_a_share_of_the_middles_are_single_lines():
     text = "def f(x):\n    y = x\n\n    return (\n        y)\nf(1)"
     lines = ["\n    y = x", "\n        y)"]  # not the first and the last, and none that is blank or after a blank one
     assert [text[slice(*place)] for place in units_within(text)] == lines
-    tokens, infilling = sample_of([text, "x" * 40]), Infilling(TOKENIZER, 0.5, 0, unit_rate=0.75)
-    first = [documents(infilling.sample(tokens, index)[0])[0] for index in range(2000)]
+    tokens, fim = sample_of([text, "x" * 40]), FillInTheMiddle(TOKENIZER, 0.5, 0, unit_rate=0.75)
+    first = [documents(fim.sample(tokens, index)[0])[0] for index in range(2000)]
     rearranged = [document for document in first if document[0] == PREFIX]
     assert len(rearranged) / 2000 == pytest.approx(0.5, abs=0.05)
     middles = [TOKENIZER.decode(document[document.index(MIDDLE) + 1 :]) for document in rearranged]
     for line in lines:
         assert middles.count(line) / len(middles) == pytest.approx(0.75 / 2, abs=0.05)
     assert all(restore(document) == text for document in rearranged)
-    always = Infilling(TOKENIZER, 1, 0, unit_rate=1)
+    always = FillInTheMiddle(TOKENIZER, 1, 0, unit_rate=1)
     one_line = sample_of(["to be or not", "x" * 40])  # without a line to take it is cut anywhere
     assert len({tuple(always.sample(one_line, index)[0]) for index in range(50)}) > 20
 
@@ -177,11 +177,11 @@ def test_a_share_of_the_middles_are_single_lines():
 def test_long_documents_are_cut_into_pieces():
     text, spaces = " ".join(f"w{number}" for number in range(200)), np.array(TOKENIZER.encode(" x") * 200)
     window = np.array(TOKENIZER.encode(text))[:400]
-    infilling = Infilling(TOKENIZER, 1, seed=3, piece_tokens=40)
+    fim = FillInTheMiddle(TOKENIZER, 1, seed=3, piece_tokens=40)
     seen = set()
     for index in range(20):
-        new, mask = infilling.sample(window, index)
-        assert np.array_equal(infilling.sample(window, index)[0], new)
+        new, mask = fim.sample(window, index)
+        assert np.array_equal(fim.sample(window, index)[0], new)
         assert new.shape == window.shape
         assert (mask == (new[1:] != PAD)).all()
         *whole, rest = documents(new)
@@ -190,45 +190,45 @@ def test_long_documents_are_cut_into_pieces():
         assert not rest or rest[0] not in (MIDDLE, SUFFIX)
         seen.add(tuple(np.flatnonzero(new == END)))
     assert len(seen) == 20  # where pieces end depends on the sample
-    lengths = [len(restore(d)) // 2 for n in range(200) for d in documents(infilling.sample(spaces, n)[0])[:-2]]
+    lengths = [len(restore(d)) // 2 for n in range(200) for d in documents(fim.sample(spaces, n)[0])[:-2]]
     per_word = len(spaces) / 200  # tokens of " x"
     assert (min(lengths) * per_word, max(lengths) * per_word) == pytest.approx((10, 40), abs=2)
     two = sample_of(["x" * 9, "y" * 500])  # the end of a document always ends a piece
-    assert restore(documents(infilling.sample(two, 0)[0])[0]) == "x" * 9
+    assert restore(documents(fim.sample(two, 0)[0])[0]) == "x" * 9
 
 
 def test_rate_0_changes_nothing_and_rate_1_everything():
     tokens = sample_of(["one", "two", "three"])
-    assert Infilling(TOKENIZER, 0).sample(tokens, 7)[0].tolist() == tokens.tolist()
+    assert FillInTheMiddle(TOKENIZER, 0).sample(tokens, 7)[0].tolist() == tokens.tolist()
     long = sample_of(["one"] * 3 + ["x" * 60])
-    new, _ = Infilling(TOKENIZER, 1).sample(long, 7)
+    new, _ = FillInTheMiddle(TOKENIZER, 1).sample(long, 7)
     assert [document[0] for document in documents(new)[:3]] == [PREFIX] * 3
 
 
 def test_what_is_no_text_stays():
-    infilling = Infilling(TOKENIZER, 1)
+    fim = FillInTheMiddle(TOKENIZER, 1)
     for tokens in ([END], [END, END], TOKENIZER.encode("é")[:1], [*TOKENIZER.encode("a" * 9), PAD, END]):
-        assert infilling.sample(np.array(tokens), 0)[0].tolist() == list(tokens)
+        assert fim.sample(np.array(tokens), 0)[0].tolist() == list(tokens)
 
 
 def test_prompt_is_the_front_of_what_is_trained_on():
     prefix, suffix = "def f(x):\n    return", " + 1\n"
-    prompt = infill_prompt(TOKENIZER, prefix, suffix)
+    prompt = fim_prompt(TOKENIZER, prefix, suffix)
     text = f"{prefix} x{suffix}"
-    trained = Infilling(TOKENIZER).rearrange(text, len(prefix), len(text) - len(suffix), True)
+    trained = FillInTheMiddle(TOKENIZER).rearrange(text, len(prefix), len(text) - len(suffix), True)
     assert trained == [*prompt, *TOKENIZER.encode(" x"), END]
-    assert infill_prompt(TOKENIZER, "", "") == [PREFIX, SUFFIX, MIDDLE]
-    psm = infill_prompt(TOKENIZER, prefix, suffix, spm=False)
+    assert fim_prompt(TOKENIZER, "", "") == [PREFIX, SUFFIX, MIDDLE]
+    psm = fim_prompt(TOKENIZER, prefix, suffix, spm=False)
     assert psm == [PREFIX, *TOKENIZER.encode(prefix), SUFFIX, *TOKENIZER.encode(suffix), MIDDLE]
 
 
 def test_what_is_wrong_is_said():
     with pytest.raises(DataError, match=r"<fim_prefix>.*--extend OLD --output NEW"):
-        infill_prompt(PLAIN, "a", "b")
+        fim_prompt(PLAIN, "a", "b")
     with pytest.raises(DataError, match="--extend"):
-        Infilling(PLAIN)
+        FillInTheMiddle(PLAIN)
     for rates in ((1.5, 0.5), (0.5, -1), (float("nan"), 0)):
         with pytest.raises(ConfigError, match=r"in 0\.\.1"):
-            Infilling(TOKENIZER, *rates)
+            FillInTheMiddle(TOKENIZER, *rates)
     with pytest.raises(ConfigError, match="unit_rate"):
-        Infilling(TOKENIZER, unit_rate=2)
+        FillInTheMiddle(TOKENIZER, unit_rate=2)

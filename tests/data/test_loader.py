@@ -8,7 +8,7 @@ import torch
 
 from megagpt.config.schema import Config, CorpusConfig, DataConfig, ModelConfig, ParallelConfig
 from megagpt.data.code_tokens import FIM_TOKENS, grow_for_code
-from megagpt.data.fim import Infilling
+from megagpt.data.fim import FillInTheMiddle
 from megagpt.data.indexed import write_corpus
 from megagpt.data.loader import PretrainLoader
 from megagpt.data.tokenizer import Tokenizer, train_tokenizer
@@ -153,14 +153,14 @@ def grown(config, tmp_path_factory) -> Config:
 
 
 @pytest.mark.parametrize(("ranks", "size"), [(1, 1), (2, 3), (3, 2)])
-def test_infilling_is_the_same_in_every_layout(grown, ranks, size):
+def test_fim_is_the_same_in_every_layout(grown, ranks, size):
     reference = PretrainLoader(grown)
-    infilling = Infilling(reference.tokenizer, 0.5, 0.5, grown.seed)
+    fim = FillInTheMiddle(reference.tokenizer, 0.5, 0.5, grown.seed)
     loaders = [PretrainLoader(with_micro_batch(grown, size)) for _ in range(ranks)]
     for first in (0, 300, 12):
         per_rank = [list(loader.micro_batches(first, 12, rank, ranks)) for rank, loader in enumerate(loaders)]
         batches = [batch for step in zip(*per_rank, strict=True) for batch in step]
-        expected = [infilling.sample(reference.mixture[first + n], first + n) for n in range(12)]
+        expected = [fim.sample(reference.mixture[first + n], first + n) for n in range(12)]
         tokens, masks = (np.stack(rows) for rows in zip(*expected, strict=True))
         assert np.array_equal(torch.cat([batch.tokens for batch in batches]), tokens[:, :-1])
         assert np.array_equal(torch.cat([batch.labels for batch in batches]), tokens[:, 1:])
@@ -168,7 +168,7 @@ def test_infilling_is_the_same_in_every_layout(grown, ranks, size):
         assert (tokens == reference.tokenizer.special_ids["<fim_middle>"]).any()
 
 
-def test_infilling_is_for_training_alone(grown):
+def test_fim_is_for_training_alone(grown):
     plain = PretrainLoader(with_data(grown, fim_rate=0.0))
     assert np.array_equal(plain.mixture[3][:-1], next(plain.micro_batches(3, 2, 0, 1)).tokens[0])
     pairs = zip(
@@ -177,14 +177,14 @@ def test_infilling_is_for_training_alone(grown):
     assert all(torch.equal(a.tokens, b.tokens) and torch.equal(a.loss_mask, b.loss_mask) for a, b in pairs)
 
 
-def test_infilling_has_the_configured_shares(grown):
+def test_fim_has_the_configured_shares(grown):
     shares = {"fim_rate": 0.75, "fim_spm_rate": 0.25, "fim_unit_rate": 0.125}
     shares |= {"fim_piece_tokens": 12}
-    infilling = PretrainLoader(with_data(grown, **shares)).infilling
-    assert (infilling.rate, infilling.spm_rate, infilling.unit_rate, infilling.piece_tokens) == tuple(shares.values())
+    fim = PretrainLoader(with_data(grown, **shares)).fim
+    assert (fim.rate, fim.spm_rate, fim.unit_rate, fim.piece_tokens) == tuple(shares.values())
 
 
-def test_infilling_needs_its_tokens(config):
+def test_fim_needs_its_tokens(config):
     with pytest.raises(DataError, match=r"<fim_prefix>.*--extend"):
         PretrainLoader(with_data(config, fim_rate=0.5))
 
@@ -220,7 +220,7 @@ def test_refuses_a_corpus_of_another_tokenizer(config, tmp_path):
     [
         (lambda c: with_data(c, corpora=()), ConfigError, r"data\.corpora is empty"),
         (lambda c: replace(c, model=replace(c.model, vocab_size=299)), ConfigError, r"set model\.vocab_size=300"),
-        (lambda c: with_data(c, split=(0.999999, 1e-6, 0)), DataError, "no document fell into the validation part"),
+        (lambda c: with_data(c, split=(0.999999, 1e-6, 0)), DataError, "no document fell into the validation split"),
         (lambda c: replace(c, model=replace(c.model, sequence_length=10**5)), DataError, "too short"),
     ],
 )

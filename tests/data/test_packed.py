@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megagpt.data.indexed import write_corpus
-from megagpt.data.packed import BLOCK, PARTS, Mixture, PackedCorpus, documents_of, permutation
+from megagpt.data.packed import BLOCK, SPLITS, Mixture, PackedCorpus, documents_of, permutation
 from megagpt.errors import DataError
 
 ABOUT = {"tokenizer_sha256": "0" * 64, "vocab_size": 65_499}
@@ -68,22 +68,22 @@ def test_epochs_and_seeds_differ(prefix):
     assert not np.array_equal(first, np.stack([other[index] for index in range(corpus.samples_per_epoch)]))
 
 
-def test_parts_cover_all_documents_once(prefix):
-    parts = [PackedCorpus(prefix, (0.5, 0.3, 0.2), part, 16) for part in PARTS]
-    assert sorted(np.concatenate([part.documents for part in parts])) == list(range(200))
-    assert sum(part.num_tokens for part in parts) == parts[0].about["tokens"]
+def test_splits_cover_all_documents_once(prefix):
+    splits = [PackedCorpus(prefix, (0.5, 0.3, 0.2), split, 16) for split in SPLITS]
+    assert sorted(np.concatenate([split.documents for split in splits])) == list(range(200))
+    assert sum(split.num_tokens for split in splits) == splits[0].about["tokens"]
 
 
-@given(count=st.integers(1, 5000), split=st.tuples(*[st.floats(0, 1)] * 3).filter(lambda s: sum(s) > 0.1))
-def test_parts_of_documents(count, split):
-    parts = [documents_of(part, split, count) for part in PARTS]
-    assert sorted(np.concatenate(parts)) == list(range(count))
-    for documents, share in zip(parts, split, strict=True):
-        expected = share / sum(split) * count
+@given(count=st.integers(1, 5000), proportions=st.tuples(*[st.floats(0, 1)] * 3).filter(lambda s: sum(s) > 0.1))
+def test_splits_of_documents(count, proportions):
+    splits = [documents_of(split, proportions, count) for split in SPLITS]
+    assert sorted(np.concatenate(splits)) == list(range(count))
+    for documents, share in zip(splits, proportions, strict=True):
+        expected = share / sum(proportions) * count
         assert abs(len(documents) - expected) <= 5 * np.sqrt(expected) + 5  # five standard deviations
         assert share > 0 or not len(documents)
-    more = documents_of("train", split, count + 100)
-    assert np.array_equal(more[more < count], parts[0])  # new documents move no old one
+    more = documents_of("train", proportions, count + 100)
+    assert np.array_equal(more[more < count], splits[0])  # new documents move no old one
 
 
 @given(count=st.integers(1, 3000), keys=st.lists(st.integers(0, 2**63), max_size=3))

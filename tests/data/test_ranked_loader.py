@@ -101,8 +101,8 @@ def test_held_out_prompts_are_no_training_prompts_and_every_replica_gets_as_many
     records = [*RECORDS, *RECORDS[:3], record(3, [1, 0, 2])]  # repetitions, and other answers to one prompt
     loader = loader_of(records)
     train, held = (
-        {tuple(row[: len(row) // 2].tolist()) for example in loader.examples[part] for row in example.rows}
-        for part in ("train", "validation")
+        {tuple(row[: len(row) // 2].tolist()) for example in loader.examples[split] for row in example.rows}
+        for split in ("train", "validation")
     )
     assert held
     assert not train & held
@@ -157,7 +157,7 @@ def test_what_nothing_can_be_learnt_from_is_counted(loader_of, caplog):
     assert len(loader.examples["train"]) == len(RECORDS)
     assert "2 of 27 prompts are left out: none of their answers is better" in caplog.text
     assert "1 of 27 prompts are left out: fewer than two different answers end within" in caplog.text
-    with pytest.raises(DataError, match="no prompt with two answers to compare is left in the train part of 3"):
+    with pytest.raises(DataError, match="no prompt with two answers to compare is left in the train split of 3"):
         loader_of(useless, split=(1.0, 0.0, 0.0))
 
 

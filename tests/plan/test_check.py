@@ -131,7 +131,7 @@ def test_truncated_corpus(prepared, tmp_path):
     assert "cut.bin is truncated" in problems[0]
 
 
-def test_infilling_needs_its_tokens(prepared):
+def test_fim_needs_its_tokens(prepared):
     problems, _ = check_run(replaced(prepared, "data", fim_rate=0.5))
     assert len(problems) == 1
     assert "<fim_prefix>" in problems[0]

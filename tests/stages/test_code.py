@@ -28,12 +28,12 @@ LARGER = 400  # tokens; with them the padded vocabulary grows too
 def _fim_loss(session) -> float:
     """Mean loss of held-out documents that are all rearranged, on one rank."""
     from megagpt.data.batch import Batch
-    from megagpt.data.fim import Infilling
+    from megagpt.data.fim import FillInTheMiddle
 
     loader, batches = session.loader, []
-    infilling, corpus = Infilling(loader.tokenizer, rate=1), loader.corpora["validation"][0]
+    fim, corpus = FillInTheMiddle(loader.tokenizer, rate=1), loader.corpora["validation"][0]
     for index in range(32):
-        tokens, mask = (torch.from_numpy(part)[None] for part in infilling.sample(corpus[index], index))
+        tokens, mask = (torch.from_numpy(part)[None] for part in fim.sample(corpus[index], index))
         batches.append(Batch(tokens[:, :-1], tokens[:, 1:], mask, torch.arange(LENGTH)[None]))
     return session.engine.evaluate(iter(batches), len(batches)).loss
 
@@ -220,7 +220,7 @@ def test_what_does_not_continue_the_old_vocabulary_is_refused(settings, one):
     assert re.search(r"does not begin with the tokens of .*differ from id \d+ on.*--extend", one["other"]["error"])
 
 
-def test_resume_with_infilling_is_bit_exact(one):
+def test_resume_with_fim_is_bit_exact(one):
     whole, parts = one["whole"], one["parts"]
     assert (whole["begun"], parts["begun"], len(whole["losses"])) == (0, STOP, STEPS)
     assert parts["losses"] == whole["losses"]
@@ -233,7 +233,7 @@ def test_two_replicas_train_as_one_rank(one, two):
         torch.testing.assert_close(result["losses"], one["whole"]["losses"], rtol=1e-5, atol=0)
 
 
-def test_held_out_infilling_gets_better_than_from_plain_text(one):
+def test_held_out_fim_gets_better_than_from_plain_text(one):
     whole, plain = one["whole"], one["plain"]
     assert whole["before"] == plain["before"]
     assert whole["after"] < whole["before"] - 0.5

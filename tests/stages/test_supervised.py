@@ -39,7 +39,7 @@ def _run(overrides: list[str]) -> dict:
 
     from megagpt.config.load import load
     from megagpt.config.rules import check
-    from megagpt.data.supervised import ConversationLoader
+    from megagpt.data.conversation_loader import ConversationLoader
     from megagpt.evaluate.edits import answer_edits, read_edits, similarity
     from megagpt.evaluate.held_out import evaluate
     from megagpt.model.generation import Generator

@@ -10,7 +10,7 @@ import generate
 import pytest
 
 from megagpt.config.schema import ParallelConfig
-from megagpt.data.fim import infill_prompt
+from megagpt.data.fim import fim_prompt
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError, ConfigError, DataError
 from megagpt.model.generation import Generator
@@ -105,7 +105,7 @@ def test_suffix_asks_for_what_is_between(tool, run_dir, monkeypatch):
     completion = json.loads(tool(*arguments, "--json"))
     assert (completion["prompt"], completion["suffix"]) == ("the cat ", " mat\n")
     assert tool(*arguments) == f"the cat {completion['text']} mat\n\n"
-    assert asked == [[infill_prompt(tokenizer, "the cat ", " mat\n")]] * 2
+    assert asked == [[fim_prompt(tokenizer, "the cat ", " mat\n")]] * 2
     several = tool(*arguments, "--num-samples", "2").split(f"{'-' * 40}\n")
     assert several[0] == f"the cat {completion['text']} mat\n\n"
     assert len(several) == 3
@@ -116,8 +116,8 @@ def test_suffix_comes_in_an_order_that_was_trained(run_dir):
     config, engine, tokenizer = restore(run_dir, ParallelConfig())
     for rate, spm in ((0.0, False), (0.5, True), (1.0, True)):
         trained = replace(config, data=replace(config.data, fim_spm_rate=rate))
-        prompt = Generator(engine.modules, trained, tokenizer).infill_prompt("the cat", " mat")
-        assert prompt == infill_prompt(tokenizer, "the cat", " mat", spm)
+        prompt = Generator(engine.modules, trained, tokenizer).fim_prompt("the cat", " mat")
+        assert prompt == fim_prompt(tokenizer, "the cat", " mat", spm)
     launch.shutdown()
 
 

@@ -8,7 +8,7 @@ import preview_data
 import pytest
 
 from megagpt.data.chat import Message, encode_chat, grow_for_chat
-from megagpt.data.supervised import pack
+from megagpt.data.packing import pack
 from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import ConfigError, DataError
 

@@ -44,7 +44,7 @@ def make_run(folder: Path, steps: int = 40, lr: float = 6e-4, complete: bool = T
     (folder / "metrics.jsonl").write_text(text)
     config = json.loads(json.dumps(dataclasses.asdict(Config(run_name=folder.name, optim=OptimConfig(lr=lr)))))
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    evaluation = {"step": steps, "part": "test", "loss": 2.25, "perplexity": math.exp(2.25), "bits_per_byte": 1.125}
+    evaluation = {"step": steps, "split": "test", "loss": 2.25, "perplexity": math.exp(2.25), "bits_per_byte": 1.125}
     compressors = {"gzip_9_bits_per_byte": 1.75, "xz_9_bits_per_byte": 1.5}
     (folder / "evaluation.json").write_text(json.dumps(evaluation | compressors))
     sample = {"step": steps, "prompt": f"{HOSTILE} prompt", "text": f"{HOSTILE} text & more"}
@@ -124,13 +124,13 @@ def test_summary(tmp_path: Path):
 
 def test_what_was_measured_before_and_after_is_a_table(tmp_path: Path):
     folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b")]
-    before = {"step": 0, "part": "test", "loss": 3.5, "tokens": 9, "fim_exact_match": 0.0, f"{HOSTILE}": 1.5}
+    before = {"step": 0, "split": "test", "loss": 3.5, "tokens": 9, "fim_exact_match": 0.0, f"{HOSTILE}": 1.5}
     (folders[0] / "evaluation_before.json").write_text(json.dumps(before | {"never_measured_again": 4.0}))
     after = json.loads((folders[0] / "evaluation.json").read_text())
     (folders[0] / "evaluation.json").write_text(json.dumps(after | {"fim_exact_match": 0.0625, f"{HOSTILE}": 1}))
     run, other = runs = read_runs(folders)
     hostile = HOSTILE.replace("_", " ").capitalize()
-    wanted = [("Loss", ["3.5000", "2.2500"]), ("Infilling exact match", ["0.0%", "6.2%"])]
+    wanted = [("Loss", ["3.5000", "2.2500"]), ("FIM exact match", ["0.0%", "6.2%"])]
     assert before_after_rows(run) == [*wanted, (hostile, ["1.5000", "1.0000"])]
     assert before_after_rows(other) == []
     alone, both, without = (build_report(chosen) for chosen in ([run], runs, [other]))

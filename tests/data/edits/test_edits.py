@@ -56,16 +56,16 @@ def test_the_same_seed_gives_the_same_edits_and_none_twice():
     assert Counter(edit.kind for edit in first) == dict.fromkeys(kinds, 10)
 
 
-def test_parts_have_no_text_in_common():
+def test_splits_have_no_text_in_common():
     words = ["river", "boat", "harbour", "captain", "sailor", "anchor", "island"]
     sentences = [f"The {a} saw the {b}." for a in words for b in words]
-    parts = {}
-    for part in ("train", "validation"):
-        made = edits("uppercase", "fix_bug", count=4, documents=["\n\n".join(sentences)], max_chars=300, part=part)
-        parts[part] = {edit.input for edit in made if edit.kind == "uppercase"}
-    assert not parts["train"] & parts["validation"]
+    splits = {}
+    for split in ("train", "validation"):
+        made = edits("uppercase", "fix_bug", count=4, documents=["\n\n".join(sentences)], max_chars=300, split=split)
+        splits[split] = {edit.input for edit in made if edit.kind == "uppercase"}
+    assert not splits["train"] & splits["validation"]
     everything = edits("uppercase", count=30, documents=["\n\n".join(sentences)])
-    assert {edit.input for edit in everything} - parts["train"] - parts["validation"]
+    assert {edit.input for edit in everything} - splits["train"] - splits["validation"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

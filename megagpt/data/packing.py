@@ -1,0 +1,50 @@
+"""Packing: several whole conversations in one row of a batch, so that little of it is padding."""
+
+import bisect
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from megagpt.data.batch import Batch
+from megagpt.data.chat import Example
+from megagpt.data.tokenizer import Tokenizer
+
+
+def batch_of_rows(rows: Sequence[Sequence[Example]], length: int, tokenizer: Tokenizer) -> Batch:
+    """Rows of `length` tokens, each of whole examples, with positions from 0 in every one; what is left is padding.
+
+    Unless every row holds a single example, `document_ids` keeps them apart.
+    """
+    shape = len(rows), length
+    tokens, labels = (np.full(shape, tokenizer.end_of_text_id) for _ in range(2))
+    mask, positions, documents = np.zeros(shape, np.float32), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for row, examples in enumerate(rows):
+        start = 0
+        for number, example in enumerate(examples):
+            end = start + len(example.tokens) - 1
+            tokens[row, start:end], labels[row, start:end] = example.tokens[:-1], example.tokens[1:]
+            mask[row, start:end] = example.trained[1:]
+            positions[row, start:end], documents[row, start:end] = np.arange(end - start), number
+            start = end
+        positions[row, start:], documents[row, start:] = np.arange(length - start), len(examples)
+    tensors = [torch.from_numpy(array) for array in (tokens, labels, mask, positions, documents)]
+    return Batch(*tensors) if any(len(examples) > 1 for examples in rows) else Batch(*tensors[:4])
+
+
+def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Indices of `lengths` in rows of at most `room`, by best fit, longest first; `room` 0: one a row, in order."""
+    if not room:
+        return [[index] for index in range(len(lengths))]
+    rows: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (room left, row), ascending
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        place = bisect.bisect_left(free, (lengths[index], -1))
+        if place == len(free):
+            left, row = room, len(rows)
+            rows.append([])
+        else:
+            left, row = free.pop(place)
+        rows[row].append(index)
+        bisect.insort(free, (left - lengths[index], row))
+    return rows
