@@ -38,7 +38,7 @@ from megagpt.errors import ConfigError
 from megagpt.log import run_tool
 from megagpt.model.generation import GenerationConfig, Generator
 from megagpt.parallel import launch
-from megagpt.stages.session import restore
+from megagpt.stages.weights import load_model
 from megagpt.train.metrics import read_jsonl
 
 
@@ -100,14 +100,14 @@ def iteration(run: Path) -> dict[str, float]:
         "scoring_seconds": scoring,
         "update_seconds": whole - rollout - scoring,
         "generated_tokens_per_second": median(
-            line["answer_tokens"] * episodes / line["rollout_seconds"] for line in firsts
+            line["response_tokens"] * episodes / line["rollout_seconds"] for line in firsts
         ),
     }
 
 
 def generation(args: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second of both generators on the run's policy, and their ratio: one batch, and an iteration's."""
-    config, engine, tokenizer = restore(args.run, ParallelConfig())
+    config, engine, tokenizer = load_model(args.run, ParallelConfig())
     with tempfile.TemporaryDirectory() as folder:
         convert(args.run, Path(folder) / "hf", "huggingface", prove=False)
         peer = AutoModelForCausalLM.from_pretrained(Path(folder) / "hf").eval()

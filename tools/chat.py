@@ -26,7 +26,7 @@ from megagpt.errors import ConfigError, DataError, MegaGPTError
 from megagpt.log import run_tool
 from megagpt.model.generation import GenerationConfig, Generator
 from megagpt.parallel import launch
-from megagpt.stages.session import restore
+from megagpt.stages.weights import load_model
 
 COMMANDS = ("/reset", "/undo", "/system", "/quit")
 
@@ -73,7 +73,7 @@ def talk(options: argparse.Namespace) -> None:
             f"--tensor-parallel-size x --pipeline-parallel-size is {needed}, but there are {env.world_size()} ranks: "
             f"start it with torchrun --nproc-per-node {needed}"
         )
-    config, engine, tokenizer = restore(options.checkpoint, parallel)
+    config, engine, tokenizer = load_model(options.checkpoint, parallel)
     role_ids(tokenizer)  # a model that was never told who speaks is refused here
     generator = Generator(engine.modules, config, tokenizer)
     history = History(tokenizer, generator.window, min(options.max_new_tokens, generator.window // 2), options.system)

@@ -24,7 +24,7 @@ from megagpt.evaluate.edits import EditEvaluation, evaluate_edits
 from megagpt.log import run_tool
 from megagpt.model.generation import Generator
 from megagpt.parallel import launch
-from megagpt.stages.session import restore
+from megagpt.stages.weights import load_model
 
 
 def main() -> None:
@@ -38,9 +38,9 @@ def main() -> None:
     try:
         generator = None
         if settings.checkpoint is not None:
-            config, engine, tokenizer = restore(settings.checkpoint, ParallelConfig())
+            config, engine, tokenizer = load_model(settings.checkpoint, ParallelConfig())
             generator = Generator(engine.modules, config, tokenizer, settings.batch_size)
-            settings = replace(settings, checkpoint=checkpoint.locate(settings.checkpoint))
+            settings = replace(settings, checkpoint=checkpoint.find(settings.checkpoint))
         if isinstance(settings, EditEvaluation):
             show_edits(evaluate_edits(settings, generator))
         else:

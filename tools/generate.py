@@ -30,7 +30,7 @@ from megagpt.errors import ConfigError, DataError, MegaGPTError
 from megagpt.log import run_tool
 from megagpt.model.generation import GenerationConfig, Generator
 from megagpt.parallel import launch
-from megagpt.stages.session import restore
+from megagpt.stages.weights import load_model
 
 
 def main() -> int:
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{parallel.pipeline_parallel_size} needs {needed} ranks, not {env.world_size()}: start it with "
             f"torchrun --nproc-per-node {needed}"
         )
-    config, engine, tokenizer = restore(arguments.checkpoint, parallel)
+    config, engine, tokenizer = load_model(arguments.checkpoint, parallel)
     generator = Generator(engine.modules, config, tokenizer)
     if prompts:
         prompts = [prompt for prompt in prompts for _ in range(arguments.num_samples)]

@@ -23,7 +23,7 @@ from megagpt.checkpoint.best import find_best
 from megagpt.checkpoint.convert import convert, native
 from megagpt.checkpoint.convert.base import TensorInfo
 from megagpt.checkpoint.format import STEP, Checkpoint
-from megagpt.checkpoint.loading import fill, list_candidates, verify
+from megagpt.checkpoint.loading import fill, list_steps, verify
 from megagpt.config.load import from_dict
 from megagpt.config.load import read as read_config
 from megagpt.config.schema import ModelConfig
@@ -124,7 +124,7 @@ def chosen(path: Path) -> Path:
         return path
     if best := find_best(directory):
         return best
-    names = list_candidates(directory)[0] if directory.is_dir() else []
+    names = list_steps(directory)[0] if directory.is_dir() else []
     if not names:
         known = ", ".join(["megagpt", *(form.name for form in FORMATS)])
         raise CheckpointError(f"{path} is not a checkpoint of a known format ({known}), nor a run that has saved one")

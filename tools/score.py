@@ -24,7 +24,7 @@ from megagpt.errors import ConfigError, MegaGPTError
 from megagpt.evaluate.scores import score
 from megagpt.log import run_tool
 from megagpt.parallel import launch
-from megagpt.stages.session import restore
+from megagpt.stages.weights import load_model
 from megagpt.train.objectives import RewardObjective
 
 
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         pipeline_parallel_size=arguments.pipeline_parallel_size,
         micro_batch_size=arguments.micro_batch_size,
     )
-    config, engine, tokenizer = restore(arguments.checkpoint, parallel)
+    config, engine, tokenizer = load_model(arguments.checkpoint, parallel)
     if config.model.head != "scalar":
         raise ConfigError(
             f"{arguments.checkpoint} is a language model, which scores nothing: give a run of stage reward"

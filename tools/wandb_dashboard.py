@@ -55,8 +55,8 @@ SECTIONS = {
             ["value_grad_norm"],
             {"smoothing": True, "log_y": True},
         ),
-        ("Length of answers", "tokens", ["answer_tokens", "validation_answer_tokens"], {}),
-        ("Answers that end", "of answers", ["end_rate", "validation_end_rate"], {}),
+        ("Length of answers", "tokens", ["response_tokens", "validation_response_tokens"], {}),
+        ("Answers that end", "of answers", ["eos_rate", "validation_eos_rate"], {}),
         ("Pretraining loss beside", "nats per token", ["pretraining_loss"], {"smoothing": True}),
     ],
     "Speed": [

@@ -108,7 +108,7 @@ class Checkpointer:
             rank_tensors: tensors that are this rank's alone, such as states of random numbers.
             state: any JSON values that the loop needs to go on; rank 0's are kept.
             manifest: JSON values for the manifest (run, configuration, layout); rank 0's are kept.
-            best: whether this is the best so far: what `locate` gives to others, once it is committed.
+            best: whether this is the best so far: what `find` gives to others, once it is committed.
 
         Raises: CheckpointError on all ranks; the previous checkpoint is intact and the partial folder removed.
         """
@@ -160,13 +160,13 @@ class Checkpointer:
             self._abandon(pending.folder, pending.writer)
             raise
 
-    def latest_valid(self) -> Path | None:
+    def find_newest(self) -> Path | None:
         """The checkpoint to go on from: the one that `latest` names or, when it is not valid, the newest that is.
 
         Returns: its folder, verified by SHA-256; None when nothing was ever committed here.
         Raises: CheckpointError when there are checkpoints but none is valid.
         """
-        found, refused = loading.find(self.directory, self.world)
+        found, refused = loading.search(self.directory, self.world)
         self._refused |= refused
         if found is None:
             return None
@@ -180,7 +180,7 @@ class Checkpointer:
         Raises: CheckpointError when there are some but none is valid, or a pending save failed.
         """
         self.poll(wait=True)
-        found, refused = loading.find(self.directory, self.world, at_most=step)
+        found, refused = loading.search(self.directory, self.world, at_most=step)
         self._refused |= refused
         if found is None:
             return None
@@ -206,7 +206,7 @@ class Checkpointer:
     def load(self, path: Path, shards: Iterable[Shard], strict: bool = True, cast: bool = False) -> dict[str, Any]:
         """Fills every shard's data in place from a checkpoint of any layout and returns the saved state.
 
-        Verifies the checkpoint first unless `latest_valid` did. See `loading.fill` for the arguments and the errors.
+        Verifies the checkpoint first unless `find_newest` did. See `loading.fill` for the arguments and the errors.
         """
         return loading.fill(self._open(path), shards, strict, cast, self.world)
 

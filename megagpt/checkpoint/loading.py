@@ -39,7 +39,7 @@ def verify(path: Path, world: World) -> Checkpoint:
     return checkpoint
 
 
-def newest_valid(directory: Path, world: World | None = None) -> Path | None:
+def find_newest(directory: Path, world: World | None = None) -> Path | None:
     """The checkpoint that `latest` names or, when that one is not valid, the newest that is.
 
     Collective. Every candidate that is refused is logged at ERROR with the file and the reason.
@@ -47,14 +47,14 @@ def newest_valid(directory: Path, world: World | None = None) -> Path | None:
     Returns: the checkpoint's folder, verified; None when the directory has no checkpoint at all.
     Raises: CheckpointError when there are checkpoints but none is valid.
     """
-    found, _ = find(directory, world or current_world())
+    found, _ = search(directory, world or current_world())
     return found.path if found else None
 
 
-def find(directory: Path, world: World, at_most: int | None = None) -> tuple[Checkpoint | None, set[str]]:
-    """`newest_valid`, of at most a step if one is given: returns it opened, and the names of those refused."""
+def search(directory: Path, world: World, at_most: int | None = None) -> tuple[Checkpoint | None, set[str]]:
+    """`find_newest`, of at most a step if one is given: returns it opened, and the names of those refused."""
     with world.raise_on_all_ranks():
-        listed = list_candidates(directory) if world.rank == 0 else None
+        listed = list_steps(directory) if world.rank == 0 else None
     candidates, complaints = world.broadcast(listed)
     refused: set[str] = set()
     if at_most is not None:
@@ -75,7 +75,7 @@ def find(directory: Path, world: World, at_most: int | None = None) -> tuple[Che
     return None, refused
 
 
-def list_candidates(directory: Path) -> tuple[list[str], list[str]]:
+def list_steps(directory: Path) -> tuple[list[str], list[str]]:
     """Names of a directory's checkpoints, the one that `latest` names first, then the newest first; and complaints."""
     names = sorted((path.name for path in directory.glob("step_*") if STEP.fullmatch(path.name)), reverse=True)
     names.sort(key=lambda name: -int(STEP.fullmatch(name)[1]))
@@ -94,9 +94,11 @@ def list_candidates(directory: Path) -> tuple[list[str], list[str]]:
     return [pointed, *(name for name in names if name != pointed)], []
 
 
-def locate(path: Path, world: World | None = None) -> Path:
-    """The checkpoint that `path` stands for: itself, or of a run folder or of its checkpoints the best one where a run
-    chose one, else the newest valid one. A best one that is not valid is logged at ERROR, and the newest taken.
+def find(path: Path, world: World | None = None) -> Path:
+    """The checkpoint that `path` names: a checkpoint itself, or a run folder or its checkpoints/.
+
+    Of a run it is the best checkpoint, where the run chose one, else the newest valid one. A best one that is not valid
+    is logged at ERROR, and the newest is taken.
 
     Collective. Raises: CheckpointError when there is none.
     """
@@ -105,7 +107,7 @@ def locate(path: Path, world: World | None = None) -> Path:
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if best := _valid_best(directory, world or current_world()):
         return best
-    found = newest_valid(directory, world)
+    found = find_newest(directory, world)
     if found is None:
         raise CheckpointError(f"{directory} has no checkpoint")
     return found

@@ -171,6 +171,14 @@ class ReliabilityConfig:
     """Seconds for the backward pass of a micro-batch, and for the ranks to reduce gradients."""
     optimizer_timeout: float = 600.0
     """Seconds for the update of the parameters, and until the next step begins."""
+    rollout_timeout: float = 1800.0
+    """Seconds for any part of PPO's rollouts, such as one token of every response, or a copy of the weights."""
+    scoring_timeout: float = 1800.0
+    """Seconds for any part of scoring PPO's episodes, such as one micro-batch of the reward model."""
+    critic_timeout: float = 600.0
+    """Seconds for any part of an update of PPO's critic, such as one micro-batch."""
+    policy_timeout: float = 600.0
+    """Seconds for any part of an update of PPO's policy, such as one micro-batch."""
     evaluation_timeout: float = 1800.0
     """Seconds for any part of an evaluation, such as one micro-batch."""
     save_timeout: float = 3600.0

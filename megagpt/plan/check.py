@@ -140,9 +140,9 @@ def _hashes(config: Config) -> Findings:
 def _checkpoint(config: Config) -> Findings:
     """What the run would start from: valid, and of the same model."""
     own, may_grow = Path(config.run_dir) / "checkpoints", False
-    newest = checkpoint.newest_valid(own, World()) if own.is_dir() else None
+    newest = checkpoint.find_newest(own, World()) if own.is_dir() else None
     if newest is None and config.checkpoint.load:
-        newest, may_grow = checkpoint.locate(Path(config.checkpoint.load), World()), True
+        newest, may_grow = checkpoint.find(Path(config.checkpoint.load), World()), True
     if newest is None:
         yield False, f"no checkpoint in {own}: the run starts from scratch"
         return
@@ -171,7 +171,7 @@ def _scoring_models(config: Config) -> Findings:
     for field, source in wanted.items():
         if source is None:
             continue
-        folder = checkpoint.locate(Path(source), World())
+        folder = checkpoint.find(Path(source), World())
         saved = from_dict(checkpoint.read_manifest(folder)["config"]).model
         if field != "ppo.critic" and saved.head != "scalar":
             yield True, f"{field} ({source}) was never trained to score text: give a run of stage reward"

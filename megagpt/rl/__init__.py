@@ -1,1 +1,1 @@
-"""Reinforcement learning from a reward: rollouts, advantages, and the update of policy and critic by PPO."""
+"""The parts of PPO: prompts, rollouts, scoring, advantages, minibatches, objectives. The loop is `stages/ppo.py`."""

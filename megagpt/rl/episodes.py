@@ -1,4 +1,4 @@
-"""What one iteration of PPO learns from: answers to prompts, with everything that was computed about them."""
+"""The episodes of an iteration of PPO: responses to prompts, with everything that was computed about them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,20 +45,16 @@ class Episodes:
         self.kl_coefficient = torch.full((), kl_coefficient, dtype=torch.float64, device=device)
         """Weight of the divergence in the next iteration's rewards."""
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.prompt_lengths, self.lengths, self.ended = (
+        self.prompt_lengths, self.lengths, self.finished = (
             torch.zeros(count, dtype=torch.int64, device=device) for _ in range(3)
         )
-        """Tokens of each prompt, of each prompt with its answer, and whether the answer ended by itself (0 or 1)."""
+        """Tokens of each prompt, of each prompt with its response, and whether end-of-text ended it (0 or 1)."""
         self.scores = torch.zeros(count, device=device)
-        """Of whole answers, as the reward gave them."""
+        """Scores of whole responses, as the reward gave them."""
         self.logprobs, self.reference, self.values, self.advantages, self.returns = (
             torch.zeros(shape, device=device) for _ in range(5)
         )
         """Aligned with labels: column t is about token t + 1. Log-probabilities under the policy and the reference."""
-        self.figures: dict[str, float] = {}
-        """What there is to say about the iteration, from when it is collected until a step has said it."""
-        self.step: list[int] = []
-        """Rows that the step learns from which is under way."""
 
     def shards(self) -> Iterator[Shard]:
         """All tensors, for checkpoints."""
@@ -67,18 +63,23 @@ class Episodes:
                 yield Shard.whole(f"episodes/{name}", value)
 
     @property
-    def written(self) -> list[Tensor]:
-        """What is known of answers when they are written, row by row."""
-        return [self.tokens, self.prompt_lengths, self.lengths, self.ended, self.logprobs]
+    def rollouts(self) -> list[Tensor]:
+        """What is known of the responses once they are generated, row by row."""
+        return [self.tokens, self.prompt_lengths, self.lengths, self.finished, self.logprobs]
+
+    def clear_rollouts(self) -> None:
+        """Forget all responses."""
+        for value in self.rollouts:
+            value.zero_()
 
     def rows_of(self, dims: ParallelDims) -> Tensor:
-        """The rows, int64 [n], that this rank's replica writes or reads in the layout `dims`."""
+        """The rows, int64 [n], that this rank's replica generates or reads in the layout `dims`."""
         each = len(self.tokens) // dims.data_size
         return torch.arange(dims.data_rank * each, (dims.data_rank + 1) * each, device=self.tokens.device)
 
     @property
     def mask(self) -> Tensor:
-        """Float32 [N, T]: 1 where the label is a token of the answer."""
+        """Float32 [N, T]: 1 where the label is a token of the response."""
         columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         first, last = self.prompt_lengths - 1, self.lengths - 1
         return ((columns >= first[:, None]) & (columns < last[:, None])).float()

@@ -8,16 +8,16 @@ from megagpt.parallel.engine import Engine
 
 @contextmanager
 def on_device(engine: Engine, offload: bool) -> Iterator[None]:
-    """Have the model of `engine` on its device for a while; if `offload`, it waits in the CPU's memory otherwise."""
+    """Have the model of `engine` on its device in a block; if `offload`, it is in CPU memory outside of it."""
     if offload:
         for module in engine.modules:
             module.to(engine.device)
     yield
     if offload:
-        rest(engine)
+        offload_to_cpu(engine)
 
 
-def rest(engine: Engine) -> None:
-    """Have the model of `engine` in the CPU's memory, until it is used."""
+def offload_to_cpu(engine: Engine) -> None:
+    """Move the model of `engine` to CPU memory."""
     for module in engine.modules:
         module.to("cpu")

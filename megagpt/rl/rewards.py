@@ -1,4 +1,4 @@
-"""What scores an answer: a reward model, or a program that checks it."""
+"""The score of a response: by a reward model, or by a program that checks it."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -8,44 +8,44 @@ from torch import Tensor
 
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.rl.episodes import Episodes
-from megagpt.rl.scoring import Scorer
+from megagpt.rl.prompts import Prompt
+from megagpt.rl.scoring import TokenModel, compute_scores
 
 
 class Reward(Protocol):
-    """Scores whole answers."""
+    """Scores whole responses."""
 
-    def __call__(self, episodes: Episodes, checks: list[dict[str, Any] | None]) -> Tensor:
-        """Scores of all episodes, float32 [N], on every rank. Collective over all ranks.
-
-        checks: what the record of each episode's prompt says about right answers.
-        """
+    def __call__(self, episodes: Episodes, prompts: list[Prompt]) -> Tensor:
+        """Scores of all episodes, float32 [N], on every rank. `prompts` are theirs, row by row. Collective."""
 
 
 class ModelReward:
-    """A reward model's value at an answer's last token."""
+    """A reward model's value at a response's last token."""
 
-    def __init__(self, scorer: Scorer) -> None:
-        """`scorer` has a model with a scalar head."""
-        self.scorer = scorer
+    def __init__(self, model: TokenModel) -> None:
+        """`model` has a scalar head."""
+        self.model = model
 
-    def __call__(self, episodes: Episodes, checks: list[dict[str, Any] | None]) -> Tensor:
+    def __call__(self, episodes: Episodes, prompts: list[Prompt]) -> Tensor:
         """See `Reward`."""
-        return self.scorer(episodes).gather(1, episodes.lengths[:, None] - 1).squeeze(1)
+        return compute_scores(self.model, episodes)
 
 
 class CheckerReward:
-    """What a program says about the answer's text."""
+    """The verdict of a program on the text of a response."""
 
     def __init__(self, check: Callable[[dict[str, Any], str], float], tokenizer: Tokenizer) -> None:
+        """`check` takes a prompt's `check` and the response, and returns its score."""
         self.check, self.tokenizer = check, tokenizer
 
-    def __call__(self, episodes: Episodes, checks: list[dict[str, Any] | None]) -> Tensor:
+    def __call__(self, episodes: Episodes, prompts: list[Prompt]) -> Tensor:
         """See `Reward`."""
-        answers = [answer(episodes, row, self.tokenizer) for row in range(len(checks))]
-        scores = [self.check(check, text) for check, text in zip(checks, answers, strict=True)]
+        scores = [
+            self.check(prompt.check, response_text(episodes, row, self.tokenizer)) for row, prompt in enumerate(prompts)
+        ]
         return torch.tensor(scores, dtype=torch.float32, device=episodes.tokens.device)
 
 
-def answer(episodes: Episodes, row: int, tokenizer: Tokenizer) -> str:
-    """The text of an episode's answer, without the token that ended it."""
+def response_text(episodes: Episodes, row: int, tokenizer: Tokenizer) -> str:
+    """The text of an episode's response, without the token that ended it."""
     return tokenizer.decode(episodes.tokens[row, episodes.prompt_lengths[row] : episodes.lengths[row]].tolist())

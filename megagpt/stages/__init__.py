@@ -1,4 +1,4 @@
-"""What can be trained: each stage defines an objective and runs the loop."""
+"""What can be trained. Each stage is a class in a file of its own, which `session.py` runs."""
 
 from megagpt.config.schema import Config
 from megagpt.errors import DistributedError, MegaGPTError
@@ -10,19 +10,10 @@ def run(config: Config) -> int:
     When ranks fail, the first one raises its error; the others only return an exit code, since theirs follows from it.
     """
     from megagpt.parallel import launch
-    from megagpt.stages import ppo, pretrain, reward, supervised
+    from megagpt.stages.session import run_stage
 
-    # What sets code apart from pretrain, and edit from sft, is configuration: where it starts and what it reads.
-    stages = {
-        "pretrain": pretrain.run,
-        "code": pretrain.run,
-        "edit": supervised.run,
-        "sft": supervised.run,
-        "reward": reward.run,
-        "ppo": ppo.run,
-    }
     try:
-        return stages[config.stage.name](config)
+        return run_stage(config)
     except Exception as error:
         if not launch.is_first_failure():
             return error.exit_code if isinstance(error, MegaGPTError) else 1

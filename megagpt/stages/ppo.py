@@ -1,73 +1,217 @@
 """Stage `ppo`: learning from a reward by PPO, with a KL penalty and pretraining gradients (arXiv 2203.02155)."""
 
 import dataclasses
-import json
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-import torch.distributed as dist
+import torch
+from torch import Tensor
 
-from megagpt.checkpoint import Checkpointer
-from megagpt.config.alignment_rules import layout_problems
-from megagpt.config.load import raise_all
 from megagpt.config.schema import Config
-from megagpt.data import instructions
-from megagpt.data.conversations import read_conversations, split_conversations
+from megagpt.data.conversations import Conversation, read_conversations, split_conversations
 from megagpt.data.loader import PretrainLoader, load_tokenizer
-from megagpt.data.tokenizer import Tokenizer
-from megagpt.errors import STOPPED_BY_SIGNAL, DataError
-from megagpt.parallel.build import build_engine
-from megagpt.parallel.engine import Engine
-from megagpt.parallel.layouts import Layouts
-from megagpt.parallel.megatron import MegatronEngine
-from megagpt.rl.actor_critic import ActorCritic
+from megagpt.errors import DataError
+from megagpt.evaluate.held_out import evaluate
+from megagpt.parallel.engine import Engine, StepResult
+from megagpt.parallel.shards import Shard
+from megagpt.rl.advantages import compute_advantages
 from megagpt.rl.episodes import Episodes
-from megagpt.rl.loader import EpisodeLoader
-from megagpt.rl.objectives import LogProbObjective, PolicyObjective, ValueObjective
-from megagpt.rl.offload import rest
-from megagpt.rl.rewards import CheckerReward, ModelReward, Reward
-from megagpt.rl.rollouts import Collector, read_prompts
-from megagpt.rl.scoring import Scorer
-from megagpt.rl.writer import Writer
-from megagpt.stages.scoring import scoring_config, with_scalar_head
-from megagpt.stages.session import Session, open_session, start
-from megagpt.stages.weights import load_weights
-from megagpt.train.metrics import replace_file
+from megagpt.rl.minibatches import Minibatches
+from megagpt.rl.prompts import Prompt, PromptOrder, read_prompts
+from megagpt.rl.rewards import response_text
+from megagpt.rl.scoring import compute_log_probs, compute_values
+from megagpt.rl.weight_average import WeightAverage
+from megagpt.stages.base import AFTER, BEFORE, BaseStage
+from megagpt.stages.ppo_models import PPOModels
 from megagpt.train.state import TrainState
+from megagpt.train.trainer import Step, Trainer
 
 log = logging.getLogger(__name__)
 
+CRITIC = "critic/"
+"""Beginning of the names of the critic's tensors in a checkpoint."""
 
-def run(config: Config) -> int:
-    """Learn from `ppo.episodes` answers; held-out prompts are answered before and after."""
-    config = prepare(config)
-    with start(config) as checkpointer:
-        session = open_ppo(config, checkpointer)
-        trainer = session.trainer
-        if not trainer.state.step:
-            evaluate_run(session, "evaluation_before.json")
-        if not trainer.fit():
-            return STOPPED_BY_SIGNAL
-        evaluate_run(session, "evaluation.json")
-        trainer.metrics.finish()
-    return 0
+SAMPLES = 8
+"""Episodes of an evaluation that are kept as text."""
 
 
-def evaluate_run(session: Session, name: str) -> None:
-    """Measure the policy on held-out prompts and text, into the file `name`. Collective."""
-    trainer = session.trainer
-    with trainer.watchdog as watchdog, watchdog.within("evaluation"):
-        values = trainer.evaluate(trainer.state)
-    if not session.is_main:
-        return
-    values = {"step": trainer.state.step, "split": "validation"} | values
-    replace_file(session.run_dir / name, json.dumps(values, indent=2) + "\n")
-    log.info("held out: %s", ", ".join(f"{key} {value:.4g}" for key, value in values.items() if key != "split"))
+class PPO(BaseStage):
+    """Learns from `ppo.episodes` responses; held-out prompts are responded to before and after.
+
+    A checkpoint holds the policy as any run's model, the critic, the running mean of the policy's weights, and the
+    episodes that are being learnt from, so that a run resumes in the middle of an iteration.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Open the prompts and, where there is one, the pretraining text."""
+        config = with_schedule(config)
+        self.tokenizer = load_tokenizer(config)
+        conversations = split_conversations(read_conversations(config.data.conversations), config.data.split)
+        self.prompts = self._prompts(config, conversations["train"])
+        self.validation_prompts = None
+        if conversations["validation"]:
+            self.validation_prompts = self._prompts(config, conversations["validation"])
+        self.text = _pretraining_loader(config)
+        self.minibatches = Minibatches(config, self.text)
+        self.config, self.sample_tokens = config, config.ppo.row_length
+
+    def _prompts(self, config: Config, conversations: list[Conversation]) -> PromptOrder:
+        prompts = read_prompts(self.tokenizer, conversations, config.ppo)
+        return PromptOrder(prompts, config.ppo.rollout_batch_size, config.seed)
+
+    def build(self) -> None:
+        """See `Stage.build`: the policy, its copy for rollouts, the critic, the reference and the reward model."""
+        ppo = self.config.ppo
+        self.models = PPOModels(self.config, self.tokenizer)
+        self.engine, self.critic = self.models.policy, self.models.critic
+        self.episodes, self.held_out = (
+            Episodes(ppo.rollout_batch_size, ppo.row_length, ppo.kl_coefficient, self.engine.device) for _ in range(2)
+        )
+        self.updates = torch.zeros(2, dtype=torch.int64)
+        """Updates of the policy and of the critic so far."""
+        self.average = None
+        if ppo.ema_decay:
+            self.average = WeightAverage(self.engine, ppo.ema_decay, "cpu" if ppo.offload else self.engine.device)
+
+    @property
+    def engines(self) -> list[Engine]:
+        """See `Stage.engines`."""
+        return self.models.engines
+
+    def fit(self, trainer: Trainer) -> None:
+        """Iterations of PPO: generate, score, compute advantages, then learn from minibatches, one a step.
+
+        The episodes are saved with the models, and the step says which minibatch of which iteration comes next. So a
+        run that resumes in the middle of an iteration goes on with its episodes.
+        """
+        with trainer.running():
+            while trainer.unfinished:
+                step, metrics, seconds = trainer.begin_step(), {}, {}
+                iteration = self.minibatches.iteration_of(step.first_sample)
+                if int(self.episodes.iteration) != iteration:
+                    prompts = self.prompts.of_iteration(iteration)
+                    with _phase("rollout", trainer, seconds):
+                        self.models.rollouts.generate(self.episodes, prompts, iteration)
+                    with _phase("scoring", trainer, seconds):
+                        self.score(self.episodes, prompts)
+                    metrics = compute_advantages(self.episodes, self.config.ppo)
+                rows = self.minibatches.rows(step.first_sample, step.batch_size).to(self.engine.device)
+                with _phase("critic", trainer, seconds):
+                    value = self.train_critic(rows, step)
+                with _phase("policy", trainer, seconds):
+                    policy = self.train_policy(rows, step, update=self.critic_is_warm or not value.applied)
+                metrics |= {"value_loss": value.loss, "value_grad_norm": value.grad_norm} | value.metrics
+                metrics |= {f"{name}_seconds": spent for name, spent in seconds.items()}
+                applied = policy.applied and value.applied
+                result = dataclasses.replace(policy, applied=applied, metrics=policy.metrics | metrics)
+                trainer.end_step(step, result)
+
+    def score(self, episodes: Episodes, prompts: list[Prompt]) -> None:
+        """Fill the episodes' scores, values and the reference's log-probabilities. Collective."""
+        episodes.scores.copy_(self.models.reward(episodes, prompts))
+        episodes.values.copy_(compute_values(self.critic, episodes))
+        episodes.reference.copy_(compute_log_probs(self.models.reference, episodes))
+
+    def train_critic(self, rows: Tensor, step: Step) -> StepResult:
+        """Update the critic on the episodes of `rows` (int64 [n]); its learning rate follows the policy's schedule."""
+        engine = self.critic.engine
+        batches = self.episodes.micro_batches(
+            rows, self.critic.micro_batch_size, engine.dims.data_rank, engine.dims.data_size
+        )
+        lr = self.config.ppo.value_lr * step.lr / self.config.optim.lr
+        result = engine.train_step(iter(batches), len(batches), lr)
+        self.updates[1] += result.applied
+        return result
+
+    def train_policy(self, rows: Tensor, step: Step, update: bool) -> StepResult:
+        """Update the policy on the episodes of `rows` (int64 [n]) and their pretraining text, or only measure it."""
+        batches = list(self.minibatches.of_policy(self.episodes, rows, step.first_sample, self.engine.dims))
+        if not update:
+            return dataclasses.replace(self.engine.evaluate(iter(batches), len(batches)), applied=True)
+        result = self.engine.train_step(iter(batches), len(batches), step.lr)
+        self.updates[0] += result.applied
+        if result.applied and self.average:
+            self.average.update()
+        return result
+
+    @property
+    def critic_is_warm(self) -> bool:
+        """Whether the critic has learnt alone for `ppo.critic_warmup_steps`."""
+        return int(self.updates[1]) > self.config.ppo.critic_warmup_steps
+
+    def begin(self, state: TrainState) -> None:
+        """Measure the policy before the first step, into evaluation_before.json."""
+        self.write_evaluation(BEFORE, state, self.evaluate(state))
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """See `Stage.evaluate`: the loss on pretraining text, and the reward of an iteration of held-out prompts."""
+        values = {}
+        if self.text is not None:
+            text = evaluate(self.engine, self.text, "validation", self.config.stage.eval_tokens)
+            values = {name: text[name] for name in ("loss", "perplexity", "bits_per_byte") if name in text}
+        if self.validation_prompts is not None:
+            prompts = self.validation_prompts.of_iteration(0)  # the same prompts and random numbers each time
+            self.models.rollouts.generate(self.held_out, prompts, iteration=0)
+            self.score(self.held_out, prompts)
+            metrics = compute_advantages(self.held_out, self.config.ppo)
+            values |= {name: metrics[name] for name in ("score", "kl", "response_tokens", "eos_rate")}
+            self.write_samples(state, self._samples(prompts))
+        return {f"validation_{name}": value for name, value in values.items()}
+
+    def finish(self, state: TrainState) -> None:
+        """Measure the trained policy, into evaluation.json."""
+        self.write_evaluation(AFTER, state, self.evaluate(state))
+
+    def _samples(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
+        """The first held-out episodes as text with their scores."""
+        episodes = self.held_out
+        return [
+            {
+                "prompt": prompt.messages[-1].content,
+                "text": response_text(episodes, row, self.tokenizer),
+                "score": episodes.scores[row].item(),
+                "finished": bool(episodes.finished[row]),
+            }
+            for row, prompt in enumerate(prompts[:SAMPLES])
+        ]
+
+    def shards(self, for_saving: bool) -> Iterator[Shard]:
+        """See `Stage.shards`: those of the policy, critic/..., ema/..., episodes/... and updates."""
+        yield from self.engine.shards(for_saving)
+        for shard in self.critic.engine.shards(for_saving):
+            yield dataclasses.replace(shard, name=CRITIC + shard.name)
+        if self.average:
+            yield from self.average.shards
+        if not for_saving or self.is_main:
+            yield from self.episodes.shards()
+            yield Shard.whole("updates", self.updates)
+
+    def post_load(self, optimizer_step: int) -> None:
+        """See `Stage.post_load`."""
+        policy, critic = self.updates.tolist() if optimizer_step else (0, 0)
+        self.engine.post_load(policy)
+        self.critic.engine.post_load(critic)
+        if not optimizer_step and self.average:
+            self.average.restart()
 
 
-def prepare(config: Config) -> Config:
-    """`config` without dropout, which would make the policy that learns another than the one that answers, and with
-    `train_tokens` for all episodes in whole iterations."""
+@contextmanager
+def _phase(name: str, trainer: Trainer, seconds: dict[str, float]) -> Iterator[None]:
+    """Watch a block by its name, and note how long it takes."""
+    started = time.perf_counter()
+    with trainer.watchdog.within(name):
+        yield
+    seconds[name] = time.perf_counter() - started
+
+
+def with_schedule(config: Config) -> Config:
+    """`config` with `train_tokens` for all episodes in whole iterations, and without dropout.
+
+    Dropout would make the policy that learns another one than the policy that responds.
+    """
     ppo, model = config.ppo, dataclasses.replace(config.model, hidden_dropout=0.0, attention_dropout=0.0)
     iterations = max(1, ppo.episodes // ppo.rollout_batch_size)
     tokens = iterations * ppo.rollout_batch_size * ppo.epochs * ppo.row_length
@@ -75,101 +219,7 @@ def prepare(config: Config) -> Config:
     return dataclasses.replace(config, model=model, optim=optim)
 
 
-def open_ppo(config: Config, checkpointer: Checkpointer) -> Session:
-    """Build the four models, the loader and the loop of a run, and go on from its newest checkpoint. Collective."""
-    ppo, tokenizer, layouts = config.ppo, load_tokenizer(config), Layouts(config.parallel)
-    policy = build_engine(config, PolicyObjective(ppo, tokenizer.vocab_size))
-    log_probabilities = LogProbObjective(ppo.temperature, tokenizer.vocab_size)
-    reference = _scorer(layouts, "reference", config, log_probabilities)
-    critic = _scorer(layouts, "critic", _scalar(config, "critic", ppo.critic or ppo.reward_model), ValueObjective(ppo))
-    copy = None
-    if ppo.answers_in_a_copy(config.parallel):
-        copy = _engine(layouts, "rollout", config, log_probabilities)
-    episodes = _episodes(config, policy)
-    engine = ActorCritic(policy, critic, ppo, config.optim.lr, episodes)
-    models = Writer(config, policy, copy, tokenizer), critic, reference, _reward(layouts, config, tokenizer)
-    found = split_conversations(read_conversations(config.data.conversations), config.data.split)
-    collector = Collector(config, episodes, read_prompts(tokenizer, found["train"], ppo), *models)
-    loader = EpisodeLoader(config, collector, _pretraining(config))
-    session = open_session(config, engine, checkpointer, loader)
-    if found["validation"]:
-        prompts = read_prompts(tokenizer, found["validation"], ppo)
-        _answer_held_out(session, Collector(config, _episodes(config, policy), prompts, *models))
-    return session
-
-
-def _episodes(config: Config, policy: Engine) -> Episodes:
-    ppo = config.ppo
-    return Episodes(ppo.rollout_batch_size, ppo.row_length, ppo.kl_coefficient, policy.device)
-
-
-def _answer_held_out(session: Session, held_out: Collector) -> None:
-    """Have every evaluation answer an iteration of held-out prompts too, and keep some of the answers."""
-    measure_text: Callable[[TrainState], dict[str, float]] = session.trainer.evaluate
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        held_out.collect(0)  # the same prompts and random numbers each time
-        if session.is_main:
-            lines = [{"step": state.step} | sample for sample in held_out.samples]
-            replace_file(session.run_dir / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-        figures = held_out.episodes.figures
-        named = ("score", "kl", "answer_tokens", "end_rate")
-        return measure_text(state) | {f"validation_{name}": figures[name] for name in named}
-
-    session.trainer.evaluate = evaluate
-
-
-def _scorer(layouts: Layouts, name: str, config: Config, objective: LogProbObjective | ValueObjective) -> Scorer:
-    """The model of `checkpoint.load` as PPO's `name`."""
-    engine = _engine(layouts, name, config, objective)
-    load_weights(config, engine)
-    own = config.ppo.layout(name, config.parallel)
-    return Scorer(engine, own.micro_batch_size, config.ppo.offload and name != "critic")
-
-
-def _engine(layouts: Layouts, name: str, config: Config, objective: LogProbObjective | ValueObjective) -> Engine:
-    """A model of the architecture `config.model`, to be filled, in the layout of PPO's model `name`."""
-    raise_all(list(layout_problems(config, name, config.model, dist.get_world_size())))
-    own = dataclasses.replace(config, parallel=config.ppo.layout(name, config.parallel))
-    if name == "critic":
-        return layouts.build(own.parallel, lambda: build_engine(own, objective))
-    engine = layouts.build(own.parallel, lambda: MegatronEngine(own, objective, training=False))
-    if config.ppo.offload:
-        rest(engine)
-    return engine
-
-
-def _scalar(config: Config, name: str, source: str | None) -> Config:
-    """`config` for PPO's model `name`, with a scalar head, that starts from the weights of another run; null: as the
-    policy does.
-
-    Raises ConfigError for a reward model that was never trained to score, or of another architecture than
-    `ppo.scoring_model` has.
-    """
-    source = source or config.checkpoint.load
-    reads = name == "reward"
-    scoring = scoring_config(config, source, "ppo.reward_model") if reads else with_scalar_head(config, source)
-    model = scoring.model
-    if (planned := config.ppo.scoring_model) is not None:
-        raise_all(
-            [
-                f"ppo.scoring_model.{field} is {getattr(planned, field)}, but the {name} starts from {source}, where it"
-                f" is {getattr(model, field)}: set it so, or ppo.scoring_model=null"
-                for field in ("num_layers", "hidden_size", "num_attention_heads", "sequence_length")
-                if getattr(planned, field) != getattr(model, field)
-            ]
-        )
-    return scoring
-
-
-def _reward(layouts: Layouts, config: Config, tokenizer: Tokenizer) -> Reward:
-    if config.ppo.reward == "checker":
-        return CheckerReward(instructions.check, tokenizer)
-    scored = _scalar(config, "reward", config.ppo.reward_model)
-    return ModelReward(_scorer(layouts, "reward", scored, ValueObjective(config.ppo)))
-
-
-def _pretraining(config: Config) -> PretrainLoader | None:
+def _pretraining_loader(config: Config) -> PretrainLoader | None:
     """Text of data.corpora in rows as long as an episode's: to be measured, and with PPO-ptx to be learnt."""
     if not config.data.corpora:
         return None

@@ -1,4 +1,4 @@
-"""Models of other runs that score what a run writes."""
+"""Models of other runs that score what a run generates."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch.distributed as dist
 from megagpt import checkpoint
 from megagpt.config.layout_rules import LAYOUT_RULES
 from megagpt.config.load import from_dict, raise_all
-from megagpt.config.schema import Config
+from megagpt.config.schema import Config, ModelConfig
 from megagpt.errors import ConfigError
 from megagpt.parallel import cpu
 from megagpt.parallel.common import random_state, set_random_state
@@ -17,13 +17,12 @@ from megagpt.parallel.megatron import MegatronEngine
 from megagpt.stages.weights import load_weights
 
 
-def scoring_config(config: Config, source: str, field: str) -> Config:
+def reward_model_config(config: Config, source: str, field: str) -> Config:
     """`config` for the model of `source`, a run of stage reward, which `field` of the configuration names.
 
     Raises ConfigError when it was never trained to score.
     """
-    saved = from_dict(checkpoint.read_manifest(checkpoint.locate(Path(source)))["config"]).model
-    if saved.head != "scalar":
+    if _saved_model(source).head != "scalar":
         raise ConfigError(
             f"{field} ({source}) writes text and was never trained to score it: give a run of stage reward"
         )
@@ -32,9 +31,12 @@ def scoring_config(config: Config, source: str, field: str) -> Config:
 
 def with_scalar_head(config: Config, source: str) -> Config:
     """`config` for a model with a scalar head that starts from the weights of another run, whatever head that has."""
-    saved = from_dict(checkpoint.read_manifest(checkpoint.locate(Path(source)))["config"]).model
     model = dataclasses.replace(
-        saved, head="scalar", hidden_dropout=0.0, attention_dropout=0.0, vocab_size=config.model.vocab_size
+        _saved_model(source),
+        head="scalar",
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        vocab_size=config.model.vocab_size,
     )
     load = dataclasses.replace(config.checkpoint, load=source)
     return dataclasses.replace(config, model=model, checkpoint=load)
@@ -52,3 +54,7 @@ def frozen_engine(config: Config, objective: Objective) -> MegatronEngine:
     load_weights(config, engine)
     set_random_state(cpu.device(), before)  # training draws the same numbers whether a model looks on or not
     return engine
+
+
+def _saved_model(source: str) -> ModelConfig:
+    return from_dict(checkpoint.read_manifest(checkpoint.find(Path(source)))["config"]).model

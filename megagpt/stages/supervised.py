@@ -1,9 +1,7 @@
 """Stages `edit` and `sft`: learning the assistant's part of conversations (InstructGPT, arXiv 2203.02155)."""
 
 import dataclasses
-import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,44 +9,122 @@ import numpy as np
 from megagpt.config.schema import Config
 from megagpt.data.chat import Message, chat_prompt
 from megagpt.data.conversation_loader import ConversationLoader
-from megagpt.errors import STOPPED_BY_SIGNAL, DataError
+from megagpt.errors import DataError
 from megagpt.evaluate.edits import answer_edits, read_edits, similarity
 from megagpt.evaluate.held_out import evaluate
 from megagpt.evaluate.scores import score
 from megagpt.model.generation import GenerationConfig, Generator
-from megagpt.parallel.build import build_engine
-from megagpt.stages.scoring import frozen_engine, scoring_config
-from megagpt.stages.session import Session, open_session, start
-from megagpt.train.metrics import replace_file
+from megagpt.stages.base import AFTER, BEFORE, BaseStage
+from megagpt.stages.scoring import frozen_engine, reward_model_config
 from megagpt.train.objectives import LanguageModelObjective, RewardObjective
 from megagpt.train.state import TrainState
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config) -> int:
-    """Train for `optim.train_epochs` or `train_tokens`, then judge the model on all held-out conversations."""
-    with start(config) as checkpointer:
+class Supervised(BaseStage):
+    """Learns conversations for `optim.train_epochs` or `train_tokens`; held-out ones are measured before and after."""
+
+    loader: ConversationLoader
+
+    def __init__(self, config: Config) -> None:
+        """Open the conversations, the held-out edits, and the prompts for `stage.reward_model`."""
         loader = ConversationLoader(config)
         config = with_epochs(config, len(loader.rows["train"]), loader.sample_tokens)
-        session = open_session(config, build_engine(config, LanguageModelObjective()), checkpointer, loader)
+        super().__init__(config, loader, LanguageModelObjective())
+        edits = config.stage.held_out_edits
+        self.edits = [] if edits is None else read_edits(Path(edits))
+        self.scored: Config | None = None
         if config.stage.reward_model is not None:
-            score_answers(session)
-        if not session.trainer.state.step:
-            evaluate_run(session, "evaluation_before.json")
-        if not session.trainer.fit():
-            return STOPPED_BY_SIGNAL
-        evaluate_run(session, "evaluation.json")
-        with session.trainer.watchdog as watchdog, watchdog.within("evaluation"):
-            write_samples(session)
-        session.trainer.metrics.finish()
-    return 0
+            self.scored = reward_model_config(config, config.stage.reward_model, "stage.reward_model")
+            self.reward_prompts = self._reward_prompts(self.scored.model.sequence_length)
+
+    def build(self) -> None:
+        """See `Stage.build`; with `stage.reward_model`, where there is one."""
+        super().build()
+        if self.scored is not None:
+            self.reward_engine = frozen_engine(self.scored, RewardObjective())
+
+    def begin(self, state: TrainState) -> None:
+        """Measure the loaded model, into evaluation_before.json."""
+        self.write_evaluation(BEFORE, state, self._measure())
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """See `Stage.evaluate`; with `validation_reward`, the mean score of responses to held-out prompts."""
+        values = super().evaluate(state)
+        if self.scored is None:
+            return values
+        return values | {"validation_reward": float(self._score_responses().mean())}
+
+    def finish(self, state: TrainState) -> None:
+        """Measure the trained model, into evaluation.json, and write samples."""
+        self.write_evaluation(AFTER, state, self._measure())
+        self._write_samples(state)
+
+    def _measure(self) -> dict[str, float]:
+        """Metrics of every held-out conversation and edit. Collective."""
+        return evaluate(self.engine, self.loader, "validation", max_tokens=None) | self._measure_edits()
+
+    def _measure_edits(self) -> dict[str, float]:
+        """Exact match and similarity of the held-out edits; every replica makes all of them."""
+        if not self.edits:
+            return {}
+        responses = answer_edits(self._generator(), self.edits, self.config.model.sequence_length // 2)
+        pairs = list(zip(self.edits, responses, strict=True))
+        count = len(pairs)
+        return {
+            "edits": count,
+            "edit_exact_match": sum(edit.output == response for edit, response in pairs) / count,
+            "edit_similarity": sum(similarity(edit.output, response) for edit, response in pairs) / count,
+            "unchanged_similarity": sum(similarity(edit.output, edit.input) for edit in self.edits) / count,
+        }
+
+    def _reward_prompts(self, reward_context: int) -> list[list[int]]:
+        """Held-out prompts that leave room for a response in the contexts of both models, at most `reward_prompts`."""
+        config, tokenizer = self.config, self.loader.tokenizer
+        room = min(config.model.sequence_length, reward_context) - config.stage.sample_tokens
+        prompts = [one.messages[:-1] for one in self.loader.conversations["validation"]]
+        encoded = [chat_prompt(tokenizer, messages) for messages in prompts if messages and messages[-1].role == "user"]
+        chosen = [prompt for prompt in encoded if len(prompt) <= room][: config.stage.reward_prompts]
+        if not chosen:
+            raise DataError(
+                f"no held-out prompt leaves room for stage.sample_tokens ({config.stage.sample_tokens}), so that"
+                " stage.reward_model has nothing to score: lower it, or give data.split a validation part"
+            )
+        log.info("%d of %d held-out prompts are answered for stage.reward_model to score", len(chosen), len(encoded))
+        return chosen
+
+    def _score_responses(self) -> np.ndarray:
+        """Scores of greedy responses to the held-out prompts; every replica generates all of them. Collective."""
+        settings = GenerationConfig(max_new_tokens=self.config.stage.sample_tokens, temperature=0)
+        responses = self._generator().generate(self.reward_prompts, settings)
+        rows = [
+            np.array([*prompt, *response.tokens])
+            for prompt, response in zip(self.reward_prompts, responses, strict=True)
+        ]
+        return score(self.reward_engine, self.scored, self.loader.tokenizer, rows)
+
+    def _write_samples(self, state: TrainState) -> None:
+        """Respond to the configured prompts, into samples.jsonl and the log. Collective."""
+        stage = self.config.stage
+        if not stage.sample_prompts:
+            return
+        settings = GenerationConfig(max_new_tokens=stage.sample_tokens, temperature=0)
+        prompts = [chat_prompt(self.loader.tokenizer, [Message("user", prompt)]) for prompt in stage.sample_prompts]
+        responses = self._generator().generate(prompts, settings)
+        pairs = list(zip(stage.sample_prompts, responses, strict=True))
+        self.write_samples(state, [{"prompt": prompt, "text": response.text} for prompt, response in pairs])
+        for prompt, response in pairs:
+            log.info("sample:\n%s\n%s", prompt, response.text)
+
+    def _generator(self) -> Generator:
+        return Generator(self.engine.modules, self.config, self.loader.tokenizer)
 
 
 def with_epochs(config: Config, samples: int, sample_tokens: int) -> Config:
     """`config` with `train_tokens` and `decay_tokens` for `train_epochs` passes over `samples`, in whole steps.
 
-    sample_tokens: what a sample counts for, see `Loader.sample_tokens`.
+    sample_tokens: tokens that a sample counts for, see `Loader.sample_tokens`.
     """
     optim = config.optim
     if optim.train_epochs is None:
@@ -58,80 +134,3 @@ def with_epochs(config: Config, samples: int, sample_tokens: int) -> Config:
     warmup = min(optim.warmup_tokens, tokens)
     optim = dataclasses.replace(optim, train_tokens=tokens, decay_tokens=tokens, warmup_tokens=warmup)
     return dataclasses.replace(config, optim=optim)
-
-
-def evaluate_run(session: Session, name: str) -> None:
-    """Measure the model on every held-out conversation and edit, into the file `name`. Collective."""
-    with session.trainer.watchdog as watchdog, watchdog.within("evaluation"):
-        values = evaluate(session.engine, session.loader, "validation", max_tokens=None) | measure_edits(session)
-    if not session.is_main or not values:
-        return
-    values = {"step": session.trainer.state.step, "split": "validation"} | values
-    replace_file(session.run_dir / name, json.dumps(values, indent=2) + "\n")
-    log.info("held out: %s", ", ".join(f"{key} {value:.4g}" for key, value in values.items() if key != "split"))
-
-
-def score_answers(session: Session) -> None:
-    """Have every evaluation answer held-out prompts, and a reward model score them: `validation_reward`, the mean.
-
-    Every replica answers all of them, the likeliest token at a time, with prompt and answer within both contexts.
-    Raises ConfigError when `stage.reward_model` cannot score or has another vocabulary.
-    """
-    config, tokenizer = session.config, session.loader.tokenizer
-    scored = scoring_config(config, config.stage.reward_model, "stage.reward_model")
-    scorer = frozen_engine(scored, RewardObjective())
-    room = min(config.model.sequence_length, scored.model.sequence_length) - config.stage.sample_tokens
-    prompts = [one.messages[:-1] for one in session.loader.conversations["validation"]]
-    encoded = [chat_prompt(tokenizer, messages) for messages in prompts if messages and messages[-1].role == "user"]
-    chosen = [prompt for prompt in encoded if len(prompt) <= room][: config.stage.reward_prompts]
-    if not chosen:
-        raise DataError(
-            f"no held-out prompt leaves room for stage.sample_tokens ({config.stage.sample_tokens}), so that"
-            " stage.reward_model has nothing to score: lower it, or give data.split a validation part"
-        )
-    log.info("%d of %d held-out prompts are answered for stage.reward_model to score", len(chosen), len(encoded))
-    settings = GenerationConfig(max_new_tokens=config.stage.sample_tokens, temperature=0)
-    measure: Callable[[TrainState], dict[str, float]] = session.trainer.evaluate
-
-    def evaluate_with_rewards(state: TrainState) -> dict[str, float]:
-        values = measure(state)
-        answers = Generator(session.engine.modules, config, tokenizer).generate(chosen, settings)
-        rows = [np.array([*prompt, *answer.tokens]) for prompt, answer in zip(chosen, answers, strict=True)]
-        return values | {"validation_reward": float(score(scorer, scored, tokenizer, rows).mean())}
-
-    session.trainer.evaluate = evaluate_with_rewards
-
-
-def measure_edits(session: Session) -> dict[str, float]:
-    """Exact match and similarity of `stage.held_out_edits`, where there are any; every replica answers all of them."""
-    config = session.config
-    if config.stage.held_out_edits is None:
-        return {}
-    edits = read_edits(Path(config.stage.held_out_edits))
-    generator = Generator(session.engine.modules, config, session.loader.tokenizer)
-    answers = answer_edits(generator, edits, config.model.sequence_length // 2)
-    pairs = list(zip(edits, answers, strict=True))
-    return {
-        "edits": len(edits),
-        "edit_exact_match": sum(edit.output == answer for edit, answer in pairs) / len(edits),
-        "edit_similarity": sum(similarity(edit.output, answer) for edit, answer in pairs) / len(edits),
-        "unchanged_similarity": sum(similarity(edit.output, edit.input) for edit in edits) / len(edits),
-    }
-
-
-def write_samples(session: Session) -> None:
-    """Answer the configured prompts, into samples.jsonl and the log. Collective."""
-    stage, tokenizer = session.config.stage, session.loader.tokenizer
-    if not stage.sample_prompts:
-        return
-    settings = GenerationConfig(max_new_tokens=stage.sample_tokens, temperature=0)
-    prompts = [chat_prompt(tokenizer, [Message("user", prompt)]) for prompt in stage.sample_prompts]
-    completions = Generator(session.engine.modules, session.config, tokenizer).generate(prompts, settings)
-    if not session.is_main:
-        return
-    step = session.trainer.state.step
-    pairs = zip(stage.sample_prompts, completions, strict=True)
-    lines = [{"step": step, "prompt": prompt, "text": completion.text} for prompt, completion in pairs]
-    replace_file(session.run_dir / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    for line in lines:
-        log.info("sample:\n%s\n%s", line["prompt"], line["text"])

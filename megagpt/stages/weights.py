@@ -1,68 +1,128 @@
-"""Another run's weights, which a run starts from; its vocabulary may be smaller."""
+"""Another run's weights: to start a run from them, or to use the model as it is."""
 
+import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from megagpt import checkpoint
+from megagpt import checkpoint, env
 from megagpt.checkpoint import Shard, current_world
-from megagpt.config.load import from_dict
-from megagpt.config.schema import Config, ModelConfig
+from megagpt.config.layout_rules import world_size_fits
+from megagpt.config.load import from_dict, raise_all
+from megagpt.config.rules import check
+from megagpt.config.schema import Config, CorpusConfig, DataConfig, ModelConfig, OptimConfig, ParallelConfig
 from megagpt.data.tokenizer import Tokenizer
-from megagpt.errors import ConfigError
+from megagpt.errors import CheckpointError, ConfigError
+from megagpt.parallel import launch
 from megagpt.parallel.engine import Engine
+from megagpt.parallel.megatron import MegatronEngine
+from megagpt.stages.vocabulary import TABLES, fill_rows, old_rows
 
 log = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
 """The copy of its tokenizer in a run's folder."""
 
-TABLES = ("model/embedding.word_embeddings.weight", "model/output_layer.weight")
-"""Tensors with a row for every token, [padded vocabulary, hidden size]; tied embeddings have only the first."""
-
-
 HEAD = "model/scalar_head."
-"""What names of a scalar head's tensors begin with."""
+"""Beginning of the names of a scalar head's tensors."""
 
 
 def load_weights(config: Config, engine: Engine) -> None:
     """Fill the engine's model from `checkpoint.load`, and grow its vocabulary to `model.vocab_size`. Collective.
 
-    A model with a scalar head takes all but that from a language model, whose output projection is left out.
-
-    Old rows stay as they were. Every new row is the mean of the old ones, the same bits in every layout. A new token's
-    logit is then the mean of the old tokens' logits, which is at most the logarithm of their mean exponential: n new
-    tokens take together at most n / (V + n) of the probability from V old ones, whatever the text. Rows drawn at random
-    have no such bound.
+    A model with a scalar head takes everything else from a language model, whose output projection is left out; from
+    a reward model it takes the head too, and its `score_offset` is taken off the bias.
 
     Raises ConfigError when the vocabulary would shrink, the tokenizer gives old ids to other tokens, or a language
     model would start from a scalar head; CheckpointError when the checkpoint is not valid or of another model.
     """
-    source, world = checkpoint.locate(Path(config.checkpoint.load)), current_world()
-    old, new = from_dict(checkpoint.read_manifest(source)["config"]).model, config.model.vocab_size
+    source = checkpoint.find(Path(config.checkpoint.load))
+    manifest = checkpoint.read_manifest(source)
+    old = from_dict(manifest["config"]).model
     _check_vocabulary(config, source, old.vocab_size)
     _check_head(config, source, old)
     shards = [shard for shard in engine.shards(for_saving=False) if shard.name.startswith("model/")]
     if old.head != config.model.head:
         shards = [shard for shard in shards if not shard.name.startswith(HEAD)]
+    _load_growing(config.model, old, source, shards)
+    if config.model.head == old.head == "scalar":
+        _subtract_offset(shards, manifest)
+    log.info("started from the weights of %s", source)
+
+
+def load_model(path: Path, parallel: ParallelConfig) -> tuple[Config, MegatronEngine, Tokenizer]:
+    """The model of a checkpoint, or of a run folder's best or newest one, laid out as `parallel`, without an optimizer.
+
+    Joins the other ranks. Raises CheckpointError when there is no valid checkpoint, ConfigError when the model does not
+    fit the layout.
+    """
+    raise_all(list(world_size_fits(Config(parallel=parallel), env.world_size())))
+    launch.initialize(parallel, seed=0)
+    folder = checkpoint.find(path)
+    config = from_dict(checkpoint.read_manifest(folder)["config"])
+    tokenizer = folder.parent.parent / TOKENIZER
+    if not tokenizer.exists():
+        if not config.data.tokenizer:
+            raise CheckpointError(
+                f"{folder} has no tokenizer: put the tokenizer.json that it was trained with at {tokenizer}"
+            )
+        tokenizer = Path(config.data.tokenizer)
+    _check_layout(config.model, parallel)
+    config = dataclasses.replace(
+        config,
+        parallel=parallel,
+        data=dataclasses.replace(config.data, tokenizer=str(tokenizer)),
+        checkpoint=dataclasses.replace(config.checkpoint, load=str(folder)),
+    )
+    engine = MegatronEngine(config, objective=None, training=False)
+    load_weights(config, engine)
+    return config, engine, Tokenizer.load(tokenizer)
+
+
+def _load_growing(model: ModelConfig, old: ModelConfig, source: Path, shards: list[Shard]) -> None:
+    """Fill shards of `model` from a checkpoint of the model `old`, whose vocabulary may be smaller. Collective.
+
+    Old rows stay as they were. Every new row is the mean of the old ones, the same bits in every layout. A new token's
+    logit is then the mean of the old tokens' logits, which is at most the logarithm of their mean exponential: n new
+    tokens take together at most n / (V + n) of the probability from V old ones, whatever the text. Rows drawn at random
+    have no such bound.
+    """
+    world, grows = current_world(), model.vocab_size > old.vocab_size
     tables = [shard for shard in shards if shard.name in TABLES]
     wanted = [shard for shard in shards if shard.name not in TABLES]
-    wanted += [_old_rows(shard, old.vocab_size, old.padded_vocab_size) for shard in tables]
-    names = TABLES if config.model.head == "tokens" and not config.model.tie_embeddings else TABLES[:1]
+    wanted += [old_rows(shard, old.vocab_size, old.padded_vocab_size) for shard in tables]
+    names = TABLES if model.head == "tokens" and not model.tie_embeddings else TABLES[:1]
     wholes = []
-    if new > old.vocab_size and world.rank == 0:  # no rank but this one has to hold a whole table
+    if grows and world.rank == 0:  # no rank but this one has to hold a whole table
         shape = (old.padded_vocab_size, old.hidden_size)
         wholes = [Shard.whole(name, torch.empty(shape)) for name in names]
     checkpoint.load(source, [*wanted, *wholes], strict=False, cast=True, world=world)
-    if new > old.vocab_size:
+    if grows:
         rows = world.broadcast([whole.data[: old.vocab_size].double().mean(0).tolist() for whole in wholes])
         means = {name: torch.tensor(row) for name, row in zip(names, rows, strict=True)}
         for shard in tables:
-            start, stop, data = _elements(shard, old.vocab_size, new)
-            data.copy_(means[shard.name][torch.arange(start, stop) % old.hidden_size])
-        log.info("%d new tokens' rows are the mean of the %d old ones", new - old.vocab_size, old.vocab_size)
-    log.info("started from the weights of %s", source)
+            fill_rows(shard, old.vocab_size, model.vocab_size, means[shard.name])
+        new = model.vocab_size - old.vocab_size
+        log.info("%d new tokens' rows are the mean of the %d old ones", new, old.vocab_size)
+
+
+def _subtract_offset(shards: list[Shard], manifest: dict[str, Any]) -> None:
+    """Take a reward model's `score_offset` off the bias of its head, so that demonstrations score 0 on average."""
+    for shard in shards:
+        if shard.name == f"{HEAD}bias":
+            shard.data.sub_(manifest.get("score_offset", 0.0))
+
+
+def _check_layout(model: ModelConfig, parallel: ParallelConfig) -> None:
+    """Raise ConfigError where the model does not fit the layout; nothing else of a configuration matters here."""
+    ranks = dist.get_world_size()
+    optim = OptimConfig(global_batch_size=ranks * 64)
+    data = DataConfig(tokenizer=TOKENIZER, corpora=(CorpusConfig("unused"),))
+    model = dataclasses.replace(model, head="tokens")  # another head belongs to another stage
+    check(Config(model=model, parallel=parallel, optim=optim, data=data), ranks)
 
 
 def _check_head(config: Config, source: Path, old: ModelConfig) -> None:
@@ -84,7 +144,7 @@ def _check_vocabulary(config: Config, source: Path, old_size: int) -> None:
             f"a vocabulary can only grow: set model.vocab_size={old_size} or more"
         )
     beside = source.parent.parent / TOKENIZER
-    if not beside.exists():
+    if not beside.exists() or beside == Path(config.data.tokenizer):
         return
     older, newer = Tokenizer.load(beside), Tokenizer.load(config.data.tokenizer)
     index = newer.first_difference(older)
@@ -92,22 +152,5 @@ def _check_vocabulary(config: Config, source: Path, old_size: int) -> None:
         raise ConfigError(
             f"data.tokenizer ({config.data.tokenizer}) does not begin with the tokens of {beside}, which "
             f"checkpoint.load was trained with: they differ from id {index} on, so rows of the embedding would mean "
-            f"other tokens. Take that tokenizer, or extend it: tools/train_tokenizer.py --extend {beside} --output NEW"
+            f"other tokens. Take that tokenizer, or extend it: megagpt data tokenizer --extend {beside} --output NEW"
         )
-
-
-def _elements(shard: Shard, first: int, last: int) -> tuple[int, int, torch.Tensor]:
-    """What a shard of a table holds of its rows first..last-1: a range of its box's elements, and their data, 1-D."""
-    above, width = shard.offset[0], shard.global_shape[1]
-    begin, end = shard.range
-    start, stop = (min(max((row - above) * width, begin), end) for row in (first, last))
-    return start, stop, shard.data.view(-1)[start - begin : stop - begin]
-
-
-def _old_rows(shard: Shard, count: int, padded: int) -> Shard:
-    """What a shard of a table holds of its first `count` rows, as a shard of the old table of `padded` rows."""
-    start, stop, data = _elements(shard, 0, count)
-    width, above = shard.global_shape[1], min(shard.offset[0], count)
-    rows = min(shard.offset[0] + shard.shape[0], count) - above
-    span = (start, stop) if start < stop else (0, 0)  # a rank may hold none of them
-    return Shard(shard.name, (padded, width), (above, 0), (rows, width), span, data)

@@ -36,11 +36,13 @@ WANDB_NAMES = {
     "skipped_steps": "health/skipped_steps",
     **{name: f"reward/{name}" for name in ("accuracy", "margin")},
     **{name: f"ppo/{name}" for name in ("score", "reward", "kl", "kl_coefficient", "ratio", "approximate_kl")},
-    **{name: f"ppo/{name}" for name in ("clip_fraction", "entropy", "explained_variance", "answer_tokens", "end_rate")},
+    **{
+        name: f"ppo/{name}"
+        for name in ("clip_fraction", "entropy", "explained_variance", "response_tokens", "eos_rate")
+    },
     **{name: f"ppo/{name}" for name in ("value_loss", "value_grad_norm", "value_clip_fraction", "pretraining_loss")},
-    "rollout_seconds": "speed/rollout_seconds",
-    "scoring_seconds": "speed/scoring_seconds",
-    **{f"validation_{name}": f"validation/{name}" for name in ("score", "kl", "answer_tokens", "end_rate")},
+    **{f"{phase}_seconds": f"speed/{phase}_seconds" for phase in ("rollout", "scoring", "critic", "policy")},
+    **{f"validation_{name}": f"validation/{name}" for name in ("score", "kl", "response_tokens", "eos_rate")},
     **{f"validation_{name}": f"validation/{name}" for name in ("loss", "perplexity", "bits_per_byte")},
     **{f"validation_{name}": f"validation/{name}" for name in ("accuracy", "reward")},
 }

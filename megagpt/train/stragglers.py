@@ -1,5 +1,8 @@
-"""Finds ranks that are slower than the others, by the one time that waiting for others does not even out: the forward
-pass of the ranks that do the same work, which are those of a pipeline stage."""
+"""Finds ranks that are slower than the others.
+
+Ranks wait for each other, which evens out most times. The forward pass does not wait: it is compared among the ranks
+that do the same work, those of a pipeline stage.
+"""
 
 import logging
 import socket
@@ -24,9 +27,6 @@ class Stragglers:
     def __init__(self, config: ReliabilityConfig, dims: ParallelDims, modules: list[torch.nn.Module]) -> None:
         """Collective. modules: this rank's parts of the model."""
         self.config, self.dims = config, dims
-        self.on = config.straggler_interval > 0 and dims.world_size > 1
-        if not self.on:
-            return
         self.group = dist.new_group(backend="gloo")
         self.hosts: list = [None] * dims.world_size
         dist.all_gather_object(self.hosts, socket.gethostname(), self.group)
@@ -37,13 +37,10 @@ class Stragglers:
 
     def forget(self) -> None:
         """Start anew: what was timed so far, such as an evaluation, does not count."""
-        if self.on:
-            self._clock.take()
+        self._clock.take()
 
     def check(self, step: int) -> list[int]:
-        """Every `straggler_interval` steps compare the time since the last comparison; log and return slow ranks."""
-        if not self.on or step % self.config.straggler_interval:
-            return []
+        """Compare the times since the last comparison; log and return slow ranks. Collective."""
         times = [torch.zeros((), dtype=torch.float64) for _ in self.hosts]
         dist.all_gather(times, torch.tensor(self._clock.take(), dtype=torch.float64), group=self.group)
         seconds = [float(value) for value in times]
@@ -53,16 +50,20 @@ class Stragglers:
                 log.warning(
                     "step %d: rank %d on %s is slow: its forward passes took %.2f s since the last comparison, %.1f x "
                     "the median of its pipeline stage",
-                    *(step, rank, self.hosts[rank], seconds[rank], ratio),
+                    step,
+                    rank,
+                    self.hosts[rank],
+                    seconds[rank],
+                    ratio,
                 )
         return list(slow)
 
 
 def slow_ranks(seconds: list[float], stage_size: int, factor: float) -> dict[int, float]:
-    """Of the ranks' times, by rank, how many times its stage's median each rank took whose multiple passes `factor`.
+    """{rank: time / median of its pipeline stage} for ranks slower than `factor` times that median.
 
-    Stages are `stage_size` ranks that follow one another. The lower median is taken, so that of two ranks one can be
-    slow.
+    seconds: by rank. A pipeline stage is `stage_size` ranks in a row. The lower median is taken, so that one of two
+    ranks can be slow.
     """
     slow = {}
     for first in range(0, len(seconds), stage_size):

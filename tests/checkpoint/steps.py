@@ -30,7 +30,7 @@ def save_steps(directory, *steps, world=None, **config):
 def assert_loads(directory, *allowed):
     """Asserts that a new attempt finds one of the allowed steps whole, and leaves no debris; returns the step."""
     with Checkpointer(directory, CheckpointConfig()) as checkpointer:
-        path = checkpointer.latest_valid()
+        path = checkpointer.find_newest()
         shards = blank(share(tensors(0), World(), "whole"))
         step = checkpointer.load(path, shards, strict=False)["step"]
         assert step in allowed and path.name == f"step_{step:08d}"

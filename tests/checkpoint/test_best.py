@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from megagpt.checkpoint import Checkpointer, Shard, locate
+from megagpt.checkpoint import Checkpointer, Shard, find
 from megagpt.config.schema import CheckpointConfig
 from megagpt.errors import CheckpointError
 from megagpt.train.state import TrainState
@@ -29,10 +29,10 @@ def test_others_get_the_best_and_the_run_its_newest(tmp_path, asynchronous):
     folder = tmp_path / "checkpoints"
     fill(folder, 1, 2, 3, 4, best=(1, 2), keep_last=1, asynchronous=asynchronous)
     assert steps_in(folder) == [2, 4]
-    assert locate(tmp_path).name == locate(folder).name == "step_00000002"
-    assert locate(folder / "step_00000004").name == "step_00000004"
+    assert find(tmp_path).name == find(folder).name == "step_00000002"
+    assert find(folder / "step_00000004").name == "step_00000004"
     with Checkpointer(folder, CheckpointConfig()) as checkpointer:
-        assert checkpointer.latest_valid().name == "step_00000004"
+        assert checkpointer.find_newest().name == "step_00000004"
 
 
 def test_a_best_one_that_was_not_committed_is_not_named(tmp_path, monkeypatch):
@@ -40,7 +40,7 @@ def test_a_best_one_that_was_not_committed_is_not_named(tmp_path, monkeypatch):
     with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
         with failing_fsync(monkeypatch, 28), pytest.raises(CheckpointError):
             save(checkpointer, 2, best=True)
-        assert locate(tmp_path).name == "step_00000001"
+        assert find(tmp_path).name == "step_00000001"
 
 
 @pytest.mark.parametrize("damage", ["nonsense", "step_00000009", "bits"])
@@ -54,7 +54,7 @@ def test_a_damaged_best_one_is_said_and_the_newest_taken(tmp_path, caplog, damag
     else:
         (tmp_path / "best").write_text(damage)
     caplog.set_level(logging.ERROR)
-    assert locate(tmp_path).name == "step_00000002"
+    assert find(tmp_path).name == "step_00000002"
     assert "best" in caplog.text and (damage in caplog.text or damage == "bits")
     fill(tmp_path, 3)  # and saving goes on
 
@@ -63,15 +63,15 @@ def test_the_name_can_be_put_right(tmp_path):
     fill(tmp_path, 1, 2, 3, best=(3,), keep_last=3)
     with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
         assert checkpointer.name_best(2)
-        assert locate(tmp_path).name == "step_00000002"
+        assert find(tmp_path).name == "step_00000002"
         assert not checkpointer.name_best(7)
-        assert locate(tmp_path).name == "step_00000003"
+        assert find(tmp_path).name == "step_00000003"
         assert not (tmp_path / "best").exists()
 
 
 def test_every_rank_gets_the_same(tmp_path):
     fill(tmp_path, 1, 2, best=(1,))
-    assert run_ranks(2, lambda world: locate(tmp_path, world).name) == ["step_00000001"] * 2
+    assert run_ranks(2, lambda world: find(tmp_path, world).name) == ["step_00000001"] * 2
 
 
 def test_what_is_best():

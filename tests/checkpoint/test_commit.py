@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from dist import run_distributed
 
-from megagpt.checkpoint import Checkpointer, current_world, newest_valid
+from megagpt.checkpoint import Checkpointer, current_world, find_newest
 from megagpt.config.schema import CheckpointConfig
 from megagpt.errors import CheckpointError
 from tests.checkpoint.ranks import run_ranks
@@ -99,7 +99,7 @@ def test_a_killed_rank_leaves_the_old_one(tmp_path):
 def test_the_very_first_save_killed_is_no_checkpoint(tmp_path):
     assert run_child(tmp_path, 3, 1, False)[0] == -signal.SIGKILL
     with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
-        assert checkpointer.latest_valid() is None
+        assert checkpointer.find_newest() is None
     assert names(tmp_path) == [".run_lock.json"]
 
 
@@ -221,7 +221,7 @@ def test_a_read_only_disk(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(CheckpointError, match=f"cannot write in {small_disk}: the file system is read-only"):
         save_steps(small_disk, 2)
-    assert newest_valid(small_disk).name == "step_00000001"
+    assert find_newest(small_disk).name == "step_00000001"
 
 
 def test_a_folder_that_vanishes(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megagpt.checkpoint import Checkpointer, Shard, newest_valid
+from megagpt.checkpoint import Checkpointer, Shard, find_newest
 from megagpt.config.schema import CheckpointConfig
 from megagpt.errors import CheckpointError
 from tests.checkpoint.ranks import run_ranks
@@ -52,7 +52,7 @@ def test_training_goes_on_while_a_save_is_written(tmp_path, monkeypatch, caplog)
         threading.Timer(0.2, gate.set).start()
         checkpointer.save(2, [Shard.whole("model/x", weight)], {}, {}, {})  # waits for the first
         assert "step_00000001" in names(tmp_path) and "saved" in caplog.text
-    assert newest_valid(tmp_path).name == "step_00000002"
+    assert find_newest(tmp_path).name == "step_00000002"
     restored = Shard.whole("model/x", torch.empty(100))
     with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
         for step, value in ((1, 0.0), (2, 3.0)):
@@ -101,7 +101,7 @@ def test_a_refused_checkpoint_does_not_count_as_kept(tmp_path):
     save_steps(tmp_path, 1, 2, 3, keep_last=3)
     (tmp_path / "step_00000003" / "state.json").write_text("{}")
     with Checkpointer(tmp_path, CheckpointConfig(keep_last=2)) as checkpointer:
-        assert checkpointer.latest_valid().name == "step_00000002"
+        assert checkpointer.find_newest().name == "step_00000002"
         save(checkpointer, 4)
     assert steps_in(tmp_path) == [2, 4]
 
@@ -110,7 +110,7 @@ def test_a_run_rolled_back_by_hand_overwrites_its_old_future(tmp_path):
     save_steps(tmp_path, 1, 2, 3, keep_last=3)
     (tmp_path / "latest").write_text("step_00000001\n")
     with Checkpointer(tmp_path, CheckpointConfig(keep_last=2)) as checkpointer:
-        assert checkpointer.latest_valid().name == "step_00000001"
+        assert checkpointer.find_newest().name == "step_00000001"
         before = (tmp_path / "step_00000002" / "manifest.json").read_text()
         save(checkpointer, 2)
         assert (tmp_path / "step_00000002" / "manifest.json").read_text() != before
@@ -124,7 +124,7 @@ def test_a_step_is_saved_once(tmp_path, monkeypatch):
         with failing_fsync(monkeypatch, errno.EIO):
             save(checkpointer, 1)
     with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
-        checkpointer.latest_valid()
+        checkpointer.find_newest()
         with failing_fsync(monkeypatch, errno.EIO):
             save(checkpointer, 1)
 

@@ -14,7 +14,7 @@ from hashlib import sha256
 import pytest
 import torch
 
-from megagpt.checkpoint import Checkpointer, Shard, World, load, locate, newest_valid, read_manifest
+from megagpt.checkpoint import Checkpointer, Shard, World, find, find_newest, load, read_manifest
 from megagpt.checkpoint.format import StoredShard, dump_index, dump_manifest, header
 from megagpt.config.schema import CheckpointConfig
 from megagpt.errors import CheckpointError
@@ -57,11 +57,11 @@ def assert_refused(run, file, caplog, ranks=2):
         load(run / NEW, wanted)
     assert all((shard.data == 7).all() for shard in wanted)
     caplog.clear()
-    assert run_ranks(ranks, lambda world: newest_valid(run, world)) == [run / OLD] * ranks
+    assert run_ranks(ranks, lambda world: find_newest(run, world)) == [run / OLD] * ranks
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1 and NEW in errors[0] and file in errors[0]
     (run / OLD / "state.json").write_text("{}")
-    for outcome in run_ranks(ranks, lambda world: newest_valid(run, world)):
+    for outcome in run_ranks(ranks, lambda world: find_newest(run, world)):
         assert isinstance(outcome, CheckpointError) and "is valid" in str(outcome) and file in str(outcome)
 
 
@@ -120,7 +120,7 @@ def test_a_folder_under_another_step_s_name(run):
     (run / NEW).rename(run / "step_00000009")
     with pytest.raises(CheckpointError, match=r"step 2, but its folder is step_00000009"):
         load(run / "step_00000009", [])
-    assert newest_valid(run) == run / OLD
+    assert find_newest(run) == run / OLD
 
 
 @pytest.mark.parametrize(
@@ -129,17 +129,17 @@ def test_a_folder_under_another_step_s_name(run):
 )
 def test_a_wrong_latest_is_told_and_the_newest_is_used(run, content, caplog):
     (run / "latest").write_text(content)
-    assert run_ranks(2, lambda world: newest_valid(run, world)) == [run / NEW] * 2
+    assert run_ranks(2, lambda world: find_newest(run, world)) == [run / NEW] * 2
     assert "latest" in caplog.text
     shutil.rmtree(run / OLD), shutil.rmtree(run / NEW)
     with pytest.raises(CheckpointError, match="latest"):
-        newest_valid(run)
+        find_newest(run)
 
 
 def test_links_are_not_followed(run, tmp_path, caplog):
     (run / "latest").unlink()
     (run / "latest").symlink_to(run / OLD / "state.json")
-    assert newest_valid(run) == run / NEW and "symbolic link" in caplog.text
+    assert find_newest(run) == run / NEW and "symbolic link" in caplog.text
     shutil.copytree(run / NEW, run / "real")
     shutil.rmtree(run / NEW)
     (run / NEW).symlink_to(run / "real")
@@ -160,16 +160,16 @@ def test_links_are_not_followed(run, tmp_path, caplog):
             load(run / NEW, [])
         (run / NEW / file).unlink()
         shutil.copy(run / "real" / file, run / NEW / file)
-    assert newest_valid(run) == run / NEW
+    assert find_newest(run) == run / NEW
 
 
 def test_locate(run):
-    assert locate(run) == run / NEW and locate(run / OLD) == run / OLD
+    assert find(run) == run / NEW and find(run / OLD) == run / OLD
     (run.parent / "project").mkdir()
     run.rename(run.parent / "project" / "checkpoints")
-    assert locate(run.parent / "project") == run.parent / "project" / "checkpoints" / NEW
+    assert find(run.parent / "project") == run.parent / "project" / "checkpoints" / NEW
     with pytest.raises(CheckpointError, match="has no checkpoint"):
-        locate(run.parent / "project" / "absent")
+        find(run.parent / "project" / "absent")
 
 
 # ---- hostile: written by somebody who also forged the hashes ----------------------------------------------------
@@ -203,7 +203,7 @@ def test_a_pickle_runs_nothing(run, tmp_path, file, forged):
         forge(run / NEW, file, data)
     wanted = [Shard.whole(name, tensor) for name, tensor in tensors(0).items()]
     if file == "latest":
-        assert newest_valid(run) == run / NEW
+        assert find_newest(run) == run / NEW
     else:
         with pytest.raises(CheckpointError, match=file):
             load(run / NEW, wanted)
@@ -338,5 +338,5 @@ def test_a_manifest_with_wrong_values_is_refused(run, edit, message):
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
-    assert newest_valid(tmp_path) is None
-    assert newest_valid(tmp_path / "absent", World()) is None
+    assert find_newest(tmp_path) is None
+    assert find_newest(tmp_path / "absent", World()) is None

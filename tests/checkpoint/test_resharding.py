@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from megagpt.checkpoint import Checkpointer, Shard, World, current_world, load, newest_valid, read_manifest
+from megagpt.checkpoint import Checkpointer, Shard, World, current_world, find_newest, load, read_manifest
 from megagpt.checkpoint.geometry import coverage_flaw, overlap, rectangles
 from megagpt.config.schema import CheckpointConfig
 from megagpt.errors import CheckpointError
@@ -30,7 +30,7 @@ def save(world, directory, layout, seed=0, step=5, **config):
 
 def restore(world, directory, layout, seed=0):
     with Checkpointer(directory, CheckpointConfig(), world) as checkpointer:
-        path = checkpointer.latest_valid()
+        path = checkpointer.find_newest()
         shards = blank(share(tensors(seed), world, layout))
         state = checkpointer.load(path, shards)
         assert_holds(shards, tensors(seed))
@@ -55,7 +55,7 @@ def test_every_layout_loads_every_other(tmp_path, saved, asynchronous):
 
 def test_files_are_plain_safetensors(tmp_path):
     save(World(), tmp_path, "whole")
-    path = newest_valid(tmp_path)
+    path = find_newest(tmp_path)
     stored = load_file(path / "rank_00000.safetensors")
     assert {name for name in stored if name != "rng/cpu"} == tensors(0).keys()
     assert all(torch.equal(stored[name], tensor) for name, tensor in tensors(0).items())
@@ -144,7 +144,7 @@ def test_coverage_finds_every_hole_and_every_overlap(data, shape):
 
 def test_names_that_do_not_fit_are_listed(tmp_path):
     save(World(), tmp_path, "whole")
-    path = newest_valid(tmp_path)
+    path = find_newest(tmp_path)
     own = tensors(0)
     with pytest.raises(CheckpointError, match=r"model/cube is not expected; model/scale is not expected"):
         load(path, [Shard.whole(n, t) for n, t in own.items() if n not in ("model/cube", "model/scale")])
@@ -164,17 +164,17 @@ def test_names_that_do_not_fit_are_listed(tmp_path):
 def test_a_dtype_is_converted_only_when_asked(tmp_path):
     save(World(), tmp_path, "whole")
     target = Shard.whole("model/cube", torch.zeros(4, 6, 10, dtype=torch.bfloat16))
-    load(newest_valid(tmp_path), [target], strict=False, cast=True)
+    load(find_newest(tmp_path), [target], strict=False, cast=True)
     assert torch.equal(target.data, tensors(0)["model/cube"].bfloat16())
     whole_number = Shard.whole("model/cube", torch.zeros(4, 6, 10, dtype=torch.int64))
     with pytest.raises(CheckpointError, match=r"not torch\.int64"):
-        load(newest_valid(tmp_path), [whole_number], strict=False, cast=True)
+        load(find_newest(tmp_path), [whole_number], strict=False, cast=True)
 
 
 def test_loading_fills_views_in_place(tmp_path):
     save(World(), tmp_path, "whole")
     parameter = torch.nn.Parameter(torch.zeros(10, 6, 4))
-    load(newest_valid(tmp_path), [Shard.whole("model/cube", parameter.data.permute(2, 1, 0))], strict=False)
+    load(find_newest(tmp_path), [Shard.whole("model/cube", parameter.data.permute(2, 1, 0))], strict=False)
     assert torch.equal(parameter.detach().permute(2, 1, 0), tensors(0)["model/cube"])
 
 
@@ -195,7 +195,7 @@ def test_pieces_that_do_not_make_up_the_tensor_are_not_saved(tmp_path):
         with pytest.raises(CheckpointError, match="overlap"):
             whole = Shard.whole("model/x", torch.zeros(4))
             checkpointer.save(1, [half, whole], {}, {}, {})
-        assert checkpointer.latest_valid() is None
+        assert checkpointer.find_newest() is None
     assert [path.name for path in tmp_path.iterdir()] == [".run_lock.json"]
 
 
@@ -243,7 +243,7 @@ def fail_on_rank_one(directory):
         try:
             checkpointer.save(6, shards, own, {}, {})
         except CheckpointError as error:
-            return str(error), checkpointer.latest_valid().name
+            return str(error), checkpointer.find_newest().name
     return None
 
 

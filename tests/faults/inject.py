@@ -22,9 +22,9 @@ from megagpt.checkpoint import Checkpointer
 from megagpt.data.loader import PretrainLoader
 from megagpt.log import run_tool
 from megagpt.parallel.megatron import MegatronEngine
-from megagpt.stages import session
-from megagpt.train.loop import Trainer
+from megagpt.stages import base
 from megagpt.train.objectives import LanguageModelObjective
+from megagpt.train.trainer import Trainer
 
 BARRIER = ctypes.create_string_buffer(64)
 """For two threads, of which the second never comes; no signal ends waiting there, as it ends sleep()."""
@@ -72,7 +72,7 @@ FAULTS = {
     "lock": ((LanguageModelObjective, "loss"), hold_the_lock),
     "backward": ((torch.autograd, "backward"), sleep),
     "optimizer": ((torch.optim.AdamW, "step"), sleep),
-    "evaluation": ((session, "evaluate"), sleep),
+    "evaluation": ((base, "evaluate"), sleep),
     "save": ((Checkpointer, "save"), sleep),
 }
 
@@ -80,13 +80,13 @@ FAULTS = {
 def install(folder: Path, texts: list[str]) -> None:
     """Make the faults strike in this process."""
     begun = {"step": 0}
-    step = Trainer._step
+    begin_step = Trainer.begin_step
 
-    def counted(self, bar):
+    def counted(self):
         begun["step"] = self.state.step + 1
-        return step(self, bar)
+        return begin_step(self)
 
-    Trainer._step = counted
+    Trainer.begin_step = counted
     for text in texts:
         kind, at, rank = text.rstrip("!").split("@")
         if env.rank() != int(rank):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from megagpt.checkpoint import load, locate
+from megagpt.checkpoint import find, load
 from megagpt.parallel.shards import Shard
 
 INJECT = Path(__file__).parent / "inject.py"
@@ -63,23 +63,16 @@ def settings(overrides: list[str], folder: Path, name: str, steps: int) -> list[
 
 
 def opened(overrides: list[str]):
-    """A session of a run in this process, and what closes it."""
+    """Opens a run in this process; a context manager that gives its trainer."""
     from megagpt.config.load import load as load_config
-    from megagpt.data.loader import PretrainLoader
-    from megagpt.parallel.build import build_engine
-    from megagpt.stages.session import open_session, start
-    from megagpt.train.objectives import LanguageModelObjective
+    from megagpt.stages.session import open_run
 
-    config = load_config(overrides)
-    checkpointer = start(config)
-    return open_session(
-        config, build_engine(config, LanguageModelObjective()), checkpointer, PretrainLoader(config)
-    ), checkpointer
+    return open_run(load_config(overrides))
 
 
 def tensors(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """Every tensor of the newest checkpoint, whole, and the state."""
-    folder = locate(run_dir)
+    folder = find(run_dir)
     index = json.loads((folder / "index.json").read_text())
     entries = [entry for entries in index.values() for entry in entries if not entry["private"]]
     shards = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from dist import run_distributed
 
-from megagpt.checkpoint import newest_valid
+from megagpt.checkpoint import find_newest
 from megagpt.errors import CheckpointError
 from megagpt.parallel import launch
 from tests.faults import job
@@ -32,43 +32,41 @@ def disk(path: Path, size: str):
 
 def _refused_save(overrides: list[str], name: str, *more: str) -> tuple[str, int, list[str]]:
     """What the run said when it could not save, after which step, and what is in the folder then."""
-    session, checkpointer = job.opened([*overrides, f"run_name={name}", *more])
-    with checkpointer, pytest.raises(CheckpointError) as caught:
-        session.trainer.fit()
+    with pytest.raises(CheckpointError) as caught, job.opened([*overrides, f"run_name={name}", *more]) as trainer:
+        trainer.stage.fit(trainer)
     launch.leave_groups()
-    left = sorted(path.name for path in (session.run_dir / "checkpoints").iterdir())
-    return str(caught.value), session.trainer.state.step, left
+    left = sorted(path.name for path in (trainer.stage.run_dir / "checkpoints").iterdir())
+    return str(caught.value), trainer.state.step, left
 
 
 def _no_room_for_logs(overrides: list[str]) -> tuple[int, list[str]]:
     """Train while there is no room for metrics and logs in most steps; the last step and the warnings."""
-    session, checkpointer = job.opened([*overrides, "run_name=logs"])
-    filler, step, said = session.run_dir / "filler", session.trainer._step, []
+    said = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())
-    logging.getLogger().addHandler(handler)
+    with job.opened([*overrides, "run_name=logs"]) as trainer:
+        filler, begin_step = trainer.stage.run_dir / "filler", trainer.begin_step
+        logging.getLogger().addHandler(handler)
 
-    def watched_step(bar):
-        if session.trainer.state.step == 1:
-            with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as file:
-                while True:
-                    file.write(bytes(1024))
-        if session.trainer.state.step == STEPS - 5:
-            filler.unlink()
-        return step(bar)
+        def watched():
+            if trainer.state.step == 1:
+                with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(1024))
+            if trainer.state.step == STEPS - 5:
+                filler.unlink()
+            return begin_step()
 
-    session.trainer._step = watched_step
-    with checkpointer:
-        session.trainer.fit()
+        trainer.begin_step = watched
+        trainer.stage.fit(trainer)
     launch.leave_groups()
-    return session.trainer.state.step, said
+    return trainer.state.step, said
 
 
 def _full_disks(overrides: list[str]) -> tuple:
     refused = _refused_save(overrides, "now"), _refused_save(overrides, "later", "checkpoint.asynchronous=true")
-    session, checkpointer = job.opened([*overrides, "run_name=plain"])
-    with checkpointer:
-        session.trainer.fit()
+    with job.opened([*overrides, "run_name=plain"]) as trainer:
+        trainer.stage.fit(trainer)
     launch.leave_groups()
     return *refused, *_no_room_for_logs(overrides)
 
@@ -86,7 +84,7 @@ def test_f09_f35_full_disks(overrides, tmp_path):
             assert left == [".run_lock.json", "latest", "step_00000002"]
         assert now[1] == 4
         for name in ("now", "later"):
-            assert newest_valid(tmp_path / name / "checkpoints").name == "step_00000002"
+            assert find_newest(tmp_path / name / "checkpoints").name == "step_00000002"
         assert last == STEPS
         assert job.losses(tmp_path / "logs") == job.losses(tmp_path / "plain")  # what found no room came later
         assert len([line for line in said if "metrics.jsonl" in line]) == 1, said

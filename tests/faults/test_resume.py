@@ -1,11 +1,11 @@
 """F01 to F04, F29: wherever a run is stopped, it goes on as the run that never stopped, with every sample once."""
 
+import contextlib
 import itertools
 import os
 import signal
 from collections.abc import Callable
 
-import pytest
 import torch
 from dist import run_distributed
 
@@ -45,53 +45,50 @@ def after(function: Callable, strike: Callable, due: Callable[[], bool]) -> Call
     return struck
 
 
-def strike(session, place: str, step: int, what: Callable = fail) -> None:
+def strike(trainer, place: str, step: int, what: Callable = fail) -> None:
     """Have `what` happen at a place of a step."""
-    trainer, objective, calls = session.trainer, session.engine.objective, itertools.count(1)
+    objective, calls = trainer.engine.objective, itertools.count(1)
+    stage, checkpoints = trainer.stage, trainer.checkpoints
     begun, done = (lambda: trainer.state.step + 1 == step), (lambda: trainer.state.step == step)
     if place == "between micro-batches":
         objective.loss = before(objective.loss, what, lambda: begun() and next(calls) == 2)
     elif place == "in the step":
         trainer.engine.train_step = before(trainer.engine.train_step, what, begun)
     elif place == "before the evaluation":
-        trainer.evaluate = before(trainer.evaluate, what, done)
+        stage.evaluate = before(stage.evaluate, what, done)
     elif place == "after the evaluation":
-        trainer.evaluate = after(trainer.evaluate, what, done)
+        stage.evaluate = after(stage.evaluate, what, done)
     elif place == "before the save":
-        trainer.save = before(trainer.save, what, done)
+        checkpoints.save = before(checkpoints.save, what, done)
     elif place == "after the save":
-        trainer.save = after(trainer.save, what, done)
+        checkpoints.save = after(checkpoints.save, what, done)
 
 
 def _train(overrides: list[str], stops: list[tuple[str, int]]) -> dict:
     """Train to the end, struck down at each of `stops` on the way."""
     trained = {}
     for stop in (*stops, None):
-        session, checkpointer = job.opened(overrides)
-        if stop:
-            strike(session, *stop)
-        micro_batches = session.loader.micro_batches
-
-        def recorded(first, size, rank, ranks, inner=micro_batches):
-            batches = list(inner(first, size, rank, ranks))
-            seen = size, [int(fingerprint(batch.tokens)) for batch in batches]
-            assert trained.setdefault(first, seen) == seen  # the same samples as when it was struck down here
-            return iter(batches)
-
-        session.loader.micro_batches = recorded
-        with checkpointer:
+        with contextlib.suppress(Struck), job.opened(overrides) as trainer:
+            stage = trainer.stage
             if stop:
-                with pytest.raises(Struck):
-                    session.trainer.fit()
-            else:
-                session.trainer.fit()
-        digests = {shard.label: int(fingerprint(shard.data)) for shard in session.engine.shards(for_saving=False)}
-        (corpus,) = session.loader.corpora["train"]
+                strike(trainer, *stop)
+
+            def recorded(first, size, rank, ranks, inner=stage.loader.micro_batches):
+                batches = list(inner(first, size, rank, ranks))
+                seen = size, [int(fingerprint(batch.tokens)) for batch in batches]
+                assert trained.setdefault(first, seen) == seen  # the same samples as when it was struck down here
+                return iter(batches)
+
+            stage.loader.micro_batches = recorded
+            stage.fit(trainer)
+            assert not stop  # else the fault did not strike
+        digests = {shard.label: int(fingerprint(shard.data)) for shard in stage.shards(for_saving=False)}
+        (corpus,) = stage.loader.corpora["train"]
         launch.leave_groups()
     return {
         "tensors": digests,
-        "state": session.trainer.state.to_dict(),
-        "losses": job.losses(session.run_dir),
+        "state": trainer.state.to_dict(),
+        "losses": job.losses(stage.run_dir),
         "trained": trained,
         "epoch": corpus.samples_per_epoch,
     }
@@ -139,23 +136,21 @@ def _save_again(overrides: list[str], name: str, layouts: list[list[str]]) -> li
     """Load the newest checkpoint in each layout, save it as a skipped step, and train a step that is not saved."""
     losses = []
     for layout in layouts:
-        session, checkpointer = job.opened([*overrides, f"run_name={name}", *layout])
-        with checkpointer:
-            state = session.trainer.state
+        with job.opened([*overrides, f"run_name={name}", *layout]) as trainer:
+            state, stage, engine = trainer.state, trainer.stage, trainer.engine
             state.step, state.skipped_steps = state.step + 1, state.skipped_steps + 1
-            session.trainer.save(state)
-            dims, micro = session.engine.dims, session.config.parallel.micro_batch_size
-            batch = session.config.optim.global_batch_size
-            batches = session.loader.micro_batches(state.samples, batch, dims.data_rank, dims.data_size)
-            losses.append(session.engine.train_step(batches, batch // micro // dims.data_size, 1e-3).loss)
+            trainer.checkpoints.save(state)
+            dims, micro = engine.dims, trainer.config.parallel.micro_batch_size
+            batch = trainer.config.optim.global_batch_size
+            batches = stage.loader.micro_batches(state.samples, batch, dims.data_rank, dims.data_size)
+            losses.append(engine.train_step(batches, batch // micro // dims.data_size, 1e-3).loss)
         launch.leave_groups()
     return losses
 
 
 def _four_ranks(overrides: list[str], layouts: list[list[str]]) -> list[float]:
-    session, checkpointer = job.opened([*overrides, "run_name=run"])
-    with checkpointer:
-        session.trainer.fit()
+    with job.opened([*overrides, "run_name=run"]) as trainer:
+        trainer.stage.fit(trainer)
     launch.leave_groups()
     return _save_again(overrides, "run", layouts)
 
@@ -188,18 +183,17 @@ def _signalled(overrides: list[str], cases: list[tuple[str, int, int]]) -> list[
     """Whether each run finished, its step, and how many checkpoints it committed."""
     outcomes = []
     for number, (place, rank, times) in enumerate(cases):
-        session, checkpointer = job.opened([*overrides, f"run_name=run{number}"])
 
         def send(times=times) -> None:
             for _ in range(times):
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        if session.engine.dims.rank == rank:
-            strike(session, place, 4, send)
-        with checkpointer:
-            finished = session.trainer.fit()
-        saved = len(list((session.run_dir / "checkpoints").glob("step_*")))
-        outcomes.append((finished, session.trainer.state.step, saved))
+        with job.opened([*overrides, f"run_name=run{number}"]) as trainer:
+            if trainer.engine.dims.rank == rank:
+                strike(trainer, place, 4, send)
+            trainer.stage.fit(trainer)
+        saved = len(list((trainer.stage.run_dir / "checkpoints").glob("step_*")))
+        outcomes.append((trainer.finished, trainer.state.step, saved))
         launch.leave_groups()
     return outcomes
 

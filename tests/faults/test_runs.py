@@ -10,7 +10,7 @@ import pytest
 import torch
 from dist import run_distributed
 
-from megagpt.checkpoint import locate
+from megagpt.checkpoint import find
 from megagpt.errors import STOPPED_BY_SIGNAL, TrainingDiverged
 from tests.faults import job
 
@@ -88,7 +88,7 @@ def test_signals_save_and_stop(number, overrides, tmp_path):
     job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
     process.send_signal(number)
     assert process.wait(timeout=60) == STOPPED_BY_SIGNAL, log.read_text()
-    saved = int(locate(tmp_path / "run").name.removeprefix("step_"))
+    saved = int(find(tmp_path / "run").name.removeprefix("step_"))
     assert saved == job.steps(tmp_path / "run")
     assert f"stopped by a signal at step {saved}" in log.read_text()
 
@@ -104,7 +104,7 @@ def test_ctrl_c_under_torchrun_saves(engine, overrides, tmp_path):
     for pid in (process.pid, *job.ranks_of(process.pid)):
         os.kill(pid, signal.SIGINT)
     assert process.wait(timeout=60) != 0
-    assert int(locate(tmp_path / "run").name.removeprefix("step_")) == job.steps(tmp_path / "run"), log.read_text()
+    assert int(find(tmp_path / "run").name.removeprefix("step_")) == job.steps(tmp_path / "run"), log.read_text()
 
 
 class _Poisoned:
@@ -127,29 +127,30 @@ class _Poisoned:
 
 def _train_poisoned(overrides: list[str], calls: range, value: float) -> tuple[list, dict, str]:
     from megagpt.config.load import load as load_config
-    from megagpt.data.loader import PretrainLoader
-    from megagpt.parallel.build import build_engine
-    from megagpt.stages.session import open_session, start
+    from megagpt.stages.pretrain import Pretrain
+    from megagpt.stages.session import open_run
 
-    config, hashes, message = load_config(overrides), [], ""
-    with start(config) as checkpointer:
-        session = open_session(
-            config, build_engine(config, _Poisoned(calls, value)), checkpointer, PretrainLoader(config)
-        )
-        step = session.engine.train_step
+    def poisoned(config) -> Pretrain:
+        stage = Pretrain(config)
+        stage.objective = _Poisoned(calls, value)
+        return stage
+
+    hashes, message = [], ""
+    with open_run(load_config(overrides), poisoned) as trainer:
+        step = trainer.engine.train_step
 
         def watched_step(*arguments):
             result = step(*arguments)
-            shards = session.engine.shards(for_saving=False)
+            shards = trainer.stage.shards(for_saving=False)
             hashes.append((result.applied, [shard.data.double().sum().item() for shard in shards]))
             return result
 
-        session.engine.train_step = watched_step
+        trainer.engine.train_step = watched_step
         try:
-            session.trainer.fit()
+            trainer.stage.fit(trainer)
         except TrainingDiverged as error:
             message = str(error)
-    return hashes, session.trainer.state.to_dict(), message
+    return hashes, trainer.state.to_dict(), message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -23,26 +23,17 @@ def usage() -> tuple[int, int, int, int]:
 
 
 def _soak(overrides: list[str]) -> list[tuple[int, int, int, int]]:
-    from megagpt.config.load import load
-    from megagpt.data.loader import PretrainLoader
-    from megagpt.parallel.build import build_engine
-    from megagpt.stages.session import open_session, start
-    from megagpt.train.objectives import LanguageModelObjective
-
-    config, seen = load(overrides), []
-    with start(config) as checkpointer:
-        session = open_session(
-            config, build_engine(config, LanguageModelObjective()), checkpointer, PretrainLoader(config)
-        )
-        compare = session.trainer._compare_ranks
+    seen = []
+    with job.opened(overrides) as trainer:
+        compare = trainer._compare_ranks
 
         def watched() -> None:
             compare()
-            if session.trainer.state.step % SAMPLE == 0:
+            if trainer.state.step % SAMPLE == 0:
                 seen.append(usage())
 
-        session.trainer._compare_ranks = watched
-        session.trainer.fit()
+        trainer._compare_ranks = watched
+        trainer.stage.fit(trainer)
     return seen
 
 

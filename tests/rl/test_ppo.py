@@ -51,24 +51,22 @@ def _run(overrides: list[str], stop: int | None = None) -> dict:
 
     from megagpt.config.load import load
     from megagpt.config.rules import check
-    from megagpt.stages.ppo import open_ppo, prepare
-    from megagpt.stages.session import start
+    from megagpt.stages.session import open_run
 
-    config = prepare(load(overrides))
+    config = load(overrides)
     try:
         check(config, dist.get_world_size())
-        with start(config) as checkpointer:
-            session = open_ppo(config, checkpointer)
-            begun = session.trainer.state.step
+        with open_run(config) as trainer:
+            begun = trainer.state.step
             if stop:
-                limited = replace(config.optim, train_tokens=stop * BATCH * (PROMPT + ANSWER))
-                session.trainer.config = replace(config, optim=limited)
-            session.trainer.fit()
+                limited = replace(trainer.config.optim, train_tokens=stop * BATCH * (PROMPT + ANSWER))
+                trainer.config = replace(trainer.config, optim=limited)
+            trainer.stage.fit(trainer)
     except MegaGPTError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     finally:
         parallel_state.destroy_model_parallel()
-    shards = [replace(p, data=p.data.detach().clone().numpy()) for p in session.engine.shards(for_saving=False)]
+    shards = [replace(p, data=p.data.detach().clone().numpy()) for p in trainer.stage.shards(for_saving=False)]
     lines = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
     episodes = {shard.name.removeprefix("episodes/"): shard.data for shard in shards if "episodes/" in shard.name}
     return {"begun": begun, "lines": lines, "shards": shards, "episodes": episodes}
@@ -86,10 +84,9 @@ def _stage(overrides: list[str]) -> None:
     from megatron.core import parallel_state
 
     from megagpt.config.load import load
-    from megagpt.stages import ppo, pretrain, reward
+    from megagpt.stages.session import run_stage
 
-    config = load(overrides)
-    assert {"pretrain": pretrain.run, "ppo": ppo.run, "reward": reward.run}[config.stage.name](config) == 0
+    assert run_stage(load(overrides)) == 0
     parallel_state.destroy_model_parallel()
 
 
@@ -219,7 +216,7 @@ def test_what_an_iteration_collects_fits_together(one):
     torch.testing.assert_close(white.std(correction=0), torch.tensor(1.0), atol=1e-4, rtol=0)
     fresh = [line for line in one["whole"]["lines"] if "score" in line]
     assert math.isclose(fresh[-1]["score"], episodes["scores"].mean(), rel_tol=1e-5)
-    assert math.isclose(fresh[-1]["end_rate"], episodes["ended"].double().mean())
+    assert math.isclose(fresh[-1]["eos_rate"], episodes["finished"].double().mean())
     assert fresh[0]["kl_coefficient"] == 0.02
     assert 0.02 * 0.99 < fresh[1]["kl_coefficient"] < 0.02 * 1.01
     assert fresh[1]["kl_coefficient"] != 0.02
@@ -247,8 +244,8 @@ def test_models_that_wait_elsewhere_change_nothing(one):
 
 def test_an_answer_without_an_end_is_penalised(one):
     line = next(line for line in one["no_end"]["lines"] if "score" in line)
-    assert line["answer_tokens"] == 1
-    assert line["reward"] == pytest.approx(line["score"] - (1 - line["end_rate"]), abs=1e-4)
+    assert line["response_tokens"] == 1
+    assert line["reward"] == pytest.approx(line["score"] - (1 - line["eos_rate"]), abs=1e-4)
 
 
 def test_the_stage_answers_held_out_prompts_before_and_after(settings):
@@ -263,6 +260,6 @@ def test_the_stage_answers_held_out_prompts_before_and_after(settings):
         assert 0 <= values["validation_score"] <= 1
         assert values["validation_loss"] > 0
     samples = [json.loads(line) for line in (folder / "stage" / "samples.jsonl").read_text().splitlines()]
-    assert {"prompt", "text", "score", "ended"} <= set(samples[0])
+    assert {"prompt", "text", "score", "finished"} <= set(samples[0])
     lines = [json.loads(line) for line in (folder / "stage" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation_score" in line] == [4]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megagpt.checkpoint import locate
+from megagpt.checkpoint import find
 from megagpt.errors import TrainingDiverged
 from tests.faults import job as jobs
 from tests.slurm.cluster import Cluster, wait
@@ -144,7 +144,7 @@ def test_f27_a_cancelled_job_leaves_a_good_checkpoint_and_can_be_submitted_again
     small.wait_for("CANCELLED")
     wait(lambda: not small.processes(), 30, "processes outlive the job")
     assert small.status()["state"] == "cancelled"
-    newest = locate(small.run)
+    newest = find(small.run)
     step = int(newest.name.removeprefix("step_"))
 
     small.submit()
@@ -153,7 +153,7 @@ def test_f27_a_cancelled_job_leaves_a_good_checkpoint_and_can_be_submitted_again
     small.wait_for("COMPLETED")
     assert small.status()["state"] == "stopped"
     assert f"resumed at step {step} " in small.said()
-    assert locate(small.run).name == f"step_{jobs.steps(small.run):08d}"  # the last step was saved
+    assert find(small.run).name == f"step_{jobs.steps(small.run):08d}"  # the last step was saved
 
 
 @pytest.mark.slow

@@ -25,22 +25,22 @@ EMBEDDING, OUTPUT = "model/embedding.word_embeddings.weight", "model/output_laye
 LARGER = 400  # tokens; with them the padded vocabulary grows too
 
 
-def _fim_loss(session) -> float:
+def _fim_loss(stage) -> float:
     """Mean loss of held-out documents that are all rearranged, on one rank."""
     from megagpt.data.batch import Batch
     from megagpt.data.fim import FillInTheMiddle
 
-    loader, batches = session.loader, []
+    loader, batches = stage.loader, []
     fim, corpus = FillInTheMiddle(loader.tokenizer, rate=1), loader.corpora["validation"][0]
     for index in range(32):
         tokens, mask = (torch.from_numpy(part)[None] for part in fim.sample(corpus[index], index))
         batches.append(Batch(tokens[:, :-1], tokens[:, 1:], mask, torch.arange(LENGTH)[None]))
-    return session.engine.evaluate(iter(batches), len(batches)).loss
+    return stage.engine.evaluate(iter(batches), len(batches)).loss
 
 
-def _logits(session) -> np.ndarray:
+def _logits(stage) -> np.ndarray:
     """float32 [1, S, this rank's columns]: logits after a prompt of old tokens."""
-    (module,) = session.engine.modules
+    (module,) = stage.engine.modules
     module.eval()
     with torch.no_grad():
         return module(torch.arange(40, 60)[None], torch.arange(20)[None], None).numpy()
@@ -52,27 +52,21 @@ def _run(overrides: list[str], train: bool) -> dict:
 
     from megagpt.config.load import load
     from megagpt.config.rules import check
-    from megagpt.data.loader import PretrainLoader
-    from megagpt.parallel.build import build_engine
-    from megagpt.stages.session import open_session, start
-    from megagpt.train.objectives import LanguageModelObjective
+    from megagpt.stages.session import open_run
 
     config, result = load(overrides), {}
     check(config, dist.get_world_size())
     try:
-        with start(config) as checkpointer:
-            session = open_session(
-                config, build_engine(config, LanguageModelObjective()), checkpointer, PretrainLoader(config)
-            )
-            begun = session.trainer.state.step
+        with open_run(config) as trainer:
+            stage, begun = trainer.stage, trainer.state.step
             if not train and config.parallel.pipeline_parallel_size == 1 and config.parallel.engine == "megatron":
-                result["logits"] = _logits(session)
+                result["logits"] = _logits(stage)
             measured = config.stage.name == "code" and dist.get_world_size() == 1
-            result["before"] = _fim_loss(session) if measured else None
+            result["before"] = _fim_loss(stage) if measured else None
             if train:
-                session.trainer.fit()
-                result["after"] = _fim_loss(session) if measured else None
-        shards = [p for p in session.engine.shards(for_saving=False) if p.name.startswith("model/")]
+                stage.fit(trainer)
+                result["after"] = _fim_loss(stage) if measured else None
+        shards = [p for p in stage.shards(for_saving=False) if p.name.startswith("model/")]
         result["shards"] = [replace(shard, data=shard.data.detach().clone().numpy()) for shard in shards]
     except MegaGPTError as error:
         return {"error": f"{type(error).__name__}: {error}"}

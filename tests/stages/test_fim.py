@@ -28,13 +28,13 @@ def _run_in_turn(runs: list[list[str]]) -> list[dict]:
     from megatron.core import parallel_state
 
     from megagpt.config.load import load
-    from megagpt.stages import pretrain
+    from megagpt.stages.session import run_stage
 
     results = []
     for overrides in runs:
         config = load(overrides)
         try:
-            assert pretrain.run(config) == 0
+            assert run_stage(config) == 0
         finally:
             parallel_state.destroy_model_parallel()
         folder = Path(config.run_dir)

@@ -22,23 +22,17 @@ def _run(overrides: list[str]) -> dict:
 
     from megagpt.config.load import load
     from megagpt.config.rules import check
-    from megagpt.data.loader import PretrainLoader
-    from megagpt.parallel.build import build_engine
-    from megagpt.stages.session import open_session, start
-    from megagpt.train.objectives import LanguageModelObjective
+    from megagpt.stages.session import open_run
 
     config = load(overrides)
     check(config, dist.get_world_size())
-    with start(config) as checkpointer:
-        session = open_session(
-            config, build_engine(config, LanguageModelObjective()), checkpointer, PretrainLoader(config)
-        )
-        session.trainer.fit()
+    with open_run(config) as trainer:
+        trainer.stage.fit(trainer)
     digest = hashlib.sha256()
-    for shard in session.engine.shards(for_saving=False):
+    for shard in trainer.stage.shards(for_saving=False):
         digest.update(shard.name.encode() + shard.data.contiguous().view(torch.uint8).numpy().tobytes())
     lines = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
-    state = session.trainer.state
+    state = trainer.state
     parallel_state.destroy_model_parallel()
     return {
         "losses": {line["step"]: (line["loss"], line["grad_norm"], line["lr"]) for line in lines if "loss" in line},

@@ -12,7 +12,7 @@ import pytest
 import torch
 from dist import run_distributed
 
-from megagpt.checkpoint import locate
+from megagpt.checkpoint import find
 from megagpt.config.load import load
 from megagpt.data.chat import grow_for_chat
 from megagpt.data.ranked_loader import RankedLoader, encode_ranking
@@ -51,21 +51,19 @@ def _run(overrides: list[str]) -> dict:
 
     from megagpt.config.rules import check
     from megagpt.evaluate.scores import judge, score
-    from megagpt.stages.reward import open_reward
-    from megagpt.stages.session import start
+    from megagpt.stages.scoring import frozen_engine, reward_model_config
+    from megagpt.stages.session import open_run
+    from megagpt.train.objectives import RewardObjective
 
     config = load(overrides)
     check(config, dist.get_world_size())
-    with start(config) as checkpointer:
-        session = open_reward(config, checkpointer)
-        begun = session.trainer.state.step
-        session.trainer.fit()
-        config, engine, loader = session.config, session.engine, session.loader
-        result = {
-            "begun": begun,
-            "judged": judge(engine, config, loader.tokenizer, loader.held_out("validation", None)),
-            "shown": score(engine, config, loader.tokenizer, demonstrations(config, loader)),
-        }
+    with open_run(config) as trainer:
+        begun, engine, loader = trainer.state.step, trainer.engine, trainer.stage.loader
+        trainer.stage.fit(trainer)
+        judged = judge(engine, config, loader.tokenizer, loader.held_out("validation", None))
+        saved = reward_model_config(config, config.run_dir, "run_name")
+        shown = score(frozen_engine(saved, RewardObjective()), saved, loader.tokenizer, trainer.stage.demonstrations)
+        result = {"begun": begun, "judged": judged, "shown": shown}
     shards = [shard for shard in engine.shards(for_saving=False) if shard.name.startswith("model/")]
     result["shards"] = [replace(shard, data=shard.data.detach().clone().numpy()) for shard in shards]
     parallel_state.destroy_model_parallel()
@@ -76,9 +74,9 @@ def _run(overrides: list[str]) -> dict:
 def _base(overrides: list[str]) -> None:
     from megatron.core import parallel_state
 
-    from megagpt.stages import pretrain
+    from megagpt.stages.session import run_stage
 
-    pretrain.run(load(overrides))
+    run_stage(load(overrides))
     parallel_state.destroy_model_parallel()
 
 
@@ -113,12 +111,12 @@ def _shown_at(overrides: list[str], folder: Path) -> np.ndarray:
 
     from megagpt.evaluate.scores import score
     from megagpt.parallel import launch
-    from megagpt.stages.scoring import frozen_engine, scoring_config
+    from megagpt.stages.scoring import frozen_engine, reward_model_config
     from megagpt.train.objectives import RewardObjective
 
     config = load(overrides)
     launch.initialize(config.parallel, config.seed)
-    scored = scoring_config(config, str(folder), "the checkpoint")
+    scored = reward_model_config(config, str(folder), "the checkpoint")
     loader = RankedLoader(config)
     shown = score(frozen_engine(scored, RewardObjective()), scored, loader.tokenizer, demonstrations(config, loader))
     parallel_state.destroy_model_parallel()
@@ -129,12 +127,12 @@ def _fine_tune(runs: dict[str, list[str]]) -> dict[str, str]:
     """What each run says that cannot go on; nothing for those that can."""
     from megatron.core import parallel_state
 
-    from megagpt.stages import supervised
+    from megagpt.stages.session import run_stage
 
     said = {}
     for name, overrides in runs.items():
         try:
-            supervised.run(load([*overrides, f"run_name={name}"]))
+            run_stage(load([*overrides, f"run_name={name}"]))
         except MegaGPTError as error:
             said[name] = str(error)
         parallel_state.destroy_model_parallel()
@@ -154,11 +152,10 @@ def _refusals(settings: list[str], run: Path) -> dict[str, str]:
     from megagpt.config.schema import ParallelConfig
     from megagpt.model.generation import Generator
     from megagpt.parallel.megatron import MegatronEngine
-    from megagpt.stages.session import restore
-    from megagpt.stages.weights import load_weights
+    from megagpt.stages.weights import load_model, load_weights
 
     said = {}
-    config, engine, tokenizer = restore(run, ParallelConfig())
+    config, engine, tokenizer = load_model(run, ParallelConfig())
     language = load([*settings, f"checkpoint.load={run}", "model.head=tokens"])
     for name, attempt in {
         "generate": lambda: Generator(engine.modules, config, tokenizer),
@@ -273,7 +270,7 @@ def test_the_best_checkpoint_is_shifted_and_training_does_not_notice(one, settin
     assert found["shown"].std() > 0.01
     assert (chosen["begun"], resumed["begun"]) == (0, 1)
     assert resumed["curve"] == chosen["curve"][1:]
-    assert locate(runs / f"resumed_{engine}").name == locate(runs / f"chosen_{engine}").name
+    assert find(runs / f"resumed_{engine}").name == find(runs / f"chosen_{engine}").name
     for a, b in zip(chosen["shards"], resumed["shards"], strict=True):
         assert np.array_equal(a.data, b.data), a.name
     if engine == "megatron":
@@ -325,7 +322,7 @@ def test_fine_tuning_is_chosen_by_a_reward_model(one, settings):
         found[name] = {line["step"]: line["validation_reward"] for line in lines if "validation_reward" in line}
         assert list(found[name]) == [2, 4, 6, 7]
         best = max(found[name], key=found[name].get)
-        assert locate(runs / name).name == f"step_{best:08}"
+        assert find(runs / name).name == f"step_{best:08}"
     assert len(set(found["still"].values())) > 1
     assert found["shared"] == pytest.approx(found["still"], rel=1e-3, abs=1e-4)
 

@@ -39,22 +39,17 @@ def _run(overrides: list[str]) -> dict:
 
     from megagpt.config.load import load
     from megagpt.config.rules import check
-    from megagpt.data.conversation_loader import ConversationLoader
     from megagpt.evaluate.edits import answer_edits, read_edits, similarity
     from megagpt.evaluate.held_out import evaluate
     from megagpt.model.generation import Generator
-    from megagpt.parallel.build import build_engine
-    from megagpt.stages.session import open_session, start
-    from megagpt.train.objectives import LanguageModelObjective
+    from megagpt.stages.session import open_run
 
     config, result = load(overrides), {}
     check(config, dist.get_world_size())
-    with start(config) as checkpointer:
-        loader = ConversationLoader(config)
-        engine = build_engine(config, LanguageModelObjective())
-        session = open_session(config, engine, checkpointer, loader)
-        result["begun"] = session.trainer.state.step
-        session.trainer.fit()
+    with open_run(config) as trainer:
+        engine, loader = trainer.engine, trainer.stage.loader
+        result["begun"] = trainer.state.step
+        trainer.stage.fit(trainer)
         result["held_out"] = evaluate(engine, loader, "validation", None)["loss"]
         if config.optim.train_tokens == LEARNING_STEPS * BATCH * LENGTH:
             held_out = {c.messages[0].content for c in loader.conversations["validation"]}
@@ -74,10 +69,9 @@ def _stage(overrides: list[str]) -> None:
     from megatron.core import parallel_state
 
     from megagpt.config.load import load
-    from megagpt.stages import pretrain, supervised
+    from megagpt.stages.session import run_stage
 
-    config = load(overrides)
-    assert {"pretrain": pretrain.run, "edit": supervised.run}[config.stage.name](config) == 0
+    assert run_stage(load(overrides)) == 0
     parallel_state.destroy_model_parallel()
 
 

@@ -15,7 +15,7 @@ from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError, ConfigError, DataError
 from megagpt.model.generation import Generator
 from megagpt.parallel import launch
-from megagpt.stages.session import restore
+from megagpt.stages.weights import load_model
 
 ROOT = Path(__file__).parents[2]
 TEXT = "the cat sat on the mat and the dog on the log; naïve café 中文.\n" * 5
@@ -113,7 +113,7 @@ def test_suffix_asks_for_what_is_between(tool, run_dir, monkeypatch):
 
 
 def test_suffix_comes_in_an_order_that_was_trained(run_dir):
-    config, engine, tokenizer = restore(run_dir, ParallelConfig())
+    config, engine, tokenizer = load_model(run_dir, ParallelConfig())
     for rate, spm in ((0.0, False), (0.5, True), (1.0, True)):
         trained = replace(config, data=replace(config.data, fim_spm_rate=rate))
         prompt = Generator(engine.modules, trained, tokenizer).fim_prompt("the cat", " mat")

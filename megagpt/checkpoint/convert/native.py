@@ -32,7 +32,7 @@ from megagpt.checkpoint.format import (
 from megagpt.checkpoint.format import (
     FORMAT as VERSION,
 )
-from megagpt.checkpoint.loading import LATEST, fill, locate, verify
+from megagpt.checkpoint.loading import LATEST, fill, find, verify
 from megagpt.checkpoint.world import World
 from megagpt.config.load import from_dict, to_dict
 from megagpt.config.schema import Config, ModelConfig, OptimConfig
@@ -60,7 +60,7 @@ def detect(path: Path) -> bool:
 def open_source(path: Path, like: ModelConfig | None) -> Source:
     """Opens the checkpoint, or the newest valid one of a run, its hashes checked. Raises CheckpointError."""
     world = World()
-    checkpoint = verify(locate(path, world), world)
+    checkpoint = verify(find(path, world), world)
     model = from_dict(checkpoint.manifest["config"]).model
     tensors = {
         name: TensorInfo(stored[0].entry.global_shape, stored[0].entry.torch_dtype)

@@ -1,0 +1,71 @@
+"""The prompts of every iteration of PPO."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+from megagpt.config.schema import PPOConfig
+from megagpt.data.chat import Message, chat_prompt
+from megagpt.data.conversations import Conversation
+from megagpt.data.packed import permutation
+from megagpt.data.tokenizer import Tokenizer
+from megagpt.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that ends with a user's turn, which the policy responds to."""
+
+    messages: tuple[Message, ...]
+    tokens: list[int]
+    check: dict[str, Any] | None
+    """What the record says about right responses, for `ppo.reward=checker`."""
+
+
+def read_prompts(tokenizer: Tokenizer, conversations: Sequence[Conversation], ppo: PPOConfig) -> list[Prompt]:
+    """Each conversation without its last answer. Raises DataError when none is left, or lacks what the reward needs."""
+    prompts, too_long = [], 0
+    for conversation in conversations:
+        messages = conversation.messages
+        if messages and messages[-1].role == "assistant":
+            messages = messages[:-1]
+        if not messages or messages[-1].role != "user":
+            raise DataError(f"a conversation of data.conversations has no user's turn to answer: {messages!r:.200}")
+        check = conversation.extra.get("check")
+        if ppo.reward == "checker" and not isinstance(check, dict):
+            raise DataError(f'ppo.reward is checker, but a record has no "check": {messages[-1].content!r:.200}')
+        tokens = chat_prompt(tokenizer, messages)
+        if len(tokens) <= ppo.max_prompt_tokens:
+            prompts.append(Prompt(messages, tokens, check))
+        else:
+            too_long += 1
+    if too_long:
+        log.warning(
+            "%d of %d prompts are left out: longer than ppo.max_prompt_tokens (%d)",
+            too_long,
+            len(conversations),
+            ppo.max_prompt_tokens,
+        )
+    if not prompts:
+        raise DataError(
+            f"no prompt is left of {len(conversations)} in data.conversations: use more, or raise ppo.max_prompt_tokens"
+        )
+    return prompts
+
+
+class PromptOrder:
+    """Shares prompts out to iterations: each prompt once an epoch, in an order of the seed's and the epoch's own."""
+
+    def __init__(self, prompts: list[Prompt], count: int, seed: int) -> None:
+        """count: prompts of one iteration."""
+        self.prompts, self.count = prompts, count
+        self._order = lru_cache(maxsize=2)(partial(permutation, len(prompts), seed))
+
+    def of_iteration(self, iteration: int) -> list[Prompt]:
+        """The prompts of an iteration, from 0."""
+        places = (divmod(iteration * self.count + row, len(self.prompts)) for row in range(self.count))
+        return [self.prompts[self._order(epoch)[place]] for epoch, place in places]

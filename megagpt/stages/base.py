@@ -1,0 +1,105 @@
+"""What the stages have in common. A new stage inherits from `BaseStage` and changes what is different."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from megagpt.config.schema import Config
+from megagpt.data.batch import Loader
+from megagpt.evaluate.held_out import evaluate
+from megagpt.parallel.build import build_engine
+from megagpt.parallel.engine import Engine, Objective
+from megagpt.parallel.shards import Shard
+from megagpt.train.metrics import replace_file
+from megagpt.train.state import TrainState
+from megagpt.train.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+BEFORE, AFTER = "evaluation_before.json", "evaluation.json"
+"""Files of a run folder: metrics before the first step, and of the trained model."""
+
+
+class BaseStage:
+    """Implements `megagpt.train.trainer.Stage`: minimizes an objective on the loader's batches, step by step.
+
+    A constructor opens the data, and `build` the model, so that missing data is reported before a model is built.
+    """
+
+    engine: Engine
+
+    def __init__(self, config: Config, loader: Loader, objective: Objective) -> None:
+        """config: that of the run, with the schedule completed. loader: all batches of the run."""
+        self.config, self.loader, self.objective = config, loader, objective
+        self.sample_tokens = loader.sample_tokens
+
+    def build(self) -> None:
+        """See `Stage.build`."""
+        self.engine = build_engine(self.config, self.objective)
+
+    @property
+    def engines(self) -> list[Engine]:
+        """See `Stage.engines`."""
+        return [self.engine]
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run."""
+        return Path(self.config.run_dir)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes the run's files."""
+        return self.engine.dims.rank == 0
+
+    def begin(self, state: TrainState) -> None:
+        """See `Stage.begin`; nothing is measured."""
+
+    def fit(self, trainer: Trainer) -> None:
+        """Train on the loader's batches, a step at a time."""
+        dims = self.engine.dims
+        with trainer.running():
+            while trainer.unfinished:
+                step = trainer.begin_step()
+                batches = self.loader.micro_batches(step.first_sample, step.batch_size, dims.data_rank, dims.data_size)
+                watched = trainer.watchdog.batches(batches)
+                trainer.end_step(step, self.engine.train_step(watched, step.num_micro_batches, step.lr))
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """See `Stage.evaluate`: the loss on the validation split, of at most `stage.eval_tokens`."""
+        values = evaluate(self.engine, self.loader, "validation", self.config.stage.eval_tokens)
+        return {
+            f"validation_{name}": values[name] for name in ("loss", "perplexity", "bits_per_byte") if name in values
+        }
+
+    def finish(self, state: TrainState) -> None:
+        """See `Stage.finish`; nothing is measured."""
+
+    def shards(self, for_saving: bool) -> Iterator[Shard]:
+        """See `Stage.shards`: those of the engine."""
+        return self.engine.shards(for_saving)
+
+    def post_load(self, optimizer_step: int) -> None:
+        """See `Stage.post_load`."""
+        self.engine.post_load(optimizer_step)
+
+    def checkpoint_extras(self, state: TrainState) -> dict[str, Any]:
+        """See `Stage.checkpoint_extras`; there are none."""
+        return {}
+
+    def write_evaluation(self, name: str, state: TrainState, values: dict[str, Any]) -> None:
+        """Write metrics of the validation split to the file `name` of the run folder, and log them."""
+        if not self.is_main or not values:
+            return
+        about = {"step": state.step, "split": "validation"}
+        replace_file(self.run_dir / name, json.dumps(about | values, indent=2) + "\n")
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items() if isinstance(value, int | float))
+        log.info("held out: %s", shown)
+
+    def write_samples(self, state: TrainState, samples: Sequence[dict[str, Any]]) -> None:
+        """Write generated texts, each with its prompt, to samples.jsonl of the run folder."""
+        if self.is_main:
+            lines = [json.dumps({"step": state.step} | sample) for sample in samples]
+            replace_file(self.run_dir / "samples.jsonl", "".join(line + "\n" for line in lines))

@@ -1,0 +1,342 @@
+"""What every training loop does around a step: schedules, logs, evaluations, checkpoints, faults and signals.
+
+The loop itself belongs to the stage (`Stage.fit`), which executes each step between `begin_step` and `end_step`:
+
+    with trainer.running():
+        while trainer.unfinished:
+            step = trainer.begin_step()
+            trainer.end_step(step, engine.train_step(...))
+"""
+
+import logging
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from megagpt.config.schema import Config
+from megagpt.errors import ConfigError, TrainingDiverged
+from megagpt.log import STARTED, progress
+from megagpt.parallel.engine import Engine, StepResult
+from megagpt.parallel.replicas import Replicas
+from megagpt.parallel.shards import Shard
+from megagpt.train.attempts import Attempts
+from megagpt.train.flops import device_peak_tflops, mfu
+from megagpt.train.metrics import MetricsWriter
+from megagpt.train.schedules import global_batch_size, learning_rate
+from megagpt.train.signals import StopSignal
+from megagpt.train.spikes import Spike, SpikeGuard, next_sample, rolled_back
+from megagpt.train.state import TrainState
+from megagpt.train.stragglers import Stragglers
+from megagpt.train.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "kl")
+"""Endings of the names of metrics whose lowest value is the best."""
+
+
+class Stage(Protocol):
+    """What is trained: the data, the model and its objective, and how they are evaluated. See `megagpt/stages`."""
+
+    config: Config
+    """The configuration of the run, whose schedule the stage may have completed (`optim.train_epochs`)."""
+    engine: Engine
+    """Holds the model that learns."""
+    engines: list[Engine]
+    """All engines, whose progress the watchdog sees."""
+    sample_tokens: int
+    """Tokens that a training sample counts for, padding included."""
+
+    def build(self) -> None:
+        """Build the models; the data has been opened by the constructor. Collective."""
+
+    def begin(self, state: TrainState) -> None:
+        """Measure what is to be measured before the first step of a run. Collective."""
+
+    def fit(self, trainer: "Trainer") -> None:
+        """Train until `trainer` is finished or stopped. Collective."""
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Metrics of the model on held-out data, the same on every rank. Collective."""
+
+    def finish(self, state: TrainState) -> None:
+        """Measure the trained model and show samples. Collective."""
+
+    def shards(self, for_saving: bool) -> Iterator[Shard]:
+        """All tensors of a checkpoint, see `Engine.shards`."""
+
+    def post_load(self, optimizer_step: int) -> None:
+        """To be called after `shards` were filled, see `Engine.post_load`."""
+
+    def checkpoint_extras(self, state: TrainState) -> dict[str, Any]:
+        """JSON values for the manifest of a checkpoint of this state. Collective."""
+
+
+class Checkpoints(Protocol):
+    """What the trainer asks of a run's checkpoints. Every method is collective."""
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint."""
+
+    def rewind(self, step: int) -> TrainState:
+        """Fill the stage from the newest checkpoint of at most `step`, and forget later ones."""
+
+    def poll(self, wait: bool = False) -> None:
+        """Publish a save that a background thread has finished, or report its failure on every rank."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step, as the schedules have it."""
+
+    number: int
+    """Counts from 1."""
+    first_sample: int
+    """Global index of its first sample."""
+    batch_size: int
+    """Samples of all replicas together."""
+    num_micro_batches: int
+    """Micro-batches of each replica."""
+    tokens: int
+    """Tokens of all samples, padding included."""
+    lr: float
+    """Learning rate."""
+    started: float
+    """When it began, by `time.perf_counter`."""
+
+
+class Trainer:
+    """Trains a stage until `optim.train_tokens`, a signal, or too many skipped steps."""
+
+    def __init__(
+        self,
+        *,
+        stage: Stage,
+        checkpoints: Checkpoints,
+        metrics: MetricsWriter,
+        watchdog: Watchdog,
+        attempts: Attempts,
+        state: TrainState,
+    ) -> None:
+        """state: where the run stands. Collective."""
+        self.stage, self.checkpoints, self.metrics = stage, checkpoints, metrics
+        self.watchdog, self.attempts, self.state = watchdog, attempts, state
+        self.config, self.engine = stage.config, stage.engine
+        reliability = self.config.reliability
+        self.spikes = SpikeGuard(reliability) if reliability.spike_threshold else None
+        self.stragglers = None
+        if reliability.straggler_interval and self.engine.dims.world_size > 1:
+            self.stragglers = Stragglers(reliability, self.engine.dims, self.engine.modules)
+        self.replicas = Replicas(stage.shards(for_saving=False)) if reliability.replica_interval else None
+        self._saved_step = state.step
+        self._steps_taken = 0
+        self._stopping = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has trained on `optim.train_tokens`."""
+        return self.state.tokens >= self.config.optim.train_tokens
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether to take another step: the run is not finished, and no signal asked it to stop."""
+        return not self.finished and not self._stopping
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Watch ranks and signals while a stage trains. The last step is saved on the way out, unless it failed."""
+        with StopSignal() as self._signal, self.watchdog, self._progress() as self._bar:
+            yield
+            self._save()
+            with self.watchdog.within("save"):
+                self.checkpoints.poll(wait=True)
+        self.attempts.end()
+        if not self.finished:
+            log.info("stopped by a signal at step %d; the same command goes on from there", self.state.step)
+
+    def begin_step(self) -> Step:
+        """The next step: its samples, its batch size and its learning rate."""
+        optim, dims, state = self.config.optim, self.engine.dims, self.state
+        replica_batch = self.config.parallel.micro_batch_size * dims.data_size
+        multiple = replica_batch * (dims.pipeline_size if dims.virtual_size > 1 else 1)
+        batch_size = global_batch_size(optim, state.tokens, multiple)
+        tokens = batch_size * self.stage.sample_tokens
+        step = Step(
+            number=state.step + 1,
+            first_sample=next_sample(state, batch_size) if state.left_out else state.samples,
+            batch_size=batch_size,
+            num_micro_batches=batch_size // replica_batch,
+            tokens=tokens,
+            lr=learning_rate(optim, state.tokens + tokens),
+            started=time.perf_counter(),
+        )
+        self.watchdog.progress.step = step.number
+        self.attempts.begin(step.number, step.first_sample, batch_size)
+        return step
+
+    def end_step(self, step: Step, result: StepResult) -> None:
+        """Count the step and log it; then evaluate, save, go back from a loss spike or stop, where that is due."""
+        state = self.state
+        state.step = step.number
+        state.samples = step.first_sample + step.batch_size
+        state.tokens += step.tokens
+        self._guard(result)
+        self._log(step, result)
+        self._steps_taken += 1
+        if self._steps_taken == 1:
+            self.watchdog.first_step_done()
+            log.info("first step after %.1f s", time.perf_counter() - STARTED)
+        if self.spikes and result.applied and (spike := self.spikes.check(state, step.first_sample, result.loss)):
+            self._roll_back(spike)
+            return  # the step that the run is back at was evaluated and saved when it was taken
+        self._compare_ranks()
+        if self.config.checkpoint.asynchronous:
+            self.checkpoints.poll()
+        self._stopping = self._signal.agreed()
+        if self._evaluation_is_due():
+            self._evaluate()
+        if self._stopping or _due(state.step, self.config.checkpoint.interval) or state.best_step == state.step:
+            self._save()
+
+    def _roll_back(self, spike: Spike) -> None:
+        """Go on from a checkpoint before the spike, without the samples around it."""
+        self.spikes.check_budget(self.state, spike)
+        with self.watchdog.within("save"):
+            restored = self.checkpoints.rewind(spike.step - 1 - self.config.reliability.spike_rewind)
+        if self.engine.dims.rank == 0:
+            log.warning(
+                "step %d: loss %.4f where %.4f is usual. Going back to step %d; samples %d to %d are left out",
+                spike.step,
+                spike.loss,
+                spike.usual,
+                restored.step,
+                spike.window[0],
+                spike.window[1] - 1,
+            )
+        self.state = rolled_back(restored, self.state, spike)
+        self._saved_step = restored.step
+        self.metrics.resume(restored.step)
+        self._bar.update(min(restored.tokens, self._bar.total) - self._bar.n)
+
+    def _compare_ranks(self) -> None:
+        """Look for silent damage and for slow ranks, at their intervals."""
+        step = self.state.step
+        if self.replicas and step % self.config.reliability.replica_interval == 0:
+            self.replicas.check(self.stage.shards(for_saving=False))
+        if self.stragglers and step % self.config.reliability.straggler_interval == 0:
+            self.stragglers.check(step)
+
+    def _save(self) -> None:
+        """Save the step unless it is saved already. A step that replicas do not agree on is never saved."""
+        if self._saved_step == self.state.step:
+            return
+        with self.watchdog.within("save"):
+            if self.replicas:
+                self.replicas.check(self.stage.shards(for_saving=False))
+            self.checkpoints.save(self.state)
+        self._saved_step = self.state.step
+
+    def _guard(self, result: StepResult) -> None:
+        """Count a step that was skipped because of a non-finite loss or gradient; too many in a row end the run."""
+        state, limit = self.state, self.config.optim.max_skipped_steps
+        if result.applied:
+            state.skipped_in_a_row = 0
+            return
+        state.skipped_steps += 1
+        state.skipped_in_a_row += 1
+        log.warning(
+            "step %d skipped: loss %s, gradient norm %s (%d in a row, %d stop the run)",
+            state.step,
+            result.loss,
+            result.grad_norm,
+            state.skipped_in_a_row,
+            limit,
+        )
+        if state.skipped_in_a_row >= limit:
+            raise TrainingDiverged(
+                f"the loss or gradient was not finite in {limit} steps in a row, up to step {state.step} "
+                f"(optim.max_skipped_steps={limit}); none of them changed the model. Go on from an earlier checkpoint "
+                f"with a lower optim.lr than {self.config.optim.lr:g}, or look at the data from sample "
+                f"{state.samples} backwards"
+            )
+
+    def _log(self, step: Step, result: StepResult) -> None:
+        state, dims, logging_config = self.state, self.engine.dims, self.config.logging
+        seconds = time.perf_counter() - step.started
+        speed = step.tokens / seconds
+        peak = logging_config.peak_tflops
+        if peak is None and self.engine.device.type == "cuda":
+            peak = device_peak_tflops(torch.cuda.get_device_name(), self.config.optim.precision)
+        utilisation = mfu(self.config.model, speed, dims.world_size, peak)
+        if state.step % logging_config.interval == 0 or not result.applied:
+            self.metrics.log(
+                step=state.step,
+                tokens=state.tokens,
+                samples=state.samples,
+                loss=result.loss,
+                **result.metrics,
+                lr=step.lr,
+                grad_norm=result.grad_norm,
+                global_batch_size=step.batch_size,
+                step_seconds=seconds,
+                tokens_per_second=speed,
+                mfu=utilisation,
+                memory_gib=peak_memory_gib(self.engine.device),
+                skipped_steps=state.skipped_steps,
+            )
+        self._bar.update(min(step.tokens, self._bar.total - self._bar.n))
+        shown = {} if utilisation is None else {"mfu": f"{utilisation:.1%}"}
+        self._bar.set_postfix(step=state.step, loss=f"{result.loss:.3f}", **shown)
+
+    def _evaluation_is_due(self) -> bool:
+        """Whether to evaluate this step.
+
+        A step that ends the run, or this part of it, is not evaluated here: the stage does so at the end. Where a best
+        checkpoint is chosen it is, since it may be the best, which must not depend on where a run was interrupted.
+        """
+        due = _due(self.state.step, self.config.stage.eval_interval)
+        if self.config.checkpoint.best_metric is not None:
+            return due or self.finished
+        return due and self.unfinished
+
+    def _evaluate(self) -> None:
+        with self.watchdog.within("evaluation"):
+            values = self.stage.evaluate(self.state)
+        if self.stragglers:
+            self.stragglers.forget()
+        self.metrics.log(step=self.state.step, tokens=self.state.tokens, **values)
+        self._consider(values)
+        described = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        log.info("step %d: %s", self.state.step, described)
+
+    def _consider(self, values: dict[str, float]) -> None:
+        """Note whether this step is the best so far. Every rank has the same values and decides the same."""
+        metric, mode = self.config.checkpoint.best_metric, self.config.checkpoint.best_mode
+        if metric is None:
+            return
+        if metric not in values:
+            raise ConfigError(
+                f"checkpoint.best_metric ({metric}) is not among what this run's evaluations give: {', '.join(values)}"
+            )
+        lowest = mode == "min" or (mode is None and metric.endswith(LOWER_IS_BETTER))
+        self.state.consider(metric, values[metric], lowest=lowest)
+
+    def _progress(self) -> Any:
+        total = self.config.optim.train_tokens
+        return progress(total, "tokens", self.config.run_name, initial=min(self.state.tokens, total))
+
+
+def _due(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory that this process has held so far: of the GPU where there is one, else resident, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
