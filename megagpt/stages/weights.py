@@ -17,7 +17,7 @@ from megagpt.config.schema import Config, CorpusConfig, DataConfig, ModelConfig,
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError, ConfigError
 from megagpt.parallel import launch
-from megagpt.parallel.engine import Engine
+from megagpt.parallel.engine import Engine, Objective
 from megagpt.parallel.megatron import MegatronEngine
 from megagpt.stages.vocabulary import TABLES, fill_rows, old_rows
 
@@ -53,10 +53,13 @@ def load_weights(config: Config, engine: Engine) -> None:
     log.info("started from the weights of %s", source)
 
 
-def load_model(path: Path, parallel: ParallelConfig) -> tuple[Config, MegatronEngine, Tokenizer]:
+def load_model(
+    path: Path, parallel: ParallelConfig, objective: Objective | None = None
+) -> tuple[Config, MegatronEngine, Tokenizer]:
     """The model of a checkpoint, or of a run folder's best or newest one, laid out as `parallel`, without an optimizer.
 
-    Joins the other ranks. Raises CheckpointError when there is no valid checkpoint, ConfigError when the model does not
+    objective: for what the engine computes, see `Engine.outputs`; None where only the modules are used. Joins the other
+    ranks. Raises CheckpointError when there is no valid checkpoint, ConfigError when the model does not
     fit the layout.
     """
     raise_all(list(world_size_fits(Config(parallel=parallel), env.world_size())))
@@ -77,7 +80,7 @@ def load_model(path: Path, parallel: ParallelConfig) -> tuple[Config, MegatronEn
         data=dataclasses.replace(config.data, tokenizer=str(tokenizer)),
         checkpoint=dataclasses.replace(config.checkpoint, load=str(folder)),
     )
-    engine = MegatronEngine(config, objective=None, training=False)
+    engine = MegatronEngine(config, objective, training=False)
     load_weights(config, engine)
     return config, engine, Tokenizer.load(tokenizer)
 
