@@ -10,11 +10,13 @@ SHELL := bash
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
+MEGAGPT := $(VENV)/bin/megagpt
+PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN := runs/demo
 DATA := $(RUN)/data
 CODE := runs/code
 EDIT := runs/edit
-EDITS := --kinds uppercase lowercase number_lines reverse_lines sort_lines single_spaces add_comment --max-chars 60
+EDITS := --kinds uppercase,lowercase,number_lines,reverse_lines,sort_lines,single_spaces,add_comment --max-chars 60
 CHAT := runs/chatgpt
 RANKS ?= 2
 OVERRIDES ?=
@@ -23,94 +25,99 @@ OVERRIDES ?=
 
 install: $(VENV)/installed
 
-$(VENV)/installed: setup.py constraints.txt
+$(VENV)/installed: pyproject.toml setup.py constraints.txt
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "megagpt needs Python 3.11 or later, not %d.%d" % sys.version_info[:2])'
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools wheel
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	$(PIP) setuptools wheel
+	$(PIP) torch
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+# What the tests need besides.
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) --no-build-isolation --editable ".[dev]"
 	touch $@
 
 train: $(RUN)/report.html
 	@echo
 	echo "report:    $(RUN)/report.html (open it in a browser)"
 	echo "metrics:   $(RUN)/metrics.jsonl, held-out figures in $(RUN)/evaluation.json"
-	echo "try it:    $(PYTHON) tools/generate.py --checkpoint $(RUN) --prompt 'def read_lines(path):'"
-	echo "next:      docs/configuration.md, and $(PYTHON) -m megagpt --help"
+	echo "try it:    $(MEGAGPT) generate --checkpoint $(RUN) --prompt 'def read_lines(path):'"
+	echo "next:      docs/configuration.md, and $(MEGAGPT) --help"
 
 $(DATA)/stdlib.jsonl: | $(VENV)/installed
 	$(PYTHON) tools/demo_corpus.py --output $@
 
 $(DATA)/tokenizer.json: $(DATA)/stdlib.jsonl
-	$(PYTHON) tools/train_tokenizer.py $< --vocab-size 4096 --output $@
+	$(MEGAGPT) data tokenizer $< --vocab-size 4096 --output $@
 
 $(DATA)/stdlib.json: $(DATA)/tokenizer.json $(DATA)/stdlib.jsonl
-	$(PYTHON) tools/preprocess.py $(DATA)/stdlib.jsonl --tokenizer $(DATA)/tokenizer.json --output $(DATA)/stdlib
+	$(MEGAGPT) data preprocess $(DATA)/stdlib.jsonl --tokenizer $(DATA)/tokenizer.json --output $(DATA)/stdlib
 
 $(RUN)/evaluation.json: $(DATA)/stdlib.json
-	$(VENV)/bin/torchrun --nproc-per-node $(RANKS) -m megagpt experiment=demo $(OVERRIDES)
+	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo $(OVERRIDES)
 
 $(RUN)/report.html: $(RUN)/evaluation.json
-	$(PYTHON) tools/report.py $(RUN)
+	$(MEGAGPT) report $(RUN)
 
 code: $(EDIT)/report.html
 	@echo
 	echo "reports:   $(CODE)/report.html and $(EDIT)/report.html (open them in a browser)"
 	echo "figures:   evaluation_before.json and evaluation.json in $(CODE) and $(EDIT)"
-	echo "try it:    $(PYTHON) tools/generate.py --checkpoint $(EDIT) --prompt 'the old river' --instruction 'Convert to upper case.' --greedy"
-	echo "           $(PYTHON) tools/generate.py --checkpoint $(CODE) --prompt 'def double(x):' --suffix $$'\n    return y'"
+	echo "try it:    $(MEGAGPT) generate --checkpoint $(EDIT) --prompt 'the old river' --instruction 'Convert to upper case.' --greedy"
+	echo "           $(MEGAGPT) generate --checkpoint $(CODE) --prompt 'def double(x):' --suffix $$'\n    return y'"
 
 # The demo's own targets say when it is to be made anew; `make clean` begins all over.
 $(CODE)/data/tokenizer.json: | $(RUN)/evaluation.json
 	mkdir -p $(@D)
-	$(PYTHON) tools/train_tokenizer.py --extend $(RUN)/tokenizer.json --output $(CODE)/data/code.json $(DATA)/stdlib.jsonl
-	$(PYTHON) tools/train_tokenizer.py --extend $(CODE)/data/code.json --add chat --output $@
+	$(MEGAGPT) data tokenizer --extend $(RUN)/tokenizer.json --output $(CODE)/data/code.json $(DATA)/stdlib.jsonl
+	$(MEGAGPT) data tokenizer --extend $(CODE)/data/code.json --add chat --output $@
 
 $(CODE)/data/stdlib.json: $(CODE)/data/tokenizer.json
-	$(PYTHON) tools/preprocess.py $(DATA)/stdlib.jsonl --tokenizer $< --output $(CODE)/data/stdlib
+	$(MEGAGPT) data preprocess $(DATA)/stdlib.jsonl --tokenizer $< --output $(CODE)/data/stdlib
 
 $(CODE)/evaluation.json: $(CODE)/data/stdlib.json
-	$(VENV)/bin/torchrun --nproc-per-node $(RANKS) -m megagpt experiment=demo_code $(OVERRIDES)
+	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_code $(OVERRIDES)
 
 $(CODE)/report.html: $(CODE)/evaluation.json
-	$(PYTHON) tools/report.py $(CODE)
+	$(MEGAGPT) report $(CODE)
 
 $(CODE)/data/edits.jsonl: | $(VENV)/installed
 	mkdir -p $(@D)
-	$(PYTHON) tools/make_edits.py --split validation $(EDITS) --count 200 --output $(CODE)/data/held_out_edits.jsonl
-	$(PYTHON) tools/make_edits.py --split train $(EDITS) --count 16000 --output $@
+	$(MEGAGPT) data edits --split validation $(EDITS) --count 200 --output $(CODE)/data/held_out_edits.jsonl
+	$(MEGAGPT) data edits --split train $(EDITS) --count 16000 --output $@
 
 $(EDIT)/evaluation.json: $(CODE)/data/edits.jsonl | $(CODE)/evaluation.json
-	$(VENV)/bin/torchrun --nproc-per-node $(RANKS) -m megagpt experiment=demo_edit $(OVERRIDES)
+	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_edit $(OVERRIDES)
 
 $(EDIT)/report.html: $(EDIT)/evaluation.json $(CODE)/report.html
-	$(PYTHON) tools/report.py $(EDIT)
+	$(MEGAGPT) report $(EDIT)
 
 chatgpt: $(CHAT)/report.html
 	@echo
 	echo "report:    $(CHAT)/report.html (open it in a browser): every stage's curves"
 	echo "figures:   evaluation.json, and evaluation_before.json, in runs/sft, runs/reward and runs/ppo"
-	echo "try it:    $(PYTHON) tools/chat.py --checkpoint runs/ppo --greedy"
+	echo "try it:    $(MEGAGPT) chat --checkpoint runs/ppo --greedy"
 
 $(CHAT)/data/conversations.jsonl: | $(VENV)/installed
-	$(PYTHON) tools/make_instructions.py --count 6000 --output-dir $(@D)
+	$(MEGAGPT) data instructions --count 6000 --output-dir $(@D)
 
 runs/sft/evaluation.json: $(CHAT)/data/conversations.jsonl | $(CODE)/evaluation.json
-	$(VENV)/bin/torchrun --nproc-per-node $(RANKS) -m megagpt experiment=demo_sft $(OVERRIDES)
+	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_sft $(OVERRIDES)
 
 runs/reward/evaluation.json: runs/sft/evaluation.json
-	$(VENV)/bin/torchrun --nproc-per-node $(RANKS) -m megagpt experiment=demo_reward $(OVERRIDES)
+	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_reward $(OVERRIDES)
 
 runs/ppo/evaluation.json: runs/reward/evaluation.json
-	$(VENV)/bin/torchrun --nproc-per-node $(RANKS) -m megagpt experiment=demo_ppo $(OVERRIDES)
+	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_ppo $(OVERRIDES)
 
 $(CHAT)/report.html: runs/ppo/evaluation.json
-	$(PYTHON) tools/report.py $(RUN) $(CODE) runs/sft runs/reward runs/ppo --output $@
+	$(MEGAGPT) report $(RUN) $(CODE) runs/sft runs/reward runs/ppo --output $@
 
-test: $(VENV)/installed
+test: $(VENV)/installed-dev
 	$(PYTHON) -m pytest
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 

@@ -18,6 +18,11 @@ def rank() -> int:
     return _integer("RANK", 0)
 
 
+def is_rank() -> bool:
+    """Whether torchrun, or a launcher like it, started this process as one of its ranks."""
+    return "RANK" in os.environ
+
+
 def world_size() -> int:
     """Number of ranks, as torchrun sets it; 1 without torchrun."""
     return _integer("WORLD_SIZE", 1)

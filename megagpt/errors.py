@@ -49,6 +49,12 @@ class ReplicasDiverged(MegaGPTError):
     exit_code = 9
 
 
+class Interrupted(MegaGPTError):
+    """Somebody pressed Ctrl-C; 128 + SIGINT, as shells count."""
+
+    exit_code = 130
+
+
 HUNG = 7
 """Exit code of a rank that its watchdog ended, because some rank made no progress."""
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from megagpt import env
-from megagpt.errors import MegaGPTError
+from megagpt.errors import Interrupted, MegaGPTError
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,6 @@ QUIET = (
     (r"torch\.distributed", FutureWarning),  # names of collectives that Megatron-Core and DeepSpeed still use
 )
 """Warnings of libraries that a user can do nothing about: the module that they point at, and their category."""
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C in a tool (128 + SIGINT, as shells count)."""
 
 
 class _Stderr(logging.Handler):
@@ -152,4 +149,4 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         log.error("interrupted")
-        sys.exit(INTERRUPTED)
+        sys.exit(Interrupted.exit_code)

@@ -119,7 +119,7 @@ too_early() {
 status checking "is everything in place?"
 limits=(--max-epochs "${MEGAGPT_MAX_EPOCHS:-4}")
 [[ ${MEGAGPT_WITHOUT_GPUS:-} == 1 ]] || limits+=(--need-gpus)
-on_nodes check tools/plan.py --check "${limits[@]}" "$@"
+on_nodes check -m megagpt.cli plan --check "${limits[@]}" "$@"
 [[ -z $wish ]] || too_early
 [[ $code == 0 ]] || grep --text ^PROBLEM "$logs/check-0.txt" # where people look first
 [[ $code == 0 ]] || finish 1 failed "the check found problems; $logs/check-0.txt lists them${lost:+ ($lost)}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megagpt import env, log
-from megagpt.errors import ConfigError, DataError
+from megagpt.errors import ConfigError, DataError, Interrupted
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_progress_without_a_terminal_is_rare(capsys):
     ("body", "code", "message"),
     [
         ("raise DataError('a.jsonl:3: not JSON; remove the line')", DataError.exit_code, "error: a.jsonl:3: not JSON"),
-        ("raise KeyboardInterrupt", log.INTERRUPTED, "interrupted"),
+        ("raise KeyboardInterrupt", Interrupted.exit_code, "interrupted"),
         ("return None", 0, ""),
         ("return 7", 7, ""),
     ],

@@ -5,13 +5,19 @@ import re
 import runpy
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
+from itertools import dropwhile
 from pathlib import Path
 
+import click
 import pytest
 
+from megagpt import cli
 from megagpt.__main__ import main
+from megagpt.cli.evaluate import parse as parse_evaluation
+from megagpt.config import help as config_help
 from megagpt.config.load import load
 from megagpt.config.rules import check
 
@@ -28,6 +34,7 @@ ORDER = [
     {"checkpoint"},
     {"rl", "evaluate", "plan"},
     {"stages"},
+    {"cli"},
 ]
 # Modules beside the packages, which every package may import, in the order in which they may import each other.
 SHARED = ["errors", "env", "log"]
@@ -162,11 +169,12 @@ def test_file_is_short_and_says_what_it_is(path):
 
 
 def test_every_direct_dependency_has_a_tested_version():
-    call = next(node for node in ast.walk(tree(ROOT / "setup.py")) if getattr(node, "func", None) and node.keywords)
-    given = {keyword.arg: keyword.value for keyword in call.keywords}
-    extras = ast.literal_eval(given["extras_require"])
-    wanted = [*ast.literal_eval(given["install_requires"]), *extras["dev"], *extras["corpora"], *extras["wandb"]]
-    direct = {re.split(r"[\[<>=~! ]", line)[0].lower() for line in (*wanted, *extras["report"])}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    direct = {re.split(r"[\[<>=~!; ]", line)[0].lower() for line in wanted}
     direct -= {"megagpt", "triton"}  # PyTorch for CUDA says which Triton it takes
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
@@ -174,6 +182,9 @@ def test_every_direct_dependency_has_a_tested_version():
 
 
 # Documented commands
+
+COMMAND = re.compile(r"-m megagpt|tools/\w+\.py|\bmake \w|\bmegagpt [a-z]")
+EXAMPLE = re.compile(r"  (megagpt|torchrun|python) (?!.*\[)")
 
 
 def commands() -> list[tuple[str, str]]:
@@ -186,7 +197,40 @@ def commands() -> list[tuple[str, str]]:
     for path in [*sources("tools"), ROOT / "megagpt/__main__.py"]:
         lines = (ast.get_docstring(tree(path)) or "").replace("\\\n", " ").splitlines()
         found += [(name(path), line.strip()) for line in lines if re.match(r"\s*(python|torchrun) .*(-m|tools/)", line)]
-    return [(where, line) for where, line in found if re.search(r"-m megagpt|tools/\w+\.py|\bmake \w", line)]
+    for words, command in subcommands():
+        lines = (command.callback.__doc__ or "").replace("\\\n", " ").splitlines()
+        found += [(" ".join(words), line.strip()) for line in lines if re.match(r"\s*(\S.* \| )?megagpt \w", line)]
+    found += [("megagpt train --help", line.strip()) for line in config_help.full().splitlines() if EXAMPLE.match(line)]
+    found += messages()
+    return [(where, line) for where, line in found if COMMAND.search(line)]
+
+
+def subcommands(group: click.Group = cli.command, words: tuple[str, ...] = ("megagpt",)) -> Iterator:
+    """Every subcommand with the words that call it."""
+    for one, command in group.commands.items():
+        command = group.get_command(click.Context(group), one)
+        if isinstance(command, click.Group):
+            yield from subcommands(command, (*words, one))
+        else:
+            yield (*words, one), command
+
+
+@cache
+def messages() -> list[tuple[str, str]]:
+    """(file, command) of every command in backticks in texts of the package: messages, docstrings, comments of YAML."""
+    found = []
+    for path in [*sources("megagpt", "kernels"), *(ROOT / "configs").rglob("*.yaml"), *(ROOT / "docs").glob("*.md")]:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".py":  # with the parts of f-strings and of strings that follow each other joined
+            text = "\n".join(filter(None, map(text_of, ast.walk(tree(path)))))
+        found += [(name(path), command) for command in re.findall(r"`(megagpt [a-z][^`]*)`", " ".join(text.split()))]
+    return found
+
+
+def text_of(node: ast.AST) -> str | None:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 @cache
@@ -220,10 +264,49 @@ def check_tool(words: list[str], monkeypatch, capsys) -> None:
     assert given <= known
 
 
+def check_subcommand(words: list[str], whole: bool) -> None:
+    """The command and its options parse, and what it would run with composes.
+
+    Where it is not `whole`, as in a text that only names a command, its options exist.
+    """
+    arguments = [re.sub(r"\$\{?\w+\}?", "1", word) for word in words if word != "..."]
+    command, context = cli.command, click.Context(cli.command, info_name="megagpt")
+    while isinstance(command, click.Group) and arguments:
+        name, command, arguments = command.resolve_command(context, arguments)
+        context = click.Context(command, context, info_name=name)
+    if {"--help", "-h", "--config", "--version"} & set(arguments):
+        assert cli.run(words) == 0
+        return
+    if not whole:
+        if arguments and not isinstance(command, click.Group):
+            known = {option for parameter in command.params for option in parameter.opts}
+            assert {word for word in arguments if word.startswith("--")} <= known
+        return
+    command.parse_args(context, list(arguments))
+    if context.info_name in ("train", "plan"):
+        config = load(list(context.params["overrides"]))
+    if context.info_name == "train":
+        check(config, context.params["nproc_per_node"] or 1)
+    if context.info_name == "evaluate":
+        parse_evaluation(list(context.params["overrides"]))
+
+
+def test_no_page_or_message_names_a_tool_that_is_not_there():
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "Makefile", *(ROOT / "configs").rglob("*.yaml")]
+    for path in [*pages, *sources("megagpt", "kernels", "tools"), *(ROOT / "slurm").glob("*")]:
+        for tool in re.findall(r"tools/(\w+\.py)", path.read_text(encoding="utf-8")):
+            assert (ROOT / "tools" / tool).exists(), f"{name(path)} names tools/{tool}"
+
+
 @pytest.mark.parametrize(("where", "line"), commands())
 def test_documented_command_works(where, line, monkeypatch, capsys):
-    line = re.split(r"\s[|>&]", line.removeprefix("$ "))[0]
+    piped = re.match(r".* \| (megagpt .*)", line)
+    line = re.split(r"\s[|>&]", piped[1] if piped else line.removeprefix("$ "))[0]
     words = shlex.split(line, comments=True)
+    words = list(dropwhile(lambda word: re.match(r"[A-Z_]+=|time$", word), words))
+    if words[0] == "megagpt":
+        check_subcommand(words[1:], whole=(where, line) not in messages())
+        return
     if "-m" in words and "megagpt" in words:
         check_megagpt(words)
     elif any("tools/" in word for word in words):

@@ -33,7 +33,7 @@ from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
 from megagpt.log import progress, run_tool
 
-TOOL = Path(__file__).parent / "convert.py"
+CONVERT = ("-m", "megagpt.cli", "checkpoint", "convert")
 FIXED = 2 << 30
 PEER = """
 import sys
@@ -70,7 +70,7 @@ def measure(model: ModelConfig, folder: Path) -> dict[str, Any]:
         native.write(source, folder / "run", bar)
 
     def convert(start: str, end: str, to: str) -> dict[str, float]:
-        return timed([TOOL, folder / start, folder / end, "--to", to, "--no-verify"], size)
+        return timed([*CONVERT, folder / start, folder / end, "--to", to, "--no-verify"], size)
 
     results = {"to_huggingface": convert("run", "hf", "huggingface"), "back": convert("hf", "back", "megagpt")}
     first, second = (native.open_source(folder / run, None) for run in ("run", "back"))

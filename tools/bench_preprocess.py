@@ -140,8 +140,8 @@ def peak_memory(folder: Path, tokenizer: Path, megabytes: float, cores: int) -> 
     """Largest resident memory of the parent and of any worker, in MB, while an input of this size is tokenized."""
     source = folder / "input.jsonl"
     write_input(source, megabytes)
-    script = str(Path(__file__).parent / "preprocess.py")
-    command = [sys.executable, script, source, "--tokenizer", tokenizer, "--output", folder / "out", "--workers", cores]
+    command = [sys.executable, "-m", "megagpt.cli", "data", "preprocess", source, "--tokenizer", tokenizer]
+    command += ["--output", folder / "out", "--workers", cores]
     peaks: dict[str, float] = {}
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
@@ -155,7 +155,7 @@ def peak_memory(folder: Path, tokenizer: Path, megabytes: float, cores: int) -> 
                     peaks[pid] = int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
             time.sleep(0.05)
     if process.returncode:
-        raise DataError(f"preprocess.py failed with exit code {process.returncode}")
+        raise DataError(f"megagpt data preprocess failed with exit code {process.returncode}")
     parent = peaks.pop(str(process.pid))
     return parent, max(peaks.values())
 

@@ -5,44 +5,12 @@ python tools/demo_corpus.py --output runs/demo/data/stdlib.jsonl
 
 import argparse
 import json
-import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
+from megagpt.data.standard_library import ROOT, documents
 from megagpt.errors import DataError
 from megagpt.log import run_tool
 from megagpt.train.metrics import replace_file
-
-SKIPPED = {"site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data", "lib-dynload"}
-"""Not the standard library's, or tables rather than code."""
-TESTS = {"test", "tests", "idle_test"}
-ENOUGH = 12_000_000
-"""Bytes of source that the corpus should have."""
-
-
-def source_files(root: Path) -> list[Path]:
-    """The library's own source files by name, then as many of its tests as it takes to have ENOUGH bytes."""
-    files = sorted(path for path in root.rglob("*.py") if not SKIPPED & set(path.relative_to(root).parts))
-    chosen = [path for path in files if not TESTS & set(path.relative_to(root).parts)]
-    size = sum(path.stat().st_size for path in chosen)
-    for path in files:
-        if size >= ENOUGH:
-            break
-        if path not in chosen:
-            chosen.append(path)
-            size += path.stat().st_size
-    return chosen
-
-
-def documents(root: Path) -> Iterator[dict[str, str]]:
-    """One record a file that is UTF-8 text with something in it."""
-    for path in source_files(root):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue  # a few of the library's tests are in other encodings on purpose
-        if text.strip() and "\0" not in text:
-            yield {"path": path.relative_to(root).as_posix(), "text": text}
 
 
 def main() -> None:
@@ -50,14 +18,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="jsonl file to write")
     options = parser.parse_args()
-    root = Path(sysconfig.get_paths()["stdlib"])
-    records = list(documents(root))
+    records = list(documents())
     size = sum(len(record["text"].encode()) for record in records)
     if not records:
-        raise DataError(f"{root} has no Python source files: is the standard library installed as source?")
+        raise DataError(f"{ROOT} has no Python source files: is the standard library installed as source?")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     replace_file(options.output, "".join(json.dumps(record) + "\n" for record in records))
-    print(f"{options.output}: {len(records)} files, {size / 1e6:.1f} MB from {root}")
+    print(f"{options.output}: {len(records)} files, {size / 1e6:.1f} MB from {ROOT}")
 
 
 if __name__ == "__main__":

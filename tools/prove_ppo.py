@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from make_instructions import conversation, prompt, write
 
 from megagpt import log as logs
 from megagpt.config.load import load
 from megagpt.config.rules import check
 from megagpt.data.chat import encode_chat, grow_for_chat
 from megagpt.data.indexed import write_corpus
+from megagpt.data.instruction_files import conversation, prompt, write
 from megagpt.data.instructions import make_instructions
 from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import ConfigError

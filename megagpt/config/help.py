@@ -1,4 +1,4 @@
-"""Writes `python -m megagpt --help`: examples, the config groups and every key with its type, default and docstring."""
+"""Writes `megagpt train --help`: examples, the config groups and every key with its type, default and docstring."""
 
 import ast
 import dataclasses
@@ -11,25 +11,26 @@ import yaml
 
 from megagpt.config import schema
 from megagpt.config.explain import describe
-from megagpt.config.load import CONFIG_DIR, groups
+from megagpt.config.groups import CONFIG_DIR, groups
 from megagpt.config.nearest import nearest
 from megagpt.errors import ConfigError
 
 WIDTH = 100
 
 _USAGE = """\
-megagpt trains GPT models: one command for one process or a thousand.
+Trains a model: one command for every stage, for one process or a thousand.
 
-  python -m megagpt [GROUP=OPTION ...] [KEY=VALUE ...]
+  megagpt train [--nproc-per-node N] [--config] [GROUP=OPTION ...] [KEY=VALUE ...]
+  torchrun ... -m megagpt [GROUP=OPTION ...] [KEY=VALUE ...]        the same on several machines
 
 Examples
-  python -m megagpt experiment=demo                             the demo on one process
-  torchrun --nproc-per-node 2 -m megagpt experiment=demo        the same, data parallel on two
-  torchrun --nproc-per-node 2 -m megagpt experiment=demo parallel=tensor run_name=demo_tensor
-  python -m megagpt experiment=demo optim.lr=1e-3 run_name=demo_lr
-  python -m megagpt experiment=pretrain_125m 'data.corpora=[{path:data/web,weight:3},{path:data/code}]'
-  python -m megagpt --config experiment=pretrain_125m               shows the whole configuration, runs nothing
-  python -m megagpt --help optim                                only the keys of one section
+  megagpt train experiment=demo                        # the demo in one process
+  megagpt train --nproc-per-node 2 experiment=demo     # the same, data parallel on two ranks
+  megagpt train --nproc-per-node 2 experiment=demo parallel=tensor run_name=demo_tensor
+  megagpt train experiment=demo optim.lr=1e-3 run_name=demo_lr
+  megagpt train experiment=pretrain_125m 'data.corpora=[{path:data/web,weight:3},{path:data/code}]'
+  megagpt train --config experiment=pretrain_125m      # shows the whole configuration, runs nothing
+  megagpt train --help optim                           # only the keys of one section
 """
 
 

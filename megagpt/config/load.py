@@ -16,20 +16,17 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-import megagpt.configs
+from megagpt.config import overrides as grammar
 from megagpt.config.explain import booleans_for_numbers, explain, is_list
+from megagpt.config.groups import CONFIG_DIR, groups
 from megagpt.config.nearest import nearest
 from megagpt.config.schema import Config
 from megagpt.errors import ConfigError
-
-CONFIG_DIR = Path(megagpt.configs.__file__).parent.resolve()
 
 _REFERENCE = re.compile(r"\$\{\.*[A-Za-z][\w.]*\}")
 
@@ -103,12 +100,6 @@ def read(path: str | Path) -> Config:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def groups() -> dict[str, list[str]]:
-    """Names of the config groups, each with its options."""
-    folders = sorted(folder for folder in CONFIG_DIR.iterdir() if any(folder.glob("*.yaml")))
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
-
-
 def raise_all(problems: list[str]) -> None:
     """Raises one ConfigError with a line for each problem; does nothing when there is none."""
     lines = list(dict.fromkeys(problems))
@@ -120,12 +111,7 @@ def raise_all(problems: list[str]) -> None:
 
 def _normalize(text: str) -> str:
     """One override as Hydra takes it: groups and their options checked, keys allowed whether or not YAML has them."""
-    try:
-        override: Override = OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        key, equals, _ = text.partition("=")
-        advice = str(error).splitlines()[-1] if equals else f"write {key}=VALUE"
-        raise ConfigError(f"{text!r} cannot be read as an override: {advice}") from None
+    override = grammar.parse(text)
     key, options = override.key_or_group, groups()
     if not key:
         raise ConfigError(f"{text!r} cannot be read as an override: write KEY=VALUE")

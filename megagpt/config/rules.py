@@ -233,7 +233,9 @@ def rewards_are_of_answers(config: Config, world_size: int) -> Iterator[str]:
 
 def data_is_named(config: Config, world_size: int) -> Iterator[str]:
     """There is something to train on."""
-    prepare = "prepare it with tools/train_tokenizer.py and tools/preprocess.py, or use data=demo after `make train`"
+    prepare = (
+        "prepare it with `megagpt data tokenizer` and `megagpt data preprocess`, or use data=demo after `make train`"
+    )
     if not config.data.tokenizer:
         yield f"data.tokenizer ('') is empty: give the path of a tokenizer.json; {prepare}"
     if config.stage.name == "reward":

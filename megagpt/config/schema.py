@@ -1,6 +1,6 @@
 """The whole configuration as frozen dataclasses: what can be set, its default, its unit.
 
-The docstring under a field is its documentation; `python -m megagpt --help` prints it. `rules.py` holds what must
+The docstring under a field is its documentation; `megagpt train --help` prints it. `rules.py` holds what must
 hold between fields, `load.py` turns YAML and command-line overrides into a `Config`.
 """
 
@@ -113,8 +113,8 @@ class StageConfig:
     """Held-out lines that a run with data.fim_rate fills in at its end and, if it starts from a model, at its
     start too; 0: none."""
     held_out_edits: str | None = None
-    """File of edits (tools/make_edits.py) that stage edit answers before its first step and at its end, for exact match
-    and similarity."""
+    """File of edits (`megagpt data edits`) that stage edit answers before its first step and at its end, for exact
+    match and similarity."""
     reward_model: str | None = None
     """Run folder or checkpoint of stage reward that scores answers to held-out prompts at evaluations of stage sft, as
     validation_reward: what InstructGPT chose its models by (checkpoint.best_metric)."""

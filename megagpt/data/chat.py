@@ -54,7 +54,7 @@ def role_ids(tokenizer: Tokenizer) -> dict[Role, int]:
     if missing:
         raise DataError(
             f"the tokenizer has no special token {', '.join(missing)} for conversations: add what is missing with "
-            "tools/train_tokenizer.py --extend OLD --add chat --output NEW, and train the model with it"
+            "`megagpt data tokenizer --extend OLD --add chat --output NEW`, and train the model with it"
         )
     return {role: tokenizer.special_ids[token] for role, token in ROLE_TOKENS.items()}
 

@@ -33,7 +33,7 @@ def fim_ids(tokenizer: Tokenizer) -> tuple[int, int, int, int]:
     if missing:
         raise DataError(
             f"the tokenizer has no special token {', '.join(missing)} for filling in the middle: add what is missing "
-            "with tools/train_tokenizer.py --extend OLD --output NEW, and train the model on fill-in-the-middle with it"
+            "with `megagpt data tokenizer --extend OLD --output NEW`, and train the model on fill-in-the-middle with it"
         )
     prefix, middle, suffix, pad = (tokenizer.special_ids[name] for name in FIM_TOKENS)
     return prefix, middle, suffix, pad

@@ -89,12 +89,12 @@ def read_about(prefix: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(
             f"there is no whole corpus at {prefix}: cannot read {path}, which is written last "
-            f"({error.strerror}); make it with tools/preprocess.py"
+            f"({error.strerror}); make it with `megagpt data preprocess`"
         ) from None
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise DataError(f"{path} is damaged; make the corpus again with tools/preprocess.py")
+        raise DataError(f"{path} is damaged; make the corpus again with `megagpt data preprocess`")
     return about
 
 
@@ -105,7 +105,7 @@ def check_corpus(prefix: str | Path) -> dict[str, Any]:
     """
     about = read_about(prefix)
     bin_path, idx_path, json_path = corpus_files(prefix)
-    again = "; make the corpus again with tools/preprocess.py"
+    again = "; make the corpus again with `megagpt data preprocess`"
     try:
         with idx_path.open("rb") as file:
             header = file.read(_HEADER.size)
@@ -142,7 +142,7 @@ def check_hashes(prefix: str | Path) -> str | None:
         if file_sha256(path) != about[name]:
             raise DataError(
                 f"{path} is damaged: its SHA-256 is not the one in {prefix}.json; copy it again, or make the corpus "
-                "again with tools/preprocess.py"
+                "again with `megagpt data preprocess`"
             )
     return None
 
@@ -156,6 +156,6 @@ def open_corpus(prefix: str | Path) -> tuple[Any, dict[str, Any]]:
     if int(dataset.sequence_lengths.sum(dtype=np.int64)) != about["tokens"]:
         raise DataError(
             f"{prefix}.idx is damaged: its lengths do not add up to {about['tokens']} tokens; "
-            "make the corpus again with tools/preprocess.py"
+            "make the corpus again with `megagpt data preprocess`"
         )
     return dataset, about

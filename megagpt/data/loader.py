@@ -33,7 +33,7 @@ class PretrainLoader(ReadAhead):
         super().__init__()
         self.config, data, model = config, config.data, config.model
         if not data.corpora:
-            raise ConfigError("data.corpora is empty: name at least one corpus made by tools/preprocess.py")
+            raise ConfigError("data.corpora is empty: name at least one corpus made by `megagpt data preprocess`")
         self.tokenizer = load_tokenizer(config)
         self.corpora: dict[Split, list[PackedCorpus]] = {
             split: [

@@ -39,7 +39,7 @@ class Tokenizer:
             raise DataError(f"{name} is not a tokenizer.json of Hugging Face tokenizers: {error}") from None
         spec = json.loads(content)
         if (spec.get("decoder") or {}).get("type") != "ByteLevel":
-            raise DataError(f"{name} is not a byte-level BPE; train one with tools/train_tokenizer.py")
+            raise DataError(f"{name} is not a byte-level BPE; train one with `megagpt data tokenizer`")
         end_of_text = self._tokenizer.token_to_id(END_OF_TEXT)
         if end_of_text is None:
             raise DataError(f"{name} has no {END_OF_TEXT} token to end documents with")

@@ -6,7 +6,6 @@ at the end, result.json. Work that was interrupted goes on where it stopped.
 
 import json
 import logging
-import os
 import platform
 import re
 import subprocess
@@ -23,6 +22,7 @@ from megagpt.errors import ConfigError, DataError
 from megagpt.evaluate.code_tasks import Problem, prompt_hash, read_problems
 from megagpt.evaluate.pass_at_k import estimate
 from megagpt.evaluate.sandbox import Judge, Limits, Sandbox, Verdict
+from megagpt.evaluate.settings import CodeEvaluation
 from megagpt.log import progress
 from megagpt.model.generation import GenerationConfig, Generator
 from megagpt.train.metrics import read_jsonl
@@ -31,55 +31,6 @@ log = logging.getLogger(__name__)
 
 TOO_LONG = "prompt too long"
 """Why a problem whose prompt fills the context window has no completion."""
-
-
-@dataclass(frozen=True)
-class CodeEvaluation:
-    """What to evaluate and how; the fields are the keys of tools/evaluate.py."""
-
-    task: str
-    """humaneval, humaneval_infilling or mbpp."""
-    data: Path
-    """The set's file, .jsonl or .json, plain or .gz."""
-    output: Path
-    """Folder for what comes out."""
-    checkpoint: Path | None = None
-    """Run folder (its newest checkpoint) or one checkpoint: the model to ask."""
-    completions: Path | None = None
-    """.jsonl of {"task_id", "completion"}, judged as they are instead of asking a model."""
-    n: int = 1
-    """Completions of every problem."""
-    k: tuple[int, ...] = (1,)
-    """For which k to estimate pass@k; n must be as large."""
-    temperature: float = 0.2
-    """Of sampling; 0 is greedy."""
-    top_p: float = 0.95
-    """Nucleus sampling."""
-    max_new_tokens: int = 512
-    """Longest completion, tokens."""
-    seed: int = 0
-    """Of sampling."""
-    batch_size: int = 32
-    """Completions generated at a time."""
-    workers: int = len(os.sched_getaffinity(0))
-    """Programs judged at a time."""
-    sandbox: Sandbox = "bwrap"
-    """bwrap, or none: run programs that nobody has read without protection."""
-    timeout: float = Limits.wall_seconds
-    """Seconds for a program and its tests."""
-
-    def __post_init__(self) -> None:
-        if (self.checkpoint is None) == (self.completions is None):
-            raise ConfigError("give either checkpoint=..., a model to ask, or completions=..., a file of its answers")
-        for name in ("n", "workers", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.k or min(self.k) < 1:
-            raise ConfigError(f"k is {list(self.k)}; it must be a list of positive numbers")
-        if self.completions is None and max(self.k) > self.n:
-            raise ConfigError(
-                f"pass@{max(self.k)} needs at least {max(self.k)} completions of every problem, not n={self.n}"
-            )
 
 
 @dataclass(frozen=True)

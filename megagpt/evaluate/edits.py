@@ -1,11 +1,10 @@
 """How well a model edits by instruction: exact matches, similarity, and whether repaired functions pass their tests."""
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +15,12 @@ from megagpt.data.conversations import records
 from megagpt.data.edits.edit import Edit
 from megagpt.data.files import file_sha256, write_atomic
 from megagpt.data.shapes import edit_messages
-from megagpt.errors import ConfigError, DataError
+from megagpt.errors import DataError
 from megagpt.evaluate.coding import claim, versions
-from megagpt.evaluate.sandbox import Judge, Limits, Sandbox, Task
+from megagpt.evaluate.sandbox import Judge, Limits, Task
+from megagpt.evaluate.settings import EditEvaluation
 from megagpt.log import progress
 from megagpt.model.generation import GenerationConfig, Generator
-
-
-@dataclass(frozen=True)
-class EditEvaluation:
-    """What to evaluate and how; the fields are the keys of tools/evaluate.py."""
-
-    task: str
-    """edits."""
-    data: Path
-    """Edits, as tools/make_edits.py writes them."""
-    output: Path
-    """Folder for what comes out."""
-    checkpoint: Path | None = None
-    """Run folder (its newest checkpoint) or one checkpoint: the model to ask."""
-    completions: Path | None = None
-    """.jsonl of {"answer": "..."}, one for each edit, judged as they are instead of asking a model."""
-    limit: int | None = None
-    """Only so many edits, from the beginning."""
-    max_new_tokens: int = 256
-    """Longest answer, tokens."""
-    batch_size: int = 32
-    """Answers generated at a time."""
-    workers: int = len(os.sched_getaffinity(0))
-    """Functions tested at a time."""
-    sandbox: Sandbox = "bwrap"
-    """bwrap, or none: test functions that nobody has read without protection."""
-    timeout: float = Limits.wall_seconds
-    """Seconds for a function and its tests."""
-
-    def __post_init__(self) -> None:
-        if (self.checkpoint is None) == (self.completions is None):
-            raise ConfigError("give either checkpoint=..., a model to ask, or completions=..., a file of its answers")
-        for name in ("limit", "max_new_tokens", "workers", "batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def evaluate_edits(settings: EditEvaluation, generator: Generator | None = None) -> dict[str, Any]:

@@ -277,7 +277,7 @@ def _plotly() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
-        raise ConfigError('the report needs plotly: pip install "megagpt[report]"') from None
+        raise ConfigError("the report needs plotly: pip install plotly") from None
     return get_plotlyjs()
 
 

@@ -61,7 +61,7 @@ def _graphs() -> Any:
     try:
         from plotly import graph_objects
     except ImportError as error:
-        raise ConfigError("--html needs plotly, which is not installed: pip install 'megagpt[report]'") from error
+        raise ConfigError("--html needs plotly, which is not installed: pip install plotly") from error
     return graph_objects
 
 

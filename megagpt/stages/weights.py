@@ -155,5 +155,5 @@ def _check_vocabulary(config: Config, source: Path, old_size: int) -> None:
         raise ConfigError(
             f"data.tokenizer ({config.data.tokenizer}) does not begin with the tokens of {beside}, which "
             f"checkpoint.load was trained with: they differ from id {index} on, so rows of the embedding would mean "
-            f"other tokens. Take that tokenizer, or extend it: megagpt data tokenizer --extend {beside} --output NEW"
+            f"other tokens. Take that tokenizer, or extend it: `megagpt data tokenizer --extend {beside} --output NEW`"
         )

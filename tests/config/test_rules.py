@@ -181,9 +181,9 @@ BROKEN = [
         ["stage.held_out_edits (a.jsonl)", "stage.name is pretrain"],
     ),
     ("data_is_named", 1, ["stage=sft"], ["data.conversations", "stage.name is sft", ".jsonl"]),
-    ("data_is_named", 1, ["data.tokenizer=''"], ["data.tokenizer", "tools/train_tokenizer.py", "make train"]),
-    ("data_is_named", 1, ["data.corpora=[]"], ["data.corpora", "tools/preprocess.py", "make train"]),
-    ("data_is_named", 1, ["data.corpora=[{path: ''}]"], ["data.corpora[0].path", "tools/preprocess.py"]),
+    ("data_is_named", 1, ["data.tokenizer=''"], ["data.tokenizer", "`megagpt data tokenizer`", "make train"]),
+    ("data_is_named", 1, ["data.corpora=[]"], ["data.corpora", "`megagpt data preprocess`", "make train"]),
+    ("data_is_named", 1, ["data.corpora=[{path: ''}]"], ["data.corpora[0].path", "`megagpt data preprocess`"]),
     (
         "data_is_named",
         1,

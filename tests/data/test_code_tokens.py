@@ -7,13 +7,13 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from demo_corpus import documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Library
 
 from megagpt.data.code_tokens import FIM_PAD, FIM_TOKENS, LONGEST_RUN, grow_for_code
+from megagpt.data.standard_library import documents
 from megagpt.data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
 from megagpt.errors import ConfigError
 

@@ -284,21 +284,21 @@ def test_sampled_texts_are_spread_over_the_inputs(tmp_path, texts, monkeypatch, 
         list(sample_texts([tmp_path]))
 
 
-def tool(name, *args):
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, args)]
+def run_command(name, *args):
+    command = [sys.executable, "-m", "megagpt.cli", "data", name, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_command_lines(tmp_path, data_dir):
     text = data_dir / "tinyshakespeare" / "input.txt"
-    result = tool("train_tokenizer", text, "--vocab-size", 512, "--max-mb", 0.5, "--output", tmp_path / "t.json")
+    result = run_command("tokenizer", text, "--vocab-size", 512, "--max-mb", 0.5, "--output", tmp_path / "t.json")
     assert result.returncode == 0, result.stderr
     known = Tokenizer.load(tmp_path / "t.json")
     assert known.sha256 in result.stdout
-    result = tool("preprocess", text, "--tokenizer", tmp_path / "t.json", "--output", tmp_path / "corpus")
+    result = run_command("preprocess", text, "--tokenizer", tmp_path / "t.json", "--output", tmp_path / "corpus")
     assert result.returncode == 0, result.stderr
     dataset, _ = open_corpus(tmp_path / "corpus")
     assert known.decode(dataset[0]) == text.read_text()
-    result = tool("preprocess", text, "--tokenizer", tmp_path / "none.json", "--output", tmp_path / "corpus")
+    result = run_command("preprocess", text, "--tokenizer", tmp_path / "none.json", "--output", tmp_path / "corpus")
     assert result.returncode == DataError.exit_code
     assert "none.json" in result.stderr and "Traceback" not in result.stderr

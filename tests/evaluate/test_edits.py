@@ -3,12 +3,11 @@
 import json
 import random
 import shutil
-import sys
 from pathlib import Path
 
-import evaluate
 import pytest
 
+from megagpt import cli
 from megagpt.data.edits.make import make_edits
 from megagpt.errors import ConfigError, DataError
 from megagpt.evaluate.edits import levenshtein, read_edits, similarity
@@ -35,9 +34,8 @@ def test_the_distance_is_levenshteins():
     assert (similarity("", ""), similarity("a", ""), similarity("same", "same")) == (1, 0, 1)
 
 
-def run(monkeypatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "task=edits", *arguments])
-    evaluate.main()
+def run(*arguments: str) -> None:
+    assert cli.run(["evaluate", "task=edits", *arguments]) == 0
 
 
 @pytest.fixture
@@ -58,7 +56,7 @@ def files(tmp_path) -> dict[str, str]:
 @needs_bubblewrap
 @pytest.mark.parametrize("answers", ["right", "unchanged"])
 def test_right_answers_score_all_and_unchanged_inputs_nothing(files, answers, monkeypatch, capsys):
-    run(monkeypatch, f"data={files['edits']}", f"completions={files[answers]}", f"output={files['output']}")
+    run(f"data={files['edits']}", f"completions={files[answers]}", f"output={files['output']}")
     result = json.loads(Path(files["output"], "result.json").read_text())
     right = answers == "right"
     for kind in ("all", "sort_lines", "uppercase", "fix_bug"):
@@ -78,18 +76,18 @@ def test_right_answers_score_all_and_unchanged_inputs_nothing(files, answers, mo
 def test_what_does_not_fit_together_is_refused(files, monkeypatch, tmp_path):
     data, output = f"data={files['edits']}", f"output={files['output']}"
     with pytest.raises(DataError, match="1 answers to 9 edits"):
-        run(monkeypatch, data, f"completions={files['few']}", output)
+        run(data, f"completions={files['few']}", output)
     with pytest.raises(ConfigError, match="another completions"):
-        run(monkeypatch, data, f"completions={files['right']}", output)
+        run(data, f"completions={files['right']}", output)
     with pytest.raises(DataError, match=r'few.jsonl:1: an edit needs "instruction"'):
-        run(monkeypatch, f"data={files['few']}", f"completions={files['right']}", f"output={tmp_path}/other")
+        run(f"data={files['few']}", f"completions={files['right']}", f"output={tmp_path}/other")
     with pytest.raises(ConfigError, match="either checkpoint"):
-        run(monkeypatch, data, output)
+        run(data, output)
     with pytest.raises(ConfigError, match=r"unknown key 'limt'; did you mean limit"):
-        run(monkeypatch, data, output, "limt=3", f"completions={files['right']}")
+        run(data, output, "limt=3", f"completions={files['right']}")
 
 
 def test_without_bubblewrap_nothing_is_judged(files, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigError, match="sandbox=none"):
-        run(monkeypatch, f"data={files['edits']}", f"completions={files['right']}", f"output={files['output']}")
+        run(f"data={files['edits']}", f"completions={files['right']}", f"output={files['output']}")

@@ -172,7 +172,7 @@ def test_the_launchers_command(tmp_path):
         for part in ("--kill-on-bad-exit=1", "--wait=60", "--ntasks-per-node=1", "--nnodes=2", "--nproc-per-node=8"):
             assert f" {part} " in f" {call} "
         assert "--master-addr=10.0.0.7 --master-port=20007" in call
-    assert check_call.endswith("tools/plan.py --check --max-epochs 4 --need-gpus experiment=pretrain_13b seed=7")
+    assert check_call.endswith("-m megagpt.cli plan --check --max-epochs 4 --need-gpus experiment=pretrain_13b seed=7")
     assert train_call.endswith("-m megagpt experiment=pretrain_13b seed=7")
 
 

@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from dist import run_distributed
 
+from megagpt import cli
 from megagpt.checkpoint import find
 from megagpt.config.load import load
 from megagpt.data.chat import grow_for_chat
@@ -238,13 +238,10 @@ def test_demonstrations_score_0_on_average_in_what_is_saved(one, run, settings):
     assert shown.std() > 0.01
 
 
-def test_answers_of_a_file_are_scored(one, settings, monkeypatch, capsys):
-    import score as tool
-
+def test_answers_of_a_file_are_scored(one, settings, capsys):
     config = load(settings)
     run, (file,) = Path(config.runs_dir) / "whole", config.data.rankings
-    monkeypatch.setattr(sys, "argv", ["score.py", "--checkpoint", str(run), "--rankings", file])
-    assert tool.main() == 0
+    assert cli.run(["score", "--checkpoint", str(run), "--rankings", file]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     loader, scores = RankedLoader(config), {}
     for ranking, line in zip(read_rankings([file]), lines, strict=True):

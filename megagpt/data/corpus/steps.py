@@ -283,7 +283,7 @@ class Publish(PipelineStep):
         total, names = Tally(self.samples), []
         for shard in range(self.shards):
             kept = load_tally(self.work / "tally_kept", shard)
-            if kept.documents:  # a file without records is no document, and tools/preprocess.py says so
+            if kept.documents:  # a file without records is no document, and `megagpt data preprocess` says so
                 names.append(shard_name(shard, self.compression))
             for tally in (load_tally(self.work / "tally_judge", shard), kept):
                 total.merge(tally)

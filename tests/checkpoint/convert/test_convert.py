@@ -7,11 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-import convert as tool
 import pytest
 import torch
 from dist import run_distributed
 
+from megagpt import cli
 from megagpt.checkpoint.convert import native
 from megagpt.checkpoint.convert.convert import FORMATS, convert
 from megagpt.errors import CheckpointError
@@ -89,34 +89,43 @@ def test_every_format_and_back(to, tmp_path):
         assert any(after.read(name).any() for name in carried if "exp_avg/" in name)
 
 
-def run_tool(monkeypatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["convert.py", *map(str, arguments)])
-    return tool.main()
+def run_command(*arguments: object) -> int:
+    return cli.run(["checkpoint", "convert", *map(str, arguments)])
 
 
-def test_the_command_line(tmp_path, monkeypatch, caplog):
+def test_the_command_line(tmp_path, caplog):
     caplog.set_level("INFO", "megagpt")
     run_distributed(save, 1, GPT2, [[]], tmp_path)
-    assert run_tool(monkeypatch, tmp_path / "1-0", tmp_path / "hf", "--to", "huggingface") == 0
+    assert run_command(tmp_path / "1-0", tmp_path / "hf", "--to", "huggingface") == 0
     assert "verified: the logits of both sides differ by at most" in caplog.text
     assert "has no place for: optimizer" in caplog.text
     assert "no tokenizer.json" in caplog.text
-    assert run_tool(monkeypatch, tmp_path / "hf", tmp_path / "back", "--to", "megagpt", "--no-verify") == 0
+    assert run_command(tmp_path / "hf", tmp_path / "back", "--to", "megagpt", "--no-verify") == 0
     assert "not verified" in caplog.text
     for source, message in ((tmp_path / "none", "does not exist"), (tmp_path, "no checkpoint of a known format")):
         with pytest.raises(CheckpointError, match=message):
-            run_tool(monkeypatch, source, tmp_path / "new", "--to", "megagpt")
+            run_command(source, tmp_path / "new", "--to", "megagpt")
     with pytest.raises(CheckpointError, match="hf exists"):
-        run_tool(monkeypatch, tmp_path / "1-0", tmp_path / "hf", "--to", "huggingface")
+        run_command(tmp_path / "1-0", tmp_path / "hf", "--to", "huggingface")
     with pytest.raises(CheckpointError, match="differ by"):
-        run_tool(monkeypatch, tmp_path / "1-0", tmp_path / "new", "--to", "huggingface", "--tolerance", -1)
+        run_command(tmp_path / "1-0", tmp_path / "new", "--to", "huggingface", "--tolerance", -1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1-0", "back", "hf"]
 
 
 def test_killed_leaves_nothing_that_looks_whole(tmp_path):
     run_distributed(save, 1, [*GPT2, "model.hidden_size=1024", "model.num_attention_heads=8"], [[]], tmp_path)
     target = tmp_path / "hf"
-    command = [sys.executable, ROOT / "tools/convert.py", tmp_path / "1-0", target, "--to", "huggingface"]
+    command = [
+        sys.executable,
+        "-m",
+        "megagpt.cli",
+        "checkpoint",
+        "convert",
+        tmp_path / "1-0",
+        target,
+        "--to",
+        "huggingface",
+    ]
     process = subprocess.Popen(list(map(str, command)), env=os.environ | {"OMP_NUM_THREADS": "1"})
     while process.poll() is None and not list(tmp_path.glob(".hf.tmp-*")):
         time.sleep(0.005)

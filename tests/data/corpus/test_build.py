@@ -234,7 +234,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(source, made, tmp_pat
 def command(source: Path, output: Path, *more: str) -> list[str]:
     evaluation = str(source.parent / "set.jsonl")
     words = [str(source), "--output", str(output), "--languages", "python", "--decontaminate", evaluation]
-    return [sys.executable, str(ROOT / "tools" / "corpus.py"), *words, "--shard-mb", "0.02", *more]
+    return [sys.executable, "-m", "megagpt.cli", "data", "corpus", *words, "--shard-mb", "0.02", *more]
 
 
 def test_killed_it_goes_on_to_the_same_bytes(source, made, tmp_path):
@@ -308,9 +308,8 @@ def test_options_that_make_no_sense(source, tmp_path):
 
 
 def test_without_datatrove_one_sentence_says_so(source, tmp_path):
-    program = "import sys, runpy; sys.modules['datatrove'] = None; sys.argv = sys.argv[1:]; "
-    program += "sys.path.insert(0, ''); runpy.run_path(sys.argv[0], run_name='__main__')"
-    words = [sys.executable, "-c", program, *command(source, tmp_path / "c")[1:]]
+    program = "import sys; sys.modules['datatrove'] = None; from megagpt.cli import main; main()"
+    words = [sys.executable, "-c", program, *command(source, tmp_path / "c")[3:]]
     ended = subprocess.run(words, capture_output=True, text=True)
     assert ended.returncode == ConfigError.exit_code
     assert 'making a code corpus needs datatrove: pip install "megagpt[corpora]"' in ended.stderr

@@ -1,0 +1,115 @@
+"""What a checkpoint holds, of megagpt and of others, as plain data. Nothing in a checkpoint is run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megagpt.checkpoint import World, read_manifest
+from megagpt.checkpoint.best import find_best
+from megagpt.checkpoint.convert import convert, native
+from megagpt.checkpoint.convert.base import TensorInfo
+from megagpt.checkpoint.format import STEP, Checkpoint
+from megagpt.checkpoint.loading import fill, list_steps, verify
+from megagpt.config.load import from_dict
+from megagpt.config.load import read as read_config
+from megagpt.config.schema import ModelConfig
+from megagpt.errors import CheckpointError
+from megagpt.log import progress
+from megagpt.parallel.shards import Shard
+
+FORMATS = [form for name, form in convert.FORMATS.items() if name != native.NAME]
+"""Formats of others: megagpt's own says more of itself, and need not be hashed to be looked at."""
+NORM_CHUNK = 1 << 24
+"""Elements that are widened to float64 at a time."""
+
+Opened = tuple[dict[str, Any], Mapping[str, TensorInfo], Callable[[str], torch.Tensor]]
+"""What is said of a checkpoint as a whole, its tensors, and what reads one."""
+
+
+def inspect(path: Path, verified: bool, norms: bool, like: Path | None = None) -> dict[str, Any]:
+    """What there is to say about a checkpoint, as plain data. Raises CheckpointError."""
+    form = next((form for form in FORMATS if form.detect(path)), None)
+    if form is None:
+        facts, infos, read = open_own(chosen(path), verified)
+    elif verified:
+        raise CheckpointError(f"{path} is a {form.name} checkpoint, which has no hashes to verify")
+    else:
+        source = form.open_source(path, model_of(like) if like else None)
+        facts, infos, read = {"path": str(path), "format": form.name, "step": source.step}, source.tensors, source.read
+        facts["model"] = asdict(source.model)
+        files = (file for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink())
+        facts["files"] = {str(file.relative_to(path)): file.stat().st_size for file in files}
+    tensors = {
+        name: {"dtype": str(info.dtype).removeprefix("torch."), "shape": list(info.shape)}
+        for name, info in sorted(infos.items())
+    }
+    if norms:
+        with progress(sum(info.size for info in infos.values()), "B", "norms") as bar:
+            for name, described in tensors.items():
+                described["norm"] = norm(read(name))
+                bar.update(infos[name].size)
+    return facts | {"groups": groups(infos), "tensors": tensors}
+
+
+def open_own(folder: Path, verified: bool) -> Opened:
+    """One of megagpt's own checkpoints. Raises CheckpointError."""
+    checkpoint = verify(folder, World()) if verified else Checkpoint.open(folder)
+    manifest = checkpoint.manifest
+    facts = {
+        "path": str(folder),
+        "format": "megagpt",
+        "step": manifest["step"],
+        **{key: manifest[key] for key in ("run", "world_size", "layout", "versions") if key in manifest},
+        "model": manifest.get("config", {}).get("model", {}),
+        "files": {name: info.size for name, info in checkpoint.files().items()},
+    }
+    entries = {name: stored[0].entry for name, stored in checkpoint.tensors.items()}
+    infos = {name: TensorInfo(entry.global_shape, entry.torch_dtype) for name, entry in entries.items()}
+
+    def read(name: str) -> torch.Tensor:
+        tensor = torch.empty(infos[name].shape, dtype=infos[name].dtype)
+        fill(checkpoint, [Shard.whole(name, tensor)], strict=False, cast=False, world=World())
+        return tensor
+
+    return facts | ({"verified": True} if verified else {}), infos, read
+
+
+def model_of(path: Path) -> ModelConfig:
+    """The model of a config file or of one of megagpt's checkpoints. Raises ConfigError or CheckpointError."""
+    if path.is_file():
+        return read_config(path).model
+    return from_dict(read_manifest(chosen(path))["config"]).model
+
+
+def chosen(path: Path) -> Path:
+    """The checkpoint itself, or the one that other tools take from a run folder. Raises CheckpointError."""
+    directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if STEP.fullmatch(path.name):
+        return path
+    if best := find_best(directory):
+        return best
+    names = list_steps(directory)[0] if directory.is_dir() else []
+    if not names:
+        known = ", ".join(["megagpt", *(form.name for form in FORMATS)])
+        raise CheckpointError(f"{path} is not a checkpoint of a known format ({known}), nor a run that has saved one")
+    return directory / names[0]
+
+
+def norm(tensor: torch.Tensor) -> float:
+    """Euclidean norm, added up in float64."""
+    parts = tensor.reshape(-1).split(NORM_CHUNK)
+    return sum(float(part.double().square().sum()) for part in parts) ** 0.5
+
+
+def groups(infos: Mapping[str, TensorInfo]) -> dict[str, dict[str, int]]:
+    """Tensors, elements and bytes of the model and of every kind of optimizer state."""
+    found: dict[str, dict[str, int]] = {}
+    for name, info in sorted(infos.items()):
+        group = found.setdefault(name.rpartition("/")[0] or "other", {"tensors": 0, "elements": 0, "bytes": 0})
+        for key, value in (("tensors", 1), ("elements", prod(info.shape)), ("bytes", info.size)):
+            group[key] += value
+    return found

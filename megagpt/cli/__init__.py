@@ -1,0 +1,52 @@
+"""`megagpt`, the command. A subcommand is a module of this package, which is imported when it is called.
+
+Modules import what is heavy (torch, pydantic, transformers) inside their functions, so that every `--help` is there at
+once; tests/cli/test_help.py holds them to it.
+"""
+
+import click
+
+from megagpt import __version__, env
+from megagpt.cli.group import Group
+from megagpt.log import run_tool
+
+COMMANDS = ("train", "generate", "chat", "score", "evaluate", "plan", "report", "data", "checkpoint")
+
+command = Group(
+    "megagpt",
+    COMMANDS,
+    package="megagpt.cli",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    help="""Trains the ChatGPT family, from one laptop core to a thousand GPUs.
+
+    \b
+    Examples
+      megagpt data tokenizer corpus.jsonl --vocab-size 8192 --output tokenizer.json
+      megagpt data preprocess corpus.jsonl --tokenizer tokenizer.json --output data/corpus
+      megagpt train experiment=pretrain_125m 'data.corpora=[{path:data/corpus}]'
+      megagpt COMMAND --help
+
+    Completion of commands and options in bash (also zsh, fish), in ~/.bashrc:
+
+    \b
+      eval "$(_MEGAGPT_COMPLETE=bash_source megagpt)"
+    """,
+)
+click.version_option(__version__, prog_name="megagpt")(command)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command line (by default this process's) and return its exit code. Raises MegaGPTError."""
+    try:
+        return command.main(arguments, prog_name="megagpt", standalone_mode=False) or 0
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except click.ClickException as error:
+        if env.rank() == 0:  # every rank reads the same command line: the first says it for all
+            error.show()
+        return error.exit_code
+
+
+def main() -> None:
+    """The installed command: ends the process."""
+    run_tool(run)

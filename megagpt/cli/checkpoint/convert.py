@@ -1,0 +1,47 @@
+"""`megagpt checkpoint convert`."""
+
+import logging
+from pathlib import Path
+
+import click
+
+from megagpt.cli import options
+
+FORMATS = ("megagpt", "huggingface", "megatron", "megatron-dist", "deepspeed-universal", "deepspeed")
+
+log = logging.getLogger(__name__)
+
+
+@click.command("convert", short_help="Convert a checkpoint between formats.")
+@click.argument("source", type=options.FILE)
+@click.argument("target", type=options.FILE)
+@click.option("--to", required=True, type=click.Choice(FORMATS), help="Format of the new folder.")
+@options.like
+@click.option("--no-verify", is_flag=True, help="Do not compare the logits of both sides.")
+@click.option("--tolerance", type=float, default=1e-3, show_default=True, help="Largest difference of logits.")
+def command(source: Path, target: Path, to: str, like: Path | None, no_verify: bool, tolerance: float) -> None:
+    """Convert a checkpoint between formats; the result is proven to give the same logits.
+
+    \b
+    Examples
+      megagpt checkpoint convert runs/demo demo_hf --to huggingface
+      megagpt checkpoint convert demo_hf runs/imported --to megagpt
+      megagpt checkpoint convert iter_0005000 demo_hf --to huggingface --like runs/demo/config.yaml
+
+    SOURCE is a checkpoint, whose format is found out, or a run folder (its newest valid checkpoint). TARGET must not
+    exist, and appears whole or not at all. Tensors pass one at a time, so memory is that of the largest; the proof then
+    loads each side in fp32, one by one. Nothing in a checkpoint is run.
+    """
+    from megagpt.checkpoint.convert.convert import convert
+    from megagpt.checkpoint.inspect import model_of
+
+    result = convert(source, target, to, model_of(like) if like else None, not no_verify, tolerance)
+    if result.dropped:
+        log.warning("%s has no place for: %s (left out)", to, ", ".join(result.dropped))
+    if result.source.tokenizer is None and to in ("megagpt", "huggingface"):
+        log.warning("%s has no tokenizer.json: copy the right one into %s", source, target)
+    if result.difference is None:
+        log.warning("not verified: --no-verify")
+    else:
+        log.info("verified: the logits of both sides differ by at most %.2g", result.difference)
+    log.info("%s (%s) is %s (%s)", source, result.source.format, target, to)

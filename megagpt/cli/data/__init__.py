@@ -1,0 +1,15 @@
+"""`megagpt data`: from raw text, code and conversations to what a model is trained on."""
+
+from megagpt.cli.group import Group
+
+command = Group(
+    "data",
+    ("tokenizer", "preprocess", "corpus", "preview", "edits", "instructions"),
+    package="megagpt.cli.data",
+    help="""Make tokenizers, corpora and instructions to train on.
+
+    \b
+    Example
+      megagpt data tokenizer corpus.jsonl --vocab-size 8192 --output tokenizer.json
+    """,
+)

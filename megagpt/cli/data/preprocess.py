@@ -1,0 +1,55 @@
+"""`megagpt data preprocess`."""
+
+from pathlib import Path
+
+import click
+
+from megagpt.cli import options
+from megagpt.cli.ranks import resumable
+
+
+@click.command("preprocess", short_help="Tokenize files of text into a corpus.")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@options.tokenizer
+@click.option("--output", required=True, metavar="PREFIX", help="Where the corpus goes, without .bin.")
+@options.text_files
+@click.option("--workers", type=int, help="Tokenizing processes [default: one a core].")
+@options.rejection
+def command(
+    inputs: tuple[str, ...],
+    tokenizer: Path,
+    output: str,
+    key: str,
+    patterns: tuple[str, ...],
+    workers: int | None,
+    max_rejected: int,
+    max_record_mb: float,
+) -> None:
+    """Tokenize files of text into a corpus to train on: PREFIX.bin, PREFIX.idx and PREFIX.json.
+
+    \b
+    Examples
+      megagpt data preprocess corpus.jsonl --tokenizer tokenizer.json --output data/corpus
+      megagpt data preprocess web/*.jsonl.zst books/ --tokenizer tokenizer.json --output data/mix --max-rejected 100
+      megagpt data preprocess src/ --pattern '*.py' --pattern '*.c' --tokenizer code.json --output data/code
+
+    Inputs are files, folders or globs: .jsonl (also .gz, .zst), .parquet, and anything else as text, one document a
+    file. The files are Megatron's. An interrupted run goes on where it stopped when the command is given again. A
+    malformed record is named (file:line) and counted; more than --max-rejected of them fail the command.
+    """
+    from megagpt.data.preprocess import preprocess
+    from megagpt.data.readers import FOLDER_PATTERNS
+
+    with resumable():
+        about = preprocess(
+            inputs,
+            tokenizer,
+            output,
+            key=key,
+            patterns=patterns or FOLDER_PATTERNS,
+            workers=workers,
+            max_rejected=max_rejected,
+            max_record_mb=max_record_mb,
+        )
+    per_token = about["bytes"] / about["tokens"]
+    click.echo(f"{output}: {about['documents']:,} documents, {about['tokens']:,} tokens, {per_token:.2f} bytes a token")

@@ -1,0 +1,77 @@
+"""`megagpt data preview`."""
+
+import sys
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from megagpt.cli import options
+from megagpt.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from megagpt.data.chat import Example
+    from megagpt.data.tokenizer import Tokenizer
+
+
+@click.command("preview", short_help="Show conversations as a model will see them.")
+@click.argument("files", nargs=-1, required=True, type=options.FILE, metavar="FILE...")
+@options.tokenizer
+@click.option("--sequence-length", type=int, default=2048, show_default=True, help="Context, in tokens.")
+@click.option("--samples", type=int, default=2, show_default=True, help="Conversations to print.")
+def command(files: tuple[Path, ...], tokenizer: Path, sequence_length: int, samples: int) -> None:
+    """Show what a model will learn from files of conversations: samples as it sees them, and counts.
+
+    \b
+    Example
+      megagpt data preview demonstrations.jsonl --tokenizer data/chat_tokenizer.json --sequence-length 2048
+
+    What counts in the loss is marked, in a terminal by colour, otherwise by [[ ]]. Files (.jsonl or .json, also .gz) in
+    which nothing or everything counts are refused, as training refuses them.
+    """
+    from megagpt.data.chat import truncate_to_context
+    from megagpt.data.conversation_loader import check_masks
+    from megagpt.data.conversations import read_conversations
+    from megagpt.data.packing import pack
+    from megagpt.data.tokenizer import Tokenizer
+
+    for name, value in (("--sequence-length", sequence_length), ("--samples", samples)):
+        if value < 0:
+            raise ConfigError(f"{name} is {value}; it must not be negative")
+    known = Tokenizer.load(tokenizer)
+    conversations = read_conversations(files)
+    fitting = [truncate_to_context(known, one.messages, sequence_length + 1) for one in conversations]
+    examples = [example for example in fitting if example is not None]
+    if not examples:
+        raise DataError(f"none of {len(conversations)} conversations has an answer within {sequence_length} tokens")
+    check_masks(examples, known)
+    for number in range(min(samples, len(examples))):
+        example = examples[number * len(examples) // max(1, samples)]
+        click.echo(f"{marked(example, known, sys.stdout.isatty())}\n")
+    lengths = [len(example.tokens) - 1 for example in examples]
+    trained = sum(int(example.trained.sum()) for example in examples)
+    rows = len(pack(lengths, sequence_length))
+    click.echo(f"{len(conversations)} conversations, {len(fitting) - len(examples)} of them left out as too long")
+    click.echo(f"{sum(lengths)} tokens, {trained} ({trained / sum(lengths):.1%}) count; the longest has {max(lengths)}")
+    share = sum(lengths) / (rows * sequence_length)
+    click.echo(f"packed: {rows} sequences of {sequence_length}, {share:.1%} full")
+
+
+def marked(example: "Example", tokenizer: "Tokenizer", colour: bool) -> str:
+    """The text of an example with what is trained on between marks; special tokens are spelled out."""
+    names = {index: name for name, index in tokenizer.special_ids.items()}
+    before, after = ("\033[32m", "\033[0m") if colour else ("[[", "]]")
+    parts = []
+    for trained, group in groupby(
+        zip(example.tokens.tolist(), example.trained.tolist(), strict=True), lambda item: item[1]
+    ):
+        text, ordinary = "", []
+        for token, _ in group:
+            if token in names:
+                text, ordinary = text + tokenizer.decode(ordinary) + names[token], []
+            else:
+                ordinary.append(token)
+        text += tokenizer.decode(ordinary)
+        parts.append(f"{before}{text}{after}" if trained else text)
+    return "".join(parts)

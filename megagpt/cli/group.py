@@ -1,0 +1,56 @@
+"""Groups whose subcommands are imported when they are called, and commands that several ranks run."""
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from megagpt import env
+
+
+class Group(click.Group):
+    """A group whose subcommands are modules of a package; each has its click command under the name `command`."""
+
+    def __init__(self, name: str, modules: tuple[str, ...], *, package: str, **settings: Any) -> None:
+        super().__init__(name, no_args_is_help=True, **settings)
+        self.package = package
+        self.commands = dict.fromkeys(modules)  # names for click's "did you mean"
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the subcommands, in the order in which people need them."""
+        return list(self.commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The subcommand, imported now; None for an unknown name."""
+        return import_module(f"{self.package}.{cmd_name}").command if cmd_name in self.commands else None
+
+
+class RankedCommand(click.Command):
+    """A command that several ranks run together: torchrun's, or those that its own `--nproc-per-node N` starts."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.params.append(
+            click.Option(
+                ["--nproc-per-node"],
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Start N ranks on this machine; torchrun starts them on several.",
+            )
+        )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does; the ranks get the same arguments."""
+        ctx.meta["arguments"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, in this process or in the ranks that it starts."""
+        ranks = ctx.params.pop("nproc_per_node")
+        if ranks in (None, 1) or env.is_rank():
+            return super().invoke(ctx)
+        from megagpt.parallel import torchrun
+
+        subcommand = ctx.command_path.split()[1:]
+        start = ["--nproc-per-node", str(ranks), "-m", "megagpt.cli", *subcommand]
+        return torchrun.main([*start, *ctx.meta["arguments"]])

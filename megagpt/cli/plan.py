@@ -1,0 +1,176 @@
+"""`megagpt plan`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from megagpt import env
+from megagpt.cli import options
+from megagpt.cli.group import RankedCommand
+from megagpt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from megagpt.config.schema import Config
+    from megagpt.plan.devices import Device
+
+
+@click.command("plan", cls=RankedCommand, short_help="Say before a run whether it fits, how fast, and at what cost.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--gpus", type=int, help="Number of GPUs [default: the ranks, or those of one replica].")
+@click.option("--device", default="h100", show_default=True, help="Device, such as a100, h100, h200, b200.")
+@click.option("--devices", type=options.FILE, metavar="FILE", help="YAML that adds or changes devices.")
+@click.option("--search", "searching", is_flag=True, help="Rank the ten fastest layouts that fit.")
+@click.option("--trace", "tracing", is_flag=True, help="Also build the ranks that differ, as fake tensors.")
+@click.option("--check", "checking", is_flag=True, help="Look whether all is in place, on all ranks.")
+@click.option(
+    "--max-epochs",
+    type=float,
+    default=4,
+    show_default=True,
+    help="With --check: passes over a corpus that are no problem yet.",
+)
+@click.option("--hashes", is_flag=True, help="With --check: read all of the corpora, and hash them.")
+@click.option("--need-gpus", is_flag=True, help="With --check: a rank without a GPU is a problem.")
+@click.option("--html", type=options.FILE, metavar="FILE", help="Also write a page with memory and timeline drawn.")
+@options.as_json
+def command(
+    overrides: tuple[str, ...],
+    gpus: int | None,
+    device: str,
+    devices: Path | None,
+    searching: bool,
+    tracing: bool,
+    checking: bool,
+    max_epochs: float,
+    hashes: bool,
+    need_gpus: bool,
+    html: Path | None,
+    as_json: bool,
+) -> int:
+    """Say before a run whether it fits, how fast it will be and what it will cost; nothing here needs a GPU.
+
+    \b
+    Examples
+      megagpt plan experiment=pretrain_1_3b --gpus 8 --device h100
+      megagpt plan experiment=pretrain_175b --gpus 1024 --device h100 --search
+      megagpt plan experiment=pretrain_13b parallel.tensor_parallel_size=8 --gpus 64 --device a100 --json
+      megagpt plan experiment=pretrain_1_3b --gpus 8 --trace --html plan.html
+      megagpt plan experiment=pretrain_1_3b --check --nproc-per-node 8
+    """
+    from megagpt.config.load import load
+    from megagpt.plan.devices import find_device, load_devices
+
+    config = load(list(overrides))
+    found = find_device(device, load_devices(devices))
+    replica = config.parallel.tensor_parallel_size * config.parallel.pipeline_parallel_size
+    ranks = env.world_size()
+    gpus = gpus if gpus is not None else ranks if ranks > 1 else replica
+    if gpus < 1:
+        raise ConfigError(f"--gpus {gpus} must be at least 1")
+    if checking:
+        return check(config, gpus, max_epochs=max_epochs, hashes=hashes, need_gpus=need_gpus, as_json=as_json)
+    if searching:
+        search(config, gpus, found, as_json)
+    else:
+        plan(config, gpus, found, tracing=tracing, html=html, as_json=as_json)
+    return 0
+
+
+def plan(config: "Config", gpus: int, device: "Device", *, tracing: bool, html: Path | None, as_json: bool) -> None:
+    """Print the plan. Raises ConfigError for a run that breaks a rule or does not fit."""
+    from megagpt.config.rules import check
+    from megagpt.plan import tables
+    from megagpt.plan.estimate import estimate_training
+    from megagpt.plan.job import Job
+    from megagpt.plan.page import build_page
+    from megagpt.plan.ppo import PPOEstimate
+    from megagpt.plan.run import estimate
+    from megagpt.plan.search import remedies
+    from megagpt.train.metrics import replace_file
+
+    try:
+        check(config, gpus)
+    except ConfigError as error:
+        raise ConfigError(f"{error}\n--search finds layouts for --gpus {gpus}") from None
+    found = estimate(Job(config, gpus), device)
+    changes = [] if found.fits else remedies(found.job, device)
+    refusal = "" if found.fits else tables.refusal(found, changes)
+    report = found.to_dict() | {"remedies": [layout_dict(change) for change in changes]}
+    shown = [tables.summary(found), tables.memory(found), tables.time(found)]
+    if tracing:
+        from megagpt.plan.trace import trace
+
+        models = found.models if isinstance(found, PPOEstimate) else {"the model": found.job}
+        traced = {name: (estimate_training(job, device), trace(job)) for name, job in models.items()}
+        report["trace"] = {name: tables.compare(*pair) for name, pair in traced.items() if tables.learns(name)}
+        shown += [tables.trace(*pair, name) for name, pair in traced.items()]
+    if html:
+        replace_file(html, build_page(found, refusal))
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        show(*shown)
+    if refusal:
+        raise ConfigError(refusal)
+
+
+def search(config: "Config", gpus: int, device: "Device", as_json: bool) -> None:
+    """Print the fastest layouts. Raises ConfigError when none fits."""
+    from megagpt.plan import tables
+    from megagpt.plan.search import search
+
+    found = search(config, gpus, device)
+    if as_json:
+        click.echo(json.dumps([layout_dict(layout) for layout in found], indent=2))
+    elif found:
+        show(tables.layouts(found))
+        click.echo(f"the fastest: {' '.join(found[0].overrides)}")
+    if not found:
+        raise ConfigError(f"no layout of {config.model.name} fits on {gpus} x {device.name}: take more GPUs")
+
+
+def check(config: "Config", gpus: int, *, max_epochs: float, hashes: bool, need_gpus: bool, as_json: bool) -> int:
+    """Look at everything, together with the other ranks; rank 0 says what is wrong. Returns the exit code."""
+    from megagpt.checkpoint import current_world
+    from megagpt.config.rules import check
+    from megagpt.config.schema import ParallelConfig
+    from megagpt.parallel import launch
+    from megagpt.plan.check import check_run, data_files
+    from megagpt.plan.environment import check_environment
+
+    problems, facts = [], []
+    try:
+        check(config, gpus)
+    except ConfigError as error:
+        problems.append(str(error))
+    launch.initialize(ParallelConfig(), config.seed)
+    try:
+        world = current_world()
+        of_run = world.broadcast(check_run(config, max_epochs, hashes) if world.rank == 0 else None)
+        of_machines = check_environment(world, data_files(config), need_gpus)
+    finally:
+        launch.shutdown()
+    problems += [*of_run[0], *of_machines[0]]
+    facts += [*of_run[1], *of_machines[1]]
+    if world.rank == 0 and as_json:
+        click.echo(json.dumps({"problems": problems, "facts": facts}, indent=2))
+    elif world.rank == 0:
+        click.echo("\n".join([*facts, *(f"PROBLEM {problem}" for problem in problems)]))
+        click.echo(f"{len(problems)} problems" if problems else "everything is in place")
+    return 1 if problems else 0
+
+
+def layout_dict(layout: Any) -> dict[str, Any]:
+    """A layout that was found, as JSON."""
+    return {"overrides": layout.overrides, **layout.plan.to_dict()}
+
+
+def show(*tables: Any) -> None:
+    """Print rich's tables, in a file as wide as they want."""
+    from rich.console import Console
+
+    console = Console()
+    for table in tables:
+        (console if console.is_terminal else Console(width=160)).print(table)

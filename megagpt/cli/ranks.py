@@ -1,0 +1,67 @@
+"""What commands do that run a model on several ranks, or for long."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from megagpt import env
+from megagpt.errors import ConfigError, Interrupted, MegaGPTError
+
+if TYPE_CHECKING:
+    from megagpt.config.schema import Config, ParallelConfig
+    from megagpt.data.tokenizer import Tokenizer
+    from megagpt.parallel.engine import Objective
+    from megagpt.parallel.megatron import MegatronEngine
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Ranks act together, and the first of them to fail speaks for all; the others only end with its exit code."""
+    import torch.distributed as dist
+
+    from megagpt.parallel import launch
+
+    try:
+        yield
+    except MegaGPTError as error:
+        if launch.is_first_failure() if dist.is_initialized() else env.rank() == 0:
+            raise
+        raise click.exceptions.Exit(error.exit_code) from None
+    finally:
+        launch.shutdown()
+
+
+def restore_model(
+    checkpoint: Path, parallel: "ParallelConfig", objective: "Objective | None" = None
+) -> tuple["Config", "MegatronEngine", "Tokenizer"]:
+    """The model of a checkpoint, laid out over the ranks; see `load_model`.
+
+    Raises ConfigError when there are more or fewer ranks than the layout needs.
+    """
+    from megagpt.stages.weights import load_model
+
+    tensor, pipeline = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+    if env.world_size() != tensor * pipeline:
+        raise ConfigError(
+            f"--tensor-parallel-size {tensor} x --pipeline-parallel-size {pipeline} needs {tensor * pipeline} ranks, "
+            f"not {env.world_size()}: start them with --nproc-per-node {tensor * pipeline}"
+        )
+    return load_model(checkpoint, parallel, objective)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Say after Ctrl-C that the work can go on. Raises Interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted: the same command goes on where it stopped") from None
+
+
+def say(text: str) -> None:
+    """Write to the standard output at once, on the first rank."""
+    if env.rank() == 0:
+        click.echo(text, nl=False)

@@ -1,0 +1,68 @@
+"""`megagpt train`: compose the configuration, check it, run the stage.
+
+Nothing heavy is imported before the configuration is known to be right, so that a misspelt key costs a second.
+"""
+
+import click
+
+from megagpt import env
+from megagpt.cli.group import RankedCommand
+from megagpt.cli.ranks import resumable
+from megagpt.errors import ConfigError
+
+
+class TrainCommand(RankedCommand):
+    """Its help is that of the configuration."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """Every group and every key."""
+        from megagpt.config import help
+
+        return help.full()
+
+
+def show_section(ctx: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    """Print the whole help, or that of one section."""
+    if name is None or ctx.resilient_parsing:
+        return
+    from megagpt.config import help
+
+    click.echo(help.section(name) if name else help.full(), nl=False)
+    ctx.exit()
+
+
+@click.command(
+    "train", cls=TrainCommand, add_help_option=False, short_help="Train a model: pretraining, code, SFT, reward, PPO."
+)
+@click.option(
+    "-h",
+    "--help",
+    is_flag=False,
+    flag_value="",
+    is_eager=True,
+    expose_value=False,
+    callback=show_section,
+    metavar="[SECTION]",
+    help="Show every key, or those of one section.",
+)
+@click.option("--config", "only_config", is_flag=True, help="Print the whole configuration and run nothing.")
+@click.argument("overrides", nargs=-1)
+def command(overrides: tuple[str, ...], only_config: bool) -> int:
+    """Run the stage that the configuration names; OVERRIDES are group=option and key=value."""
+    from megagpt.config.load import load, to_yaml
+    from megagpt.config.rules import check
+
+    try:
+        config = load(list(overrides))
+        if only_config:
+            click.echo(to_yaml(config), nl=False)
+            return 0
+        check(config, env.world_size())
+    except ConfigError as error:
+        if env.rank() == 0:  # every rank reads the same configuration: the first says it for all
+            raise
+        return error.exit_code
+    from megagpt.stages import run
+
+    with resumable():
+        return run(config)

@@ -1,0 +1,13 @@
+"""Where the recipes are, and which there are."""
+
+from pathlib import Path
+
+import megagpt.configs
+
+CONFIG_DIR = Path(megagpt.configs.__file__).parent.resolve()
+
+
+def groups() -> dict[str, list[str]]:
+    """Names of the config groups, each with its options."""
+    folders = sorted(folder for folder in CONFIG_DIR.iterdir() if any(folder.glob("*.yaml")))
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}

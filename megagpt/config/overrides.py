@@ -1,0 +1,57 @@
+"""Reads `key=value` on a command line, in Hydra's grammar: for the configuration, and for smaller sets of keys."""
+
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from pydantic import TypeAdapter, ValidationError
+
+from megagpt.config.nearest import nearest
+from megagpt.errors import ConfigError
+
+Settings = TypeVar("Settings")
+
+
+def parse(text: str) -> Override:
+    """One override. Raises ConfigError for what is none."""
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        key, equals, _ = text.partition("=")
+        advice = str(error).splitlines()[-1] if equals else f"write {key}=VALUE"
+        raise ConfigError(f"{text!r} cannot be read as an override: {advice}") from None
+
+
+def build(kind: type[Settings], overrides: list[str]) -> Settings:
+    """A dataclass with the values that `overrides` give; a single value stands for a list of one.
+
+    Raises ConfigError for an unknown key, one that is missing or given twice, or a wrong value.
+    """
+    known, given = get_type_hints(kind), {}
+    for text in overrides:
+        override = parse(text)
+        key = override.key_or_group
+        if key not in known:
+            like = nearest(key, known)
+            raise ConfigError(f"unknown key {key!r}" + (f"; did you mean {like}?" if like else f": {', '.join(known)}"))
+        if key in given:
+            raise ConfigError(f"{key} is given twice")
+        given[key] = _value(override, text.partition("=")[2], known[key])
+    missing = [field.name for field in fields(kind) if field.default is MISSING and field.name not in given]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} must be given, as key=value")
+    try:
+        return TypeAdapter(kind).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{first['loc'][0]} is {first['input']!r}: {first['msg']}") from None
+
+
+def _value(override: Override, text: str, kind: Any) -> Any:
+    value = override.value()
+    if get_origin(kind) is tuple and not isinstance(value, list):
+        value = [value]
+    # A number may be the name of a file: the field's type decides.
+    return text if isinstance(value, bool | int | float) else value

@@ -1,0 +1,70 @@
+"""The command line of the evaluation: its arguments, and a real model asked from end to end."""
+
+import json
+
+import pytest
+
+from megagpt import cli
+from megagpt.cli import evaluate
+from megagpt.errors import ConfigError
+
+NEEDED = ["task=humaneval", "data=set.jsonl", "output=out", "completions=given.jsonl"]
+
+
+def test_arguments_become_settings():
+    settings = evaluate.parse([*NEEDED, "k=[1,10]", "temperature=1e-1", "workers=3"])
+    assert (settings.k, settings.temperature, settings.workers) == ((1, 10), 0.1, 3)
+    assert evaluate.parse([*NEEDED, "k=2"]).k == (2,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*NEEDED, "temprature=1"], "unknown key 'temprature'; did you mean temperature?"),
+        ([*NEEDED, "k"], "'k' cannot be read as an override: write k=VALUE"),
+        ([*NEEDED, "n=two"], "n is 'two': .*integer"),
+        ([*NEEDED, "sandbox=off"], "sandbox is 'off': .*bwrap.*none"),
+        ([*NEEDED, "task=mbpp"], "task is given twice"),
+        (["task=humaneval"], "data, output must be given"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate.parse(arguments)
+
+
+def test_options_are_refused(capsys):
+    assert cli.run(["evaluate", *NEEDED, "--k"]) == ConfigError.exit_code
+    assert "No such option '--k'" in capsys.readouterr().err
+
+
+def test_model_from_end_to_end(tmp_path, megagpt):
+    from megagpt.checkpoint import Checkpointer
+    from megagpt.config.load import to_dict
+    from megagpt.config.schema import CheckpointConfig, Config, CorpusConfig, DataConfig, ModelConfig, OptimConfig
+    from megagpt.data.tokenizer import train_tokenizer
+    from megagpt.parallel import launch
+    from megagpt.parallel.megatron import MegatronEngine
+
+    tokenizer = train_tokenizer(["def f(x):\n    return x + 1\n"], 280)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    model = ModelConfig(
+        num_layers=1, hidden_size=16, num_attention_heads=2, sequence_length=64, vocab_size=tokenizer.vocab_size
+    )
+    data = DataConfig(tokenizer="moved/tokenizer.json", corpora=(CorpusConfig("moved/corpus"),))
+    config = Config(model=model, data=data, optim=OptimConfig(precision="fp32"))
+    launch.initialize(config.parallel, config.seed)
+    engine = MegatronEngine(config, objective=None, training=False)
+    with Checkpointer(tmp_path / "checkpoints", CheckpointConfig()) as checkpointer:
+        checkpointer.save(1, engine.shards(for_saving=True), {}, {}, {"config": to_dict(config)})
+    launch.shutdown()
+    problem = {"task_id": "a", "prompt": "def f(x):\n", "canonical_solution": "    return 1\n", "entry_point": "f"}
+    test = "def check(candidate):\n    assert candidate(3) == 1"
+    (tmp_path / "set.jsonl").write_text(json.dumps(problem | {"test": test}) + "\n")
+    given = [f"checkpoint={tmp_path}", f"data={tmp_path}/set.jsonl", f"output={tmp_path}/out", "task=humaneval"]
+    given += ["n=3", "k=[1,3]", "max_new_tokens=8", "sandbox=none", "temperature=0.8"]
+    assert "pass@3" in (out := megagpt("evaluate", *given))
+    assert "unprotected" in out
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert result["counts"]["samples"] == 3
+    assert result["checkpoint"]["folder"].endswith("step_00000001")
