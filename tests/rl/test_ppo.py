@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import math
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +11,11 @@ import pytest
 import torch
 from dist import run_distributed
 
-from megagpt.data.chat import grow_for_chat
-from megagpt.data.indexed import write_corpus
-from megagpt.data.instructions import make_instructions, ranked_answers
-from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import MegaGPTError
+from tests.rl.tiny_ppo import BATCH, PROMPT, RESPONSE, run_stage_once
 
-ROLLOUT, BATCH, PROMPT, ANSWER, STOP = 16, 8, 16, 6, 3
+STOP = 3
+"""Steps before the interruption, in the middle of an iteration."""
 LAYOUTS = {
     "dp2": [],
     "tp2": ["parallel.tensor_parallel_size=2"],
@@ -59,7 +56,7 @@ def _run(overrides: list[str], stop: int | None = None) -> dict:
         with open_run(config) as trainer:
             begun = trainer.state.step
             if stop:
-                limited = replace(trainer.config.optim, train_tokens=stop * BATCH * (PROMPT + ANSWER))
+                limited = replace(trainer.config.optim, train_tokens=stop * BATCH * (PROMPT + RESPONSE))
                 trainer.config = replace(trainer.config, optim=limited)
             trainer.stage.fit(trainer)
     except MegaGPTError as error:
@@ -80,54 +77,6 @@ def _run_some(runs: dict[str, list[str]], stop: int) -> dict[str, dict]:
     return _run_in_turn(runs, parts=stop)
 
 
-def _stage(overrides: list[str]) -> None:
-    from megatron.core import parallel_state
-
-    from megagpt.config.load import load
-    from megagpt.stages.session import run_stage
-
-    assert run_stage(load(overrides)) == 0
-    parallel_state.destroy_model_parallel()
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> list[str]:
-    """Overrides of a run of PPO on a model of a few steps."""
-    folder = tmp_path_factory.mktemp("ppo")
-    made = list(make_instructions(90, kinds=("some_words", "add", "copy"), seed=1))
-    texts = ["\n".join(message.content for message in one.messages) for one in made]
-    tokenizer = grow_for_chat(train_tokenizer(texts, 300))
-    tokenizer.save(folder / "tokenizer.json")
-    documents = [np.array([*tokenizer.encode(text), tokenizer.end_of_text_id], np.int32) for text in texts]
-    lengths = np.array([len(document) for document in documents], np.int32)
-    about = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
-    write_corpus(folder / "text", [(lengths, np.concatenate(documents))], len(documents), about)
-    turns = [[{"role": m.role, "content": m.content} for m in one.prompt] for one in made]
-    records = [{"messages": t, "check": one.check} for t, one in zip(turns, made, strict=True)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    ranked = [[{"content": a, "rank": rank} for a, rank in ranked_answers(one, random.Random(0))] for one in made]
-    records = [{"messages": t, "answers": answers} for t, answers in zip(turns, ranked, strict=True)]
-    (folder / "rankings.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    run = [
-        *("model=tiny", f"model.vocab_size={tokenizer.vocab_size + 5}", "model.sequence_length=32"),
-        *("model.num_layers=4", "model.hidden_size=32", "optim=demo", "optim.lr=1e-3", "stage.eval_interval=0"),
-        *(f"data.tokenizer={folder}/tokenizer.json", f"data.corpora=[{{path: {folder}/text}}]"),
-        *("data.split=[0.9,0.1,0]", f"runs_dir={folder}", f"optim.global_batch_size={BATCH}", "checkpoint.interval=0"),
-        *("optim.warmup_tokens=0", "logging.wandb=off", "model.attention_dropout=0.1"),
-    ]
-    run_distributed(_stage, 1, [*run, "run_name=base", "optim.train_tokens=2560", "optim.decay_tokens=2560"])
-    rewarded = [*run, "stage=reward", f"checkpoint.load={folder}/base", f"data.rankings=[{folder}/rankings.jsonl]"]
-    run_distributed(_stage, 1, [*rewarded, "run_name=reward", "optim.train_epochs=1", "model.head=scalar"])
-    return [
-        *(*run, "stage=ppo", f"checkpoint.load={folder}/base", f"data.conversations=[{folder}/prompts.jsonl]"),
-        *("ppo.reward=checker", f"ppo.reward_model={folder}/reward", f"ppo.critic={folder}/base", "ppo.epochs=2"),
-        *(f"ppo.rollout_batch_size={ROLLOUT}", f"ppo.episodes={2 * ROLLOUT}"),
-        *(f"ppo.max_prompt_tokens={PROMPT}", f"ppo.max_new_tokens={ANSWER}", "ppo.ptx_ratio=2", "ppo.value_lr=1e-3"),
-        *("ppo.kl_target=0.01", "ppo.temperature=0.8", "ppo.critic_warmup_steps=1", "parallel.micro_batch_size=2"),
-        *("ppo.entropy_coefficient=0.01", "optim.min_lr_ratio=1"),
-    ]
-
-
 def _folder(settings: list[str]) -> Path:
     return Path(next(text for text in settings if text.startswith("runs_dir=")).partition("=")[2])
 
@@ -142,7 +91,7 @@ def one(settings) -> dict[str, dict]:
         "offloaded": [*settings, "ppo.offload=true"],
         "scored": [*settings, "ppo.reward=model"],
         "unable": [*settings, "ppo.reward=model", f"ppo.reward_model={_folder(settings)}/base"],
-        "no_end": [*settings, "ppo.max_new_tokens=1", f"ppo.max_prompt_tokens={PROMPT + ANSWER - 1}"],
+        "no_end": [*settings, "ppo.max_new_tokens=1", f"ppo.max_prompt_tokens={PROMPT + RESPONSE - 1}"],
     }
     first = run_distributed(_run_some, 1, runs, STOP)[0]
     return first | run_distributed(_run_in_turn, 1, {"parts": settings})[0]
@@ -154,14 +103,14 @@ def two(settings, one) -> list[dict[str, dict]]:
     return run_distributed(_run_in_turn, 2, {name: [*settings, *extra] for name, extra in LAYOUTS.items()}, timeout=240)
 
 
-FIGURES = ("loss", "value_loss", "score", "reward", "kl", "entropy", "ratio", "pretraining_loss", "explained_variance")
+METRICS = ("loss", "value_loss", "score", "reward", "kl", "entropy", "ratio", "pretraining_loss", "explained_variance")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_learns_as_one_rank(one, two, layout):
     expected, found = one["scored" if "ppo.reward=model" in LAYOUTS[layout] else "whole"], two[0][layout]
     assert np.array_equal(found["episodes"]["tokens"], expected["episodes"]["tokens"])
-    for name in FIGURES:
+    for name in METRICS:
         for a, b in zip(expected["lines"], found["lines"], strict=True):
             assert (name in a) == (name in b)
             if name in a:
@@ -181,7 +130,7 @@ def test_a_reward_model_scores_the_whole_answer_and_nothing_else_does(one):
 def test_resume_in_the_middle_of_an_iteration_is_bit_exact(one):
     whole, parts = one["whole"], one["parts"]
     assert (whole["begun"], parts["begun"]) == (0, STOP)
-    same = ("step", *FIGURES, "kl_coefficient", "grad_norm", "value_grad_norm")
+    same = ("step", *METRICS, "kl_coefficient", "grad_norm", "value_grad_norm")
     for a, b in zip(whole["lines"], parts["lines"], strict=True):
         assert [a.get(name) for name in same] == [b.get(name) for name in same]
     for a, b in zip(whole["shards"], parts["shards"], strict=True):
@@ -204,13 +153,13 @@ def test_the_first_minibatch_of_an_iteration_sees_the_policy_that_answered(one):
 
 def test_what_an_iteration_collects_fits_together(one):
     episodes = {name: torch.from_numpy(np.asarray(value)) for name, value in one["whole"]["episodes"].items()}
-    columns = torch.arange(PROMPT + ANSWER)
+    columns = torch.arange(PROMPT + RESPONSE)
     first, last = episodes["prompt_lengths"] - 1, episodes["lengths"] - 1
     mask = (columns >= first[:, None]) & (columns < last[:, None])
     assert not episodes["logprobs"][~mask].any()
     assert not episodes["reference"][~mask].any()
     assert (episodes["logprobs"][mask] < 0).all()
-    assert (episodes["lengths"] - episodes["prompt_lengths"] <= ANSWER).all()
+    assert (episodes["lengths"] - episodes["prompt_lengths"] <= RESPONSE).all()
     white = episodes["advantages"][mask]
     torch.testing.assert_close(white.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
     torch.testing.assert_close(white.std(correction=0), torch.tensor(1.0), atol=1e-4, rtol=0)
@@ -250,7 +199,7 @@ def test_an_answer_without_an_end_is_penalised(one):
 
 def test_the_stage_answers_held_out_prompts_before_and_after(settings):
     folder = _folder(settings)
-    run_distributed(_stage, 1, [*settings, "run_name=stage", "stage.eval_interval=4"])
+    run_distributed(run_stage_once, 1, [*settings, "run_name=stage", "stage.eval_interval=4"])
     before, after = (
         json.loads((folder / "stage" / name).read_text()) for name in ("evaluation_before.json", "evaluation.json")
     )
