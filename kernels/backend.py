@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What the Triton kernels take, unless an op says otherwise; they compute in float32."""
+"""Dtypes that the Triton kernels take, unless an op says otherwise; they compute in float32."""
 
 
 def define(name: str, reference: Callable, kernel: str, fake: Callable, mutates: tuple[str, ...] = ()) -> Callable:

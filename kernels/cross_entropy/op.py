@@ -40,8 +40,17 @@ def cross_entropy(
     Raises ValueError, naming the argument. Gradients of gradients are not supported.
     """
     check_tensor("logits", logits)
-    options = (vocab_size, group, ignore_index, label_smoothing, z_loss)
-    first, options = check_options(logits, "logits", logits.shape[-1] if logits.dim() else 0, labels, *options)
+    first, options = check_options(
+        logits,
+        "logits",
+        columns=logits.shape[-1] if logits.dim() else 0,
+        labels=labels,
+        vocab_size=vocab_size,
+        group=group,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
     if labels.shape != logits.shape[:-1]:
         raise ValueError(f"labels has shape {list(labels.shape)}; it must be {list(logits.shape[:-1])}")
     function = _Torch if resolve(backend, logits) == "torch" else _Triton

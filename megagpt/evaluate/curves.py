@@ -93,7 +93,7 @@ def thin_out(values: Sequence[float | None], limit: int = MAX_POINTS) -> list[in
 
 
 def panel_data(panel: Panel, runs: list[Run]) -> dict[str, Any] | None:
-    """What the page needs to draw a panel; None when no run has anything to show in it."""
+    """Data with which the page draws a panel; None when no run has any."""
     traces = []
     for index, run in enumerate(runs):
         traces += [trace | {"run": index} for trace in _traces(panel, run)]

@@ -54,7 +54,7 @@ def _check_flash_attn(config: Config) -> None:
 
 
 def _attention_lacks(config: Config) -> str:
-    """What the Triton kernels of attention lack for this model; "" if nothing."""
+    """The feature that the Triton kernels of attention lack for this model; "" if none."""
     model = config.model
     if model.attention_dropout:
         return f"model.attention_dropout={model.attention_dropout}"

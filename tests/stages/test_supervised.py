@@ -39,7 +39,7 @@ def _run(overrides: list[str]) -> dict:
 
     from megagpt.config.load import load
     from megagpt.config.rules import check
-    from megagpt.evaluate.edits import answer_edits, read_edits, similarity
+    from megagpt.evaluate.edits import generate_edits, read_edits, similarity
     from megagpt.evaluate.held_out import evaluate
     from megagpt.model.generation import Generator
     from megagpt.stages.session import open_run
@@ -54,7 +54,7 @@ def _run(overrides: list[str]) -> dict:
         if config.optim.train_tokens == LEARNING_STEPS * BATCH * LENGTH:
             held_out = {c.messages[0].content for c in loader.conversations["validation"]}
             edits = [e for e in read_edits(Path(config.data.conversations[0])) if _asked(e) in held_out]
-            answers = answer_edits(Generator(engine.modules, config, loader.tokenizer), edits, 24)
+            answers = generate_edits(Generator(engine.modules, config, loader.tokenizer), edits, 24)
             pairs = zip(edits, answers, strict=True)
             result["similarity"] = np.mean([similarity(edit.output, answer) for edit, answer in pairs])
             result["unchanged"] = np.mean([similarity(edit.output, edit.input) for edit in edits])
