@@ -11,7 +11,7 @@ from megagpt.kernels.attention import reference
 from megagpt.kernels.attention.flash_attn import flash_attn
 from megagpt.kernels.attention.masks import document_bounds, document_mask, padding_mask
 from megagpt.kernels.attention.sdpa import sdpa, unfused
-from megagpt.kernels.backend import check_tensor, define, resolve
+from megagpt.kernels.backend import check_tensor, choose_backend, define_op
 
 KERNEL = "megagpt.kernels.attention.kernel"
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
@@ -48,14 +48,14 @@ def attention(
     backend: `triton` (bfloat16 and float16; float32 takes the reference; head dimensions HEAD_DIMS; neither mask nor
     dropout; the backward pass is deterministic), `flash`, `cudnn` or `sdpa` (PyTorch's implementations), `flash_attn`
     (the package, on CUDA; neither mask nor first_key), `unfused` (two matrix products around `scale_mask_softmax`),
-    `reference` (the textbook in float32), or `auto`: see `choose`.
+    `reference` (the textbook in float32), or `auto`: see `choose_attention`.
     Raises ValueError, naming the argument, for what cannot be.
     """
     _check(q, k, v, window, mask, cu_seqlens, first_key, dropout)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; it must be positive")
-    backend = choose(backend, q, mask is not None, dropout, return_lse)
+    backend = choose_attention(backend, q, mask is not None, dropout, return_lse)
     call = _Call(q, k, v, causal, window, scale, mask, cu_seqlens, first_key, dropout, return_lse, backend)
     run, instead = BACKENDS[backend]
     given = {"mask": mask is not None, "first_key": first_key is not None, "dropout": dropout, "return_lse": return_lse}
@@ -146,19 +146,21 @@ BACKENDS: dict[str, tuple[Callable[[_Call], Tensor | tuple[Tensor, Tensor]], dic
 """Each back end: its function, and the arguments that it does not support, each with what to use instead."""
 
 
-def choose(backend: str, q: Tensor, masked: bool = False, dropout: float = 0.0, return_lse: bool = False) -> str:
+def choose_attention(
+    backend: str, q: Tensor, masked: bool = False, dropout: float = 0.0, return_lse: bool = False
+) -> str:
     """What `auto` means: Triton on CUDA where it can, otherwise PyTorch's, or the reference for `return_lse`.
 
     masked: whether there is a boolean mask. Other back ends are returned as they are, once known to exist.
     """
-    if backend == "auto" and not supported(q.dtype, q.shape[-1], masked, dropout):
+    if backend == "auto" and not triton_supports(q.dtype, q.shape[-1], masked, dropout):
         return "reference" if return_lse else "sdpa"
     if backend == "auto" and not q.is_cuda and return_lse:
         return "reference"
-    return resolve(backend, q, tuple(name for name in BACKENDS if name != "triton"))
+    return choose_backend(backend, q, tuple(name for name in BACKENDS if name != "triton"))
 
 
-def supported(dtype: torch.dtype, head_dim: int, masked: bool = False, dropout: float = 0.0) -> bool:
+def triton_supports(dtype: torch.dtype, head_dim: int, masked: bool = False, dropout: float = 0.0) -> bool:
     """Whether the Triton kernels themselves compute this."""
     return dtype in (torch.bfloat16, torch.float16) and head_dim in HEAD_DIMS and not masked and not dropout
 
@@ -218,8 +220,8 @@ def _fake_forward(q, k, v, start, end, first_key, causal, window, scale):
     return q.new_empty(q.shape), lse
 
 
-_forward = define("attention", reference.attention_forward, f"{KERNEL}:attention_forward", _fake_forward)
-_backward = define(
+_forward = define_op("attention", reference.attention_forward, f"{KERNEL}:attention_forward", _fake_forward)
+_backward = define_op(
     "attention_backward",
     reference.attention_backward,
     f"{KERNEL}:attention_backward",

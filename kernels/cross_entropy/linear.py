@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megagpt.kernels.backend import check_tensor, resolve
+from megagpt.kernels.backend import check_tensor, choose_backend
 from megagpt.kernels.cross_entropy import reference
 from megagpt.kernels.cross_entropy.op import check_options, gather, joint_losses, local_backward_, local_statistics
 
@@ -61,7 +61,7 @@ def linear_cross_entropy(
     rows = hidden.reshape(-1, hidden.shape[-1])
     chunk = chunk_columns or _chunk_columns(rows.shape[0], weight.shape[0])
     slices = [(start, min(start + chunk, weight.shape[0])) for start in range(0, weight.shape[0], chunk)]
-    torch_only = resolve(backend, hidden) == "torch"
+    torch_only = choose_backend(backend, hidden) == "torch"
     losses = _Linear.apply(
         rows, weight, labels.reshape(-1), first, group, slices, reduce_hidden_gradient, torch_only, options
     )

@@ -18,7 +18,7 @@ from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError, TrainingDiverged
 from megagpt.model.gpt import GPT
 from megagpt.model.kv_cache import KVCache, Pass
-from megagpt.model.sampling import choose, penalize
+from megagpt.model.sampling import choose_tokens, penalize
 from megagpt.model.text_stream import TextStream
 
 SPARE_COLUMNS = 64
@@ -266,7 +266,7 @@ class Generator:
                 logits = penalize(logits, seen, settings.repetition_penalty)
             uniforms = np.array([sequence.uniforms[len(sequence.tokens)] for sequence in sequences])
             uniforms = torch.from_numpy(uniforms).to(self.device)
-            choice[0], choice[1] = choose(logits, uniforms, settings.temperature, settings.top_k, settings.top_p)
+            choice[0], choice[1] = choose_tokens(logits, uniforms, settings.temperature, settings.top_k, settings.top_p)
         if self.groups.mp.size() > 1:
             dist.broadcast(choice, group=self.groups.mp, group_src=self.groups.mp.size() - self.groups.tp.size())
         return choice[0].long(), choice[1]

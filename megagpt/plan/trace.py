@@ -22,7 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from megagpt.config.schema import Config, KernelsConfig
 from megagpt.errors import ConfigError
 from megagpt.kernels import backend
-from megagpt.kernels.attention import supported
+from megagpt.kernels.attention import triton_supports
 from megagpt.model.gpt import GPT, build_model
 from megagpt.parallel import cpu, launch
 from megagpt.plan.job import Job
@@ -187,7 +187,7 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 def _gpu_kernels(config: Config) -> KernelsConfig:
     """The kernels that `auto` means on a GPU: ours, if they support the model."""
     model = config.model
-    ours = config.optim.precision == "bf16" and supported(
+    ours = config.optim.precision == "bf16" and triton_supports(
         torch.bfloat16, model.head_dim, dropout=model.attention_dropout
     )
     chosen = {

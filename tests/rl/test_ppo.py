@@ -26,9 +26,12 @@ LAYOUTS = {
     "pp2": ["parallel.pipeline_parallel_size=2"],
     "interleaved": ["parallel.pipeline_parallel_size=2", "parallel.virtual_pipeline_size=2"],
     "each_its_own": [
-        *("ppo.rollout_parallel.tensor_parallel_size=2", "ppo.reference_parallel.pipeline_parallel_size=2"),
-        *("ppo.critic_parallel.tensor_parallel_size=2", "ppo.critic_parallel.sequence_parallel=true"),
-        *("ppo.critic_parallel.micro_batch_size=4", "ppo.offload=true"),
+        "ppo.rollout_parallel.tensor_parallel_size=2",
+        "ppo.reference_parallel.pipeline_parallel_size=2",
+        "ppo.critic_parallel.tensor_parallel_size=2",
+        "ppo.critic_parallel.sequence_parallel=true",
+        "ppo.critic_parallel.micro_batch_size=4",
+        "ppo.offload=true",
     ],
     "tp2_answers_apart": ["parallel.tensor_parallel_size=2", "ppo.rollout_parallel.micro_batch_size=1"],
     "scored": ["ppo.reward=model", "ppo.reward_parallel.tensor_parallel_size=2"],
@@ -39,8 +42,10 @@ if importlib.util.find_spec("deepspeed"):
     LAYOUTS |= {f"zero{stage}": ["parallel.engine=deepspeed", f"parallel.zero_stage={stage}"] for stage in (1, 2, 3)}
     LAYOUTS["zero3_with_tp2"] = [*LAYOUTS["zero3"], "ppo.rollout_parallel.tensor_parallel_size=2"]
     LAYOUTS["critic_zero3"] = [
-        *("parallel.tensor_parallel_size=2", "ppo.critic_parallel.engine=deepspeed"),
-        *("ppo.critic_parallel.zero_stage=3", "ppo.critic_parallel.micro_batch_size=2"),
+        "parallel.tensor_parallel_size=2",
+        "ppo.critic_parallel.engine=deepspeed",
+        "ppo.critic_parallel.zero_stage=3",
+        "ppo.critic_parallel.micro_batch_size=2",
     ]
 
 
@@ -109,22 +114,48 @@ def settings(tmp_path_factory) -> list[str]:
     records = [{"messages": t, "answers": answers} for t, answers in zip(turns, ranked, strict=True)]
     (folder / "rankings.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     run = [
-        *("model=tiny", f"model.vocab_size={tokenizer.vocab_size + 5}", "model.sequence_length=32"),
-        *("model.num_layers=4", "model.hidden_size=32", "optim=demo", "optim.lr=1e-3", "stage.eval_interval=0"),
-        *(f"data.tokenizer={folder}/tokenizer.json", f"data.corpora=[{{path: {folder}/text}}]"),
-        *("data.split=[0.9,0.1,0]", f"runs_dir={folder}", f"optim.global_batch_size={BATCH}", "checkpoint.interval=0"),
-        *("optim.warmup_tokens=0", "logging.wandb=off", "model.attention_dropout=0.1"),
+        "model=tiny",
+        f"model.vocab_size={tokenizer.vocab_size + 5}",
+        "model.sequence_length=32",
+        "model.num_layers=4",
+        "model.hidden_size=32",
+        "optim=demo",
+        "optim.lr=1e-3",
+        "stage.eval_interval=0",
+        f"data.tokenizer={folder}/tokenizer.json",
+        f"data.corpora=[{{path: {folder}/text}}]",
+        "data.split=[0.9,0.1,0]",
+        f"runs_dir={folder}",
+        f"optim.global_batch_size={BATCH}",
+        "checkpoint.interval=0",
+        "optim.warmup_tokens=0",
+        "logging.wandb=off",
+        "model.attention_dropout=0.1",
     ]
     run_distributed(_stage, 1, [*run, "run_name=base", "optim.train_tokens=2560", "optim.decay_tokens=2560"])
     rewarded = [*run, "stage=reward", f"checkpoint.load={folder}/base", f"data.rankings=[{folder}/rankings.jsonl]"]
     run_distributed(_stage, 1, [*rewarded, "run_name=reward", "optim.train_epochs=1", "model.head=scalar"])
     return [
-        *(*run, "stage=ppo", f"checkpoint.load={folder}/base", f"data.conversations=[{folder}/prompts.jsonl]"),
-        *("ppo.reward=checker", f"ppo.reward_model={folder}/reward", f"ppo.critic={folder}/base", "ppo.epochs=2"),
-        *(f"ppo.rollout_batch_size={ROLLOUT}", f"ppo.episodes={2 * ROLLOUT}"),
-        *(f"ppo.max_prompt_tokens={PROMPT}", f"ppo.max_new_tokens={ANSWER}", "ppo.ptx_ratio=2", "ppo.value_lr=1e-3"),
-        *("ppo.kl_target=0.01", "ppo.temperature=0.8", "ppo.critic_warmup_steps=1", "parallel.micro_batch_size=2"),
-        *("ppo.entropy_coefficient=0.01", "optim.min_lr_ratio=1"),
+        *run,
+        "stage=ppo",
+        f"checkpoint.load={folder}/base",
+        f"data.conversations=[{folder}/prompts.jsonl]",
+        "ppo.reward=checker",
+        f"ppo.reward_model={folder}/reward",
+        f"ppo.critic={folder}/base",
+        "ppo.epochs=2",
+        f"ppo.rollout_batch_size={ROLLOUT}",
+        f"ppo.episodes={2 * ROLLOUT}",
+        f"ppo.max_prompt_tokens={PROMPT}",
+        f"ppo.max_new_tokens={ANSWER}",
+        "ppo.ptx_ratio=2",
+        "ppo.value_lr=1e-3",
+        "ppo.kl_target=0.01",
+        "ppo.temperature=0.8",
+        "ppo.critic_warmup_steps=1",
+        "parallel.micro_batch_size=2",
+        "ppo.entropy_coefficient=0.01",
+        "optim.min_lr_ratio=1",
     ]
 
 

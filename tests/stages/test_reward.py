@@ -181,9 +181,16 @@ def settings(overrides, tmp_path_factory) -> list[str]:
     common = [*overrides, f"runs_dir={folder}", "optim.ramp_start=null", "optim.ramp_tokens=0"]
     common += [f"optim.global_batch_size={BATCH}", "optim.warmup_tokens=0", "model.tie_embeddings=false"]
     reward = [
-        *(*common, "stage=reward", f"checkpoint.load={folder}/base", f"model.vocab_size={tokenizer.vocab_size}"),
-        *("model.hidden_dropout=0", "model.attention_dropout=0", f"data.tokenizer={folder}/tokenizer.json"),
-        *(f"data.rankings=[{folder}/rankings.jsonl]", "parallel.micro_batch_size=2", f"checkpoint.interval={STOP}"),
+        *common,
+        "stage=reward",
+        f"checkpoint.load={folder}/base",
+        f"model.vocab_size={tokenizer.vocab_size}",
+        "model.hidden_dropout=0",
+        "model.attention_dropout=0",
+        f"data.tokenizer={folder}/tokenizer.json",
+        f"data.rankings=[{folder}/rankings.jsonl]",
+        "parallel.micro_batch_size=2",
+        f"checkpoint.interval={STOP}",
         "checkpoint.keep_last=9",
     ]
     run_distributed(_base, 1, [*common, "run_name=base", f"optim.train_tokens={4 * BATCH * 32}"])
@@ -285,10 +292,21 @@ def test_fine_tuning_is_chosen_by_a_reward_model(one, settings):
     ]
     (runs / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     sft = [
-        *(*settings, "stage=sft", "model.head=tokens", f"data.conversations=[{runs}/talks.jsonl]", "data.rankings=[]"),
-        *(f"stage.reward_model={runs}/whole", "stage.reward_prompts=4", "stage.sample_tokens=6"),
-        *("stage.eval_interval=2", "checkpoint.best_metric=validation_reward", "checkpoint.interval=0"),
-        *("optim.train_tokens=3584", "optim.lr=1e-2", "data.split=[0.8,0.2,0]", "model.hidden_dropout=0.1"),
+        *settings,
+        "stage=sft",
+        "model.head=tokens",
+        f"data.conversations=[{runs}/talks.jsonl]",
+        "data.rankings=[]",
+        f"stage.reward_model={runs}/whole",
+        "stage.reward_prompts=4",
+        "stage.sample_tokens=6",
+        "stage.eval_interval=2",
+        "checkpoint.best_metric=validation_reward",
+        "checkpoint.interval=0",
+        "optim.train_tokens=3584",
+        "optim.lr=1e-2",
+        "data.split=[0.8,0.2,0]",
+        "model.hidden_dropout=0.1",
     ]
     said = run_distributed(
         _fine_tune,
