@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What the Triton kernels take, unless an op says otherwise; they compute in float32."""
+"""Dtypes that the Triton kernels take, unless an op says otherwise; they compute in float32."""
 
 
-def define(name: str, reference: Callable, kernel: str, fake: Callable, mutates: tuple[str, ...] = ()) -> Callable:
+def define_op(name: str, reference: Callable, kernel: str, fake: Callable, mutates: tuple[str, ...] = ()) -> Callable:
     """Register `torch.ops.megagpt.<name>` and return it.
 
     reference: the op on CPU, annotated, from which the schema is read; it must return new tensors. kernel: "module:
@@ -35,7 +35,7 @@ def define(name: str, reference: Callable, kernel: str, fake: Callable, mutates:
     return getattr(torch.ops.megagpt, name).default
 
 
-def resolve(backend: str, tensor: Tensor, others: tuple[str, ...] = ("torch",)) -> str:
+def choose_backend(backend: str, tensor: Tensor, others: tuple[str, ...] = ("torch",)) -> str:
     """The back end that `backend` means for `tensor`: `auto` is Triton on CUDA and the first of `others` elsewhere.
 
     Raises ValueError for a back end that is unknown, or for Triton on a CPU without its interpreter.

@@ -124,6 +124,37 @@ def test_kernels_import_nothing_of_megagpt():
         assert not [m for m in imports(path) if m.startswith("megagpt") and not m.startswith("megagpt.kernels")], path
 
 
+def test_no_modules_import_each_other():
+    """Neither two of them nor a longer circle, not even by imports inside functions."""
+    modules = {}
+    for path in sources("megagpt", "kernels"):
+        dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        modules["megagpt." * dotted.startswith("kernels") + dotted] = path
+    imported = {module: imported_modules(path, modules) - {module} for module, path in modules.items()}
+
+    def reached(module: str) -> set[str]:
+        found, waiting = set(), [module]
+        while waiting:
+            new = imported[waiting.pop()] - found
+            found |= new
+            waiting += new
+        return found
+
+    assert not [module for module in modules if module in reached(module)]
+
+
+def imported_modules(path: Path, modules: dict[str, Path]) -> set[str]:
+    """Those of `modules` that a file imports. `from package import module` imports the module, not the package."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if names <= modules.keys() else names | {node.module}
+    return found & modules.keys()
+
+
 def test_tools_are_imported_by_nobody():
     tools = {path.stem for path in sources("tools")}
     for path in sources("megagpt", "kernels"):
@@ -160,6 +191,20 @@ def test_only_tools_print():
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
 
     assert not nodes(("megagpt", "kernels"), prints)
+
+
+# The configuration is being rewritten at the moment; this list is to become empty.
+MAY_UNPACK_LITERALS = ("megagpt/config", "tests/config")
+
+
+def test_no_literal_is_unpacked_in_place():
+    """f(*(a, b)) hides what a and b are, and dodges the formatter: arguments are named, or stand by themselves."""
+
+    def unpacks(node: ast.AST) -> bool:
+        return isinstance(node, ast.Starred) and isinstance(node.value, ast.Tuple | ast.List | ast.Set)
+
+    found = nodes(("megagpt", "kernels", "tools", "tests"), unpacks)
+    assert not [place for place in found if not place.startswith(MAY_UNPACK_LITERALS)]
 
 
 @pytest.mark.parametrize("path", sources("megagpt", "kernels", "tools", "tests", "configs"), ids=name)

@@ -40,12 +40,16 @@ from stage_workloads import demonstrations, episodes, rankings
 
 from megagpt import log as logs
 from megagpt.config.load import load
-from megagpt.evaluate.layouts import REFERENCES, Row, cases, compare, has_data, measure, text
+from megagpt.evaluate.layout_parity import REFERENCES, Row, cases, compare, has_data, measure, text
 
 log = logging.getLogger("megagpt.tools.check_layouts")
 
 TINY = [
-    *("model=tiny", "model.sequence_length=32", "optim=demo", "optim.lr=1e-3", "optim.global_batch_size=4"),
+    "model=tiny",
+    "model.sequence_length=32",
+    "optim=demo",
+    "optim.lr=1e-3",
+    "optim.global_batch_size=4",
     "data.corpora=[]",
 ]
 MODERN = ["model=demo_modern", "model.hidden_size=64", "model.vocab_size=512"]
@@ -185,7 +189,12 @@ def main() -> int:
     for row in wrong:
         log.error(
             "%s, %s on %d ranks differs from one rank by %.1e in the loss and %.1e in the gradient norm (tolerance %g)",
-            *(row.model, row.layout, row.ranks, row.loss_difference, row.grad_norm_difference, row.tolerance),
+            row.model,
+            row.layout,
+            row.ranks,
+            row.loss_difference,
+            row.grad_norm_difference,
+            row.tolerance,
         )
     if args.write_docs and not wrong:
         write_docs(page, result, "gpu" if gpus else "cpu")

@@ -55,10 +55,20 @@ WAYS = {
 PRETRAIN = ["data.isolate_documents=true", "optim.lr=2e-3"]
 SFT = ["stage=sft", "optim.train_epochs=1", "optim.lr=5e-4", "optim.warmup_tokens=0"]
 PPO = [
-    *("stage=ppo", "ppo.reward=checker", "ppo.max_prompt_tokens=24", "ppo.max_new_tokens=12"),
-    *("ppo.rollout_batch_size=256", "optim.global_batch_size=64", "parallel.micro_batch_size=64", "optim.lr=2e-4"),
-    *("ppo.value_lr=2e-3", "optim.min_lr_ratio=1", "optim.warmup_tokens=0", "ppo.missing_eos_penalty=0.2"),
-    *("ppo.critic_warmup_steps=12", "stage.eval_interval=40"),
+    "stage=ppo",
+    "ppo.reward=checker",
+    "ppo.max_prompt_tokens=24",
+    "ppo.max_new_tokens=12",
+    "ppo.rollout_batch_size=256",
+    "optim.global_batch_size=64",
+    "parallel.micro_batch_size=64",
+    "optim.lr=2e-4",
+    "ppo.value_lr=2e-3",
+    "optim.min_lr_ratio=1",
+    "optim.warmup_tokens=0",
+    "ppo.missing_eos_penalty=0.2",
+    "ppo.critic_warmup_steps=12",
+    "stage.eval_interval=40",
 ]
 FIGURES = {
     "validation_score": "score of held-out answers",
@@ -68,7 +78,7 @@ FIGURES = {
 
 
 def main() -> int:
-    """Run, judge, print, write."""
+    """Run, check the claims, print, write."""
     args = parse()
     folder = args.runs_dir
     settings = prepare(folder)
@@ -84,7 +94,7 @@ def main() -> int:
     train({f"{way}_{seed}": [*ppo, *WAYS[way], f"seed={seed}"] for seed in seeds for way in WAYS}, args.jobs)
     found = {way: [read(folder / f"{way}_{seed}") for seed in seeds] for way in WAYS}
     print(table(found))
-    claims = list(judge(found, args.margin))
+    claims = list(check_claims(found, args.margin))
     for holds, claim in claims:
         print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
     if args.output:
@@ -133,10 +143,19 @@ def prepare(folder: Path) -> list[str]:
         lengths = np.array([len(document) for document in documents], np.int32)
         write_corpus(folder / name, [(lengths, np.concatenate(documents))], len(documents), about)
     return [
-        *("model=tiny", "model.num_layers=2", "model.hidden_size=64", "model.sequence_length=64", "optim=demo"),
-        *(f"model.vocab_size={tokenizer.vocab_size}", f"data.tokenizer={folder}/tokenizer.json", "logging.wandb=off"),
-        *("data.split=[0.95,0.05,0]", "optim.global_batch_size=8", "parallel.micro_batch_size=8"),
-        *(f"runs_dir={folder}", "checkpoint.interval=0"),
+        "model=tiny",
+        "model.num_layers=2",
+        "model.hidden_size=64",
+        "model.sequence_length=64",
+        "optim=demo",
+        f"model.vocab_size={tokenizer.vocab_size}",
+        f"data.tokenizer={folder}/tokenizer.json",
+        "logging.wandb=off",
+        "data.split=[0.95,0.05,0]",
+        "optim.global_batch_size=8",
+        "parallel.micro_batch_size=8",
+        f"runs_dir={folder}",
+        "checkpoint.interval=0",
     ]
 
 
@@ -198,7 +217,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join([lines[0], "| " + " | ".join(["---:"] * len(rows[0])) + " |", *lines[1:]])
 
 
-def judge(found: dict[str, list[dict[str, Any]]], margin: float) -> Iterator[tuple[bool, str]]:
+def check_claims(found: dict[str, list[dict[str, Any]]], margin: float) -> Iterator[tuple[bool, str]]:
     """Claims, and whether every seed bears them out."""
     for way, runs in found.items():
         rise = min(run["validation_score"][-1] - run["validation_score"][0] for run in runs)

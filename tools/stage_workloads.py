@@ -8,7 +8,7 @@ import torch
 from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
 from megagpt.data.ranked_loader import RankedBatch
-from megagpt.evaluate.layouts import Batches, RandomTokens
+from megagpt.evaluate.layout_parity import Batches, RandomTokens
 from megagpt.parallel.engine import Objective
 from megagpt.rl.episodes import EpisodeBatch, PretrainingBatch
 from megagpt.rl.objectives import PolicyObjective

@@ -31,7 +31,7 @@ SECTIONS = {
         ("Held-out loss", "nats per token", ["validation_loss"], {}),
         ("Held-out bits per byte", "bits", ["validation_bits_per_byte"], {}),
         ("Held-out perplexity", "perplexity", ["validation_perplexity"], {"log_y": True}),
-        ("Held-out answers, scored by a reward model", "score", ["validation_reward"], {}),
+        ("Held-out responses, scored by a reward model", "score", ["validation_reward"], {}),
     ],
     "Reward model": [
         ("Accuracy on ranked pairs", "of pairs", ["accuracy"], {"smoothing": True}),
@@ -39,9 +39,9 @@ SECTIONS = {
         ("Margin between ranked answers", "score", ["margin"], {"smoothing": True}),
     ],
     "PPO": [
-        ("Score of answers", "score", ["score", "validation_score"], {}),
+        ("Score of responses", "score", ["score", "validation_score"], {}),
         ("Reward with penalties", "reward", ["reward"], {}),
-        ("Divergence from the reference", "nats per answer", ["kl", "validation_kl"], {}),
+        ("Divergence from the reference", "nats per response", ["kl", "validation_kl"], {}),
         ("Weight of the divergence", "coefficient", ["kl_coefficient"], {}),
         ("Ratio to the old policy", "ratio", ["ratio"], {"smoothing": True}),
         ("Divergence from the old policy", "nats per token", ["approximate_kl"], {"smoothing": True}),
@@ -55,8 +55,8 @@ SECTIONS = {
             ["value_grad_norm"],
             {"smoothing": True, "log_y": True},
         ),
-        ("Length of answers", "tokens", ["response_tokens", "validation_response_tokens"], {}),
-        ("Answers that end", "of answers", ["eos_rate", "validation_eos_rate"], {}),
+        ("Length of responses", "tokens", ["response_tokens", "validation_response_tokens"], {}),
+        ("Responses that end", "of responses", ["eos_rate", "validation_eos_rate"], {}),
         ("Pretraining loss beside", "nats per token", ["pretraining_loss"], {"smoothing": True}),
     ],
     "Speed": [

@@ -18,7 +18,11 @@ from megagpt.evaluate.zero_memory import measure, theory
 log = logging.getLogger("megagpt.tools.zero_memory")
 
 MODEL = [
-    *("model=tiny", "model.num_layers=8", "model.hidden_size=128", "model.vocab_size=512", "model.sequence_length=32"),
+    "model=tiny",
+    "model.num_layers=8",
+    "model.hidden_size=128",
+    "model.vocab_size=512",
+    "model.sequence_length=32",
     "data.corpora=[]",
 ]
 PAGE = Path(__file__).parent.parent / "docs" / "parallelism.md"

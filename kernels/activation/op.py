@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from megagpt.kernels.activation import reference
-from megagpt.kernels.backend import check_tensor, define, resolve
+from megagpt.kernels.backend import check_tensor, choose_backend, define_op
 
 KERNEL = "megagpt.kernels.activation.kernel"
 
@@ -15,7 +15,7 @@ def bias_gelu(x: Tensor, bias: Tensor, backend: str = "auto") -> Tensor:
     x is [..., H], bias [H] with x's dtype: float32, bfloat16 or float16, computed in float32. backend: auto, triton or
     torch. Raises ValueError, naming the argument, for what Triton cannot take.
     """
-    if resolve(backend, x) == "torch":
+    if choose_backend(backend, x) == "torch":
         return reference.bias_gelu(x, bias)
     _check(x, bias)
     return _bias_gelu(x, bias)
@@ -27,7 +27,7 @@ def swiglu(x: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tens
     x is [..., 2F] with the gate first, bias [2F] with x's dtype or None; the result is [..., F]. dtypes, backend and
     errors are as in `bias_gelu`.
     """
-    if resolve(backend, x) == "torch":
+    if choose_backend(backend, x) == "torch":
         return reference.swiglu(x, bias)
     _check(x, bias)
     if x.shape[-1] % 2:
@@ -51,17 +51,17 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-_bias_gelu = define("bias_gelu", reference.bias_gelu, f"{KERNEL}:bias_gelu", lambda x, bias: _like(x))
-_bias_gelu_backward = define(
+_bias_gelu = define_op("bias_gelu", reference.bias_gelu, f"{KERNEL}:bias_gelu", lambda x, bias: _like(x))
+_bias_gelu_backward = define_op(
     "bias_gelu_backward", reference.bias_gelu_backward, f"{KERNEL}:bias_gelu_backward", _fake_backward
 )
-_swiglu = define(
+_swiglu = define_op(
     "swiglu",
     reference.swiglu,
     f"{KERNEL}:swiglu",
     lambda x, bias=None: x.new_empty(*x.shape[:-1], x.shape[-1] // 2),
 )
-_swiglu_backward = define("swiglu_backward", reference.swiglu_backward, f"{KERNEL}:swiglu_backward", _fake_backward)
+_swiglu_backward = define_op("swiglu_backward", reference.swiglu_backward, f"{KERNEL}:swiglu_backward", _fake_backward)
 
 
 def _save(ctx, inputs: tuple, output: Tensor) -> None:

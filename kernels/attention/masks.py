@@ -1,4 +1,4 @@
-"""What a query may not see, as tensors."""
+"""Masks of attention: the keys that a query may not see."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,8 @@
 """Attention with its back ends: our Triton kernels, PyTorch's, and the textbook's."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from megagpt.kernels.attention import reference
 from megagpt.kernels.attention.flash_attn import flash_attn
 from megagpt.kernels.attention.masks import document_bounds, document_mask, padding_mask
 from megagpt.kernels.attention.sdpa import sdpa, unfused
-from megagpt.kernels.backend import check_tensor, define, resolve
+from megagpt.kernels.backend import check_tensor, choose_backend, define_op
 
 KERNEL = "megagpt.kernels.attention.kernel"
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
@@ -46,61 +48,119 @@ def attention(
     backend: `triton` (bfloat16 and float16; float32 takes the reference; head dimensions HEAD_DIMS; neither mask nor
     dropout; the backward pass is deterministic), `flash`, `cudnn` or `sdpa` (PyTorch's implementations), `flash_attn`
     (the package, on CUDA; neither mask nor first_key), `unfused` (two matrix products around `scale_mask_softmax`),
-    `reference` (the textbook in float32), or `auto`: see `choose`.
+    `reference` (the textbook in float32), or `auto`: see `choose_attention`.
     Raises ValueError, naming the argument, for what cannot be.
     """
     _check(q, k, v, window, mask, cu_seqlens, first_key, dropout)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; it must be positive")
-    backend = choose(backend, q, mask is not None, dropout, return_lse)
-    start, end = (None, None)
-    if cu_seqlens is not None and backend != "flash_attn":
-        start, end = document_bounds(cu_seqlens, *q.shape[:2])
-    if backend in ("triton", "reference"):
-        if dropout:
-            raise ValueError(f"dropout is {dropout}, but backend {backend!r} has none: use 0, 'sdpa' or 'unfused'")
-        if mask is not None:
-            raise ValueError(f"mask is not supported by backend {backend!r}: use cu_seqlens, first_key, or 'sdpa'")
-        if backend == "triton":
-            check_triton(q, k, v, window, first_key)
-            needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-            if first_key is not None and needs_grad:
-                raise ValueError("first_key has no gradient with backend 'triton': use torch.no_grad(), or 'sdpa'")
-        run = _forward if backend == "triton" else reference.attention_forward
-        out, lse = run(q, k, v, start, end, first_key, causal, window or 0, scale)
-        return (out, lse) if return_lse else out
-    if return_lse:
-        raise ValueError(f"backend {backend!r} cannot return the log-sum-exp: use 'triton' or 'reference'")
-    if backend == "flash_attn":
-        if mask is not None or first_key is not None:
-            hidden = "mask" if mask is not None else "first_key"
-            raise ValueError(f"{hidden} is not supported by backend 'flash_attn': use 'sdpa'")
-        return flash_attn(q, k, v, causal, window, cu_seqlens, scale, dropout)
-    if start is not None:
-        documents = document_mask(start, end)
-        mask = documents if mask is None else mask | documents
-    if first_key is not None:
-        padding = padding_mask(first_key, k.shape[1])
-        mask = padding if mask is None else mask | padding
-    if backend == "unfused":
-        return unfused(q, k, v, causal, window, mask, scale, dropout)
-    return sdpa(q, k, v, causal, window, mask, scale, dropout, backend)
+    backend = choose_attention(backend, q, mask is not None, dropout, return_lse)
+    call = _Call(q, k, v, causal, window, scale, mask, cu_seqlens, first_key, dropout, return_lse, backend)
+    run, instead = BACKENDS[backend]
+    given = {"mask": mask is not None, "first_key": first_key is not None, "dropout": dropout, "return_lse": return_lse}
+    for name, remedy in instead.items():
+        if given[name]:
+            raise ValueError(f"{name} is not supported by backend {backend!r}: use {remedy}")
+    return run(call)
 
 
-def choose(backend: str, q: Tensor, masked: bool = False, dropout: float = 0.0, return_lse: bool = False) -> str:
-    """What `auto` means: Triton on CUDA for what it supports, otherwise PyTorch's, or the reference for `return_lse`.
+class _Call(NamedTuple):
+    """The arguments of `attention`, checked, with their defaults filled in."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    causal: bool
+    window: int | None
+    scale: float
+    mask: Tensor | None
+    cu_seqlens: Tensor | None
+    first_key: Tensor | None
+    dropout: float
+    return_lse: bool
+    backend: str
+
+    def bounds(self) -> tuple[Tensor | None, Tensor | None]:
+        """See `document_bounds`; twice None without packed documents."""
+        if self.cu_seqlens is None:
+            return None, None
+        return document_bounds(self.cu_seqlens, self.q.shape[0], self.q.shape[1])
+
+    def hidden(self) -> Tensor | None:
+        """Bool [B or 1, H or 1, Sq or 1, Sk]: the mask, the other documents and the padding together; None for none."""
+        hidden = self.mask
+        if self.cu_seqlens is not None:
+            start, end = self.bounds()
+            documents = document_mask(start, end)
+            hidden = documents if hidden is None else hidden | documents
+        if self.first_key is not None:
+            padding = padding_mask(self.first_key, self.k.shape[1])
+            hidden = padding if hidden is None else hidden | padding
+        return hidden
+
+
+def _run_triton(call: _Call) -> Tensor | tuple[Tensor, Tensor]:
+    q, k, v = call.q, call.k, call.v
+    check_triton(q, k, v, call.window, call.first_key)
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if call.first_key is not None and needs_grad:
+        raise ValueError("first_key has no gradient with backend 'triton': use torch.no_grad(), or 'sdpa'")
+    return _run_op(_forward, call)
+
+
+def _run_reference(call: _Call) -> Tensor | tuple[Tensor, Tensor]:
+    return _run_op(reference.attention_forward, call)
+
+
+def _run_op(forward: Callable, call: _Call) -> Tensor | tuple[Tensor, Tensor]:
+    start, end = call.bounds()
+    out, lse = forward(call.q, call.k, call.v, start, end, call.first_key, call.causal, call.window or 0, call.scale)
+    return (out, lse) if call.return_lse else out
+
+
+def _run_flash_attn(call: _Call) -> Tensor:
+    return flash_attn(call.q, call.k, call.v, call.causal, call.window, call.cu_seqlens, call.scale, call.dropout)
+
+
+def _run_unfused(call: _Call) -> Tensor:
+    return unfused(call.q, call.k, call.v, call.causal, call.window, call.hidden(), call.scale, call.dropout)
+
+
+def _run_sdpa(call: _Call) -> Tensor:
+    return sdpa(call.q, call.k, call.v, call.causal, call.window, call.hidden(), call.scale, call.dropout, call.backend)
+
+
+_NO_LSE = {"return_lse": "'triton' or 'reference'"}
+_NO_MASK = {"mask": "cu_seqlens, first_key, or 'sdpa'", "dropout": "0, 'sdpa' or 'unfused'"}
+
+BACKENDS: dict[str, tuple[Callable[[_Call], Tensor | tuple[Tensor, Tensor]], dict[str, str]]] = {
+    "triton": (_run_triton, _NO_MASK),
+    "sdpa": (_run_sdpa, _NO_LSE),
+    "flash": (_run_sdpa, _NO_LSE),
+    "cudnn": (_run_sdpa, _NO_LSE),
+    "flash_attn": (_run_flash_attn, _NO_LSE | {"mask": "'sdpa'", "first_key": "'sdpa'"}),
+    "unfused": (_run_unfused, _NO_LSE),
+    "reference": (_run_reference, _NO_MASK),
+}
+"""Each back end: its function, and the arguments that it does not support, each with what to use instead."""
+
+
+def choose_attention(
+    backend: str, q: Tensor, masked: bool = False, dropout: float = 0.0, return_lse: bool = False
+) -> str:
+    """What `auto` means: Triton on CUDA where it can, otherwise PyTorch's, or the reference for `return_lse`.
 
     masked: whether there is a boolean mask. Other back ends are returned as they are, once known to exist.
     """
-    if backend == "auto" and not supported(q.dtype, q.shape[-1], masked, dropout):
+    if backend == "auto" and not triton_supports(q.dtype, q.shape[-1], masked, dropout):
         return "reference" if return_lse else "sdpa"
     if backend == "auto" and not q.is_cuda and return_lse:
         return "reference"
-    return resolve(backend, q, ("sdpa", "flash", "cudnn", "flash_attn", "unfused", "reference"))
+    return choose_backend(backend, q, tuple(name for name in BACKENDS if name != "triton"))
 
 
-def supported(dtype: torch.dtype, head_dim: int, masked: bool = False, dropout: float = 0.0) -> bool:
+def triton_supports(dtype: torch.dtype, head_dim: int, masked: bool = False, dropout: float = 0.0) -> bool:
     """Whether the Triton kernels themselves compute this."""
     return dtype in (torch.bfloat16, torch.float16) and head_dim in HEAD_DIMS and not masked and not dropout
 
@@ -160,8 +220,8 @@ def _fake_forward(q, k, v, start, end, first_key, causal, window, scale):
     return q.new_empty(q.shape), lse
 
 
-_forward = define("attention", reference.attention_forward, f"{KERNEL}:attention_forward", _fake_forward)
-_backward = define(
+_forward = define_op("attention", reference.attention_forward, f"{KERNEL}:attention_forward", _fake_forward)
+_backward = define_op(
     "attention_backward",
     reference.attention_backward,
     f"{KERNEL}:attention_backward",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from megagpt.kernels.activation.reference import sum_rows
-from megagpt.kernels.backend import check_tensor, define, resolve
+from megagpt.kernels.backend import check_tensor, choose_backend, define_op
 from megagpt.kernels.bias_dropout_add import reference
 
 KERNEL = "megagpt.kernels.bias_dropout_add.kernel"
@@ -27,7 +27,7 @@ def bias_dropout_add(
     torch's own mask, and from that of the op's CPU face. backend: auto, triton or torch. Raises ValueError, naming the
     argument, for what Triton cannot take.
     """
-    if resolve(backend, x) == "torch":
+    if choose_backend(backend, x) == "torch":
         return reference.bias_dropout_add(x, bias, residual, probability, training)
     check_tensor("x", x)
     if x.dim() == 0:
@@ -46,13 +46,13 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-_bias_dropout_add = define(
+_bias_dropout_add = define_op(
     "bias_dropout_add",
     reference.seeded,
     f"{KERNEL}:bias_dropout_add",
     lambda x, bias, residual, seed, probability: _like(x),
 )
-_bias_dropout_add_backward = define(
+_bias_dropout_add_backward = define_op(
     "bias_dropout_add_backward",
     reference.seeded_backward,
     f"{KERNEL}:bias_dropout_add_backward",

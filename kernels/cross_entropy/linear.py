@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megagpt.kernels.backend import check_tensor, resolve
+from megagpt.kernels.backend import check_tensor, choose_backend
 from megagpt.kernels.cross_entropy import reference
 from megagpt.kernels.cross_entropy.op import check_options, gather, joint_losses, local_backward_, local_statistics
 
@@ -27,7 +27,7 @@ def linear_cross_entropy(
     reduce_hidden_gradient: bool = True,
     backend: str = "auto",
 ) -> Tensor:
-    """`cross_entropy(hidden @ weight.T, labels, ...)` of which only a slice of the logits exists at a time.
+    """`cross_entropy(hidden @ weight.T, labels, ...)`, with only a slice of the logits in memory at a time.
 
     hidden: [..., H]; weight: [C, H], with a `group` this rank's rows; labels: int64 [...]; other arguments as there.
     Forward and backward each go through the vocabulary by `chunk_columns` columns, by default a sixteenth of C in
@@ -43,8 +43,17 @@ def linear_cross_entropy(
     if not hidden.dim():
         raise ValueError("hidden has no dimension; it must be [..., H]")
     check_tensor("weight", weight, like=hidden, shape=(*weight.shape[:1], hidden.shape[-1]))
-    options = (vocab_size, group, ignore_index, label_smoothing, z_loss)
-    first, options = check_options(weight, "weight", weight.shape[0], labels, *options)
+    first, options = check_options(
+        weight,
+        "weight",
+        columns=weight.shape[0],
+        labels=labels,
+        vocab_size=vocab_size,
+        group=group,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
     if labels.shape != hidden.shape[:-1]:
         raise ValueError(f"labels has shape {list(labels.shape)}; it must be {list(hidden.shape[:-1])}")
     if chunk_columns is not None and chunk_columns < 1:
@@ -52,9 +61,11 @@ def linear_cross_entropy(
     rows = hidden.reshape(-1, hidden.shape[-1])
     chunk = chunk_columns or _chunk_columns(rows.shape[0], weight.shape[0])
     slices = [(start, min(start + chunk, weight.shape[0])) for start in range(0, weight.shape[0], chunk)]
-    torch_only = resolve(backend, hidden) == "torch"
-    arguments = (labels.reshape(-1), first, group, slices, reduce_hidden_gradient, torch_only, options)
-    return _Linear.apply(rows, weight, *arguments).view(labels.shape)
+    torch_only = choose_backend(backend, hidden) == "torch"
+    losses = _Linear.apply(
+        rows, weight, labels.reshape(-1), first, group, slices, reduce_hidden_gradient, torch_only, options
+    )
+    return losses.view(labels.shape)
 
 
 def _chunk_columns(tokens: int, columns: int) -> int:

@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megagpt.kernels.backend import check_tensor, define, resolve
+from megagpt.kernels.backend import check_tensor, choose_backend, define_op
 from megagpt.kernels.cross_entropy import reference
 
 KERNEL = "megagpt.kernels.cross_entropy.kernel"
@@ -40,11 +40,20 @@ def cross_entropy(
     Raises ValueError, naming the argument. Gradients of gradients are not supported.
     """
     check_tensor("logits", logits)
-    options = (vocab_size, group, ignore_index, label_smoothing, z_loss)
-    first, options = check_options(logits, "logits", logits.shape[-1] if logits.dim() else 0, labels, *options)
+    first, options = check_options(
+        logits,
+        "logits",
+        columns=logits.shape[-1] if logits.dim() else 0,
+        labels=labels,
+        vocab_size=vocab_size,
+        group=group,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
     if labels.shape != logits.shape[:-1]:
         raise ValueError(f"labels has shape {list(labels.shape)}; it must be {list(logits.shape[:-1])}")
-    function = _Torch if resolve(backend, logits) == "torch" else _Triton
+    function = _Torch if choose_backend(backend, logits) == "torch" else _Triton
     inplace = inplace and not torch.compiler.is_compiling()
     rows = logits.reshape(-1, logits.shape[-1])
     return function.apply(rows, labels.reshape(-1), first, group, inplace, options).view(labels.shape)
@@ -91,20 +100,20 @@ def _losses_fake(statistics, *_) -> tuple[Tensor, Tensor]:
     return statistics.new_empty(statistics.shape[2]), statistics.new_empty(statistics.shape[2])
 
 
-local_statistics = define(
+local_statistics = define_op(
     "cross_entropy_statistics",
     reference.statistics,
     f"{KERNEL}:statistics",
     lambda logits, *_: logits.new_empty((4, logits.shape[0]), dtype=torch.float32),
 )
-joint_losses = define("cross_entropy_losses", reference.losses, f"{KERNEL}:losses", _losses_fake)
-local_backward = define(
+joint_losses = define_op("cross_entropy_losses", reference.losses, f"{KERNEL}:losses", _losses_fake)
+local_backward = define_op(
     "cross_entropy_backward",
     reference.backward,
     f"{KERNEL}:backward",
     lambda gradient, logits, *_: logits.new_empty(logits.shape),
 )
-local_backward_ = define(
+local_backward_ = define_op(
     "cross_entropy_backward_", reference.backward_, f"{KERNEL}:backward_", lambda *_: None, mutates=("logits",)
 )
 

@@ -11,7 +11,7 @@ LOWEST = -1.7e38  # of a row's largest logit; half of float32's lowest, so that 
 
 
 def real_columns(columns: int, first: int, vocab_size: int) -> int:
-    """How many of `columns` columns, of which the first is column `first` of the vocabulary, are not padding."""
+    """How many of `columns` columns are not padding; the first of them is column `first` of the vocabulary."""
     return min(max(vocab_size - first, 0), columns)
 
 
@@ -106,8 +106,18 @@ def backward_(
     scores = logits.float()
     scores[:, real_columns(logits.shape[-1], first, vocab_size) :] = float("-inf")
     scores.sub_(lse.unsqueeze(-1)).exp_()
-    options = (labels, lse, first, vocab_size, ignore_index, label_smoothing, z_loss)
-    gradient_of_exponentials_(scores, lse, gradient, *options)
+    gradient_of_exponentials_(
+        scores,
+        shift=lse,
+        gradient=gradient,
+        labels=labels,
+        lse=lse,
+        first=first,
+        vocab_size=vocab_size,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
     if scores is not logits:
         logits.copy_(scores)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from megagpt.kernels.attention.op import attention, check_triton
-from megagpt.kernels.backend import define, resolve
+from megagpt.kernels.backend import choose_backend, define_op
 from megagpt.kernels.decode import reference
 
 
@@ -28,7 +28,7 @@ def decode_attention(
     """
     if q.dim() != 4 or q.shape[1] != 1:
         raise ValueError(f"q has shape {list(q.shape)}; it must be [batch, 1, heads, head_dim]")
-    if resolve(backend, q) == "torch":
+    if choose_backend(backend, q) == "torch":
         return attention(q, k, v, True, window, scale, first_key=first_key, backend="sdpa")
     check_triton(q, k, v, window, first_key)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
@@ -37,7 +37,7 @@ def decode_attention(
     return _decode(q, k, v, first_key, window or 0, scale)
 
 
-_decode = define(
+_decode = define_op(
     "decode_attention",
     reference.decode_attention,
     "megagpt.kernels.decode.kernel:decode_attention",

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from megagpt.kernels.backend import check_tensor, define, resolve
+from megagpt.kernels.backend import check_tensor, choose_backend, define_op
 from megagpt.kernels.norm import reference
 
 KERNEL = "megagpt.kernels.norm.kernel"
@@ -39,7 +39,7 @@ def rms_norm(
 def _norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, backend: str
 ) -> Tensor | tuple[Tensor, Tensor]:
-    backend = resolve(backend, x)
+    backend = choose_backend(backend, x)
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"x has shape {list(x.shape)}; it must be [..., H] with H of 1 or more")
     if residual is not None and residual.shape != x.shape:
@@ -80,8 +80,8 @@ def _fake_backward(gradient, h_gradient, h, weight, bias, mean, rstd) -> tuple[T
     return h.new_empty(h.shape), weight.new_empty(weight.shape), dbias
 
 
-_forward = define("norm", reference.norm_forward, f"{KERNEL}:norm_forward", _fake_forward)
-_backward = define("norm_backward", reference.norm_backward, f"{KERNEL}:norm_backward", _fake_backward)
+_forward = define_op("norm", reference.norm_forward, f"{KERNEL}:norm_forward", _fake_forward)
+_backward = define_op("norm_backward", reference.norm_backward, f"{KERNEL}:norm_backward", _fake_backward)
 
 
 def _setup(ctx, inputs: tuple, output: tuple) -> None:

@@ -41,7 +41,7 @@ def _scores(x_ptr, mask_ptr, column, visible, scale, key_stride, MASKED: tl.cons
 
 @triton.jit
 def _finite(peak):
-    """What to subtract from scores of which `peak` is the largest: never -inf, for exp(-inf - -inf) is NaN."""
+    """The number to subtract from scores, whose largest is `peak`: never -inf, because exp(-inf - -inf) is NaN."""
     return tl.where(peak == float("-inf"), 0.0, peak)
 
 

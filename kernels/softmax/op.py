@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from megagpt.kernels.backend import check_tensor, define, resolve
+from megagpt.kernels.backend import check_tensor, choose_backend, define_op
 from megagpt.kernels.softmax import reference
 
 KERNEL = "megagpt.kernels.softmax.kernel"
@@ -23,7 +23,7 @@ def scale_mask_softmax(
     naming the argument, for what is not supported.
     """
     _check(x, mask, causal)
-    if resolve(backend, x) == "torch":
+    if choose_backend(backend, x) == "torch":
         return reference.scale_mask_softmax(x, scale, mask, causal)
     check_tensor("x", x)
     return _softmax(x, float(scale), mask, causal)
@@ -47,13 +47,13 @@ def _check(x: Tensor, mask: Tensor | None, causal: bool) -> None:
         raise ValueError(f"mask has shape {list(mask.shape)}; it must broadcast to that of x, {list(x.shape)}")
 
 
-_softmax = define(
+_softmax = define_op(
     "scale_mask_softmax",
     reference.scale_mask_softmax,
     f"{KERNEL}:scale_mask_softmax",
     lambda x, scale, mask, causal: x.new_empty(x.shape),
 )
-_softmax_backward = define(
+_softmax_backward = define_op(
     "scale_mask_softmax_backward",
     reference.scale_mask_softmax_backward,
     f"{KERNEL}:scale_mask_softmax_backward",

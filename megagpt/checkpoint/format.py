@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds, byte for byte, and the checks that make nothing in it trusted.
+"""The files of a checkpoint folder, byte for byte, and the checks by which nothing in them is trusted.
 
     step_00000100/
         rank_00000.safetensors   shards of tensors and rank 0's own tensors; one such file a rank that has any
@@ -90,8 +90,15 @@ class StoredShard(ShardMetadata):
             raise CheckpointError(f"{shard.name}: dtype {shard.data.dtype} cannot be stored")
         if flaw := shard.flaw():
             raise CheckpointError(f"{shard.name}: {flaw}")
-        place = (shard.global_shape, shard.offset, shard.shape, shard.flat)
-        return cls(shard.name, *place, CODES[shard.data.dtype], private)
+        return cls(
+            name=shard.name,
+            global_shape=shard.global_shape,
+            offset=shard.offset,
+            shape=shard.shape,
+            flat=shard.flat,
+            dtype=CODES[shard.data.dtype],
+            private=private,
+        )
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -242,7 +249,7 @@ def read_index(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Store
 
 @dataclass(frozen=True)
 class ShardLocation:
-    """An entry and where its data begins."""
+    """A stored shard, and the file and byte at which its data begins."""
 
     entry: StoredShard
     file: str
@@ -257,7 +264,7 @@ class Checkpoint:
     manifest: dict[str, Any]
     index: dict[str, tuple[StoredShard, ...]]
     tensors: dict[str, list[ShardLocation]] = field(default_factory=dict)
-    """Pieces of every shared tensor, by its name."""
+    """Shards of every shared tensor, by its name."""
     private: dict[str, list[ShardLocation]] = field(default_factory=dict)
     """Rank tensors, by the file's name."""
 
@@ -277,5 +284,5 @@ class Checkpoint:
         return self
 
     def files(self) -> dict[str, FileInfo]:
-        """What the manifest says of every other file."""
+        """Size and digest of every other file, from the manifest."""
         return {name: FileInfo(**info) for name, info in self.manifest["files"].items()}

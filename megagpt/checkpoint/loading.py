@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import torch
 
@@ -207,7 +208,7 @@ def _boxes_meet(stored: ShardLocation, shard: Shard) -> bool:
 
 
 def _copy(file: BinaryIO, stored: ShardLocation, shard: Shard) -> None:
-    """Copies what a stored shard and a wanted shard share."""
+    """Copies the elements that a stored shard and a wanted shard share."""
     data, dtype = shard.data.detach(), stored.entry.torch_dtype
     for target in rectangles(shard):
         whole = target.shape == shard.data_shape
@@ -216,32 +217,54 @@ def _copy(file: BinaryIO, stored: ShardLocation, shard: Shard) -> None:
             if shared := intersection(source, target):
                 offset, size = shared
                 inside = tuple(slice(o - t, o - t + n) for o, t, n in zip(offset, target.offset, size, strict=True))
-                start = stored.position + source.start * dtype.itemsize
                 first = tuple(o - s for o, s in zip(offset, source.offset, strict=True))
-                _read(file, start, source.shape, first, size, dtype, view[inside])
+                start = stored.position + source.start * dtype.itemsize
+                _StoredArray(file, start, source.shape, dtype).read_box(first, view[inside])
 
 
-def _read(
-    file: BinaryIO, start: int, shape: Shape, first: Shape, size: Shape, dtype: torch.dtype, target: torch.Tensor
-) -> None:
-    """Reads the box `first` + `size` of the row-major array of `shape` at byte `start` of a file into `target`."""
-    if not shape:
-        shape, first, size, target = (1,), (0,), (1,), target.view(1)
-    row = prod(shape[1:]) * dtype.itemsize
-    start += first[0] * row
-    direct = target.dtype == dtype and target.device.type == "cpu" and target.is_contiguous()
-    if size[1:] == shape[1:] and direct:
-        _read_into(file, start, target)
-    elif row > CHUNK:
-        for index in range(size[0]):
-            _read(file, start + index * row, shape[1:], first[1:], size[1:], dtype, target[index])
-    else:
-        columns = tuple(slice(f, f + n) for f, n in zip(first[1:], size[1:], strict=True))
-        step = max(1, CHUNK // row)
-        scratch = torch.empty(min(step, size[0]), *shape[1:], dtype=dtype)
-        for index in range(0, size[0], step):
-            rows = scratch[: size[0] - index]
-            _read_into(file, start + index * row, rows)
+@dataclass(frozen=True)
+class _StoredArray:
+    """A row-major array in an open file."""
+
+    file: BinaryIO
+    start: int
+    """Byte of the file at which it begins."""
+    shape: Shape
+    dtype: torch.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        return prod(self.shape[1:]) * self.dtype.itemsize
+
+    def row(self, index: int) -> Self:
+        """The array without its first axis, at `index` of it."""
+        return replace(self, start=self.start + index * self.row_bytes, shape=self.shape[1:])
+
+    def read_box(self, first: Shape, target: torch.Tensor) -> None:
+        """Fills `target` with the box of its shape that begins at the index `first`. Raises OSError."""
+        if not self.shape:
+            replace(self, shape=(1,)).read_box((0,), target.view(1))
+        elif self._holds_rows_of(target):
+            _read_into(self.file, self.row(first[0]).start, target)
+        elif self.row_bytes > CHUNK:
+            for index in range(len(target)):
+                self.row(first[0] + index).read_box(first[1:], target[index])
+        else:
+            self._read_through_memory(first, target)
+
+    def _holds_rows_of(self, target: torch.Tensor) -> bool:
+        """Whether `target` takes whole rows, byte for byte, so that the file can be read straight into it."""
+        same_bytes = target.dtype == self.dtype and target.device.type == "cpu" and target.is_contiguous()
+        return same_bytes and target.shape[1:] == self.shape[1:]
+
+    def _read_through_memory(self, first: Shape, target: torch.Tensor) -> None:
+        """Reads whole rows, about a CHUNK at a time, and copies the wanted columns of them."""
+        columns = tuple(slice(f, f + n) for f, n in zip(first[1:], target.shape[1:], strict=True))
+        step = max(1, CHUNK // self.row_bytes)
+        scratch = torch.empty(min(step, len(target)), *self.shape[1:], dtype=self.dtype)
+        for index in range(0, len(target), step):
+            rows = scratch[: len(target) - index]
+            _read_into(self.file, self.row(first[0] + index).start, rows)
             target[index : index + step].copy_(rows[:, *columns] if columns else rows)
 
 

@@ -1,4 +1,4 @@
-"""What checkpoints need from a group of ranks: to tell each other JSON values, and to fail together."""
+"""A group of ranks that exchange JSON values and fail together."""
 
 import json
 import time

@@ -120,4 +120,4 @@ def answer(line: str, history: "History", generator: "Generator", settings: "Gen
         if env.world_size() > 1:
             raise  # ranks that share a model stop together
     say("\n")
-    history.answered("".join(parts))
+    history.respond("".join(parts))

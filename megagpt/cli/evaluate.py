@@ -45,7 +45,7 @@ def command(overrides: tuple[str, ...]) -> None:
     \b
     Examples
       megagpt evaluate task=humaneval data=HumanEval.jsonl.gz checkpoint=runs/code output=runs/code/humaneval
-      megagpt evaluate task=humaneval data=HumanEval.jsonl.gz completions=samples.jsonl output=judged
+      megagpt evaluate task=humaneval data=HumanEval.jsonl.gz completions=samples.jsonl output=results
       megagpt evaluate task=edits data=edits.jsonl checkpoint=runs/edit output=runs/edit/edits
 
     Interrupted, the same command goes on where it stopped.
@@ -104,7 +104,7 @@ def show_code(result: dict[str, Any]) -> None:
 
 def show_edits(result: dict[str, Any]) -> None:
     """Print a line for all edits and for each kind."""
-    for kind, figures in result["figures"].items():
-        line = f"{kind:<16} {figures['edits']:>6} edits  exact match {figures['exact_match']:.1%}"
-        line += f"  similarity {figures['similarity']:.3f} (unchanged {figures['unchanged_similarity']:.3f})"
-        click.echo(line + (f"  tests passed {figures['tests_passed']:.1%}" if "tests_passed" in figures else ""))
+    for kind, metrics in result["metrics"].items():
+        line = f"{kind:<16} {metrics['edits']:>6} edits  exact match {metrics['exact_match']:.1%}"
+        line += f"  similarity {metrics['similarity']:.3f} (unchanged {metrics['unchanged_similarity']:.3f})"
+        click.echo(line + (f"  tests passed {metrics['tests_passed']:.1%}" if "tests_passed" in metrics else ""))

@@ -1,4 +1,4 @@
-"""What one micro-batch of the model's input looks like, and what gives them."""
+"""A micro-batch of the model's input, and the protocol of the loaders that make them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -12,7 +12,7 @@ from megagpt.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Batch:
-    """Token sequences and what is to be predicted; B sequences of S tokens. Stages may add fields."""
+    """B sequences of S tokens, and the tokens to predict. Training stages may add fields."""
 
     tokens: torch.Tensor
     """int64 [B, S]: the input."""

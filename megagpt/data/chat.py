@@ -1,9 +1,9 @@
-"""The chat template: how a conversation becomes tokens, and which of them an assistant learns to write.
+"""The chat template: how a conversation becomes tokens, and which of them an assistant learns to generate.
 
     <|system|>Be brief.<|endoftext|><|user|>Capital of Peru?<|endoftext|><|assistant|>Lima.<|endoftext|>
 
-Each message is its role's token, its text and end-of-text, which is also what ends a generated answer. The text of a
-message is always text: what looks like a role's token inside it is spelled out, so that it cannot speak for another.
+Each message is its role's token, its text and end-of-text, which also ends a generated response. The text of a
+message is always text: a role's token inside it is spelled out, so that it cannot speak for another.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def role_ids(tokenizer: Tokenizer) -> dict[Role, int]:
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> Example:
-    """A conversation as tokens, of which an assistant's, end-of-text included, are trained on."""
+    """A conversation as tokens; the assistant's tokens, end-of-text included, are trained on."""
     ids = role_ids(tokenizer)
     tokens: list[int] = []
     trained: list[bool] = []
@@ -81,5 +81,5 @@ def truncate_to_context(tokenizer: Tokenizer, messages: Sequence[Message], lengt
 
 
 def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Token ids after which the assistant's next answer follows, then end-of-text."""
+    """Token ids after which the assistant's response follows, then end-of-text."""
     return [*encode_chat(tokenizer, messages).tokens.tolist(), role_ids(tokenizer)["assistant"]]

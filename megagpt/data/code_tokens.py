@@ -1,4 +1,4 @@
-"""What a tokenizer of text is given to read code: tokens for runs of spaces, and fill-in-the-middle's sentinels."""
+"""Tokens that a tokenizer needs for code: runs of spaces, and the sentinels of fill-in-the-middle."""
 
 import json
 

@@ -14,14 +14,14 @@ from megagpt.data.conversations import Conversation, read_conversations, split_c
 from megagpt.data.loader import load_tokenizer
 from megagpt.data.packed import SPLITS, Split, permutation
 from megagpt.data.packing import batch_of_rows, pack
-from megagpt.data.read_ahead import ReadAhead
+from megagpt.data.prefetch import PrefetchLoader
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import DataError
 
 log = logging.getLogger(__name__)
 
 
-class ConversationLoader(ReadAhead):
+class ConversationLoader(PrefetchLoader):
     """Every batch of a run on conversations. A batch is a function of the seed and of sample numbers, in every layout.
 
     A sample is a row of `model.sequence_length` tokens: several whole conversations, none of which sees another, or

@@ -22,13 +22,13 @@ class Conversation:
 
     messages: tuple[Message, ...]
     user: str | None = None
-    """Who wrote it, where that is known."""
+    """The person who wrote it, if known."""
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
-    """The record's other fields, such as "check", which says how a program tells right answers."""
+    """The record's other fields, such as "check", by which a program scores answers."""
 
 
 class HasPrompt(Protocol):
-    """What `split_conversations` looks at: a `Conversation`, or another record that begins as one."""
+    """A `Conversation`, or another record that begins as one; input of `split_conversations`."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -45,7 +45,7 @@ Record = TypeVar("Record", bound=HasPrompt)
 def read_conversations(paths: Sequence[str | Path]) -> list[Conversation]:
     """The conversations of all files, in order; each file has one of the SHAPES, which the log names.
 
-    A record whose "label" is false is an answer that nobody wanted, and is left out. Raises DataError naming file and
+    A record whose "label" is false holds an unwanted answer, and is left out. Raises DataError naming file and
     line of a record that is malformed, of no known shape, or of another shape than the file's first.
     """
     found = [_conversation(*item) for path in paths for item in shaped_records(Path(path))]
@@ -103,7 +103,7 @@ def _conversation(record: dict[str, Any], shape: Shape, place: str) -> Conversat
         messages = shape.messages(record)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{place}: not {shape.name}: {error}") from None
-    known = {*shape.keys, *shape.further, "user"}
+    known = {*shape.keys, *shape.optional, "user"}
     return Conversation(messages, record.get("user"), {name: v for name, v in record.items() if name not in known})
 
 

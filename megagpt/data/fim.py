@@ -24,7 +24,7 @@ UNITS: dict[str, re.Pattern[str]] = {
     "line": re.compile(r"(?<=\S)\n[^\n]*\S(?=\n)"),
     "word": re.compile(r"(?<=\S) [A-Za-z]+(?![A-Za-z])"),
 }
-"""What a short middle can be: a line with the newline before it, or a word with the space before it."""
+"""Units that can be a middle: a line with the newline before it, or a word with the space before it."""
 
 
 def fim_ids(tokenizer: Tokenizer) -> tuple[int, int, int, int]:

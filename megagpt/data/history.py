@@ -1,4 +1,4 @@
-"""A conversation that grows, and what of it fits a model's context."""
+"""A conversation that grows, shortened to fit a model's context."""
 
 from dataclasses import dataclass, field
 
@@ -14,33 +14,33 @@ class History:
     tokenizer: Tokenizer
     window: int
     """Tokens of the model's context."""
-    answer_room: int
-    """Tokens kept free for the next answer, where the prompt allows it."""
+    response_room: int
+    """Tokens kept free for the next response, if the prompt allows it."""
     system: str | None = None
-    """What the model is told before everything else."""
+    """The system prompt."""
     turns: list[Message] = field(default_factory=list)
 
     def ask(self, text: str) -> tuple[list[int], int]:
         """Add a user's turn; returns the prompt's token ids and how many of the oldest turns it leaves out.
 
-        Whole exchanges are left out, oldest first, until the prompt and `answer_room` tokens fit; the system's words
-        and the new turn always stay. Raises DataError, and adds nothing, when they leave no room for an answer.
+        Whole exchanges are left out, oldest first, until the prompt and `response_room` tokens fit; the system prompt
+        and the new turn always stay. Raises DataError, and adds nothing, when they leave no room for a response.
         """
         head = [] if self.system is None else [Message("system", self.system)]
         turns = [*self.turns, Message("user", text)]
         for left_out in range(0, len(turns), 2):
             prompt = chat_prompt(self.tokenizer, [*head, *turns[left_out:]])
-            if len(prompt) + self.answer_room <= self.window:
+            if len(prompt) + self.response_room <= self.window:
                 break
         if len(prompt) >= self.window:
             raise DataError(
-                f"this takes {len(prompt)} tokens with the system's words, but the model's context has {self.window}: "
+                f"this takes {len(prompt)} tokens with the system prompt, but the model's context has {self.window}: "
                 "shorten it"
             )
         self.turns = turns
         return prompt, left_out
 
-    def answered(self, text: str) -> None:
+    def respond(self, text: str) -> None:
         """Add the assistant's turn."""
         self.turns.append(Message("assistant", text))
 
@@ -50,5 +50,5 @@ class History:
             pass
 
     def reset(self) -> None:
-        """Forget all turns; the system's words stay."""
+        """Forget all turns; the system prompt stays."""
         self.turns = []

@@ -28,7 +28,7 @@ _LARGEST_UINT16_VOCABULARY = 65_499  # Megatron-Core's own limit
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """What tokens of such a vocabulary are stored as."""
+    """The dtype in which tokens of such a vocabulary are stored."""
     return np.dtype("<u2") if vocab_size <= _LARGEST_UINT16_VOCABULARY else np.dtype("<i4")
 
 
@@ -81,7 +81,7 @@ def write_corpus(
 
 
 def read_about(prefix: str | Path) -> dict[str, Any]:
-    """What the .json of the corpus at `prefix` says. Raises DataError."""
+    """The content of the .json of the corpus at `prefix`. Raises DataError."""
     path = corpus_files(prefix)[2]
     try:
         about = json.loads(path.read_bytes())
@@ -99,7 +99,7 @@ def read_about(prefix: str | Path) -> dict[str, Any]:
 
 
 def check_corpus(prefix: str | Path) -> dict[str, Any]:
-    """What the .json of the corpus at `prefix` says, after a look at the three files' sizes and headers.
+    """The content of the .json of the corpus at `prefix`, after a look at the three files' sizes and headers.
 
     Raises DataError naming the file that is missing, truncated or does not belong to the others.
     """

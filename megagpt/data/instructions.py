@@ -15,11 +15,12 @@ from typing import Any
 from megagpt.data.chat import Message
 from megagpt.errors import ConfigError
 
-WORDS = (
-    *("apple", "bird", "cat", "dog", "egg", "fish", "goat", "hat", "ice", "jam", "king", "lamp", "moon", "nest", "owl"),
-    *("pig", "queen", "rain", "sun", "tree", "van", "wolf", "box", "yard", "zoo", "ball", "cup", "door", "ear", "fire"),
-    *("game", "hill", "ink", "job", "kite", "leaf", "milk", "nut", "oven", "park", "road", "ship", "toy", "wall"),
+_WORDS = (
+    "apple bird cat dog egg fish goat hat ice jam king lamp moon nest owl pig queen rain sun tree van "
+    "wolf box yard zoo ball cup door ear fire game hill ink job kite leaf milk nut oven park road ship "
+    "toy wall"
 )
+WORDS = tuple(_WORDS.split())
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo")
 COLOURS = ("red", "blue", "green", "black", "white", "brown")
 MOST_ANSWERS = 9
@@ -58,7 +59,7 @@ def check(rule: dict[str, Any], answer: str) -> float:
 
 
 Made = tuple[str, str, dict[str, Any]]
-"""What the user says, a right answer, and the check."""
+"""The user's prompt, a right answer, and the check."""
 
 
 def _exact(prompt: str, answer: str) -> Made:
@@ -160,8 +161,19 @@ def beginning(rng: random.Random) -> Made:
 KINDS: dict[str, Callable[[random.Random], Made]] = {
     function.__name__: function
     for function in (
-        *(repeat, copy, reverse, capitals, alphabetical, first, last, count, add, larger, recall),
-        *(some_words, beginning),
+        repeat,
+        copy,
+        reverse,
+        capitals,
+        alphabetical,
+        first,
+        last,
+        count,
+        add,
+        larger,
+        recall,
+        some_words,
+        beginning,
     )
 }
 """Kinds of one turn, by name."""

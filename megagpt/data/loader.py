@@ -9,7 +9,7 @@ from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
 from megagpt.data.fim import FillInTheMiddle
 from megagpt.data.packed import SPLITS, Mixture, PackedCorpus, Split
-from megagpt.data.read_ahead import ReadAhead
+from megagpt.data.prefetch import PrefetchLoader
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError
 
@@ -25,7 +25,7 @@ def load_tokenizer(config: Config) -> Tokenizer:
     return tokenizer
 
 
-class PretrainLoader(ReadAhead):
+class PretrainLoader(PrefetchLoader):
     """Every batch of a run. A batch is a function of the seed and of sample numbers, in every layout."""
 
     def __init__(self, config: Config) -> None:

@@ -55,7 +55,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker must know besides its chunk."""
+    """Settings that a worker needs besides its chunk."""
 
     folder: Path
     tokenizer: str
@@ -66,7 +66,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Part:
-    """What became of one chunk: the first line of its part file."""
+    """The result of one chunk: the first line of its part file."""
 
     documents: int
     tokens: int

@@ -14,8 +14,8 @@ from megagpt.data.chat import Message, encode_chat
 from megagpt.data.conversations import Conversation, split_conversations
 from megagpt.data.loader import load_tokenizer
 from megagpt.data.packed import SPLITS, Split, permutation
+from megagpt.data.prefetch import PrefetchLoader
 from megagpt.data.rankings import Ranking, read_rankings
-from megagpt.data.read_ahead import ReadAhead
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import DataError
 
@@ -50,7 +50,7 @@ class RankedExample:
     """Tokens of each answer, end-of-text included."""
 
 
-class RankedLoader(ReadAhead):
+class RankedLoader(PrefetchLoader):
     """Every batch of a run on ranked answers. A batch is a function of the seed and of sample numbers, in every layout.
 
     A sample is a prompt with all its answers, which are thus in one batch; an epoch is a permutation of all prompts.

@@ -53,7 +53,7 @@ class Rejection(NamedTuple):
     line: int
     """Line of the file, or row of a parquet file, from 1."""
     kind: str
-    """What is wrong, in words shared by all rejections of this sort."""
+    """The reason, in words shared by all rejections of this kind."""
     detail: str = ""
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Position(NamedTuple):
 
 @dataclass
 class Chunk:
-    """What a worker gets at a time."""
+    """Records that a worker gets at a time."""
 
     end: Position
     """Where the next chunk begins."""
@@ -162,7 +162,7 @@ def chunks(sources: Sequence[Source], key: str, limit: int, start: Position) -> 
 
 
 def _read(source: Source, key: str, limit: int, offset: int, line: int) -> Iterator[_Piece]:
-    """What follows `offset` and `line` in one file. If it is damaged, the last piece is a rejection that says so."""
+    """The rest of one file after `offset` and `line`. If it is damaged, the last piece is a rejection that says so."""
     try:
         with open(source.path, "rb") as raw:  # noqa: PTH123 (fails with the file's name)
             if source.format == "parquet":

@@ -1,33 +1,41 @@
-"""The shapes in which conversations and ranked answers are common, and what a record of each says."""
+"""The common shapes of records with conversations and ranked answers, named after the data sets that use them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from megagpt.data.chat import ROLE_TOKENS, Message
 
 Messages = tuple[Message, ...]
-Ranked = tuple[Messages, tuple[str, ...], tuple[int, ...]]
-"""A prompt, answers to it, and their ranks, 0 for the best."""
+Record = dict[str, Any]
 
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-"""Who speaks, by the names of ShareGPT's conversations."""
+
+class Ranked(NamedTuple):
+    """A prompt, answers to it, and their ranks, 0 for the best."""
+
+    prompt: Messages
+    answers: tuple[str, ...]
+    ranks: tuple[int, ...]
+
+
+SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+"""Our role for each speaker of ShareGPT's conversations."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One way to write a record. What does not fit raises KeyError, TypeError or ValueError."""
+    """One way to write a record. Its functions raise KeyError, TypeError or ValueError for a malformed record."""
 
     name: str
-    """What the log calls it."""
+    """Its name in the log."""
     keys: frozenset[str]
-    """Keys that every such record has; those that say nothing else are no extra fields."""
-    messages: Callable[[dict[str, Any]], Messages]
-    """The conversation; of ranked answers the one that leads to the best."""
-    rankings: Callable[[dict[str, Any]], Iterator[Ranked]] | None = None
+    """Required keys; not copied to `Conversation.extra`."""
+    messages: Callable[[Record], Messages]
+    """The conversation; for ranked answers, the one that leads to the best answer."""
+    rankings: Callable[[Record], Iterator[Ranked]] | None = None
     """Prompts with ranked answers, for shapes that have them; a record may have none to compare."""
-    further: frozenset[str] = frozenset()
-    """Keys that it may have besides."""
+    optional: frozenset[str] = frozenset()
+    """Keys that it may have; not copied either."""
 
 
 def shape_of(record: Any) -> Shape | None:
@@ -38,12 +46,12 @@ def shape_of(record: Any) -> Shape | None:
 
 
 def edit_messages(instruction: str, text: str) -> Messages:
-    """What a user says to have `text` changed as `instruction` says; without a text, the instruction alone."""
+    """The user's message that asks to change `text` as `instruction` says; without a text, the instruction alone."""
     return (Message("user", f"{instruction}\n\n{text}" if text else instruction),)
 
 
 def turns(value: Any) -> Messages:
-    """Messages of a list of {"role", "content"}. Raises ValueError when it is none."""
+    """Messages of a list of {"role", "content"}. Raises ValueError for anything else."""
     messages = [Message(turn.get("role"), turn.get("content")) for turn in value if isinstance(turn, dict)]
     if len(messages) < len(value) or not all(m.role in ROLE_TOKENS and isinstance(m.content, str) for m in messages):
         raise ValueError('not a list of {"role": "system", "user" or "assistant", "content": "..."}')
@@ -51,7 +59,7 @@ def turns(value: Any) -> Messages:
 
 
 def transcript(value: str) -> Messages:
-    """Messages of a text with paragraphs that begin with "Human:" and "Assistant:"."""
+    """Messages of a text whose paragraphs begin with "Human:" and "Assistant:" (HH-RLHF)."""
     parts = f"\n\n{value.strip()}".split("\n\nHuman:")
     if len(parts) < 2 or parts[0].strip():
         raise ValueError('a transcript begins with "Human:"')
@@ -69,101 +77,149 @@ def _text(value: Any) -> str:
     return value
 
 
-def _said(turn: dict[str, Any]) -> Message:
-    speaker = turn["from"]
-    if speaker not in SPEAKERS:
-        raise ValueError(f"{speaker!r} speaks, who is none of {', '.join(SPEAKERS)}")
-    return Message(SPEAKERS[speaker], _text(turn["value"]))
+def from_ranked_messages(record: Record) -> Messages:
+    """Ours: the prompt with the best answer."""
+    (ranked,) = rank_messages(record)
+    return (*ranked.prompt, Message("assistant", ranked.answers[ranked.ranks.index(min(ranked.ranks))]))
 
 
-def _talk(record: dict[str, Any]) -> Messages:
-    return tuple(_said(turn) for turn in record["conversations"])
-
-
-def _asked(question: str, answer: str) -> Callable[[dict[str, Any]], Messages]:
-    return lambda record: (Message("user", _text(record[question])), Message("assistant", _text(record[answer])))
-
-
-def _edit(record: dict[str, Any]) -> Messages:
-    asked = edit_messages(_text(record["instruction"]), _text(record.get("input") or ""))
-    return (*asked, Message("assistant", _text(record["output"])))
-
-
-def _listed(record: dict[str, Any]) -> Iterator[Ranked]:
+def rank_messages(record: Record) -> Iterator[Ranked]:
+    """Ours: {"messages": prompt, "answers": [{"content", "rank"}]}."""
     answers = tuple(_text(answer["content"]) for answer in record["answers"])
     if not answers:
         raise ValueError("there is no answer")
-    yield turns(record["messages"]), answers, tuple(int(answer["rank"]) for answer in record["answers"])
+    yield Ranked(turns(record["messages"]), answers, tuple(int(answer["rank"]) for answer in record["answers"]))
 
 
-def _best_listed(record: dict[str, Any]) -> Messages:
-    ((prompt, answers, ranks),) = _listed(record)
-    return (*prompt, Message("assistant", answers[ranks.index(min(ranks))]))
+def from_messages(record: Record) -> Messages:
+    """OpenAI's: {"messages": [{"role", "content"}]}."""
+    return turns(record["messages"])
 
 
-def _chosen_talk(record: dict[str, Any]) -> Iterator[Ranked]:
-    yield _talk(record), (_said(record["chosen"]).content, _said(record["rejected"]).content), (0, 1)
+def from_sharegpt(record: Record) -> Messages:
+    """ShareGPT: {"conversations": [{"from", "value"}]}."""
+    return tuple(_sharegpt_message(turn) for turn in record["conversations"])
 
 
-def _both(record: dict[str, Any]) -> tuple[Messages, Messages]:
+def from_sharegpt_chosen(record: Record) -> Messages:
+    """ShareGPT with {"chosen", "rejected"} turns: the conversation with the chosen one."""
+    return (*from_sharegpt(record), _sharegpt_message(record["chosen"]))
+
+
+def rank_sharegpt(record: Record) -> Iterator[Ranked]:
+    """ShareGPT with {"chosen", "rejected"} turns."""
+    answers = _sharegpt_message(record["chosen"]).content, _sharegpt_message(record["rejected"]).content
+    yield Ranked(from_sharegpt(record), answers, (0, 1))
+
+
+def _sharegpt_message(turn: Record) -> Message:
+    speaker = turn["from"]
+    if speaker not in SHAREGPT_ROLES:
+        raise ValueError(f"the speaker {speaker!r} is none of {', '.join(SHAREGPT_ROLES)}")
+    return Message(SHAREGPT_ROLES[speaker], _text(turn["value"]))
+
+
+def from_hh_rlhf(record: Record) -> Messages:
+    """Anthropic's HH-RLHF: the chosen one of two whole conversations."""
+    return _hh_rlhf_pair(record)[0]
+
+
+def rank_hh_rlhf(record: Record) -> Iterator[Ranked]:
+    """Anthropic's HH-RLHF: {"chosen", "rejected"}, two conversations that differ in their last answer."""
+    chosen, rejected = _hh_rlhf_pair(record)
+    if not chosen or chosen[-1].role != "assistant":
+        raise ValueError("the chosen conversation does not end with an answer")
+    if chosen[:-1] == rejected[:-1]:  # some records have answers to different prompts, which cannot be compared
+        yield Ranked(chosen[:-1], (chosen[-1].content, rejected[-1].content), (0, 1))
+
+
+def _hh_rlhf_pair(record: Record) -> tuple[Messages, Messages]:
     read = transcript if isinstance(record["chosen"], str) else turns
     return read(record["chosen"]), read(record["rejected"])
 
 
-def _chosen(record: dict[str, Any]) -> Iterator[Ranked]:
-    chosen, rejected = _both(record)
-    if not chosen or chosen[-1].role != "assistant":
-        raise ValueError("what was chosen does not end with an answer")
-    if chosen[:-1] == rejected[:-1]:  # else they are answers to different prompts, as some of HH-RLHF's
-        yield chosen[:-1], (chosen[-1].content, rejected[-1].content), (0, 1)
-
-
-def _replies(node: dict[str, Any]) -> list[dict[str, Any]]:
-    """Replies of a node of a tree, the best first; those without a rank come last."""
-    return sorted(node["replies"], key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0))
-
-
-def _node(node: dict[str, Any]) -> Message:
-    return Message("assistant" if node["role"] == "assistant" else "user", _text(node["text"]))
-
-
-def _best_path(record: dict[str, Any]) -> Messages:
-    node, path = record["prompt"], [_node(record["prompt"])]
-    while replies := _replies(node):
+def from_oasst(record: Record) -> Messages:
+    """OpenAssistant's trees of replies: the path of the best replies."""
+    node, path = record["prompt"], [_oasst_message(record["prompt"])]
+    while replies := _oasst_replies(node):
         node = replies[0]
-        path.append(_node(node))
+        path.append(_oasst_message(node))
     return tuple(path)
 
 
-def _ranked_replies(record: dict[str, Any]) -> Iterator[Ranked]:
-    waiting: list[tuple[Messages, dict[str, Any]]] = [((), record["prompt"])]
+def rank_oasst(record: Record) -> Iterator[Ranked]:
+    """OpenAssistant's trees of replies: every message with two or more ranked replies of the assistant."""
+    waiting: list[tuple[Messages, Record]] = [((), record["prompt"])]
     while waiting:
         before, node = waiting.pop()
-        so_far = (*before, _node(node))
+        prompt = (*before, _oasst_message(node))
         ranked = [reply for reply in node["replies"] if reply["role"] == "assistant" and reply.get("rank") is not None]
         if len(ranked) > 1:
-            yield so_far, tuple(_text(reply["text"]) for reply in ranked), tuple(int(r["rank"]) for r in ranked)
-        waiting += [(so_far, reply) for reply in reversed(node["replies"])]
+            answers = tuple(_text(reply["text"]) for reply in ranked)
+            yield Ranked(prompt, answers, tuple(int(reply["rank"]) for reply in ranked))
+        waiting += [(prompt, reply) for reply in reversed(node["replies"])]
 
 
-def _keys(*names: str) -> frozenset[str]:
-    return frozenset(names)
+def _oasst_replies(node: Record) -> list[Record]:
+    """Replies to a node, the best first; those without a rank come last."""
+    return sorted(node["replies"], key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0))
+
+
+def _oasst_message(node: Record) -> Message:
+    return Message("assistant" if node["role"] == "assistant" else "user", _text(node["text"]))
+
+
+def from_alpaca(record: Record) -> Messages:
+    """Alpaca: {"instruction", "input" or none, "output"}."""
+    request = edit_messages(_text(record["instruction"]), _text(record.get("input") or ""))
+    return (*request, Message("assistant", _text(record["output"])))
+
+
+def from_prompt_completion(record: Record) -> Messages:
+    """OpenAI's older files: {"prompt", "completion"}."""
+    return Message("user", _text(record["prompt"])), Message("assistant", _text(record["completion"]))
+
+
+def from_question_answer(record: Record) -> Messages:
+    """GSM8K: {"question", "answer"}."""
+    return Message("user", _text(record["question"])), Message("assistant", _text(record["answer"]))
 
 
 SHAPES = (
-    Shape("messages with ranked answers", _keys("messages", "answers"), _best_listed, _listed),
-    Shape("messages", _keys("messages"), lambda record: turns(record["messages"])),
+    Shape(
+        "messages with ranked answers",
+        keys=frozenset({"messages", "answers"}),
+        messages=from_ranked_messages,
+        rankings=rank_messages,
+    ),
+    Shape("messages", keys=frozenset({"messages"}), messages=from_messages),
     Shape(
         "ShareGPT with a chosen answer",
-        _keys("conversations", "chosen", "rejected"),
-        lambda record: (*_talk(record), _said(record["chosen"])),
-        _chosen_talk,
+        keys=frozenset({"conversations", "chosen", "rejected"}),
+        messages=from_sharegpt_chosen,
+        rankings=rank_sharegpt,
     ),
-    Shape("ShareGPT", _keys("conversations"), _talk),
-    Shape("chosen and rejected", _keys("chosen", "rejected"), lambda record: _both(record)[0], _chosen),
-    Shape("a tree of replies", _keys("prompt", "message_tree_id"), _best_path, _ranked_replies, _keys("tree_state")),
-    Shape("instruction, input, output", _keys("instruction", "output"), _edit, further=_keys("input")),
-    Shape("prompt and completion", _keys("prompt", "completion"), _asked("prompt", "completion")),
-    Shape("question and answer", _keys("question", "answer"), _asked("question", "answer")),
+    Shape("ShareGPT", keys=frozenset({"conversations"}), messages=from_sharegpt),
+    Shape(
+        "chosen and rejected",
+        keys=frozenset({"chosen", "rejected"}),
+        messages=from_hh_rlhf,
+        rankings=rank_hh_rlhf,
+    ),
+    Shape(
+        "a tree of replies",
+        keys=frozenset({"prompt", "message_tree_id"}),
+        messages=from_oasst,
+        rankings=rank_oasst,
+        optional=frozenset({"tree_state"}),
+    ),
+    Shape(
+        "instruction, input, output",
+        keys=frozenset({"instruction", "output"}),
+        messages=from_alpaca,
+        optional=frozenset({"input"}),
+    ),
+    Shape("prompt and completion", keys=frozenset({"prompt", "completion"}), messages=from_prompt_completion),
+    Shape("question and answer", keys=frozenset({"question", "answer"}), messages=from_question_answer),
 )
-"""Those that are understood; the first that fits counts."""
+"""The shapes that can be read; the first that fits a record counts."""

@@ -1,4 +1,4 @@
-"""Sets of programming problems: their files, what a model is asked, where its answer ends, and the program to judge."""
+"""Sets of programming problems: their files, their prompts, where a completion ends, and the program to test."""
 
 import ast
 import gzip
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megagpt.errors import ConfigError, DataError
-from megagpt.evaluate.sandbox import Task
+from megagpt.evaluate.sandbox import SandboxJob
 
 CODEX_STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 """Where a function's body ends (Chen et al., arXiv 2107.03374, section 2.3)."""
@@ -25,10 +25,10 @@ class Problem:
 
     task_id: str
     prompt: str
-    """What the model continues or, when there is a suffix, what comes before the gap."""
+    """The text that the model continues or, when there is a suffix, the text before the gap."""
     prefix: str
     suffix: str | None
-    """What comes after the gap; None when nothing is to be filled in."""
+    """The text after the gap; None when nothing is to be filled in."""
     reference: str
     """A whole program that is right."""
     solution: str
@@ -39,14 +39,15 @@ class Problem:
     stop: tuple[str, ...]
     """A completion ends before the first of these."""
     ending: str = ""
-    """What a completion that was cut there gets back."""
+    """Added to a completion that was cut there."""
 
-    def task(self, completion: str) -> Task:
-        """What to judge for `completion`, which is taken as it is."""
-        return Task(self.prefix + completion + (self.suffix or ""), self.reference, self.functions, self.tests)
+    def job(self, completion: str) -> SandboxJob:
+        """The program with `completion`, taken as it is, and its tests."""
+        program = self.prefix + completion + (self.suffix or "")
+        return SandboxJob(program, self.reference, self.functions, self.tests)
 
-    def cut(self, text: str) -> str:
-        """The completion in a model's output: what comes before the first stop string."""
+    def truncate(self, text: str) -> str:
+        """The completion in a model's output: the text before the first stop string."""
         ends = [at for at in (text.find(stop) for stop in self.stop) if at >= 0]
         return (text[: min(ends)] if ends else text) + self.ending
 
@@ -76,7 +77,7 @@ def read_problems(task: str, path: Path) -> list[Problem]:
 
 
 def prompt_hash(problems: Sequence[Problem]) -> str:
-    """sha256 of all that a model is asked, in order."""
+    """sha256 of all prompts, in order."""
     return hashlib.sha256(json.dumps([[p.task_id, p.prompt, p.suffix] for p in problems]).encode()).hexdigest()
 
 
@@ -140,7 +141,7 @@ def _mbpp(record: dict[str, Any]) -> Problem:
 
 
 TASKS = {"humaneval": _humaneval, "humaneval_infilling": _humaneval_infilling, "mbpp": _mbpp}
-"""The sets by name, and what makes a problem out of a record."""
+"""The sets by name, each with the function that turns a record into a problem."""
 
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:

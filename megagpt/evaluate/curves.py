@@ -38,17 +38,19 @@ PANELS = (
     Panel("Loss", "nats per token", train="loss", validation="validation_loss", noisy=True, logarithmic=True),
     Panel("Held-out loss", "nats per token", validation="validation_loss", evaluation="loss"),
     Panel("Held-out bits per byte", "bits", validation="validation_bits_per_byte", evaluation="bits_per_byte"),
-    Panel("Held-out answers, scored by a reward model", "", validation="validation_reward"),
+    Panel("Held-out responses, scored by a reward model", "", validation="validation_reward"),
     Panel("Accuracy on ranked pairs", "of pairs", train="accuracy", validation="validation_accuracy", noisy=True),
-    Panel("Score of answers", "", train="score", validation="validation_score", noisy=True),
-    Panel("Divergence from the reference", "nats per answer", train="kl", validation="validation_kl", noisy=True),
+    Panel("Score of responses", "", train="score", validation="validation_score", noisy=True),
+    Panel("Divergence from the reference", "nats per response", train="kl", validation="validation_kl", noisy=True),
     Panel("Weight of the divergence", "", train="kl_coefficient", from_zero=True),
     Panel("Ratio to the old policy", "", train="ratio", noisy=True),
     Panel("Clipped choices", "of tokens", train="clip_fraction", noisy=True, from_zero=True),
     Panel("Entropy", "nats per token", train="entropy", noisy=True),
     Panel("Variance explained by the critic", "", train="explained_variance", noisy=True),
-    Panel("Length of answers", "tokens", train="response_tokens", validation="validation_response_tokens", noisy=True),
-    Panel("Answers that end", "of answers", train="eos_rate", validation="validation_eos_rate", from_zero=True),
+    Panel(
+        "Length of responses", "tokens", train="response_tokens", validation="validation_response_tokens", noisy=True
+    ),
+    Panel("Responses that end", "of responses", train="eos_rate", validation="validation_eos_rate", from_zero=True),
     Panel("Pretraining loss beside", "nats per token", train="pretraining_loss", noisy=True),
     Panel("Learning rate", "", train="lr", from_zero=True, ticks="~e", hover=".3~e"),
     Panel("Gradient norm", "", train="grad_norm", noisy=True, logarithmic=True),
@@ -93,7 +95,7 @@ def thin_out(values: Sequence[float | None], limit: int = MAX_POINTS) -> list[in
 
 
 def panel_data(panel: Panel, runs: list[Run]) -> dict[str, Any] | None:
-    """What the page needs to draw a panel; None when no run has anything to show in it."""
+    """Data with which the page draws a panel; None when no run has any."""
     traces = []
     for index, run in enumerate(runs):
         traces += [trace | {"run": index} for trace in _traces(panel, run)]

@@ -13,43 +13,35 @@ import numpy as np
 from megagpt.data.chat import chat_prompt
 from megagpt.data.conversations import records
 from megagpt.data.edits.edit import Edit
-from megagpt.data.files import file_sha256, write_atomic
+from megagpt.data.files import write_atomic
 from megagpt.data.shapes import edit_messages
 from megagpt.errors import DataError
-from megagpt.evaluate.coding import claim, versions
-from megagpt.evaluate.sandbox import Judge, Limits, Task
+from megagpt.evaluate.output_folder import claim, request_of, write_result
+from megagpt.evaluate.sandbox import SandboxJob, SandboxRunner
 from megagpt.evaluate.settings import EditEvaluation
 from megagpt.log import progress
 from megagpt.model.generation import GenerationConfig, Generator
 
 
 def evaluate_edits(settings: EditEvaluation, generator: Generator | None = None) -> dict[str, Any]:
-    """Ask, judge and count; returns what result.json holds. `generator` is needed without `settings.completions`.
+    """Generate, test and count; returns what result.json holds. `generator` is needed without `settings.completions`.
 
-    The folder also gets samples.jsonl, every edit with its answer. Raises ConfigError when it holds another evaluation
-    or there is no sandbox, DataError for broken files.
+    The folder also gets samples.jsonl, every edit with its response. Raises ConfigError when it holds another
+    evaluation or there is no sandbox, DataError for broken files.
     """
     edits = read_edits(settings.data)[: settings.limit]
-    judge = Judge(settings.sandbox, Limits(wall_seconds=settings.timeout))
-    source = settings.checkpoint / "manifest.json" if generator else settings.completions
-    request = {
-        "task": settings.task,
-        "data": {"file": settings.data.name, "sha256": file_sha256(settings.data), "edits": len(edits)},
-        "checkpoint" if generator else "completions": {"file": str(source), "sha256": file_sha256(source)},
-        "sampler": {"temperature": 0, "max_new_tokens": settings.max_new_tokens} if generator else None,
-        "sandbox": settings.sandbox,
-    }
+    runner = SandboxRunner(settings.sandbox, settings.limits)
+    sampler = {"temperature": 0, "max_new_tokens": settings.max_new_tokens}
+    request = request_of(settings, {"edits": len(edits)}, sampler=sampler if generator else None)
     claim(settings.output, request)
     if generator is None:
-        answers = read_answers(settings.completions, len(edits))
+        responses = read_responses(settings.completions, len(edits))
     else:
-        answers = answer_edits(generator, edits, settings.max_new_tokens)
-    judged = judge_edits(edits, answers, judge, settings.workers)
-    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in judged)
+        responses = generate_edits(generator, edits, settings.max_new_tokens)
+    samples = score_edits(edits, responses, runner, settings.workers)
+    lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     write_atomic(settings.output / "samples.jsonl", lines.encode())
-    result = request | {"versions": versions(settings.sandbox), "figures": summarize(judged)}
-    write_atomic(settings.output / "result.json", json.dumps(result, indent=2, allow_nan=False).encode() + b"\n")
-    return result
+    return write_result(settings.output, request, {"metrics": summarize(samples)})
 
 
 def read_edits(path: Path) -> list[Edit]:
@@ -68,21 +60,21 @@ def read_edits(path: Path) -> list[Edit]:
     return edits
 
 
-def answer_edits(generator: Generator, edits: Sequence[Edit], max_new_tokens: int) -> list[str]:
-    """What the model makes of each edit's input, taking the likeliest tokens.
+def generate_edits(generator: Generator, edits: Sequence[Edit], max_new_tokens: int) -> list[str]:
+    """The model's response to each edit, by greedy decoding.
 
-    An edit whose prompt leaves no room in the context window gets an empty answer, which is wrong.
+    An edit whose prompt leaves no room in the context window gets an empty response, which is wrong.
     """
     prompts = [chat_prompt(generator.tokenizer, edit_messages(edit.instruction, edit.input)) for edit in edits]
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < generator.window]
-    answers, settings = [""] * len(edits), GenerationConfig(max_new_tokens=max_new_tokens, temperature=0)
-    with progress(len(fitting), "edits", "answering") as bar:
+    responses, settings = [""] * len(edits), GenerationConfig(max_new_tokens=max_new_tokens, temperature=0)
+    with progress(len(fitting), "edits", "generating") as bar:
         for start in range(0, len(fitting), generator.batch_size):
             chosen = fitting[start : start + generator.batch_size]
             for index, out in zip(chosen, generator.generate([prompts[i] for i in chosen], settings), strict=True):
-                answers[index] = out.text
+                responses[index] = out.text
             bar.update(len(chosen))
-    return answers
+    return responses
 
 
 def similarity(first: str, second: str) -> float:
@@ -103,59 +95,63 @@ def levenshtein(first: str, second: str) -> int:
     return int(row[-1])
 
 
-def judge_edits(edits: Sequence[Edit], answers: Sequence[str], judge: Judge, workers: int) -> list[dict[str, Any]]:
-    """For each edit, its answer with `exact_match`, `similarity` and, where it has tests, `passed`."""
+def score_edits(
+    edits: Sequence[Edit], responses: Sequence[str], runner: SandboxRunner, workers: int
+) -> list[dict[str, Any]]:
+    """For each edit, its response with `exact_match`, `similarity` and, where it has tests, `passed`."""
 
-    def tested(edit: Edit, answer: str) -> bool | None:
+    def run_tests(edit: Edit, response: str) -> bool | None:
         if edit.tests is None:
             return None
-        return judge(Task(answer, edit.output, (edit.function,), edit.tests)).passed
+        return runner.run(SandboxJob(response, edit.output, (edit.function,), edit.tests)).passed
 
     with ThreadPoolExecutor(workers) as pool:
-        passed = list(pool.map(tested, edits, answers))
+        passed = list(pool.map(run_tests, edits, responses))
     return [
         {
             "kind": edit.kind,
             "instruction": edit.instruction,
             "input": edit.input,
             "output": edit.output,
-            "answer": answer,
-            "exact_match": answer == edit.output,
-            "similarity": similarity(answer, edit.output),
+            "response": response,
+            "exact_match": response == edit.output,
+            "similarity": similarity(response, edit.output),
             "passed": verdict,
         }
-        for edit, answer, verdict in zip(edits, answers, passed, strict=True)
+        for edit, response, verdict in zip(edits, responses, passed, strict=True)
     ]
 
 
-def summarize(judged: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Means over "all" edits and over each kind, beside what giving back the input unchanged would get."""
+def summarize(samples: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Means over "all" edits and over each kind, and the same if the input were given back unchanged."""
     groups = defaultdict(list)
-    for one in judged:
-        groups["all"].append(one)
-        groups[one["kind"]].append(one)
+    for sample in samples:
+        groups["all"].append(sample)
+        groups[sample["kind"]].append(sample)
     return {name: _means(group) for name, group in groups.items()}
 
 
 def _means(group: list[dict[str, Any]]) -> dict[str, float]:
     tested = [one["passed"] for one in group if one["passed"] is not None]
-    figures = {
+    metrics = {
         "edits": len(group),
         "exact_match": float(np.mean([one["exact_match"] for one in group])),
         "similarity": float(np.mean([one["similarity"] for one in group])),
         "unchanged_exact_match": float(np.mean([one["input"] == one["output"] for one in group])),
         "unchanged_similarity": float(np.mean([similarity(one["input"], one["output"]) for one in group])),
     }
-    return figures | ({"tests_passed": float(np.mean(tested)), "tested": len(tested)} if tested else {})
+    return metrics | ({"tests_passed": float(np.mean(tested)), "tested": len(tested)} if tested else {})
 
 
-def read_answers(path: Path, count: int) -> list[str]:
-    """Answers of a file, {"answer": "..."} a line, in the edits' order. Raises DataError unless there are `count`."""
-    answers = []
+def read_responses(path: Path, count: int) -> list[str]:
+    """The `count` responses of a file, {"response": "..."} a line, in the edits' order. Raises DataError."""
+    responses = []
     for record, place in records(path):
-        if not isinstance(record, dict) or not isinstance(record.get("answer"), str):
-            raise DataError(f'{place}: no text in the field "answer"')
-        answers.append(record["answer"])
-    if len(answers) != count:
-        raise DataError(f"{path} has {len(answers)} answers to {count} edits: it needs one for each, in their order")
-    return answers
+        if not isinstance(record, dict) or not isinstance(record.get("response"), str):
+            raise DataError(f'{place}: no text in the field "response"')
+        responses.append(record["response"])
+    if len(responses) != count:
+        raise DataError(
+            f"{path} has {len(responses)} responses to {count} edits: it needs one for each, in their order"
+        )
+    return responses

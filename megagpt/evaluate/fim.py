@@ -1,4 +1,4 @@
-"""How well a model fills in lines or words of held-out documents, beside what it makes of the text before them alone.
+"""How well a model fills in lines or words of held-out documents, and how well it continues the text before them.
 
 A cut is a line of a window of held-out tokens with the newline before it, or a word with the space before it; what
 stands before and behind it in the window is its prefix and suffix. With lines this is the single-line infilling of
@@ -69,7 +69,7 @@ def held_out_cuts(loader: PretrainLoader, split: Split, count: int) -> list[Cut]
         raise DataError(
             f"the {split} documents have no {config.data.fim_unit} to fill in: every one is blank, at an end of "
             f"its document, or longer than an eighth of model.sequence_length ({config.model.sequence_length}); set "
-            "stage.fim_cuts=0 to train without these figures"
+            "stage.fim_cuts=0 to train without these metrics"
         )
     return list(cuts.values())
 
@@ -104,12 +104,12 @@ def evaluate_fim(engine: Engine, loader: PretrainLoader, cuts: Sequence[Cut]) ->
         "fim_cuts": len(cuts),
         **losses,
         "fim_exact_match": _share(
-            answer.finish_reason == "end_of_text" and answer.text == cut.middle
-            for answer, cut in zip(filled, cuts, strict=True)
+            completion.finish_reason == "end_of_text" and completion.text == cut.middle
+            for completion, cut in zip(filled, cuts, strict=True)
         ),
         "left_to_right_exact_match": _share(
-            _first(answer.text, loader.config.data.fim_unit) == cut.middle
-            for answer, cut in zip(continued, cuts, strict=True)
+            _first_unit(completion.text, loader.config.data.fim_unit) == cut.middle
+            for completion, cut in zip(continued, cuts, strict=True)
         ),
     }
 
@@ -134,7 +134,7 @@ def _cut(text: str, which: float, loader: PretrainLoader, longest: int) -> tuple
     return text[:first], text[first:last], text[last:]
 
 
-def _first(text: str, unit: str) -> str:
+def _first_unit(text: str, unit: str) -> str:
     """The line with the newline before it, or the word with the space before it, that `text` begins with; or ""."""
     match = re.match(r"\n[^\n]*" if unit == "line" else r" [A-Za-z]+", text)
     return match[0] if match else ""

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out documents, beside what general-purpose compressors need for the same bytes."""
+"""How well a model predicts held-out documents, and how well general-purpose compressors do on the same bytes."""
 
 import dataclasses
 import gzip

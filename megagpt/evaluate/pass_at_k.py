@@ -30,7 +30,7 @@ class Estimate:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased estimate of pass@k for one problem, of which c of n samples pass: 1 - C(n - c, k) / C(n, k).
+    """Unbiased estimate of pass@k for one problem with c passing samples of n: 1 - C(n - c, k) / C(n, k).
 
     Raises ConfigError unless 0 <= c <= n and 1 <= k <= n.
     """

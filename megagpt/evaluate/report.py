@@ -68,7 +68,7 @@ def summary_rows(runs: list[Run]) -> Rows:
 
 
 def before_after_rows(run: Run) -> Rows:
-    """What the run measured both before its first step and at its end: label, and the two values."""
+    """Metrics that the run measured both before its first step and at its end: label, and the two values."""
     rows = []
     for key, before in run.before.items():
         after = run.evaluation.get(key)
@@ -218,7 +218,7 @@ def _config_groups(rows: Rows) -> str:
 
 
 def _samples(runs: list[Run]) -> str:
-    """The generated texts, the runs' answers to one prompt side by side."""
+    """The generated texts, the runs' responses to one prompt side by side."""
     articles = []
     for samples in zip_longest(*(run.samples for run in runs)):
         for index, sample in enumerate(samples):

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds; parts whose file is missing or unreadable are empty."""
+    """The content of a run folder; fields whose file is missing or unreadable are empty."""
 
     name: str
     """Name of the folder, made unique among the runs that are read together."""
@@ -26,9 +26,9 @@ class Run:
     config: dict[str, Any]
     """config.yaml, flattened: "optim.lr" -> 6e-4."""
     evaluation: dict[str, Any]
-    """evaluation.json: the last evaluation, with what gzip and xz need for the same text."""
+    """evaluation.json: the last evaluation, with the size that gzip and xz reach for the same text."""
     before: dict[str, Any]
-    """evaluation_before.json: the same figures of the model that the run started from, where it measured them."""
+    """evaluation_before.json: the same metrics of the model that the run started from, if they were measured."""
     samples: list[dict[str, Any]]
     """samples.jsonl: the newest step's generated texts."""
     about: dict[str, Any]

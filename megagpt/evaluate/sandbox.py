@@ -1,6 +1,6 @@
-"""Runs programs that nobody trusts, and decides out of their reach whether they pass their tests.
+"""Runs untrusted programs, and decides out of their reach whether they pass their tests.
 
-A judgement has two processes, each in a bubblewrap box of its own. The **candidate** holds the program and answers
+A run has two processes, each in a bubblewrap box of its own. The **candidate** holds the program and answers
 calls; the **tester** holds the tests, calls, and compares. Nothing but two pipes joins them. Answers are plain data,
 out of which the tester builds values of Python's own types, and the verdict leaves on the tester's own pipe. So a
 program cannot forge one: not by frames, patched builtins, printing, exit codes or the tester's memory, which are all in
@@ -40,7 +40,7 @@ _INSIDE = "/sandbox_worker.py"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use; where it wants more, it fails."""
+    """Resources that a program may use; if it needs more, it fails."""
 
     wall_seconds: float = 10.0
     """From the start of the boxes to the verdict."""
@@ -75,7 +75,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Task:
+class SandboxJob:
     """A program and what it is tested with. All are Python source; only the program is not trusted."""
 
     program: str
@@ -98,8 +98,8 @@ class Verdict:
     """Wall time from start to verdict."""
 
 
-class Judge:
-    """Judges programs; may be called from several threads at a time."""
+class SandboxRunner:
+    """Runs programs against their tests; may be called from several threads at a time."""
 
     def __init__(self, sandbox: Sandbox = "bwrap", limits: Limits | None = None) -> None:
         """Raises ConfigError when `sandbox` is "bwrap" and no box can be made here: nothing is run unprotected."""
@@ -112,15 +112,15 @@ class Judge:
         if sandbox == "bwrap":
             self._require_boxes()
 
-    def __call__(self, task: Task) -> Verdict:
-        """Run `task.program` against its tests; no process of it outlives the call."""
+    def run(self, job: SandboxJob) -> Verdict:
+        """Run `job.program` against its tests; no process of it outlives the call."""
         started = time.perf_counter()
-        found = self._judge(task)
+        found = self._run(job)
         passed, reason = found["passed"], found["reason"]
         return Verdict(passed, "" if passed else reason or "failed", time.perf_counter() - started)
 
-    def _judge(self, task: Task) -> dict[str, Any]:
-        content = vars(task) | {"longest_answer": self.limits.answer_mib * _MIB}
+    def _run(self, job: SandboxJob) -> dict[str, Any]:
+        content = vars(job) | {"longest_answer": self.limits.answer_mib * _MIB}
         with (
             self._groups() as groups,
             _pipe() as (call_end, requests),
@@ -205,7 +205,7 @@ class Judge:
         instead = "or say sandbox=none to run programs that nobody has read without protection"
         if not self._bwrap:
             raise ConfigError(
-                "judging code needs bubblewrap (0.8 or newer), which is not installed: apt-get install bubblewrap, "
+                "running code needs bubblewrap (0.8 or newer), which is not installed: apt-get install bubblewrap, "
                 f"{instead}"
             )
         trial = subprocess.run(

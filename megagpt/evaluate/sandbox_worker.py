@@ -1,4 +1,4 @@
-"""What runs inside a box of `megagpt.evaluate.sandbox`: the candidate's side and the tester's side of one judgement.
+"""The program inside a box of `megagpt.evaluate.sandbox`: the candidate's side and the tester's side of one run.
 
 This file is given to a bare interpreter: it imports the standard library only. The two sides are separate processes
 in separate boxes with two pipes between them. Calls go to the candidate as pickles, since the tester is trusted;
@@ -55,7 +55,7 @@ def main(side: str, uid: str, limits: str, *descriptors: str) -> None:
         answer_calls(incoming, outgoing)
     else:
         requests, answers = (int(descriptor) for descriptor in descriptors)
-        verdict = judge(json.load(incoming), os.fdopen(requests, "wb"), os.fdopen(answers, "rb"))
+        verdict = run_tests(json.load(incoming), os.fdopen(requests, "wb"), os.fdopen(answers, "rb"))
         outgoing.write(json.dumps(verdict).encode())
         outgoing.flush()
 
@@ -112,19 +112,19 @@ def encode(value: Any) -> Any:
 # The tester's side
 
 
-def judge(task: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> dict[str, Any]:
-    """Run a task's tests against the candidate. Returns {"passed": bool, "reason": str, "ended": bool}.
+def run_tests(job: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> dict[str, Any]:
+    """Run a job's tests against the candidate. Returns {"passed": bool, "reason": str, "ended": bool}.
 
-    task: `program` (the candidate's), `reference` (source that gives the tests their helper functions and classes),
+    job: `program` (the candidate's), `reference` (source that gives the tests their helper functions and classes),
     `functions` (names that the tests call the candidate by), `tests` (source), `longest_answer` (bytes).
     """
 
     def ask(message: Any) -> Any:
         with contextlib.suppress(BrokenPipeError):  # the end of `answers` says so
             _send(requests, message)
-        line = answers.readline(task["longest_answer"] + 1)
-        if len(line) > task["longest_answer"]:
-            raise CandidateError(f"an answer is longer than {task['longest_answer']} bytes")
+        line = answers.readline(job["longest_answer"] + 1)
+        if len(line) > job["longest_answer"]:
+            raise CandidateError(f"an answer is longer than {job['longest_answer']} bytes")
         if not line.endswith(b"\n"):
             ended.append(True)
             raise CandidateError("the program ended before its tests did")
@@ -136,11 +136,11 @@ def judge(task: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> dict[s
     ended: list[bool] = []
     try:
         module = _module()
-        exec(compile(task["reference"], "<reference>", "exec"), module.__dict__)
-        ask(task["program"])
-        for name in task["functions"]:
+        exec(compile(job["reference"], "<reference>", "exec"), module.__dict__)
+        ask(job["program"])
+        for name in job["functions"]:
             setattr(module, name, stand_in(name))
-        exec(compile(task["tests"], "<tests>", "exec"), module.__dict__)
+        exec(compile(job["tests"], "<tests>", "exec"), module.__dict__)
     except BaseException as error:
         reason = f"{type(error).__name__}: {_text(error)}".removesuffix(": ").removeprefix("CandidateError: ")
         return {"passed": False, "reason": reason, "ended": bool(ended)}

@@ -1,4 +1,4 @@
-"""What a reward model says of whole conversations, and how well that agrees with people's rankings."""
+"""A reward model's scores of whole conversations, and how well they agree with people's rankings."""
 
 from collections.abc import Sequence
 
@@ -46,7 +46,7 @@ def score(engine: Engine, config: Config, tokenizer: Tokenizer, rows: Sequence[n
     return scores.cpu().numpy()
 
 
-def judge(
+def evaluate_rankings(
     engine: Engine, config: Config, tokenizer: Tokenizer, examples: Sequence[RankedExample]
 ) -> dict[str, float | int | list[dict[str, float]]]:
     """Loss, accuracy, margin and calibration over all pairs of a better and a worse answer. Collective.

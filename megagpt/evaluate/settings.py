@@ -1,4 +1,4 @@
-"""What can be evaluated and how; the fields are the keys of `megagpt evaluate`."""
+"""Settings of evaluations of generated text; the fields are the keys of `megagpt evaluate`."""
 
 import os
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ from megagpt.evaluate.sandbox import Limits, Sandbox
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What evaluations of a model's programs have in common."""
+    """Settings that all of them have."""
 
     task: str
     """What to evaluate on; humaneval, humaneval_infilling, mbpp or edits."""
     data: Path
     """The set's file: problems as published (.jsonl or .json, plain or .gz), or edits of `megagpt data edits`."""
     output: Path
-    """Folder for what comes out."""
+    """Folder for the results."""
     checkpoint: Path | None = None
-    """Run folder (its newest checkpoint) or one checkpoint: the model to ask."""
+    """Run folder (its newest checkpoint) or one checkpoint: the model to evaluate."""
     completions: Path | None = None
-    """.jsonl of answers, judged as they are instead of asking a model: {"task_id", "completion"}, or for edits
-    {"answer"}, one for each."""
+    """.jsonl of completions to evaluate instead of a model's: {"task_id", "completion"}, or for edits {"response"}, one
+    for each."""
     max_new_tokens: int = 512
     """Longest completion, tokens."""
     batch_size: int = 32
     """Completions generated at a time."""
     workers: int = len(os.sched_getaffinity(0))
-    """Programs judged at a time."""
+    """Programs tested at a time."""
     sandbox: Sandbox = "bwrap"
     """bwrap, or none: run programs that nobody has read without protection."""
     timeout: float = Limits.wall_seconds
@@ -36,11 +36,18 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.completions is None):
-            raise ConfigError("give either checkpoint=..., a model to ask, or completions=..., a file of its answers")
+            raise ConfigError(
+                "give either checkpoint=..., a model to evaluate, or completions=..., a file of its completions"
+            )
         for name in ("n", "limit", "max_new_tokens", "workers", "batch_size"):
             value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
+
+    @property
+    def limits(self) -> Limits:
+        """Resources that a program may use."""
+        return Limits(wall_seconds=self.timeout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,6 @@ class EditEvaluation(Evaluation):
     """Edits by instruction: exact match, similarity, and tests where there are any."""
 
     max_new_tokens: int = 256
-    """Longest answer, tokens."""
+    """Longest response, tokens."""
     limit: int | None = None
     """Only so many edits, from the beginning."""

@@ -1,4 +1,4 @@
-"""Measures what each rank holds of parameters, gradients and optimizer state at the stages of ZeRO."""
+"""Measures what each rank holds of parameters, gradients and optimizer state at each ZeRO stage."""
 
 import dataclasses
 import gc
@@ -16,38 +16,38 @@ BF16, FP32 = 2, 4  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
-    """Bytes for each parameter of the model that the rank which holds most holds."""
+class BytesPerParameter:
+    """Bytes for each parameter of the model, on the rank that holds most."""
 
     parameters: float
     gradients: float
     optimizer: float
 
 
-def theory(stage: int, ranks: int, bf16: bool) -> Held:
-    """What a rank should hold (Rajbhandari et al., arXiv 1910.02054, section 3), with gradients kept in fp32.
+def theory(stage: int, ranks: int, bf16: bool) -> BytesPerParameter:
+    """Bytes that a rank should hold (Rajbhandari et al., arXiv 1910.02054, section 3), with gradients kept in fp32.
 
     Without bf16 parameters, too, have fp32 masters of their own under DeepSpeed. In bf16 stage 1 also keeps the last
     micro-batch's gradients in bf16.
     """
-    whole = Held(BF16 if bf16 else FP32, FP32 + (BF16 if bf16 and stage == 1 else 0), 3 * FP32)
-    return Held(
+    whole = BytesPerParameter(BF16 if bf16 else FP32, FP32 + (BF16 if bf16 and stage == 1 else 0), 3 * FP32)
+    return BytesPerParameter(
         whole.parameters / (ranks if stage >= 3 else 1),
         whole.gradients / (ranks if stage >= 2 else 1),
         whole.optimizer / (ranks if stage >= 1 else 1),
     )
 
 
-def measure(config: Config, stages: list[int], ranks: int) -> dict[int, Held]:
-    """What is held at each of DeepSpeed's `stages` by data-parallel `ranks`, on this machine's CPUs."""
+def measure(config: Config, stages: list[int], ranks: int) -> dict[int, BytesPerParameter]:
+    """Bytes held at each of DeepSpeed's ZeRO `stages` by data-parallel `ranks`, on this machine's CPUs."""
     of_ranks = run_ranks(measure_stages, ranks, config, stages, timeout=TIMEOUT_SECONDS)
     return {
-        stage: Held(*(max(values) for values in zip(*map(dataclasses.astuple, held), strict=True)))
+        stage: BytesPerParameter(*(max(values) for values in zip(*map(dataclasses.astuple, held), strict=True)))
         for stage, held in zip(stages, zip(*of_ranks, strict=True), strict=True)
     }
 
 
-def measure_stages(config: Config, stages: list[int]) -> list[Held]:
+def measure_stages(config: Config, stages: list[int]) -> list[BytesPerParameter]:
     """This rank's share at each stage. Collective."""
     found = []
     for stage in stages:
@@ -57,7 +57,7 @@ def measure_stages(config: Config, stages: list[int]) -> list[Held]:
     return found
 
 
-def _measure(config: Config) -> Held:
+def _measure(config: Config) -> BytesPerParameter:
     from megagpt.parallel.zero import DeepSpeedEngine
     from megagpt.train.objectives import LanguageModelObjective
 
@@ -81,7 +81,7 @@ def _measure(config: Config) -> Held:
         engine.train_step(iter([_batch(config)] * 2), 2, config.optim.lr)
     count = sum(math.prod(boxes[0].global_shape) for _, _, boxes in engine.parameters)
     launch.leave_groups()
-    return Held(kept[0] / count, gradients[-1] / count, kept[1] / count)
+    return BytesPerParameter(kept[0] / count, gradients[-1] / count, kept[1] / count)
 
 
 def _batch(config: Config) -> Batch:

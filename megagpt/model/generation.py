@@ -17,8 +17,8 @@ from megagpt.data.fim import fim_prompt
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError, TrainingDiverged
 from megagpt.model.gpt import GPT
-from megagpt.model.kv_cache import KVCache
-from megagpt.model.sampling import choose, penalize
+from megagpt.model.kv_cache import KVCache, Pass
+from megagpt.model.sampling import choose_tokens, penalize
 from megagpt.model.text_stream import TextStream
 
 SPARE_COLUMNS = 64
@@ -63,7 +63,7 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model added to one prompt."""
+    """The model's continuation of one prompt."""
 
     text: str
     """The new text, without the stop string; bytes that are no UTF-8 are U+FFFD."""
@@ -107,8 +107,8 @@ class Generator:
         """
         if config.model.head != "tokens":
             raise ConfigError(
-                f"the model has a {config.model.head} head (model.head), which scores text and writes none: take the "
-                "checkpoint of a language model"
+                f"the model has a {config.model.head} head (model.head), which scores text and generates none: take "
+                "the checkpoint of a language model"
             )
         if tokenizer.vocab_size > config.model.vocab_size:
             raise ConfigError(
@@ -121,7 +121,7 @@ class Generator:
         self.device = next(modules[0].parameters()).device
 
     def fim_prompt(self, prefix: str, suffix: str) -> list[int]:
-        """Token ids to continue with what belongs between, in an order that the model was trained on: SPM if it was.
+        """Token ids after which the model writes the text between the two, in SPM order if it was trained on that.
 
         Raises DataError when the tokenizer has no tokens for it.
         """
@@ -173,7 +173,7 @@ class Generator:
             if room < 1:
                 raise DataError(
                     f"prompt {index} has {len(tokens)} tokens, but the model's sequence_length of {self.window} takes "
-                    f"at most {self.window - 1}, to leave room for an answer: shorten it"
+                    f"at most {self.window - 1}, to leave room for a response: shorten it"
                 )
             if not all(0 <= token < self.tokenizer.vocab_size for token in tokens):
                 raise DataError(f"prompt {index} has a token that is not in 0..{self.tokenizer.vocab_size - 1}")
@@ -196,17 +196,17 @@ class Generator:
             if waiting and free >= rows / 4:  # fewer are not worth a pass of their own
                 batch, waiting = waiting[:free], waiting[free:]
                 active = active + batch
-                cache.begin_prompts([len(sequence.prompt) for sequence in batch])
+                current = cache.begin_prompts([len(sequence.prompt) for sequence in batch])
                 tokens = [token for sequence in batch for token in sequence.prompt]
                 seen = None if seen is None else torch.cat((seen, self._seen(batch)))
             else:
                 batch = active
-                cache.begin_tokens()
+                current = cache.begin_tokens()
                 tokens = [sequence.tokens[-1] for sequence in batch]
             own = None if seen is None else seen[-len(batch) :]
             # The hook by which Megatron-Core runs without CUDA costs every operation more than a small one takes.
             with torch.no_grad(), torch._C.DisableTorchFunction():
-                logits = self._forward(self._tensor(tokens), cache)
+                logits = self._forward(self._tensor(tokens), current)
                 chosen, logprobs = self._choose(logits, batch, own, settings)
             if own is not None:
                 own.scatter_(1, chosen[:, None], True)
@@ -236,10 +236,11 @@ class Generator:
         sequence.text.append(text)
         return text
 
-    def _forward(self, tokens: Tensor, cache: KVCache) -> Tensor | None:
-        """Pass the tokens [T] of the pass that `cache` has begun through all stages.
+    def _forward(self, tokens: Tensor, current: Pass) -> Tensor | None:
+        """Send the tokens [T] of a pass through all pipeline stages.
 
-        Returns the last token's logits over the real vocabulary, float32 [B, V], on the last stage.
+        Returns the logits of each row's last token over the real vocabulary, float32 [B, V], on the last pipeline
+        stage, and None on the others.
         """
         stage, stages, pipeline = self.groups.pp.rank(), self.groups.pp.size(), self.groups.pp
         for module in self.modules:
@@ -250,7 +251,7 @@ class Generator:
                 )
                 dist.recv(hidden, group=pipeline, group_src=(stage - 1) % stages)
                 module.set_input_tensor(hidden)
-            out = module(tokens, cache=cache)
+            out = module(tokens, cache_pass=current)
             if not module.post_process:
                 dist.send(out.contiguous(), group=pipeline, group_dst=(stage + 1) % stages)
         return out[:, : self.tokenizer.vocab_size].float() if self.modules[-1].post_process else None
@@ -265,7 +266,7 @@ class Generator:
                 logits = penalize(logits, seen, settings.repetition_penalty)
             uniforms = np.array([sequence.uniforms[len(sequence.tokens)] for sequence in sequences])
             uniforms = torch.from_numpy(uniforms).to(self.device)
-            choice[0], choice[1] = choose(logits, uniforms, settings.temperature, settings.top_k, settings.top_p)
+            choice[0], choice[1] = choose_tokens(logits, uniforms, settings.temperature, settings.top_k, settings.top_p)
         if self.groups.mp.size() > 1:
             dist.broadcast(choice, group=self.groups.mp, group_src=self.groups.mp.size() - self.groups.tp.size())
         return choice[0].long(), choice[1]

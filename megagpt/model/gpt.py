@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megagpt.config.schema import Config
 from megagpt.model.kernels import choose_kernels
-from megagpt.model.kv_cache import KVCache
+from megagpt.model.kv_cache import Pass
 from megagpt.model.layers import block_spec
 from megagpt.model.losses import cross_entropy, projected_cross_entropy
 from megagpt.model.parameters import initialize
@@ -21,7 +21,7 @@ POSITION_EMBEDDING = {"learned": "learned_absolute", "rope": "rope"}
 
 
 def transformer_config(config: Config) -> TransformerConfig:
-    """Megatron-Core's settings for `config`. What is about gradients and schedules is the engine's to add."""
+    """Megatron-Core's settings for `config`. The engine adds those of gradients and schedules."""
     model, parallel = config.model, config.parallel
     bf16 = config.optim.precision == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -124,29 +124,30 @@ class GPT(GPTModel):
         self.to(settings.params_dtype)
         initialize(self, config)
 
-    def forward(self, input_ids: Tensor, *args, cache: KVCache | None = None, **kwargs) -> Tensor:
-        """See the class; with a `cache`, the next tokens [T] of its sequences -> see `_cached`."""
-        if cache is not None:
-            return self._cached(input_ids, cache)
+    def forward(self, input_ids: Tensor, *args, cache_pass: Pass | None = None, **kwargs) -> Tensor:
+        """See the class; with a `cache_pass`, that pass's tokens [T] -> see `_cached`."""
+        if cache_pass is not None:
+            return self._cached(input_ids, cache_pass)
         return super().forward(input_ids, *args, **kwargs)
 
-    def _cached(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Hidden states [T, H], on the last stage logits of every sequence's last token [B, padded vocabulary].
+    def _cached(self, tokens: Tensor, current: Pass) -> Tensor:
+        """Hidden states [T, H]; on the last pipeline stage logits of each row's last token [B, padded vocabulary].
 
-        Megatron's modules in Megatron's order, without what its forward does for training at every layer: at one token
-        a sequence that would take as long as the arithmetic.
+        Megatron's modules in Megatron's order, without the work that its forward does at every layer for training: at
+        one token a sequence that would take as long as the arithmetic.
         """
         hidden = self.decoder.input_tensor
         if self.pre_process:
-            hidden = self.embedding(tokens[None], cache.positions[None]).squeeze(1)
-        rotary = self.position_embedding_type == "rope"
-        table = self.rotary_pos_emb(self.max_sequence_length) if rotary else None
+            hidden = self.embedding(tokens[None], current.positions[None]).squeeze(1)
+        rotation = None
+        if self.position_embedding_type == "rope":
+            rotation = current.rotation(self.rotary_pos_emb(self.max_sequence_length), hidden.dtype)
         for layer in self.decoder.layers:
-            hidden = layer.cached(hidden, cache, table)
+            hidden = layer.cached(hidden, current, rotation)
         if not self.post_process:
             return hidden
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        hidden = self.decoder.final_layernorm(cache.last(hidden))
+        hidden = self.decoder.final_layernorm(current.last(hidden))
         return self.output_layer(hidden, weight=weight, runtime_gather_output=True)[0]
 
     def _postprocess(self, hidden_states: Tensor, *, labels: Tensor | None, **others) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from megagpt.config.schema import Config, KernelsConfig
 from megagpt.errors import ConfigError
-from megagpt.kernels.attention import supported
+from megagpt.kernels.attention import triton_supports
 from megagpt.kernels.backend import interpreted
 
 log = logging.getLogger(__name__)
@@ -54,11 +54,11 @@ def _check_flash_attn(config: Config) -> None:
 
 
 def _attention_lacks(config: Config) -> str:
-    """What the Triton kernels of attention lack for this model; "" if nothing."""
+    """The feature that the Triton kernels of attention lack for this model; "" if none."""
     model = config.model
     if model.attention_dropout:
         return f"model.attention_dropout={model.attention_dropout}"
-    if not supported(torch.bfloat16, model.head_dim):
+    if not triton_supports(torch.bfloat16, model.head_dim):
         return f"a head dimension of {model.head_dim}"
     if config.optim.precision == "fp32" and config.kernels.attention == "auto":
         return "optim.precision=fp32"

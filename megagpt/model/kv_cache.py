@@ -1,99 +1,79 @@
 """Keys and values of the tokens that went through the model, so that the next token costs one token's work."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines of the rotary angles of a pass's tokens, [T, 1, D] each."""
+
 
 class KVCache:
-    """What attention remembers of some sequences: for every layer of this rank, keys (already rotated) and values.
+    """Keys (already rotated) and values of some sequences, for every layer of this rank.
 
     A sequence is a row. All rows end at the same column, so a shorter one begins later. A pass reads either the prompts
-    of new rows or one more token of every row: call `begin_prompts` or `begin_tokens`, then give the cache and these
-    tokens, one after the other without padding, to all GPT chunks of the rank.
+    of new rows or one more token of every row: `begin_prompts` and `begin_tokens` return it. Give the pass and its
+    tokens, one after the other without padding, to all GPT chunks of the rank before the next one begins.
     """
 
     def __init__(self, layers: int, rows: int, columns: int, device: torch.device) -> None:
         """Room for `rows` sequences of up to `columns` tokens in each of `layers` layers."""
         self.layers, self.rows, self.columns, self.device = layers, rows, columns, device
-        self.positions: Tensor
-        """Position in its sequence of each token of the pass, int64 [T]."""
-        self.first_key: Tensor | None
-        """Number of columns before each row's begin, of those that the pass sees; int32 [B], None where all are 0."""
-        self._begins: list[int] = []
+        self._begins: list[int] = []  # first column of each row
         self._end = 0
         self._stored: Tensor | None = None  # [layers, 2, rows, groups, columns, D]: the tokens of a head lie together
-        self._slots: dict[int, int] = {}  # where a layer is in it
+        self._slots: dict[int, int] = {}  # place of a layer in `_stored`, by its number
 
-    def begin_prompts(self, lengths: Sequence[int]) -> None:
-        """Begin a pass over sequences of these lengths, none longer than those there, which become the last rows."""
+    def begin_prompts(self, lengths: Sequence[int]) -> "Pass":
+        """A pass over sequences of these lengths, none longer than those there, which become the last rows."""
         longest, old = max(lengths), len(self._begins)
         if not old:
             self._end = longest
         self._begins += [self._end - length for length in lengths]
-        counts = self._tensor(lengths)
+        first, counts = self._end - longest, self.tensor(lengths)
         positions = torch.arange(longest, device=self.device) - (longest - counts[:, None])
-        self._padded = (positions >= 0).nonzero(as_tuple=True)
-        self._last = counts.cumsum(0) - 1
-        row, column = self._padded
-        self._place = row + old, column + self._end - longest
-        self._begin(positions[self._padded], slice(old, old + len(lengths)), self._end - longest)
+        row, column = (positions >= 0).nonzero(as_tuple=True)
+        return Pass(
+            cache=self,
+            rows=slice(old, old + len(lengths)),
+            columns=slice(first, self._end),
+            positions=positions[row, column],
+            first_key=self._first_key(self._begins[old:], first),
+            places=(row + old, column + first),
+            padded=(row, column),
+            last_tokens=counts.cumsum(0) - 1,
+        )
 
-    def begin_tokens(self) -> None:
-        """Begin a pass over one more token of every row."""
+    def begin_tokens(self) -> "Pass":
+        """A pass over one more token of every row."""
         if self._end == self.columns:
             self._make_room()
         self._end += 1
-        rows = slice(len(self._begins))
-        self._padded, self._place = None, (rows, self._end - 1)
-        self._begin(self._end - 1 - self._tensor(self._begins), rows, min(self._begins))
+        rows, first = slice(len(self._begins)), min(self._begins)
+        return Pass(
+            cache=self,
+            rows=rows,
+            columns=slice(first, self._end),
+            positions=self._end - 1 - self.tensor(self._begins),
+            first_key=self._first_key(self._begins, first),
+            places=(rows, self._end - 1),
+        )
 
-    def _begin(self, positions: Tensor, rows: slice, first: int) -> None:
-        """Of the pass: positions of its tokens, its rows, the first column that it sees."""
-        self.positions, self._rows, self._seen = positions, rows, slice(first, self._end)
-        hidden = [begin - first for begin in self._begins[rows]]
-        self.first_key = self._tensor(hidden).int() if any(hidden) else None
-        self._rotation: tuple[Tensor, Tensor] | None = None
-
-    def rotate(self, part: Tensor, table: Tensor) -> Tensor:
-        """Rotate queries or keys [T, heads, D] of the pass by the angles in `table` [positions, 1, 1, D]."""
-        if self._rotation is None:  # the same for all layers
-            angles = table[self.positions].squeeze(1)
-            self._rotation = angles.cos().to(part.dtype), angles.sin().to(part.dtype)
-        cos, sin = self._rotation
-        first, second = part.chunk(2, -1)
-        return part * cos + torch.cat((-second, first), -1) * sin
-
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Remember `key` and `value` [T, groups, D]; returns those that the pass sees, [B, Sk, groups, D]."""
-        if self._stored is None:  # zeros, because what is hidden must be finite all the same
+    def store(self, layer: int, key: Tensor, value: Tensor, current: "Pass") -> tuple[Tensor, Tensor]:
+        """Remember a pass's `key` and `value` [T, groups, D]; returns those that it sees, [B, Sk, groups, D]."""
+        if self._stored is None:  # zeros, because hidden keys must be finite too
             _, groups, width = key.shape
             self._stored = key.new_zeros(self.layers, 2, self.rows, groups, self.columns, width)
         keys, values = self._stored[self._slots.setdefault(layer, len(self._slots))].unbind()
-        row, column = self._place
+        row, column = current.places
         keys[row, :, column], values[row, :, column] = key, value
-        keys, values = (part[self._rows, :, self._seen].transpose(1, 2) for part in (keys, values))
+        keys, values = (held[current.rows, :, current.columns].transpose(1, 2) for held in (keys, values))
         return keys, values
 
-    def pad(self, part: Tensor) -> Tensor:
-        """[T, ...] of the pass's tokens -> [B, Sq, ...], zeros before a row's begin."""
-        if self._padded is None:
-            return part[:, None]
-        padded = part.new_zeros(len(self._last), self._seen.stop - self._seen.start, *part.shape[1:])
-        padded[self._padded] = part
-        return padded
-
-    def unpad(self, part: Tensor) -> Tensor:
-        """[B, Sq, ...] -> [T, ...]: the reverse of `pad`."""
-        return part[:, 0] if self._padded is None else part[self._padded]
-
-    def last(self, part: Tensor) -> Tensor:
-        """[T, ...] of the pass's tokens -> [B, ...] of each row's last one."""
-        return part if self._padded is None else part[self._last]
-
     def drop(self, rows: Sequence[int]) -> list[int]:
-        """Forget these rows; returns which row each of the others was. The last ones are copied to where gaps are."""
+        """Forget these rows; returns the old number of each row that is left. The last rows move into the gaps."""
         gone, kept = set(rows), len(self._begins) - len(rows)
         gaps = [row for row in range(kept) if row in gone]
         movers = [row for row in range(kept, len(self._begins)) if row not in gone]
@@ -102,16 +82,75 @@ class KVCache:
             order[gap] = mover
         if gaps:
             columns = slice(min(self._begins), self._end)
-            gaps, movers = self._tensor(gaps), self._tensor(movers)
+            gaps, movers = self.tensor(gaps), self.tensor(movers)
             self._stored[:, :, gaps, :, columns] = self._stored[:, :, movers, :, columns]
         self._begins = [self._begins[row] for row in order]
         return order
 
+    def tensor(self, values: Sequence[int]) -> Tensor:
+        """int64 tensor on the cache's device."""
+        return torch.tensor(values, device=self.device)
+
+    def _first_key(self, begins: Sequence[int], first: int) -> Tensor | None:
+        hidden = [begin - first for begin in begins]
+        return self.tensor(hidden).int() if any(hidden) else None
+
     def _make_room(self) -> None:
-        """Move all rows to the left as far as it goes."""
+        """Move all rows to the left as far as possible."""
         rows, first = slice(len(self._begins)), min(self._begins)
         self._stored[:, :, rows, :, : self._end - first] = self._stored[:, :, rows, :, first : self._end].clone()
         self._begins, self._end = [begin - first for begin in self._begins], self._end - first
 
-    def _tensor(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, device=self.device)
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass through the model over T tokens of B rows: whole prompts, or one token of every row."""
+
+    cache: KVCache
+    rows: slice
+    """Its rows."""
+    columns: slice
+    """Columns that it sees; the last is that of its newest tokens."""
+    positions: Tensor
+    """int64 [T]: position of each token in its sequence."""
+    first_key: Tensor | None
+    """int32 [B]: number of columns before each row's first token, among those that the pass sees; None: all are 0."""
+    places: tuple[Tensor | slice, Tensor | int]
+    """Row and column of the cache for each token."""
+    padded: tuple[Tensor, Tensor] | None = None
+    """Row and column of each token in [B, Sq]; None for one token a row, where nothing is padded."""
+    last_tokens: Tensor | None = None
+    """int64 [B]: number of each row's last token among the T; None for one token a row."""
+
+    def rotation(self, table: Tensor, dtype: torch.dtype) -> Rotation:
+        """The rotation of the pass's tokens, of all angles in `table` [positions, 1, 1, D]; the same for all layers."""
+        angles = table[self.positions].squeeze(1)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """See `KVCache.store`."""
+        return self.cache.store(layer, key, value, self)
+
+    def pad(self, values: Tensor) -> Tensor:
+        """[T, ...] of the pass's tokens -> [B, Sq, ...], zeros before a row's first token."""
+        if self.padded is None:
+            return values[:, None]
+        width = self.columns.stop - self.columns.start
+        padded = values.new_zeros(len(self.last_tokens), width, *values.shape[1:])
+        padded[self.padded] = values
+        return padded
+
+    def unpad(self, values: Tensor) -> Tensor:
+        """[B, Sq, ...] -> [T, ...]: the reverse of `pad`."""
+        return values[:, 0] if self.padded is None else values[self.padded]
+
+    def last(self, values: Tensor) -> Tensor:
+        """[T, ...] of the pass's tokens -> [B, ...] of each row's last token."""
+        return values if self.last_tokens is None else values[self.last_tokens]
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate queries or keys [T, heads, D] (rotary position embedding, halves paired)."""
+    cos, sin = rotation
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin

@@ -27,7 +27,7 @@ from megagpt.kernels.attention import attention
 from megagpt.kernels.bias_dropout_add import bias_dropout_add
 from megagpt.kernels.decode import decode_attention
 from megagpt.kernels.norm import layer_norm, rms_norm
-from megagpt.model.kv_cache import KVCache
+from megagpt.model.kv_cache import Pass, Rotation, rotate
 
 
 def block_spec(
@@ -165,29 +165,29 @@ def fused_bias_dropout_add(training: bool, fused: bool) -> Callable:
 
 
 class SelfAttention(MegatronSelfAttention):
-    """Megatron's self-attention, and what it is with a `KVCache`."""
+    """Megatron's self-attention, and the same over a pass of a `KVCache`."""
 
-    def cached(self, hidden: Tensor, cache: KVCache, rotary_table: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """[T, H] of the cache's pass -> [T, H] and the bias that is still to be added, if any."""
+    def cached(self, hidden: Tensor, current: Pass, rotation: Rotation | None) -> tuple[Tensor, Tensor | None]:
+        """[T, H] of the pass -> [T, H] and the bias that is still to be added, if any."""
         mixed, _ = self.linear_qkv(hidden)
         groups, width = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
         mixed = mixed.view(len(hidden), groups, -1, width)  # the queries of a group, its key, its value
         query, key, value = mixed[:, :, :-2].reshape(len(hidden), -1, width), mixed[:, :, -2], mixed[:, :, -1]
         if self.q_layernorm is not None:
             query, key = self.q_layernorm(query), self.k_layernorm(key)
-        if rotary_table is not None:
-            query, key = cache.rotate(query, rotary_table), cache.rotate(key, rotary_table)
-        key, value = cache.append(self.layer_number, key, value)
-        out = self.core_attention.cached(cache.pad(query), key, value, cache.first_key)
-        return self.linear_proj(cache.unpad(out).flatten(1))
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        key, value = current.append(self.layer_number, key, value)
+        out = self.core_attention.cached(current.pad(query), key, value, current.first_key)
+        return self.linear_proj(current.unpad(out).flatten(1))
 
 
 class TransformerLayer(MegatronTransformerLayer):
-    """Megatron's layer, and what is left of it with a `KVCache`, where there is no dropout, recompute or offload."""
+    """Megatron's layer, and the same over a pass of a `KVCache`, without dropout, recompute or offload."""
 
-    def cached(self, hidden: Tensor, cache: KVCache, rotary_table: Tensor | None) -> Tensor:
-        """[T, H] of the cache's pass -> [T, H]."""
-        hidden = _add(hidden, *self.self_attention.cached(self.input_layernorm(hidden), cache, rotary_table))
+    def cached(self, hidden: Tensor, current: Pass, rotation: Rotation | None) -> Tensor:
+        """[T, H] of the pass -> [T, H]."""
+        hidden = _add(hidden, *self.self_attention.cached(self.input_layernorm(hidden), current, rotation))
         return _add(hidden, *self.mlp(self.pre_mlp_layernorm(hidden)))
 
 

@@ -36,7 +36,7 @@ def projected_cross_entropy(
     sequence_parallel: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """`cross_entropy` of the logits hidden x weight^T, float32 [B, S], of which only a slice exists at a time.
+    """`cross_entropy` of the logits hidden x weight^T, float32 [B, S], with only a slice of them in memory at a time.
 
     hidden: [S, B, H], or [S / tp, B, H] where `sequence_parallel`; weight: [V / tp, H], this rank's rows.
     """

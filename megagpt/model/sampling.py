@@ -38,7 +38,7 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     return tokens.clamp_(max=logprobs.shape[-1] - 1)  # NaN compares with nothing; its log-probability will tell
 
 
-def choose(
+def choose_tokens(
     logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """The next token of every row, int64 [B], and its log-probability, float32 [B].

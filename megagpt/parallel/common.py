@@ -1,4 +1,4 @@
-"""What the engines do alike."""
+"""Functions that the engines share."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def sums_of(loss: torch.Tensor, count: torch.Tensor, metrics: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """What `Objective.loss` returned for a micro-batch, as one float64 vector."""
+    """The result of `Objective.loss` for a micro-batch, as one float64 vector."""
     return torch.stack([value.detach().double() for value in (loss, count, *metrics)])
 
 

@@ -65,6 +65,6 @@ def enable() -> None:
     random = sys.modules.get("megatron.core.tensor_parallel.random")
     if random is not None:  # it took its copies of these two when it was imported
         random._lazy_init, random._lazy_call = cuda._lazy_init, cuda._lazy_call
-    # Here the "CUDA" and the CPU random state are the same, of which Megatron-Core warns at every fork.
+    # Here the "CUDA" and the CPU random state are the same; Megatron-Core warns of that at every fork.
     logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
     _MODE.__enter__()

@@ -1,4 +1,4 @@
-"""How a rank describes what it holds of a tensor, whatever the layout and the engine."""
+"""Shards: the parts of tensors that ranks hold, described alike for every layout and engine."""
 
 from dataclasses import dataclass
 from math import prod
@@ -50,7 +50,7 @@ class ShardMetadata:
         return f"{self.name}[{box}{flat}]" if box or flat else self.name
 
     def flaw(self) -> str | None:
-        """What is inconsistent in offset, shape and flat range; None when nothing is."""
+        """The inconsistency of offset, shape and flat range; None if there is none."""
         if not len(self.global_shape) == len(self.offset) == len(self.shape):
             return f"global shape {self.global_shape}, offset {self.offset} and shape {self.shape} differ in length"
         for size, offset, length in zip(self.global_shape, self.offset, self.shape, strict=True):
@@ -63,7 +63,7 @@ class ShardMetadata:
 
 @dataclass(frozen=True)
 class Shard(ShardMetadata):
-    """A part of a tensor and its data: what an engine saves, or wants filled."""
+    """A part of a tensor with its data, which an engine saves or wants filled."""
 
     data: torch.Tensor
     """Tensor shaped like the box, or the contiguous 1-D flat range of it."""
@@ -75,7 +75,7 @@ class Shard(ShardMetadata):
         return cls(name, shape, (0,) * len(shape), shape, None, data)
 
     def flaw(self) -> str | None:
-        """What is inconsistent in the place or between it and the data; None when nothing is."""
+        """The inconsistency in the metadata, or between it and the data; None if there is none."""
         if tuple(self.data.shape) != self.data_shape:
             return f"data of shape {tuple(self.data.shape)} where {self.data_shape} was declared"
         if self.flat is not None and not self.data.is_contiguous():

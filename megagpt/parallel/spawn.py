@@ -17,7 +17,7 @@ from megagpt import env
 from megagpt.errors import DistributedError
 
 PRELOAD = ["megagpt.parallel.megatron"]
-"""What a server process imports once, for all ranks to be forked from it: that takes seconds, a fork none."""
+"""Modules that a server process imports once, before ranks are forked from it: imports take seconds, a fork none."""
 
 
 def run_ranks(function: Callable, world_size: int, *args: Any, timeout: float = 120, gpus: bool = False) -> list[Any]:

@@ -70,7 +70,7 @@ def store(host: str, port: int, world_size: int, is_master: bool, timeout: Any, 
         raise ConfigError(f"a job on one machine meets at {ADDRESS}, not at {host}: leave --master-addr out")
     listener = socket.create_server((ADDRESS, port))
     return dist.TCPStore(
-        *(ADDRESS, port, world_size, is_master, timeout), multi_tenant=False, master_listen_fd=listener.detach()
+        ADDRESS, port, world_size, is_master, timeout, multi_tenant=False, master_listen_fd=listener.detach()
     )
 
 

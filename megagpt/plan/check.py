@@ -43,7 +43,7 @@ def check_run(config: Config, max_epochs: float = LARGEST_EPOCHS, hashes: bool =
 
 
 def data_files(config: Config) -> list[Path]:
-    """What every rank reads."""
+    """Checks the data that every rank reads."""
     corpora = [path for corpus in _corpora(config) for path in corpus_files(corpus.path)]
     others = [*config.data.conversations, *config.data.rankings]
     others += [config.stage.held_out_edits] if config.stage.held_out_edits else []
@@ -138,7 +138,7 @@ def _hashes(config: Config) -> Findings:
 
 
 def _checkpoint(config: Config) -> Findings:
-    """What the run would start from: valid, and of the same model."""
+    """Checks the checkpoint that the run would start from: valid, and of the same model."""
     own, may_grow = Path(config.run_dir) / "checkpoints", False
     newest = checkpoint.find_newest(own, World()) if own.is_dir() else None
     if newest is None and config.checkpoint.load:
@@ -163,7 +163,7 @@ def _checkpoint(config: Config) -> Findings:
 
 
 def _scoring_models(config: Config) -> Findings:
-    """What reward models and PPO's critic start from: valid, and able to score."""
+    """Checks the checkpoints of reward models and PPO's critic: valid, and able to score."""
     ppo = config.ppo
     wanted = {"stage.reward_model": config.stage.reward_model}
     if config.stage.name == "ppo":

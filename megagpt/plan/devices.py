@@ -1,4 +1,4 @@
-"""What is known of the devices that a run can be planned for: `devices.yaml`, or a file of one's own."""
+"""The devices that a run can be planned for: those of `devices.yaml`, and of a file of one's own."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import yaml
 
 from megagpt.config.nearest import nearest
 from megagpt.errors import ConfigError
+from megagpt.train.flops import PEAK_TFLOPS
 
 GIB = 2**30
 GB = 1e9
@@ -17,7 +18,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU in its node; see `devices.yaml` for the origin of every figure."""
+    """One GPU in its node; see `devices.yaml` for the origin of every number."""
 
     name: str
     memory_gib: float
@@ -120,9 +121,16 @@ def _read(path: Any) -> dict[str, Any]:
     return values
 
 
+def _known_peaks(name: str) -> dict[str, float]:
+    """The peaks that every device of this kind has: those of H100 for H100-80."""
+    bf16, fp32 = PEAK_TFLOPS.get(name.upper().split("-")[0], (None, None))
+    peaks = {"peak_tflops": bf16, "peak_fp32_tflops": fp32}
+    return {field: peak for field, peak in peaks.items() if peak is not None}
+
+
 def _device(path: Any, name: str, values: Any) -> Device:
     fields = {field.name for field in dataclasses.fields(Device)} - {"name"}
-    given = values if isinstance(values, dict) else {}
+    given = _known_peaks(name) | (values if isinstance(values, dict) else {})
     problems = [f"lacks {field}" for field in sorted(fields - set(given))]
     problems += [f"has the unknown field {field}" for field in sorted(map(str, set(given) - fields))]
     problems += [

@@ -27,15 +27,15 @@ BOUNDS = {
     "data_parallel": "data-parallel messages",
     "optimizer": "optimizer",
     "critic": "the critic's step",
-    "answers": "writing answers",
-    "scores": "scoring answers",
+    "generation": "generating responses",
+    "scoring": "scoring responses",
 }
 """Names of the parts that a step's time is divided into."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The answer of the arithmetic for one job on one device."""
+    """Memory, time and cost of one job on one device."""
 
     job: Job
     device: Device
@@ -101,9 +101,9 @@ class Estimate:
             "gpus": self.job.gpus,
             "device": dataclasses.asdict(self.device),
             "parameters": total_parameters(self.job.config.model),
-            "parameters_per_stage": [stage_parameters(self.job, stage) for stage in range(self.job.stages)],
+            "parameters_per_stage": [stage_parameters(self.job, stage) for stage in range(self.job.pipeline_size)],
             "micro_batches": self.job.micro_batches,
-            "replicas": self.job.data,
+            "replicas": self.job.data_size,
             "memory_gib": [
                 {name: size / GIB for name, size in dataclasses.asdict(stage).items()} | {"total": stage.total / GIB}
                 for stage in self.memory
@@ -132,7 +132,7 @@ def estimate_training(job: Job, device: Device, simulated: bool = True) -> Estim
     Unless `simulated` the pipeline's time comes from a formula, and there is no timeline: for a search.
     """
     work = Work(job, device)
-    chunks = [[work.chunk(stage, chunk) for chunk in range(job.virtual)] for stage in range(job.stages)]
+    chunks = [[work.chunk(stage, chunk) for chunk in range(job.virtual_size)] for stage in range(job.pipeline_size)]
     message, crossing = message_seconds(job, device)
     timeline = (simulate if simulated else approximate)(
         job,
@@ -143,7 +143,7 @@ def estimate_training(job: Job, device: Device, simulated: bool = True) -> Estim
     after = _after_backward(job, device, min(sum(back.total for _, back in stage) for stage in chunks))
     busiest = max((sum((ahead + back for ahead, back in stage), Seconds()) for stage in chunks), key=lambda s: s.total)
     parts = dataclasses.asdict(busiest * job.micro_batches)
-    parts["pipeline"] = 2 * message * job.virtual * job.micro_batches
+    parts["pipeline"] = 2 * message * job.virtual_size * job.micro_batches
     waits = timeline.seconds - sum(parts.values())
     parts["pipeline"] += min(0.0, waits)  # the ends of the pipeline send in one direction alone
     parts["bubble"] = max(0.0, waits)
@@ -151,8 +151,8 @@ def estimate_training(job: Job, device: Device, simulated: bool = True) -> Estim
     return Estimate(
         job=job,
         device=device,
-        memory=[stage_memory(job, stage) for stage in range(job.stages)],
-        host=[host_memory(job, stage) for stage in range(job.stages)],
+        memory=[stage_memory(job, stage) for stage in range(job.pipeline_size)],
+        host=[host_memory(job, stage) for stage in range(job.pipeline_size)],
         step_seconds=timeline.seconds + sum(after.values()),
         parts=parts,
         timeline=timeline,
@@ -183,17 +183,17 @@ def _ranks(device: Device, stride: int, size: int) -> tuple[int, int]:
 
 def message_seconds(job: Job, device: Device) -> tuple[float, bool]:
     """Seconds of a micro-batch's hidden states to the next stage, and whether it leaves the node."""
-    if job.stages == 1:
+    if job.pipeline_size == 1:
         return 0.0, False
-    _, nodes = _ranks(device, job.tensor * job.data, job.stages)
+    _, nodes = _ranks(device, job.tensor_size * job.data_size, job.pipeline_size)
     crossing = nodes > 1
     return job.message_bytes / device.link_rate(1, 2 if crossing else 1), crossing
 
 
 def _data_parallel_bytes(job: Job) -> tuple[float, float]:
     """Bytes that a rank sends to its replicas in a step: of gradients, and of weights."""
-    parallel, share = job.config.parallel, (job.data - 1) / job.data
-    parameters = max(stage_parameters(job, stage) for stage in range(job.stages))
+    parallel, share = job.config.parallel, (job.data_size - 1) / job.data_size
+    parameters = max(stage_parameters(job, stage) for stage in range(job.pipeline_size))
     if parallel.zero_stage == 0:
         return 2 * share * FP32 * parameters, 0.0
     reductions = job.micro_batches if parallel.zero_stage >= 2 else 1  # sharded gradients cannot be kept for later
@@ -205,15 +205,16 @@ def _after_backward(job: Job, device: Device, backward: float) -> dict[str, floa
     """Seconds of what follows the last backward pass, which took `backward` seconds: reductions and the update."""
     parallel = job.config.parallel
     reduction = gathering = 0.0
-    if job.data > 1:
-        rate = device.link_rate(*_ranks(device, job.tensor, job.data))
+    if job.data_size > 1:
+        rate = device.link_rate(*_ranks(device, job.tensor_size, job.data_size))
         reduction, gathering = (sent / rate for sent in _data_parallel_bytes(job))
     if parallel.overlap_grad_reduce:
         reduction = max(0.0, reduction - backward)
-    if job.stages > 1 and job.config.model.shares_embeddings:  # first and last stage add up the table's gradients
-        reduction += FP32 * vocabulary_parameters(job.config.model, job.tensor) / device.link_rate(1, 2)
-    sharers = job.data if parallel.zero_stage >= 1 else 1
-    held = max(stage_parameters(job, stage) for stage in range(job.stages)) / sharers
+    if job.pipeline_size > 1 and job.config.model.shares_embeddings:
+        # The first and the last pipeline stage add up the gradients of the table that they share.
+        reduction += FP32 * vocabulary_parameters(job.config.model, job.tensor_size) / device.link_rate(1, 2)
+    sharers = job.data_size if parallel.zero_stage >= 1 else 1
+    held = max(stage_parameters(job, stage) for stage in range(job.pipeline_size)) / sharers
     update = UPDATE_BYTES * held / device.memory_rate
     if parallel.offload_optimizer != "none":
         update = held * (UPDATE_BYTES / HOST_UPDATE_RATE + (FP32 + BF16) / (device.host_gbs * device.host * GB))
@@ -223,18 +224,18 @@ def _after_backward(job: Job, device: Device, backward: float) -> dict[str, floa
 def _sent(job: Job, device: Device, work: Work, crossing: bool) -> dict[str, float]:
     """Bytes that a rank sends in a step, by kind of link."""
     passes = 3 + (job.config.parallel.recompute == "full")  # forward; backward: gradients, and inputs gathered again
-    passes -= 0 if job.sequence > 1 else 1
-    layers = job.layers_per_chunk * job.virtual
+    passes -= 0 if job.sequence_size > 1 else 1
+    layers = job.layers_per_chunk * job.virtual_size
     links = {"inside a node": 0.0, "between nodes": 0.0, "to the host": 0.0}
-    if job.tensor > 1:
-        where = "inside a node" if job.tensor <= device.gpus_per_node else "between nodes"
+    if job.tensor_size > 1:
+        where = "inside a node" if job.tensor_size <= device.gpus_per_node else "between nodes"
         links[where] += work.tensor_parallel_bytes() * layers * passes * job.micro_batches
-    if job.stages > 1:
+    if job.pipeline_size > 1:
         where = "between nodes" if crossing else "inside a node"
-        links[where] += 2 * job.message_bytes * job.virtual * job.micro_batches
-    if job.data > 1:
-        _, nodes = _ranks(device, job.tensor, job.data)
+        links[where] += 2 * job.message_bytes * job.virtual_size * job.micro_batches
+    if job.data_size > 1:
+        _, nodes = _ranks(device, job.tensor_size, job.data_size)
         links["between nodes" if nodes > 1 else "inside a node"] += sum(_data_parallel_bytes(job))
     if job.config.parallel.offload_optimizer != "none":
-        links["to the host"] += (FP32 + BF16) * stage_parameters(job, 0) / job.data
+        links["to the host"] += (FP32 + BF16) * stage_parameters(job, 0) / job.data_size
     return links

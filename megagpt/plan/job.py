@@ -1,4 +1,4 @@
-"""A configuration on so many GPUs: how many layers, micro-batches and replicas that makes."""
+"""A configuration on a number of GPUs: its layers, micro-batches and replicas."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,8 +6,8 @@ from functools import cached_property
 from megagpt.config.schema import Config
 
 BF16, FP32 = 2, 4  # bytes
-ANSWERS = 9
-"""To a ranked prompt, at most (arXiv 2203.02155): what memory has to be enough for."""
+RANKED_ANSWERS = 9
+"""Largest number of answers to a ranked prompt (arXiv 2203.02155), for which memory must be enough."""
 
 
 @dataclass(frozen=True)
@@ -23,39 +23,39 @@ class Job:
     4.1; Megatron-Core no longer does)."""
 
     @property
-    def tensor(self) -> int:
-        """Tensor-parallel ranks."""
+    def tensor_size(self) -> int:
+        """Number of tensor-parallel ranks."""
         return self.config.parallel.tensor_parallel_size
 
     @property
-    def stages(self) -> int:
-        """Pipeline stages."""
+    def pipeline_size(self) -> int:
+        """Number of pipeline stages."""
         return self.config.parallel.pipeline_parallel_size
 
     @property
-    def virtual(self) -> int:
-        """Chunks of layers a stage."""
+    def virtual_size(self) -> int:
+        """Chunks of layers of a pipeline stage (interleaved schedule)."""
         return self.config.parallel.virtual_pipeline_size
 
     @property
-    def data(self) -> int:
-        """Replicas."""
-        return self.gpus // (self.tensor * self.stages)
+    def data_size(self) -> int:
+        """Number of data-parallel replicas."""
+        return self.gpus // (self.tensor_size * self.pipeline_size)
 
     @property
-    def sequence(self) -> int:
+    def sequence_size(self) -> int:
         """Ranks that share the tokens of norms, dropouts and the residual stream."""
-        return self.tensor if self.config.parallel.sequence_parallel else 1
+        return self.tensor_size if self.config.parallel.sequence_parallel else 1
 
     @property
     def micro_batches(self) -> int:
         """Micro-batches of a replica in a step at the full batch size."""
-        return self.config.optim.global_batch_size // (self.data * self.config.parallel.micro_batch_size)
+        return self.config.optim.global_batch_size // (self.data_size * self.config.parallel.micro_batch_size)
 
     @property
     def rows(self) -> int:
-        """Sequences of a micro-batch: stage reward has `ANSWERS` for each prompt that it counts."""
-        return self.config.parallel.micro_batch_size * (ANSWERS if self.config.stage.name == "reward" else 1)
+        """Sequences of a micro-batch: stage reward has `RANKED_ANSWERS` for each prompt that it counts."""
+        return self.config.parallel.micro_batch_size * (RANKED_ANSWERS if self.config.stage.name == "reward" else 1)
 
     @property
     def tokens(self) -> int:
@@ -65,13 +65,13 @@ class Job:
     @property
     def message_bytes(self) -> float:
         """Hidden states that a rank sends to the next stage for a micro-batch."""
-        sharers = self.tensor if self.scattered_messages else self.sequence
+        sharers = self.tensor_size if self.scattered_messages else self.sequence_size
         return self.itemsize * self.tokens * self.config.model.hidden_size / sharers
 
     @property
     def step_tokens(self) -> int:
         """Tokens of a step at the full batch size."""
-        return self.tokens * self.micro_batches * self.data
+        return self.tokens * self.micro_batches * self.data_size
 
     @property
     def itemsize(self) -> int:
@@ -86,11 +86,11 @@ class Job:
     @cached_property
     def layers_per_chunk(self) -> int:
         """Layers of one chunk."""
-        return self.config.model.num_layers // (self.stages * self.virtual)
+        return self.config.model.num_layers // (self.pipeline_size * self.virtual_size)
 
     def chunk_layers(self, stage: int, chunk: int) -> range:
         """Numbers of the layers of one chunk of a stage."""
-        first = (chunk * self.stages + stage) * self.layers_per_chunk
+        first = (chunk * self.pipeline_size + stage) * self.layers_per_chunk
         return range(first, first + self.layers_per_chunk)
 
     def in_flight(self, stage: int) -> int:
@@ -99,13 +99,13 @@ class Job:
         1F1B: as many as there are stages from here to the end. Interleaved: as its warm-up makes, and one more
         (arXiv 2205.05198, section 4.2.3).
         """
-        if self.virtual == 1:
-            return min(self.micro_batches, self.stages - stage)
-        return min(self.micro_batches * self.virtual, self.warm_up(stage) + 1)
+        if self.virtual_size == 1:
+            return min(self.micro_batches, self.pipeline_size - stage)
+        return min(self.micro_batches * self.virtual_size, self.warm_up(stage) + 1)
 
     def warm_up(self, stage: int) -> int:
         """Forward passes of chunks that a stage does before its first backward pass, as in Megatron-Core."""
-        total = self.micro_batches * self.virtual
-        if self.virtual == 1:
-            return min(total, self.stages - stage - 1)
-        return min(total, 2 * (self.stages - stage - 1) + (self.virtual - 1) * self.stages)
+        total = self.micro_batches * self.virtual_size
+        if self.virtual_size == 1:
+            return min(total, self.pipeline_size - stage - 1)
+        return min(total, 2 * (self.pipeline_size - stage - 1) + (self.virtual_size - 1) * self.pipeline_size)

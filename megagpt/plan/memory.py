@@ -23,9 +23,9 @@ class StageMemory:
     gradients: float
     optimizer: float
     activations: float
-    """What backward passes that are yet to come need, of all micro-batches in flight."""
+    """Tensors saved for backward passes, of all micro-batches in flight."""
     working: float
-    """What exists only while a layer's backward pass runs, a recomputed layer included."""
+    """Tensors that exist only during a layer's backward pass, a recomputed layer included."""
     logits: float
     """The last stage's logits, their gradient and that of the projection."""
     communication: float
@@ -46,9 +46,9 @@ class HostMemory:
 
 
 def stage_memory(job: Job, stage: int) -> StageMemory:
-    """What a rank of `stage` holds."""
+    """Memory of a rank of the pipeline stage `stage`."""
     parameters = stage_parameters(job, stage)
-    last = stage == job.stages - 1
+    last = stage == job.pipeline_size - 1
     working, logits = _layer_working(job), logits_bytes(job) if last else 0.0
     weights, gradients, optimizer = _model_states(job, parameters)
     return StageMemory(
@@ -63,8 +63,8 @@ def stage_memory(job: Job, stage: int) -> StageMemory:
 
 
 def host_memory(job: Job, stage: int) -> HostMemory:
-    """What a rank of `stage` keeps in the host's memory or on disk, under DeepSpeed's offload."""
-    parallel, share = job.config.parallel, stage_parameters(job, stage) / job.data
+    """Bytes that a rank of the pipeline stage `stage` offloads to the host's memory or to disk (DeepSpeed)."""
+    parallel, share = job.config.parallel, stage_parameters(job, stage) / job.data_size
     return HostMemory(
         optimizer=16 * share if parallel.offload_optimizer != "none" else 0.0,  # master, moments and gradient
         parameters=job.itemsize * share if parallel.offload_parameters != "none" else 0.0,
@@ -77,9 +77,9 @@ def _model_states(job: Job, parameters: int) -> tuple[float, float, float]:
     stage, deepspeed = parallel.zero_stage, parallel.engine == "deepspeed"
     # Megatron-Core updates fp32 weights in place; DeepSpeed has masters of its own.
     moments_and_master = FP32 * (3 if bf16 or deepspeed else 2)
-    weights = job.itemsize / (job.data if stage == 3 else 1)
-    gradients = (FP32 + (BF16 if deepspeed and bf16 and stage == 1 else 0)) / (job.data if stage >= 2 else 1)
-    optimizer = moments_and_master / (job.data if stage >= 1 else 1)
+    weights = job.itemsize / (job.data_size if stage == 3 else 1)
+    gradients = (FP32 + (BF16 if deepspeed and bf16 and stage == 1 else 0)) / (job.data_size if stage >= 2 else 1)
+    optimizer = moments_and_master / (job.data_size if stage >= 1 else 1)
     if parallel.offload_optimizer != "none":
         optimizer, gradients = 0.0, gradients if stage == 1 else 0.0
     if parallel.offload_parameters != "none":
@@ -91,10 +91,10 @@ def layer_activations(job: Job, recompute: str | None = None) -> float:
     """Bytes that one layer saves for the backward pass of one micro-batch; `recompute` overrides the configured."""
     model, tokens, size = job.config.model, job.tokens, job.itemsize
     recompute = recompute or job.config.parallel.recompute
-    stream = tokens * model.hidden_size / job.sequence  # elements of the residual stream
+    stream = tokens * model.hidden_size / job.sequence_size  # elements of the residual stream
     if recompute == "full":
         return size * stream
-    tensor, heads = job.tensor, model.num_attention_heads * model.head_dim
+    tensor, heads = job.tensor_size, model.num_attention_heads * model.head_dim
     keys = 2 * model.query_groups * model.head_dim
     # Our kernel drops by a seed, from which the backward pass knows the mask.
     masks = 2 * MASK * stream if model.hidden_dropout and job.config.kernels.dropout_add == "torch" else 0.0
@@ -107,7 +107,7 @@ def layer_activations(job: Job, recompute: str | None = None) -> float:
     if grouped and (model.qk_layernorm or not rope):  # queries of all groups, put together
         qkv += size * tokens * heads / tensor
     if job.rows > 1 and tensor == 1 and not job.unfused_attention:
-        qkv += size * tokens * heads  # attention's output, of which PyTorch's product takes a transposed copy
+        qkv += size * tokens * heads  # attention's output, which PyTorch's product copies transposed
     inner = size * tokens * model.ffn_size * (2 if model.activation == "swiglu" else 1) / tensor
     return norms + linear_inputs + qkv + inner + masks + attention_bytes(job, recompute)
 
@@ -115,7 +115,7 @@ def layer_activations(job: Job, recompute: str | None = None) -> float:
 def attention_bytes(job: Job, recompute: str) -> float:
     """Bytes that the attention of one layer saves beside its queries, keys, values and output."""
     model = job.config.model
-    queries = job.tokens * model.num_attention_heads / job.tensor
+    queries = job.tokens * model.num_attention_heads / job.tensor_size
     if not job.unfused_attention:
         return FP32 * queries  # the logarithm of the sum of exponentials
     if recompute == "selective":
@@ -126,23 +126,23 @@ def attention_bytes(job: Job, recompute: str) -> float:
 
 def _norm_statistics(job: Job) -> float:
     each = 2 if job.config.model.normalization == "layernorm" else 1
-    return 2 * each * FP32 * job.tokens / job.sequence
+    return 2 * each * FP32 * job.tokens / job.sequence_size
 
 
 def _stage_activations(job: Job, stage: int) -> float:
     """Of all micro-batches in flight."""
     model, tokens, size = job.config.model, job.tokens, job.itemsize
-    stream = tokens * model.hidden_size / job.sequence
+    stream = tokens * model.hidden_size / job.sequence_size
     chunks = job.in_flight(stage)
     activations = chunks * job.layers_per_chunk * layer_activations(job)
-    if job.stages > 1:
-        outputs = chunks - (stage == job.stages - 1)  # which stay until their gradients come
+    if job.pipeline_size > 1:
+        outputs = chunks - (stage == job.pipeline_size - 1)  # which stay until their gradients come
         activations += outputs * size * stream
     if stage == 0:
         per_chunk = MASK * stream if model.hidden_dropout else 0.0
-        whole = job.in_flight(stage) if job.virtual == 1 else min(job.micro_batches, 2 * job.stages)
+        whole = job.in_flight(stage) if job.virtual_size == 1 else min(job.micro_batches, 2 * job.pipeline_size)
         activations += whole * (per_chunk + 2 * 8 * tokens)  # int64 tokens and positions
-    if stage == job.stages - 1:
+    if stage == job.pipeline_size - 1:
         activations += size * 2 * stream + _norm_statistics(job) / 2  # inputs of the final norm and the projection
     return activations
 
@@ -152,7 +152,7 @@ def saved_logits(job: Job) -> float:
     if job.config.kernels.fuse_output_projection or job.config.model.head == "scalar":
         return 0.0
     size = FP32 if job.config.kernels.cross_entropy == "torch" else job.itemsize
-    return job.tokens * job.config.model.padded_vocab_size / job.tensor * size
+    return job.tokens * job.config.model.padded_vocab_size / job.tensor_size * size
 
 
 def logits_bytes(job: Job) -> float:
@@ -163,9 +163,9 @@ def logits_bytes(job: Job) -> float:
     """
     model, size = job.config.model, job.itemsize
     if model.head == "scalar":
-        return 2 * FP32 * job.tokens * model.hidden_size / job.sequence
-    rows = vocabulary_parameters(model, job.tensor) / model.hidden_size
-    projection = vocabulary_parameters(model, job.tensor) * size + 2 * size * job.tokens * model.hidden_size
+        return 2 * FP32 * job.tokens * model.hidden_size / job.sequence_size
+    rows = vocabulary_parameters(model, job.tensor_size) / model.hidden_size
+    projection = vocabulary_parameters(model, job.tensor_size) * size + 2 * size * job.tokens * model.hidden_size
     if job.config.kernels.fuse_output_projection:
         return job.tokens * rows / 16 * size + projection + FP32 * job.tokens * model.hidden_size
     if job.config.kernels.cross_entropy == "torch":
@@ -174,12 +174,12 @@ def logits_bytes(job: Job) -> float:
 
 
 def _layer_working(job: Job) -> float:
-    """What one layer's backward pass needs for a moment: at most in its feed-forward half."""
+    """Bytes that one layer's backward pass needs for a moment, at most in its feed-forward half."""
     model, tokens, size = job.config.model, job.tokens, job.itemsize
-    inner = tokens * model.ffn_size * (2 if model.activation == "swiglu" else 1) / job.tensor
+    inner = tokens * model.ffn_size * (2 if model.activation == "swiglu" else 1) / job.tensor_size
     stream = tokens * model.hidden_size
-    weight = model.hidden_size * max(inner / tokens, model.ffn_size / job.tensor)
-    working = size * (inner + 2 * stream / job.sequence + weight)
+    weight = model.hidden_size * max(inner / tokens, model.ffn_size / job.tensor_size)
+    working = size * (inner + 2 * stream / job.sequence_size + weight)
     if job.config.parallel.recompute == "full":
         working += layer_activations(job, "none")
     elif job.config.parallel.recompute == "selective" and job.unfused_attention:
@@ -190,9 +190,9 @@ def _layer_working(job: Job) -> float:
 def _communication(job: Job, parameters: int) -> float:
     model, size, parallel = job.config.model, job.itemsize, job.config.parallel
     stream = size * job.tokens * model.hidden_size
-    buffers = 2 * stream if job.sequence > 1 else 0.0  # a layer's whole input, and its gradient
-    if job.stages > 1:
-        buffers += 2 * stream / job.sequence  # what comes from both neighbours
+    buffers = 2 * stream if job.sequence_size > 1 else 0.0  # a layer's whole input, and its gradient
+    if job.pipeline_size > 1:
+        buffers += 2 * stream / job.sequence_size  # what comes from both neighbours
     if parallel.engine == "deepspeed":
         bucket = _bucket(parameters)
         buffers += FP32 * bucket * (2 if parallel.overlap_grad_reduce else 1)
@@ -202,7 +202,7 @@ def _communication(job: Job, parameters: int) -> float:
 
 
 def _largest_layer(job: Job, model: ModelConfig) -> float:
-    return max(model.hidden_size * model.ffn_size / job.tensor, vocabulary_parameters(model, job.tensor))
+    return max(model.hidden_size * model.ffn_size / job.tensor_size, vocabulary_parameters(model, job.tensor_size))
 
 
 def _bucket(parameters: int) -> float:

@@ -89,7 +89,7 @@ def _timeline(plan: Estimate) -> tuple[str, Any]:
             _bars(graphs, "backward", [one for one in drawn if not one.forward], "#d1661c"),
         ]
     )
-    height = 160 + 24 * plan.job.stages
+    height = 160 + 24 * plan.job.pipeline_size
     figure.update_layout(barmode="overlay", xaxis_title="seconds", yaxis_title="stage", height=height, bargap=0.1)
     figure.update_yaxes(autorange="reversed", dtick=1)
     part = f", the first {len(drawn):,} of {len(passes):,} passes" if len(drawn) < len(passes) else ""

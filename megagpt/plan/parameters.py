@@ -29,20 +29,20 @@ def head_parameters(model: ModelConfig, tensor: int = 1) -> int:
 def chunk_parameters(job: Job, first: bool, last: bool) -> int:
     """Parameters that a rank holds of one chunk; the first has the embedding, the last the norm and the head."""
     model = job.config.model
-    count = job.layers_per_chunk * layer_parameters(model, job.tensor)
+    count = job.layers_per_chunk * layer_parameters(model, job.tensor_size)
     if first:
-        count += vocabulary_parameters(model, job.tensor)
+        count += vocabulary_parameters(model, job.tensor_size)
         count += model.sequence_length * model.hidden_size if model.position_embedding == "learned" else 0
     if last:
         count += model.hidden_size * (2 if model.normalization == "layernorm" else 1)
-        count += 0 if first and model.shares_embeddings else head_parameters(model, job.tensor)
+        count += 0 if first and model.shares_embeddings else head_parameters(model, job.tensor_size)
     return count
 
 
 def stage_parameters(job: Job, stage: int) -> int:
     """Parameters that a rank of a pipeline stage holds, the copy of tied embeddings on the last one included."""
-    first, last = stage == 0, stage == job.stages - 1
-    ends = [(first and chunk == 0, last and chunk == job.virtual - 1) for chunk in range(job.virtual)]
+    first, last = stage == 0, stage == job.pipeline_size - 1
+    ends = [(first and chunk == 0, last and chunk == job.virtual_size - 1) for chunk in range(job.virtual_size)]
     return sum(chunk_parameters(job, *end) for end in ends)
 
 

@@ -1,7 +1,7 @@
-"""The plan of stage ppo: memory of all of its models, and the time of an iteration's answers, scores and steps.
+"""The plan of stage ppo: memory of all of its models, and the time of an iteration's generation, scoring and steps.
 
-A rank holds a part of each model, which may be another part of each: memory is counted rank by rank. Whatever a phase
-needs for itself exists only while it lasts, so that the largest phase counts.
+A rank holds a part of each model, which may be another part of each: memory is counted rank by rank. A phase's own
+memory exists only during that phase, so only the largest phase counts.
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ COLLECTIVE_SECONDS = 20e-6
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes on one rank: what it always holds, and what each phase of an iteration needs beside that."""
+    """Bytes on one rank: those that it always holds, and those that each phase of an iteration needs besides."""
 
     policy: float
     critic: float
     reference: float
     reward: float
     copy: float
-    """Of the policy, to answer; see `PPOConfig.answers_in_a_copy`."""
+    """Of the policy, for generation; see `PPOConfig.answers_in_a_copy`."""
     mean: float
     """The running mean of the policy's weights."""
-    answering: float
+    generation: float
     """Keys and values, and a pass over prompts."""
     scoring: float
     learning: float
@@ -47,13 +47,13 @@ class RankMemory:
     def total(self) -> float:
         """Bytes at the fullest moment."""
         held = self.policy + self.critic + self.reference + self.reward + self.copy + self.mean
-        return held + max(self.answering, self.scoring, self.learning)
+        return held + max(self.generation, self.scoring, self.learning)
 
 
 @dataclass(frozen=True)
 class PPOEstimate(Estimate):
-    """The answer of the arithmetic for a run of PPO. `job` is the policy's, with an episode's length and all rows of a
-    step; `step_seconds` and `parts` contain each step's share of its iteration's answers and scores."""
+    """The estimate for a run of PPO. `job` is the policy's, with an episode's length and all rows of a
+    step; `step_seconds` and `parts` contain each step's share of its iteration's generation and scoring."""
 
     ranks: list[tuple[str, RankMemory]]
     """Ranks that hold the same, as "first-last", in order."""
@@ -84,7 +84,7 @@ class PPOEstimate(Estimate):
 def models_of(config: Config, gpus: int) -> dict[str, Job]:
     """PPO's models by name, each laid out as it will be, with rows of an episode's length.
 
-    A step of the policy has the pretraining rows too. There is a `rollout` only where a copy answers.
+    A step of the policy has the pretraining rows too. There is a `rollout` only where a copy generates.
     """
     ppo = config.ppo
     scoring = dataclasses.replace(
@@ -121,19 +121,19 @@ def estimate_ppo(job: Job, device: Device, simulated: bool = True) -> PPOEstimat
     steps = ppo.rollout_batch_size * ppo.epochs / config.optim.global_batch_size
     parts = policy.parts | {
         "critic": critic.step_seconds,
-        "answers": answering_seconds(models, device) / steps,
-        "scores": scoring_seconds(models, device) / steps,
+        "generation": generation_seconds(models, device) / steps,
+        "scoring": scoring_seconds(models, device) / steps,
     }
     whole = vars(policy) | {"parts": parts, "step_seconds": sum(parts.values())}
     return PPOEstimate(**whole, ranks=rank_memory(models), models=models)
 
 
 def rank_memory(models: dict[str, Job]) -> list[tuple[str, RankMemory]]:
-    """What ranks hold, neighbours that hold the same together as "first-last"."""
+    """Memory of every rank; neighbours that hold the same are one entry, "first-last"."""
     known: dict[tuple[int, ...], RankMemory] = {}
     found = []
     for rank in range(models["policy"].gpus):
-        stages = {name: rank // (job.tensor * job.data) for name, job in models.items()}
+        stages = {name: rank // (job.tensor_size * job.data_size) for name, job in models.items()}
         key = tuple(stages.values())
         if key not in known:
             known[key] = _on_rank(models, stages)
@@ -149,7 +149,7 @@ def _on_rank(models: dict[str, Job], stages: dict[str, int]) -> RankMemory:
     policy, ppo = models["policy"], models["policy"].config.ppo
     weights = {name: job.itemsize * stage_parameters(job, stages[name]) for name, job in models.items()}
     steps = {name: stage_memory(models[name], stages[name]) for name in ("policy", "critic")}
-    answering = models.get("rollout", policy)
+    generator = models.get("rollout", policy)
     apart = {name: weights.get(name, 0.0) for name in ("reference", "reward", "rollout")}
     resting = 0.0 if ppo.offload else 1.0  # on the GPU while they are not in use
     return RankMemory(
@@ -158,8 +158,8 @@ def _on_rank(models: dict[str, Job], stages: dict[str, int]) -> RankMemory:
         reference=resting * apart["reference"],
         reward=resting * apart["reward"],
         copy=resting * apart["rollout"],
-        mean=resting * FP32 * stage_parameters(policy, stages["policy"]) / policy.data if ppo.ema_decay else 0.0,
-        answering=_answering_bytes(answering) + (1 - resting) * apart["rollout"],
+        mean=resting * FP32 * stage_parameters(policy, stages["policy"]) / policy.data_size if ppo.ema_decay else 0.0,
+        generation=_generation_bytes(generator) + (1 - resting) * apart["rollout"],
         scoring=max(_scoring_bytes(models[name]) + (1 - resting) * apart.get(name, 0.0) for name in _scorers(models)),
         learning=max(
             _passing(steps["policy"]) + _chosen_logits(policy, stages["policy"]),
@@ -181,60 +181,66 @@ def _passing(memory: StageMemory) -> float:
 
 
 def _chosen_logits(job: Job, stage: int) -> float:
-    """The last stage's logits of the answers' tokens, in fp32 and at the temperature of sampling."""
-    if stage < job.stages - 1:
+    """The last stage's logits of the responses' tokens, in fp32 and at the temperature of sampling."""
+    if stage < job.pipeline_size - 1:
         return 0.0
     tokens = job.config.ppo.max_new_tokens * job.config.parallel.micro_batch_size
-    return 2 * FP32 * tokens * job.config.model.padded_vocab_size / job.tensor
+    return 2 * FP32 * tokens * job.config.model.padded_vocab_size / job.tensor_size
 
 
 def _pass_bytes(job: Job, tokens: float) -> float:
     """A layer's largest tensors in a pass of so many tokens that keeps nothing."""
     model = job.config.model
-    inner = model.ffn_size * (2 if model.activation == "swiglu" else 1) / job.tensor
+    inner = model.ffn_size * (2 if model.activation == "swiglu" else 1) / job.tensor_size
     return job.itemsize * tokens * (4 * model.hidden_size + 2 * inner)
 
 
 def _scoring_bytes(job: Job) -> float:
-    logits = _chosen_logits(job, job.stages - 1) if job.config.model.head == "tokens" else 0.0
+    logits = _chosen_logits(job, job.pipeline_size - 1) if job.config.model.head == "tokens" else 0.0
     if job.config.model.head == "tokens":
-        logits += job.itemsize * job.tokens * job.config.model.padded_vocab_size / job.tensor
+        logits += job.itemsize * job.tokens * job.config.model.padded_vocab_size / job.tensor_size
     return _pass_bytes(job, job.tokens) + logits
 
 
-def _answers_at_a_time(job: Job) -> tuple[int, int]:
-    """Answers of a replica in an iteration, and how many of them it writes at a time."""
-    each = job.config.ppo.rollout_batch_size // job.data
+def _responses_at_a_time(job: Job) -> tuple[int, int]:
+    """Responses of a replica in an iteration, and how many of them it generates at a time."""
+    each = job.config.ppo.rollout_batch_size // job.data_size
     return each, min(each, job.config.ppo.generation_batch_size)
 
 
 def _key_bytes(job: Job, tokens: float) -> float:
     """Keys and values of so many tokens on a rank."""
     model = job.config.model
-    width = model.query_groups * model.head_dim / job.tensor
-    return 2 * job.itemsize * tokens * width * job.layers_per_chunk * job.virtual
+    width = model.query_groups * model.head_dim / job.tensor_size
+    return 2 * job.itemsize * tokens * width * job.layers_per_chunk * job.virtual_size
 
 
-def _answering_bytes(job: Job) -> float:
-    ppo, (_, rows) = job.config.ppo, _answers_at_a_time(job)
+def _generation_bytes(job: Job) -> float:
+    ppo, (_, rows) = job.config.ppo, _responses_at_a_time(job)
     return _key_bytes(job, rows * ppo.row_length) + _pass_bytes(job, rows * ppo.max_prompt_tokens)
 
 
-def answering_seconds(models: dict[str, Job], device: Device) -> float:
-    """Seconds of an iteration's answers, all of them and their prompts as long as they may be.
+def generation_seconds(models: dict[str, Job], device: Device) -> float:
+    """Seconds of generating an iteration's responses, if they and their prompts are as long as possible.
 
-    A pass over one more token reads all weights, and the keys and values of the answers that are being written; the
-    stages of a pipeline take their turn. A copy is given the policy's weights first.
+    A pass over one more token reads all weights, and the keys and values of the responses in progress; the
+    pipeline stages take their turn. A copy is given the policy's weights first.
     """
     job, ppo = models.get("rollout", models["policy"]), models["policy"].config.ppo
-    each, rows = _answers_at_a_time(job)
-    layers, model = job.layers_per_chunk * job.virtual, job.config.model
-    read = _key_bytes(job, rows * (ppo.max_prompt_tokens + ppo.max_new_tokens / 2)) * job.stages
-    read += job.itemsize * sum(stage_parameters(job, stage) for stage in range(job.stages))
+    each, rows = _responses_at_a_time(job)
+    layers, model = job.layers_per_chunk * job.virtual_size, job.config.model
+    read = _key_bytes(job, rows * (ppo.max_prompt_tokens + ppo.max_new_tokens / 2)) * job.pipeline_size
+    read += job.itemsize * sum(stage_parameters(job, stage) for stage in range(job.pipeline_size))
     message = message_seconds(job, device)[0] / job.tokens * rows
-    reductions = 2 * COLLECTIVE_SECONDS * layers * job.stages if job.tensor > 1 else 0.0
-    token = read / device.memory_rate + LAYER_SECONDS * layers * job.stages + reductions + message * job.stages
-    arithmetic = 2 * rows * total_parameters(model) / job.tensor / (device.peak_flops(job.itemsize) * device.matmul)
+    reductions = 2 * COLLECTIVE_SECONDS * layers * job.pipeline_size if job.tensor_size > 1 else 0.0
+    token = (
+        read / device.memory_rate
+        + LAYER_SECONDS * layers * job.pipeline_size
+        + reductions
+        + message * job.pipeline_size
+    )
+    flops = 2 * rows * total_parameters(model) / job.tensor_size
+    arithmetic = flops / (device.peak_flops(job.itemsize) * device.matmul)
     passes = -(-each // rows) * ppo.max_new_tokens
     return passes * max(token, arithmetic) + _prompt_seconds(job, device, each) + _transfer_seconds(models, device)
 
@@ -250,7 +256,10 @@ def _prompt_seconds(job: Job, device: Device, each: int) -> float:
 def _forwards(job: Job, device: Device) -> list[float]:
     """Seconds of a micro-batch's forward pass through each stage."""
     work = Work(job, device)
-    return [sum(work.chunk(stage, chunk)[0].total for chunk in range(job.virtual)) for stage in range(job.stages)]
+    return [
+        sum(work.chunk(stage, chunk)[0].total for chunk in range(job.virtual_size))
+        for stage in range(job.pipeline_size)
+    ]
 
 
 def _transfer_seconds(models: dict[str, Job], device: Device) -> float:
@@ -264,14 +273,14 @@ def _transfer_seconds(models: dict[str, Job], device: Device) -> float:
 
 
 def scoring_seconds(models: dict[str, Job], device: Device) -> float:
-    """Seconds of passing an iteration's answers through critic, reference and reward model, one after the other."""
+    """Seconds of passing an iteration's responses through critic, reference and reward model, one after the other."""
     total = 0.0
     for name in _scorers(models):
         job, rows = models[name], models["policy"].config.ppo.rollout_batch_size
-        count = rows // (job.data * job.config.parallel.micro_batch_size)
+        count = rows // (job.data_size * job.config.parallel.micro_batch_size)
         forwards, message = _forwards(job, device), message_seconds(job, device)[0]
-        total += sum(forwards) + (count - 1) * max(forwards) + (job.stages - 1 + count - 1) * message
+        total += sum(forwards) + (count - 1) * max(forwards) + (job.pipeline_size - 1 + count - 1) * message
         if job.config.ppo.offload and name != "critic":  # there and back
-            weights = job.itemsize * max(stage_parameters(job, stage) for stage in range(job.stages))
+            weights = job.itemsize * max(stage_parameters(job, stage) for stage in range(job.pipeline_size))
             total += 2 * weights / (device.host_gbs * device.host * GB)
     return total

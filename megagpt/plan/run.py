@@ -21,5 +21,5 @@ def fits(job: Job, device: Device) -> bool:
     if job.config.stage.name == "ppo":
         held = [held.total for _, held in rank_memory(models_of(job.config, job.gpus))]
     else:  # no stage between the first and the last holds more
-        held = [stage_memory(job, stage).total for stage in {0, job.stages - 1}]
+        held = [stage_memory(job, stage).total for stage in {0, job.pipeline_size - 1}]
     return max(held) <= device.usable_bytes

@@ -37,7 +37,7 @@ def order(job: Job, stage: int) -> list[tuple[bool, int, int]]:
     (Narayanan et al., arXiv 2104.04473, section 2.2). Interleaved stages go through their chunks with as many
     micro-batches at a time as there are stages, and backwards through them in the backward passes.
     """
-    group, chunks = job.stages if job.virtual > 1 else job.micro_batches, range(job.virtual)
+    group, chunks = job.pipeline_size if job.virtual_size > 1 else job.micro_batches, range(job.virtual_size)
     table = [
         (micro_batch, chunk)
         for first in range(0, job.micro_batches, group)
@@ -45,7 +45,7 @@ def order(job: Job, stage: int) -> list[tuple[bool, int, int]]:
         for micro_batch in range(first, min(first + group, job.micro_batches))
     ]
     forward = [(True, *entry) for entry in table]
-    backward = [(False, micro_batch, job.virtual - 1 - chunk) for micro_batch, chunk in table]
+    backward = [(False, micro_batch, job.virtual_size - 1 - chunk) for micro_batch, chunk in table]
     warm = job.warm_up(stage)
     steady = [each for pair in zip(forward[warm:], backward, strict=False) for each in pair]
     return forward[:warm] + steady + backward[len(table) - warm :]
@@ -57,43 +57,43 @@ def simulate(job: Job, forward: list[list[float]], backward: list[list[float]], 
     forward, backward: seconds of a pass, by stage and chunk. message: seconds that sending a micro-batch's hidden
     states to the next stage takes, in which the sender computes nothing.
     """
-    orders = [order(job, stage) for stage in range(job.stages)]
-    position, clock, busy = [0] * job.stages, [0.0] * job.stages, 0.0
+    orders = [order(job, stage) for stage in range(job.pipeline_size)]
+    position, clock, busy = [0] * job.pipeline_size, [0.0] * job.pipeline_size, 0.0
     ends: dict[tuple[bool, int, int], float] = {}  # by direction, micro-batch and number of the chunk in the model
     passes: list[Pass] = []
-    depth = job.stages * job.virtual
-    waiting = list(range(job.stages))
+    depth = job.pipeline_size * job.virtual_size
+    waiting = list(range(job.pipeline_size))
     while waiting:
         stage = waiting.pop()
         while position[stage] < len(orders[stage]):
             is_forward, micro_batch, chunk = orders[stage][position[stage]]
-            place = chunk * job.stages + stage
+            place = chunk * job.pipeline_size + stage
             source = _source(is_forward, micro_batch, place, depth)
             if source is not None and source not in ends:
                 break
             start = max(clock[stage], ends[source] if source is not None else 0.0)
             seconds = (forward if is_forward else backward)[stage][chunk]
-            sends = job.stages > 1 and place != (depth - 1 if is_forward else 0)
+            sends = job.pipeline_size > 1 and place != (depth - 1 if is_forward else 0)
             clock[stage] = start + seconds + (message if sends else 0.0)
             busy += seconds + (message if sends else 0.0)
             ends[is_forward, micro_batch, place] = clock[stage]
             position[stage] += 1
             passes.append(Pass(stage, chunk, micro_batch, is_forward, start, clock[stage]))
-            neighbour = (stage + (1 if is_forward else -1)) % job.stages
+            neighbour = (stage + (1 if is_forward else -1)) % job.pipeline_size
             if neighbour != stage and neighbour not in waiting:
                 waiting.append(neighbour)
     seconds = max(clock)
-    return Timeline(passes, seconds, 1 - busy / (seconds * job.stages))
+    return Timeline(passes, seconds, 1 - busy / (seconds * job.pipeline_size))
 
 
 def approximate(job: Job, forward: list[list[float]], backward: list[list[float]], message: float) -> Timeline:
-    """What `simulate` would find, by the formula for equal stages (arXiv 2104.04473, section 2.2), without passes."""
+    """The result of `simulate`, by the formula for equal stages (arXiv 2104.04473, section 2.2), without passes."""
     stages = [sum(ahead) + sum(back) for ahead, back in zip(forward, backward, strict=True)]
-    messages = 2 * message * job.virtual if job.stages > 1 else 0.0
+    messages = 2 * message * job.virtual_size if job.pipeline_size > 1 else 0.0
     filling = sum(seconds + messages for seconds in stages) - max(stages) - messages
-    seconds = job.micro_batches * (max(stages) + messages) + filling / job.virtual
+    seconds = job.micro_batches * (max(stages) + messages) + filling / job.virtual_size
     busy = job.micro_batches * sum(seconds + messages for seconds in stages)
-    return Timeline([], seconds, 1 - busy / (seconds * job.stages))
+    return Timeline([], seconds, 1 - busy / (seconds * job.pipeline_size))
 
 
 def _source(is_forward: bool, micro_batch: int, place: int, depth: int) -> tuple[bool, int, int] | None:

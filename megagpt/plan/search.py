@@ -56,9 +56,11 @@ def remedies(job: Job, device: Device, count: int = 3) -> list[Layout]:
         {"parallel.engine": "deepspeed", "parallel.zero_stage": 2, "parallel.offload_optimizer": "cpu"},
     ]
     for factor in (2, 4, 8, 16):
-        single.append({"parallel.pipeline_parallel_size": factor * job.stages})
-        if factor * job.tensor <= device.gpus_per_node:
-            single.append({"parallel.tensor_parallel_size": factor * job.tensor, "parallel.sequence_parallel": True})
+        single.append({"parallel.pipeline_parallel_size": factor * job.pipeline_size})
+        if factor * job.tensor_size <= device.gpus_per_node:
+            single.append(
+                {"parallel.tensor_parallel_size": factor * job.tensor_size, "parallel.sequence_parallel": True}
+            )
     found: dict[frozenset[str], Layout] = {}
     for together in (1, 2):
         for parts in itertools.combinations(single, together):
@@ -129,7 +131,7 @@ def _recomputations(config: Config) -> tuple[str, ...]:
 
 
 def _overrides(before: Config, job: Job) -> tuple[str, ...]:
-    """What to write on the command line."""
+    """Overrides for the command line."""
     found = []
     for group in ("parallel", "kernels", "optim"):
         old, new = getattr(before, group), getattr(job.config, group)

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from megagpt.plan.devices import GIB
 from megagpt.plan.estimate import BOUNDS, DAY_SECONDS, Estimate
+from megagpt.plan.job import Job
 from megagpt.plan.memory import StageMemory, saved_logits
 from megagpt.plan.parameters import stage_parameters, total_parameters
 from megagpt.plan.ppo import PPOEstimate, RankMemory
@@ -20,17 +21,16 @@ PARTS = [field.name for field in dataclasses.fields(StageMemory)]
 
 
 def summary(plan: Estimate) -> Table:
-    """What the run is, how fast, and what it costs."""
+    """The run, its speed and its cost."""
     job, model, parallel = plan.job, plan.job.config.model, plan.job.config.parallel
     table = Table(title=f"{model.name} on {job.gpus} x {plan.device.name}", show_header=False, title_justify="left")
-    layout = f"{parallel.engine}: {job.data} replicas x TP {job.tensor} x PP {job.stages} x VPP {job.virtual}"
     for row in (
         ("parameters", f"{total_parameters(model) / 1e9:.3f} billion"),
-        ("layout", f"{layout}, ZeRO {parallel.zero_stage}, recompute {parallel.recompute}"),
+        ("layout", f"{parallel.engine}: {_layout(job)}, ZeRO {parallel.zero_stage}, recompute {parallel.recompute}"),
         (
             "step",
-            f"{job.rows * job.micro_batches * job.data} sequences, {job.step_tokens:,} tokens, in {job.micro_batches}"
-            f" micro-batches of {job.rows}: {plan.step_seconds:.3f} s",
+            f"{job.rows * job.micro_batches * job.data_size} sequences, {job.step_tokens:,} tokens, in"
+            f" {job.micro_batches} micro-batches of {job.rows}: {plan.step_seconds:.3f} s",
         ),
         *(_models(plan) if isinstance(plan, PPOEstimate) else ()),
         ("bound by", plan.bound_by),
@@ -56,22 +56,31 @@ def _whole_run(plan: Estimate) -> str:
         return "unknown: optim.train_epochs counts what is in files that are not there"
     amount = f"{config.optim.train_tokens / 1e9:,.1f} billion tokens"
     if config.stage.name == "ppo":
-        amount = f"{config.ppo.episodes:,} answers"
+        amount = f"{config.ppo.episodes:,} episodes"
     elif config.optim.train_epochs is not None:
         amount = f"{config.optim.train_epochs:g} epochs"
     return f"{plan.days:,.1f} days, {plan.gpu_hours:,.0f} GPU-hours for {amount}"
+
+
+def _layout(job: Job) -> str:
+    return f"{job.data_size} replicas x TP {job.tensor_size} x PP {job.pipeline_size} x VPP {job.virtual_size}"
 
 
 def _models(plan: PPOEstimate) -> Iterator[tuple[str, str]]:
     """PPO's other models, and what an iteration is."""
     for name, job in plan.models.items():
         if name != "policy":
-            layout = f"{job.data} replicas x TP {job.tensor} x PP {job.stages} x VPP {job.virtual}"
+            layout = (
+                f"{job.data_size} replicas x TP {job.tensor_size} x PP {job.pipeline_size} x VPP {job.virtual_size}"
+            )
             yield name, f"{total_parameters(job.config.model) / 1e9:.3f} billion, {layout}"
     ppo, batch = plan.job.config.ppo, plan.models["critic"].config.optim.global_batch_size
     steps = ppo.rollout_batch_size * ppo.epochs // batch
-    parts = ", ".join(f"{BOUNDS[part]} {steps * plan.parts[part]:.1f} s" for part in ("answers", "scores"))
-    yield "iteration", f"{ppo.rollout_batch_size} answers, {steps} steps of {batch}: {parts}, with all answers as long"
+    parts = ", ".join(f"{BOUNDS[part]} {steps * plan.parts[part]:.1f} s" for part in ("generation", "scoring"))
+    yield (
+        "iteration",
+        f"{ppo.rollout_batch_size} responses, {steps} steps of {batch}: {parts}, with all responses as long",
+    )
 
 
 def time(plan: Estimate) -> Table:
@@ -102,7 +111,7 @@ def _memory_of_ranks(plan: PPOEstimate) -> Table:
     for ranks, held in plan.ranks:
         table.add_row(ranks, *(f"{getattr(held, name) / GIB:.2f}" for name in names), f"{held.total / GIB:.2f}")
     table.caption = (
-        f"of answering, scoring and learning the largest counts; usable: {plan.device.usable_bytes / GIB:.2f} of"
+        f"of generation, scoring and learning the largest counts; usable: {plan.device.usable_bytes / GIB:.2f} of"
         f" {plan.device.memory_gib:g}"
     )
     return table
@@ -135,11 +144,11 @@ def learns(name: str) -> bool:
 
 
 def compare(plan: Estimate, traced: "list[StageTrace]") -> list[dict[str, float]]:
-    """What the arithmetic and the trace say of each traced stage; bytes. Messages between stages are not traced."""
+    """Bytes of each traced pipeline stage, by arithmetic and by trace. Messages between stages are not traced."""
     rows = []
     for found in traced:
         held = plan.memory[found.stage]
-        logits = saved_logits(plan.job) if found.stage == plan.job.stages - 1 else 0.0
+        logits = saved_logits(plan.job) if found.stage == plan.job.pipeline_size - 1 else 0.0
         activations = found.activation_bytes(plan.job.in_flight(found.stage))
         rows.append(
             {
@@ -163,22 +172,32 @@ def layouts(found: list[Layout]) -> Table:
     for number, layout in enumerate(found, start=1):
         plan, job = layout.plan, layout.plan.job
         parallel = job.config.parallel
-        engine = f"{parallel.engine} ZeRO {parallel.zero_stage}"
-        sizes = (job.data, job.tensor, job.stages, job.virtual, parallel.micro_batch_size)
-        days = "" if plan.days is None else f"{plan.days:,.1f}"
-        times = (f"{plan.peak_bytes / GIB:.1f}", f"{plan.step_seconds:.3f}", f"{plan.mfu:.1%}", days)
-        table.add_row(str(number), engine, *map(str, sizes), parallel.recompute, *times, plan.bound_by)
+        table.add_row(
+            str(number),
+            f"{parallel.engine} ZeRO {parallel.zero_stage}",
+            str(job.data_size),
+            str(job.tensor_size),
+            str(job.pipeline_size),
+            str(job.virtual_size),
+            str(parallel.micro_batch_size),
+            parallel.recompute,
+            f"{plan.peak_bytes / GIB:.1f}",
+            f"{plan.step_seconds:.3f}",
+            f"{plan.mfu:.1%}",
+            "" if plan.days is None else f"{plan.days:,.1f}",
+            plan.bound_by,
+        )
     return table
 
 
 def refusal(plan: Estimate, changes: list[Layout]) -> str:
-    """What is over, and what would fit."""
+    """The message for a plan that does not fit: the excess, and changes that would fit."""
     if isinstance(plan, PPOEstimate):
         ranks, held = max(plan.ranks, key=lambda entry: entry[1].total)
         who = f"ranks {ranks} each need"
     else:
         stage = max(range(len(plan.memory)), key=lambda number: plan.memory[number].total)
-        held, who = plan.memory[stage], f"a rank of stage {stage} needs"
+        held, who = plan.memory[stage], f"a rank of pipeline stage {stage} needs"
     part = max((field.name for field in dataclasses.fields(held)), key=lambda name: getattr(held, name))
     lines = [
         f"does not fit: {who} {held.total / GIB:.1f} GiB, but {plan.device.name} has "

@@ -22,7 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from megagpt.config.schema import Config, KernelsConfig
 from megagpt.errors import ConfigError
 from megagpt.kernels import backend
-from megagpt.kernels.attention import supported
+from megagpt.kernels.attention import triton_supports
 from megagpt.model.gpt import GPT, build_model
 from megagpt.parallel import cpu, launch
 from megagpt.plan.job import Job
@@ -34,7 +34,7 @@ class ChunkTrace:
 
     parameters: int
     saved_bytes: int
-    """What the forward pass leaves for the backward pass, its output to the next stage included, weights apart."""
+    """Tensors that the forward pass saves for the backward pass, with its output to the next stage, without weights."""
     peak_bytes: int
     """Most memory at any moment of the two passes, weights and gradients apart."""
 
@@ -52,7 +52,7 @@ class StageTrace:
         return sum(chunk.parameters for chunk in self.chunks)
 
     def activation_bytes(self, in_flight: int) -> float:
-        """What `in_flight` micro-batches save, each in one of the chunks, at the fullest moment of a step.
+        """Bytes that `in_flight` micro-batches save, each in one of the chunks, at the fullest moment of a step.
 
         What one chunk saves more than others, for the embedding or the logits, is there for one micro-batch.
         """
@@ -61,7 +61,7 @@ class StageTrace:
 
     @property
     def working_bytes(self) -> int:
-        """What a pass needs beside what is saved."""
+        """Bytes that a pass needs besides the saved tensors."""
         return max(chunk.peak_bytes - chunk.saved_bytes for chunk in self.chunks)
 
 
@@ -78,7 +78,7 @@ def trace(job: Job, stages: list[int] | None = None, on_gpu: bool = True) -> lis
     if on_gpu:
         config = dataclasses.replace(job.config, kernels=_gpu_kernels(job.config))
         job = dataclasses.replace(job, config=config)
-    wanted = stages if stages is not None else sorted({0, job.stages // 2, job.stages - 1})
+    wanted = stages if stages is not None else sorted({0, job.pipeline_size // 2, job.pipeline_size - 1})
     known: dict[tuple, ChunkTrace] = {}
     return [StageTrace(stage, _trace_stage(job, stage, known)) for stage in wanted]
 
@@ -132,15 +132,15 @@ def example_inputs(model: GPT, config: Config) -> partial:
 def _trace_stage(job: Job, stage: int, known: dict[tuple, ChunkTrace]) -> list[ChunkTrace]:
     chunks, model = [], job.config.model
     kinds = []
-    for chunk in range(job.virtual):
-        first, last = stage == 0 and chunk == 0, stage == job.stages - 1 and chunk == job.virtual - 1
+    for chunk in range(job.virtual_size):
+        first, last = stage == 0 and chunk == 0, stage == job.pipeline_size - 1 and chunk == job.virtual_size - 1
         kinds.append((first, last, tuple(model.window(layer) for layer in job.chunk_layers(stage, chunk))))
     if set(kinds) <= set(known):
         return [known[kind] for kind in kinds]
-    with _fake_world(job, stage * job.tensor * job.data):
+    with _fake_world(job, stage * job.tensor_size * job.data_size):
         for chunk, kind in enumerate(kinds):
             if kind not in known:
-                virtual_stage = chunk if job.virtual > 1 else None
+                virtual_stage = chunk if job.virtual_size > 1 else None
                 known[kind] = watch(build_model(job.config, *kind[:2], virtual_stage), job.config)
             chunks.append(known[kind])
     return chunks
@@ -148,7 +148,7 @@ def _trace_stage(job: Job, stage: int, known: dict[tuple, ChunkTrace]) -> list[C
 
 @contextmanager
 def _fake_world(job: Job, rank: int) -> Iterator[None]:
-    """This process is `rank` of the job's ranks, of which there are no others, and its tensors have no memory."""
+    """This process poses as `rank` of the job; the other ranks do not exist, and its tensors have no memory."""
     dtype = torch.bfloat16 if job.config.optim.precision == "bf16" else torch.float32
     default = torch.get_default_dtype()
     tracker = tensor_parallel.random.CudaRNGStatesTracker
@@ -185,9 +185,9 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _gpu_kernels(config: Config) -> KernelsConfig:
-    """What `auto` means on a GPU: our kernels, where they support the model."""
+    """The kernels that `auto` means on a GPU: ours, if they support the model."""
     model = config.model
-    ours = config.optim.precision == "bf16" and supported(
+    ours = config.optim.precision == "bf16" and triton_supports(
         torch.bfloat16, model.head_dim, dropout=model.attention_dropout
     )
     chosen = {

@@ -60,7 +60,7 @@ class Work:
                 self._layers[window] = self._layer(window)
             forward += self._layers[window][0]
             backward += self._layers[window][1]
-        if stage == self.job.stages - 1 and chunk == self.job.virtual - 1:
+        if stage == self.job.pipeline_size - 1 and chunk == self.job.virtual_size - 1:
             ahead, back = self._projection()
             forward, backward = forward + ahead, backward + back
         if stage == 0 and chunk == 0:
@@ -93,7 +93,7 @@ class Work:
         return {"none": 0.0, "selective": attention, "full": forward.total}[recompute]
 
     def _products(self) -> Iterator[Product]:
-        model, tensor, rows = self.model, self.job.tensor, self.job.tokens
+        model, tensor, rows = self.model, self.job.tensor_size, self.job.tokens
         heads = model.num_attention_heads * model.head_dim
         gates = 2 if model.activation == "swiglu" else 1
         yield Product(rows, model.hidden_size, (heads + 2 * model.query_groups * model.head_dim) / tensor)
@@ -124,7 +124,7 @@ class Work:
     def _attention(self, window: int | None) -> tuple[float, float]:
         """Seconds of a layer's scores and their products with the values, and of a softmax between them."""
         model, job = self.model, self.job
-        length, heads = model.sequence_length, model.num_attention_heads / job.tensor
+        length, heads = model.sequence_length, model.num_attention_heads / job.tensor_size
         matrices = job.rows * heads
         if job.unfused_attention:
             product = self._product_seconds(Product(length, model.head_dim, length))
@@ -139,8 +139,8 @@ class Work:
     def _element_wise_bytes(self) -> float:
         """Norms, residual additions with bias and dropout, activation and rotation of one layer."""
         model, job = self.model, self.job
-        stream = job.tokens * model.hidden_size / job.sequence
-        inner = job.tokens * model.ffn_size / job.tensor
+        stream = job.tokens * model.hidden_size / job.sequence_size
+        inner = job.tokens * model.ffn_size / job.tensor_size
         moved = self.size * stream * (2 * 2 + 2 * 3) + (2 * stream if model.hidden_dropout else 0)
         moved += self.size * inner * (3 if model.activation == "swiglu" else 2)
         if model.position_embedding == "rope":
@@ -150,7 +150,7 @@ class Work:
                 * job.tokens
                 * model.head_dim
                 * (model.num_attention_heads + model.query_groups)
-                / job.tensor
+                / job.tensor_size
             )
         return moved
 
@@ -158,7 +158,7 @@ class Work:
         """Logits and loss; next to nothing with a scalar head."""
         if self.model.head == "scalar":
             return Seconds(), Seconds()
-        columns = self.model.padded_vocab_size / self.job.tensor
+        columns = self.model.padded_vocab_size / self.job.tensor_size
         product = Product(self.job.tokens, self.model.hidden_size, columns)
         seconds, gradient = self._product_seconds(product), self._weight_gradient_seconds(product)
         logits = self._moved(self.size * self.job.tokens * columns)
@@ -167,18 +167,18 @@ class Work:
 
     def _collective_seconds(self) -> float:
         """The two all-reduces of a layer's forward pass, or as many pairs of all-gather and reduce-scatter."""
-        if self.job.tensor == 1:
+        if self.job.tensor_size == 1:
             return 0.0
         return 2 * self._ring(self.tensor_parallel_bytes() / 2)
 
     def tensor_parallel_bytes(self) -> float:
         """Bytes that a rank sends in one layer's forward pass (arXiv 2104.04473, section 3.2)."""
-        tensor = self.job.tensor
+        tensor = self.job.tensor_size
         return 2 * 2 * self.size * self.job.tokens * self.model.hidden_size * (tensor - 1) / tensor
 
     def _ring(self, sent: float) -> float:
-        inside = min(self.job.tensor, self.device.gpus_per_node)
-        return sent / self.device.link_rate(inside, -(-self.job.tensor // inside))
+        inside = min(self.job.tensor_size, self.device.gpus_per_node)
+        return sent / self.device.link_rate(inside, -(-self.job.tensor_size // inside))
 
     def _moved(self, count: float) -> float:
         return count / self.device.memory_rate

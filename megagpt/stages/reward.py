@@ -10,7 +10,7 @@ from megagpt.data.chat import truncate_to_context
 from megagpt.data.conversations import read_conversations, split_conversations
 from megagpt.data.ranked_loader import RankedLoader
 from megagpt.errors import DataError
-from megagpt.evaluate.scores import judge, score
+from megagpt.evaluate.scores import evaluate_rankings, score
 from megagpt.stages.base import AFTER, BaseStage
 from megagpt.stages.supervised import with_epochs
 from megagpt.train.objectives import RewardObjective
@@ -54,7 +54,7 @@ class Reward(BaseStage):
 
     def _measure(self, max_tokens: int | None) -> dict[str, Any]:
         rankings = self.loader.held_out("validation", max_tokens)
-        return judge(self.engine, self.config, self.loader.tokenizer, rankings)
+        return evaluate_rankings(self.engine, self.config, self.loader.tokenizer, rankings)
 
 
 def demonstrations(config: Config, loader: RankedLoader) -> list[np.ndarray]:
@@ -73,6 +73,6 @@ def demonstrations(config: Config, loader: RankedLoader) -> list[np.ndarray]:
     if rows := [example.tokens for example in found if example is not None]:
         return rows
     raise DataError(
-        f"none of the {len(found)} conversations of data.conversations in the training part has an answer that ends"
+        f"none of the {len(found)} conversations of data.conversations in the train split has an answer that ends"
         f" within model.sequence_length ({length}): there is nothing to set a score of 0 by"
     )

@@ -10,7 +10,7 @@ from megagpt.config.schema import Config
 from megagpt.data.chat import Message, chat_prompt
 from megagpt.data.conversation_loader import ConversationLoader
 from megagpt.errors import DataError
-from megagpt.evaluate.edits import answer_edits, read_edits, similarity
+from megagpt.evaluate.edits import generate_edits, read_edits, similarity
 from megagpt.evaluate.held_out import evaluate
 from megagpt.evaluate.scores import score
 from megagpt.model.generation import GenerationConfig, Generator
@@ -69,7 +69,7 @@ class Supervised(BaseStage):
         """Exact match and similarity of the held-out edits; every replica makes all of them."""
         if not self.edits:
             return {}
-        responses = answer_edits(self._generator(), self.edits, self.config.model.sequence_length // 2)
+        responses = generate_edits(self._generator(), self.edits, self.config.model.sequence_length // 2)
         pairs = list(zip(self.edits, responses, strict=True))
         count = len(pairs)
         return {
@@ -89,7 +89,7 @@ class Supervised(BaseStage):
         if not chosen:
             raise DataError(
                 f"no held-out prompt leaves room for stage.sample_tokens ({config.stage.sample_tokens}), so that"
-                " stage.reward_model has nothing to score: lower it, or give data.split a validation part"
+                " stage.reward_model has nothing to score: lower it, or give data.split a validation share"
             )
         log.info("%d of %d held-out prompts are answered for stage.reward_model to score", len(chosen), len(encoded))
         return chosen

@@ -71,7 +71,7 @@ def test_other_records_are_refused_with_their_place(tmp_path, record, message):
     [
         ({"messages": [{"role": "human", "content": "a"}]}, "system.*user.*assistant"),
         ({"messages": ["a"]}, "not a list of"),
-        ({"conversations": [{"from": "observation", "value": "a"}]}, "'observation' speaks, who is none of human"),
+        ({"conversations": [{"from": "observation", "value": "a"}]}, "the speaker 'observation' is none of human"),
         ({"chosen": "a", "rejected": "b"}, 'a transcript begins with "Human:"'),
     ],
 )

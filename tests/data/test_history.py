@@ -14,7 +14,7 @@ def tokenizer():
 
 
 def test_turns_are_kept_until_the_context_is_full_and_then_leave_in_pairs(tokenizer):
-    history = History(tokenizer, window=40, answer_room=8, system="be brief")
+    history = History(tokenizer, window=40, response_room=8, system="be brief")
     said: list[Message] = []
     for number in range(6):
         prompt, left_out = history.ask(f"q{number}")
@@ -25,13 +25,13 @@ def test_turns_are_kept_until_the_context_is_full_and_then_leave_in_pairs(tokeni
         assert len(prompt) + 8 <= 40
         if left_out:  # no more than needed
             assert len(chat_prompt(tokenizer, [system, *said[left_out - 2 :]])) + 8 > 40
-        history.answered(f"a{number}")
+        history.respond(f"a{number}")
         said.append(Message("assistant", f"a{number}"))
     assert left_out > 0
 
 
 def test_what_cannot_fit_is_refused_and_forgotten(tokenizer):
-    history = History(tokenizer, window=20, answer_room=8)
+    history = History(tokenizer, window=20, response_room=8)
     with pytest.raises(DataError, match=r"this takes \d+ tokens .* context has 20"):
         history.ask("x" * 30)
     assert history.turns == []
@@ -40,10 +40,10 @@ def test_what_cannot_fit_is_refused_and_forgotten(tokenizer):
 
 
 def test_undo_and_reset(tokenizer):
-    history = History(tokenizer, window=99, answer_room=8, system="s")
+    history = History(tokenizer, window=99, response_room=8, system="s")
     for text in ("one", "two"):
         history.ask(text)
-        history.answered(text.upper())
+        history.respond(text.upper())
     history.undo()
     assert history.turns == [Message("user", "one"), Message("assistant", "ONE")]
     history.undo()

@@ -12,7 +12,7 @@ import pytest
 
 from megagpt.errors import ConfigError, DataError
 from megagpt.evaluate.code_tasks import CODEX_STOP, Problem, prompt_hash, read_problems
-from megagpt.evaluate.sandbox import Judge
+from megagpt.evaluate.sandbox import SandboxRunner
 
 PEER = """
 import json, sys
@@ -55,16 +55,16 @@ MBPP = [
 
 
 @pytest.fixture(scope="module")
-def judge_all():
+def passed_of():
     if shutil.which("bwrap") is None:
         pytest.skip("bubblewrap is not installed (apt-get install bubblewrap)")
-    judge = Judge()
+    runner = SandboxRunner()
 
-    def judge_all(asked: list[tuple[Problem, str]]) -> list[bool]:
+    def passed_of(asked: list[tuple[Problem, str]]) -> list[bool]:
         with ThreadPoolExecutor(2) as pool:
-            return [verdict.passed for verdict in pool.map(lambda one: judge(one[0].task(one[1])), asked)]
+            return [verdict.passed for verdict in pool.map(lambda one: runner.run(one[0].job(one[1])), asked)]
 
-    return judge_all
+    return passed_of
 
 
 def data(data_dir: Path, name: str) -> Path:
@@ -74,15 +74,15 @@ def data(data_dir: Path, name: str) -> Path:
     return path
 
 
-def test_humaneval_and_agreement_with_its_own_package(data_dir, judge_all):
+def test_humaneval_and_agreement_with_its_own_package(data_dir, passed_of):
     path = data(data_dir, "humaneval/HumanEval.jsonl.gz")
     problems = read_problems("humaneval", path)
     right = [(problem, problem.solution) for problem in problems]
     emptied = [(problem, "") for problem in problems]
     others = [(problem, other.solution) for problem, other in zip(problems[::8], problems[1::8], strict=False)]
-    assert judge_all(right) == [True] * 164
-    assert judge_all(emptied) == [False] * 164
-    wrong = judge_all(others)
+    assert passed_of(right) == [True] * 164
+    assert passed_of(emptied) == [False] * 164
+    wrong = passed_of(others)
     assert not all(wrong)
     asked = [(problem.task_id, completion) for problem, completion in right + emptied[::4] + others]
     peer = subprocess.run(
@@ -92,18 +92,18 @@ def test_humaneval_and_agreement_with_its_own_package(data_dir, judge_all):
 
 
 @pytest.mark.parametrize("kind", ["SingleLine", "RandomSpan", "RandomSpanLight"])
-def test_infilling(data_dir, judge_all, kind):
+def test_humaneval_infilling(data_dir, passed_of, kind):
     name = kind.removesuffix("Light") + "Infilling" + ("Light" if kind.endswith("Light") else "")
     problems = read_problems("humaneval_infilling", data(data_dir, f"humaneval_infilling/HumanEval-{name}.jsonl.gz"))
     some = problems[:: len(problems) // 20]
-    assert all(judge_all([(problem, problem.solution) for problem in some]))
-    assert not any(judge_all([(problem, problem.solution + "\n) syntax error") for problem in some[:5]]))
+    assert all(passed_of([(problem, problem.solution) for problem in some]))
+    assert not any(passed_of([(problem, problem.solution + "\n) syntax error") for problem in some[:5]]))
     for problem in problems if kind == "SingleLine" else ():
-        assert problem.cut(problem.solution + "more\nlines") == problem.solution  # a line ends the completion
+        assert problem.truncate(problem.solution + "more\nlines") == problem.solution  # a line ends the completion
 
 
 @pytest.mark.parametrize("array", [False, True])
-def test_mbpp(tmp_path, judge_all, array):
+def test_mbpp(tmp_path, passed_of, array):
     path = tmp_path / ("mbpp.json" if array else "mbpp.jsonl.gz")
     if array:
         path.write_text(json.dumps(MBPP))
@@ -115,8 +115,11 @@ def test_mbpp(tmp_path, judge_all, array):
     assert problems[0].prompt.endswith('\n"""\n')
     wrong = ["def add(a, b):\n    return b", MBPP[1]["code"].replace("n.v +", "1 +"), "def area(r): return r"]
     asked = [(p, p.solution) for p in problems] + list(zip(problems, wrong, strict=True))
-    assert judge_all(asked) == [True] * 3 + [False] * 3
-    assert problems[0].cut("def add():\n  pass\ndef two(): 0\nassert add() == 1") == "def add():\n  pass\ndef two(): 0"
+    assert passed_of(asked) == [True] * 3 + [False] * 3
+    assert (
+        problems[0].truncate("def add():\n  pass\ndef two(): 0\nassert add() == 1")
+        == "def add():\n  pass\ndef two(): 0"
+    )
 
 
 def problem(**changes) -> dict:
@@ -134,9 +137,9 @@ def test_completions_end_at_codex_stop_strings(tmp_path):
     assert found.stop == CODEX_STOP
     body = "    x = 1\n    if x:\n        print(x)  # def\n    return x"
     for stop in CODEX_STOP:
-        assert found.cut(body + stop + " more") == body
-    assert found.cut(body + "\nprint\nclass") == body
-    assert found.cut(body) == body
+        assert found.truncate(body + stop + " more") == body
+    assert found.truncate(body + "\nprint\nclass") == body
+    assert found.truncate(body) == body
 
 
 def test_prompt_hash_is_of_what_is_asked(tmp_path):

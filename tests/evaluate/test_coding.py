@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from megagpt.errors import ConfigError, DataError
-from megagpt.evaluate import coding
-from megagpt.evaluate.coding import CodeEvaluation, evaluate_code, summarize
+from megagpt.evaluate.coding import evaluate_code, summarize
+from megagpt.evaluate.sandbox import SandboxRunner
+from megagpt.evaluate.settings import CodeEvaluation
 from megagpt.model.generation import Completion
 
 TEST = "def check(candidate):\n    assert candidate(3) == 4\n"
@@ -58,7 +59,7 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_model_is_asked_judged_and_counted(files):
+def test_completions_are_generated_tested_and_counted(files):
     generator = FakeGenerator()
     result = evaluate_code(settings(files), generator)
     assert [len(call) for call in generator.calls] == [8, 8, 4]  # whole problems, as many as a batch holds
@@ -97,10 +98,10 @@ def test_interrupted_work_goes_on_and_ends_the_same(files, monkeypatch):
     generator = FakeGenerator()
     evaluate_code(settings(files), generator)
     assert [len(call) for call in generator.calls] == [8, 4]
-    judged = (files / "out/samples.jsonl").read_text().splitlines(keepends=True)
-    (files / "out/samples.jsonl").write_text("".join(judged[:7]) + judged[7][:9])
+    tested = (files / "out/samples.jsonl").read_text().splitlines(keepends=True)
+    (files / "out/samples.jsonl").write_text("".join(tested[:7]) + tested[7][:9])
     seen = []
-    monkeypatch.setattr(coding.Judge, "__call__", watched(coding.Judge.__call__, seen))
+    monkeypatch.setattr(SandboxRunner, "run", watched(SandboxRunner.run, seen))
     result = evaluate_code(settings(files), FakeGenerator())
     assert len(seen) == 13
     assert result == whole
@@ -108,11 +109,11 @@ def test_interrupted_work_goes_on_and_ends_the_same(files, monkeypatch):
 
 
 def watched(call, seen: list):
-    def judge(self, task):
-        seen.append(task)
-        return call(self, task)
+    def run(self, job):
+        seen.append(job)
+        return call(self, job)
 
-    return judge
+    return run
 
 
 def test_another_evaluation_is_not_mixed_in(files):

@@ -1,4 +1,4 @@
-"""Figures of edits, and their evaluation from the command line."""
+"""Metrics of edits, and their evaluation from the command line."""
 
 import json
 import random
@@ -40,13 +40,13 @@ def run(*arguments: str) -> None:
 
 @pytest.fixture
 def files(tmp_path) -> dict[str, str]:
-    """A file of edits, their right answers, their inputs, and one answer too few."""
+    """A file of edits, their right responses, their inputs, and too few responses."""
     edits = [e.record() for e in make_edits(TEXT, 9, kinds=("sort_lines", "uppercase", "fix_bug"), max_chars=200)]
     lines = {
         "edits": edits,
-        "right": [{"answer": edit["output"]} for edit in edits],
-        "unchanged": [{"answer": edit["input"]} for edit in edits],
-        "few": [{"answer": ""}],
+        "right": [{"response": edit["output"]} for edit in edits],
+        "unchanged": [{"response": edit["input"]} for edit in edits],
+        "few": [{"response": ""}],
     }
     for name, records in lines.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -54,28 +54,28 @@ def files(tmp_path) -> dict[str, str]:
 
 
 @needs_bubblewrap
-@pytest.mark.parametrize("answers", ["right", "unchanged"])
-def test_right_answers_score_all_and_unchanged_inputs_nothing(files, answers, monkeypatch, capsys):
-    run(f"data={files['edits']}", f"completions={files[answers]}", f"output={files['output']}")
+@pytest.mark.parametrize("responses", ["right", "unchanged"])
+def test_right_responses_score_all_and_unchanged_inputs_nothing(files, responses, monkeypatch, capsys):
+    run(f"data={files['edits']}", f"completions={files[responses]}", f"output={files['output']}")
     result = json.loads(Path(files["output"], "result.json").read_text())
-    right = answers == "right"
+    right = responses == "right"
     for kind in ("all", "sort_lines", "uppercase", "fix_bug"):
-        figures = result["figures"][kind]
-        assert figures["exact_match"] == float(right)
-        assert (figures["similarity"] == 1) == right
-        assert figures["unchanged_exact_match"] == 0
-    assert result["figures"]["fix_bug"]["tests_passed"] == result["figures"]["all"]["tests_passed"] == float(right)
-    assert result["figures"]["all"]["tested"] == result["figures"]["fix_bug"]["edits"] == 3
-    assert "tests_passed" not in result["figures"]["uppercase"]
+        metrics = result["metrics"][kind]
+        assert metrics["exact_match"] == float(right)
+        assert (metrics["similarity"] == 1) == right
+        assert metrics["unchanged_exact_match"] == 0
+    assert result["metrics"]["fix_bug"]["tests_passed"] == result["metrics"]["all"]["tests_passed"] == float(right)
+    assert result["metrics"]["all"]["tested"] == result["metrics"]["fix_bug"]["edits"] == 3
+    assert "tests_passed" not in result["metrics"]["uppercase"]
     expected = [similarity(edit.input, edit.output) for edit in read_edits(Path(files["edits"]))]
-    assert result["figures"]["all"]["unchanged_similarity"] == pytest.approx(sum(expected) / 9)
+    assert result["metrics"]["all"]["unchanged_similarity"] == pytest.approx(sum(expected) / 9)
     assert f"exact match {100 * right:.1f}%" in capsys.readouterr().out
 
 
 @needs_bubblewrap
 def test_what_does_not_fit_together_is_refused(files, monkeypatch, tmp_path):
     data, output = f"data={files['edits']}", f"output={files['output']}"
-    with pytest.raises(DataError, match="1 answers to 9 edits"):
+    with pytest.raises(DataError, match="1 responses to 9 edits"):
         run(data, f"completions={files['few']}", output)
     with pytest.raises(ConfigError, match="another completions"):
         run(data, f"completions={files['right']}", output)
@@ -87,7 +87,7 @@ def test_what_does_not_fit_together_is_refused(files, monkeypatch, tmp_path):
         run(data, output, "limt=3", f"completions={files['right']}")
 
 
-def test_without_bubblewrap_nothing_is_judged(files, monkeypatch):
+def test_without_bubblewrap_nothing_is_run(files, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigError, match="sandbox=none"):
         run(f"data={files['edits']}", f"completions={files['right']}", f"output={files['output']}")

@@ -56,9 +56,15 @@ def settings(overrides, texts, tmp_path_factory) -> list[str]:
     _corpus(folder, tokenizer, texts, "text")
     _corpus(folder, tokenizer, ["to be or not " * 20] * 30, "one_line")
     return [
-        *(*overrides, f"model.vocab_size={tokenizer.vocab_size}", "model.sequence_length=64"),
-        *(f"data.tokenizer={folder}/tokenizer.json", f"data.corpora=[{{path: {folder}/text}}]"),
-        *("data.fim_rate=0.5", "stage.fim_cuts=4", "optim.ramp_start=null", "optim.ramp_tokens=0"),
+        *overrides,
+        f"model.vocab_size={tokenizer.vocab_size}",
+        "model.sequence_length=64",
+        f"data.tokenizer={folder}/tokenizer.json",
+        f"data.corpora=[{{path: {folder}/text}}]",
+        "data.fim_rate=0.5",
+        "stage.fim_cuts=4",
+        "optim.ramp_start=null",
+        "optim.ramp_tokens=0",
     ]
 
 

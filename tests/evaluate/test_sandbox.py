@@ -14,7 +14,7 @@ import pytest
 
 from megagpt.errors import ConfigError
 from megagpt.evaluate.cgroups import control_groups
-from megagpt.evaluate.sandbox import Judge, Limits, Task, Verdict
+from megagpt.evaluate.sandbox import Limits, SandboxJob, SandboxRunner, Verdict
 
 REFERENCE = "def f(x):\n    return x + 1\n"
 TESTS = "assert f(20) == 21\nassert f(-7) == -6\n"
@@ -44,7 +44,7 @@ FORGED = {
     ),
     "patches the runner": (
         "import sys\nm = sys.modules['__main__']\nm.encode = lambda v: True\n"
-        "m.judge = m.read_answer = lambda *a: True\n"
+        "m.run_tests = m.read_answer = lambda *a: True\n"
         "def f(x): return x"
     ),
     "patches builtins": (
@@ -128,13 +128,15 @@ def f(tree, port):
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
+def runner() -> SandboxRunner:
     if shutil.which("bwrap") is None:
         pytest.skip("bubblewrap is not installed (apt-get install bubblewrap)")
-    judge = Judge(limits=LIMITS)
+    runner = SandboxRunner(limits=LIMITS)
     alone = "import os\ndef f(): return os.getpid() < 10 and len([p for p in os.listdir('/proc') if p.isdigit()]) < 4"
-    assert judge(Task(alone, alone, ("f",), "assert f()")).passed, "no box: the hostile programs must not run"
-    return judge
+    assert runner.run(SandboxJob(alone, alone, ("f",), "assert f()")).passed, (
+        "no box: the hostile programs must not run"
+    )
+    return runner
 
 
 @pytest.fixture
@@ -172,32 +174,32 @@ def can_limit_memory_of_children() -> bool:
         return bool(groups)
 
 
-def test_right_programs_pass(judge):
-    assert judge(Task(REFERENCE, REFERENCE, ("f",), TESTS)).passed
+def test_right_programs_pass(runner):
+    assert runner.run(SandboxJob(REFERENCE, REFERENCE, ("f",), TESTS)).passed
     noisy = "import sys, os\nprint('x'); sys.stderr.write('y'); os.write(1, b'z')\n" + REFERENCE
-    assert judge(Task(noisy, REFERENCE, ("f",), TESTS)) == Verdict(True, "", pytest.approx(2, abs=2))
+    assert runner.run(SandboxJob(noisy, REFERENCE, ("f",), TESTS)) == Verdict(True, "", pytest.approx(2, abs=2))
 
 
 @pytest.mark.parametrize("name", FORGED)
-def test_a_pass_cannot_be_forged(judge, name):
-    verdict = judge(Task(FORGED[name], REFERENCE, ("f",), TESTS))
+def test_a_pass_cannot_be_forged(runner, name):
+    verdict = runner.run(SandboxJob(FORGED[name], REFERENCE, ("f",), TESTS))
     assert not verdict.passed
     assert verdict.reason
     assert verdict.seconds < LIMITS.wall_seconds + 2
 
 
-def test_swallowed_exceptions_do_not_pass_a_program_that_has_ended(judge):
+def test_swallowed_exceptions_do_not_pass_a_program_that_has_ended(runner):
     tests = "try:\n    f(1)\nexcept Exception:\n    pass\n"
-    assert not judge(Task("import os\ndef f(x): os._exit(0)", REFERENCE, ("f",), tests)).passed
-    assert judge(Task("def f(x): raise ValueError", REFERENCE, ("f",), tests)).passed
+    assert not runner.run(SandboxJob("import os\ndef f(x): os._exit(0)", REFERENCE, ("f",), tests)).passed
+    assert runner.run(SandboxJob("def f(x): raise ValueError", REFERENCE, ("f",), tests)).passed
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_program_ends_in_its_limit(judge, tree, name):
+def test_hostile_program_ends_in_its_limit(runner, tree, name):
     if name == "memory of children" and not can_limit_memory_of_children():
         pytest.skip("control groups cannot be made here")
     before = hashlib.sha256((tree / "file").read_bytes()).digest()
-    verdict = judge(Task(HOSTILE[name], REFERENCE, ("f",), TESTS))
+    verdict = runner.run(SandboxJob(HOSTILE[name], REFERENCE, ("f",), TESTS))
     assert not verdict.passed
     assert verdict.reason
     assert verdict.seconds < LIMITS.wall_seconds + 2
@@ -207,7 +209,7 @@ def test_hostile_program_ends_in_its_limit(judge, tree, name):
     assert stat.S_IMODE(tree.stat().st_mode) == 0o777
 
 
-def test_memory_of_children_is_limited_together(judge):
+def test_memory_of_children_is_limited_together(runner):
     if not can_limit_memory_of_children():
         pytest.skip("control groups cannot be made here")
     program = (
@@ -215,23 +217,25 @@ def test_memory_of_children_is_limited_together(judge):
         "    return [os.waitpid(child, 0)[1] for child in children]\n"
         "def use():\n    b = bytearray(b'x') * (120 << 20)\n    time.sleep(0.5)\n    os._exit(0)\n"
     )
-    verdict = judge(Task(program, program, ("f",), "statuses = f()\nassert 9 in statuses, statuses"))
+    verdict = runner.run(SandboxJob(program, program, ("f",), "statuses = f()\nassert 9 in statuses, statuses"))
     assert verdict.passed, verdict.reason  # some were killed, each of which is within the limit of one process
 
 
-def test_a_program_sees_and_reaches_nothing(judge, tree, monkeypatch):
+def test_a_program_sees_and_reaches_nothing(runner, tree, monkeypatch):
     monkeypatch.setenv("MEGAGPT_SECRET", "1")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        found = judge(Task(PROBE, REFERENCE, ("f",), f"done = f({str(tree)!r}, {port})\nassert not done, done"))
+        found = runner.run(
+            SandboxJob(PROBE, REFERENCE, ("f",), f"done = f({str(tree)!r}, {port})\nassert not done, done")
+        )
     assert found.passed, found.reason
     assert (tree / "file").read_text() == "secret"
 
 
-def test_classes_of_the_tests_reach_the_program(judge):
+def test_classes_of_the_tests_reach_the_program(runner):
     node = "class Node:\n    def __init__(self, v): self.v, self.next = v, self\n"
     program = node + "def f(node):\n    assert type(node) is Node\n    return node.next.next.v\n"
-    assert judge(Task(program, node + "def f(node): 0", ("f",), "assert f(Node(3)) == 3")).passed
+    assert runner.run(SandboxJob(program, node + "def f(node): 0", ("f",), "assert f(Node(3)) == 3")).passed
 
 
 def test_works_without_root():
@@ -244,10 +248,11 @@ def test_works_without_root():
         pytest.skip("another user could not run the project here")
     program = (
         "import sys\nif sys.version_info < (3, 11): sys.exit('old')\n"
-        "from megagpt.evaluate.sandbox import Judge, Task\nfrom megagpt.errors import ConfigError\n"
-        "try: judge = Judge()\nexcept ConfigError as error: sys.exit(f'old {error}')\n"
-        f"assert judge(Task({REFERENCE!r}, {REFERENCE!r}, ('f',), {TESTS!r})).passed\n"
-        f"probe = judge(Task({PROBE!r}, {REFERENCE!r}, ('f',), 'done = f(\"{root}\", 1)\\nassert not done, done'))\n"
+        "from megagpt.evaluate.sandbox import SandboxJob, SandboxRunner\nfrom megagpt.errors import ConfigError\n"
+        "try: runner = SandboxRunner()\nexcept ConfigError as error: sys.exit(f'old {error}')\n"
+        f"assert runner.run(SandboxJob({REFERENCE!r}, {REFERENCE!r}, ('f',), {TESTS!r})).passed\n"
+        f"tests = 'done = f(\"{root}\", 1)\\nassert not done, done'\n"
+        f"probe = runner.run(SandboxJob({PROBE!r}, {REFERENCE!r}, ('f',), tests))\n"
         "assert probe.passed, probe\n"
     )
     done = subprocess.run(
@@ -269,15 +274,15 @@ def test_works_without_root():
 def test_refuses_without_bubblewrap(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"apt-get install bubblewrap.*sandbox=none"):
-        Judge()
+        SandboxRunner()
     fake = tmp_path / "bwrap"
     fake.write_text("#!/bin/sh\necho 'No permissions to create new namespace' >&2\nexit 1\n")
     fake.chmod(0o755)
     with pytest.raises(ConfigError, match=r"No permissions to create new namespace.*user namespaces.*sandbox=none"):
-        Judge()
-    assert Judge("none")(Task(REFERENCE, REFERENCE, ("f",), TESTS)).passed
+        SandboxRunner()
+    assert SandboxRunner("none").run(SandboxJob(REFERENCE, REFERENCE, ("f",), TESTS)).passed
     with pytest.raises(ConfigError, match="must be bwrap, or none"):
-        Judge("off")
+        SandboxRunner("off")
 
 
 def test_wrong_limits_are_refused():
@@ -285,6 +290,6 @@ def test_wrong_limits_are_refused():
         Limits(wall_seconds=0)
 
 
-def test_interpreter_is_the_one_of_this_process(judge):
+def test_interpreter_is_the_one_of_this_process(runner):
     program = "import sys\ndef f(): return sys.version"
-    assert judge(Task(program, program, ("f",), f"assert f() == {sys.version!r}")).passed
+    assert runner.run(SandboxJob(program, program, ("f",), f"assert f() == {sys.version!r}")).passed

@@ -1,4 +1,4 @@
-"""How a reward model is judged: shares of pairs in order, and calibration, against what can be counted by hand."""
+"""Metrics of a reward model: shares of pairs in order, and calibration, against what can be counted by hand."""
 
 import numpy as np
 import pytest

@@ -171,7 +171,7 @@ BAD = {
     "v is torch.float32": lambda q, k, v: attention(q, k, v.float()),
     "window is 0": lambda q, k, v: attention(q, k, v, window=0),
     "scale is -1": lambda q, k, v: attention(q, k, v, scale=-1),
-    "dropout is 0.1": lambda q, k, v: attention(q, k, v, dropout=0.1, backend="triton"),
+    "dropout is not supported": lambda q, k, v: attention(q, k, v, dropout=0.1, backend="triton"),
     "mask is not supported": lambda q, k, v: attention(
         q, k, v, mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool), backend="triton"
     ),

@@ -103,12 +103,13 @@ def test_same_tokens_as_transformers(penalty):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from megagpt.model.parameters import named_boxes
-    from tests.model.hf import gpt2_tensors
+    from tests.model.hf import to_hugging_face
 
     model = replace(GPT3, attention_pattern=("dense",))
     ours = generator(model)
     theirs = GPT2LMHeadModel(GPT2Config(n_layer=4, n_embd=32, n_head=4, n_positions=40, vocab_size=VOCAB)).eval()
-    theirs.load_state_dict(gpt2_tensors({name: p.detach() for name, p, _ in named_boxes(ours.modules)}, model))
+    weights = {name: p.detach() for name, p, _ in named_boxes(ours.modules)}
+    theirs.load_state_dict(to_hugging_face(weights, model, theirs))
     end = ours.tokenizer.end_of_text_id
     options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
     ids = [ours.tokenizer.encode(prompt) or [end] for prompt in PROMPTS]

@@ -48,9 +48,11 @@ def inputs(model: ModelConfig, batch: int = 3, length: int = 37):
     return tokens[:, :-1], positions, tokens[:, 1:]
 
 
-def compare(gpt, theirs, convert, model: ModelConfig, check_gradients: bool = True) -> None:
+def compare(gpt, theirs, model: ModelConfig, check_gradients: bool = True) -> None:
     """Same logits, same mean loss and, as the conversion is linear, same gradients under converted names."""
-    missing, unexpected = theirs.load_state_dict(convert(named(gpt), model), strict=False)
+    from tests.model.hf import to_hugging_face
+
+    missing, unexpected = theirs.load_state_dict(to_hugging_face(named(gpt), model, theirs), strict=False)
     assert not missing and not unexpected
     theirs.train()
     tokens, positions, labels = inputs(model)
@@ -66,7 +68,7 @@ def compare(gpt, theirs, convert, model: ModelConfig, check_gradients: bool = Tr
         return
     loss.backward()
     expected_loss.backward()
-    gradients = convert(named(gpt, gradients=True), model)
+    gradients = to_hugging_face(named(gpt, gradients=True), model, theirs)
     for name, parameter in theirs.named_parameters():
         scale = parameter.grad.abs().max()
         torch.testing.assert_close(gradients[name] / scale, parameter.grad / scale, atol=1e-4, rtol=0, msg=name)
@@ -75,23 +77,19 @@ def compare(gpt, theirs, convert, model: ModelConfig, check_gradients: bool = Tr
 def test_gpt2():
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from tests.model.hf import gpt2_tensors
-
     theirs = GPT2LMHeadModel(
         GPT2Config(
             n_layer=4, n_embd=48, n_head=4, n_positions=64, vocab_size=301, resid_pdrop=0, attn_pdrop=0, embd_pdrop=0
         )
     )
     gpt = build(TINY)
-    compare(gpt, theirs, gpt2_tensors, TINY)
+    compare(gpt, theirs, TINY)
     assert gpt.embedding.word_embeddings.weight.shape[0] == 384
     assert not gpt.embedding.word_embeddings.weight.grad[301:].any()
 
 
 def test_gpt_neo_for_the_banded_pattern():
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
-
-    from tests.model.hf import gpt_neo_tensors
 
     model = replace(TINY, attention_pattern=("dense", "banded"), attention_window=7)
     theirs = GPTNeoForCausalLM(
@@ -113,7 +111,7 @@ def test_gpt_neo_for_the_banded_pattern():
         for layer in gpt.decoder.layers:
             layer.self_attention.linear_qkv.bias.zero_()
     # The scale folded into q makes the gradient of q's weight differ by that factor.
-    compare(gpt, theirs, gpt_neo_tensors, model, check_gradients=False)
+    compare(gpt, theirs, model, check_gradients=False)
     dense = build(TINY)
     dense.load_state_dict(gpt.state_dict())
     tokens, positions, _ = inputs(model)
@@ -139,18 +137,14 @@ def llama_settings(model: ModelConfig) -> dict:
 def test_llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tests.model.hf import llama_tensors
-
-    compare(build(LLAMA), LlamaForCausalLM(LlamaConfig(**llama_settings(LLAMA))), llama_tensors, LLAMA)
+    compare(build(LLAMA), LlamaForCausalLM(LlamaConfig(**llama_settings(LLAMA))), LLAMA)
 
 
 def test_qwen3_for_normalised_queries_and_keys():
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from tests.model.hf import llama_tensors
-
     model = replace(LLAMA, qk_layernorm=True)
-    compare(build(model), Qwen3ForCausalLM(Qwen3Config(**llama_settings(model))), llama_tensors, model)
+    compare(build(model), Qwen3ForCausalLM(Qwen3Config(**llama_settings(model))), model)
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])

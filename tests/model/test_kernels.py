@@ -74,13 +74,13 @@ def test_logits_with_a_cache_are_those_without(one_rank, launched, shape, kernel
     cache = KVCache(2, 2, 23, device)
     for end in (20, 21, 22, 23):
         if end == 20:
-            cache.begin_prompts([20 - begin for begin in begins])
+            current = cache.begin_prompts([20 - begin for begin in begins])
             tokens = torch.cat([row[begin:20] for row, begin in zip(rows, begins, strict=True)])
         else:
-            cache.begin_tokens()
+            current = cache.begin_tokens()
             tokens = rows[:, end - 1]
         launched.clear()
-        logits = model(tokens, cache=cache)
+        logits = model(tokens, cache_pass=current)
         assert ("decode_attention_kernel" in launched) == (kernels is TRITON and end > 20)
         for row, begin, found in zip(rows, begins, logits, strict=True):
             positions = torch.arange(end - begin, device=device)[None]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megagpt.model.sampling import choose, draw, keep_top_k, keep_top_p, penalize
+from megagpt.model.sampling import choose_tokens, draw, keep_top_k, keep_top_p, penalize
 
 VOCAB = 37
 
@@ -63,7 +63,7 @@ def test_frequencies_are_the_probabilities(logits, temperature, top_k, top_p):
     expected[order[:kept]] = probabilities[:kept] / probabilities[:kept].sum()
 
     uniforms = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    tokens, logprobs = choose(logits[:1].expand(count, -1), uniforms, temperature, top_k, top_p)
+    tokens, logprobs = choose_tokens(logits[:1].expand(count, -1), uniforms, temperature, top_k, top_p)
     frequencies = tokens.bincount(minlength=VOCAB)
     assert (frequencies - expected * count).abs().max() <= 1.01
     assert not frequencies[expected == 0].any()
@@ -71,7 +71,7 @@ def test_frequencies_are_the_probabilities(logits, temperature, top_k, top_p):
 
 
 def test_greedy_takes_the_largest_and_tells_its_probability(logits):
-    tokens, logprobs = choose(logits, torch.zeros(50, dtype=torch.float64), temperature=0, top_k=3, top_p=0.1)
+    tokens, logprobs = choose_tokens(logits, torch.zeros(50, dtype=torch.float64), temperature=0, top_k=3, top_p=0.1)
     assert tokens.tolist() == [max(range(VOCAB), key=row.__getitem__) for row in logits.tolist()]
     torch.testing.assert_close(logprobs, logits.softmax(-1).amax(-1).log())
 

@@ -74,13 +74,13 @@ def test_what_ppo_does_not_need_is_not_counted():
     assert offloaded.scoring >= held.scoring + held.reference
     checked = plan([*recipe, "ppo.reward=checker"], 8)
     assert checked.ranks[0][1].reward == 0
-    assert checked.parts["scores"] < whole.parts["scores"]
+    assert checked.parts["scoring"] < whole.parts["scoring"]
     alone = plan([*recipe, "ppo.ptx_coefficient=0"], 8)
     assert alone.parts["matmul"] == pytest.approx(whole.parts["matmul"] / 9, rel=0.01)
     copied = plan([*recipe, "ppo.rollout_parallel.tensor_parallel_size=8"], 8)
     assert copied.ranks[0][1].copy == pytest.approx(held.reference / 2, rel=0.01)  # of 8 tensor-parallel ranks, not 4
     assert copied.ranks[0][1].total == pytest.approx(
-        held.total + copied.ranks[0][1].copy + copied.ranks[0][1].answering - held.answering
+        held.total + copied.ranks[0][1].copy + copied.ranks[0][1].generation - held.generation
     )
 
 

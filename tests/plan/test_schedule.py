@@ -18,7 +18,7 @@ def pipeline(stages: int, virtual: int, micro_batches: int) -> Job:
 
 
 def equal(job: Job, seconds: float) -> list[list[float]]:
-    return [[seconds / job.virtual] * job.virtual for _ in range(job.stages)]
+    return [[seconds / job.virtual_size] * job.virtual_size for _ in range(job.pipeline_size)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -37,13 +37,13 @@ def test_every_pass_once_after_its_input(shape):
     job = pipeline(*shape)
     passes = simulate(job, equal(job, 1.0), equal(job, 2.0), 0.1).passes
     assert len({(p.stage, p.chunk, p.micro_batch, p.forward) for p in passes}) == len(passes)
-    assert len(passes) == 2 * job.stages * job.virtual * job.micro_batches
-    ends = {(p.forward, p.micro_batch, p.chunk * job.stages + p.stage): p.end for p in passes}
+    assert len(passes) == 2 * job.pipeline_size * job.virtual_size * job.micro_batches
+    ends = {(p.forward, p.micro_batch, p.chunk * job.pipeline_size + p.stage): p.end for p in passes}
     for p in passes:
-        place = p.chunk * job.stages + p.stage
+        place = p.chunk * job.pipeline_size + p.stage
         source = (p.forward, p.micro_batch, place - 1 if p.forward else place + 1)
         assert p.start >= ends.get(source, 0.0)
-    for stage in range(job.stages):
+    for stage in range(job.pipeline_size):
         own = sorted((p for p in passes if p.stage == stage), key=lambda p: p.start)
         assert all(before.end <= after.start for before, after in itertools.pairwise(own))
 
@@ -52,7 +52,7 @@ def test_every_pass_once_after_its_input(shape):
 def test_activations_in_flight(shape):
     """As many as are held at once when the passes are done in order."""
     job = pipeline(*shape)
-    for stage in range(job.stages):
+    for stage in range(job.pipeline_size):
         held = largest = 0
         for forward, *_ in order(job, stage):
             held += 1 if forward else -1

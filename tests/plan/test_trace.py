@@ -8,13 +8,25 @@ import pytest
 from tests.plan import traced
 
 GPT3 = [
-    *("model=gpt3", "model.num_layers=4", "model.hidden_size=512", "model.num_attention_heads=8"),
-    *("model.sequence_length=512", "model.vocab_size=4000", "optim.global_batch_size=16", "optim.ramp_start=null"),
+    "model=gpt3",
+    "model.num_layers=4",
+    "model.hidden_size=512",
+    "model.num_attention_heads=8",
+    "model.sequence_length=512",
+    "model.vocab_size=4000",
+    "optim.global_batch_size=16",
+    "optim.ramp_start=null",
     "optim.ramp_tokens=0",
 ]
 MODERN = [
-    *("model=demo_modern", "model.hidden_size=512", "model.num_attention_heads=8", "model.num_query_groups=4"),
-    *("model.sequence_length=512", "optim.global_batch_size=16", "optim.ramp_start=null", "optim.ramp_tokens=0"),
+    "model=demo_modern",
+    "model.hidden_size=512",
+    "model.num_attention_heads=8",
+    "model.num_query_groups=4",
+    "model.sequence_length=512",
+    "optim.global_batch_size=16",
+    "optim.ramp_start=null",
+    "optim.ramp_tokens=0",
 ]
 TENSOR = ["parallel.tensor_parallel_size=2"]
 SEQUENCE = [*TENSOR, "parallel.sequence_parallel=true"]

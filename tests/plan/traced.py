@@ -21,7 +21,7 @@ def compare(overrides: list[str], gpus: int) -> list[dict[str, float]]:
     found = []
     for stage in trace(job):
         planned = stage_memory(job, stage.stage)
-        logits = saved_logits(job) if stage.stage == job.stages - 1 else 0.0
+        logits = saved_logits(job) if stage.stage == job.pipeline_size - 1 else 0.0
         found.append(
             {
                 "parameters": stage.parameters,

@@ -23,9 +23,12 @@ LAYOUTS = {
     "pp2": ["parallel.pipeline_parallel_size=2"],
     "interleaved": ["parallel.pipeline_parallel_size=2", "parallel.virtual_pipeline_size=2"],
     "each_its_own": [
-        *("ppo.rollout_parallel.tensor_parallel_size=2", "ppo.reference_parallel.pipeline_parallel_size=2"),
-        *("ppo.critic_parallel.tensor_parallel_size=2", "ppo.critic_parallel.sequence_parallel=true"),
-        *("ppo.critic_parallel.micro_batch_size=4", "ppo.offload=true"),
+        "ppo.rollout_parallel.tensor_parallel_size=2",
+        "ppo.reference_parallel.pipeline_parallel_size=2",
+        "ppo.critic_parallel.tensor_parallel_size=2",
+        "ppo.critic_parallel.sequence_parallel=true",
+        "ppo.critic_parallel.micro_batch_size=4",
+        "ppo.offload=true",
     ],
     "tp2_answers_apart": ["parallel.tensor_parallel_size=2", "ppo.rollout_parallel.micro_batch_size=1"],
     "scored": ["ppo.reward=model", "ppo.reward_parallel.tensor_parallel_size=2"],
@@ -36,8 +39,10 @@ if importlib.util.find_spec("deepspeed"):
     LAYOUTS |= {f"zero{stage}": ["parallel.engine=deepspeed", f"parallel.zero_stage={stage}"] for stage in (1, 2, 3)}
     LAYOUTS["zero3_with_tp2"] = [*LAYOUTS["zero3"], "ppo.rollout_parallel.tensor_parallel_size=2"]
     LAYOUTS["critic_zero3"] = [
-        *("parallel.tensor_parallel_size=2", "ppo.critic_parallel.engine=deepspeed"),
-        *("ppo.critic_parallel.zero_stage=3", "ppo.critic_parallel.micro_batch_size=2"),
+        "parallel.tensor_parallel_size=2",
+        "ppo.critic_parallel.engine=deepspeed",
+        "ppo.critic_parallel.zero_stage=3",
+        "ppo.critic_parallel.micro_batch_size=2",
     ]
 
 

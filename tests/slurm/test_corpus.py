@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megagpt.data.corpus.build import Options, build
+from megagpt.data.corpus.build import build
+from megagpt.data.corpus.options import Options
 from tests.slurm.cluster import wait
 
 ROOT = Path(__file__).parents[2]

@@ -106,13 +106,23 @@ def settings(overrides, tmp_path_factory) -> dict[str, list[str]]:
     about = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
     write_corpus(folder / "text", [(lengths, np.concatenate(documents))], len(documents), about)
     run = [
-        *(*overrides, f"runs_dir={folder}", "model.hidden_dropout=0", "model.attention_dropout=0"),
-        *("optim.ramp_start=null", "optim.ramp_tokens=0", f"optim.global_batch_size={BATCH}", "optim.lr=3e-3"),
+        *overrides,
+        f"runs_dir={folder}",
+        "model.hidden_dropout=0",
+        "model.attention_dropout=0",
+        "optim.ramp_start=null",
+        "optim.ramp_tokens=0",
+        f"optim.global_batch_size={BATCH}",
+        "optim.lr=3e-3",
         f"optim.train_tokens={STEPS * BATCH * LENGTH}",
     ]
     code = [
-        *(*run, "stage=code", f"checkpoint.load={folder}/base", f"model.vocab_size={tokenizer.vocab_size}"),
-        *(f"data.tokenizer={folder}/tokenizer.json", f"data.corpora=[{{path: {folder}/text}}]"),
+        *run,
+        "stage=code",
+        f"checkpoint.load={folder}/base",
+        f"model.vocab_size={tokenizer.vocab_size}",
+        f"data.tokenizer={folder}/tokenizer.json",
+        f"data.corpora=[{{path: {folder}/text}}]",
         "data.fim_rate=0.5",
     ]
     return {"base": run, "code": code, "untied": [*code, *UNTIED, f"checkpoint.load={folder}/base_untied"]}

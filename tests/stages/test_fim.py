@@ -59,11 +59,19 @@ def runs(overrides, tmp_path_factory) -> dict[str, dict]:
     about = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
     write_corpus(folder / "text", [(lengths, np.concatenate(documents))], len(documents), about)
     base = [
-        *(*overrides, f"runs_dir={folder}", f"model.vocab_size={tokenizer.vocab_size}"),
-        *(f"model.sequence_length={LENGTH}", f"data.tokenizer={folder}/tokenizer.json", "optim.lr=3e-3"),
-        *(f"data.corpora=[{{path: {folder}/text}}]", "optim.ramp_start=null", "optim.ramp_tokens=0"),
-        *(f"optim.global_batch_size={BATCH}", "data.fim_rate=0.9"),
-        *(f"stage.fim_cuts={CUTS}", f"optim.train_tokens={STEPS * BATCH * LENGTH}"),
+        *overrides,
+        f"runs_dir={folder}",
+        f"model.vocab_size={tokenizer.vocab_size}",
+        f"model.sequence_length={LENGTH}",
+        f"data.tokenizer={folder}/tokenizer.json",
+        "optim.lr=3e-3",
+        f"data.corpora=[{{path: {folder}/text}}]",
+        "optim.ramp_start=null",
+        "optim.ramp_tokens=0",
+        f"optim.global_batch_size={BATCH}",
+        "data.fim_rate=0.9",
+        f"stage.fim_cuts={CUTS}",
+        f"optim.train_tokens={STEPS * BATCH * LENGTH}",
     ]
     code = [*base, "stage=code", f"stage.fim_cuts={CUTS}", f"checkpoint.load={folder}/base"]
     named = {

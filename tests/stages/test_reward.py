@@ -50,7 +50,7 @@ def _run(overrides: list[str]) -> dict:
     from megatron.core import parallel_state
 
     from megagpt.config.rules import check
-    from megagpt.evaluate.scores import judge, score
+    from megagpt.evaluate.scores import evaluate_rankings, score
     from megagpt.stages.scoring import frozen_engine, reward_model_config
     from megagpt.stages.session import open_run
     from megagpt.train.objectives import RewardObjective
@@ -60,10 +60,10 @@ def _run(overrides: list[str]) -> dict:
     with open_run(config) as trainer:
         begun, engine, loader = trainer.state.step, trainer.engine, trainer.stage.loader
         trainer.stage.fit(trainer)
-        judged = judge(engine, config, loader.tokenizer, loader.held_out("validation", None))
+        rankings = evaluate_rankings(engine, config, loader.tokenizer, loader.held_out("validation", None))
         saved = reward_model_config(config, config.run_dir, "run_name")
         shown = score(frozen_engine(saved, RewardObjective()), saved, loader.tokenizer, trainer.stage.demonstrations)
-        result = {"begun": begun, "judged": judged, "shown": shown}
+        result = {"begun": begun, "rankings": rankings, "shown": shown}
     shards = [shard for shard in engine.shards(for_saving=False) if shard.name.startswith("model/")]
     result["shards"] = [replace(shard, data=shard.data.detach().clone().numpy()) for shard in shards]
     parallel_state.destroy_model_parallel()
@@ -181,9 +181,16 @@ def settings(overrides, tmp_path_factory) -> list[str]:
     common = [*overrides, f"runs_dir={folder}", "optim.ramp_start=null", "optim.ramp_tokens=0"]
     common += [f"optim.global_batch_size={BATCH}", "optim.warmup_tokens=0", "model.tie_embeddings=false"]
     reward = [
-        *(*common, "stage=reward", f"checkpoint.load={folder}/base", f"model.vocab_size={tokenizer.vocab_size}"),
-        *("model.hidden_dropout=0", "model.attention_dropout=0", f"data.tokenizer={folder}/tokenizer.json"),
-        *(f"data.rankings=[{folder}/rankings.jsonl]", "parallel.micro_batch_size=2", f"checkpoint.interval={STOP}"),
+        *common,
+        "stage=reward",
+        f"checkpoint.load={folder}/base",
+        f"model.vocab_size={tokenizer.vocab_size}",
+        "model.hidden_dropout=0",
+        "model.attention_dropout=0",
+        f"data.tokenizer={folder}/tokenizer.json",
+        f"data.rankings=[{folder}/rankings.jsonl]",
+        "parallel.micro_batch_size=2",
+        f"checkpoint.interval={STOP}",
         "checkpoint.keep_last=9",
     ]
     run_distributed(_base, 1, [*common, "run_name=base", f"optim.train_tokens={4 * BATCH * 32}"])
@@ -211,7 +218,7 @@ def test_every_layout_learns_and_scores_as_one_rank(one, two, layout):
         # Scores after some steps, whose rounding differs between layouts; they are of the order of 1.
         np.testing.assert_allclose(rank[layout]["shown"], expected["shown"], rtol=1e-3, atol=1e-4)
         for name in ("loss", "accuracy", "margin", "pairs", "longer_accuracy"):
-            assert rank[layout]["judged"][name] == pytest.approx(expected["judged"][name], rel=1e-3, abs=1e-4)
+            assert rank[layout]["rankings"][name] == pytest.approx(expected["rankings"][name], rel=1e-3, abs=1e-4)
 
 
 def test_resume_is_bit_exact(one):
@@ -224,11 +231,11 @@ def test_resume_is_bit_exact(one):
 
 
 def test_held_out_rankings_are_learnt_better_than_from_lengths(one):
-    judged = one["learnt"]["judged"]
-    assert judged["accuracy"] > 0.15 + max(judged[f"{by}_accuracy"] for by in ("chance", "longer", "shorter"))
-    assert judged["length_balanced_accuracy"] > 0.65
-    assert judged["loss"] < 0.75 * one["whole"]["curve"][0][0]
-    assert sum(part["pairs"] for part in judged["reliability"]) == judged["pairs"]
+    rankings = one["learnt"]["rankings"]
+    assert rankings["accuracy"] > 0.15 + max(rankings[f"{by}_accuracy"] for by in ("chance", "longer", "shorter"))
+    assert rankings["length_balanced_accuracy"] > 0.65
+    assert rankings["loss"] < 0.75 * one["whole"]["curve"][0][0]
+    assert sum(part["pairs"] for part in rankings["reliability"]) == rankings["pairs"]
 
 
 @pytest.mark.parametrize("run", ["whole", "resumed", "learnt", "again"])
@@ -285,10 +292,21 @@ def test_fine_tuning_is_chosen_by_a_reward_model(one, settings):
     ]
     (runs / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     sft = [
-        *(*settings, "stage=sft", "model.head=tokens", f"data.conversations=[{runs}/talks.jsonl]", "data.rankings=[]"),
-        *(f"stage.reward_model={runs}/whole", "stage.reward_prompts=4", "stage.sample_tokens=6"),
-        *("stage.eval_interval=2", "checkpoint.best_metric=validation_reward", "checkpoint.interval=0"),
-        *("optim.train_tokens=3584", "optim.lr=1e-2", "data.split=[0.8,0.2,0]", "model.hidden_dropout=0.1"),
+        *settings,
+        "stage=sft",
+        "model.head=tokens",
+        f"data.conversations=[{runs}/talks.jsonl]",
+        "data.rankings=[]",
+        f"stage.reward_model={runs}/whole",
+        "stage.reward_prompts=4",
+        "stage.sample_tokens=6",
+        "stage.eval_interval=2",
+        "checkpoint.best_metric=validation_reward",
+        "checkpoint.interval=0",
+        "optim.train_tokens=3584",
+        "optim.lr=1e-2",
+        "data.split=[0.8,0.2,0]",
+        "model.hidden_dropout=0.1",
     ]
     said = run_distributed(
         _fine_tune,

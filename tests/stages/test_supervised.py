@@ -39,7 +39,7 @@ def _run(overrides: list[str]) -> dict:
 
     from megagpt.config.load import load
     from megagpt.config.rules import check
-    from megagpt.evaluate.edits import answer_edits, read_edits, similarity
+    from megagpt.evaluate.edits import generate_edits, read_edits, similarity
     from megagpt.evaluate.held_out import evaluate
     from megagpt.model.generation import Generator
     from megagpt.stages.session import open_run
@@ -54,7 +54,7 @@ def _run(overrides: list[str]) -> dict:
         if config.optim.train_tokens == LEARNING_STEPS * BATCH * LENGTH:
             held_out = {c.messages[0].content for c in loader.conversations["validation"]}
             edits = [e for e in read_edits(Path(config.data.conversations[0])) if _asked(e) in held_out]
-            answers = answer_edits(Generator(engine.modules, config, loader.tokenizer), edits, 24)
+            answers = generate_edits(Generator(engine.modules, config, loader.tokenizer), edits, 24)
             pairs = zip(edits, answers, strict=True)
             result["similarity"] = np.mean([similarity(edit.output, answer) for edit, answer in pairs])
             result["unchanged"] = np.mean([similarity(edit.output, edit.input) for edit in edits])
@@ -91,15 +91,27 @@ def settings(overrides, tmp_path_factory) -> list[str]:
     edits = make_edits(["\n\n".join(texts)], 160, kinds=["uppercase"], max_chars=16)
     (folder / "edits.jsonl").write_text("".join(json.dumps(edit.record()) + "\n" for edit in edits))
     run = [
-        *(*overrides, f"runs_dir={folder}", "model.hidden_dropout=0", "model.attention_dropout=0", "optim.lr=3e-3"),
-        *("optim.ramp_start=null", "optim.ramp_tokens=0", f"optim.global_batch_size={BATCH}", "optim.warmup_tokens=0"),
-        *(f"model.sequence_length={LENGTH}", "parallel.micro_batch_size=2"),
+        *overrides,
+        f"runs_dir={folder}",
+        "model.hidden_dropout=0",
+        "model.attention_dropout=0",
+        "optim.lr=3e-3",
+        "optim.ramp_start=null",
+        "optim.ramp_tokens=0",
+        f"optim.global_batch_size={BATCH}",
+        "optim.warmup_tokens=0",
+        f"model.sequence_length={LENGTH}",
+        "parallel.micro_batch_size=2",
     ]
     base = [*run, "run_name=base", f"optim.train_tokens={4 * BATCH * LENGTH}", "parallel.micro_batch_size=1"]
     run_distributed(_stage, 1, base)
     return [
-        *(*run, "stage=edit", f"checkpoint.load={folder}/base", f"model.vocab_size={tokenizer.vocab_size}"),
-        *(f"data.tokenizer={folder}/tokenizer.json", f"data.conversations=[{folder}/edits.jsonl]"),
+        *run,
+        "stage=edit",
+        f"checkpoint.load={folder}/base",
+        f"model.vocab_size={tokenizer.vocab_size}",
+        f"data.tokenizer={folder}/tokenizer.json",
+        f"data.conversations=[{folder}/edits.jsonl]",
         f"optim.train_tokens={STEPS * BATCH * LENGTH}",
     ]
 

@@ -8,11 +8,17 @@ import pytest
 
 from megagpt.config.load import load
 from megagpt.errors import ConfigError
-from megagpt.evaluate import layouts
+from megagpt.evaluate import layout_parity
 
 SMALL = [
-    *("model=tiny", "model.hidden_size=16", "model.vocab_size=100", "model.sequence_length=8", "model.num_layers=2"),
-    *("optim=demo", "optim.global_batch_size=2", "data.corpora=[]"),
+    "model=tiny",
+    "model.hidden_size=16",
+    "model.vocab_size=100",
+    "model.sequence_length=8",
+    "model.num_layers=2",
+    "optim=demo",
+    "optim.global_batch_size=2",
+    "data.corpora=[]",
 ]
 
 
@@ -21,7 +27,7 @@ def without_norm_gradients(*args):
     import megagpt.model.layers
 
     megagpt.model.layers._share_gradients = lambda norm, config: None
-    return layouts.train_cases(*args)
+    return layout_parity.train_cases(*args)
 
 
 def _check(monkeypatch, *arguments: str) -> int:
@@ -30,14 +36,18 @@ def _check(monkeypatch, *arguments: str) -> int:
 
 
 def test_a_wrong_layout_is_named(monkeypatch, tmp_path, capsys, caplog):
-    run_ranks = layouts.run_ranks
-    monkeypatch.setattr(layouts, "run_ranks", lambda _, *args, **kw: run_ranks(without_norm_gradients, *args, **kw))
+    run_ranks = layout_parity.run_ranks
+
+    def run_wrongly(_, *args, **kw):
+        return run_ranks(without_norm_gradients, *args, **kw)
+
+    monkeypatch.setattr(layout_parity, "run_ranks", run_wrongly)
     assert _check(monkeypatch, "--only", "ZeRO-1, full recompute", "--output", str(tmp_path / "proof.json")) == 1
 
     wrong = "TP2 SP ZeRO-1, full recompute"
     right = [f"{name} ZeRO-1, full recompute" for name in ("one rank", "DP2", "PP2")]
     rows = {row["layout"]: row for row in json.loads((tmp_path / "proof.json").read_text())["layouts"]}
-    assert set(rows) == {wrong, *right, *layouts.REFERENCES}
+    assert set(rows) == {wrong, *right, *layout_parity.REFERENCES}
     assert [name for name, row in rows.items() if row["grad_norm_difference"] > 1e-4] == [wrong]
     assert all(rows[name]["loss_difference"] < 1e-5 for name in right)
     assert all(row["milliseconds"] > 0 and row["memory_mib"] > 50 for row in rows.values())
@@ -55,11 +65,11 @@ def test_right_layouts_pass_and_the_docs_are_written(monkeypatch, tmp_path, caps
     page = (tmp_path / "parallelism.md").read_text()
     assert page == "before\n" + f"\n\n{table}\n".join(check_layouts.MARKERS) + "\nafter\n"
     proof = json.loads((tmp_path / "benchmarks" / "layouts_cpu.json").read_text())
-    assert {row["layout"] for row in proof["layouts"]} >= {*layouts.REFERENCES, "one rank ZeRO-1, full recompute"}
+    assert {row["layout"] for row in proof["layouts"]} >= {*layout_parity.REFERENCES, "one rank ZeRO-1, full recompute"}
 
 
 def test_every_layout_is_tried_or_refused_by_name():
-    found, refused = layouts.cases(
+    found, refused = layout_parity.cases(
         {"M": load([*SMALL, "optim.global_batch_size=4", "model.hidden_dropout=0.1", "optim.ramp_start=2"])}, 4
     )
     for case in found:
@@ -76,16 +86,16 @@ def test_every_layout_is_tried_or_refused_by_name():
     assert "optim.global_batch_size (4) is not a multiple of" in of["DP3"]
     assert "model.num_layers (2) is not a multiple of parallel.pipeline_parallel_size (4)" in of["PP4 ZeRO-1"]
     with pytest.raises(ConfigError, match="num_attention_heads"):
-        layouts.cases({"M": load([*SMALL, "model.num_attention_heads=3"])}, 1)
+        layout_parity.cases({"M": load([*SMALL, "model.num_attention_heads=3"])}, 1)
 
 
 def test_what_is_not_a_number_is_not_equal():
-    (case, *_), _ = layouts.cases({"M": load(SMALL)}, 1)
-    curve = layouts.Curve([1.0, 2.0], [3.0, 4.0], 1.0, 1.0)
-    other = layouts.Curve([1.0, math.nan], [3.0, 4.0], 1.0, 1.0)
+    (case, *_), _ = layout_parity.cases({"M": load(SMALL)}, 1)
+    curve = layout_parity.Curve([1.0, 2.0], [3.0, 4.0], 1.0, 1.0)
+    other = layout_parity.Curve([1.0, math.nan], [3.0, 4.0], 1.0, 1.0)
     measured = {case: [curve, curve]}
-    assert all(row.equal for row in layouts.compare(measured, 1e-4, 1e-2))
-    assert not any(row.equal for row in layouts.compare({case: [curve, other]}, 1e-4, 1e-2))
+    assert all(row.equal for row in layout_parity.compare(measured, 1e-4, 1e-2))
+    assert not any(row.equal for row in layout_parity.compare({case: [curve, other]}, 1e-4, 1e-2))
 
 
 def test_what_other_stages_learn_is_held_to_one_rank_too(monkeypatch, tmp_path, capsys):
@@ -95,7 +105,7 @@ def test_what_other_stages_learn_is_held_to_one_rank_too(monkeypatch, tmp_path, 
     rows, table = json.loads((tmp_path / "proof.json").read_text())["layouts"], capsys.readouterr().out
     for model in check_layouts.STAGES:
         assert f"| {model} | 3 |" in table
-        (row,) = (row for row in rows if row["model"] == model and row["layout"] not in layouts.REFERENCES)
+        (row,) = (row for row in rows if row["model"] == model and row["layout"] not in layout_parity.REFERENCES)
         assert row["layout"] == "TP2 SP ZeRO-1, full recompute"
         assert row["loss_difference"] < 1e-5 and row["grad_norm_difference"] < 1e-4
 

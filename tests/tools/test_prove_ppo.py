@@ -42,7 +42,7 @@ GOOD = {"validation_score": [0.3, 0.7], "validation_loss": [1.5, 1.8], "validati
 def test_a_claim_that_one_seed_does_not_bear_out_does_not_hold(way, change, claim):
     kept = GOOD | {"validation_loss": [1.5, 1.59]}
     found = {"plain": [GOOD, GOOD], "target": [GOOD, GOOD], "text": [kept, kept]}
-    assert all(holds for holds, _ in tool.judge(found, 0.3))
+    assert all(holds for holds, _ in tool.check_claims(found, 0.3))
     found[way] = [found[way][0], found[way][1] | change]
-    (broken,) = [said for holds, said in tool.judge(found, 0.3) if not holds]
+    (broken,) = [said for holds, said in tool.check_claims(found, 0.3) if not holds]
     assert claim in broken

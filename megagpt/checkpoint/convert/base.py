@@ -1,4 +1,4 @@
-"""What every format gives and takes: a model's tensors under megagpt's names, whole, one at a time."""
+"""The interface of every format: a model's tensors under megagpt's names, whole, one at a time."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from megagpt.config.schema import ModelConfig
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor before it is read."""
+    """Shape and dtype of a tensor, known before it is read."""
 
     shape: tuple[int, ...]
     """Shape of the whole tensor, as megagpt lays it out."""

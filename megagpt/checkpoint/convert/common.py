@@ -1,4 +1,4 @@
-"""What formats of parallel trainers share: a model's parameters, how ranks cut them, and sources that read lazily."""
+"""The common part of the formats of parallel trainers: parameters, how ranks cut them, and sources that read lazily."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -23,7 +23,7 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Result:
-    """What a conversion did."""
+    """The outcome of a conversion."""
 
     source: Source
     dropped: tuple[str, ...]

@@ -50,7 +50,7 @@ Fragment = tuple[StoredTensor, int, int]
 
 @dataclass
 class _Rank:
-    """What one tensor-parallel rank holds."""
+    """Tensors of one tensor-parallel rank."""
 
     shapes: dict[str, tuple[int, ...]]
     weights: dict[str, StoredTensor]
@@ -253,7 +253,7 @@ def groups(model: ModelConfig) -> list[dict[str, tuple[int, ...]]]:
 
 
 def model_states(source: Source, bar: tqdm) -> dict[str, Any]:
-    """What DeepSpeed keeps in mp_rank_00_model_states.pt."""
+    """The content of DeepSpeed's mp_rank_00_model_states.pt."""
     model = source.model
     return {
         "module": {name: lazy(source, [f"model/{name}"], bar) for name in parameters(model)},

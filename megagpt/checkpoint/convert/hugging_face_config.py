@@ -1,4 +1,4 @@
-"""What transformers' config.json says of a model, in both directions."""
+"""Converts a model's settings to and from transformers' config.json."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What Megatron-LM's checkpoints say of their model: the arguments of its command line, and names of parameters."""
+"""The model of a Megatron-LM checkpoint: the arguments of its command line, and the names of its parameters."""
 
 import argparse
 import re

@@ -142,7 +142,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
 
 
 def _coverage(tensor: _Tensor) -> str | None:
-    """What is missing or there twice of a tensor; None when nothing is."""
+    """The part of a tensor that is missing or there twice; None if there is none."""
     if not prod(tensor.shape):
         return None
     skip = 0 if tensor.layer is None else 1

@@ -59,13 +59,42 @@ OPAQUE = {
     "numpy.dtype",
 }
 OPCODES = (
-    *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK),
-    *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1),
-    *(pickle.BINFLOAT, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.SHORT_BINBYTES, pickle.BINBYTES),
-    *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
-    *(pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_DICT, pickle.EMPTY_SET),
-    *(pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET),
-    *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.BINPERSID),
+    pickle.PROTO,
+    pickle.FRAME,
+    pickle.STOP,
+    pickle.MARK,
+    pickle.POP,
+    pickle.POP_MARK,
+    pickle.NONE,
+    pickle.NEWTRUE,
+    pickle.NEWFALSE,
+    pickle.BININT,
+    pickle.BININT1,
+    pickle.BININT2,
+    pickle.LONG1,
+    pickle.BINFLOAT,
+    pickle.BINUNICODE,
+    pickle.SHORT_BINUNICODE,
+    pickle.SHORT_BINBYTES,
+    pickle.BINBYTES,
+    pickle.EMPTY_TUPLE,
+    pickle.TUPLE,
+    pickle.TUPLE1,
+    pickle.TUPLE2,
+    pickle.TUPLE3,
+    pickle.EMPTY_LIST,
+    pickle.APPEND,
+    pickle.APPENDS,
+    pickle.EMPTY_DICT,
+    pickle.EMPTY_SET,
+    pickle.BINPUT,
+    pickle.LONG_BINPUT,
+    pickle.MEMOIZE,
+    pickle.BINGET,
+    pickle.LONG_BINGET,
+    pickle.GLOBAL,
+    pickle.STACK_GLOBAL,
+    pickle.BINPERSID,
 )
 
 
@@ -165,7 +194,7 @@ def _bytes(file: BinaryIO, start: int, size: int, path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class _Global:
-    """What a class or function in the file stands for, and how a call of it is answered."""
+    """A stand-in for a class or function in the file, and for calls of it."""
 
     name: str
     build: Callable[..., Any]
@@ -305,7 +334,7 @@ class _Reader(pickle._Unpickler):
             raise CheckpointError(f"{self.path} is cut or corrupt: {type(error).__name__} {error}") from None
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name in the file stands for: a dtype, or a stand-in for a class or function."""
+        """The meaning of a name in the file: a dtype, or a stand-in for a class or function."""
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
         full = f"{module}.{name}"
         if module in ("torch", "torch.storage") and name in DTYPES:

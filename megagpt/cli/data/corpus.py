@@ -9,7 +9,8 @@ from megagpt.cli.ranks import resumable
 from megagpt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megagpt.data.corpus.build import Result, Slurm
+    from megagpt.data.corpus.build import Result
+    from megagpt.data.corpus.options import Slurm
 
 
 def number(name: str, default: float, text: str) -> options.Decorator:
@@ -69,13 +70,14 @@ def command(inputs: tuple[str, ...], output: str, workers: int, **settings: Any)
     `megagpt data preprocess`, and report.md and report.json, which account for every file of the input. An interrupted
     run goes on where it stopped when the command is given again. docs/corpus.md explains the rules.
     """
-    from megagpt.data.corpus import build
+    from megagpt.data.corpus.build import build
+    from megagpt.data.corpus.options import Options
     from megagpt.data.corpus.rules import Limits
 
     cluster = slurm_of(**{name: settings.pop(name) for name in list(settings) if name.startswith("slurm_")})
     thresholds = Limits(**{name: settings.pop(name) for name in Limits.__dataclass_fields__})
     with resumable():
-        result = build.build(inputs, output, build.Options(limits=thresholds, **settings), workers, cluster)
+        result = build(inputs, output, Options(limits=thresholds, **settings), workers, cluster)
     if result.report is not None:
         show(result, output)
 
@@ -88,7 +90,7 @@ def slurm_of(
     slurm_option: tuple[str, ...],
 ) -> "Slurm | None":
     """How to run on Slurm, where that is asked for."""
-    from megagpt.data.corpus.build import Slurm
+    from megagpt.data.corpus.options import Slurm
 
     if not slurm_partition:
         return None

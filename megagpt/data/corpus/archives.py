@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from megagpt.data.corpus import licences
-from megagpt.data.corpus.sources import LICENCE_BYTES, SourceFile, Unreadable, clean
+from megagpt.data.corpus.source_file import LICENCE_BYTES, SourceFile, Unreadable, clean
 
 MAX_RATIO = 100
 """An archive that expands to more than so many times its size is a bomb: source code shrinks to a fifth, about."""
@@ -50,7 +50,7 @@ class _Member(NamedTuple):
 
 
 def unsafe(name: str) -> str | None:
-    """What is wrong with a member's name, were it extracted: None where it stays below the folder it is put into."""
+    """Why it would be unsafe to extract a member of this name; None if it stays below the target folder."""
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
         return "absolute path"
     if ".." in re.split(r"[/\\]", name):

@@ -12,7 +12,7 @@ import resource
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,68 +20,26 @@ import numpy as np
 
 from megagpt.data.corpus.languages import check_languages
 from megagpt.data.corpus.licences import doubtful
+from megagpt.data.corpus.options import Options, Slurm
 from megagpt.data.corpus.report import read_bytes
-from megagpt.data.corpus.rules import NGRAM, Limits
 from megagpt.data.corpus.sources import Unit, list_units
-from megagpt.data.corpus.tally import SAMPLES
 from megagpt.data.files import locked, write_atomic
 from megagpt.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-SHARD_MB = 16
-"""Source code that makes a shard, in millions of bytes, unless that gives more than MOST_SHARDS."""
 MOST_SHARDS = 500
 """MinHash opens a file of every shard at a time, and systems allow a process about a thousand."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What corpus to make; the result depends on nothing else."""
-
-    languages: tuple[str, ...]
-    limits: Limits = field(default_factory=Limits)
-    licences: tuple[str, ...] | None = None
-    """Allowed SPDX identifiers, or `permissive`; None keeps files of any licence and of none."""
-    decontaminate: tuple[str, ...] = ()
-    """jsonl(.gz) files of evaluation data."""
-    ngram: int = NGRAM
-    """Words in a row that a file may not share with evaluation data."""
-    minhash_words: int = 5
-    """Words in the runs that near-duplicates are compared by; like the next two datatrove's, and FineWeb's, default."""
-    minhash_buckets: int = 14
-    minhash_hashes: int = 8
-    """Hashes that must agree in one bucket: half of the pairs with a similarity of (1/buckets)^(1/hashes) are found."""
-    compression: str = "zst"
-    """Of the shards: zst, gz or none."""
-    samples: int = SAMPLES
-    """Files that the report shows for each rule."""
-    shard_mb: float = SHARD_MB
-
-
-@dataclass(frozen=True)
-class Slurm:
-    """How to run on a cluster."""
-
-    partition: str
-    time: str = "20:00:00"
-    """Of each job, as sbatch takes it."""
-    tasks: int = 100
-    """That run at a time."""
-    memory_gb: int = 4
-    """For each task."""
-    sbatch: dict[str, str] = field(default_factory=dict)
-    """More options of sbatch, without dashes, such as account."""
-
-
-@dataclass(frozen=True)
 class Result:
-    """What build did."""
+    """The outcome of `build`."""
 
     report: dict[str, Any] | None
     """As in report.json; None when the work was only submitted to Slurm."""
     mb_per_second_core: float | None = None
-    """Millions of bytes of source code judged and deduplicated a second and worker; None unless all was done now."""
+    """Millions of bytes of source code filtered and deduplicated a second and worker; None unless all was done now."""
     mb_per_cpu_second: float | None = None
     """The same by the time that processors worked on it, which other programs on the machine change less."""
 
@@ -116,12 +74,12 @@ def build(
         return Result(made)
     with locked(work):
         shards = _prepare(work, job, units, options)
-        stages = executors.stages(work, output, options, shards, job)
+        phases = executors.phases(work, output, options, shards, job)
         if slurm:
-            executors.submit(stages, work, slurm)
+            executors.submit(phases, work, slurm)
             return Result(None)
         began = np.array([time.monotonic(), _cpu_seconds()])
-        anew = executors.run_here(stages, work, shards, workers)
+        anew = executors.run_here(phases, work, shards, workers)
         seconds = np.array([time.monotonic(), _cpu_seconds()]) - began
     shutil.rmtree(work)
     report = json.loads((output / "report.json").read_bytes())
@@ -233,7 +191,7 @@ def _prepare(work: Path, job: dict[str, Any], units: list[Unit], options: Option
 
 
 def _cut(units: list[Unit], options: Options) -> list[tuple[int, list[Unit]]]:
-    """Shards of consecutive units, with the bytes that have to be judged in each."""
+    """Shards of consecutive units, with the bytes of each that have to be filtered."""
     work = [unit.work(options.languages, options.limits.max_bytes) for unit in units]
     enough = max(options.shard_mb * 1e6, sum(work) / (MOST_SHARDS - 1))
     shards, size, part = [], 0, []

@@ -68,7 +68,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: Path) -> "Evaluation":
-        """What was saved at `path`."""
+        """The evaluation data that was saved at `path`."""
         with np.load(path) as file:
             return cls(file["hashes"], file["owners"], file["names"].tolist(), int(file["length"]))
 

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -21,22 +21,20 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.utils.logging import logger
 
 from megagpt.data.corpus import steps
-from megagpt.data.corpus.judge import Criteria
+from megagpt.data.corpus.file_filter import Criteria
 from megagpt.data.corpus.licences import expand
+from megagpt.data.corpus.options import Options, Slurm
 from megagpt.data.workers import start_worker
 from megagpt.errors import DataError
 from megagpt.log import progress
-
-if TYPE_CHECKING:
-    from megagpt.data.corpus.build import Options, Slurm
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 
 
-class Stage(NamedTuple):
-    """Pipelines that can run at once, after those of the stages before."""
+class Phase(NamedTuple):
+    """Pipelines that can run at once, after those of the phases before."""
 
     name: str
     pipeline: list[PipelineStep]
@@ -45,7 +43,7 @@ class Stage(NamedTuple):
     """Whether each task is a shard's."""
 
 
-def stages(work: Path, output: Path, options: "Options", shards: list[int], job: dict[str, Any]) -> list[Stage]:
+def phases(work: Path, output: Path, options: Options, shards: list[int], job: dict[str, Any]) -> list[Phase]:
     """All the work, in order."""
     allowed = None if options.licences is None else expand(options.licences)
     criteria = Criteria(options.languages, options.limits, allowed)
@@ -53,11 +51,11 @@ def stages(work: Path, output: Path, options: "Options", shards: list[int], job:
     pairs, clusters = str(work / "pairs"), str(work / "clusters")
     count, samples = len(shards), options.samples
     return [
-        Stage("judge", [steps.JudgeSources(work, criteria, samples), steps.WriteJudged(work)], count, True),
-        Stage("exact", [steps.FindExactDuplicates(work, count)], 1),
-        Stage("sign", [steps.ReadJudged(work, samples, near=False), steps.CodeSignature(work, config)], count, True),
-        Stage("match", [MinhashDedupBuckets(str(work / "signatures"), pairs, config=config)], config.num_buckets),
-        Stage(
+        Phase("filter", [steps.FilterSources(work, criteria, samples), steps.WriteFiltered(work)], count, True),
+        Phase("exact", [steps.FindExactDuplicates(work, count)], 1),
+        Phase("sign", [steps.ReadFiltered(work, samples, near=False), steps.CodeSignature(work, config)], count, True),
+        Phase("match", [MinhashDedupBuckets(str(work / "signatures"), pairs, config=config)], config.num_buckets),
+        Phase(
             "cluster",
             [
                 MinhashDedupCluster(pairs, clusters, config=config, save_cluster_id=True),
@@ -65,35 +63,35 @@ def stages(work: Path, output: Path, options: "Options", shards: list[int], job:
             ],
             1,
         ),
-        Stage(
+        Phase(
             "write",
             [
-                steps.ReadJudged(work, samples, near=True),
+                steps.ReadFiltered(work, samples, near=True),
                 steps.WriteDocuments(work, options.compression, samples),
             ],
             count,
             True,
         ),
-        Stage("publish", [steps.Publish(work, output, options.compression, samples, count, job)], 1),
+        Phase("publish", [steps.Publish(work, output, options.compression, samples, count, job)], 1),
     ]
 
 
-def run_here(chain: list[Stage], work: Path, shards: list[int], workers: int) -> bool:
+def run_here(chain: list[Phase], work: Path, shards: list[int], workers: int) -> bool:
     """Run what is not completed yet; return whether that was all of it. Raises DataError when a worker is killed."""
     anew = True
     with _pool(workers) as pool:
-        for stage in chain:
-            folder = work / "logs" / stage.name
-            executor = LocalPipelineExecutor(stage.pipeline, stage.tasks, workers, str(folder))
+        for phase in chain:
+            folder = work / "logs" / phase.name
+            executor = LocalPipelineExecutor(phase.pipeline, phase.tasks, workers, str(folder))
             anew &= not _completed(folder)
-            with _watched(folder, stage.name, shards if stage.by_shard else []):
+            with _watched(folder, phase.name, shards if phase.by_shard else []):
                 _run(executor, pool)
     return anew
 
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes for all stages; unlike those of datatrove's executor they are missed when they are killed."""
+    """Processes for all phases; unlike those of datatrove's executor they are missed when they are killed."""
     if workers == 1:
         yield None
         return
@@ -134,7 +132,7 @@ def _completed(folder: Path) -> list[int]:
 
 @contextmanager
 def _watched(folder: Path, name: str, sizes: list[int]) -> Iterator[None]:
-    """Show how much of a stage is completed."""
+    """Show how much of a phase is completed."""
     if not sizes:
         with redirect_stderr(io.StringIO()):  # datatrove has bars of its own, over counts that mean little
             yield
@@ -158,20 +156,20 @@ def _watched(folder: Path, name: str, sizes: list[int]) -> Iterator[None]:
             thread.join()
 
 
-def submit(chain: list[Stage], work: Path, slurm: "Slurm") -> None:
-    """Submit all stages to Slurm, each after the one before; completed tasks are left out."""
+def submit(chain: list[Phase], work: Path, slurm: Slurm) -> None:
+    """Submit all phases to Slurm, each after the one before; completed tasks are left out."""
     activate = Path(sys.prefix) / "bin" / "activate"
     last = None
-    for stage in chain:
-        folder = work / "logs" / stage.name
+    for phase in chain:
+        folder = work / "logs" / phase.name
         last = SlurmPipelineExecutor(
-            stage.pipeline,
-            stage.tasks,
+            phase.pipeline,
+            phase.tasks,
             slurm.time,
             slurm.partition,
             mem_per_cpu_gb=slurm.memory_gb,
-            workers=min(slurm.tasks, stage.tasks),
-            job_name=f"corpus_{stage.name}",
+            workers=min(slurm.tasks, phase.tasks),
+            job_name=f"corpus_{phase.name}",
             qos=None,
             venv_path=shlex.quote(str(activate)) if activate.exists() else None,
             sbatch_args=slurm.sbatch,

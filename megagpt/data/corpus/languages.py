@@ -47,7 +47,7 @@ LANGUAGES = sorted({*EXTENSIONS, "dockerfile", "matlab"})
 """Names of all languages that are told apart."""
 
 ANY = frozenset(LANGUAGES)
-"""What a file can be in whose name does not say."""
+"""Languages that a file may be in if its name does not say."""
 
 _BY_EXTENSION = {extension: name for name, extensions in EXTENSIONS.items() for extension in extensions.split()}
 _BY_FILE_NAME = {"makefile": "makefile", "gnumakefile": "makefile", "dockerfile": "dockerfile", "rakefile": "ruby"}

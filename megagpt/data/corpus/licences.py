@@ -89,7 +89,7 @@ def recognise(text: str) -> str:
 
 
 def combine(texts: Sequence[str]) -> str | None:
-    """What the licence files of one folder say together: a choice, as where LICENSE-MIT is beside LICENSE-APACHE."""
+    """The licence that one folder's files give together: a choice, for example of LICENSE-MIT and LICENSE-APACHE."""
     names = dict.fromkeys(map(recognise, texts))
     known = [name for name in names if name != UNKNOWN] or list(names)
     return " OR ".join(known) or None
@@ -154,5 +154,5 @@ def _one(tokens: list[str], allowed: Collection[str]) -> tuple[bool, list[str]]:
 
 
 def _base(name: str) -> str:
-    """GPL-2.0-only, GPL-2.0-or-later and GPL-2.0+ are judged as GPL-2.0."""
+    """GPL-2.0-only, GPL-2.0-or-later and GPL-2.0+ count as GPL-2.0."""
     return re.sub(r"(?:-only|-or-later|\+)$", "", name.lower())

@@ -1,4 +1,4 @@
-"""What became of every file, for programs (JSON) and for people (Markdown)."""
+"""Reports what became of every file: JSON for programs, Markdown for people."""
 
 from typing import Any
 
@@ -23,14 +23,14 @@ RULES = {
     "exact duplicate": "the same text as an earlier file",
     "near-duplicate": "MinHash finds it like another file, which is kept",
 }
-"""What each rule drops, in the order in which rules are asked."""
+"""The files that each rule drops, in the order of the rules."""
 
 BEFORE_READING = list(RULES)[: list(RULES).index("not UTF-8")]
 """Rules that need no more of a file than its name, size and place, or at most its first line."""
 
 
 def read_bytes(report: dict[str, Any]) -> int:
-    """Bytes of the files whose text was judged."""
+    """Bytes of the files whose text was filtered."""
     unread = sum(report["dropped"][rule]["bytes"] for rule in BEFORE_READING if rule in report["dropped"])
     return report["input"]["bytes"] - unread
 

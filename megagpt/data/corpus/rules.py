@@ -1,6 +1,6 @@
-"""What a source file must look like to be kept: one small function a rule, and the published thresholds.
+"""The rules by which a source file is kept: one small function for each, and the published thresholds.
 
-Each rule takes what it judges and returns why the file is to be dropped, or None.
+Each rule takes a property of the file and returns the reason to drop the file, or None.
 """
 
 import codecs
@@ -97,4 +97,4 @@ ABOUT_TEXT = {
     "longest line": longest_line,
     "alphanumeric share": alphanumeric,
 }
-"""Rules that judge the text, in the order in which they are asked; the first that objects is the one that counts."""
+"""Rules about the text, in order; the first that gives a reason drops the file."""

@@ -2,56 +2,24 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from megagpt.data.corpus import licences
+from megagpt.data.corpus.archives import members
 from megagpt.data.corpus.languages import may_be
+from megagpt.data.corpus.source_file import LICENCE_BYTES, SourceFile, Unreadable, clean
 from megagpt.errors import DataError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """Names of archives that are looked into end so."""
 
-LICENCE_BYTES = 100_000
-"""So much of a licence file is read."""
-
-
-class Refusal(NamedTuple):
-    """Why a file cannot even be judged."""
-
-    rule: str
-    reason: str
-
-
-class Unreadable(Exception):
-    """The content of a file cannot be had: arguments are the rule that accounts for it, and the reason."""
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file found in the input."""
-
-    name: str
-    """Where it was found: the input's name, then the path in it."""
-    bytes: int
-    read: Callable[[], bytes]
-    """Gives its content; raises Unreadable. Of archives it must be called before the next file is asked for."""
-    licence: Callable[[], str | None]
-    """Gives what the licence files in its folder, or the nearest one above it that has any, say."""
-    refusal: Refusal | None = None
-
-    @classmethod
-    def refused(cls, name: str, size: int, rule: str, reason: str) -> "SourceFile":
-        """A file that nothing more than its size is known of."""
-        return cls(name, size, lambda: b"", lambda: None, Refusal(rule, reason))
-
 
 class Unit(NamedTuple):
-    """What is listed: a file, an archive of files, or something that only can be reported."""
+    """An entry of the input: a file, an archive of files, or something that can only be reported."""
 
     kind: Literal["file", "archive", "refused"]
     path: str
@@ -64,7 +32,7 @@ class Unit(NamedTuple):
     refusal: tuple[str, str] | None = None
 
     def work(self, languages: Sequence[str], max_bytes: int) -> int:
-        """Bytes that will have to be judged, about; 0 where the name says that it is of another language."""
+        """Bytes, about, that will have to be filtered; 0 if the name shows another language."""
         if self.kind == "archive":
             return self.bytes
         wanted = self.kind == "file" and self.bytes <= max_bytes and not may_be(self.path).isdisjoint(languages)
@@ -97,30 +65,24 @@ def _in_folder(root: Path, shown: str) -> Iterator[Unit]:
     for path, problem in _walk(root):
         name = f"{shown}/{path.relative_to(root).as_posix()}"
         if problem:
-            yield _refused((str(path), str(root), clean(name)), "unreadable", problem)
+            yield _refused(path, root, name, "unreadable", problem)
         else:
             yield _unit(path, root, name)
 
 
 def _unit(path: Path, root: Path, name: str) -> Unit:
-    where = str(path), str(root), clean(name)
     try:
         if path.is_symlink() or not path.is_file():
-            return _refused(where, "not a regular file", "link" if path.is_symlink() else "special file")
+            return _refused(path, root, name, "not a regular file", "link" if path.is_symlink() else "special file")
         about = path.stat()
     except OSError as error:
-        return _refused(where, "unreadable", error.strerror)
+        return _refused(path, root, name, "unreadable", error.strerror)
     kind = "archive" if path.name.lower().endswith(ARCHIVES) else "file"
-    return Unit(kind, *where, about.st_size, about.st_mtime_ns)
+    return Unit(kind, str(path), str(root), clean(name), about.st_size, about.st_mtime_ns)
 
 
-def _refused(where: tuple[str, str, str], rule: str, reason: str) -> Unit:
-    return Unit("refused", *where, 0, refusal=(rule, reason))
-
-
-def clean(name: str) -> str:
-    """A file's name as text that can be written as UTF-8, whatever bytes it is made of."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
+def _refused(path: Path, root: Path, name: str, rule: str, reason: str) -> Unit:
+    return Unit("refused", str(path), str(root), clean(name), bytes=0, refusal=(rule, reason))
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, str | None]]:
@@ -161,8 +123,6 @@ def files_of(unit: Unit, max_bytes: int) -> Iterator[SourceFile]:
     if unit.kind == "refused":
         yield SourceFile.refused(unit.name, unit.bytes, *unit.refusal)
     elif unit.kind == "archive":
-        from megagpt.data.corpus.archives import members
-
         yield from members(unit.path, unit.name, max_bytes)
     else:
         path = Path(unit.path)

@@ -1,6 +1,6 @@
 """The work as steps of datatrove pipelines. Importing this needs datatrove.
 
-What stages hand to each other lies in the work folder: documents as shards, texts' hashes as arrays, tallies as JSON.
+Phases pass their results on through the work folder: documents as shards, texts' hashes as arrays, tallies as JSON.
 Documents keep their number in the shard that they were written to, and that number is what deduplication names.
 """
 
@@ -18,8 +18,8 @@ from datatrove.pipeline.dedup import MinhashDedupSignature
 from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from megagpt.data.corpus import judge
 from megagpt.data.corpus.contamination import Evaluation, ngram_hashes, words
+from megagpt.data.corpus.file_filter import Criteria, filter_units
 from megagpt.data.corpus.report import as_json, as_markdown
 from megagpt.data.corpus.shards import read_shard, shard_name, write_shard
 from megagpt.data.corpus.sources import Unit
@@ -44,13 +44,13 @@ def load_tally(folder: Path, rank: int) -> Tally:
     return Tally.from_json(json.loads(path.read_bytes())) if path.exists() else Tally()
 
 
-class JudgeSources(PipelineStep):
+class FilterSources(PipelineStep):
     """Reads the sources of a shard and passes on the documents that the rules about one file keep."""
 
     type = "READER"
     name = "source files"
 
-    def __init__(self, work: Path, criteria: judge.Criteria, samples: int):
+    def __init__(self, work: Path, criteria: Criteria, samples: int):
         super().__init__()
         self.work, self.criteria, self.samples = work, criteria, samples
 
@@ -59,22 +59,22 @@ class JudgeSources(PipelineStep):
         units = [Unit(*values) for values in json.loads((self.work / "sources" / f"{rank:05d}.json").read_bytes())]
         evaluation = Evaluation.load(self.work / "evaluation.npz")
         tally = Tally(self.samples)
-        for document in judge.documents(units, self.criteria, evaluation, tally):
+        for document in filter_units(units, self.criteria, evaluation, tally):
             metadata = document._asdict()
             self.stat_update("documents")
             yield Document(metadata.pop("text"), document.path, metadata=metadata)
-        save_tally(self.work / "tally_judge", rank, tally)
+        save_tally(self.work / "tally_filter", rank, tally)
 
 
-class WriteJudged(PipelineStep):
+class WriteFiltered(PipelineStep):
     """Writes documents to a shard, and their paths and hashes of their texts beside it."""
 
     type = "WRITER"
-    name = "judged documents"
+    name = "filtered documents"
 
     def __init__(self, work: Path):
         super().__init__()
-        self.folder = work / "judged"
+        self.folder = work / "filtered"
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Pass nothing on."""
@@ -95,8 +95,8 @@ class WriteJudged(PipelineStep):
 
 @lru_cache(maxsize=64)
 def _paths(work: Path, rank: int) -> list[str]:
-    """Paths of the documents in a shard of WriteJudged."""
-    return json.loads((work / "judged" / f"{rank:05d}.paths").read_bytes())
+    """Paths of the documents in a shard of WriteFiltered."""
+    return json.loads((work / "filtered" / f"{rank:05d}.paths").read_bytes())
 
 
 def _exact(work: Path, rank: int) -> dict[int, tuple[int, int]]:
@@ -105,11 +105,11 @@ def _exact(work: Path, rank: int) -> dict[int, tuple[int, int]]:
     return {number: (shard, first) for number, shard, first in rows}
 
 
-class ReadJudged(PipelineStep):
-    """Reads a shard of WriteJudged without the exact duplicates and, once they are known, the near-duplicates."""
+class ReadFiltered(PipelineStep):
+    """Reads a shard of WriteFiltered without the exact duplicates and, once they are known, the near-duplicates."""
 
     type = "READER"
-    name = "judged documents"
+    name = "filtered documents"
 
     def __init__(self, work: Path, samples: int, near: bool):
         super().__init__()
@@ -120,7 +120,7 @@ class ReadJudged(PipelineStep):
         exact, near, tally, place = _exact(self.work, rank), {}, Tally(self.samples), 0
         if self.near:
             near = json.loads((self.work / "near" / f"{rank:05d}.json").read_bytes())
-        for number, values in enumerate(read_shard(self.work / "judged" / shard_name(rank))):
+        for number, values in enumerate(read_shard(self.work / "filtered" / shard_name(rank))):
             if number in exact:
                 shard, first = exact[number]
                 reason = f"the same text as {_paths(self.work, shard)[first]}"
@@ -174,7 +174,7 @@ class FindExactDuplicates(PipelineStep):
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Write for each shard: rows of (number, the first one's shard, its number)."""
         (self.work / "exact").mkdir(exist_ok=True)
-        files = [self.work / "judged" / f"{shard:05d}.hashes" for shard in range(self.shards)]
+        files = [self.work / "filtered" / f"{shard:05d}.hashes" for shard in range(self.shards)]
         hashes = [np.fromfile(file, "<u8").reshape(-1, 2) for file in files]
         sizes = [len(part) for part in hashes]
         places = np.stack(
@@ -285,7 +285,7 @@ class Publish(PipelineStep):
             kept = load_tally(self.work / "tally_kept", shard)
             if kept.documents:  # a file without records is no document, and `megagpt data preprocess` says so
                 names.append(shard_name(shard, self.compression))
-            for tally in (load_tally(self.work / "tally_judge", shard), kept):
+            for tally in (load_tally(self.work / "tally_filter", shard), kept):
                 total.merge(tally)
             total.merge(load_tally(self.work / "tally_duplicates", shard))
         self._remove_older(names)

@@ -38,7 +38,7 @@ class Count:
 
 @dataclass
 class Tally:
-    """What became of the files of one shard, or of all."""
+    """Counts of what became of the files of one shard, or of all shards."""
 
     limit: int = SAMPLES
     """Samples a rule."""

@@ -53,7 +53,7 @@ def mutants(source: str) -> list[tuple[str, str]]:
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[Any], None]]]:
-    """What can be done to a node: (kind, how)."""
+    """Mutations of a node: (kind, function that makes it)."""
     if isinstance(node, ast.Compare):
         for other in _COMPARISONS.get(type(node.ops[0]), ()):
             yield "comparison", lambda n, other=other: n.ops.__setitem__(0, other())

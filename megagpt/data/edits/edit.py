@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Edit:
-    """What a user asks and gets."""
+    """A user's request and the right response."""
 
     kind: str
     instruction: str

@@ -119,8 +119,16 @@ def _list(text: str, rng: random.Random) -> list[str]:
 TEXT_KINDS: dict[str, Callable[[str, random.Random], Edit]] = {
     function.__name__: function
     for function in (
-        *(spelling, uppercase, lowercase, sentence_case, replace_word, remove_word),
-        *(sort_lines, reverse_lines, number_lines, single_spaces),
+        spelling,
+        uppercase,
+        lowercase,
+        sentence_case,
+        replace_word,
+        remove_word,
+        sort_lines,
+        reverse_lines,
+        number_lines,
+        single_spaces,
     )
 }
 """Edits of prose by name."""

@@ -17,14 +17,24 @@ from megagpt.checkpoint.convert.convert import FORMATS, convert
 from megagpt.errors import CheckpointError
 
 GPT_NEO = [
-    *("model=tiny", "model.num_layers=4", "model.vocab_size=301", "model.sequence_length=32"),
-    *("model.attention_pattern=[dense,banded]", "model.attention_window=9", "parallel.micro_batch_size=2"),
+    "model=tiny",
+    "model.num_layers=4",
+    "model.vocab_size=301",
+    "model.sequence_length=32",
+    "model.attention_pattern=[dense,banded]",
+    "model.attention_window=9",
+    "parallel.micro_batch_size=2",
 ]
 GPT2 = [*GPT_NEO, "model.attention_pattern=[dense]"]
 LLAMA = [
     *GPT2,
-    *("model.position_embedding=rope", "model.normalization=rmsnorm", "model.activation=swiglu", "model.bias=false"),
-    *("model.num_query_groups=4", "model.num_attention_heads=8", "model.tie_embeddings=false"),
+    "model.position_embedding=rope",
+    "model.normalization=rmsnorm",
+    "model.activation=swiglu",
+    "model.bias=false",
+    "model.num_query_groups=4",
+    "model.num_attention_heads=8",
+    "model.tie_embeddings=false",
 ]
 ROOT = Path(__file__).parents[3]
 

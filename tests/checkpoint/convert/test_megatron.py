@@ -30,8 +30,15 @@ MODERN = dataclasses.replace(
 )
 MODELS = {"gpt3": GPT3, "modern": MODERN, "four": dataclasses.replace(MODERN, num_query_groups=4)}
 LAYOUTS = [
-    *[("gpt3", 2, 1, 1), ("modern", 2, 1, 1), ("gpt3", 1, 2, 1), ("modern", 1, 2, 1), ("gpt3", 1, 2, 2)],
-    *[("gpt3", 4, 1, 1), ("four", 4, 1, 1), ("gpt3", 2, 2, 1), ("modern", 2, 2, 1)],
+    ("gpt3", 2, 1, 1),
+    ("modern", 2, 1, 1),
+    ("gpt3", 1, 2, 1),
+    ("modern", 1, 2, 1),
+    ("gpt3", 1, 2, 2),
+    ("gpt3", 4, 1, 1),
+    ("four", 4, 1, 1),
+    ("gpt3", 2, 2, 1),
+    ("modern", 2, 2, 1),
 ]
 """Model, tensor and pipeline parallel size, and chunks of an interleaved pipeline."""
 

@@ -19,7 +19,8 @@ import pytest
 pytest.importorskip("datatrove", reason="megagpt[corpora] is not installed")
 
 from megagpt.data.corpus import executors, steps
-from megagpt.data.corpus.build import Options, build
+from megagpt.data.corpus.build import build
+from megagpt.data.corpus.options import Options
 from megagpt.data.corpus.report import RULES
 from megagpt.data.preprocess import preprocess
 from megagpt.data.tokenizer import train_tokenizer
@@ -192,17 +193,17 @@ def test_slurm_does_the_same(source, tmp_path, monkeypatch):
     jobs = [path.read_text() for path in sorted((tmp_path / "played").iterdir(), key=lambda path: int(path.name))]
     jobs = {re.search(r"job-name=(\w+)", job)[1]: job for job in jobs if "merge_stats" not in job}
     assert list(jobs) == [
-        f"corpus_{name}" for name in ("judge", "exact", "sign", "match", "cluster", "write", "publish")
+        f"corpus_{name}" for name in ("filter", "exact", "sign", "match", "cluster", "write", "publish")
     ]
     for job in jobs.values():
         assert {"#SBATCH --partition=cpu", "#SBATCH --time=1:00:00", "#SBATCH --account=me"} <= set(job.splitlines())
-    assert "--dependency" not in jobs["corpus_judge"] and "--dependency=afterok:1\n" in jobs["corpus_exact"]
+    assert "--dependency" not in jobs["corpus_filter"] and "--dependency=afterok:1\n" in jobs["corpus_exact"]
     assert "#SBATCH --array=0-1%2" in jobs["corpus_match"]
     again = subprocess.run(command(source, tmp_path / "there", *fewer), check=True, capture_output=True, text=True)
     assert "is already made" in again.stderr
 
 
-@pytest.mark.parametrize("step", ["WriteJudged", "FindExactDuplicates", "CodeSignature", "WriteDocuments", "Publish"])
+@pytest.mark.parametrize("step", ["WriteFiltered", "FindExactDuplicates", "CodeSignature", "WriteDocuments", "Publish"])
 def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(source, made, tmp_path, monkeypatch, caplog, step):
     whole, name = getattr(steps, step).run, "write_shard" if step.startswith("Write") else None
 
@@ -227,7 +228,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(source, made, tmp_pat
     with caplog.at_level(logging.INFO):
         result = build([source], output, options(source))
     assert "going on with what an interrupted run has done" in caplog.text
-    assert result.mb_per_second_core is None or step == "WriteJudged"
+    assert result.mb_per_second_core is None or step == "WriteFiltered"
     assert content(output) == content(made) and not Path(f"{output}.work").exists()
 
 
@@ -242,7 +243,7 @@ def test_killed_it_goes_on_to_the_same_bytes(source, made, tmp_path):
     process = subprocess.Popen(
         command(source, output, "--workers", "2"), start_new_session=True, stderr=subprocess.PIPE
     )
-    completed = Path(f"{output}.work") / "logs" / "judge" / "completions"
+    completed = Path(f"{output}.work") / "logs" / "filter" / "completions"
     until = time.monotonic() + 60
     while not (completed.is_dir() and any(completed.iterdir())) and time.monotonic() < until:
         time.sleep(0.01)

@@ -3,10 +3,10 @@
 import pytest
 
 from megagpt.data.corpus import rules
-from megagpt.data.corpus.judge import Criteria, Document, Drop, judge
+from megagpt.data.corpus.file_filter import Criteria, Document, Drop, filter_file
 from megagpt.data.corpus.licences import expand
 from megagpt.data.corpus.rules import Limits
-from megagpt.data.corpus.sources import SourceFile
+from megagpt.data.corpus.source_file import SourceFile
 
 LICENSED = "# SPDX-License-Identifier: MIT\n"
 
@@ -14,7 +14,7 @@ LICENSED = "# SPDX-License-Identifier: MIT\n"
 def verdict(content: str | bytes, name="a.py", licences=None, size=None, **limits):
     content = content.encode() if isinstance(content, str) else content
     file = SourceFile(name, len(content) if size is None else size, lambda: content, lambda: None)
-    return judge(file, Criteria(("python",), Limits(**limits), None if licences is None else expand(licences)))
+    return filter_file(file, Criteria(("python",), Limits(**limits), None if licences is None else expand(licences)))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_what_is_too_large_or_of_another_language_is_not_read():
 
     for name, size in (("a.py", 2_000_000), ("a.bin", 10), ("without_extension", 2_000_000)):
         file = SourceFile(name, size, read, lambda: None)
-        assert isinstance(judge(file, Criteria(("python",), Limits(), None)), Drop)
+        assert isinstance(filter_file(file, Criteria(("python",), Limits(), None)), Drop)
 
 
 def test_rules_are_published_ones():

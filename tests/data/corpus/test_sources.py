@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megagpt.data.corpus import archives
-from megagpt.data.corpus.judge import Criteria, documents
+from megagpt.data.corpus.file_filter import Criteria, filter_units
 from megagpt.data.corpus.rules import Limits
 from megagpt.data.corpus.sources import files_of, list_units
 from megagpt.data.corpus.tally import Tally
@@ -37,7 +37,7 @@ def run(*inputs):
     """Documents by path, and the tally, of everything that is Python."""
     tally = Tally()
     criteria = Criteria(("python",), Limits(), None)
-    kept = {document.path: document for document in documents(list_units(inputs), criteria, None, tally)}
+    kept = {document.path: document for document in filter_units(list_units(inputs), criteria, None, tally)}
     drops = {sample[1]: rule for rule, count in tally.dropped.items() for sample in count.samples}
     assert tally.files == len(kept) + sum(count.files for count in tally.dropped.values())
     assert tally.bytes == sum(document.bytes for document in kept.values()) + sum(

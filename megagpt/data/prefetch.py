@@ -1,4 +1,4 @@
-"""Micro-batches that a thread makes while the model computes."""
+"""Micro-batches that a thread prepares while the model computes."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,12 +7,12 @@ from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
 from megagpt.errors import ConfigError
 
-AHEAD = 2
-"""Micro-batches that are made in advance."""
+PREFETCHED = 2
+"""Micro-batches prepared in advance."""
 
 
-class ReadAhead:
-    """Base of loaders that make a micro-batch from the number of its first sample."""
+class PrefetchLoader:
+    """Base of loaders that make a micro-batch from the number of its first sample, ahead of time."""
 
     config: Config
 
@@ -46,11 +46,11 @@ class ReadAhead:
         count = global_batch_size // (size * data_parallel_size)
         starts = [
             first_sample + (m * data_parallel_size + data_parallel_rank) * size
-            for m in range(count + AHEAD)  # the last ones are the next step's first, however large it is
+            for m in range(count + PREFETCHED)  # the last ones are the next step's first, however large it is
         ]
         self._pending = {start: self._pending[start] for start in starts if start in self._pending}
         for m in range(count):
-            for start in starts[m : m + 1 + AHEAD]:
+            for start in starts[m : m + 1 + PREFETCHED]:
                 if start not in self._pending:
                     self._pending[start] = self._reader.submit(self._train_batch, start)
             yield self._pending.pop(starts[m]).result()

@@ -39,14 +39,14 @@ CASES_A_START = 8
 
 
 class Batches(Protocol):
-    """What gives the micro-batches of a step, see `Loader.micro_batches`; maybe several for as many samples."""
+    """Source of a step's micro-batches, as `Loader.micro_batches`; one micro-batch's samples may give several."""
 
     def micro_batches(self, first_sample: int, batch_size: int, rank: int, replicas: int) -> Iterator[Batch]:
         """One rank's of the step that trains on `batch_size` samples from `first_sample` on."""
 
 
 Workload = Callable[[Config], tuple[Objective, Batches]]
-"""What is learnt, from what; a function at the top of a module, since it is called on other processes."""
+"""Makes the objective and the data; a function at the top of a module, because other processes call it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """What one rank saw of a case."""
+    """Losses, time and memory of a case on one rank."""
 
     loss: list[float]
     grad_norm: list[float]
@@ -231,7 +231,7 @@ def _name(parallel: ParallelConfig, world_size: int) -> str:
     return " ".join(part for part, used in parts.items() if used)
 
 
-# What every rank does
+# On every rank
 
 
 def train_cases(todo: list[Case], steps: int, done: int, total: int) -> list[Curve]:

@@ -1,4 +1,4 @@
-"""What becomes of one source file: a document of the corpus, or a drop that a rule accounts for."""
+"""Filters source files: each becomes a document of the corpus, or is dropped by a rule that gives a reason."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from megagpt.data.corpus import licences, rules
 from megagpt.data.corpus.languages import ANY, language_of, may_be
 from megagpt.data.corpus.redaction import redact
-from megagpt.data.corpus.sources import SourceFile, Unit, Unreadable, files_of
+from megagpt.data.corpus.source_file import SourceFile, Unreadable
+from megagpt.data.corpus.sources import Unit, files_of
 from megagpt.data.corpus.tally import Tally
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Criteria:
-    """What files are kept."""
+    """Which files are kept."""
 
     languages: tuple[str, ...]
     limits: rules.Limits
@@ -43,8 +44,8 @@ class Drop(NamedTuple):
     reason: str
 
 
-def judge(file: SourceFile, criteria: Criteria, evaluation: "Evaluation | None" = None) -> Document | Drop:
-    """What becomes of `file`; the document's text is not redacted yet. Rules are asked in a fixed order."""
+def filter_file(file: SourceFile, criteria: Criteria, evaluation: "Evaluation | None" = None) -> Document | Drop:
+    """The document that `file` becomes, its text not redacted yet, or the first rule that drops it."""
     if file.refusal:
         return Drop(*file.refusal)
     possible, limits = may_be(file.name), criteria.limits
@@ -60,10 +61,10 @@ def judge(file: SourceFile, criteria: Criteria, evaluation: "Evaluation | None" 
     if reason:
         has_shebang = content.startswith(b"#!")
         return Drop("language", "no extension") if possible == ANY and not has_shebang else Drop("not UTF-8", reason)
-    return _judge_text(file, text, criteria, evaluation)
+    return _filter_text(file, text, criteria, evaluation)
 
 
-def _judge_text(file: SourceFile, text: str, criteria: Criteria, evaluation: "Evaluation | None") -> Document | Drop:
+def _filter_text(file: SourceFile, text: str, criteria: Criteria, evaluation: "Evaluation | None") -> Document | Drop:
     language = language_of(file.name, text)
     if language not in criteria.languages:
         return Drop("language", f"by its content: {language or 'none that is known'}")
@@ -78,17 +79,17 @@ def _judge_text(file: SourceFile, text: str, criteria: Criteria, evaluation: "Ev
     return Document(text, file.name, language, licence, file.bytes)
 
 
-def documents(
+def filter_units(
     units: list[Unit], criteria: Criteria, evaluation: "Evaluation | None", tally: Tally
 ) -> Iterator[Document]:
-    """The documents that `units` give, redacted; `tally` learns what became of every file."""
+    """The documents of `units` that are kept, redacted; `tally` counts what became of every file."""
     for unit in units:
         for file in files_of(unit, criteria.limits.max_bytes):
             tally.find(file.bytes)
-            verdict = judge(file, criteria, evaluation)
-            if isinstance(verdict, Drop):
-                tally.drop(verdict.rule, file.name, file.bytes, verdict.reason)
+            result = filter_file(file, criteria, evaluation)
+            if isinstance(result, Drop):
+                tally.drop(result.rule, file.name, file.bytes, result.reason)
                 continue
-            text, counts = redact(verdict.text)
+            text, counts = redact(result.text)
             tally.redact(file.name, counts)
-            yield verdict._replace(text=text)
+            yield result._replace(text=text)

@@ -1,0 +1,80 @@
+"""The folder of an evaluation of generated text, in which interrupted work goes on.
+
+It holds request.json (everything chosen that the results depend on) and, at the end, result.json.
+"""
+
+import json
+import platform
+import re
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+from megagpt.data.files import file_sha256, write_atomic
+from megagpt.errors import ConfigError
+from megagpt.evaluate.sandbox import Sandbox
+from megagpt.evaluate.settings import Evaluation
+from megagpt.train.metrics import read_jsonl
+
+
+def request_of(settings: Evaluation, size: dict[str, int], **more: Any) -> dict[str, Any]:
+    """Everything chosen that the results depend on; two evaluations with the same request may be compared.
+
+    size: {unit: number of records}. more: what only this kind of evaluation depends on.
+    """
+    model, file = settings.checkpoint, settings.completions
+    return {
+        "task": settings.task,
+        "data": {"file": settings.data.name, "sha256": file_sha256(settings.data)} | size,
+        "checkpoint": model and {"folder": str(model), "manifest_sha256": file_sha256(model / "manifest.json")},
+        "completions": file and {"file": file.name, "sha256": file_sha256(file)},
+        "sandbox": settings.sandbox,
+        "limits": asdict(settings.limits),
+    } | more
+
+
+def claim(folder: Path, request: dict[str, Any]) -> None:
+    """Begin in an empty folder, or go on with the same request. Raises ConfigError when it holds another."""
+    path = folder / "request.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        different = [key for key in request if before.get(key) != json.loads(json.dumps(request[key]))]
+        if different:
+            raise ConfigError(
+                f"{folder} holds an evaluation with another {', '.join(different)}: choose another output"
+            )
+        return
+    write_atomic(path, json.dumps(request, indent=2).encode() + b"\n")
+
+
+def write_result(folder: Path, request: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
+    """Write result.json: the request, the versions of the libraries, and the metrics; returns its content."""
+    result = request | {"versions": _versions(request["sandbox"])} | metrics
+    write_atomic(folder / "result.json", json.dumps(result, indent=2, allow_nan=False).encode() + b"\n")
+    return result
+
+
+def append_jsonl(file: TextIO, lines: list[dict[str, Any]]) -> None:
+    """Add objects to an open file of JSON lines, all in one write."""
+    file.write("".join(json.dumps(line) + "\n" for line in lines))
+    file.flush()
+
+
+def read_whole_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, after an unfinished last line was removed from it; [] without a file."""
+    if not path.exists():
+        return []
+    lines = read_jsonl(path)
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return lines
+
+
+def _versions(sandbox: Sandbox) -> dict[str, str]:
+    found = {name: version(name) for name in ("megagpt", "torch", "tokenizers")}
+    found["python"] = platform.python_version()
+    if sandbox == "bwrap":
+        text = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=True).stdout
+        found["bubblewrap"] = re.sub(r"\D*", "", text, count=1).strip()
+    return found
