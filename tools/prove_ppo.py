@@ -57,7 +57,7 @@ SFT = ["stage=sft", "optim.train_epochs=1", "optim.lr=5e-4", "optim.warmup_token
 PPO = [
     *("stage=ppo", "ppo.reward=checker", "ppo.max_prompt_tokens=24", "ppo.max_new_tokens=12"),
     *("ppo.rollout_batch_size=256", "optim.global_batch_size=64", "parallel.micro_batch_size=64", "optim.lr=2e-4"),
-    *("ppo.value_lr=2e-3", "optim.min_lr_ratio=1", "optim.warmup_tokens=0", "ppo.missing_eos_penalty=0.2"),
+    *("ppo.critic_lr=2e-3", "optim.min_lr_ratio=1", "optim.warmup_tokens=0", "ppo.missing_eos_penalty=0.2"),
     *("ppo.critic_warmup_steps=12", "stage.eval_interval=40"),
 ]
 FIGURES = {

@@ -18,7 +18,8 @@ from megagpt.config.alignment_rules import (
     ppo_has_no_ramp,
     pretraining_gradients_have_text,
 )
-from megagpt.config.fields import get, multiple
+from megagpt.config.bounds import out_of_range
+from megagpt.config.fields import multiple
 from megagpt.config.layout_rules import (
     LAYOUT_RULES,
     attention_pattern,
@@ -28,50 +29,6 @@ from megagpt.config.layout_rules import (
 )
 from megagpt.config.load import raise_all
 from megagpt.config.schema import Config
-
-POSITIVE = (
-    *("model.num_layers", "model.hidden_size", "model.num_attention_heads", "model.num_query_groups"),
-    *("model.ffn_hidden_size", "model.sequence_length", "model.vocab_size", "model.rope_base", "model.norm_epsilon"),
-    *("model.attention_window", "model.init_std", "parallel.tensor_parallel_size", "parallel.pipeline_parallel_size"),
-    *("parallel.virtual_pipeline_size", "parallel.micro_batch_size", "parallel.timeout_minutes", "optim.lr"),
-    *(
-        "optim.decay_tokens",
-        "optim.train_tokens",
-        "optim.global_batch_size",
-        "optim.ramp_start",
-        "optim.eps",
-        "optim.train_epochs",
-    ),
-    *(
-        "optim.max_skipped_steps",
-        "stage.eval_tokens",
-        "stage.sample_tokens",
-        "stage.reward_prompts",
-        "checkpoint.keep_last",
-    ),
-    *("logging.interval", "logging.peak_tflops", "reliability.heartbeat_timeout", "reliability.start_timeout"),
-    *("reliability.load_timeout", "reliability.forward_timeout", "reliability.backward_timeout"),
-    *("reliability.optimizer_timeout", "reliability.evaluation_timeout", "reliability.save_timeout"),
-    *("reliability.max_failures", "reliability.straggler_factor", "reliability.spike_history"),
-    *("reliability.spike_skip", "reliability.max_rollbacks", "ppo.episodes", "ppo.rollout_batch_size", "ppo.epochs"),
-    *("ppo.max_prompt_tokens", "ppo.max_new_tokens", "ppo.temperature", "ppo.generation_batch_size", "ppo.kl_target"),
-    *("ppo.kl_horizon", "ppo.clip_ratio", "ppo.clip_value", "ppo.value_lr", "ppo.ptx_ratio"),
-)
-NOT_NEGATIVE = (
-    *("seed", "optim.warmup_tokens", "optim.ramp_tokens", "optim.weight_decay", "optim.clip_grad"),
-    *("data.fim_piece_tokens", "stage.eval_interval", "stage.fim_cuts", "checkpoint.interval"),
-    *("checkpoint.keep_every", "reliability.replica_interval"),
-    *("reliability.straggler_interval", "reliability.spike_threshold", "reliability.spike_rewind"),
-    *("ppo.kl_coefficient", "ppo.missing_eos_penalty", "ppo.critic_warmup_steps", "ppo.entropy_coefficient"),
-    *("ppo.ptx_coefficient",),
-)
-BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2", "ppo.ema_decay")
-SHARES = (
-    *("optim.min_lr_ratio", "optim.warmup_start_ratio", "data.fim_rate", "data.fim_spm_rate"),
-    *("data.fim_unit_rate", "ppo.gamma", "ppo.gae_lambda"),
-)
-
-LARGEST_SEED = 2**32 - 1
 
 
 def check(config: Config, world_size: int) -> None:
@@ -84,21 +41,8 @@ def check(config: Config, world_size: int) -> None:
 
 
 def ranges(config: Config, world_size: int) -> Iterator[str]:
-    """Every field on its own."""
-    for name in POSITIVE:
-        if (value := get(config, name)) is not None and value <= 0:
-            yield f"{name} ({value}) must be above 0"
-    for name in NOT_NEGATIVE:
-        if get(config, name) < 0:
-            yield f"{name} ({get(config, name)}) must not be negative"
-    for name in BELOW_ONE:
-        if not 0 <= get(config, name) < 1:
-            yield f"{name} ({get(config, name)}) must be at least 0 and below 1"
-    for name in SHARES:
-        if not 0 <= get(config, name) <= 1:
-            yield f"{name} ({get(config, name)}) must be between 0 and 1"
-    if config.seed > LARGEST_SEED:
-        yield f"seed ({config.seed}) must be at most {LARGEST_SEED}"
+    """Every number is within the range that its type gives."""
+    yield from out_of_range(config)
 
 
 def run_name(config: Config, world_size: int) -> Iterator[str]:
@@ -121,12 +65,14 @@ def fused_optimizer(config: Config, world_size: int) -> Iterator[str]:
 
 def batch_ramp(config: Config, world_size: int) -> Iterator[str]:
     """A ramp has a start and a length, and grows."""
-    start, tokens, full = config.optim.ramp_start, config.optim.ramp_tokens, config.optim.global_batch_size
-    if (start is None) != (tokens == 0):
+    optim = config.optim
+    start, full = optim.ramp_start, optim.global_batch_size
+    tokens = optim.published.ramp_tokens if optim.ramp_tokens is None else optim.ramp_tokens
+    if optim.ramp_tokens if start is None else not tokens:
         shown = "null" if start is None else start
         yield (
             f"optim.ramp_start ({shown}) and optim.ramp_tokens ({tokens}) go together: set both for a batch that grows,"
-            " or ramp_start=null and ramp_tokens=0 for none"
+            " or ramp_start=null for none"
         )
     if start is not None and start > full:
         yield f"optim.ramp_start ({start}) is above optim.global_batch_size ({full}): the batch grows, so lower it"
@@ -134,11 +80,11 @@ def batch_ramp(config: Config, world_size: int) -> Iterator[str]:
 
 def warmup_before_decay(config: Config, world_size: int) -> Iterator[str]:
     """The decay, warm-up included, lasts at least as long as the warm-up."""
-    optim = config.optim
-    if optim.warmup_tokens > optim.decay_tokens:
+    schedule = config.optim.schedule
+    if schedule.warmup_tokens > schedule.decay_tokens:
         yield (
-            f"optim.warmup_tokens ({optim.warmup_tokens}) is above optim.decay_tokens ({optim.decay_tokens}), which"
-            " includes it: lower the first or raise the second"
+            f"optim.warmup_tokens ({schedule.warmup_tokens}) is above optim.decay_tokens ({schedule.decay_tokens}),"
+            " which includes it: lower the first or raise the second"
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megagpt import checkpoint
 from megagpt.checkpoint import World
-from megagpt.config.load import from_dict
+from megagpt.config.load import from_saved
 from megagpt.config.schema import Config, CorpusConfig, ModelConfig
 from megagpt.data.conversations import read_conversations
 from megagpt.data.fim import fim_ids
@@ -146,7 +146,7 @@ def _checkpoint(config: Config) -> Findings:
     if newest is None:
         yield False, f"no checkpoint in {own}: the run starts from scratch"
         return
-    saved = from_dict(checkpoint.read_manifest(newest)["config"]).model
+    saved = from_saved(checkpoint.read_manifest(newest)["config"]).model
     if may_grow and saved.vocab_size < config.model.vocab_size:
         saved = dataclasses.replace(saved, vocab_size=config.model.vocab_size)
     if may_grow and config.model.head == "scalar":  # which is new, in place of any output projection
@@ -172,7 +172,7 @@ def _scoring_models(config: Config) -> Findings:
         if source is None:
             continue
         folder = checkpoint.find(Path(source), World())
-        saved = from_dict(checkpoint.read_manifest(folder)["config"]).model
+        saved = from_saved(checkpoint.read_manifest(folder)["config"]).model
         if field != "ppo.critic" and saved.head != "scalar":
             yield True, f"{field} ({source}) was never trained to score text: give a run of stage reward"
             continue

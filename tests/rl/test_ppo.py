@@ -122,7 +122,7 @@ def settings(tmp_path_factory) -> list[str]:
         *(*run, "stage=ppo", f"checkpoint.load={folder}/base", f"data.conversations=[{folder}/prompts.jsonl]"),
         *("ppo.reward=checker", f"ppo.reward_model={folder}/reward", f"ppo.critic={folder}/base", "ppo.epochs=2"),
         *(f"ppo.rollout_batch_size={ROLLOUT}", f"ppo.episodes={2 * ROLLOUT}"),
-        *(f"ppo.max_prompt_tokens={PROMPT}", f"ppo.max_new_tokens={ANSWER}", "ppo.ptx_ratio=2", "ppo.value_lr=1e-3"),
+        *(f"ppo.max_prompt_tokens={PROMPT}", f"ppo.max_new_tokens={ANSWER}", "ppo.ptx_ratio=2", "ppo.critic_lr=1e-3"),
         *("ppo.kl_target=0.01", "ppo.temperature=0.8", "ppo.critic_warmup_steps=1", "parallel.micro_batch_size=2"),
         *("ppo.entropy_coefficient=0.01", "optim.min_lr_ratio=1"),
     ]
