@@ -62,18 +62,19 @@ def _run_over_an_old_checkpoint(first: list[str], second: list[str], folder: Pat
     """
     import yaml
 
+    from megagpt.checkpoint.format import MANIFEST, dump_manifest, read_manifest
     from megagpt.config.load import from_saved, to_dict
     from megagpt.config.renamed import RENAMED
 
     before = _run(first)
-    manifest_path = next(folder.glob("checkpoints/step_*/manifest.json"))
-    manifest = json.loads(manifest_path.read_text())
+    saved = next(folder.glob("checkpoints/step_*"))
+    manifest = read_manifest(saved)
     old = manifest["config"]
     for was, now in RENAMED.items():
         section, name = now.split(".")
         old[section][was.split(".")[1]] = old[section].pop(name)
     assert old["optim"].pop("published")
-    manifest_path.write_text(json.dumps(manifest))
+    (saved / MANIFEST).write_text(dump_manifest(manifest))
     (folder / "config.yaml").write_text(yaml.safe_dump(old))
     return before, _run(second), to_dict(from_saved(old))
 
