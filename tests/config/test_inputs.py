@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from megagpt.__main__ import main
-from megagpt.config.inputs import COMMANDS, GPT3_CORPORA, Input, advice, how_to_make, inputs
 from megagpt.config.groups import CONFIG_DIR, groups
+from megagpt.config.inputs import COMMANDS, GPT3_CORPORA, Input, advice, how_to_make, inputs
 from megagpt.config.load import load
 from megagpt.errors import CheckpointError, DataError
 
