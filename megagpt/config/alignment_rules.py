@@ -102,3 +102,15 @@ def layout_problems(config: Config, name: str, model: ModelConfig, world_size: i
         for problem in rule(alone, world_size):
             problem = re.sub(r"\bparallel\.", f"{section}.", problem).replace("optim.global_batch_size", batch)
             yield f"for the model ppo calls {name} ({model.name}), {problem}"
+
+
+ALIGNMENT_RULES = (
+    episodes_have_a_reward,
+    episodes_fit_the_context,
+    iterations_are_whole_steps,
+    ppo_has_no_ramp,
+    only_rewards_are_scalars,
+    pretraining_gradients_have_text,
+    layouts_of_ppo,
+)
+"""What must hold for stages reward and ppo."""

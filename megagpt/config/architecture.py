@@ -145,7 +145,7 @@ class KernelsConfig:
     """LayerNorm and RMSNorm."""
     activation: Literal["auto", "triton", "torch"] = "auto"
     """Bias with GELU, or SwiGLU."""
-    dropout_add: Literal["auto", "triton", "torch"] = "auto"
+    bias_dropout_add: Literal["auto", "triton", "torch"] = "auto"
     """Bias, dropout and the addition to the residual stream."""
     cross_entropy: Literal["auto", "triton", "torch"] = "auto"
     """Cross-entropy, for a vocabulary that tensor-parallel ranks share."""

@@ -13,6 +13,7 @@ RENAMED = {
     "ppo.missing_end_penalty": "ppo.missing_eos_penalty",
     "ppo.discount": "ppo.gamma",
     "ppo.value_lr": "ppo.critic_lr",
+    "kernels.dropout_add": "kernels.bias_dropout_add",
 }
 """Old key -> new key, of the same section."""
 

@@ -9,15 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 
-from megagpt.config.alignment_rules import (
-    episodes_fit_the_context,
-    episodes_have_a_reward,
-    iterations_are_whole_steps,
-    layouts_of_ppo,
-    only_rewards_are_scalars,
-    ppo_has_no_ramp,
-    pretraining_gradients_have_text,
-)
+from megagpt.config.alignment_rules import ALIGNMENT_RULES
 from megagpt.config.bounds import out_of_range
 from megagpt.config.fields import multiple
 from megagpt.config.layout_rules import (
@@ -104,7 +96,7 @@ def best_is_measured(config: Config, world_size: int) -> Iterator[str]:
 
 
 def spikes_have_checkpoints(config: Config, world_size: int) -> Iterator[str]:
-    """A run that is to go back to a checkpoint before a spike still has one."""
+    """A run that goes back to a checkpoint before a spike still has one."""
     reliability, saving = config.reliability, config.checkpoint
     field, interval = "checkpoint.interval", saving.interval
     if saving.best_metric is not None and config.stage.eval_interval < interval:  # every evaluation may be the best
@@ -148,7 +140,7 @@ def epochs_need_conversations(config: Config, world_size: int) -> Iterator[str]:
 
 
 def edits_are_for_conversations(config: Config, world_size: int) -> Iterator[str]:
-    """Only a model that talks can be asked to edit."""
+    """Only a model that learns from conversations can follow an instruction."""
     if config.stage.held_out_edits is not None and config.stage.name not in ("edit", "sft"):
         yield (
             f"stage.held_out_edits ({config.stage.held_out_edits}) are answered in stages edit and sft, but stage.name"
@@ -156,24 +148,24 @@ def edits_are_for_conversations(config: Config, world_size: int) -> Iterator[str
         )
 
 
-def rewards_are_of_answers(config: Config, world_size: int) -> Iterator[str]:
-    """Only stage sft has a reward model look on, and every replica answers by itself."""
+def rewards_are_of_responses(config: Config, world_size: int) -> Iterator[str]:
+    """Only stage sft uses a reward model at evaluations, and every replica generates its responses by itself."""
     if config.stage.reward_model is None:
         return
     if config.stage.name != "sft":
         yield (
-            f"stage.reward_model ({config.stage.reward_model}) looks on in stage sft, but stage.name is"
+            f"stage.reward_model ({config.stage.reward_model}) is used in stage sft, but stage.name is"
             f" {config.stage.name}: set stage.reward_model=null; stage ppo has ppo.reward_model"
         )
     if not config.stage.eval_interval:
         yield (
-            f"stage.reward_model ({config.stage.reward_model}) scores answers at evaluations, but"
+            f"stage.reward_model ({config.stage.reward_model}) scores responses at evaluations, but"
             " stage.eval_interval is 0: set it to a number of steps, or stage.reward_model=null"
         )
     if config.parallel.zero_stage == 3:
         yield (
-            f"stage.reward_model ({config.stage.reward_model}) scores answers that every replica writes itself, which"
-            " parallel.zero_stage (3) does not allow: set it to 1 or 2, or stage.reward_model=null"
+            f"stage.reward_model ({config.stage.reward_model}) scores responses that every replica generates itself,"
+            " which parallel.zero_stage (3) does not allow: set it to 1 or 2, or stage.reward_model=null"
         )
 
 
@@ -186,7 +178,7 @@ def data_is_named(config: Config, world_size: int) -> Iterator[str]:
         yield f"data.tokenizer ('') is empty: give the path of a tokenizer.json; {prepare}"
     if config.stage.name == "reward":
         if not config.data.rankings:
-            yield "data.rankings ([]) is empty, but stage.name is reward: give .jsonl files of ranked answers"
+            yield "data.rankings ([]) is empty, but stage.name is reward: give .jsonl files of ranked responses"
         return
     if config.stage.name in ("edit", "sft", "ppo"):
         if not config.data.conversations:
@@ -215,19 +207,25 @@ def split_is_whole(config: Config, world_size: int) -> Iterator[str]:
 
 
 RULES = (
-    *(ranges, run_name, heads_divide_hidden_size, query_groups_divide_heads, rope_pairs_dimensions, attention_pattern),
+    ranges,
+    run_name,
+    heads_divide_hidden_size,
+    query_groups_divide_heads,
+    rope_pairs_dimensions,
+    attention_pattern,
     *LAYOUT_RULES,
-    *(fused_optimizer, batch_ramp, warmup_before_decay, kept_checkpoints_exist, best_is_measured),
-    *(
-        spikes_have_checkpoints,
-        spike_is_left_out,
-        stage_starts_from_a_model,
-        epochs_need_conversations,
-        edits_are_for_conversations,
-        rewards_are_of_answers,
-        data_is_named,
-        split_is_whole,
-    ),
-    *(episodes_have_a_reward, episodes_fit_the_context, iterations_are_whole_steps, ppo_has_no_ramp),
-    *(only_rewards_are_scalars, pretraining_gradients_have_text, layouts_of_ppo),
+    fused_optimizer,
+    batch_ramp,
+    warmup_before_decay,
+    kept_checkpoints_exist,
+    best_is_measured,
+    spikes_have_checkpoints,
+    spike_is_left_out,
+    stage_starts_from_a_model,
+    epochs_need_conversations,
+    edits_are_for_conversations,
+    rewards_are_of_responses,
+    data_is_named,
+    split_is_whole,
+    *ALIGNMENT_RULES,
 )

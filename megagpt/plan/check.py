@@ -21,6 +21,7 @@ from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import MegaGPTError
 from megagpt.plan.devices import GB
 from megagpt.plan.parameters import total_parameters
+from megagpt.train.schedules import describe_schedule, misfits
 
 LARGEST_EPOCHS = 4
 """Epochs over a corpus beyond which repeated tokens are worth clearly less than new ones (arXiv 2305.16264)."""
@@ -36,7 +37,8 @@ def check_run(config: Config, max_epochs: float = LARGEST_EPOCHS, hashes: bool =
     max_epochs: passes over a corpus beyond which it is a problem; hashes: whether to read all of the corpora.
     """
     problems, facts = [], []
-    for part in (partial(_data, max_epochs=max_epochs), *[_hashes] * hashes, _checkpoint, _scoring_models, _disk):
+    data = partial(_data, max_epochs=max_epochs)
+    for part in (_schedule, data, *[_hashes] * hashes, _checkpoint, _scoring_models, _disk):
         for is_problem, text in _guarded(part, config):
             (problems if is_problem else facts).append(text)
     return problems, facts
@@ -64,6 +66,14 @@ def _guarded(part: Callable[[Config], Findings], config: Config) -> Findings:
         yield from part(config)
     except (MegaGPTError, OSError) as error:
         yield True, str(error)
+
+
+def _schedule(config: Config) -> Findings:
+    """The schedule of a run whose length is known, and what of it does not fit the run."""
+    if config.optim.train_epochs is None and config.stage.name != "ppo":
+        yield False, describe_schedule(config.optim)
+        for warning in misfits(config.optim):
+            yield False, f"warning: {warning}"
 
 
 def _data(config: Config, max_epochs: float) -> Findings:

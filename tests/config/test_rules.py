@@ -152,15 +152,15 @@ BROKEN = [
         ["checkpoint.best_metric (validation_loss)", "stage.eval_interval is 0", "best_metric=null"],
     ),
     (
-        *("rewards_are_of_answers", 1, ["stage.reward_model=runs/reward"]),
+        *("rewards_are_of_responses", 1, ["stage.reward_model=runs/reward"]),
         ["stage.reward_model (runs/reward)", "stage.name is pretrain", "ppo.reward_model"],
     ),
     (
-        *("rewards_are_of_answers", 1, ["stage=sft", "stage.reward_model=runs/reward", "parallel=zero3"]),
+        *("rewards_are_of_responses", 1, ["stage=sft", "stage.reward_model=runs/reward", "parallel=zero3"]),
         ["stage.reward_model (runs/reward)", "parallel.zero_stage (3)", "1 or 2"],
     ),
     (
-        *("rewards_are_of_answers", 1, ["stage=sft", "stage.reward_model=runs/reward", "stage.eval_interval=0"]),
+        *("rewards_are_of_responses", 1, ["stage=sft", "stage.reward_model=runs/reward", "stage.eval_interval=0"]),
         ["stage.reward_model (runs/reward)", "stage.eval_interval is 0"],
     ),
     (
