@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megagpt.config.explain import fields
@@ -88,6 +88,7 @@ def test_unknown_key_names_the_nearest(override, meant):
     assert problems(load, [override]) == [f"{key}: no such key; did you mean {meant}?"]
 
 
+@settings(deadline=None)  # a busy machine is slow
 @given(st.sampled_from(sorted(fields())), st.data())
 def test_one_wrong_letter_still_finds_the_key(key, data):
     section, dot, name = key.rpartition(".")
