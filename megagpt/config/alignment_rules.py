@@ -113,4 +113,4 @@ ALIGNMENT_RULES = (
     pretraining_gradients_have_text,
     layouts_of_ppo,
 )
-"""What must hold for stages reward and ppo."""
+"""The rules of stages reward and ppo."""

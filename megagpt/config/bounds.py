@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class Range:
-    """What a number may be: a test, and the same in words, for messages."""
+    """A range of numbers: its wording in messages, and a test."""
 
     words: str
     holds: Callable[[float], bool]

@@ -53,7 +53,7 @@ class Input:
 
     @property
     def exists(self) -> bool:
-        """Whether it is there; of a corpus the part that is written last."""
+        """Whether the path exists; a corpus exists when its .json does, which is written last."""
         return Path(f"{self.path}.json" if self.kind == "corpus" else self.path).exists()
 
 
@@ -115,7 +115,7 @@ def advice(missing: Input, config: Config) -> str:
 
 
 def how_to_make(path: str | Path) -> str:
-    """What to type for a file or run folder that recipes name, "" for any other."""
+    """The advice for a file or run folder that recipes name, "" for any other."""
     path = Path(path)
     for folder, command in DEMOS.items():
         if path.is_relative_to(folder):

@@ -176,4 +176,4 @@ LAYOUT_RULES = (
     zero_stage,
     offload,
 )
-"""What must hold between a model, its layout and the number of ranks."""
+"""The rules between a model, its layout and the number of ranks."""

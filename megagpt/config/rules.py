@@ -1,4 +1,4 @@
-"""What must hold between fields. Each rule is a small function that yields a message for each violation.
+"""Rules between fields. Each is a small function that yields a message for each violation.
 
 A message names the fields with their values and gives the fix. `check` runs before any process group starts, so that a
 broken combination costs a second and not a queue.

@@ -158,7 +158,7 @@ class StageConfig:
     """Held-out middles that a run with data.fim_rate fills in at its end and, when it starts from a model, at its
     start; 0: none."""
     held_out_edits: str | None = None
-    """File of edits (`megagpt data edits`). Stages edit and sft answer it before the first step and at the end, and log
+    """File of edits (`megagpt data edits`). Stages edit and sft make them before the first step and at the end, and log
     exact match and similarity."""
     reward_model: str | None = None
     """Run folder or checkpoint of stage reward. At evaluations of stage sft it scores responses to held-out prompts;
