@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # InstructGPT's supervised fine-tuning of GPT-3 175B on 8 nodes of 8 GPUs of 80 GB.
 #
-#   sbatch slurm/sft_175b.sh 'data.conversations=[data/demonstrations.jsonl]' [key=value ...]
+#   sbatch slurm/sft_175b.sh 'data.conversations=[data/conversations.jsonl]' [key=value ...]
 #SBATCH --job-name=sft_175b
 #SBATCH --nodes=8
 #SBATCH --gpus-per-node=8

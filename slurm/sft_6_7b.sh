@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # InstructGPT's supervised fine-tuning of GPT-3 6.7B on 1 node of 8 GPUs of 80 GB.
 #
-#   sbatch slurm/sft_6_7b.sh 'data.conversations=[data/demonstrations.jsonl]' [key=value ...]
+#   sbatch slurm/sft_6_7b.sh 'data.conversations=[data/conversations.jsonl]' [key=value ...]
 #SBATCH --job-name=sft_6_7b
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8

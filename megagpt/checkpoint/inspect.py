@@ -14,7 +14,7 @@ from megagpt.checkpoint.convert import convert, native
 from megagpt.checkpoint.convert.base import TensorInfo
 from megagpt.checkpoint.format import STEP, Checkpoint
 from megagpt.checkpoint.loading import fill, list_steps, verify
-from megagpt.config.load import from_dict
+from megagpt.config.load import from_saved
 from megagpt.config.load import read as read_config
 from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
@@ -82,7 +82,7 @@ def model_of(path: Path) -> ModelConfig:
     """The model of a config file or of one of megagpt's checkpoints. Raises ConfigError or CheckpointError."""
     if path.is_file():
         return read_config(path).model
-    return from_dict(read_manifest(chosen(path))["config"]).model
+    return from_saved(read_manifest(chosen(path))["config"]).model
 
 
 def chosen(path: Path) -> Path:

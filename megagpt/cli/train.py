@@ -49,6 +49,7 @@ def show_section(ctx: click.Context, parameter: click.Parameter, name: str | Non
 @click.argument("overrides", nargs=-1)
 def command(overrides: tuple[str, ...], only_config: bool) -> int:
     """Run the stage that the configuration names; OVERRIDES are group=option and key=value."""
+    from megagpt.config.inputs import check_inputs
     from megagpt.config.load import load, to_yaml
     from megagpt.config.rules import check
 
@@ -62,6 +63,8 @@ def command(overrides: tuple[str, ...], only_config: bool) -> int:
         if env.rank() == 0:  # every rank reads the same configuration: the first says it for all
             raise
         return error.exit_code
+    if env.rank() == 0:  # the stage itself finds what only another rank lacks
+        check_inputs(config)
     from megagpt.stages import run
 
     with resumable():

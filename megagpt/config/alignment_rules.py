@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
+from megagpt.config.bounds import out_of_range
 from megagpt.config.fields import nearest_multiples
 from megagpt.config.layout_rules import LAYOUT_RULES
 from megagpt.config.schema import Config, ModelConfig
@@ -13,7 +14,7 @@ PPO_MODELS = ("rollout", "critic", "reference", "reward")
 
 
 def only_rewards_are_scalars(config: Config, world_size: int) -> Iterator[str]:
-    """Stage reward trains a model that scores; all others train models that write."""
+    """Stage reward trains a model with a scalar head; all other stages train language models."""
     stage, head = config.stage.name, config.model.head
     if (stage == "reward") != (head == "scalar"):
         wanted = "scalar" if stage == "reward" else "tokens"
@@ -25,12 +26,12 @@ def episodes_have_a_reward(config: Config, world_size: int) -> Iterator[str]:
     if config.stage.name == "ppo" and config.ppo.reward == "model" and not config.ppo.reward_model:
         yield (
             "ppo.reward (model) needs ppo.reward_model, which is null: give the run folder of stage reward, or set"
-            " ppo.reward=checker for prompts whose records say how answers are checked"
+            " ppo.reward=checker for prompts whose records say how responses are checked"
         )
 
 
 def episodes_fit_the_context(config: Config, world_size: int) -> Iterator[str]:
-    """The longest prompt with the longest answer is within the model's context."""
+    """The longest prompt with the longest response is within the model's context."""
     ppo, length = config.ppo, config.model.sequence_length
     if config.stage.name == "ppo" and ppo.row_length > length:
         yield (
@@ -40,7 +41,7 @@ def episodes_fit_the_context(config: Config, world_size: int) -> Iterator[str]:
 
 
 def iterations_are_whole_steps(config: Config, world_size: int) -> Iterator[str]:
-    """The answers of an iteration are learnt from in whole steps."""
+    """An iteration's episodes make whole steps."""
     count, batch = config.ppo.rollout_batch_size, config.optim.global_batch_size
     if config.stage.name == "ppo" and count % batch:
         yield (
@@ -54,7 +55,7 @@ def ppo_has_no_ramp(config: Config, world_size: int) -> Iterator[str]:
     if config.stage.name == "ppo" and config.optim.ramp_start is not None:
         yield (
             f"optim.ramp_start ({config.optim.ramp_start}) lets the batch grow, but stage.name is ppo, whose iterations"
-            " are whole steps: set optim.ramp_start=null and optim.ramp_tokens=0"
+            " are whole steps: set optim.ramp_start=null"
         )
 
 
@@ -76,7 +77,7 @@ def layouts_of_ppo(config: Config, world_size: int) -> Iterator[str]:
         own = getattr(config.ppo, f"{name}_parallel")
         if own is not None and name != "critic" and (own.engine != "megatron" or own.zero_stage > 1):
             yield (
-                f"ppo.{name}_parallel.engine ({own.engine}) and zero_stage ({own.zero_stage}) share out what a model"
+                f"ppo.{name}_parallel.engine ({own.engine}) and zero_stage ({own.zero_stage}) shard what a model"
                 " that does not learn lacks: leave them at megatron and 1"
             )
         elif own is not None or config.ppo.scoring_model is not None:
@@ -85,15 +86,13 @@ def layouts_of_ppo(config: Config, world_size: int) -> Iterator[str]:
 
 
 def layout_problems(config: Config, name: str, model: ModelConfig, world_size: int) -> Iterator[str]:
-    """What does not hold between PPO's model `name`, one of `PPO_MODELS`, with the architecture `model`, its layout and
-    the batches that it gets."""
+    """Broken layout rules of PPO's model `name`, one of `PPO_MODELS`, whose architecture is `model`."""
     ppo, own = config.ppo, getattr(config.ppo, f"{name}_parallel")
     parallel = ppo.layout(name, config.parallel)
     section, batch = "parallel" if own is None else f"ppo.{name}_parallel", "ppo.rollout_batch_size"
-    for field in ("tensor_parallel_size", "pipeline_parallel_size", "virtual_pipeline_size", "micro_batch_size"):
-        if getattr(parallel, field) < 1:
-            yield f"{section}.{field} ({getattr(parallel, field)}) must be above 0"
-            return
+    if problems := list(out_of_range(parallel, f"{section}.")):
+        yield from problems
+        return
     size = ppo.rollout_batch_size
     if name == "critic":
         batch, size = "optim.global_batch_size", config.optim.global_batch_size
@@ -103,3 +102,15 @@ def layout_problems(config: Config, name: str, model: ModelConfig, world_size: i
         for problem in rule(alone, world_size):
             problem = re.sub(r"\bparallel\.", f"{section}.", problem).replace("optim.global_batch_size", batch)
             yield f"for the model ppo calls {name} ({model.name}), {problem}"
+
+
+ALIGNMENT_RULES = (
+    episodes_have_a_reward,
+    episodes_fit_the_context,
+    iterations_are_whole_steps,
+    ppo_has_no_ramp,
+    only_rewards_are_scalars,
+    pretraining_gradients_have_text,
+    layouts_of_ppo,
+)
+"""The rules of stages reward and ppo."""

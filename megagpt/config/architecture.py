@@ -1,7 +1,9 @@
-"""The part of the configuration that says what the model is, how it is laid out over ranks, and what computes it."""
+"""Architecture, parallel layout and kernels: three sections of the configuration."""
 
 from dataclasses import dataclass
 from typing import Literal
+
+from megagpt.config.bounds import FractionBelowOne, PositiveFloat, PositiveInt
 
 VOCAB_MULTIPLE = 128
 """The embedding's rows are padded to a multiple of this, whatever the layout, so that checkpoints fit every layout."""
@@ -13,27 +15,27 @@ class ModelConfig:
 
     name: str = "custom"
     """Name of the model, for logs and reports."""
-    num_layers: int = 12
+    num_layers: PositiveInt = 12
     """Number of transformer layers."""
-    hidden_size: int = 768
+    hidden_size: PositiveInt = 768
     """Width of the residual stream (d_model)."""
-    num_attention_heads: int = 12
+    num_attention_heads: PositiveInt = 12
     """Number of query heads."""
-    num_query_groups: int | None = None
+    num_query_groups: PositiveInt | None = None
     """Number of key and value heads (grouped-query attention); null means one for every query head."""
-    ffn_hidden_size: int | None = None
+    ffn_hidden_size: PositiveInt | None = None
     """Width of the feed-forward layer; null means 4 x hidden_size (for swiglu 8/3 x, rounded up to 128)."""
-    sequence_length: int = 2048
+    sequence_length: PositiveInt = 2048
     """Context length in tokens."""
-    vocab_size: int = 50257
+    vocab_size: PositiveInt = 50257
     """Tokens in the vocabulary, end-of-text included; the embedding is padded to a multiple of 128."""
     position_embedding: Literal["learned", "rope"] = "learned"
     """Learned absolute positions (GPT-3) or rotary position embedding (RoPE)."""
-    rope_base: float = 10000.0
+    rope_base: PositiveFloat = 10000.0
     """Base of the rotary frequencies."""
     normalization: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Pre-norm of every sublayer and of the output."""
-    norm_epsilon: float = 1e-5
+    norm_epsilon: PositiveFloat = 1e-5
     """Added to the variance in every norm."""
     activation: Literal["gelu", "swiglu"] = "gelu"
     """Activation of the feed-forward layer; gelu is its tanh approximation, as in GPT-2 and GPT-3."""
@@ -42,19 +44,19 @@ class ModelConfig:
     tie_embeddings: bool = True
     """Whether the output projection shares the input embedding's weights."""
     head: Literal["tokens", "scalar"] = "tokens"
-    """What the last layer's output becomes: logits of the next token, or one number for every token, as a reward model
-    and a critic give. With a scalar head there is no output projection, and tie_embeddings means nothing."""
+    """Head on the last layer. tokens: logits of the next token. scalar: one number for every token, for reward models
+    and critics; such a model has no output projection, and tie_embeddings has no effect."""
     qk_layernorm: bool = False
     """Whether queries and keys are normalised in every head before attention."""
     attention_pattern: tuple[Literal["dense", "banded"], ...] = ("dense",)
-    """Kinds of attention that layers take in turn: [dense, banded] is GPT-3's alternation."""
-    attention_window: int = 256
+    """Kinds of attention, which the layers take in turn: [dense, banded] is GPT-3's alternation."""
+    attention_window: PositiveInt = 256
     """In a banded layer a token sees itself and the attention_window - 1 tokens before it."""
-    hidden_dropout: float = 0.0
+    hidden_dropout: FractionBelowOne = 0.0
     """Dropout on the embedding and on every residual branch."""
-    attention_dropout: float = 0.0
+    attention_dropout: FractionBelowOne = 0.0
     """Dropout on attention probabilities."""
-    init_std: float = 0.02
+    init_std: PositiveFloat = 0.02
     """Standard deviation of initial weights; projections into the residual stream use init_std / sqrt(2 x layers)."""
 
     @property
@@ -97,44 +99,43 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the job is laid out over ranks. It changes speed and memory, never the result."""
+    """Parallel layout: how ranks share the model and the batch. It changes speed and memory, never the result."""
 
     engine: Literal["megatron", "deepspeed"] = "megatron"
-    """What runs the training step: Megatron-Core's schedules and distributed optimizer, or DeepSpeed's ZeRO."""
-    tensor_parallel_size: int = 1
+    """Engine of the training step: Megatron-Core's schedules and distributed optimizer, or DeepSpeed's ZeRO."""
+    tensor_parallel_size: PositiveInt = 1
     """Ranks that share every layer (TP)."""
     sequence_parallel: bool = False
     """Whether the tensor-parallel ranks also split norms and dropouts along the sequence (SP)."""
-    pipeline_parallel_size: int = 1
-    """Stages that the layers are divided into (PP)."""
-    virtual_pipeline_size: int = 1
-    """Chunks of layers that each stage holds; above 1 the pipeline schedule is interleaved (VPP)."""
+    pipeline_parallel_size: PositiveInt = 1
+    """Pipeline stages that share the layers (PP)."""
+    virtual_pipeline_size: PositiveInt = 1
+    """Chunks of layers on each pipeline stage; above 1 the pipeline schedule is interleaved (VPP)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """What data-parallel ranks shard: 0 nothing, 1 optimizer state (with the engine megatron its distributed
-    optimizer), 2 gradients too, 3 parameters too; 2 and 3 need the engine deepspeed."""
+    """ZeRO stage: data-parallel ranks shard nothing (0), optimizer state (1, which the engine megatron calls its
+    distributed optimizer), gradients too (2), or parameters too (3). 2 and 3 need the engine deepspeed."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
-    """Where the engine deepspeed keeps optimizer state, to save GPU memory; nvme, at stage 3, is a disk. With either
-    parameters are updated by the CPU."""
+    """Where the engine deepspeed keeps optimizer state, to save GPU memory: cpu, or with ZeRO stage 3 a disk (nvme).
+    With either, the CPU updates the parameters."""
     offload_parameters: Literal["none", "cpu", "nvme"] = "none"
-    """Where ZeRO stage 3 keeps the parameters that are not in use."""
+    """Where ZeRO stage 3 keeps parameters while they are not used."""
     offload_path: str | None = None
     """Folder on a fast local disk of every node, for offload to nvme."""
-    micro_batch_size: int = 1
+    micro_batch_size: PositiveInt = 1
     """Sequences that one rank passes through the model at a time."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations recomputed in the backward pass: none, attention only, or whole layers."""
     overlap_grad_reduce: bool = False
     """Whether data-parallel ranks reduce gradients while the backward pass still runs."""
-    timeout_minutes: float = 10.0
+    timeout_minutes: PositiveFloat = 10.0
     """How long a collective waits for a missing rank before the job fails."""
 
 
 @dataclass(frozen=True)
 class KernelsConfig:
-    """Which implementation computes what. It changes speed and memory, and results by no more than rounding.
+    """Implementations of the ops. They change speed and memory, and results by no more than rounding.
 
-    auto is our Triton kernels on CUDA, where they support the model, and PyTorch elsewhere; the log says what was
-    chosen.
+    auto takes our Triton kernels on CUDA, where they support the model, and PyTorch elsewhere; the log says which.
     """
 
     attention: Literal["auto", "triton", "flash", "cudnn", "sdpa", "flash_attn", "unfused"] = "auto"
@@ -144,10 +145,10 @@ class KernelsConfig:
     """LayerNorm and RMSNorm."""
     activation: Literal["auto", "triton", "torch"] = "auto"
     """Bias with GELU, or SwiGLU."""
-    dropout_add: Literal["auto", "triton", "torch"] = "auto"
+    bias_dropout_add: Literal["auto", "triton", "torch"] = "auto"
     """Bias, dropout and the addition to the residual stream."""
     cross_entropy: Literal["auto", "triton", "torch"] = "auto"
-    """Cross-entropy of the vocabulary, which tensor-parallel ranks share."""
+    """Cross-entropy, for a vocabulary that tensor-parallel ranks share."""
     fuse_output_projection: bool = False
-    """Compute the loss by slices of the vocabulary, so that the logits never exist together: far less memory, for one
-    matrix product in four more of the output projection."""
+    """Compute the loss slice by slice of the vocabulary, so that all logits never exist at once. It saves much memory
+    and costs the output projection a fourth matrix product beside its three."""

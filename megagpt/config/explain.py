@@ -7,6 +7,7 @@ from reprlib import repr as short
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from megagpt.config.nearest import nearest, nearest_key
+from megagpt.config.renamed import RENAMED
 from megagpt.config.schema import Config
 
 DEPTH = 4
@@ -81,6 +82,8 @@ def _unknown_key(location: tuple) -> str:
     name, section = (_dotted(location[:-1]), section) if section and location[:-1] else ("a configuration", Config)
     if last.startswith("_") and last.endswith("_"):
         return f"{key}: refused: a configuration cannot name code to run"
+    if key in RENAMED:
+        return f"{key} is now {RENAMED[key]}"
     here = [f"{name}.{field.name}" for field in dataclasses.fields(section)]
     if not any(isinstance(part, int) for part in location) and (close := nearest_key(key, [*fields(), *here])):
         return f"{key}: no such key; did you mean {close}?"

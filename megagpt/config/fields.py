@@ -1,4 +1,4 @@
-"""What rules look up and say about fields."""
+"""Values of fields by their dotted names, and the wording of messages about them."""
 
 from collections.abc import Iterator
 from functools import reduce

@@ -1,4 +1,4 @@
-"""Where the recipes are, and which there are."""
+"""The folder of the recipes, and the names of its groups and options."""
 
 from pathlib import Path
 

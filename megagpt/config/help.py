@@ -55,7 +55,7 @@ def section(name: str) -> str:
 
 
 def docstrings(cls: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, read from its source."""
+    """The docstring under each field of a dataclass, read from its source: to import pydantic would take too long."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
     return {
         statement.target.id: inspect.cleandoc(following.value.value)
@@ -108,12 +108,13 @@ def _section(name: str) -> str:
 def _keys(cls: type, prefix: str) -> list[str]:
     lines, kinds, texts = [], get_type_hints(cls), docstrings(cls)
     for field in dataclasses.fields(cls):
-        kind = kinds[field.name]
-        if dataclasses.is_dataclass(kind):
+        kind, key = kinds[field.name], prefix + field.name
+        if key in _sections():
             continue
-        lines.append(f"  {prefix + field.name:<34}{describe(kind)}{_default(field)}")
+        lines.append(f"  {key:<34}{describe(kind)}{_default(field)}")
         lines.append(textwrap.indent(textwrap.fill(texts[field.name], WIDTH - 6), " " * 6))
-        lines += [line for item in _items(kind) for line in _keys(item, f"{prefix}{field.name}[].")]
+        lines += _keys(kind, f"{key}.") if dataclasses.is_dataclass(kind) else []
+        lines += [line for item in _items(kind) for line in _keys(item, f"{key}[].")]
     return lines
 
 
@@ -123,6 +124,8 @@ def _items(kind: Any) -> list[type]:
 
 
 def _default(field: dataclasses.Field) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return ""
     if field.default is dataclasses.MISSING:
         return ", required"
     value = list(field.default) if isinstance(field.default, tuple) else field.default

@@ -79,7 +79,7 @@ def world_size_fits(config: Config, world_size: int) -> Iterator[str]:
 
 
 def pipeline_divides_layers(config: Config, world_size: int) -> Iterator[str]:
-    """Every pipeline stage, and every chunk of it, has the same number of layers."""
+    """Every pipeline stage, and every chunk on it, has the same number of layers."""
     parallel = config.parallel
     if parallel.virtual_pipeline_size > 1 and parallel.pipeline_parallel_size == 1:
         yield (
@@ -109,7 +109,7 @@ def batch_divides(config: Config, world_size: int) -> Iterator[str]:
 
 
 def enough_micro_batches(config: Config, world_size: int) -> Iterator[str]:
-    """A pipeline with fewer micro-batches than stages never fills."""
+    """A pipeline with fewer micro-batches than pipeline stages never fills."""
     stages, size = config.parallel.pipeline_parallel_size, config.optim.global_batch_size
     each = config.parallel.micro_batch_size * data_parallel_size(config, world_size)
     if stages > 1 and size % each == 0 and size // each < stages:
@@ -121,7 +121,7 @@ def enough_micro_batches(config: Config, world_size: int) -> Iterator[str]:
 
 
 def zero_stage(config: Config, world_size: int) -> Iterator[str]:
-    """Each engine has its stages, and ZeRO of gradients or parameters has no pipeline."""
+    """Each engine has its ZeRO stages, and those that shard gradients or parameters have no pipeline."""
     parallel = config.parallel
     stage, stages, engine = parallel.zero_stage, parallel.pipeline_parallel_size, parallel.engine
     instead = "set parallel.zero_stage=1 with parallel.engine=megatron, the distributed optimizer"
@@ -148,7 +148,7 @@ def zero_stage(config: Config, world_size: int) -> Iterator[str]:
 
 
 def offload(config: Config, world_size: int) -> Iterator[str]:
-    """Only DeepSpeed offloads; parameters, and anything to disk, only at stage 3; a disk needs a folder."""
+    """Only DeepSpeed offloads; parameters, and anything to disk, only at ZeRO stage 3; a disk needs a folder."""
     parallel = config.parallel
     for name in ("offload_optimizer", "offload_parameters"):
         where = getattr(parallel, name)
@@ -167,7 +167,13 @@ def offload(config: Config, world_size: int) -> Iterator[str]:
 
 
 LAYOUT_RULES = (
-    *(tensor_parallel_divides, sequence_parallel, world_size_fits, pipeline_divides_layers, batch_divides),
-    *(enough_micro_batches, zero_stage, offload),
+    tensor_parallel_divides,
+    sequence_parallel,
+    world_size_fits,
+    pipeline_divides_layers,
+    batch_divides,
+    enough_micro_batches,
+    zero_stage,
+    offload,
 )
-"""What must hold between a model, its layout and the number of ranks."""
+"""The rules between a model, its layout and the number of ranks."""

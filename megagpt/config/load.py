@@ -25,6 +25,7 @@ from megagpt.config import overrides as grammar
 from megagpt.config.explain import booleans_for_numbers, explain, is_list
 from megagpt.config.groups import CONFIG_DIR, groups
 from megagpt.config.nearest import nearest
+from megagpt.config.renamed import translate
 from megagpt.config.schema import Config
 from megagpt.errors import ConfigError
 
@@ -55,7 +56,7 @@ def load(overrides: list[str]) -> Config:
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """Builds a Config from plain data, such as a checkpoint's manifest; absent keys take their defaults.
+    """Builds a Config from plain data; absent keys take their defaults.
 
     Raises ConfigError that lists every unknown key and every value of a wrong type.
     """
@@ -68,6 +69,14 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         ]
     raise_all(problems)
     return config
+
+
+def from_saved(values: Mapping[str, Any]) -> Config:
+    """Builds a Config from one that a run saved, such as a checkpoint's manifest, maybe under keys of older versions.
+
+    Raises ConfigError as `from_dict`.
+    """
+    return from_dict(translate(values))
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -89,13 +98,13 @@ def save(config: Config, path: str | Path) -> None:
 
 
 def read(path: str | Path) -> Config:
-    """Reads a file written by `save`. Raises ConfigError that names the file when it is not such a file."""
+    """Reads a file written by `save`, by older versions too. Raises ConfigError that names a file that is none."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not a readable configuration: {error}") from error
     try:
-        return from_dict(values)
+        return from_saved(values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 

@@ -33,7 +33,7 @@ def _similarity(given: str, name: str) -> float:
         return max(ratio, 0.9)
     words, others = set(_words(given)), set(_words(name))
     if words and others and (words <= others or others <= words):
-        return max(ratio, 0.75 + 0.2 * ratio)
+        return max(ratio, 0.7 + 0.2 * ratio)
     return ratio
 
 

@@ -1,4 +1,4 @@
-"""What must hold between fields. Each rule is a small function that yields a message for each violation.
+"""Rules between fields. Each is a small function that yields a message for each violation.
 
 A message names the fields with their values and gives the fix. `check` runs before any process group starts, so that a
 broken combination costs a second and not a queue.
@@ -9,16 +9,9 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 
-from megagpt.config.alignment_rules import (
-    episodes_fit_the_context,
-    episodes_have_a_reward,
-    iterations_are_whole_steps,
-    layouts_of_ppo,
-    only_rewards_are_scalars,
-    ppo_has_no_ramp,
-    pretraining_gradients_have_text,
-)
-from megagpt.config.fields import get, multiple
+from megagpt.config.alignment_rules import ALIGNMENT_RULES
+from megagpt.config.bounds import out_of_range
+from megagpt.config.fields import multiple
 from megagpt.config.layout_rules import (
     LAYOUT_RULES,
     attention_pattern,
@@ -28,50 +21,6 @@ from megagpt.config.layout_rules import (
 )
 from megagpt.config.load import raise_all
 from megagpt.config.schema import Config
-
-POSITIVE = (
-    *("model.num_layers", "model.hidden_size", "model.num_attention_heads", "model.num_query_groups"),
-    *("model.ffn_hidden_size", "model.sequence_length", "model.vocab_size", "model.rope_base", "model.norm_epsilon"),
-    *("model.attention_window", "model.init_std", "parallel.tensor_parallel_size", "parallel.pipeline_parallel_size"),
-    *("parallel.virtual_pipeline_size", "parallel.micro_batch_size", "parallel.timeout_minutes", "optim.lr"),
-    *(
-        "optim.decay_tokens",
-        "optim.train_tokens",
-        "optim.global_batch_size",
-        "optim.ramp_start",
-        "optim.eps",
-        "optim.train_epochs",
-    ),
-    *(
-        "optim.max_skipped_steps",
-        "stage.eval_tokens",
-        "stage.sample_tokens",
-        "stage.reward_prompts",
-        "checkpoint.keep_last",
-    ),
-    *("logging.interval", "logging.peak_tflops", "reliability.heartbeat_timeout", "reliability.start_timeout"),
-    *("reliability.load_timeout", "reliability.forward_timeout", "reliability.backward_timeout"),
-    *("reliability.optimizer_timeout", "reliability.evaluation_timeout", "reliability.save_timeout"),
-    *("reliability.max_failures", "reliability.straggler_factor", "reliability.spike_history"),
-    *("reliability.spike_skip", "reliability.max_rollbacks", "ppo.episodes", "ppo.rollout_batch_size", "ppo.epochs"),
-    *("ppo.max_prompt_tokens", "ppo.max_new_tokens", "ppo.temperature", "ppo.generation_batch_size", "ppo.kl_target"),
-    *("ppo.kl_horizon", "ppo.clip_ratio", "ppo.clip_value", "ppo.value_lr", "ppo.ptx_ratio"),
-)
-NOT_NEGATIVE = (
-    *("seed", "optim.warmup_tokens", "optim.ramp_tokens", "optim.weight_decay", "optim.clip_grad"),
-    *("data.fim_piece_tokens", "stage.eval_interval", "stage.fim_cuts", "checkpoint.interval"),
-    *("checkpoint.keep_every", "reliability.replica_interval"),
-    *("reliability.straggler_interval", "reliability.spike_threshold", "reliability.spike_rewind"),
-    *("ppo.kl_coefficient", "ppo.missing_eos_penalty", "ppo.critic_warmup_steps", "ppo.entropy_coefficient"),
-    *("ppo.ptx_coefficient",),
-)
-BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2", "ppo.ema_decay")
-SHARES = (
-    *("optim.min_lr_ratio", "optim.warmup_start_ratio", "data.fim_rate", "data.fim_spm_rate"),
-    *("data.fim_unit_rate", "ppo.gamma", "ppo.gae_lambda"),
-)
-
-LARGEST_SEED = 2**32 - 1
 
 
 def check(config: Config, world_size: int) -> None:
@@ -84,21 +33,8 @@ def check(config: Config, world_size: int) -> None:
 
 
 def ranges(config: Config, world_size: int) -> Iterator[str]:
-    """Every field on its own."""
-    for name in POSITIVE:
-        if (value := get(config, name)) is not None and value <= 0:
-            yield f"{name} ({value}) must be above 0"
-    for name in NOT_NEGATIVE:
-        if get(config, name) < 0:
-            yield f"{name} ({get(config, name)}) must not be negative"
-    for name in BELOW_ONE:
-        if not 0 <= get(config, name) < 1:
-            yield f"{name} ({get(config, name)}) must be at least 0 and below 1"
-    for name in SHARES:
-        if not 0 <= get(config, name) <= 1:
-            yield f"{name} ({get(config, name)}) must be between 0 and 1"
-    if config.seed > LARGEST_SEED:
-        yield f"seed ({config.seed}) must be at most {LARGEST_SEED}"
+    """Every number is within the range that its type gives."""
+    yield from out_of_range(config)
 
 
 def run_name(config: Config, world_size: int) -> Iterator[str]:
@@ -121,12 +57,14 @@ def fused_optimizer(config: Config, world_size: int) -> Iterator[str]:
 
 def batch_ramp(config: Config, world_size: int) -> Iterator[str]:
     """A ramp has a start and a length, and grows."""
-    start, tokens, full = config.optim.ramp_start, config.optim.ramp_tokens, config.optim.global_batch_size
-    if (start is None) != (tokens == 0):
+    optim = config.optim
+    start, full = optim.ramp_start, optim.global_batch_size
+    tokens = optim.published.ramp_tokens if optim.ramp_tokens is None else optim.ramp_tokens
+    if optim.ramp_tokens if start is None else not tokens:
         shown = "null" if start is None else start
         yield (
             f"optim.ramp_start ({shown}) and optim.ramp_tokens ({tokens}) go together: set both for a batch that grows,"
-            " or ramp_start=null and ramp_tokens=0 for none"
+            " or ramp_start=null for none"
         )
     if start is not None and start > full:
         yield f"optim.ramp_start ({start}) is above optim.global_batch_size ({full}): the batch grows, so lower it"
@@ -134,11 +72,11 @@ def batch_ramp(config: Config, world_size: int) -> Iterator[str]:
 
 def warmup_before_decay(config: Config, world_size: int) -> Iterator[str]:
     """The decay, warm-up included, lasts at least as long as the warm-up."""
-    optim = config.optim
-    if optim.warmup_tokens > optim.decay_tokens:
+    schedule = config.optim.schedule
+    if schedule.warmup_tokens > schedule.decay_tokens:
         yield (
-            f"optim.warmup_tokens ({optim.warmup_tokens}) is above optim.decay_tokens ({optim.decay_tokens}), which"
-            " includes it: lower the first or raise the second"
+            f"optim.warmup_tokens ({schedule.warmup_tokens}) is above optim.decay_tokens ({schedule.decay_tokens}),"
+            " which includes it: lower the first or raise the second"
         )
 
 
@@ -158,7 +96,7 @@ def best_is_measured(config: Config, world_size: int) -> Iterator[str]:
 
 
 def spikes_have_checkpoints(config: Config, world_size: int) -> Iterator[str]:
-    """A run that is to go back to a checkpoint before a spike still has one."""
+    """A run that goes back to a checkpoint before a spike still has one."""
     reliability, saving = config.reliability, config.checkpoint
     field, interval = "checkpoint.interval", saving.interval
     if saving.best_metric is not None and config.stage.eval_interval < interval:  # every evaluation may be the best
@@ -202,7 +140,7 @@ def epochs_need_conversations(config: Config, world_size: int) -> Iterator[str]:
 
 
 def edits_are_for_conversations(config: Config, world_size: int) -> Iterator[str]:
-    """Only a model that talks can be asked to edit."""
+    """Only a model that learns from conversations can follow an instruction."""
     if config.stage.held_out_edits is not None and config.stage.name not in ("edit", "sft"):
         yield (
             f"stage.held_out_edits ({config.stage.held_out_edits}) are answered in stages edit and sft, but stage.name"
@@ -210,24 +148,24 @@ def edits_are_for_conversations(config: Config, world_size: int) -> Iterator[str
         )
 
 
-def rewards_are_of_answers(config: Config, world_size: int) -> Iterator[str]:
-    """Only stage sft has a reward model look on, and every replica answers by itself."""
+def rewards_are_of_responses(config: Config, world_size: int) -> Iterator[str]:
+    """Only stage sft uses a reward model at evaluations, and every replica generates its responses by itself."""
     if config.stage.reward_model is None:
         return
     if config.stage.name != "sft":
         yield (
-            f"stage.reward_model ({config.stage.reward_model}) looks on in stage sft, but stage.name is"
+            f"stage.reward_model ({config.stage.reward_model}) is used in stage sft, but stage.name is"
             f" {config.stage.name}: set stage.reward_model=null; stage ppo has ppo.reward_model"
         )
     if not config.stage.eval_interval:
         yield (
-            f"stage.reward_model ({config.stage.reward_model}) scores answers at evaluations, but"
+            f"stage.reward_model ({config.stage.reward_model}) scores responses at evaluations, but"
             " stage.eval_interval is 0: set it to a number of steps, or stage.reward_model=null"
         )
     if config.parallel.zero_stage == 3:
         yield (
-            f"stage.reward_model ({config.stage.reward_model}) scores answers that every replica writes itself, which"
-            " parallel.zero_stage (3) does not allow: set it to 1 or 2, or stage.reward_model=null"
+            f"stage.reward_model ({config.stage.reward_model}) scores responses that every replica generates itself,"
+            " which parallel.zero_stage (3) does not allow: set it to 1 or 2, or stage.reward_model=null"
         )
 
 
@@ -240,7 +178,7 @@ def data_is_named(config: Config, world_size: int) -> Iterator[str]:
         yield f"data.tokenizer ('') is empty: give the path of a tokenizer.json; {prepare}"
     if config.stage.name == "reward":
         if not config.data.rankings:
-            yield "data.rankings ([]) is empty, but stage.name is reward: give .jsonl files of ranked answers"
+            yield "data.rankings ([]) is empty, but stage.name is reward: give .jsonl files of ranked responses"
         return
     if config.stage.name in ("edit", "sft", "ppo"):
         if not config.data.conversations:
@@ -269,19 +207,25 @@ def split_is_whole(config: Config, world_size: int) -> Iterator[str]:
 
 
 RULES = (
-    *(ranges, run_name, heads_divide_hidden_size, query_groups_divide_heads, rope_pairs_dimensions, attention_pattern),
+    ranges,
+    run_name,
+    heads_divide_hidden_size,
+    query_groups_divide_heads,
+    rope_pairs_dimensions,
+    attention_pattern,
     *LAYOUT_RULES,
-    *(fused_optimizer, batch_ramp, warmup_before_decay, kept_checkpoints_exist, best_is_measured),
-    *(
-        spikes_have_checkpoints,
-        spike_is_left_out,
-        stage_starts_from_a_model,
-        epochs_need_conversations,
-        edits_are_for_conversations,
-        rewards_are_of_answers,
-        data_is_named,
-        split_is_whole,
-    ),
-    *(episodes_have_a_reward, episodes_fit_the_context, iterations_are_whole_steps, ppo_has_no_ramp),
-    *(only_rewards_are_scalars, pretraining_gradients_have_text, layouts_of_ppo),
+    fused_optimizer,
+    batch_ramp,
+    warmup_before_decay,
+    kept_checkpoints_exist,
+    best_is_measured,
+    spikes_have_checkpoints,
+    spike_is_left_out,
+    stage_starts_from_a_model,
+    epochs_need_conversations,
+    edits_are_for_conversations,
+    rewards_are_of_responses,
+    data_is_named,
+    split_is_whole,
+    *ALIGNMENT_RULES,
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from megagpt.config.inputs import how_to_make
 from megagpt.data.chat import Message
 from megagpt.data.packed import SPLITS, Split, split_of
 from megagpt.data.shapes import SHAPES, Shape, shape_of
@@ -83,7 +84,8 @@ def records(path: Path) -> Iterator[tuple[Any, str]]:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = content.decode()
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read conversations from {path}: {error}") from None
+        remedy = f"; {how_to_make(path)}" if isinstance(error, FileNotFoundError) and how_to_make(path) else ""
+        raise DataError(f"cannot read conversations from {path}: {error}{remedy}") from None
     if text.lstrip().startswith("["):
         try:
             yield from ((record, f"{path}[{index}]") for index, record in enumerate(json.loads(text)))

@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from megagpt.config.inputs import how_to_make
 from megagpt.data.files import write_atomic
 from megagpt.errors import DataError
 
@@ -61,7 +62,8 @@ class Tokenizer:
         try:
             content = Path(path).read_bytes()
         except OSError as error:
-            raise DataError(f"cannot read the tokenizer {path}: {error.strerror}") from None
+            remedy = how_to_make(path) or "`megagpt data tokenizer` makes one"
+            raise DataError(f"cannot read the tokenizer {path}: {error.strerror}; {remedy}") from None
         return cls(content, str(path))
 
     def save(self, path: str | Path) -> None:

@@ -37,7 +37,7 @@ def block_spec(
     norm = ModuleSpec(
         module=LayerNorm if model.normalization == "layernorm" else RMSNorm, params={"backend": kernels.norm}
     )
-    residual_add = get_bias_dropout_add if kernels.dropout_add == "torch" else fused_bias_dropout_add
+    residual_add = get_bias_dropout_add if kernels.bias_dropout_add == "torch" else fused_bias_dropout_add
     head_norm = norm if model.qk_layernorm else None
     layer = ModuleSpec(
         module=TransformerLayer,

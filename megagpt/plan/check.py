@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megagpt import checkpoint
 from megagpt.checkpoint import World
-from megagpt.config.load import from_dict
+from megagpt.config.load import from_saved
 from megagpt.config.schema import Config, CorpusConfig, ModelConfig
 from megagpt.data.conversations import read_conversations
 from megagpt.data.fim import fim_ids
@@ -21,6 +21,7 @@ from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import MegaGPTError
 from megagpt.plan.devices import GB
 from megagpt.plan.parameters import total_parameters
+from megagpt.train.schedules import describe_schedule, misfits
 
 LARGEST_EPOCHS = 4
 """Epochs over a corpus beyond which repeated tokens are worth clearly less than new ones (arXiv 2305.16264)."""
@@ -36,7 +37,8 @@ def check_run(config: Config, max_epochs: float = LARGEST_EPOCHS, hashes: bool =
     max_epochs: passes over a corpus beyond which it is a problem; hashes: whether to read all of the corpora.
     """
     problems, facts = [], []
-    for part in (partial(_data, max_epochs=max_epochs), *[_hashes] * hashes, _checkpoint, _scoring_models, _disk):
+    data = partial(_data, max_epochs=max_epochs)
+    for part in (_schedule, data, *[_hashes] * hashes, _checkpoint, _scoring_models, _disk):
         for is_problem, text in _guarded(part, config):
             (problems if is_problem else facts).append(text)
     return problems, facts
@@ -64,6 +66,14 @@ def _guarded(part: Callable[[Config], Findings], config: Config) -> Findings:
         yield from part(config)
     except (MegaGPTError, OSError) as error:
         yield True, str(error)
+
+
+def _schedule(config: Config) -> Findings:
+    """The schedule of a run whose length is known, and what of it does not fit the run."""
+    if config.optim.train_epochs is None and config.stage.name != "ppo":
+        yield False, describe_schedule(config.optim)
+        for warning in misfits(config.optim):
+            yield False, f"warning: {warning}"
 
 
 def _data(config: Config, max_epochs: float) -> Findings:
@@ -146,7 +156,7 @@ def _checkpoint(config: Config) -> Findings:
     if newest is None:
         yield False, f"no checkpoint in {own}: the run starts from scratch"
         return
-    saved = from_dict(checkpoint.read_manifest(newest)["config"]).model
+    saved = from_saved(checkpoint.read_manifest(newest)["config"]).model
     if may_grow and saved.vocab_size < config.model.vocab_size:
         saved = dataclasses.replace(saved, vocab_size=config.model.vocab_size)
     if may_grow and config.model.head == "scalar":  # which is new, in place of any output projection
@@ -172,7 +182,7 @@ def _scoring_models(config: Config) -> Findings:
         if source is None:
             continue
         folder = checkpoint.find(Path(source), World())
-        saved = from_dict(checkpoint.read_manifest(folder)["config"]).model
+        saved = from_saved(checkpoint.read_manifest(folder)["config"]).model
         if field != "ppo.critic" and saved.head != "scalar":
             yield True, f"{field} ({source}) was never trained to score text: give a run of stage reward"
             continue

@@ -97,7 +97,7 @@ def layer_activations(job: Job, recompute: str | None = None) -> float:
     tensor, heads = job.tensor_size, model.num_attention_heads * model.head_dim
     keys = 2 * model.query_groups * model.head_dim
     # Our kernel drops by a seed, from which the backward pass knows the mask.
-    masks = 2 * MASK * stream if model.hidden_dropout and job.config.kernels.dropout_add == "torch" else 0.0
+    masks = 2 * MASK * stream if model.hidden_dropout and job.config.kernels.bias_dropout_add == "torch" else 0.0
     norms = size * 2 * stream + _norm_statistics(job)
     linear_inputs = size * (2 * stream + tokens * (heads + model.ffn_size) / tensor)
     qkv = size * tokens * (heads + keys) / tensor

@@ -121,7 +121,7 @@ class PPO(BaseStage):
         batches = self.episodes.micro_batches(
             rows, self.critic.micro_batch_size, engine.dims.data_rank, engine.dims.data_size
         )
-        lr = self.config.ppo.value_lr * step.lr / self.config.optim.lr
+        lr = self.config.ppo.critic_lr * step.lr / self.config.optim.lr
         result = engine.train_step(iter(batches), len(batches), lr)
         self.updates[1] += result.applied
         return result
@@ -215,7 +215,8 @@ def with_schedule(config: Config) -> Config:
     ppo, model = config.ppo, dataclasses.replace(config.model, hidden_dropout=0.0, attention_dropout=0.0)
     iterations = max(1, ppo.episodes // ppo.rollout_batch_size)
     tokens = iterations * ppo.rollout_batch_size * ppo.epochs * ppo.row_length
-    optim = dataclasses.replace(config.optim, train_tokens=tokens, decay_tokens=max(tokens, config.optim.warmup_tokens))
+    optim = dataclasses.replace(config.optim, train_tokens=tokens)
+    optim = dataclasses.replace(optim, decay_tokens=max(tokens, optim.schedule.warmup_tokens))
     return dataclasses.replace(config, model=model, optim=optim)
 
 

@@ -1,11 +1,13 @@
 """What a run saves, and what it starts from: its own newest checkpoint, another run's weights, or nothing."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
 from megagpt.checkpoint import Checkpointer, read_manifest
-from megagpt.config.load import from_dict, to_dict
+from megagpt.config.load import from_saved, to_dict
+from megagpt.config.schema import Config, Schedule
 from megagpt.errors import ConfigError, TrainingDiverged
 from megagpt.stages.weights import load_weights
 from megagpt.train.state import TrainState
@@ -48,7 +50,8 @@ class RunCheckpoints:
                 f"than {config.run_name}, or move its folder away"
             )
         # Through the schema, so that a key which is newer than the run has its default, as the run had without it.
-        _compare(to_dict(from_dict(read_manifest(newest)["config"])), to_dict(config), newest)
+        saved = from_saved(read_manifest(newest)["config"])
+        _compare(to_dict(with_lengths(saved)), to_dict(with_lengths(config)), newest)
         state = self._fill(newest)
         log.info("resumed at step %d (%d tokens) from %s", state.step, state.tokens, newest)
         return state
@@ -108,6 +111,12 @@ class RunCheckpoints:
             "virtual_pipeline_size": dims.virtual_size,
             "data_parallel_size": dims.data_size,
         }
+
+
+def with_lengths(config: Config) -> Config:
+    """`config` with the lengths of its schedule as numbers, and nothing to derive them from."""
+    lengths = dataclasses.asdict(config.optim.schedule)
+    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, **lengths, published=Schedule()))
 
 
 def _compare(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:

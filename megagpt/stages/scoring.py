@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from megagpt import checkpoint
 from megagpt.config.layout_rules import LAYOUT_RULES
-from megagpt.config.load import from_dict, raise_all
+from megagpt.config.load import from_saved, raise_all
 from megagpt.config.schema import Config, ModelConfig
 from megagpt.errors import ConfigError
 from megagpt.parallel import cpu
@@ -57,4 +57,4 @@ def frozen_engine(config: Config, objective: Objective) -> MegatronEngine:
 
 
 def _saved_model(source: str) -> ModelConfig:
-    return from_dict(checkpoint.read_manifest(checkpoint.find(Path(source)))["config"]).model
+    return from_saved(checkpoint.read_manifest(checkpoint.find(Path(source)))["config"]).model

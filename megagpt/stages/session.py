@@ -23,6 +23,7 @@ from megagpt.stages.supervised import Supervised
 from megagpt.stages.weights import TOKENIZER
 from megagpt.train.attempts import Attempts, give_up_if_hopeless
 from megagpt.train.metrics import MetricsWriter
+from megagpt.train.schedules import describe_schedule, misfits
 from megagpt.train.trainer import Stage, Trainer
 from megagpt.train.watchdog import Watchdog
 
@@ -84,6 +85,9 @@ def _open_trainer(stage: Stage, checkpointer: Checkpointer) -> Trainer:
     attempts = Attempts(run_dir, enabled=is_main)
     failures = checkpointer.world.broadcast(attempts.repeated() if is_main else None)
     give_up_if_hopeless(failures, config.reliability.max_failures)
+    log.info(describe_schedule(config.optim))
+    for warning in misfits(config.optim):
+        log.warning(warning)
     checkpoints = RunCheckpoints(stage, checkpointer)
     state = checkpoints.restore()
     if is_main:

@@ -131,6 +131,6 @@ def with_epochs(config: Config, samples: int, sample_tokens: int) -> Config:
         return config
     steps = max(1, round(optim.train_epochs * samples / optim.global_batch_size))
     tokens = steps * optim.global_batch_size * sample_tokens
-    warmup = min(optim.warmup_tokens, tokens)
-    optim = dataclasses.replace(optim, train_tokens=tokens, decay_tokens=tokens, warmup_tokens=warmup)
+    optim = dataclasses.replace(optim, train_tokens=tokens, decay_tokens=tokens)
+    optim = dataclasses.replace(optim, warmup_tokens=min(optim.schedule.warmup_tokens, tokens))
     return dataclasses.replace(config, optim=optim)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megagpt import checkpoint, env
 from megagpt.checkpoint import Shard, current_world
 from megagpt.config.layout_rules import world_size_fits
-from megagpt.config.load import from_dict, raise_all
+from megagpt.config.load import from_saved, raise_all
 from megagpt.config.rules import check
 from megagpt.config.schema import Config, CorpusConfig, DataConfig, ModelConfig, OptimConfig, ParallelConfig
 from megagpt.data.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def load_weights(config: Config, engine: Engine) -> None:
     """
     source = checkpoint.find(Path(config.checkpoint.load))
     manifest = checkpoint.read_manifest(source)
-    old = from_dict(manifest["config"]).model
+    old = from_saved(manifest["config"]).model
     _check_vocabulary(config, source, old.vocab_size)
     _check_head(config, source, old)
     shards = [shard for shard in engine.shards(for_saving=False) if shard.name.startswith("model/")]
@@ -65,7 +65,7 @@ def load_model(
     raise_all(list(world_size_fits(Config(parallel=parallel), env.world_size())))
     launch.initialize(parallel, seed=0)
     folder = checkpoint.find(path)
-    config = from_dict(checkpoint.read_manifest(folder)["config"])
+    config = from_saved(checkpoint.read_manifest(folder)["config"])
     tokenizer = folder.parent.parent / TOKENIZER
     if not tokenizer.exists():
         if not config.data.tokenizer:

@@ -1,25 +1,73 @@
 """Learning rate and batch size as pure functions of the tokens seen, as GPT-3 publishes them (arXiv 2005.14165, B)."""
 
+import dataclasses
 import math
+from collections.abc import Iterator
 
 from megagpt.config.schema import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, tokens: int) -> float:
     """Learning rate of the step that ends at `tokens`: linear warm-up, then a cosine to the minimum."""
-    if tokens < optim.warmup_tokens:
+    schedule = optim.schedule
+    if tokens < schedule.warmup_tokens:
         start = optim.warmup_start_ratio
-        return optim.lr * (start + (1 - start) * tokens / optim.warmup_tokens)
+        return optim.lr * (start + (1 - start) * tokens / schedule.warmup_tokens)
     minimum = optim.lr * optim.min_lr_ratio
-    if tokens >= optim.decay_tokens:
+    if tokens >= schedule.decay_tokens:
         return minimum
-    progress = (tokens - optim.warmup_tokens) / (optim.decay_tokens - optim.warmup_tokens)
+    progress = (tokens - schedule.warmup_tokens) / (schedule.decay_tokens - schedule.warmup_tokens)
     return minimum + (optim.lr - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def global_batch_size(optim: OptimConfig, tokens: int, multiple: int) -> int:
     """Sequences in the step that starts after `tokens`: grows linearly, rounded down to a multiple of `multiple`."""
-    if optim.ramp_start is None or tokens >= optim.ramp_tokens:
+    ramp_tokens = optim.schedule.ramp_tokens
+    if optim.ramp_start is None or tokens >= ramp_tokens:
         return optim.global_batch_size
-    size = optim.ramp_start + (optim.global_batch_size - optim.ramp_start) * tokens // optim.ramp_tokens
+    size = optim.ramp_start + (optim.global_batch_size - optim.ramp_start) * tokens // ramp_tokens
     return max(optim.ramp_start, size // multiple * multiple)
+
+
+def describe_schedule(optim: OptimConfig) -> str:
+    """The run's schedule in a line, which says where it is the published one in proportion."""
+    schedule, published = optim.schedule, optim.published.train_tokens
+    texts = {
+        "warmup_tokens": f"warm-up over {schedule.warmup_tokens:,}",
+        "decay_tokens": f"lr {optim.lr:g} decays to {optim.lr * optim.min_lr_ratio:g} at {schedule.decay_tokens:,}",
+        "ramp_tokens": f"batch {optim.ramp_start} to {optim.global_batch_size} over {schedule.ramp_tokens:,}",
+    }
+    scaled = schedule.train_tokens != published
+    parts = [texts[name] + (" (scaled)" if scaled and getattr(optim, name) is None else "") for name in _parts(optim)]
+    line = "; ".join([f"schedule of {schedule.train_tokens:,} tokens", *parts])
+    return f"{line}; scaled from the published {published:,} tokens" if "(scaled)" in line else line
+
+
+def misfits(optim: OptimConfig) -> Iterator[str]:
+    """A warning for each part of the schedule that is longer than the run, with the value that would fit."""
+    schedule, end = optim.schedule, optim.train_tokens
+    fitting = dataclasses.replace(optim, warmup_tokens=None, decay_tokens=None, ramp_tokens=None).schedule
+    effects = {
+        "warmup_tokens": f"the learning rate never reaches its peak ({optim.lr:g})",
+        "decay_tokens": (
+            f"the learning rate ends at {learning_rate(optim, end):g} and not at its minimum"
+            f" ({optim.lr * optim.min_lr_ratio:g})"
+        ),
+        "ramp_tokens": f"the batch never reaches optim.global_batch_size ({optim.global_batch_size})",
+    }
+    for name in _parts(optim):
+        if getattr(schedule, name) > end:
+            yield (
+                f"optim.{name} ({getattr(schedule, name):,}) is longer than the run, optim.train_tokens ({end:,}), so"
+                f" that {effects[name]}: set optim.{name}={getattr(fitting, name)}, or null for just that"
+            )
+
+
+def _parts(optim: OptimConfig) -> list[str]:
+    """The parts of the schedule that this run has."""
+    parts = {
+        "warmup_tokens": optim.schedule.warmup_tokens > 0,
+        "decay_tokens": optim.min_lr_ratio < 1,
+        "ramp_tokens": optim.ramp_start is not None,
+    }
+    return [name for name, present in parts.items() if present]

@@ -70,6 +70,7 @@ def stage(monkeypatch):
     fake = types.SimpleNamespace(given=[])
     fake.run = lambda config: fake.given.append(config) or 75
     monkeypatch.setitem(sys.modules, "megagpt.stages", fake)
+    monkeypatch.setattr("megagpt.config.inputs.check_inputs", lambda config: None)
     return fake
 
 

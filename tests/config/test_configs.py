@@ -11,7 +11,7 @@ from megagpt.config.alignment_rules import PPO_MODELS
 from megagpt.config.load import CONFIG_DIR, groups
 from megagpt.config.load import load as compose
 from megagpt.config.rules import check
-from megagpt.config.schema import Config, ModelConfig
+from megagpt.config.schema import Config, ModelConfig, Schedule
 
 EVERY = [(group, option) for group, options in groups().items() for option in options]
 GPT3 = [option for option in groups()["model"] if re.fullmatch(r"gpt3_.*[mb]", option)]
@@ -84,15 +84,17 @@ def test_there_are_eight_sizes_each_with_model_schedule_and_experiment():
         assert dataclasses.replace(config.optim, ramp_start=published.ramp_start) == published
 
 
-@pytest.mark.parametrize("size", ["125m", "13b"])
+@pytest.mark.parametrize("size", ["125m", "1_3b", "13b"])
 def test_code_is_the_model_with_codex_schedule(size):
     config, base = load(f"experiment=code_{size}"), load(f"experiment=pretrain_{size}")
     assert (config.stage.name, config.checkpoint.load) == ("code", base.run_dir)
     assert dataclasses.replace(config.model, vocab_size=base.model.vocab_size) == base.model
     assert config.model.vocab_size > base.model.vocab_size
     step = config.optim.global_batch_size * config.model.sequence_length
-    changed = {"warmup_tokens": 175 * step, "decay_tokens": 10**11, "train_tokens": 10**11}
-    assert config.optim == dataclasses.replace(base.optim, **changed, ramp_start=None, ramp_tokens=0)
+    lengths = {"warmup_tokens": 175 * step, "decay_tokens": 10**11, "train_tokens": 10**11}
+    published = dataclasses.replace(base.optim.published, **lengths)
+    assert config.optim == dataclasses.replace(base.optim, train_tokens=10**11, published=published, ramp_start=None)
+    assert config.optim.schedule == published
     assert (config.data.fim_rate, config.data.fim_spm_rate) == (0.5, 0.5)
 
 
@@ -116,11 +118,23 @@ def test_larger_models_have_larger_batches_and_smaller_rates():
     )
     rates = [config.optim.lr for config in configs]
     batches = [config.optim.global_batch_size for config in configs]
-    ramps = [config.optim.ramp_tokens for config in configs]
+    ramps = [config.optim.schedule.ramp_tokens for config in configs]
     assert rates == sorted(set(rates), reverse=True)
     assert batches == sorted(batches)
     assert ramps == sorted(ramps)
     assert (min(ramps), max(ramps)) == (4e9, 12e9)
+
+
+PUBLISHED_RAMPS = dict(zip(GPT3, map(int, (4e9, 8e9, 12e9, 6e9, 6e9, 4e9, 8e9, 4e9)), strict=True))
+
+
+@pytest.mark.parametrize("option", GPT3)
+def test_published_recipes_keep_their_numbers(option):
+    optim = load(f"experiment={option.replace('gpt3', 'pretrain')}").optim
+    ramp = PUBLISHED_RAMPS[option]
+    assert optim.schedule == Schedule(300 * 10**9, 375 * 10**6, 260 * 10**9, ramp)
+    third = load(f"experiment={option.replace('gpt3', 'pretrain')}", "optim.train_tokens=3e9").optim
+    assert third.schedule == Schedule(3 * 10**9, 3_750_000, 2_600_000_000, ramp // 100)
 
 
 def test_a_model_file_holds_only_what_differs():

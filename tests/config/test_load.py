@@ -6,14 +6,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megagpt.config.explain import fields
-from megagpt.config.load import from_dict, groups, load, read, save, to_dict, to_yaml
+from megagpt.config.load import from_dict, from_saved, groups, load, read, save, to_dict, to_yaml
+from megagpt.config.renamed import RENAMED
 from megagpt.config.schema import Config, CorpusConfig
 from megagpt.errors import ConfigError
 
@@ -86,6 +88,7 @@ def test_unknown_key_names_the_nearest(override, meant):
     assert problems(load, [override]) == [f"{key}: no such key; did you mean {meant}?"]
 
 
+@settings(deadline=None)  # a busy machine is slow
 @given(st.sampled_from(sorted(fields())), st.data())
 def test_one_wrong_letter_still_finds_the_key(key, data):
     section, dot, name = key.rpartition(".")
@@ -191,6 +194,21 @@ def test_edited_file_keeps_its_meaning(tmp_path):
     path.write_text("optim:\n  lrr: 1\n")
     (line,) = problems(read, path)
     assert line == f"{path}: optim.lrr: no such key; did you mean optim.lr?"
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_renamed_keys_are_refused_by_name_and_read_from_saved_configurations(old, new, tmp_path):
+    assert new in fields() and old not in fields()
+    section, name = old.split(".")
+    value = {int: 3, float: 0.25}.get(fields()[new]) or get_args(fields()[new])[-1]
+    assert problems(load, [f"{old}={value}"]) == [f"{old} is now {new}"]
+    assert problems(from_dict, {section: {name: value}}) == [f"{old} is now {new}"]
+    values = to_dict(load(["experiment=demo"]))
+    values[section][name] = value
+    del values[section][new.split(".")[1]]
+    assert to_dict(from_saved(values))[section][new.split(".")[1]] == value
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert read(tmp_path / "config.yaml") == from_saved(values)
 
 
 # Configurations that try to run code. The marker must never appear.

@@ -1,14 +1,18 @@
 """Every rule is broken once, by an example found in a table, and says which fields and what to do."""
 
 import copy
+import dataclasses
 import inspect
 import re
-from functools import cache
+from functools import cache, reduce
+from operator import getitem
+from typing import get_type_hints
 
 import pytest
 import yaml
 
 from megagpt.config import alignment_rules, layout_rules, rules
+from megagpt.config.bounds import BELOW_ONE, FRACTION, NON_NEGATIVE, POSITIVE, ranges_of
 from megagpt.config.explain import fields
 from megagpt.config.load import from_dict, groups, load, to_dict
 from megagpt.config.schema import Config
@@ -148,15 +152,15 @@ BROKEN = [
         ["checkpoint.best_metric (validation_loss)", "stage.eval_interval is 0", "best_metric=null"],
     ),
     (
-        *("rewards_are_of_answers", 1, ["stage.reward_model=runs/reward"]),
+        *("rewards_are_of_responses", 1, ["stage.reward_model=runs/reward"]),
         ["stage.reward_model (runs/reward)", "stage.name is pretrain", "ppo.reward_model"],
     ),
     (
-        *("rewards_are_of_answers", 1, ["stage=sft", "stage.reward_model=runs/reward", "parallel=zero3"]),
+        *("rewards_are_of_responses", 1, ["stage=sft", "stage.reward_model=runs/reward", "parallel=zero3"]),
         ["stage.reward_model (runs/reward)", "parallel.zero_stage (3)", "1 or 2"],
     ),
     (
-        *("rewards_are_of_answers", 1, ["stage=sft", "stage.reward_model=runs/reward", "stage.eval_interval=0"]),
+        *("rewards_are_of_responses", 1, ["stage=sft", "stage.reward_model=runs/reward", "stage.eval_interval=0"]),
         ["stage.reward_model (runs/reward)", "stage.eval_interval is 0"],
     ),
     (
@@ -256,7 +260,7 @@ def demo(overrides: list[str]) -> Config:
         key, _, value = text.partition("=")
         section, _, name = key.rpartition(".")
         if key not in groups():
-            (values[section] if section else values)[name] = yaml.safe_load(value)
+            reduce(getitem, section.split(".") if section else [], values)[name] = yaml.safe_load(value)
     return from_dict(values)
 
 
@@ -287,20 +291,39 @@ def test_every_rule_is_broken_by_an_example():
     assert known == {rule.__name__ for rule in rules.RULES} == {example[0] for example in BROKEN} | {"ranges"}
 
 
-@pytest.mark.parametrize("name", rules.POSITIVE)
+def ranges(cls: type = Config, prefix: str = "") -> dict[str, list]:
+    """Every number that can be set, and its ranges."""
+    found = {}
+    for name, kind in get_type_hints(cls, include_extras=True).items():
+        plain = fields()[prefix + name]
+        if dataclasses.is_dataclass(plain):
+            found |= ranges(plain, f"{prefix}{name}.")
+        elif plain in (int, float, int | None, float | None):
+            found[prefix + name] = ranges_of(kind)
+    return found
+
+
+RANGES = ranges()
+
+
+def within(*kinds) -> list[str]:
+    return [name for name, limits in RANGES.items() if set(kinds) & set(limits)]
+
+
+@pytest.mark.parametrize("name", within(POSITIVE))
 def test_positive_fields(name):
     for value in (0, -1):
         shown = float(value) if fields()[name] in (float, float | None) else value
         assert f"{name} ({shown}) must be above 0" in violations([f"{name}={value}"], 2)
 
 
-@pytest.mark.parametrize("name", rules.NOT_NEGATIVE)
+@pytest.mark.parametrize("name", within(NON_NEGATIVE))
 def test_fields_that_may_be_zero(name):
     assert not [line for line in violations([f"{name}=0"], 1) if line.startswith(f"{name} ")]
     assert any(line.startswith(f"{name} (-1") for line in violations([f"{name}=-1"], 1))
 
 
-@pytest.mark.parametrize("name", (*rules.BELOW_ONE, *rules.SHARES, "seed"))
+@pytest.mark.parametrize("name", (*within(BELOW_ONE, FRACTION), "seed"))
 def test_bounded_fields(name):
     for value in (-1, 2**32):
         assert any(line.startswith(f"{name} (") for line in violations([f"{name}={value}"], 1))
@@ -308,8 +331,9 @@ def test_bounded_fields(name):
 
 def test_every_number_is_bounded():
     numbers = {name for name, kind in fields().items() if kind in (int, float, int | None, float | None)}
-    bounded = {*rules.POSITIVE, *rules.NOT_NEGATIVE, *rules.BELOW_ONE, *rules.SHARES}
+    bounded = set(within(POSITIVE, NON_NEGATIVE, BELOW_ONE, FRACTION))
     assert numbers == bounded
+    assert len(numbers) > 90
 
 
 def test_all_violations_are_listed():

@@ -17,7 +17,7 @@ SMALL = [
     "model.vocab_size=300", "model.sequence_length=40", "model.attention_pattern=[dense,banded]",
     "model.attention_window=16",
 ]  # fmt: skip
-TRITON = [f"kernels.{key}=triton" for key in ("attention", "norm", "activation", "dropout_add", "cross_entropy")]
+TRITON = [f"kernels.{key}=triton" for key in ("attention", "norm", "activation", "bias_dropout_add", "cross_entropy")]
 TORCH = ["kernels.attention=sdpa", *(setting.replace("triton", "torch") for setting in TRITON[1:])]
 MODERN = ["model.position_embedding=rope", "model.normalization=rmsnorm", "model.activation=swiglu", "model.bias=false"]
 

@@ -91,7 +91,7 @@ def job(run: Run, recompute: str, sequence_parallel: bool) -> Job:
             zero_stage=0,
             overlap_grad_reduce=run.pipeline == 1,  # run_table_1.sh: PyTorch's DistributedDataParallel
         ),
-        kernels=KernelsConfig(attention="unfused", dropout_add="torch"),
+        kernels=KernelsConfig(attention="unfused", bias_dropout_add="torch"),
         optim=OptimConfig(global_batch_size=run.batch),
     )
     return Job(config, run.gpus, fused_gradient_accumulation=True, scattered_messages=not sequence_parallel)

@@ -49,15 +49,35 @@ def test_nine_answers_fit(size, gpus):
     assert (found.fits, plan([*recipe, "parallel.recompute=none"], gpus).fits) == (True, False)
 
 
-@pytest.mark.parametrize(("size", "gpus"), [("1_3b", 8), ("6_7b", 8), ("175b", 128)])
-def test_four_models_fit(size, gpus):
-    recipe = [f"experiment=ppo_{size}", "data.corpora=[{path: text}]"]
+@pytest.mark.parametrize("size", ["125m", "1_3b"])
+def test_nine_answers_of_a_small_model_fit_without_recomputation(size):
+    found = plan([f"experiment=reward_{size}"], 8)
+    assert found.job.step_tokens == 9 * 64 * 2048
+    assert (found.fits, found.job.config.parallel.recompute) == (True, "none")
+
+
+SIX_BILLION = "ppo.scoring_model={num_layers: 32, hidden_size: 4096, num_attention_heads: 32, vocab_size: 50260}"
+
+
+@pytest.mark.parametrize(
+    ("size", "gpus", "reward", "more"),
+    [
+        ("125m", 8, "125m", []),
+        ("1_3b", 8, "1_3b", []),
+        ("1_3b", 8, "6_7b", ["ppo.reward_model=runs/reward_6_7b", SIX_BILLION]),
+        ("6_7b", 8, "6_7b", []),
+        ("175b", 128, "6_7b", []),
+    ],
+)
+def test_four_models_fit(size, gpus, reward, more):
+    recipe = [f"experiment=ppo_{size}", "data.corpora=[{path: text}]", *more]
     found = plan(recipe, gpus)
+    assert found.job.config.ppo.reward_model == f"runs/reward_{reward}"
     assert found.fits, found.ranks
     sizes = found.to_dict()["models_parameters"]
     own, scoring = (sizes["policy"], sizes["reference"]), (sizes["critic"], sizes["reward"])
     assert own[0] == own[1] == total_parameters(load([f"experiment=sft_{size}"]).model)
-    assert scoring[0] == scoring[1] == total_parameters(load(["experiment=reward_6_7b"]).model)
+    assert scoring[0] == scoring[1] == total_parameters(load([f"experiment=reward_{reward}"]).model)
     ppo = found.job.config.ppo
     assert (ppo.episodes, ppo.rollout_batch_size, ppo.kl_coefficient) == (256_000, 512, 0.02)
     assert found.models["policy"].config.optim.global_batch_size == 64 * (1 + 8)
@@ -95,7 +115,13 @@ def test_epochs_are_counted_where_the_files_are_there(tmp_path):
     assert found.days == pytest.approx(16 * 64 / 32 * found.step_seconds / 86400)
 
 
-@pytest.mark.parametrize(("size", "gpus"), [("1_3b", 8), ("6_7b", 8), ("175b", 64)])
+@pytest.mark.parametrize("name", [f"{stage}_{size}" for stage in ("code", "edit") for size in ("125m", "1_3b")])
+def test_code_and_edit_fit(name):
+    found = plan([f"experiment={name}"], 8)
+    assert found.fits, f"{found.peak_bytes / 2**30:.1f} GiB"
+
+
+@pytest.mark.parametrize(("size", "gpus"), [("125m", 8), ("1_3b", 8), ("6_7b", 8), ("175b", 64)])
 def test_fine_tuning_fits(size, gpus):
     config = load([f"experiment=sft_{size}"])
     check(config, gpus)

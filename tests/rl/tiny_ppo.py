@@ -87,7 +87,7 @@ def prepare(folder: Path) -> list[str]:
         f"ppo.max_prompt_tokens={PROMPT}",
         f"ppo.max_new_tokens={RESPONSE}",
         "ppo.ptx_ratio=2",
-        "ppo.value_lr=1e-3",
+        "ppo.critic_lr=1e-3",
         "ppo.kl_target=0.01",
         "ppo.temperature=0.8",
         "ppo.critic_warmup_steps=1",

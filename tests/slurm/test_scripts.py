@@ -13,7 +13,7 @@ from megagpt.config.rules import check
 from tests.slurm.cluster import Cluster, why_not
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = [*sorted((ROOT / "slurm").glob("*_*b.sh")), ROOT / "slurm" / "pretrain_125m.sh"]
+SCRIPTS = sorted((ROOT / "slurm").glob("*_*[mb].sh"))
 DATA = ["data.tokenizer=data/tokenizer.json", "data.corpora=[{path: data/web}]"]
 
 
@@ -25,8 +25,9 @@ def options(script: Path) -> dict[str, str]:
 
 def test_the_sizes_are_there():
     pretraining = {f"pretrain_{size}" for size in ("125m", "1_3b", "6_7b", "13b", "175b")}
-    aligned = {f"{stage}_{size}" for stage in ("sft", "ppo") for size in ("1_3b", "6_7b", "175b")}
-    assert {script.stem for script in SCRIPTS} >= pretraining | aligned | {"reward_6_7b", "reward_175b"}
+    aligned = {f"{stage}_{size}" for stage in ("sft", "reward", "ppo") for size in ("125m", "1_3b", "6_7b", "175b")}
+    code = {f"{stage}_{size}" for stage in ("code", "edit") for size in ("125m", "1_3b")}
+    assert {script.stem for script in SCRIPTS} >= pretraining | aligned | code
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,30 @@ def _run_in_turn(runs: list[list[str]]) -> list[dict]:
     return results
 
 
+def _run_over_an_old_checkpoint(first: list[str], second: list[str], folder: Path) -> tuple[dict, dict, dict]:
+    """As `_run` twice, where the checkpoint between has its configuration as versions before this one wrote it.
+
+    Also what those configurations mean as seen by `from_saved`.
+    """
+    import yaml
+
+    from megagpt.checkpoint.format import MANIFEST, dump_manifest, read_manifest
+    from megagpt.config.load import from_saved, to_dict
+    from megagpt.config.renamed import RENAMED
+
+    before = _run(first)
+    saved = next(folder.glob("checkpoints/step_*"))
+    manifest = read_manifest(saved)
+    old = manifest["config"]
+    for was, now in RENAMED.items():
+        section, name = now.split(".")
+        old[section][was.split(".")[1]] = old[section].pop(name)
+    assert old["optim"].pop("published")
+    (saved / MANIFEST).write_text(dump_manifest(manifest))
+    (folder / "config.yaml").write_text(yaml.safe_dump(old))
+    return before, _run(second), to_dict(from_saved(old))
+
+
 def _tokens(steps: int) -> int:
     """Tokens of the first `steps` steps, from the schedule itself."""
     from megagpt.config.schema import OptimConfig
@@ -98,6 +123,19 @@ def test_same_layout_is_bit_exact(world_size, layout, overrides, tmp_path):
         assert last["losses"] == whole["losses"]
         assert last["digest"] == whole["digest"]
         assert last["state"] == whole["state"]
+
+
+def test_a_checkpoint_with_old_keys_goes_on(overrides, tmp_path):
+    first, whole = (_named(name, overrides, tmp_path, steps) for name, steps in (("old", 3), ("whole", 6)))
+    second = _named("old", overrides, tmp_path, 6)
+    _, resumed, meaning = run_distributed(_run_over_an_old_checkpoint, 1, first, second, tmp_path / "old")[0]
+    (expected,) = run_distributed(_run_in_turn, 1, [whole])[0]
+    assert (resumed["losses"], resumed["digest"]) == (expected["losses"], expected["digest"])
+    assert "value_lr" not in meaning["ppo"] and meaning["ppo"]["critic_lr"] == 9e-6
+    log = (tmp_path / "old" / "log.txt").read_text()
+    assert "resumed at step 3" in log
+    assert re.findall(r"(\S+) changed from", log) == ["optim.train_tokens"]
+    assert log.count("schedule of ") == 2
 
 
 def test_another_way_to_choose_the_best_begins_anew(overrides, tmp_path):

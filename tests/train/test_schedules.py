@@ -1,10 +1,14 @@
-"""Learning rate against torch's schedulers, and the batch ramp."""
+"""Learning rate against torch's schedulers, the batch ramp, and schedules that do not fit the run."""
+
+import dataclasses
+import re
 
 import pytest
 import torch
 
-from megagpt.config.schema import OptimConfig
-from megagpt.train.schedules import global_batch_size, learning_rate
+from megagpt.config.load import load
+from megagpt.config.schema import OptimConfig, Schedule
+from megagpt.train.schedules import describe_schedule, global_batch_size, learning_rate, misfits
 
 OPTIM = OptimConfig(lr=3e-4, warmup_tokens=100, decay_tokens=1100, global_batch_size=64, ramp_start=8, ramp_tokens=700)
 
@@ -49,3 +53,57 @@ def test_batch_ramp(multiple):
 
 def test_no_ramp():
     assert global_batch_size(OptimConfig(global_batch_size=32), 0, 4) == 32
+
+
+@pytest.mark.parametrize("size", ["125m", "1_3b", "6_7b"])
+def test_train_tokens_alone_shorten_a_published_recipe(size):
+    whole, short = (load([f"experiment=pretrain_{size}", *more]).optim for more in ([], ["optim.train_tokens=3e9"]))
+    assert learning_rate(short, 3 * 10**9) == pytest.approx(0.1 * whole.lr)
+    assert global_batch_size(short, 3 * 10**9, 8) == whole.global_batch_size
+    for tokens in range(0, 300 * 10**9, 7 * 10**9):
+        assert learning_rate(short, tokens // 100) == pytest.approx(learning_rate(whole, tokens))
+        assert global_batch_size(short, tokens // 100, 1) == global_batch_size(whole, tokens, 1)
+    assert not list(misfits(whole)) and not list(misfits(short))
+    assert "scaled" not in describe_schedule(whole)
+    assert describe_schedule(short) == (
+        f"schedule of 3,000,000,000 tokens; warm-up over 3,750,000 (scaled); lr {whole.lr:g} decays to"
+        f" {0.1 * whole.lr:g} at 2,600,000,000 (scaled); batch 16 to {whole.global_batch_size} over"
+        f" {whole.published.ramp_tokens // 100:,} (scaled); scaled from the published 300,000,000,000 tokens"
+    )
+
+
+def test_lengths_that_are_given_win():
+    overrides = ["experiment=pretrain_1_3b", "optim.train_tokens=3e9", "optim.warmup_tokens=1e6"]
+    assert load(overrides).optim.schedule == Schedule(3 * 10**9, 10**6, 2_600_000_000, 60_000_000)
+    overrides += ["optim.decay_tokens=260e9", "optim.ramp_tokens=6e9"]
+    optim = load(overrides).optim
+    assert optim.schedule == Schedule(3 * 10**9, 10**6, 260 * 10**9, 6 * 10**9)
+    assert "scaled" not in describe_schedule(optim)
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "effect"),
+    [
+        ("warmup_tokens", 5 * 10**9, "never reaches its peak (0.0002)"),
+        ("decay_tokens", 260 * 10**9, "ends at 0.000199941 and not at its minimum (2e-05)"),
+        ("ramp_tokens", 6 * 10**9, "never reaches optim.global_batch_size (512)"),
+    ],
+)
+def test_a_part_longer_than_the_run_is_warned_of_with_what_fits(name, length, effect):
+    fitting = load(["experiment=pretrain_1_3b", "optim.train_tokens=3e9"]).optim
+    optim = dataclasses.replace(fitting, **{name: length})
+    if name == "warmup_tokens":
+        optim = dataclasses.replace(optim, decay_tokens=length)
+    warning = next(text for text in misfits(optim) if text.startswith(f"optim.{name} ({length:,})"))
+    assert effect in warning
+    assert "optim.train_tokens (3,000,000,000)" in warning
+    advised = int(re.search(rf"set optim.{name}=(\d+)", warning)[1])
+    mended = dataclasses.replace(optim, **{name: advised})
+    assert not [text for text in misfits(mended) if name in text]
+    assert advised == getattr(fitting.schedule, name)
+
+
+def test_parts_that_a_run_does_not_have_are_not_warned_of():
+    short = {"train_tokens": 100, "warmup_tokens": 0, "ramp_tokens": 1000}
+    assert not list(misfits(OptimConfig(**short, decay_tokens=1000, min_lr_ratio=1.0)))
+    assert len(list(misfits(OptimConfig(**short, decay_tokens=1000, ramp_start=8)))) == 2

@@ -34,7 +34,7 @@ from megagpt.checkpoint.format import (
 )
 from megagpt.checkpoint.loading import LATEST, fill, find, verify
 from megagpt.checkpoint.world import World
-from megagpt.config.load import from_dict, to_dict
+from megagpt.config.load import from_saved, to_dict
 from megagpt.config.schema import Config, ModelConfig, OptimConfig
 from megagpt.parallel.shards import Shard
 from megagpt.train.state import TrainState
@@ -61,7 +61,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     """Opens the checkpoint, or the newest valid one of a run, its hashes checked. Raises CheckpointError."""
     world = World()
     checkpoint = verify(find(path, world), world)
-    model = from_dict(checkpoint.manifest["config"]).model
+    model = from_saved(checkpoint.manifest["config"]).model
     tensors = {
         name: TensorInfo(stored[0].entry.global_shape, stored[0].entry.torch_dtype)
         for name, stored in checkpoint.tensors.items()

@@ -1,0 +1,154 @@
+"""The files and run folders that a run reads, and the command that makes each.
+
+`check_inputs` runs before any model is built, so that a missing file costs a second; it names all of them at once.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from megagpt.config.groups import CONFIG_DIR
+from megagpt.config.schema import Config
+from megagpt.errors import CheckpointError, DataError
+
+TEXT = "TEXT.jsonl"
+"""Stands for a user's own text in commands."""
+
+_INSTRUCTIONS = "megagpt data instructions --output-dir data"
+
+COMMANDS = {
+    "data/tokenizer.json": f"megagpt data tokenizer --vocab-size 50257 --output data/tokenizer.json {TEXT}",
+    "data/chat_tokenizer.json": (
+        "megagpt data tokenizer --extend data/tokenizer.json --add chat --output data/chat_tokenizer.json"
+    ),
+    "data/code_tokenizer.json": "megagpt data tokenizer --extend data/tokenizer.json --output data/code_tokenizer.json",
+    "data/code_chat_tokenizer.json": (
+        "megagpt data tokenizer --extend data/code_tokenizer.json --add chat --output data/code_chat_tokenizer.json"
+    ),
+    "data/conversations.jsonl": _INSTRUCTIONS,
+    "data/rankings.jsonl": _INSTRUCTIONS,
+    "data/prompts.jsonl": _INSTRUCTIONS,
+    "data/edits.jsonl": "megagpt data edits --count 200000 --output data/edits.jsonl",
+}
+"""The commands that make the files which recipes name."""
+
+DEMOS = {"runs/demo/data": "make train", "runs/code/data": "make code", "runs/chatgpt/data": "make chatgpt"}
+"""Folders of the demos' data, with the commands that fill them in a checkout of megagpt."""
+
+GPT3_CORPORA = ("data/common_crawl", "data/webtext2", "data/books1", "data/books2", "data/wikipedia")
+"""Corpora of GPT-3's mixture; what the paper used is not public."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something that a run reads."""
+
+    field: str
+    """The key that names it."""
+    path: str
+    kind: Literal["tokenizer", "corpus", "file", "run"]
+
+    @property
+    def exists(self) -> bool:
+        """Whether the path exists; a corpus exists when its .json does, which is written last."""
+        return Path(f"{self.path}.json" if self.kind == "corpus" else self.path).exists()
+
+
+def inputs(config: Config) -> list[Input]:
+    """Everything that the run's stage reads. A run that has checkpoints of its own does not need those of others,
+    except in stage ppo, whose reference model starts from checkpoint.load every time."""
+    data, stage, ppo, name = config.data, config.stage, config.ppo, config.stage.name
+    found = [Input("data.tokenizer", data.tokenizer, "tokenizer")]
+    if name not in ("edit", "sft", "reward"):
+        found += [Input("data.corpora", corpus.path, "corpus") for corpus in data.corpora]
+    if name in ("edit", "sft", "reward", "ppo"):
+        found += [Input("data.conversations", path, "file") for path in data.conversations]
+    if name == "reward":
+        found += [Input("data.rankings", path, "file") for path in data.rankings]
+    begun = any(Path(config.run_dir, "checkpoints").glob("step_*"))
+    optional = [
+        Input("stage.held_out_edits", stage.held_out_edits, "file") if stage.held_out_edits else None,
+        Input("checkpoint.load", config.checkpoint.load, "run")
+        if config.checkpoint.load and (name == "ppo" or not begun)
+        else None,
+        Input("stage.reward_model", stage.reward_model, "run") if stage.reward_model else None,
+    ]
+    if name == "ppo":
+        optional += [
+            Input("ppo.reward_model", ppo.reward_model, "run") if ppo.reward == "model" and ppo.reward_model else None,
+            Input("ppo.critic", ppo.critic, "run") if ppo.critic and not begun else None,
+        ]
+    return [*found, *filter(None, optional)]
+
+
+def check_inputs(config: Config) -> None:
+    """Raises DataError, or CheckpointError where no more than other runs are missing, with the commands to type."""
+    wanted = inputs(config)
+    missing = [found for found in wanted if not found.exists]
+    if not missing:
+        return
+    lines = [f"{len(missing)} of the {len(wanted)} inputs of the run are missing"]
+    corpora = [found for found in missing if found.kind == "corpus"]
+    for found in missing:
+        if found.kind != "corpus" or len(corpora) == 1:
+            lines.append(f"  {found.field}: no {found.path}; {advice(found, config)}")
+    lines += _several_corpora(config, [found.path for found in corpora]) if len(corpora) > 1 else []
+    error = CheckpointError if all(found.kind == "run" for found in missing) else DataError
+    raise error("\n".join(lines))
+
+
+def advice(missing: Input, config: Config) -> str:
+    """The way to make a missing input."""
+    if known := how_to_make(missing.path):
+        return known
+    if missing.kind == "tokenizer":
+        size = config.model.vocab_size
+        return f"make it with `megagpt data tokenizer --vocab-size {size} --output {missing.path} {TEXT}`"
+    if missing.kind == "corpus":
+        return f"make it with `{_preprocess(config, missing.path)}`"
+    if missing.kind == "run":
+        return "give the run folder or checkpoint of a run"
+    return "give a file of yours, or try the stage with those of `megagpt data instructions --output-dir DIR`"
+
+
+def how_to_make(path: str | Path) -> str:
+    """The advice for a file or run folder that recipes name, "" for any other."""
+    path = Path(path)
+    for folder, command in DEMOS.items():
+        if path.is_relative_to(folder):
+            return f"make it with `{command}` in a checkout of megagpt"
+    if command := COMMANDS.get(path.as_posix()):
+        own = "" if path.stem.endswith("tokenizer") else "put your own there, or "
+        return f"{own}make it with `{command}`"
+    recipe = _recipes().get(path.name)
+    return f"make it with `megagpt train experiment={recipe}`" if recipe and path.parent.name == "runs" else ""
+
+
+def _several_corpora(config: Config, missing: list[str]) -> list[str]:
+    """Every missing corpus of a mixture with its weight and command, and how to train on a single one."""
+    of_gpt3 = " (GPT-3's own are not public)" if set(missing) & set(GPT3_CORPORA) else ""
+    lines = [
+        f"  data.corpora: {len(missing)} of {len(config.data.corpora)} corpora are missing{of_gpt3}; make each from"
+        " text of your own, which `megagpt data corpus` can clean first:"
+    ]
+    for corpus in config.data.corpora:
+        if corpus.path in missing:
+            lines.append(f"    weight {corpus.weight:.2f}: `{_preprocess(config, corpus.path)}`")
+    lines.append("    or train on one corpus, 'data.corpora=[{path:data/web}]':")
+    lines.append(f"    `{_preprocess(config, 'data/web')}`")
+    return lines
+
+
+def _preprocess(config: Config, prefix: str) -> str:
+    """The command that tokenizes a corpus."""
+    return f"megagpt data preprocess --tokenizer {config.data.tokenizer} --output {prefix} {TEXT}"
+
+
+@cache
+def _recipes() -> dict[str, str]:
+    """Run name -> the experiment that has it."""
+    files = (CONFIG_DIR / "experiment").glob("*.yaml")
+    return {yaml.safe_load(file.read_text(encoding="utf-8"))["run_name"]: file.stem for file in files}

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# InstructGPT's PPO of GPT-3 125M on 1 node of 8 GPUs of 80 GB.
+#
+#   sbatch slurm/ppo_125m.sh 'data.conversations=[data/prompts.jsonl]' 'data.corpora=[{path: data/web}]' [key=value ...]
+#SBATCH --job-name=ppo_125m
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+. "${MEGAGPT_ROOT:-$SLURM_SUBMIT_DIR}/slurm/train.sh" experiment=ppo_125m "$@"
