@@ -101,16 +101,8 @@ def setup(run_dir: str | Path | None = None) -> None:
     root.addHandler(file)
 
 
-class Progress(tqdm):
-    """A tqdm bar whose postfix is drawn with the next update, not at once, so that it can be set every step."""
-
-    def set_postfix(self, *args: Any, refresh: bool = False, **values: Any) -> None:
-        """Set the values shown at the end of the line, as tqdm does."""
-        super().set_postfix(*args, refresh=refresh, **values)
-
-
-class _Lines(Progress):
-    """The same without a terminal: now and then a plain line in the log."""
+class _Lines(tqdm):
+    """A progress bar without a terminal: now and then a plain line in the log."""
 
     def __init__(self, **options: Any) -> None:
         # Nothing is drawn: ncols=0 leaves the bar out, and the newline that close() writes goes to a buffer.
@@ -122,17 +114,18 @@ class _Lines(Progress):
             log.info("%s", msg or self)
 
 
-def progress(total: float | None, unit: str, desc: str, initial: int = 0) -> Progress:
-    """A progress bar, to be used as a context manager: `update(n)` advances it, `set_postfix(loss=...)` annotates it.
+def progress(total: float | None, unit: str, desc: str, initial: int = 0) -> tqdm:
+    """A progress bar, to be used as a context manager: `update(n)` advances it, and
+    `set_postfix(loss=..., refresh=False)` annotates it, to be shown with the next update.
 
     It is drawn on rank 0 only; where stderr is not a terminal it becomes a log line every LINE_INTERVAL_SECONDS.
     `unit` "B" (bytes) and "tokens" are shown with SI prefixes. `initial` is where a resumed job starts.
     """
     options = {"total": total, "unit": unit, "desc": desc, "initial": initial, "unit_scale": unit in ("B", "tokens")}
     if env.rank() != 0:
-        return Progress(**options, disable=True)
+        return tqdm(**options, disable=True)
     if sys.stderr.isatty():
-        return Progress(**options, dynamic_ncols=True)
+        return tqdm(**options, dynamic_ncols=True)
     return _Lines(**options)
 
 

@@ -75,7 +75,7 @@ def test_progress_without_a_terminal_is_plain_lines(capsys, monkeypatch):
     log.setup()
     with log.progress(4, "step", "training", initial=2) as bar:
         for loss in (3.5, 2.5):
-            bar.set_postfix(loss=loss)
+            bar.set_postfix(loss=loss, refresh=False)
             bar.update(1)
     output = capsys.readouterr().err
     assert "\r" not in output

@@ -321,7 +321,7 @@ def bench(ops: list[str], sizes: Sizes, clock: Clock, limits: dict[str, float], 
         for op in ops:
             for problem in PROBLEMS[op](sizes):
                 torch.compiler.reset()
-                bar.set_postfix(case=f"{op}, {problem.case}")
+                bar.set_postfix(case=f"{op}, {problem.case}", refresh=False)
                 records = measure(problem, clock, limits)
                 del problem  # its memory, before the next one takes its own
                 report["results"] += records

@@ -234,7 +234,7 @@ def take_turns(
             if number < len(batches):  # later on, rounding has driven them apart
                 agree(number, values, tolerance)
             bar.update(1)
-            bar.set_postfix({name: f"{times[-1]:.3f}s" for name, times in seconds.items() if times})
+            bar.set_postfix({name: f"{times[-1]:.3f}s" for name, times in seconds.items() if times}, refresh=False)
     return seconds, cpu_seconds
 
 

@@ -196,7 +196,7 @@ def _run(job: _Job, sources: list[Source], workers: int, known: Tokenizer) -> in
         for part in _tokenize_all(job, sources, start, count, workers):
             _reject(rejected, part.rejected, job.max_rejected)
             count, tokens = count + 1, tokens + part.tokens
-            bar.set_postfix({"tokens/s": f"{tokens / (time.monotonic() - began):,.0f}"})
+            bar.set_postfix({"tokens/s": f"{tokens / (time.monotonic() - began):,.0f}"}, refresh=False)
             bar.update(part.stored_bytes)
     if rejected:
         log.warning("%d records rejected: %s", len(rejected), _kinds(rejected))

@@ -186,7 +186,7 @@ def _test(
                 append_jsonl(file, [line])
                 tested.append(line)
                 bar.update(1)
-                bar.set_postfix(passed=sum(sample["passed"] for sample in tested))
+                bar.set_postfix(passed=sum(sample["passed"] for sample in tested), refresh=False)
     finally:
         pool.shutdown(cancel_futures=True)
     return tested

@@ -240,7 +240,7 @@ def train_cases(todo: list[Case], steps: int, done: int, total: int) -> list[Cur
     curves = []
     with logs.progress(total, "layouts", f"ranks: {todo[0].ranks}", initial=done) as bar:
         for case in todo:
-            bar.set_postfix(layout=f"{case.model} {case.layout}")
+            bar.set_postfix(layout=f"{case.model} {case.layout}", refresh=False)
             try:
                 curves.append(_train(case, steps))
             except Exception as error:

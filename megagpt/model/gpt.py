@@ -10,10 +10,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megagpt.config.schema import Config
+from megagpt.kernels.cross_entropy import cross_entropy
 from megagpt.model.kernels import choose_kernels
 from megagpt.model.kv_cache import Pass
 from megagpt.model.layers import block_spec
-from megagpt.model.losses import cross_entropy, projected_cross_entropy
+from megagpt.model.losses import projected_cross_entropy
 from megagpt.model.parameters import initialize
 
 NORMALIZATION = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
@@ -95,7 +96,14 @@ class GPT(GPTModel):
     position_ids; they matter only as differences.
     """
 
-    def __init__(self, config: Config, pre_process: bool, post_process: bool, vp_stage: int | None):
+    def __init__(
+        self, config: Config, pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None
+    ):
+        """Give this rank's chunk its initial values, in the precision of `config.optim`.
+
+        pre_process: it holds the embedding. post_process: it holds the final norm and the head. vp_stage: index of the
+        chunk where the pipeline is interleaved. Needs the groups of `megagpt.parallel.launch.initialize`.
+        """
         model = config.model
         settings = transformer_config(config)
         kernels = choose_kernels(config)
@@ -167,16 +175,16 @@ class GPT(GPTModel):
         )
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Float32 losses [B, S] of labels [B, S] under logits [S, B, V / tp], which are consumed."""
-        return cross_entropy(logits, labels, self.real_vocab_size, self.pg_collection.tp, self.cross_entropy_backend)
+        """Cross-entropy of every token, float32 [B, S], computed in float32 whatever the logits' dtype.
 
-
-def build_model(
-    config: Config, pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None
-) -> GPT:
-    """This rank's chunk of the model, with initial values, in the precision of `config.optim`.
-
-    pre_process: it holds the embedding. post_process: it holds the final norm and the head. vp_stage:
-    index of the chunk where the pipeline is interleaved. Needs the groups of `megagpt.parallel.launch.initialize`.
-    """
-    return GPT(config, pre_process, post_process, vp_stage)
+        labels: int64 [B, S]. logits: [S, B, V / tp], this rank's share of the vocabulary, which are consumed: where the
+        back end can, their memory becomes the gradient's, because they are the largest tensor of a training step.
+        """
+        return cross_entropy(
+            logits,
+            labels.t(),
+            self.real_vocab_size,
+            self.pg_collection.tp,
+            inplace=True,
+            backend=self.cross_entropy_backend,
+        ).t()

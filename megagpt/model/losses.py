@@ -8,23 +8,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor
 
-from megagpt.kernels import cross_entropy as kernels
-
-
-def cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    vocab_size: int,
-    tp_group: dist.ProcessGroup | None = None,
-    backend: str = "auto",
-) -> Tensor:
-    """Cross-entropy of every token, float32 [B, S], computed in float32 whatever the logits' dtype.
-
-    logits: [S, B, V / tp], this rank's contiguous share of the vocabulary, which are consumed: where the back end can,
-    their memory becomes the gradient's, because they are the largest tensor of a training step. labels: int64 [B, S],
-    all below `vocab_size`; columns from `vocab_size` on are padding, which takes no probability and no gradient.
-    """
-    return kernels.cross_entropy(logits, labels.t(), vocab_size, tp_group, inplace=True, backend=backend).t()
+from megagpt.kernels.cross_entropy import linear_cross_entropy
 
 
 def projected_cross_entropy(
@@ -36,13 +20,13 @@ def projected_cross_entropy(
     sequence_parallel: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """`cross_entropy` of the logits hidden x weight^T, float32 [B, S], with only a slice of them in memory at a time.
+    """Cross-entropy of the logits hidden x weight^T, float32 [B, S], with only a slice of them in memory at a time.
 
     hidden: [S, B, H], or [S / tp, B, H] where `sequence_parallel`; weight: [V / tp, H], this rank's rows.
     """
     if sequence_parallel:  # whose backward pass is a reduce-scatter of the gradient
         hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=tp_group)
-    return kernels.linear_cross_entropy(
+    return linear_cross_entropy(
         hidden,
         weight,
         labels.t(),

@@ -1,6 +1,7 @@
 """Where a rank stands in the grid of tensor, data and pipeline parallelism."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from megagpt.config.schema import ParallelConfig
 
@@ -26,32 +27,32 @@ class ParallelDims:
             parallel.virtual_pipeline_size,
         )
 
-    @property
+    @cached_property
     def data_size(self) -> int:
         """Number of model replicas."""
         return self.world_size // (self.tensor_size * self.pipeline_size)
 
-    @property
+    @cached_property
     def tensor_rank(self) -> int:
         """ShardMetadata among the ranks that share a layer."""
         return self.rank % self.tensor_size
 
-    @property
+    @cached_property
     def data_rank(self) -> int:
         """ShardMetadata among the replicas."""
         return self.rank // self.tensor_size % self.data_size
 
-    @property
+    @cached_property
     def pipeline_rank(self) -> int:
         """Number of the pipeline stage."""
         return self.rank // (self.tensor_size * self.data_size)
 
-    @property
+    @cached_property
     def is_first_stage(self) -> bool:
         """Whether this rank holds the input embedding."""
         return self.pipeline_rank == 0
 
-    @property
+    @cached_property
     def is_last_stage(self) -> bool:
         """Whether this rank computes the loss."""
         return self.pipeline_rank == self.pipeline_size - 1

@@ -17,7 +17,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
 from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
-from megagpt.model.gpt import build_model
+from megagpt.model.gpt import GPT
 from megagpt.model.parameters import Box, named_boxes
 from megagpt.parallel import cpu
 from megagpt.parallel.adam import choose_adam, prepare, scale_gradients, set_step
@@ -51,7 +51,7 @@ class MegatronEngine:
 
     def _build(self, virtual_stage: int) -> torch.nn.Module:
         last = self.dims.virtual_size - 1
-        module = build_model(
+        module = GPT(
             self.config,
             pre_process=self.dims.is_first_stage and virtual_stage == 0,
             post_process=self.dims.is_last_stage and virtual_stage == last,

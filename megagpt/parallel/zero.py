@@ -19,7 +19,7 @@ from megagpt import env
 from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
 from megagpt.errors import ConfigError, DistributedError
-from megagpt.model.gpt import build_model
+from megagpt.model.gpt import GPT
 from megagpt.model.parameters import named_boxes
 from megagpt.parallel import cpu
 from megagpt.parallel.common import MOMENTS, means, random_state, set_random_state, split, sums_of
@@ -50,7 +50,7 @@ class DeepSpeedEngine:
         self.config, self.objective = config, objective
         self.dims = ParallelDims.of(config.parallel, dist.get_rank(), dist.get_world_size())
         self.device = cpu.device()
-        module = build_model(config)
+        module = GPT(config)
         parameters = [] if config.parallel.zero_stage == 3 else module.parameters()  # stage 3 takes one at a time
         for tensor in (*module.buffers(), *parameters):
             tensor.data = tensor.data.to(self.device)

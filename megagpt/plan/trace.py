@@ -23,7 +23,7 @@ from megagpt.config.schema import Config, KernelsConfig
 from megagpt.errors import ConfigError
 from megagpt.kernels import backend
 from megagpt.kernels.attention import triton_supports
-from megagpt.model.gpt import GPT, build_model
+from megagpt.model.gpt import GPT
 from megagpt.parallel import cpu, launch
 from megagpt.plan.job import Job
 
@@ -141,7 +141,7 @@ def _trace_stage(job: Job, stage: int, known: dict[tuple, ChunkTrace]) -> list[C
         for chunk, kind in enumerate(kinds):
             if kind not in known:
                 virtual_stage = chunk if job.virtual_size > 1 else None
-                known[kind] = watch(build_model(job.config, *kind[:2], virtual_stage), job.config)
+                known[kind] = watch(GPT(job.config, *kind[:2], virtual_stage), job.config)
             chunks.append(known[kind])
     return chunks
 

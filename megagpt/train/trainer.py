@@ -291,7 +291,7 @@ class Trainer:
             )
         self._bar.update(min(step.tokens, self._bar.total - self._bar.n))
         shown = {} if utilisation is None else {"mfu": f"{utilisation:.1%}"}
-        self._bar.set_postfix(step=state.step, loss=f"{result.loss:.3f}", **shown)
+        self._bar.set_postfix(refresh=False, step=state.step, loss=f"{result.loss:.3f}", **shown)
 
     def _evaluation_is_due(self) -> bool:
         """Whether to evaluate this step.

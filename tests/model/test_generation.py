@@ -42,14 +42,14 @@ def build(model: ModelConfig, **parallel) -> tuple[list, Config]:
     """This rank's chunks with the same weights in every layout, far enough from zero that tokens differ clearly."""
     from megatron.core import parallel_state
 
-    from megagpt.model.gpt import build_model
+    from megagpt.model.gpt import GPT
     from megagpt.model.parameters import named_boxes
 
     config = Config(model=model, parallel=ParallelConfig(**parallel), optim=OptimConfig(precision="fp32"))
     stage, stages = parallel_state.get_pipeline_model_parallel_rank(), config.parallel.pipeline_parallel_size
     chunks = config.parallel.virtual_pipeline_size
     modules = [
-        build_model(
+        GPT(
             config,
             pre_process=stage == 0 and chunk == 0,
             post_process=stage == stages - 1 and chunk == chunks - 1,

@@ -24,11 +24,9 @@ LLAMA = replace(
 
 def build(model: ModelConfig, recompute: str = "none", precision: str = "fp32"):
     """A model whose biases and norms are not at their initial zeros and ones, so that every one of them counts."""
-    from megagpt.model.gpt import build_model
+    from megagpt.model.gpt import GPT
 
-    gpt = build_model(
-        Config(model=model, parallel=ParallelConfig(recompute=recompute), optim=OptimConfig(precision=precision))
-    )
+    gpt = GPT(Config(model=model, parallel=ParallelConfig(recompute=recompute), optim=OptimConfig(precision=precision)))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in gpt.parameters():

@@ -7,7 +7,7 @@ import torch
 
 from megagpt.config.load import load
 from megagpt.errors import ConfigError
-from megagpt.model.gpt import build_model
+from megagpt.model.gpt import GPT
 from megagpt.model.kernels import choose_kernels
 from megagpt.model.kv_cache import KVCache
 
@@ -23,7 +23,7 @@ MODERN = ["model.position_embedding=rope", "model.normalization=rmsnorm", "model
 
 
 def losses(settings: list[str], steps: int = 6) -> list[float]:
-    model = build_model(load([*SMALL, *settings]))
+    model = GPT(load([*SMALL, *settings]))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -68,7 +68,7 @@ def test_fused_output_projection_trains_alike(one_rank, shape, kernels):
 @torch.no_grad()
 def test_logits_with_a_cache_are_those_without(one_rank, launched, shape, kernels):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(load([*SMALL, *shape, "optim.precision=bf16", *kernels])).to(device).eval()
+    model = GPT(load([*SMALL, *shape, "optim.precision=bf16", *kernels])).to(device).eval()
     rows = torch.randint(300, (2, 23), generator=torch.Generator().manual_seed(0)).to(device)
     begins = (0, 14)  # the first row is longer than the window of the banded layer
     cache = KVCache(2, 2, 23, device)

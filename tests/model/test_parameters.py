@@ -41,12 +41,12 @@ def batch(model: ModelConfig):
 def chunks_of(config: Config) -> list:
     from megatron.core import parallel_state
 
-    from megagpt.model.gpt import build_model
+    from megagpt.model.gpt import GPT
 
     pipeline, virtual = config.parallel.pipeline_parallel_size, config.parallel.virtual_pipeline_size
     rank = parallel_state.get_pipeline_model_parallel_rank()
     return [
-        build_model(
+        GPT(
             config,
             pre_process=rank == 0 and stage == 0,
             post_process=rank == pipeline - 1 and stage == virtual - 1,

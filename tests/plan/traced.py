@@ -54,12 +54,12 @@ def traced_peak(overrides: list[str]) -> float:
 
 def allocated_peak(overrides: list[str]) -> float:
     """The same as the system's allocator sees it when a rank really computes; in a process that traces nothing."""
-    from megagpt.model.gpt import build_model
+    from megagpt.model.gpt import GPT
     from megagpt.plan.trace import example_inputs
 
     job = Job(load(overrides), 1)
     launch.initialize(job.config.parallel, job.config.seed)
-    model = build_model(job.config)
+    model = GPT(job.config)
     forward = example_inputs(model, job.config)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         output = forward()

@@ -35,14 +35,14 @@ def _runner(side: Source) -> Callable[[Source, torch.Tensor], torch.Tensor]:
 
 @torch.no_grad()
 def _megagpt(side: Source, tokens: torch.Tensor) -> torch.Tensor:
-    from megagpt.model.gpt import build_model
+    from megagpt.model.gpt import GPT
     from megagpt.model.parameters import named_boxes
 
     parallel = ParallelConfig()
     alone = not dist.is_initialized()
     launch.initialize(parallel, seed=0)
     try:
-        module = build_model(_config(side.model, parallel)).cpu().eval()
+        module = GPT(_config(side.model, parallel)).cpu().eval()
         for name, parameter, _ in named_boxes([module]):
             parameter.copy_(side.read(f"model/{name}"))
         positions = torch.arange(tokens.shape[1]).expand(tokens.shape)

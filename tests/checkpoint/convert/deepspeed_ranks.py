@@ -81,10 +81,10 @@ def _engine(config: Config, stage: int, universal: bool) -> tuple:
     """DeepSpeed's engine over the model, and for every parameter its own name and its boxes, by global name."""
     import deepspeed
 
-    from megagpt.model.gpt import build_model
+    from megagpt.model.gpt import GPT
     from megagpt.model.parameters import named_boxes
 
-    module = build_model(config)
+    module = GPT(config)
     ours = zip(module.named_parameters(), named_boxes([module]), strict=True)
     shards = {name: (own, boxes) for (own, _), (name, _, boxes) in ours}
     groups = [

@@ -87,7 +87,7 @@ def save_ranks(folder: str, layouts: list[tuple[str, int, int, int]]) -> None:
     """Every rank builds its part of Megatron-Core's model, fills it and saves it as Megatron-LM does. Collective."""
     from megatron.core import parallel_state
 
-    from megagpt.model.gpt import build_model
+    from megagpt.model.gpt import GPT
     from megagpt.model.parameters import named_boxes
     from megagpt.parallel import cpu, launch
 
@@ -106,7 +106,7 @@ def save_ranks(folder: str, layouts: list[tuple[str, int, int, int]]) -> None:
         )
         for chunk in range(virtual):
             first, last = stage == 0 and chunk == 0, stage == pipeline - 1 and chunk == virtual - 1
-            module = build_model(config, first, last, chunk if virtual > 1 else None)
+            module = GPT(config, first, last, chunk if virtual > 1 else None)
             for parameter_name, parameter, boxes in named_boxes([module]):
                 data = torch.cat([box.of(full[parameter_name]).flatten() for box in boxes])
                 parameter.data.copy_(data.view_as(parameter))
