@@ -84,7 +84,8 @@ def pipeline_divides_layers(config: Config, world_size: int) -> Iterator[str]:
     if parallel.virtual_pipeline_size > 1 and parallel.pipeline_parallel_size == 1:
         yield (
             f"parallel.virtual_pipeline_size ({parallel.virtual_pipeline_size}) interleaves the chunks of several"
-            " stages, but parallel.pipeline_parallel_size is 1: raise it to 2 or more, or set virtual_pipeline_size=1"
+            " pipeline stages, but parallel.pipeline_parallel_size is 1: raise it to 2 or more, or set"
+            " virtual_pipeline_size=1"
         )
     chunks = parallel.pipeline_parallel_size * parallel.virtual_pipeline_size
     if config.model.num_layers % chunks:
