@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from megagpt.checkpoint import find, load
 from megagpt.parallel.shards import Shard
 
 INJECT = Path(__file__).parent / "inject.py"
+PATIENCE = 300.0
+"""Seconds after which what a test waits for is taken to hang: many times what it takes, for machines are busy."""
 
 
 def command(ranks: int, overrides: list[str], program: tuple = ("-m", "megagpt"), **options: int) -> list[str]:
@@ -24,8 +27,8 @@ def command(ranks: int, overrides: list[str], program: tuple = ("-m", "megagpt")
     return [*(launcher if ranks > 1 else [sys.executable]), *program, *overrides]
 
 
-def start(command: list[str], log: Path) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"} | variables
     return subprocess.Popen(command, env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT)
 
 
@@ -40,7 +43,7 @@ def losses(run_dir: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen, log: Path, seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, log: Path, seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, log.read_text()
@@ -48,7 +51,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen, log: Path
         time.sleep(0.05)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Wait for what does not depend on a process that is still there."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -81,6 +84,11 @@ def tensors(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict]:
     }
     state = load(folder, shards.values())
     return {name: shard.data for name, shard in shards.items()}, state
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def ranks_of(launcher: int) -> list[int]:

@@ -55,7 +55,7 @@ def hangs(log: str) -> list[str]:
 @pytest.mark.slow
 def test_f18_to_f21_every_fault_in_one_job(overrides, tmp_path):
     whole = job.start(job.command(2, fast(overrides, tmp_path, "whole")), tmp_path / "whole.log")
-    assert whole.wait(timeout=200) == 0, (tmp_path / "whole.log").read_text()
+    assert whole.wait(timeout=job.PATIENCE) == 0, (tmp_path / "whole.log").read_text()
     markers, log = tmp_path / "markers", tmp_path / "log"
     markers.mkdir()
     program = (str(job.INJECT), str(markers), *FAULTS, "--")
@@ -96,7 +96,7 @@ def test_f25_the_same_step_again_and_again_ends_the_job(overrides, tmp_path):
     program = (str(job.INJECT), str(markers), "memory@7@1!", "--")
     settings = fast(overrides, tmp_path, "run", "reliability.max_failures=2")
     process = job.start(job.command(2, settings, program, max_restarts=2), log)
-    assert process.wait(timeout=200) != 0
+    assert process.wait(timeout=job.PATIENCE) != 0
     text = log.read_text()
     assert text.count("resumed at step 5") == 1  # the third attempt is not made
     assert "2 attempts in a row failed in step 7, which trains on samples 48 to 55" in text
@@ -110,9 +110,9 @@ def test_f16_f25_a_second_job_is_refused_and_no_orphans_are_left(overrides, tmp_
     process = job.start(job.command(2, settings), log)
     job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
     second = job.start(job.command(1, settings), second_log)
-    assert second.wait(timeout=60) == CheckpointError.exit_code
+    assert second.wait(timeout=job.PATIENCE) == CheckpointError.exit_code
     assert "another run is writing checkpoints in" in second_log.read_text()
     assert process.poll() is None  # the first goes on
     ranks = job.ranks_of(process.pid)
     process.send_signal(signal.SIGKILL)
-    job.wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in ranks), 10)
+    job.wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in ranks))

@@ -11,7 +11,7 @@ import torch
 from dist import run_distributed
 
 from megagpt.checkpoint import find
-from megagpt.errors import STOPPED_BY_SIGNAL, TrainingDiverged
+from megagpt.errors import STOPPED_BY_SIGNAL, DistributedError, TrainingDiverged
 from tests.faults import job
 
 
@@ -36,7 +36,7 @@ def test_kill_9_again_and_again(engine, steps, kills_wanted, overrides, tmp_path
     whole = job.start(
         job.command(2, [*job.settings(overrides, tmp_path, "whole", steps), *settings]), tmp_path / "whole.log"
     )
-    assert whole.wait(timeout=300) == 0, (tmp_path / "whole.log").read_text()
+    assert whole.wait(timeout=job.PATIENCE) == 0, (tmp_path / "whole.log").read_text()
 
     moments, log = random.Random(7), tmp_path / "killed.log"
     command = job.command(
@@ -53,7 +53,7 @@ def test_kill_9_again_and_again(engine, steps, kills_wanted, overrides, tmp_path
         if ranks:  # none while torchrun starts them anew
             os.kill(moments.choice(ranks), signal.SIGKILL)
             kills += 1
-    assert killed.wait(timeout=400) == 0, log.read_text()
+    assert killed.wait(timeout=2 * job.PATIENCE) == 0, log.read_text()
     assert kills == kills_wanted, f"the run was over after {kills} kills"
     assert job.losses(tmp_path / "whole") == job.losses(tmp_path / "killed")
 
@@ -66,18 +66,28 @@ def test_kill_9_again_and_again(engine, steps, kills_wanted, overrides, tmp_path
     assert lines == list(range(1, steps + 1))
 
 
-def test_killed_rank_is_reported_once(overrides, tmp_path):
+def test_killed_rank_is_named(overrides, tmp_path):
     command = job.command(2, [*job.settings(overrides, tmp_path, "run", steps=100_000), "parallel=data"])
     log = tmp_path / "log"
     process = job.start(command, log)
     job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
     os.kill(job.ranks_of(process.pid)[1], signal.SIGKILL)
-    killed = time.monotonic()
-    assert process.wait(timeout=15) != 0
-    print(f"the other rank and the launcher ended after {time.monotonic() - killed:.1f} s")
-    assert log.read_text().count("lost contact with another rank") <= 1  # none where torchrun ends the peer first
+    assert process.wait(timeout=job.PATIENCE) != 0
     assert "(exitcode: -9) local_rank: 1" in log.read_text()
     assert "megagpt/stages" not in log.read_text()  # no traceback of ours; torchrun prints its own
+
+
+def test_the_loss_of_a_rank_is_reported_once(overrides, tmp_path):
+    """Without a launcher, which would often end the other rank before that has noticed anything."""
+    command = job.command(1, [*job.settings(overrides, tmp_path, "run", steps=100_000), "parallel=data"])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": str(job.free_port())}
+    logs = [tmp_path / f"log{rank}" for rank in range(2)]
+    ranks = [job.start(command, log, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank, log in enumerate(logs)]
+    job.wait_for(lambda: job.steps(tmp_path / "run") > 2, ranks[0], logs[0])
+    ranks[1].kill()
+    assert ranks[0].wait(timeout=job.PATIENCE) == DistributedError.exit_code
+    assert logs[0].read_text().count("lost contact with another rank") == 1
+    assert "Traceback" not in logs[0].read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -87,7 +97,7 @@ def test_signals_save_and_stop(number, overrides, tmp_path):
     process = job.start(command, log)
     job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
     process.send_signal(number)
-    assert process.wait(timeout=60) == STOPPED_BY_SIGNAL, log.read_text()
+    assert process.wait(timeout=job.PATIENCE) == STOPPED_BY_SIGNAL, log.read_text()
     saved = int(find(tmp_path / "run").name.removeprefix("step_"))
     assert saved == job.steps(tmp_path / "run")
     assert f"stopped by a signal at step {saved}" in log.read_text()
@@ -103,7 +113,7 @@ def test_ctrl_c_under_torchrun_saves(engine, overrides, tmp_path):
     job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
     for pid in (process.pid, *job.ranks_of(process.pid)):
         os.kill(pid, signal.SIGINT)
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=job.PATIENCE) != 0
     assert int(find(tmp_path / "run").name.removeprefix("step_")) == job.steps(tmp_path / "run"), log.read_text()
 
 

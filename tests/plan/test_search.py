@@ -36,7 +36,9 @@ def test_search_finds_what_fits_in_seconds():
 
 
 def test_the_formula_is_near_the_simulation():
-    for layout in search(load(["experiment=pretrain_13b"]), 64, A100):
+    found = search(load(["experiment=pretrain_13b"]), 64, A100)
+    assert len(found) == 10
+    for layout in found:
         quick = estimate(layout.plan.job, A100, simulated=False)
         assert quick.step_seconds == pytest.approx(layout.plan.step_seconds, rel=0.05)
 
