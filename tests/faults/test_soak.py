@@ -1,5 +1,7 @@
 """F36: a long run with saves and evaluations leaves file descriptors, threads, memory and shared memory flat."""
 
+import contextlib
+import os
 import re
 from pathlib import Path
 
@@ -14,12 +16,15 @@ SETTLED = 600
 
 
 def usage() -> tuple[int, int, int, int]:
-    """Open files, threads, resident memory in KiB, files of shared memory."""
+    """Open files, threads, resident memory in KiB, files of shared memory that no other process maps."""
     resident = int(re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text())[1])
-    files, threads, shared = (
-        len(list(Path(path).iterdir())) for path in ("/proc/self/fd", "/proc/self/task", "/dev/shm")
-    )
-    return files, threads, resident, shared
+    files, threads = (len(list(Path(path).iterdir())) for path in ("/proc/self/fd", "/proc/self/task"))
+    others = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        if maps.parent.name != str(os.getpid()):
+            with contextlib.suppress(OSError):  # it has ended
+                others.update(re.findall(r"/dev/shm/(\S+)", maps.read_text()))
+    return files, threads, resident, len({path.name for path in Path("/dev/shm").iterdir()} - others)
 
 
 def _soak(overrides: list[str]) -> list[tuple[int, int, int, int]]:
@@ -45,7 +50,6 @@ def test_f36_nothing_grows_in_2000_steps(overrides, tmp_path):
     for rank, seen in enumerate(run_distributed(_soak, 2, settings, timeout=300)):
         files, threads, resident, shared = zip(*seen[SETTLED // SAMPLE - 1 :], strict=True)
         figures = f"rank {rank}: files {files}, threads {threads}, KiB {resident}, shared {shared}"
-        print(figures)
         assert max(files) - min(files) <= 2, figures
         assert max(threads) - min(threads) <= 2, figures  # a save's writer comes and goes
         assert max(resident) <= 1.02 * resident[0], figures
