@@ -51,6 +51,7 @@ def hangs(log: str) -> list[str]:
     return [line for line in log.splitlines() if "critical: step" in line]
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.slow
 def test_f18_to_f21_every_fault_in_one_job(overrides, tmp_path):
     whole = job.start(job.command(2, fast(overrides, tmp_path, "whole")), tmp_path / "whole.log")
@@ -60,7 +61,7 @@ def test_f18_to_f21_every_fault_in_one_job(overrides, tmp_path):
     program = (str(job.INJECT), str(markers), *FAULTS, "--")
     restarts = {"max_restarts": len(FAULTS) + 3}
     process = job.start(job.command(2, fast(overrides, tmp_path, "run"), program, **restarts), log)
-    assert process.wait(timeout=550) == 0, log.read_text()
+    assert process.wait(timeout=4 * job.PATIENCE) == 0, log.read_text()
     assert {path.name for path in markers.iterdir()} == set(FAULTS)
 
     tensors, state = job.tensors(tmp_path / "whole")

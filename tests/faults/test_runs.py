@@ -28,6 +28,7 @@ def _engine(name: str) -> list[str]:
     return ["parallel.engine=deepspeed", *more[name]]
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "steps", "kills_wanted"), [("megatron", 600, 10), ("deepspeed", 150, 3)])
 def test_kill_9_again_and_again(engine, steps, kills_wanted, overrides, tmp_path):
@@ -163,18 +164,25 @@ def _train_poisoned(overrides: list[str], calls: range, value: float) -> tuple[l
     return hashes, trainer.state.to_dict(), message
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def _train_poisoned_by_each(overrides: list[str], calls: range, values: list[float]) -> list[tuple]:
+    return [_train_poisoned([*overrides, f"run_name=run{n}"], calls, value) for n, value in enumerate(values)]
+
+
 @pytest.mark.parametrize("engine", ["megatron", "deepspeed", "zero1-bf16", "zero2-offload"])
-def test_non_finite_step_is_skipped_everywhere(engine, value, overrides, tmp_path):
+def test_non_finite_step_is_skipped_everywhere(engine, overrides, tmp_path):
     """With 4 micro-batches a rank and step, calls 4 to 7 are step 2, poisoned on the last rank alone."""
     settings = [*job.settings(overrides, tmp_path, "run", steps=4), "parallel.micro_batch_size=1", *_engine(engine)]
-    for hashes, state, _ in run_distributed(_train_poisoned, 2, settings, range(5, 6), value):
-        assert [applied for applied, _ in hashes] == [True, False, True, True]
-        assert hashes[0][1] == hashes[1][1]
-        assert hashes[1][1] != hashes[2][1]
-        assert (state["step"], state["skipped_steps"], state["skipped_in_a_row"]) == (4, 1, 0)
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [line["skipped_steps"] for line in lines] == [0, 1, 1, 1]
+    values = [float("nan"), float("inf")]
+    for rank in run_distributed(_train_poisoned_by_each, 2, settings, range(5, 6), values):
+        assert len(rank) == len(values)
+        for hashes, state, _ in rank:
+            assert [applied for applied, _ in hashes] == [True, False, True, True]
+            assert hashes[0][1] == hashes[1][1]
+            assert hashes[1][1] != hashes[2][1]
+            assert (state["step"], state["skipped_steps"], state["skipped_in_a_row"]) == (4, 1, 0)
+    for number in range(len(values)):
+        lines = [json.loads(line) for line in (tmp_path / f"run{number}/metrics.jsonl").read_text().splitlines()]
+        assert [line["skipped_steps"] for line in lines] == [0, 1, 1, 1]
 
 
 def test_too_many_skipped_steps_stop_the_run(overrides, tmp_path):

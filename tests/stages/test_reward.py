@@ -210,6 +210,7 @@ def two(settings, one) -> list[dict[str, dict]]:
     return run_distributed(_run_in_turn, 2, {name: [*settings, *small, *o] for name, o in LAYOUTS.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_learns_and_scores_as_one_rank(one, two, layout):
     expected = one["whole"]
