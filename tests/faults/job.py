@@ -1,18 +1,22 @@
 """Starts training as users do, and looks at what it leaves."""
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from megagpt.checkpoint import find, load
+from megagpt.parallel.launch import PR_SET_PDEATHSIG
 from megagpt.parallel.shards import Shard
 
 INJECT = Path(__file__).parent / "inject.py"
@@ -28,8 +32,12 @@ def command(ranks: int, overrides: list[str], program: tuple = ("-m", "megagpt")
 
 
 def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen:
+    """Start a job, which ends with this process whatever becomes of the test."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"} | variables
-    return subprocess.Popen(command, env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT)
+    end_with_parent = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGKILL)
+    return subprocess.Popen(
+        command, env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT, preexec_fn=end_with_parent
+    )
 
 
 def steps(run_dir: Path) -> int:
