@@ -70,6 +70,7 @@ def test_killed_at_any_point_the_old_or_the_new_one_loads(tmp_path, ranks, async
     exitcode, results = run_child(tmp_path / "whole", 0, ranks, asynchronous)
     assert exitcode == 0 and steps_in(tmp_path / "whole") == [2]
     events, found = results.get(), []
+    print(f"{events} points of a save on {ranks} ranks")
     assert events > 20
     for event in range(1, events + 1):
         directory = tmp_path / str(event)

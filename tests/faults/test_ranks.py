@@ -80,6 +80,7 @@ def test_f18_to_f21_every_fault_in_one_job(overrides, tmp_path):
         assert f"Held up by rank {rank} ({'' if heartbeat else named}" in line, (fault, line)
         assert named in line, (fault, line)
         seconds = noticed(stacks, step) - float((markers / fault).read_text())
+        print(f"{fault}: noticed and named after at most {seconds:.1f} s")
         assert seconds < 3 * (HEARTBEAT if heartbeat else TIMEOUT), fault
         for file in ("rank_00000.txt", "rank_00001.txt"):  # the stacks of all ranks, of this hang
             after = (stacks / file).read_text().partition(f"step {step}:")[2]

@@ -16,14 +16,15 @@ SETTLED = 600
 
 
 def usage() -> tuple[int, int, int, int]:
-    """Open files, threads, resident memory in KiB, files of shared memory that no other process maps."""
+    """Open files, threads, resident memory in KiB, files of shared memory that no process but ranks of the run maps."""
     resident = int(re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text())[1])
     files, threads = (len(list(Path(path).iterdir())) for path in ("/proc/self/fd", "/proc/self/task"))
     others = set()
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        if maps.parent.name != str(os.getpid()):
-            with contextlib.suppress(OSError):  # it has ended
-                others.update(re.findall(r"/dev/shm/(\S+)", maps.read_text()))
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent != os.getppid():
+                others.update(re.findall(r"/dev/shm/(\S+)", (process / "maps").read_text()))
     return files, threads, resident, len({path.name for path in Path("/dev/shm").iterdir()} - others)
 
 
@@ -50,6 +51,7 @@ def test_f36_nothing_grows_in_2000_steps(overrides, tmp_path):
     for rank, seen in enumerate(run_distributed(_soak, 2, settings, timeout=300)):
         files, threads, resident, shared = zip(*seen[SETTLED // SAMPLE - 1 :], strict=True)
         figures = f"rank {rank}: files {files}, threads {threads}, KiB {resident}, shared {shared}"
+        print(figures)
         assert max(files) - min(files) <= 2, figures
         assert max(threads) - min(threads) <= 2, figures  # a save's writer comes and goes
         assert max(resident) <= 1.02 * resident[0], figures
