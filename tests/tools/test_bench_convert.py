@@ -10,7 +10,11 @@ from safetensors.torch import load_file, save_file
 from megagpt.errors import CheckpointError
 
 TINY = [
-    *("model=tiny", "model.num_layers=2", "model.hidden_size=32", "model.sequence_length=16", "model.vocab_size=300"),
+    "model=tiny",
+    "model.num_layers=2",
+    "model.hidden_size=32",
+    "model.sequence_length=16",
+    "model.vocab_size=300",
     "model.attention_pattern=[dense]",
 ]
 TIMED = ("to_huggingface", "back", "safetensors_load_and_save")
