@@ -1,7 +1,7 @@
 # make train   a GPT from raw text to report, in minutes on two cores
 # make code    that GPT, trained on to fill in code, then to edit by instruction
 # make chatgpt that model, taught to talk: demonstrations, a reward model, PPO
-# make test    all tests
+# make test    the tests that are run before every commit; make test-slow the others
 # make lint    ruff
 .DELETE_ON_ERROR:
 .ONESHELL:
@@ -19,9 +19,11 @@ EDIT := runs/edit
 EDITS := --kinds uppercase,lowercase,number_lines,reverse_lines,sort_lines,single_spaces,add_comment --max-chars 60
 CHAT := runs/chatgpt
 RANKS ?= 2
+# Three at a time on two cores, for tests wait much of their time; a file is one worker's, for its fixtures are dear.
+SIDE_BY_SIDE := --numprocesses 3 --dist loadfile
 OVERRIDES ?=
 
-.PHONY: train code chatgpt test lint install clean
+.PHONY: train code chatgpt test test-slow lint install clean
 
 install: $(VENV)/installed
 
@@ -115,7 +117,10 @@ $(CHAT)/report.html: runs/ppo/evaluation.json
 	$(MEGAGPT) report $(RUN) $(CODE) runs/sft runs/reward runs/ppo --output $@
 
 test: $(VENV)/installed-dev
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest $(SIDE_BY_SIDE) -m "not slow"
+
+test-slow: $(VENV)/installed-dev
+	$(PYTHON) -m pytest $(SIDE_BY_SIDE) -m slow
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

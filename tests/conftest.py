@@ -10,7 +10,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import torch
+from hypothesis import settings
 
+settings.register_profile("busy", deadline=None)  # seconds of one example say more of the machine than of the code
+settings.load_profile("busy")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before kernels are imported
 ROOT = Path(__file__).parent.parent

@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 
+from megagpt.checkpoint.convert.hugging_face import parts
 from megagpt.config.load import load
 from megagpt.config.schema import Config, ModelConfig
 from megagpt.data.batch import Batch
@@ -54,18 +55,6 @@ REQUIRED = {"cpu": ("transformers", 1.0), "cuda": ("transformers compiled", 1.1)
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 LEARNING_RATE = 3e-4
 BATCHES = 4
-
-NAMES = {
-    "embedding.word_embeddings": "transformer.wte",
-    "embedding.position_embeddings": "transformer.wpe",
-    "decoder.final_layernorm": "transformer.ln_f",
-    "input_layernorm": "ln_1",
-    "self_attention.linear_qkv": "attn.c_attn",
-    "self_attention.linear_proj": "attn.c_proj",
-    "pre_mlp_layernorm": "ln_2",
-    "mlp.linear_fc1": "mlp.c_fc",
-    "mlp.linear_fc2": "mlp.c_proj",
-}
 
 Step = Callable[[Batch], tuple[float, float]]
 """One training step: loss before it, gradient norm before clipping."""
@@ -105,18 +94,12 @@ def ours(config: Config) -> tuple[Step, MegatronEngine]:
 
 
 def transformers_weights(engine: MegatronEngine) -> dict[str, torch.Tensor]:
-    """Our weights under GPT2LMHeadModel's names. Its matrices are transposed, and q, k, v are whole blocks."""
-    model, weights = engine.config.model, {}
-    for name, parameter, _ in named_boxes(engine.modules):
-        *module, kind = name.removeprefix("decoder.layers.").split(".")
-        layer = int(module.pop(0)) if module[0].isdigit() else None
-        value = parameter.detach().float()
-        if module[-1] == "linear_qkv":
-            heads = value.view(model.num_attention_heads, 3, model.head_dim, *value.shape[1:])
-            value = heads.transpose(0, 1).reshape(value.shape)
-        prefix = "" if layer is None else f"transformer.h.{layer}."
-        matrix = layer is not None and value.dim() == 2
-        weights[f"{prefix}{NAMES['.'.join(module)]}.{kind}"] = value.t().contiguous() if matrix else value.clone()
+    """Our weights under GPT2LMHeadModel's names, as it lays them out, in fp32."""
+    weights = {
+        part.name: part.take(parameter.detach().float()).clone()
+        for name, parameter, _ in named_boxes(engine.modules)
+        for part in parts("GPT2LMHeadModel", name, tuple(parameter.shape), engine.config.model)
+    }
     return weights | {"lm_head.weight": weights["transformer.wte.weight"]}
 
 

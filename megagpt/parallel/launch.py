@@ -33,7 +33,9 @@ def initialize(parallel: ParallelConfig, seed: int) -> torch.device:
         _stop_with_launcher()
     if torch.cuda.is_available():
         torch.cuda.set_device(env.local_rank())
-    if not dist.is_initialized():
+    if dist.is_initialized():
+        leave_groups()  # of an earlier run in this process
+    else:
         _meet(timeout)
     cpu.enable()
     form_groups(parallel)

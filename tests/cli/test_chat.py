@@ -7,35 +7,22 @@ from pathlib import Path
 import pytest
 
 from megagpt import cli
+from megagpt.config.schema import Config, ModelConfig, OptimConfig
+from megagpt.data.chat import grow_for_chat
+from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import ConfigError, DataError
-from megagpt.parallel import launch
+from tests.runs import save_random_run
 
 TEXT = "the cat sat on the mat and the dog on the log.\n" * 5
 
 
 def make_run(folder: Path, with_roles: bool) -> Path:
     """The folder of a run that saved its first, random weights."""
-    from megagpt.checkpoint import Checkpointer
-    from megagpt.config.load import to_dict
-    from megagpt.config.schema import CheckpointConfig, Config, CorpusConfig, DataConfig, ModelConfig, OptimConfig
-    from megagpt.data.chat import grow_for_chat
-    from megagpt.data.tokenizer import train_tokenizer
-    from megagpt.parallel.megatron import MegatronEngine
-
     tokenizer = train_tokenizer([TEXT], 280)
     tokenizer = grow_for_chat(tokenizer) if with_roles else tokenizer
-    folder.mkdir()
-    tokenizer.save(folder / "tokenizer.json")
     size = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "sequence_length": 48}
-    model = ModelConfig(**size, vocab_size=tokenizer.vocab_size, init_std=0.3)
-    data = DataConfig(tokenizer="moved/tokenizer.json", corpora=(CorpusConfig("moved/corpus"),))
-    config = Config(model=model, data=data, optim=OptimConfig(precision="fp32"))
-    launch.initialize(config.parallel, config.seed)
-    engine = MegatronEngine(config, objective=None, training=False)
-    with Checkpointer(folder / "checkpoints", CheckpointConfig()) as checkpointer:
-        checkpointer.save(1, engine.shards(for_saving=True), {}, {}, {"config": to_dict(config)})
-    launch.shutdown()
-    return folder
+    config = Config(model=ModelConfig(**size, init_std=0.3), optim=OptimConfig(precision="fp32"))
+    return save_random_run(folder, config, tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,10 @@ import pytest
 
 from megagpt import cli
 from megagpt.cli import evaluate
+from megagpt.config.schema import Config, ModelConfig, OptimConfig
+from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import ConfigError
+from tests.runs import save_random_run
 
 NEEDED = ["task=humaneval", "data=set.jsonl", "output=out", "completions=given.jsonl"]
 
@@ -39,25 +42,9 @@ def test_options_are_refused(capsys):
 
 
 def test_model_from_end_to_end(tmp_path, megagpt):
-    from megagpt.checkpoint import Checkpointer
-    from megagpt.config.load import to_dict
-    from megagpt.config.schema import CheckpointConfig, Config, CorpusConfig, DataConfig, ModelConfig, OptimConfig
-    from megagpt.data.tokenizer import train_tokenizer
-    from megagpt.parallel import launch
-    from megagpt.parallel.megatron import MegatronEngine
-
     tokenizer = train_tokenizer(["def f(x):\n    return x + 1\n"], 280)
-    tokenizer.save(tmp_path / "tokenizer.json")
-    model = ModelConfig(
-        num_layers=1, hidden_size=16, num_attention_heads=2, sequence_length=64, vocab_size=tokenizer.vocab_size
-    )
-    data = DataConfig(tokenizer="moved/tokenizer.json", corpora=(CorpusConfig("moved/corpus"),))
-    config = Config(model=model, data=data, optim=OptimConfig(precision="fp32"))
-    launch.initialize(config.parallel, config.seed)
-    engine = MegatronEngine(config, objective=None, training=False)
-    with Checkpointer(tmp_path / "checkpoints", CheckpointConfig()) as checkpointer:
-        checkpointer.save(1, engine.shards(for_saving=True), {}, {}, {"config": to_dict(config)})
-    launch.shutdown()
+    size = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "sequence_length": 64}
+    save_random_run(tmp_path, Config(model=ModelConfig(**size), optim=OptimConfig(precision="fp32")), tokenizer)
     problem = {"task_id": "a", "prompt": "def f(x):\n", "canonical_solution": "    return 1\n", "entry_point": "f"}
     test = "def check(candidate):\n    assert candidate(3) == 1"
     (tmp_path / "set.jsonl").write_text(json.dumps(problem | {"test": test}) + "\n")

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from megagpt.cli import generate
-from megagpt.config.schema import ParallelConfig
+from megagpt.config.schema import Config, ModelConfig, OptimConfig, ParallelConfig
+from megagpt.data.code_tokens import grow_for_code
 from megagpt.data.fim import fim_prompt
-from megagpt.data.tokenizer import Tokenizer
+from megagpt.data.tokenizer import Tokenizer, train_tokenizer
 from megagpt.errors import CheckpointError, ConfigError, DataError
 from megagpt.model.generation import Generator
 from megagpt.parallel import launch
 from megagpt.stages.weights import load_model
+from tests.runs import save_random_run
 
 ROOT = Path(__file__).parents[2]
 TEXT = "the cat sat on the mat and the dog on the log; naïve café 中文.\n" * 5
@@ -25,32 +27,10 @@ TEXT = "the cat sat on the mat and the dog on the log; naïve café 中文.\n" *
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory) -> Path:
     """The folder of a run that saved its first, random weights."""
-    from megagpt.checkpoint import Checkpointer
-    from megagpt.config.load import to_dict
-    from megagpt.config.schema import CheckpointConfig, Config, CorpusConfig, DataConfig, ModelConfig, OptimConfig
-    from megagpt.data.code_tokens import grow_for_code
-    from megagpt.data.tokenizer import train_tokenizer
-    from megagpt.parallel.megatron import MegatronEngine
-
-    folder = tmp_path_factory.mktemp("run")
     tokenizer = grow_for_code(train_tokenizer([TEXT], 280), longest_run=4)
-    tokenizer.save(folder / "tokenizer.json")
-    model = ModelConfig(
-        num_layers=2,
-        hidden_size=32,
-        num_attention_heads=4,
-        sequence_length=32,
-        vocab_size=tokenizer.vocab_size,
-        init_std=0.3,
-    )
-    data = DataConfig(tokenizer="moved/tokenizer.json", corpora=(CorpusConfig("moved/corpus"),))
-    config = Config(model=model, data=data, optim=OptimConfig(precision="fp32"))
-    launch.initialize(config.parallel, config.seed)
-    engine = MegatronEngine(config, objective=None, training=False)
-    with Checkpointer(folder / "checkpoints", CheckpointConfig()) as checkpointer:
-        checkpointer.save(1, engine.shards(for_saving=True), {}, {}, {"config": to_dict(config)})
-    launch.shutdown()
-    return folder
+    size = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "sequence_length": 32}
+    config = Config(model=ModelConfig(**size, init_std=0.3), optim=OptimConfig(precision="fp32"))
+    return save_random_run(tmp_path_factory.mktemp("run"), config, tokenizer)
 
 
 @pytest.fixture

@@ -227,6 +227,7 @@ def draw(page: Path) -> tuple[str, list[str]]:
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 def test_chromium_draws_every_plot(tmp_path: Path):
     folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b", steps=20)]

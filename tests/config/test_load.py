@@ -4,7 +4,6 @@ import dataclasses
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timing import cpu_seconds
 
 from megagpt.config.explain import fields
 from megagpt.config.load import from_dict, from_saved, groups, load, read, save, to_dict, to_yaml
@@ -305,9 +305,10 @@ def test_command_line_cannot_run_code(override, marker):
 def test_file_cannot_run_code(text, marker, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    started = time.monotonic()
-    assert_refused(read, path, marker=marker)
-    assert time.monotonic() - started < 5
+    save(Config(), tmp_path / "good.yaml")
+    # As long as its text takes, and not what that stands for.
+    assert cpu_seconds(problems, read, path) < 500 * cpu_seconds(read, tmp_path / "good.yaml")
+    assert not marker.exists()
     with pytest.raises(ConfigError, match=re.escape(str(path))):
         read(path)
 

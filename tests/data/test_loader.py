@@ -171,9 +171,9 @@ def test_fim_is_the_same_in_every_layout(grown, ranks, size):
 def test_fim_is_for_training_alone(grown):
     plain = PretrainLoader(with_data(grown, fim_rate=0.0))
     assert np.array_equal(plain.mixture[3][:-1], next(plain.micro_batches(3, 2, 0, 1)).tokens[0])
-    pairs = zip(
-        *(loader.evaluation_batches("validation", None) for loader in (PretrainLoader(grown), plain)), strict=True
-    )
+    batches = (loader.evaluation_batches("validation", None) for loader in (PretrainLoader(grown), plain))
+    pairs = list(zip(*batches, strict=True))
+    assert pairs
     assert all(torch.equal(a.tokens, b.tokens) and torch.equal(a.loss_mask, b.loss_mask) for a, b in pairs)
 
 

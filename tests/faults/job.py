@@ -1,20 +1,27 @@
 """Starts training as users do, and looks at what it leaves."""
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from megagpt.checkpoint import find, load
+from megagpt.parallel.launch import PR_SET_PDEATHSIG
 from megagpt.parallel.shards import Shard
 
 INJECT = Path(__file__).parent / "inject.py"
+PATIENCE = 300.0
+"""Seconds after which what a test waits for is taken to hang: many times what it takes, for machines are busy."""
 
 
 def command(ranks: int, overrides: list[str], program: tuple = ("-m", "megagpt"), **options: int) -> list[str]:
@@ -24,9 +31,13 @@ def command(ranks: int, overrides: list[str], program: tuple = ("-m", "megagpt")
     return [*(launcher if ranks > 1 else [sys.executable]), *program, *overrides]
 
 
-def start(command: list[str], log: Path) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    return subprocess.Popen(command, env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT)
+def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen:
+    """Start a job, which ends with this process whatever becomes of the test."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"} | variables
+    end_with_parent = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGKILL)
+    return subprocess.Popen(
+        command, env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT, preexec_fn=end_with_parent
+    )
 
 
 def steps(run_dir: Path) -> int:
@@ -40,7 +51,7 @@ def losses(run_dir: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen, log: Path, seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, log: Path, seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, log.read_text()
@@ -48,7 +59,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen, log: Path
         time.sleep(0.05)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Wait for what does not depend on a process that is still there."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -81,6 +92,11 @@ def tensors(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict]:
     }
     state = load(folder, shards.values())
     return {name: shard.data for name, shard in shards.items()}, state
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def ranks_of(launcher: int) -> list[int]:

@@ -1,7 +1,6 @@
 """F43: on one machine nothing listens where others could reach it, and strangers on the port do no harm."""
 
 import contextlib
-import json
 import os
 import socket
 import sys
@@ -29,17 +28,8 @@ def listeners(pids: list[int]) -> set[tuple[str, int]]:
     return found
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def losses(run_dir: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_f43_only_loopback_listens_and_strangers_do_no_harm(overrides, tmp_path):
-    log, port = tmp_path / "log", free_port()
+    log, port = tmp_path / "log", job.free_port()
     settings = [*job.settings(overrides, tmp_path, "run", steps=300), "checkpoint.interval=0", "parallel=data"]
     process = job.start([*LAUNCHER, f"--master-port={port}", "-m", "megagpt", *settings], log)
     job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
@@ -51,9 +41,9 @@ def test_f43_only_loopback_listens_and_strangers_do_no_harm(overrides, tmp_path)
             client = clients.enter_context(socket.create_connection(("127.0.0.1", port)))
             if number % 10 == 0:
                 client.sendall(os.urandom(300))
-        assert process.wait(timeout=120) == 0, log.read_text()
+        assert process.wait(timeout=job.PATIENCE) == 0, log.read_text()
 
     plain = [*job.settings(overrides, tmp_path, "plain", steps=300), "checkpoint.interval=0", "parallel=data"]
     process = job.start(job.command(2, plain), tmp_path / "plain.log")
-    assert process.wait(timeout=120) == 0, (tmp_path / "plain.log").read_text()
-    assert losses(tmp_path / "run") == losses(tmp_path / "plain")
+    assert process.wait(timeout=job.PATIENCE) == 0, (tmp_path / "plain.log").read_text()
+    assert job.losses(tmp_path / "run") == job.losses(tmp_path / "plain")

@@ -164,6 +164,7 @@ def test_f04_layouts_take_over_from_each_other_bit_for_bit(overrides, tmp_path):
     losses = run_distributed(_four_ranks, 4, settings, hands)[0]
     losses += run_distributed(_save_again, 1, settings, "run", [data])[0]
     print(f"next losses of {len(losses)} layouts within {max(losses) - min(losses):.1e}")
+    assert len(losses) == len(hands) + 1
     assert max(losses) - min(losses) < 1e-6
 
     folder = tmp_path / "run" / "checkpoints"

@@ -11,7 +11,7 @@ import torch
 from dist import run_distributed
 
 from megagpt.checkpoint import find
-from megagpt.errors import STOPPED_BY_SIGNAL, TrainingDiverged
+from megagpt.errors import STOPPED_BY_SIGNAL, DistributedError, TrainingDiverged
 from tests.faults import job
 
 
@@ -28,6 +28,7 @@ def _engine(name: str) -> list[str]:
     return ["parallel.engine=deepspeed", *more[name]]
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "steps", "kills_wanted"), [("megatron", 600, 10), ("deepspeed", 150, 3)])
 def test_kill_9_again_and_again(engine, steps, kills_wanted, overrides, tmp_path):
@@ -36,7 +37,7 @@ def test_kill_9_again_and_again(engine, steps, kills_wanted, overrides, tmp_path
     whole = job.start(
         job.command(2, [*job.settings(overrides, tmp_path, "whole", steps), *settings]), tmp_path / "whole.log"
     )
-    assert whole.wait(timeout=300) == 0, (tmp_path / "whole.log").read_text()
+    assert whole.wait(timeout=job.PATIENCE) == 0, (tmp_path / "whole.log").read_text()
 
     moments, log = random.Random(7), tmp_path / "killed.log"
     command = job.command(
@@ -53,7 +54,7 @@ def test_kill_9_again_and_again(engine, steps, kills_wanted, overrides, tmp_path
         if ranks:  # none while torchrun starts them anew
             os.kill(moments.choice(ranks), signal.SIGKILL)
             kills += 1
-    assert killed.wait(timeout=400) == 0, log.read_text()
+    assert killed.wait(timeout=2 * job.PATIENCE) == 0, log.read_text()
     assert kills == kills_wanted, f"the run was over after {kills} kills"
     assert job.losses(tmp_path / "whole") == job.losses(tmp_path / "killed")
 
@@ -66,18 +67,28 @@ def test_kill_9_again_and_again(engine, steps, kills_wanted, overrides, tmp_path
     assert lines == list(range(1, steps + 1))
 
 
-def test_killed_rank_is_reported_once(overrides, tmp_path):
+def test_killed_rank_is_named(overrides, tmp_path):
     command = job.command(2, [*job.settings(overrides, tmp_path, "run", steps=100_000), "parallel=data"])
     log = tmp_path / "log"
     process = job.start(command, log)
     job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
     os.kill(job.ranks_of(process.pid)[1], signal.SIGKILL)
-    killed = time.monotonic()
-    assert process.wait(timeout=15) != 0
-    print(f"the other rank and the launcher ended after {time.monotonic() - killed:.1f} s")
-    assert log.read_text().count("lost contact with another rank") <= 1  # none where torchrun ends the peer first
+    assert process.wait(timeout=job.PATIENCE) != 0
     assert "(exitcode: -9) local_rank: 1" in log.read_text()
     assert "megagpt/stages" not in log.read_text()  # no traceback of ours; torchrun prints its own
+
+
+def test_the_loss_of_a_rank_is_reported_once(overrides, tmp_path):
+    """Without a launcher, which would often end the other rank before that has noticed anything."""
+    command = job.command(1, [*job.settings(overrides, tmp_path, "run", steps=100_000), "parallel=data"])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": str(job.free_port())}
+    logs = [tmp_path / f"log{rank}" for rank in range(2)]
+    ranks = [job.start(command, log, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank, log in enumerate(logs)]
+    job.wait_for(lambda: job.steps(tmp_path / "run") > 2, ranks[0], logs[0])
+    ranks[1].kill()
+    assert ranks[0].wait(timeout=job.PATIENCE) == DistributedError.exit_code
+    assert logs[0].read_text().count("lost contact with another rank") == 1
+    assert "Traceback" not in logs[0].read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -87,7 +98,7 @@ def test_signals_save_and_stop(number, overrides, tmp_path):
     process = job.start(command, log)
     job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
     process.send_signal(number)
-    assert process.wait(timeout=60) == STOPPED_BY_SIGNAL, log.read_text()
+    assert process.wait(timeout=job.PATIENCE) == STOPPED_BY_SIGNAL, log.read_text()
     saved = int(find(tmp_path / "run").name.removeprefix("step_"))
     assert saved == job.steps(tmp_path / "run")
     assert f"stopped by a signal at step {saved}" in log.read_text()
@@ -103,7 +114,7 @@ def test_ctrl_c_under_torchrun_saves(engine, overrides, tmp_path):
     job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
     for pid in (process.pid, *job.ranks_of(process.pid)):
         os.kill(pid, signal.SIGINT)
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=job.PATIENCE) != 0
     assert int(find(tmp_path / "run").name.removeprefix("step_")) == job.steps(tmp_path / "run"), log.read_text()
 
 
@@ -153,18 +164,25 @@ def _train_poisoned(overrides: list[str], calls: range, value: float) -> tuple[l
     return hashes, trainer.state.to_dict(), message
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def _train_poisoned_by_each(overrides: list[str], calls: range, values: list[float]) -> list[tuple]:
+    return [_train_poisoned([*overrides, f"run_name=run{n}"], calls, value) for n, value in enumerate(values)]
+
+
 @pytest.mark.parametrize("engine", ["megatron", "deepspeed", "zero1-bf16", "zero2-offload"])
-def test_non_finite_step_is_skipped_everywhere(engine, value, overrides, tmp_path):
+def test_non_finite_step_is_skipped_everywhere(engine, overrides, tmp_path):
     """With 4 micro-batches a rank and step, calls 4 to 7 are step 2, poisoned on the last rank alone."""
     settings = [*job.settings(overrides, tmp_path, "run", steps=4), "parallel.micro_batch_size=1", *_engine(engine)]
-    for hashes, state, _ in run_distributed(_train_poisoned, 2, settings, range(5, 6), value):
-        assert [applied for applied, _ in hashes] == [True, False, True, True]
-        assert hashes[0][1] == hashes[1][1]
-        assert hashes[1][1] != hashes[2][1]
-        assert (state["step"], state["skipped_steps"], state["skipped_in_a_row"]) == (4, 1, 0)
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [line["skipped_steps"] for line in lines] == [0, 1, 1, 1]
+    values = [float("nan"), float("inf")]
+    for rank in run_distributed(_train_poisoned_by_each, 2, settings, range(5, 6), values):
+        assert len(rank) == len(values)
+        for hashes, state, _ in rank:
+            assert [applied for applied, _ in hashes] == [True, False, True, True]
+            assert hashes[0][1] == hashes[1][1]
+            assert hashes[1][1] != hashes[2][1]
+            assert (state["step"], state["skipped_steps"], state["skipped_in_a_row"]) == (4, 1, 0)
+    for number in range(len(values)):
+        lines = [json.loads(line) for line in (tmp_path / f"run{number}/metrics.jsonl").read_text().splitlines()]
+        assert [line["skipped_steps"] for line in lines] == [0, 1, 1, 1]
 
 
 def test_too_many_skipped_steps_stop_the_run(overrides, tmp_path):

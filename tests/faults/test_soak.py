@@ -1,5 +1,7 @@
 """F36: a long run with saves and evaluations leaves file descriptors, threads, memory and shared memory flat."""
 
+import contextlib
+import os
 import re
 from pathlib import Path
 
@@ -14,12 +16,16 @@ SETTLED = 600
 
 
 def usage() -> tuple[int, int, int, int]:
-    """Open files, threads, resident memory in KiB, files of shared memory."""
+    """Open files, threads, resident memory in KiB, files of shared memory that no process but ranks of the run maps."""
     resident = int(re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text())[1])
-    files, threads, shared = (
-        len(list(Path(path).iterdir())) for path in ("/proc/self/fd", "/proc/self/task", "/dev/shm")
-    )
-    return files, threads, resident, shared
+    files, threads = (len(list(Path(path).iterdir())) for path in ("/proc/self/fd", "/proc/self/task"))
+    others = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent != os.getppid():
+                others.update(re.findall(r"/dev/shm/(\S+)", (process / "maps").read_text()))
+    return files, threads, resident, len({path.name for path in Path("/dev/shm").iterdir()} - others)
 
 
 def _soak(overrides: list[str]) -> list[tuple[int, int, int, int]]:

@@ -37,18 +37,18 @@ def test_a_signal_reaches_the_ranks_and_a_killed_rank_is_named(overrides, tmp_pa
     process = job.start([*LAUNCHER, "-m", "megagpt", *settings], log)
     job.wait_for(lambda: job.steps(run) > 2, process, log)
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=60) == STOPPED_BY_SIGNAL, log.read_text()
+    assert process.wait(timeout=job.PATIENCE) == STOPPED_BY_SIGNAL, log.read_text()
     assert "the same command goes on from there" in log.read_text()
     stopped = job.steps(run)
 
     process = job.start([*LAUNCHER, f"--outcome={outcome}", "-m", "megagpt", *settings], log)
     job.wait_for(lambda: job.steps(run) > stopped, process, log)
     os.kill(job.ranks_of(process.pid)[1], signal.SIGKILL)
-    assert process.wait(timeout=60) == 128 + signal.SIGKILL, log.read_text()
+    assert process.wait(timeout=job.PATIENCE) == 128 + signal.SIGKILL, log.read_text()
     assert outcome.read_text().split()[:4] == ["2", str(128 + signal.SIGKILL), "rank", "1"]
 
 
 def test_a_broken_configuration_has_its_own_code(tmp_path):
     process = job.start([*LAUNCHER, "-m", "megagpt", "optim.lr=-1"], tmp_path / "log")
-    assert process.wait(timeout=60) == ConfigError.exit_code
+    assert process.wait(timeout=job.PATIENCE) == ConfigError.exit_code
     assert "optim.lr (-1" in (tmp_path / "log").read_text()

@@ -47,6 +47,7 @@ def test_equals_megatron_on_one_rank(model, precision, layouts, tolerance):
             torch.testing.assert_close(got, want, rtol=tolerance, atol=0, msg=lambda m, at=layout: f"{at}: {m}")
 
 
+@pytest.mark.slow
 @needs_deepspeed
 @pytest.mark.skipif(not has_libaio(), reason="libaio's headers or a C++ compiler are not installed")
 @pytest.mark.timeout(1200)  # the first to run compiles DeepSpeed's reader

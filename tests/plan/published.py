@@ -42,21 +42,20 @@ SC21_TABLE_1 = [
     (Run(25600, 128, 160, 8, 64, 1, 1, 3072, 3072), 1008.0, 163, 52),
 ]
 
-GPT3_175B, MT_NLG_530B = (12288, 96), (20480, 105)
 SC21_TABLE_2 = [
-    # hidden size and layers, GPUs, achieved TFLOP/s a GPU, days to 300 billion tokens; ZeRO-3 first, then PTD-P
-    (GPT3_175B, 384, 144, 90),
-    (GPT3_175B, 768, 88, 74),
-    (GPT3_175B, 1536, 44, 74),
-    (MT_NLG_530B, 640, 138, 169),
-    (MT_NLG_530B, 1120, 98, 137),
-    (MT_NLG_530B, 2240, 48, 140),
-    (GPT3_175B, 384, 153, 84),
-    (GPT3_175B, 768, 149, 43),
-    (GPT3_175B, 1536, 141, 23),
-    (MT_NLG_530B, 560, 171, 156),
-    (MT_NLG_530B, 1120, 167, 80),
-    (MT_NLG_530B, 2240, 159, 42),
+    # run, achieved TFLOP/s a GPU, days to 300 billion tokens; ZeRO-3 (one tensor rank, one stage) first, then PTD-P
+    (Run(12288, 96, 96, 1, 1, 1, 4, 1536, 384), 144, 90),
+    (Run(12288, 96, 96, 1, 1, 1, 2, 1536, 768), 88, 74),
+    (Run(12288, 96, 96, 1, 1, 1, 1, 1536, 1536), 44, 74),
+    (Run(20480, 105, 128, 1, 1, 1, 4, 2560, 640), 138, 169),
+    (Run(20480, 105, 128, 1, 1, 1, 2, 2240, 1120), 98, 137),
+    (Run(20480, 105, 128, 1, 1, 1, 1, 2240, 2240), 48, 140),
+    (Run(12288, 96, 96, 8, 12, 1, 1, 1536, 384), 153, 84),
+    (Run(12288, 96, 96, 8, 12, 1, 1, 1536, 768), 149, 43),
+    (Run(12288, 96, 96, 8, 12, 1, 1, 1536, 1536), 141, 23),
+    (Run(20480, 105, 128, 8, 35, 1, 1, 2240, 560), 171, 156),
+    (Run(20480, 105, 128, 8, 35, 1, 1, 2240, 1120), 167, 80),
+    (Run(20480, 105, 128, 8, 35, 1, 1, 2240, 2240), 159, 42),
 ]
 
 KORTHIKANTI_TABLE_5 = [
@@ -69,7 +68,7 @@ KORTHIKANTI_TABLE_5 = [
 ]
 
 
-def job(run: Run, recompute: str, sequence_parallel: bool) -> Job:
+def job(run: Run, recompute: str, sequence_parallel: bool, train_tokens: int = OptimConfig.train_tokens) -> Job:
     """`run` as it was measured."""
     config = Config(
         model=ModelConfig(
@@ -92,7 +91,7 @@ def job(run: Run, recompute: str, sequence_parallel: bool) -> Job:
             overlap_grad_reduce=run.pipeline == 1,  # run_table_1.sh: PyTorch's DistributedDataParallel
         ),
         kernels=KernelsConfig(attention="unfused", bias_dropout_add="torch"),
-        optim=OptimConfig(global_batch_size=run.batch),
+        optim=OptimConfig(global_batch_size=run.batch, train_tokens=train_tokens),
     )
     return Job(config, run.gpus, fused_gradient_accumulation=True, scattered_messages=not sequence_parallel)
 

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from megagpt.config.schema import ModelConfig
 from megagpt.plan.devices import load_devices
 from megagpt.plan.estimate import recomputed_flops
 from megagpt.plan.memory import layer_activations
@@ -16,7 +15,6 @@ from tests.plan.published import (
     SC21_TABLE_1,
     SC21_TABLE_2,
     SEQUENCE,
-    VOCABULARY,
     job,
     sc21_flops,
 )
@@ -33,21 +31,15 @@ def test_parameters_to_one_decimal(run, billions):
     assert round(total_parameters(job(run, "full", False).config.model) / 1e9, 1) == billions
 
 
-@pytest.mark.parametrize(("shape", "gpus", "tflops", "days"), SC21_TABLE_2)
-def test_training_days(shape, gpus, tflops, days):
-    """Days at the published rate; that rate counts full recomputation, so a fourth of the FLOPs is not the model's."""
-    hidden, layers = shape
-    model = ModelConfig(
-        hidden_size=hidden,
-        num_layers=layers,
-        num_attention_heads=96 if layers == 96 else 128,
-        sequence_length=SEQUENCE,
-        vocab_size=VOCABULARY,
-    )
-    # The paper recomputes the layers, not the logits, which are computed once.
-    logits = 2 * hidden * VOCABULARY
-    flops = flops_per_token(model) * 4 / 3 - logits
-    assert flops * 300e9 / (gpus * tflops * 1e12) / 86400 == pytest.approx(days, rel=0.03)
+@pytest.mark.parametrize(("run", "tflops", "days"), SC21_TABLE_2, ids=str)
+def test_training_days(run, tflops, days):
+    """To 300 billion tokens: as predicted, and, apart from the prediction of time, at the published rate."""
+    plan = estimate(job(run, "full", False, train_tokens=300_000_000_000), A100)
+    if run.pipeline > 1:  # their ZeRO-3 does not keep up with its messages
+        assert plan.days == pytest.approx(days, rel=0.1)
+    flops = plan.job.step_tokens * flops_per_token(plan.job.config.model) * recomputed_flops(plan.job)
+    measured = dataclasses.replace(plan, step_seconds=flops / (run.gpus * tflops * 1e12))
+    assert measured.days == pytest.approx(days, rel=0.03)
 
 
 @pytest.mark.parametrize(("run", "tflops"), [(row[0], row[2]) for row in SC21_TABLE_1], ids=str)

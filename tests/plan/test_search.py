@@ -4,6 +4,7 @@ import dataclasses
 import time
 
 import pytest
+from timing import cpu_seconds
 
 from megagpt.config.load import load
 from megagpt.config.rules import check
@@ -20,9 +21,10 @@ H100, H200, A100 = (DEVICES[name] for name in ("H100-80", "H200-141", "A100-80")
 
 def test_search_finds_what_fits_in_seconds():
     config = load(["experiment=pretrain_175b"])
-    start = time.process_time()
+    began = time.process_time()
     found = search(config, 1024, H100)
-    assert time.process_time() - start < 60
+    seconds = time.process_time() - began
+    assert seconds < 400 * cpu_seconds(estimate, Job(config, 1024), H100)  # of thousands of layouts
     assert len(found) == 10
     steps = [layout.plan.step_seconds for layout in found]
     assert steps == sorted(steps)
@@ -36,7 +38,9 @@ def test_search_finds_what_fits_in_seconds():
 
 
 def test_the_formula_is_near_the_simulation():
-    for layout in search(load(["experiment=pretrain_13b"]), 64, A100):
+    found = search(load(["experiment=pretrain_13b"]), 64, A100)
+    assert len(found) == 10
+    for layout in found:
         quick = estimate(layout.plan.job, A100, simulated=False)
         assert quick.step_seconds == pytest.approx(layout.plan.step_seconds, rel=0.05)
 

@@ -68,7 +68,9 @@ real = pytest.fixture(another_process, scope="module", name="real")
     ],
 )
 def test_arithmetic_agrees_with_the_trace(process, overrides, gpus):
-    for found in process(traced.compare, overrides, gpus):
+    stages = process(traced.compare, overrides, gpus)
+    assert stages
+    for found in stages:
         assert found["parameters"] == found["planned parameters"]
         assert found["planned activations"] == pytest.approx(found["activations"], rel=0.1)
 
@@ -76,7 +78,9 @@ def test_arithmetic_agrees_with_the_trace(process, overrides, gpus):
 def test_175b_as_traced(process):
     layout = [*SEQUENCE, *PIPELINE, "parallel.tensor_parallel_size=8", "parallel.pipeline_parallel_size=16"]
     overrides = ["experiment=pretrain_175b", *layout, "parallel.virtual_pipeline_size=3", "optim.ramp_start=128"]
-    for found in process(traced.compare, overrides, 1024):
+    stages = process(traced.compare, overrides, 1024)
+    assert len(stages) == 3  # the first, the last, and one between
+    for found in stages:
         assert found["parameters"] == found["planned parameters"]
         assert found["planned activations"] == pytest.approx(found["activations"], rel=0.02)
 

@@ -111,6 +111,7 @@ def two(settings, one) -> list[dict[str, dict]]:
 METRICS = ("loss", "value_loss", "score", "reward", "kl", "entropy", "ratio", "pretraining_loss", "explained_variance")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_learns_as_one_rank(one, two, layout):
     expected, found = one["scored" if "ppo.reward=model" in LAYOUTS[layout] else "whole"], two[0][layout]

@@ -52,6 +52,7 @@ def test_scripts_differ_in_their_sizes_alone():
     assert len({without_sizes(script) for script in SCRIPTS}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(why_not()), reason=str(why_not()))
 def test_175b_would_start_on_128_nodes(tmp_path):
     for nodes, fits in ((128, True), (127, False)):

@@ -104,7 +104,11 @@ def _named(name: str, overrides: list[str], folder: Path, steps: int, *more: str
         (2, [*DEEPSPEED, "parallel.zero_stage=1", "optim.precision=bf16"]),
         (2, [*DEEPSPEED, "parallel.zero_stage=2", "parallel.offload_optimizer=cpu"]),
         (2, [*DEEPSPEED, "parallel.zero_stage=3", "checkpoint.asynchronous=true", "optim.precision=bf16"]),
-        (2, [*DEEPSPEED, "parallel.zero_stage=3", *ON_DISK, "model.hidden_size=128"]),  # swapped from 1 MiB upward
+        pytest.param(
+            2,
+            [*DEEPSPEED, "parallel.zero_stage=3", *ON_DISK, "model.hidden_size=128"],  # swapped from 1 MiB upward
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["one", "dp2-async", "tp2-sp", "pp2-bf16", "zero1-bf16", "zero2-offload", "zero3-bf16-async", "zero3-nvme"],
 )

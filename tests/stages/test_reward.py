@@ -210,6 +210,7 @@ def two(settings, one) -> list[dict[str, dict]]:
     return run_distributed(_run_in_turn, 2, {name: [*settings, *small, *o] for name, o in LAYOUTS.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_learns_and_scores_as_one_rank(one, two, layout):
     expected = one["whole"]
@@ -261,7 +262,7 @@ def test_answers_of_a_file_are_scored(one, settings, capsys):
 
 def test_a_reward_model_is_not_taken_for_a_language_model(one):
     said = one["refused"]
-    assert "which scores text and writes none" in said["generate"]
+    assert "which scores text and generates none" in said["generate"]
     assert "start from a language model" in said["start"]
     assert "which no format of language models holds" in said["convert"]
 

@@ -137,6 +137,7 @@ def two(settings, one) -> dict[str, dict]:
     return run_distributed(_run_in_turn, 2, {name: [*settings, *small, *o] for name, o in LAYOUTS.items()})[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_learns_as_one_rank(one, two, layout):
     torch.testing.assert_close(two[layout]["losses"], one["whole"]["losses"], rtol=1e-5, atol=1e-6)

@@ -98,6 +98,7 @@ def test_what_is_not_a_number_is_not_equal():
     assert not any(row.equal for row in layout_parity.compare({case: [curve, other]}, 1e-4, 1e-2))
 
 
+@pytest.mark.slow
 def test_what_other_stages_learn_is_held_to_one_rank_too(monkeypatch, tmp_path, capsys):
     arguments = ["--stages", "--ranks", "2", "--steps", "2", "--only", "SP ZeRO-1, full", "--output"]
     monkeypatch.setattr("sys.argv", ["check_layouts.py", *arguments, str(tmp_path / "proof.json")])

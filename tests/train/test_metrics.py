@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,12 +27,14 @@ class FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.failing, self.hanging = failing, hanging
         self.options, self.metrics, self.records, self.finished = {}, {}, [], False
+        self.hung, self.released = threading.Event(), threading.Event()
 
     def _call(self, name: str) -> None:
         if name == self.failing:
             raise SystemExit(f"{name} broke")  # the worst it could raise
         if name == self.hanging:
-            time.sleep(60)
+            self.hung.set()
+            self.released.wait()
 
     def Settings(self, **settings):
         return settings
@@ -62,11 +66,13 @@ def _no_wandb_mode(monkeypatch):
 
 
 @pytest.fixture
-def wandb(monkeypatch, request) -> FakeWandb:
+def wandb(monkeypatch, request) -> Iterator[FakeWandb]:
     fake = FakeWandb(**getattr(request, "param", {}))
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr(metrics, "FINISH_TIMEOUT_SECONDS", 0.3)
-    return fake
+    if fake.hanging:
+        monkeypatch.setattr(metrics, "FINISH_TIMEOUT_SECONDS", 0.3)
+    yield fake
+    fake.released.set()
 
 
 def test_one_line_at_once_for_every_log(tmp_path: Path):
@@ -205,13 +211,11 @@ def test_the_variable_wins(
     ids=lambda fault: " ".join(*fault.items()),
 )
 def test_no_fault_of_wandb_stops_training(tmp_path: Path, wandb: FakeWandb, caplog):
-    start = time.monotonic()
     out = writer(tmp_path, "online")
     for step in range(3):
         out.log(step=step, loss=1.0)
-        time.sleep(0.01)
     out.finish()
-    assert time.monotonic() - start < 5
+    assert not wandb.hanging or wandb.hung.wait(60)  # and has not returned: nothing has released it
     assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 3
     assert len([record for record in caplog.records if "wandb" in record.message]) == 1
 

@@ -140,7 +140,7 @@ def test_killed_leaves_nothing_that_looks_whole(tmp_path):
     while process.poll() is None and not list(tmp_path.glob(".hf.tmp-*")):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL  # it had begun, and was not done
     assert not target.exists()
 
 

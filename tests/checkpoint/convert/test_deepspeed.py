@@ -81,9 +81,14 @@ def test_what_deepspeed_saves_is_read(saved, case):
         if kind == "optimizer/master":
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             assert torch.equal(source.read(f"model/{parameter}"), expected.to(dtype)), parameter
-            assert (name in source.tensors) == (precision == "bf16")
-        if name in source.tensors:
+        if kind != "optimizer/master" or precision == "bf16":  # else the weights are the masters
             assert torch.equal(source.read(name), expected), name
+    kinds = ("master", "exp_avg", "exp_avg_sq") if precision == "bf16" else ("exp_avg", "exp_avg_sq")
+    names = parameters(model)
+    assert set(source.tensors) == {f"model/{name}" for name in names} | {
+        f"optimizer/{kind}/{name}" for kind in kinds for name in names
+    }
+    assert set(held) == {f"optimizer/{kind}/{name}" for kind in ("master", "exp_avg", "exp_avg_sq") for name in names}
     if tensor == 1:  # DeepSpeed's own tool does not join tensor-parallel ranks
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -152,8 +157,9 @@ def test_deepspeed_engine_loads_a_written_universal_checkpoint(tmp_path):
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     source = source_of(MODEL, torch.bfloat16)
     folder = written(deepspeed_universal, source, tmp_path / "universal")
-    for tensor, stage in ((1, 1), (2, 2)):
-        held = run_distributed(load_universal, 2, str(folder), MODEL, tensor, stage)[0]
+    for tensor_parallel, stage in ((1, 1), (2, 2)):
+        held = run_distributed(load_universal, 2, str(folder), MODEL, tensor_parallel, stage)[0]
+        assert set(held) == {name for name in source.tensors if name.startswith("optimizer/")}
         for name, tensor in held.items():
             assert torch.equal(tensor, source.read(name)), name
 

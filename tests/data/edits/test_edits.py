@@ -1,9 +1,10 @@
 """The generator of edits: every kind does what its instruction says, judged by other means than it was made with."""
 
 import ast
+import itertools
 import re
+import sys
 from collections import Counter
-from itertools import pairwise
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_edits_of_lists():
     for edit in edits("sort_lines", "reverse_lines", "number_lines"):
         given, wanted = edit.input.split("\n"), edit.output.split("\n")
         if edit.kind == "sort_lines":
-            assert all(a <= b for a, b in pairwise(wanted))
+            assert all(a <= b for a, b in itertools.pairwise(wanted))
             assert Counter(given) == Counter(wanted)
         elif edit.kind == "reverse_lines":
             assert wanted == given[::-1]
@@ -136,13 +137,33 @@ def test_every_function_has_a_mistake_that_its_tests_find(function):
     assert {item.wrong for item in found} <= {text for _, text in mutants(source_of(function))}
 
 
+def passes(program: str, tests: str) -> bool:
+    """Whether tests pass; a program with a mistake may never end, so it may run so many lines."""
+    lines = itertools.count()
+
+    def trace(*_):
+        if next(lines) > 20_000:
+            raise TimeoutError
+        return trace
+
+    space: dict = {}
+    exec(program, space)
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        exec(tests, space)
+    except Exception:
+        return False
+    finally:
+        sys.settrace(before)
+    return True
+
+
 def test_repaired_functions_pass_and_broken_ones_do_not():
     for edit in edits("fix_bug", count=60, max_chars=400):
-        space: dict = {}
-        exec(edit.output, space)
-        exec(edit.tests, space)
-        ast.parse(edit.input)
         assert edit.function in edit.tests
+        assert passes(edit.output, edit.tests)
+        assert not passes(edit.input, edit.tests), edit.input
 
 
 def test_a_mutant_differs_in_one_place():
