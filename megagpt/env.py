@@ -89,6 +89,11 @@ def become_rank(rank: int, world_size: int, gpus: bool) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def set_deepspeed_accelerator(name: str) -> None:
+    """Tell DeepSpeed what to run on, unless the caller's environment does; it would look for it, and say so."""
+    os.environ.setdefault("DS_ACCELERATOR", name)
+
+
 def torch_extensions_dir() -> str | None:
     """Folder that C++ extensions are built in, where the user has named one."""
     return os.environ.get("TORCH_EXTENSIONS_DIR")

@@ -137,9 +137,10 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     setup()
     try:
         sys.exit(main())
-    except MegaGPTError as error:
-        log.error("%s", error)
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        log.error("interrupted")
-        sys.exit(Interrupted.exit_code)
+        error = Interrupted("interrupted")
+    except MegaGPTError as raised:
+        error = raised
+    if not isinstance(error, Interrupted) or env.rank() == 0:  # Ctrl-C reaches every rank
+        log.error("%s", error)
+    sys.exit(error.exit_code)

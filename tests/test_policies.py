@@ -267,15 +267,20 @@ def messages() -> list[tuple[str, str]]:
     for path in [*sources("megagpt", "kernels"), *(ROOT / "configs").rglob("*.yaml"), *(ROOT / "docs").glob("*.md")]:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":  # with the parts of f-strings and of strings that follow each other joined
-            text = "\n".join(filter(None, map(text_of, ast.walk(tree(path)))))
+            text = "\n".join(texts(tree(path)))
         found += [(name(path), command) for command in re.findall(r"`(megagpt [a-z][^`]*)`", " ".join(text.split()))]
     return found
 
 
-def text_of(node: ast.AST) -> str | None:
+def texts(node: ast.AST) -> Iterator[str]:
+    """The texts in a file; those of f-strings as a whole, with 1 for every value."""
     if isinstance(node, ast.JoinedStr):
-        return "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+        yield "".join(part.value if isinstance(part, ast.Constant) else "1" for part in node.values)
+    elif isinstance(node, ast.Constant):
+        yield from [node.value] if isinstance(node.value, str) else []
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from texts(child)
 
 
 @cache
@@ -312,9 +317,9 @@ def check_tool(words: list[str], monkeypatch, capsys) -> None:
 def check_subcommand(words: list[str], whole: bool) -> None:
     """The command and its options parse, and what it would run with composes.
 
-    Where it is not `whole`, as in a text that only names a command, its options exist.
+    Where it is not `whole`, as in a text that only names a command, others may be missing.
     """
-    arguments = [re.sub(r"\$\{?\w+\}?", "1", word) for word in words if word != "..."]
+    arguments = [re.sub(r"\$\{?\w+\}?|^N$", "1", word) for word in words if word != "..."]
     command, context = cli.command, click.Context(cli.command, info_name="megagpt")
     while isinstance(command, click.Group) and arguments:
         name, command, arguments = command.resolve_command(context, arguments)
@@ -322,12 +327,14 @@ def check_subcommand(words: list[str], whole: bool) -> None:
     if {"--help", "-h", "--config", "--version"} & set(arguments):
         assert cli.run(words) == 0
         return
+    try:
+        command.parse_args(context, list(arguments))
+    except click.MissingParameter:
+        assert not whole
+    except click.exceptions.NoArgsIsHelpError:
+        assert isinstance(command, click.Group)
     if not whole:
-        if arguments and not isinstance(command, click.Group):
-            known = {option for parameter in command.params for option in parameter.opts}
-            assert {word for word in arguments if word.startswith("--")} <= known
         return
-    command.parse_args(context, list(arguments))
     if context.info_name in ("train", "plan"):
         config = load(list(context.params["overrides"]))
     if context.info_name == "train":
@@ -337,7 +344,13 @@ def check_subcommand(words: list[str], whole: bool) -> None:
 
 
 def test_no_page_or_message_names_a_tool_that_is_not_there():
-    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "Makefile", *(ROOT / "configs").rglob("*.yaml")]
+    pages = [
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "Makefile",
+        *(ROOT / "configs").rglob("*.yaml"),
+    ]
     for path in [*pages, *sources("megagpt", "kernels", "tools"), *(ROOT / "slurm").glob("*")]:
         for tool in re.findall(r"tools/(\w+\.py)", path.read_text(encoding="utf-8")):
             assert (ROOT / "tools" / tool).exists(), f"{name(path)} names tools/{tool}"
@@ -349,8 +362,9 @@ def test_documented_command_works(where, line, monkeypatch, capsys):
     line = re.split(r"\s[|>&]", piped[1] if piped else line.removeprefix("$ "))[0]
     words = shlex.split(line, comments=True)
     words = list(dropwhile(lambda word: re.match(r"[A-Z_]+=|time$", word), words))
-    if words[0] == "megagpt":
-        check_subcommand(words[1:], whole=(where, line) not in messages())
+    if words[0] == "megagpt" or "megagpt.cli" in words:
+        at = max(index for index, word in enumerate(words) if word in ("megagpt", "megagpt.cli"))
+        check_subcommand(words[at + 1 :], whole=(where, line) not in messages())
         return
     if "-m" in words and "megagpt" in words:
         check_megagpt(words)

@@ -39,8 +39,6 @@ def run(arguments: list[str] | None = None) -> int:
     """Run a command line (by default this process's) and return its exit code. Raises MegaGPTError."""
     try:
         return command.main(arguments, prog_name="megagpt", standalone_mode=False) or 0
-    except click.Abort:
-        raise KeyboardInterrupt from None
     except click.ClickException as error:
         if env.rank() == 0:  # every rank reads the same command line: the first says it for all
             error.show()

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from megagpt import env
-from megagpt.cli.ranks import resumable
+from megagpt.cli.group import Command
 from megagpt.errors import ConfigError
 
 if TYPE_CHECKING:
     from megagpt.evaluate.settings import CodeEvaluation, EditEvaluation
 
 
-class EvaluateCommand(click.Command):
+class EvaluateCommand(Command):
     """Its help ends with the keys."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -37,7 +37,9 @@ def _default(value: Any) -> str:
     return "" if value in (MISSING, None) else f" [default: {value}]"
 
 
-@click.command("evaluate", cls=EvaluateCommand, short_help="Evaluate a model on programs (pass@k) or edits.")
+@click.command(
+    "evaluate", cls=EvaluateCommand, goes_on=True, short_help="Evaluate a model on programs (pass@k) or edits."
+)
 @click.argument("overrides", nargs=-1, metavar="KEY=VALUE...")
 def command(overrides: tuple[str, ...]) -> None:
     """Evaluate a model: on programming problems (pass@k, in a sandbox) or on edits by instruction.
@@ -68,11 +70,10 @@ def command(overrides: tuple[str, ...]) -> None:
             config, engine, tokenizer = load_model(settings.checkpoint, ParallelConfig())
             generator = Generator(engine.modules, config, tokenizer, settings.batch_size)
             settings = replace(settings, checkpoint=checkpoint.find(settings.checkpoint))
-        with resumable():
-            if isinstance(settings, EditEvaluation):
-                show_edits(evaluate_edits(settings, generator))
-            else:
-                show_code(evaluate_code(settings, generator))
+        if isinstance(settings, EditEvaluation):
+            show_edits(evaluate_edits(settings, generator))
+        else:
+            show_code(evaluate_code(settings, generator))
     finally:
         launch.shutdown()
     click.echo(settings.output / "result.json")

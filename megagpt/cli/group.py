@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from megagpt import env
+from megagpt.errors import Interrupted
 
 
 class Group(click.Group):
@@ -25,7 +26,27 @@ class Group(click.Group):
         return import_module(f"{self.package}.{cmd_name}").command if cmd_name in self.commands else None
 
 
-class RankedCommand(click.Command):
+class Command(click.Command):
+    """A command that Ctrl-C ends with one line. `goes_on`: whether the same command then goes on where it stopped."""
+
+    def __init__(self, *arguments: Any, goes_on: bool = False, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.goes_on = goes_on
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Raises Interrupted."""
+        try:
+            return self.start(ctx)
+        except KeyboardInterrupt:
+            how = ": the same command goes on where it stopped" if self.goes_on else ""
+            raise Interrupted(f"interrupted{how}") from None
+
+    def start(self, ctx: click.Context) -> Any:
+        """Run the command's function."""
+        return super().invoke(ctx)
+
+
+class RankedCommand(Command):
     """A command that several ranks run together: torchrun's, or those that its own `--nproc-per-node N` starts."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -44,13 +65,16 @@ class RankedCommand(click.Command):
         ctx.meta["arguments"] = list(args)
         return super().parse_args(ctx, args)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, in this process or in the ranks that it starts."""
+    def start(self, ctx: click.Context) -> Any:
+        """Run the command's function, in this process or in the ranks that it starts."""
         ranks = ctx.params.pop("nproc_per_node")
         if ranks in (None, 1) or env.is_rank():
-            return super().invoke(ctx)
+            return super().start(ctx)
         from megagpt.parallel import torchrun
 
         subcommand = ctx.command_path.split()[1:]
         start = ["--nproc-per-node", str(ranks), "-m", "megagpt.cli", *subcommand]
-        return torchrun.main([*start, *ctx.meta["arguments"]])
+        code = torchrun.main([*start, *ctx.meta["arguments"]])
+        if code == Interrupted.exit_code:
+            raise KeyboardInterrupt
+        return code

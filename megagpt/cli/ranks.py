@@ -1,4 +1,4 @@
-"""What commands do that run a model on several ranks, or for long."""
+"""What commands do that run a model on several ranks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from megagpt import env
-from megagpt.errors import ConfigError, Interrupted, MegaGPTError
+from megagpt.errors import ConfigError, MegaGPTError
 
 if TYPE_CHECKING:
     from megagpt.config.schema import Config, ParallelConfig
@@ -50,15 +50,6 @@ def restore_model(
             f"not {env.world_size()}: start them with --nproc-per-node {tensor * pipeline}"
         )
     return load_model(checkpoint, parallel, objective)
-
-
-@contextmanager
-def resumable() -> Iterator[None]:
-    """Say after Ctrl-C that the work can go on. Raises Interrupted."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted: the same command goes on where it stopped") from None
 
 
 def say(text: str) -> None:

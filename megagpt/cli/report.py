@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 from megagpt.cli import options
+from megagpt.cli.group import Command
 
 
-@click.command("report", short_help="Turn runs into one HTML page with interactive plots.")
+@click.command("report", cls=Command, short_help="Turn runs into one HTML page with interactive plots.")
 @click.argument("run_dirs", nargs=-1, required=True, type=options.FILE, metavar="RUN_DIR...")
 @click.option(
     "--output",

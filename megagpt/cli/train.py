@@ -7,7 +7,6 @@ import click
 
 from megagpt import env
 from megagpt.cli.group import RankedCommand
-from megagpt.cli.ranks import resumable
 from megagpt.errors import ConfigError
 
 
@@ -32,7 +31,11 @@ def show_section(ctx: click.Context, parameter: click.Parameter, name: str | Non
 
 
 @click.command(
-    "train", cls=TrainCommand, add_help_option=False, short_help="Train a model: pretraining, code, SFT, reward, PPO."
+    "train",
+    cls=TrainCommand,
+    goes_on=True,
+    add_help_option=False,
+    short_help="Train a model: pretraining, code, SFT, reward, PPO.",
 )
 @click.option(
     "-h",
@@ -67,5 +70,4 @@ def command(overrides: tuple[str, ...], only_config: bool) -> int:
         check_inputs(config)
     from megagpt.stages import run
 
-    with resumable():
-        return run(config)
+    return run(config)

@@ -2,10 +2,12 @@
 
     python -m megagpt.parallel.torchrun --nproc-per-node 2 -m megagpt experiment=demo
 
-It takes torchrun's arguments and differs from it in three things. The store of a job on one machine can be reached from
+It takes torchrun's arguments and differs from it in five things. The store of a job on one machine can be reached from
 that machine alone; torchrun's own listens on every interface, and lets everybody in. SIGUSR1, on which ranks save and
-stop, is passed on to them, where torchrun would die of it. And it ends with the exit code of the rank that failed,
-where torchrun's is always 1, so that who started it can tell what another attempt may mend.
+stop, is passed on to them, where torchrun would die of it. On Ctrl-C they get SIGTERM, on which they save and stop too,
+and which ends those that do neither yet without a traceback; a second Ctrl-C ends them all at once. It ends with the
+exit code of the rank that failed, where torchrun's is always 1, so that who started it can tell what another attempt
+may mend. And it says in one line what failed, since a rank has said why.
 
 `--outcome FILE` writes down for a batch script what came of it, in one line: `cause code text`. The cause is 0 for what
 another attempt would only meet again, and of several launchers the smallest explains the others.
@@ -13,6 +15,7 @@ another attempt would only meet again, and of several launchers the smallest exp
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -20,10 +23,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import run
+from torch.distributed.elastic.multiprocessing import api
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
@@ -31,6 +36,9 @@ from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
 from megagpt.errors import FOR_GOOD, HUNG, STOPPED_BY_SIGNAL, ConfigError, DistributedError, MegaGPTError
 
 ADDRESS = "127.0.0.1"
+
+NOISY = tuple(f"torch.distributed.elastic.{module}.api" for module in ("multiprocessing", "agent.server"))
+"""Loggers that tell how torchrun ends ranks."""
 
 LOOK_SECONDS = 0.5
 """Time between two looks for ranks that have not had a signal yet."""
@@ -49,14 +57,20 @@ def main(arguments: list[str] | None = None) -> int:
         options.master_port = options.master_port or _free_port()  # without one torchrun takes another, open store
         static_tcp_rendezvous.TCPStore = store
     pass_on(signal.SIGUSR1)
+    ctrl_c = CtrlC()
+    api._terminate_process_handler = ctrl_c
+    if options.max_restarts == 0:  # else what ended an attempt is worth a line
+        for name in NOISY:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     code, text = 0, "finished"
     try:
         run.run(options)
     except ChildFailedError as error:
         code, text = verdict(error.failures)
-        sys.stderr.write(f"{text if code == STOPPED_BY_SIGNAL else error}\n")
+        sys.stderr.write(f"{text}\n")
     except SignalException as error:
-        code, text = 128 + error.sigval, f"{socket.gethostname()}: ended by {error.sigval.name}"
+        number = signal.SIGINT if ctrl_c.pressed else error.sigval
+        code, text = 128 + number, f"{socket.gethostname()}: ended by {number.name}"
     if own.outcome:
         own.outcome.write_text(f"{cause(code)} {code} {text}\n")
         # What stopped in order is no failure: srun would end the other nodes for it, which may still be saving.
@@ -77,6 +91,25 @@ def store(host: str, port: int, world_size: int, is_master: bool, timeout: Any, 
 def _free_port() -> int:
     with socket.create_server((ADDRESS, 0)) as server:
         return server.getsockname()[1]
+
+
+class CtrlC:
+    """Torchrun's handler of signals that end it, with another answer to Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Have torchrun end the ranks; at a second Ctrl-C, end them here."""
+        if number != signal.SIGINT:
+            raise SignalException(f"got {signal.Signals(number).name}", signal.Signals(number))
+        if self.pressed:
+            for pid in _children():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return
+        self.pressed = True
+        raise SignalException("Ctrl-C", signal.SIGTERM)
 
 
 def pass_on(number: signal.Signals) -> None:

@@ -244,6 +244,7 @@ def _partition(parameter: torch.nn.Parameter) -> torch.Tensor:
 
 
 def _initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> Any:
+    env.set_deepspeed_accelerator(cpu.device().type)
     try:
         import deepspeed
         from deepspeed.ops.op_builder import AsyncIOBuilder
@@ -260,16 +261,16 @@ def _initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, setti
             "offload to nvme needs libaio with its headers, with which DeepSpeed compiles its reader: install"
             " libaio-dev (Debian) or libaio-devel, or offload to the cpu"
         )
-    if settings["zero_optimization"]["stage"] == 3:  # else the whole model would be on the device once
-        deepspeed.zero.Init(
-            module=module,
-            data_parallel_group=_Grid.get_data_parallel_group(),
-            remote_device=settings["zero_optimization"].get("offload_param", {}).get("device"),
-            config_dict_or_path=settings,
-            dtype=module.config.params_dtype,
-            mpu=_Grid,
-        )
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory's use, whatever the level of its log
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it builds and uses, whatever the level of its log
+        if settings["zero_optimization"]["stage"] == 3:  # else the whole model would be on the device once
+            deepspeed.zero.Init(
+                module=module,
+                data_parallel_group=_Grid.get_data_parallel_group(),
+                remote_device=settings["zero_optimization"].get("offload_param", {}).get("device"),
+                config_dict_or_path=settings,
+                dtype=module.config.params_dtype,
+                mpu=_Grid,
+            )
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,

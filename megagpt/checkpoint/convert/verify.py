@@ -61,10 +61,12 @@ def _config(model: ModelConfig, parallel: ParallelConfig) -> Config:
 def _transformers(side: Source, tokens: torch.Tensor) -> torch.Tensor:
     try:
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
     except ImportError:
         raise CheckpointError(
             "the proof of a conversion needs transformers: pip install transformers, or give --no-verify"
         ) from None
+    logging.disable_progress_bar()
     folder: Path = side.path
     module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     return module(tokens).logits.float()

@@ -6,13 +6,14 @@ from pathlib import Path
 import click
 
 from megagpt.cli import options
+from megagpt.cli.group import Command
 
 FORMATS = ("megagpt", "huggingface", "megatron", "megatron-dist", "deepspeed-universal", "deepspeed")
 
 log = logging.getLogger(__name__)
 
 
-@click.command("convert", short_help="Convert a checkpoint between formats.")
+@click.command("convert", cls=Command, short_help="Convert a checkpoint between formats.")
 @click.argument("source", type=options.FILE)
 @click.argument("target", type=options.FILE)
 @click.option("--to", required=True, type=click.Choice(FORMATS), help="Format of the new folder.")

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from megagpt.cli import options
+from megagpt.cli.group import Command
 
 
-@click.command("inspect", short_help="Show what a checkpoint is and what it holds.")
+@click.command("inspect", cls=Command, short_help="Show what a checkpoint is and what it holds.")
 @click.argument("checkpoint", type=options.FILE)
 @click.option("--no-norms", is_flag=True, help="Read headers only.")
 @click.option("--verify", is_flag=True, help="Check the SHA-256 of every file (megagpt's checkpoints have them).")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from megagpt.cli import options
-from megagpt.cli.ranks import resumable
+from megagpt.cli.group import Command
 from megagpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ slurm = options.together(
 """How to run on a cluster."""
 
 
-@click.command("corpus", short_help="Make a corpus of source code: filtered and deduplicated.")
+@click.command(
+    "corpus", cls=Command, goes_on=True, short_help="Make a corpus of source code: filtered and deduplicated."
+)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--output", required=True, metavar="FOLDER", help="Where the corpus goes.")
 @options.words("--languages", required=True, metavar="NAME,...", help="Languages to keep.")
@@ -76,8 +78,7 @@ def command(inputs: tuple[str, ...], output: str, workers: int, **settings: Any)
 
     cluster = slurm_of(**{name: settings.pop(name) for name in list(settings) if name.startswith("slurm_")})
     thresholds = Limits(**{name: settings.pop(name) for name in Limits.__dataclass_fields__})
-    with resumable():
-        result = build(inputs, output, Options(limits=thresholds, **settings), workers, cluster)
+    result = build(inputs, output, Options(limits=thresholds, **settings), workers, cluster)
     if result.report is not None:
         show(result, output)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from megagpt.cli import options
+from megagpt.cli.group import Command
 from megagpt.errors import ConfigError
 
 
-@click.command("edits", short_help="Make edits by instruction out of any text and code.")
+@click.command("edits", cls=Command, short_help="Make edits by instruction out of any text and code.")
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...")
 @click.option("--output", type=options.FILE, required=True, help=".jsonl to write.")
 @click.option("--count", type=int, default=10_000, show_default=True, help="Edits to make, the kinds in equal shares.")

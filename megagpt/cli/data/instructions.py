@@ -6,10 +6,11 @@ from pathlib import Path
 import click
 
 from megagpt.cli import options
+from megagpt.cli.group import Command
 from megagpt.errors import ConfigError
 
 
-@click.command("instructions", short_help="Make demonstrations, ranked answers and prompts.")
+@click.command("instructions", cls=Command, short_help="Make demonstrations, ranked answers and prompts.")
 @click.option("--output-dir", type=options.FILE, required=True, help="Folder to write into.")
 @click.option("--count", type=int, default=10_000, show_default=True, help="Records of each file.")
 @options.words("--kinds", metavar="KIND,...", help="Of the kinds above [default: all].")

@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from megagpt.cli import options
-from megagpt.cli.ranks import resumable
+from megagpt.cli.group import Command
 
 
-@click.command("preprocess", short_help="Tokenize files of text into a corpus.")
+@click.command("preprocess", cls=Command, goes_on=True, short_help="Tokenize files of text into a corpus.")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @options.tokenizer
 @click.option("--output", required=True, metavar="PREFIX", help="Where the corpus goes, without .bin.")
@@ -40,16 +40,15 @@ def command(
     from megagpt.data.preprocess import preprocess
     from megagpt.data.readers import FOLDER_PATTERNS
 
-    with resumable():
-        about = preprocess(
-            inputs,
-            tokenizer,
-            output,
-            key=key,
-            patterns=patterns or FOLDER_PATTERNS,
-            workers=workers,
-            max_rejected=max_rejected,
-            max_record_mb=max_record_mb,
-        )
+    about = preprocess(
+        inputs,
+        tokenizer,
+        output,
+        key=key,
+        patterns=patterns or FOLDER_PATTERNS,
+        workers=workers,
+        max_rejected=max_rejected,
+        max_record_mb=max_record_mb,
+    )
     per_token = about["bytes"] / about["tokens"]
     click.echo(f"{output}: {about['documents']:,} documents, {about['tokens']:,} tokens, {per_token:.2f} bytes a token")

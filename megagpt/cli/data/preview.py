@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from megagpt.cli import options
+from megagpt.cli.group import Command
 from megagpt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from megagpt.data.tokenizer import Tokenizer
 
 
-@click.command("preview", short_help="Show conversations as a model will see them.")
+@click.command("preview", cls=Command, short_help="Show conversations as a model will see them.")
 @click.argument("files", nargs=-1, required=True, type=options.FILE, metavar="FILE...")
 @options.tokenizer
 @click.option("--sequence-length", type=int, default=2048, show_default=True, help="Context, in tokens.")

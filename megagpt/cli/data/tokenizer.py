@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from megagpt.cli import options
+from megagpt.cli.group import Command
 from megagpt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from megagpt.data.tokenizer import Tokenizer
 
 
-@click.command("tokenizer", short_help="Train a byte-level BPE tokenizer, or add tokens to one.")
+@click.command("tokenizer", cls=Command, short_help="Train a byte-level BPE tokenizer, or add tokens to one.")
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...")
 @click.option("--output", type=options.FILE, required=True, help="tokenizer.json to write.")
 @click.option("--vocab-size", type=int, help="Tokens, end-of-text included (GPT-3: 50257).")
