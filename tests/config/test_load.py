@@ -168,7 +168,11 @@ def test_wrong_type_says_what_was_expected_and_given(values, message):
 def test_all_problems_are_reported_at_once():
     lines = problems(load, ["optim.lrr=1", "model.num_layers=3.5", "data.split=[1]", "model.bias=maybe", "seed=true"])
     assert {line.partition(":")[0] for line in lines} == {
-        *("optim.lrr", "model.num_layers", "data.split", "model.bias", "seed")
+        "optim.lrr",
+        "model.num_layers",
+        "data.split",
+        "model.bias",
+        "seed",
     }
     lines = problems(load, ["foo", "model=gpt4"])
     assert len(lines) == 2
