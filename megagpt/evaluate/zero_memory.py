@@ -64,19 +64,21 @@ def _measure(config: Config) -> BytesPerParameter:
     launch.initialize(config.parallel, config.seed)
     gc.collect()
     before = _storages()
-    engine = DeepSpeedEngine(config, LanguageModelObjective())
+    gradients: list[int] = []
+
+    class WatchedEngine(DeepSpeedEngine):
+        """Measures the memory of gradients when all of them are there."""
+
+        def divide_gradients(self, divisor: float) -> None:
+            super().divide_gradients(divisor)
+            gc.collect()
+            reached = _storages() | _addresses([p.grad for p in self.modules[0].parameters() if p.grad is not None])
+            gradients.append(sum(size for address, size in reached.items() if address not in before) - sum(kept))
+
+    engine = WatchedEngine(config, LanguageModelObjective())
     parameters = [getattr(parameter, "ds_tensor", parameter) for parameter in engine.modules[0].parameters()]
     states = [value for state in engine.zero.optimizer.state.values() for value in state.values()]
     kept = _bytes(parameters), _bytes([*engine.masters, *states])
-    gradients: list[int] = []
-
-    def watched_step() -> None:  # just before the update all gradients are there
-        gc.collect()
-        reached = _storages() | _addresses([p.grad for p in engine.modules[0].parameters() if p.grad is not None])
-        gradients.append(sum(size for address, size in reached.items() if address not in before) - sum(kept))
-        step()
-
-    step, engine.engine.step = engine.engine.step, watched_step
     for _ in range(2):
         engine.train_step(iter([_batch(config)] * 2), 2, config.optim.lr)
     count = sum(math.prod(boxes[0].global_shape) for _, _, boxes in engine.parameters)

@@ -131,13 +131,14 @@ class DeepSpeedEngine:
                 if not math.isfinite(mean):
                     loss = loss * torch.nan  # on every rank, so that DeepSpeed skips the step
             self.engine.backward(loss, scale_wrt_gas=False)
-        self._divide_gradients(max(count, 1) / self.dims.data_size)
+        self.divide_gradients(max(count, 1) / self.dims.data_size)
         self.engine.step()
         self.zero.custom_loss_scaler = False  # it would also multiply the next losses
         grad_norm = float(self.engine.get_global_grad_norm())
         return StepResult(mean, count, grad_norm, not self.zero.overflow, metrics)
 
-    def _divide_gradients(self, divisor: float) -> None:
+    def divide_gradients(self, divisor: float) -> None:
+        """Turn sums of gradients into means; all gradients of the step are there, and the update comes next."""
         if hasattr(self.zero, "override_loss_scale"):
             self.zero.override_loss_scale(divisor)
         else:  # DeepSpeed's optimizer for stage 1 in bf16

@@ -117,6 +117,7 @@ def test_every_layout_learns_as_one_rank(one, two, layout):
     expected, found = one["scored" if "ppo.reward=model" in LAYOUTS[layout] else "whole"], two[0][layout]
     assert np.array_equal(found["episodes"]["tokens"], expected["episodes"]["tokens"])
     for name in METRICS:
+        assert any(name in line for line in expected["lines"]), name
         for a, b in zip(expected["lines"], found["lines"], strict=True):
             assert (name in a) == (name in b)
             if name in a:
