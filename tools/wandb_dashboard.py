@@ -64,6 +64,7 @@ SECTIONS = {
         ("Model FLOPs utilisation", "of the device's peak", ["mfu"], {"smoothing": True}),
         ("Time per step", "seconds", ["step_seconds"], {"smoothing": True}),
         ("Time of an iteration of PPO", "seconds", ["rollout_seconds", "scoring_seconds"], {}),
+        ("Time of an update of PPO", "seconds", ["critic_seconds", "policy_seconds"], {"smoothing": True}),
     ],
     "Memory": [
         ("Peak memory", "GiB", ["memory_gib"], {}),
