@@ -41,6 +41,7 @@ def test_options_are_refused(capsys):
     assert "No such option '--k'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_model_from_end_to_end(tmp_path, megagpt):
     tokenizer = train_tokenizer(["def f(x):\n    return x + 1\n"], 280)
     size = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "sequence_length": 64}

@@ -28,6 +28,7 @@ def listeners(pids: list[int]) -> set[tuple[str, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_f43_only_loopback_listens_and_strangers_do_no_harm(overrides, tmp_path):
     log, port = tmp_path / "log", job.free_port()
     settings = [*job.settings(overrides, tmp_path, "run", steps=300), "checkpoint.interval=0", "parallel=data"]

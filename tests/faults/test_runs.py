@@ -104,6 +104,7 @@ def test_signals_save_and_stop(number, overrides, tmp_path):
     assert f"stopped by a signal at step {saved}" in log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["megatron", "deepspeed"])
 def test_ctrl_c_under_torchrun_saves(engine, overrides, tmp_path):
     """The terminal sends SIGINT to the launcher and to every rank at once, and the launcher passes it on."""

@@ -36,8 +36,10 @@ LAYOUTS = [
 @needs_deepspeed
 @pytest.mark.parametrize(
     ("model", "precision", "layouts", "tolerance"),
-    [(GPT3, "fp32", LAYOUTS, 1e-4), (MODERN, "bf16", LAYOUTS[:6], 1e-2)],
-    ids=["fp32", "bf16"],
+    [
+        pytest.param(GPT3, "fp32", LAYOUTS, 1e-4, id="fp32", marks=pytest.mark.slow),
+        pytest.param(MODERN, "bf16", LAYOUTS[:6], 1e-2, id="bf16"),
+    ],
 )
 def test_equals_megatron_on_one_rank(model, precision, layouts, tolerance):
     (expected,) = run_distributed(train_all, 1, [config_of(model, {}, precision)])

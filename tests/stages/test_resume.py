@@ -94,21 +94,22 @@ def _named(name: str, overrides: list[str], folder: Path, steps: int, *more: str
     return [*overrides, f"run_name={name}", f"runs_dir={folder}", f"optim.train_tokens={_tokens(steps)}", *more]
 
 
+def slow(world_size: int, *layout: str):
+    """A layout of `make test-slow`."""
+    return pytest.param(world_size, list(layout), marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("world_size", "layout"),
     [
-        (1, ["parallel.zero_stage=0", "parallel.micro_batch_size=2"]),
+        slow(1, "parallel.zero_stage=0", "parallel.micro_batch_size=2"),
         (2, ["parallel.zero_stage=1", "checkpoint.asynchronous=true"]),
-        (2, ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true", "parallel.micro_batch_size=2"]),
-        (2, ["parallel.pipeline_parallel_size=2", "parallel.micro_batch_size=2", "optim.precision=bf16"]),
-        (2, [*DEEPSPEED, "parallel.zero_stage=1", "optim.precision=bf16"]),
+        slow(2, "parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true", "parallel.micro_batch_size=2"),
+        slow(2, "parallel.pipeline_parallel_size=2", "parallel.micro_batch_size=2", "optim.precision=bf16"),
+        slow(2, *DEEPSPEED, "parallel.zero_stage=1", "optim.precision=bf16"),
         (2, [*DEEPSPEED, "parallel.zero_stage=2", "parallel.offload_optimizer=cpu"]),
-        (2, [*DEEPSPEED, "parallel.zero_stage=3", "checkpoint.asynchronous=true", "optim.precision=bf16"]),
-        pytest.param(
-            2,
-            [*DEEPSPEED, "parallel.zero_stage=3", *ON_DISK, "model.hidden_size=128"],  # swapped from 1 MiB upward
-            marks=pytest.mark.slow,
-        ),
+        slow(2, *DEEPSPEED, "parallel.zero_stage=3", "checkpoint.asynchronous=true", "optim.precision=bf16"),
+        slow(2, *DEEPSPEED, "parallel.zero_stage=3", *ON_DISK, "model.hidden_size=128"),  # swapped from 1 MiB upward
     ],
     ids=["one", "dp2-async", "tp2-sp", "pp2-bf16", "zero1-bf16", "zero2-offload", "zero3-bf16-async", "zero3-nvme"],
 )
@@ -165,6 +166,7 @@ def test_other_layouts_go_on(overrides, tmp_path):
             torch.testing.assert_close(resumed["losses"][step], values, rtol=1e-5, atol=0, msg=f"{name}, step {step}")
 
 
+@pytest.mark.slow
 def test_engines_go_on_from_each_other(overrides, tmp_path):
     """Megatron on TP2 x PP2, then ZeRO-3 on 4 ranks, then ZeRO-2 on TP2, then Megatron again: as if never stopped."""
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")

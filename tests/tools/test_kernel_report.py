@@ -79,6 +79,7 @@ def test_everything_that_is_shipped(tmp_path):
     assert all(0 < kernel["registers"] < 256 and not kernel["stack_bytes"] for kernel in kernels)
 
 
+@pytest.mark.slow
 def test_finds_what_is_wrong(tmp_path):
     faulty, output = tmp_path / "faulty.py", tmp_path / "kernels.json"
     faulty.write_text(FAULTY)

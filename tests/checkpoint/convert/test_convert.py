@@ -66,6 +66,7 @@ def save(overrides: list[str], layouts: list[list[str]], folder: Path) -> None:
         launch.leave_groups()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [GPT2, GPT_NEO, LLAMA], ids=["gpt2", "gpt-neo", "llama"])
 def test_every_layout_becomes_the_same(model, tmp_path):
     """TP 1, 2, 4 and PP 1, 2, tied and untied embeddings, fused biases, grouped queries, gate and value."""
