@@ -6,6 +6,8 @@ import socket
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.faults import job
 
 LAUNCHER = [sys.executable, "-m", "megagpt.parallel.torchrun", "--nproc-per-node=2"]
