@@ -19,8 +19,9 @@ EDIT := runs/edit
 EDITS := --kinds uppercase,lowercase,number_lines,reverse_lines,sort_lines,single_spaces,add_comment --max-chars 60
 CHAT := runs/chatgpt
 RANKS ?= 2
-# Three at a time on two cores, for tests wait much of their time; a file is one worker's, for its fixtures are dear.
-SIDE_BY_SIDE := --numprocesses 3 --dist loadfile
+# Three at a time on two cores, since tests wait much of their time. A worker takes whole files, whose fixtures are
+# expensive. Files come by name: ordered by their number of tests, the few long tests would all come last.
+SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 OVERRIDES ?=
 
 .PHONY: train code chatgpt test test-slow lint install clean
