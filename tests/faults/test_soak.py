@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -55,5 +56,6 @@ def test_f36_nothing_grows_in_2000_steps(overrides, tmp_path):
         assert max(files) - min(files) <= 2, figures
         assert max(threads) - min(threads) <= 2, figures  # a save's writer comes and goes
         assert max(resident) <= 1.02 * resident[0], figures
-        later = shared[len(shared) // 2 :]
-        assert min(later) <= shared[0], figures  # the machine's: others may come and go, what this run leaves stays
+        # The machine's: those of other processes come and go. This run saves and evaluates between two samples, so that
+        # what it left behind would add up from each to the next.
+        assert sum(b > a for a, b in pairwise(shared)) < len(shared) // 2, figures
