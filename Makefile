@@ -19,9 +19,10 @@ EDIT := runs/edit
 EDITS := --kinds uppercase,lowercase,number_lines,reverse_lines,sort_lines,single_spaces,add_comment --max-chars 60
 CHAT := runs/chatgpt
 RANKS ?= 2
-# Three at a time on two cores, since tests wait much of their time. A worker takes whole files, whose fixtures are
-# expensive. Files come by name: ordered by their number of tests, the few long tests would all come last.
-SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Three at a time on two cores, since tests wait much of their time; slow ones, some of which compile, two at a time.
+# A worker takes whole files, whose fixtures are expensive. Files come by name: ordered by their number of tests, the
+# few long tests would all come last.
+SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 OVERRIDES ?=
 
 .PHONY: train code chatgpt test test-slow lint install clean
@@ -118,10 +119,10 @@ $(CHAT)/report.html: runs/ppo/evaluation.json
 	$(MEGAGPT) report $(RUN) $(CODE) runs/sft runs/reward runs/ppo --output $@
 
 test: $(VENV)/installed-dev
-	$(PYTHON) -m pytest $(SIDE_BY_SIDE) -m "not slow"
+	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) -m "not slow"
 
 test-slow: $(VENV)/installed-dev
-	$(PYTHON) -m pytest $(SIDE_BY_SIDE) -m slow
+	$(PYTHON) -m pytest --numprocesses 2 $(SIDE_BY_SIDE) -m slow
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

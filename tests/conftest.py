@@ -86,3 +86,10 @@ def launched(monkeypatch) -> list[str]:
 
         monkeypatch.setattr(kind, "run", run)
     return names
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests time on a busy machine, unless they say how much they need."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
