@@ -7,7 +7,7 @@ once; tests/cli/test_help.py holds them to it.
 import click
 
 from megagpt import __version__, env
-from megagpt.cli.group import Group
+from megagpt.cli.group import Group, reported_by_first_rank
 from megagpt.log import run_tool
 
 COMMANDS = ("train", "generate", "chat", "score", "evaluate", "plan", "report", "data", "checkpoint")
@@ -40,8 +40,9 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         return command.main(arguments, prog_name="megagpt", standalone_mode=False) or 0
     except click.ClickException as error:
-        if env.rank() == 0:  # every rank reads the same command line: the first says it for all
-            error.show()
+        if env.rank() != 0:  # every rank reads the same command line: the first says it for all
+            return reported_by_first_rank(error.exit_code)
+        error.show()
         return error.exit_code
 
 

@@ -1,5 +1,6 @@
 """Groups whose subcommands are imported when they are called, and commands that several ranks run."""
 
+import time
 from importlib import import_module
 from typing import Any
 
@@ -7,6 +8,18 @@ import click
 
 from megagpt import env
 from megagpt.errors import Interrupted
+
+HEAD_START_SECONDS = 5.0
+"""Time for rank 0 to report an error that all ranks have."""
+
+
+def reported_by_first_rank(exit_code: int) -> int:
+    """The exit code of another rank than 0, for an error that all ranks have and rank 0 reports.
+
+    It waits, since a launcher ends all ranks as soon as one has ended; it ends this one while it waits.
+    """
+    time.sleep(HEAD_START_SECONDS)
+    return exit_code
 
 
 class Group(click.Group):

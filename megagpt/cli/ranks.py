@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from megagpt import env
+from megagpt.cli.group import reported_by_first_rank
 from megagpt.errors import ConfigError, MegaGPTError
 
 if TYPE_CHECKING:
@@ -27,9 +28,13 @@ def one_voice() -> Iterator[None]:
     try:
         yield
     except MegaGPTError as error:
-        if launch.is_first_failure() if dist.is_initialized() else env.rank() == 0:
+        if dist.is_initialized():
+            if launch.is_first_failure():
+                raise
+            raise click.exceptions.Exit(error.exit_code) from None
+        if env.rank() == 0:
             raise
-        raise click.exceptions.Exit(error.exit_code) from None
+        raise click.exceptions.Exit(reported_by_first_rank(error.exit_code)) from None
     finally:
         launch.shutdown()
 

@@ -6,7 +6,7 @@ Nothing heavy is imported before the configuration is known to be right, so that
 import click
 
 from megagpt import env
-from megagpt.cli.group import RankedCommand
+from megagpt.cli.group import RankedCommand, reported_by_first_rank
 from megagpt.errors import ConfigError
 
 
@@ -65,7 +65,7 @@ def command(overrides: tuple[str, ...], only_config: bool) -> int:
     except ConfigError as error:
         if env.rank() == 0:  # every rank reads the same configuration: the first says it for all
             raise
-        return error.exit_code
+        return reported_by_first_rank(error.exit_code)
     if env.rank() == 0:  # the stage itself finds what only another rank lacks
         check_inputs(config)
     from megagpt.stages import run

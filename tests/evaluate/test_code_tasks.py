@@ -84,6 +84,7 @@ def data(data_dir: Path, name: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_humaneval_and_agreement_with_its_own_protocol(data_dir, passed_of):
     path = data(data_dir, "humaneval/HumanEval.jsonl.gz")
     problems = read_problems("humaneval", path)

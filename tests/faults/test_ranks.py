@@ -104,6 +104,7 @@ def test_f25_the_same_step_again_and_again_ends_the_job(overrides, tmp_path):
     assert text.count("RuntimeError: [enforce fail at alloc_cpu.cpp") == 2  # once an attempt
 
 
+@pytest.mark.slow
 def test_f16_f25_a_second_job_is_refused_and_no_orphans_are_left(overrides, tmp_path):
     log, second_log = tmp_path / "log", tmp_path / "second"
     settings = [*job.settings(overrides, tmp_path, "run", steps=100_000), "parallel=data"]

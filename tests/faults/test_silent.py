@@ -141,6 +141,7 @@ def _spikes(settings: list[str]) -> list[tuple]:
     ]
 
 
+@pytest.mark.slow
 def test_f31_a_spike_is_rolled_back_and_its_samples_left_out(overrides, tmp_path):
     """Garbage in samples 400 to 415, steps 51 and 52, after a corpus of six words has been learnt."""
     settings = [*job.settings(overrides, tmp_path, "run", steps=90), "optim.lr=3e-3", "checkpoint.keep_last=20"]

@@ -31,6 +31,7 @@ def test_the_cause_is_told_from_its_consequences(codes, expected):
     assert text.startswith(f"rank {10 + first} on ")
 
 
+@pytest.mark.slow
 def test_a_signal_reaches_the_ranks_and_a_killed_rank_is_named(overrides, tmp_path):
     log, outcome, run = tmp_path / "log", tmp_path / "outcome", tmp_path / "run"
     settings = [*job.settings(overrides, tmp_path, "run", steps=100_000), "parallel=data"]

@@ -85,6 +85,7 @@ def test_175b_as_traced(process):
         assert found["planned activations"] == pytest.approx(found["activations"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_ppo_as_traced(process):
     copy = ["ppo.rollout_parallel.tensor_parallel_size=8", "ppo.rollout_parallel.pipeline_parallel_size=4"]
     found = process(traced.compare_models, ["experiment=ppo_175b", "data.corpora=[{path: text}]", *copy], 128)

@@ -152,6 +152,7 @@ def test_another_way_to_choose_the_best_begins_anew(overrides, tmp_path):
     assert states[2]["best_value"] < states[1]["best_value"] < states[0]["best_value"]
 
 
+@pytest.mark.slow
 def test_other_layouts_go_on(overrides, tmp_path):
     """Saved on TP2; resumed on PP2, DP2, one rank and TP2 x PP2, against the run that never stopped."""
     plain = [*overrides, "model.hidden_dropout=0", "model.attention_dropout=0", "parallel.micro_batch_size=2"]
