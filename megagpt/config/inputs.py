@@ -132,7 +132,7 @@ def _several_corpora(config: Config, missing: list[str]) -> list[str]:
     of_gpt3 = " (GPT-3's own are not public)" if set(missing) & set(GPT3_CORPORA) else ""
     lines = [
         f"  data.corpora: {len(missing)} of {len(config.data.corpora)} corpora are missing{of_gpt3}; make each from"
-        " text of your own, which `megagpt data corpus` can clean first:"
+        " text of your own:"
     ]
     for corpus in config.data.corpora:
         if corpus.path in missing:
