@@ -50,7 +50,7 @@ def load_weights(config: Config, engine: Engine) -> None:
     _load_growing(config.model, old, source, shards)
     if config.model.head == old.head == "scalar":
         _subtract_offset(shards, manifest)
-    log.info("started from the weights of %s", source)
+    log.info("loaded the weights of %s", source)
 
 
 def load_model(
