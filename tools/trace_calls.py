@@ -11,7 +11,6 @@ stand in different files.
 
 import argparse
 import json
-import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -28,7 +27,7 @@ from megagpt.config.load import load
 from megagpt.config.schema import Config
 from megagpt.data.chat import grow_for_chat
 from megagpt.data.indexed import write_corpus
-from megagpt.data.instructions import make_instructions
+from megagpt.data.instructions import Instruction, make_instructions
 from megagpt.data.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,8 +99,8 @@ def trace(traces: Iterable[CallTrace], work: Callable[[], object]) -> None:
             raise LookupError(f"{path.first} was not called {path.call} times")
 
 
-def settings(folder: Path) -> list[str]:
-    """Make a corpus, a tokenizer and prompts in `folder`; returns overrides of a tiny run that uses them."""
+def write_data(folder: Path) -> tuple[int, list[Instruction]]:
+    """Write tokenizer.json, the corpus `text` and prompts.jsonl; returns the vocabulary's size and the instructions."""
     made = list(make_instructions(90, kinds=("some_words", "add", "copy"), seed=1))
     texts = ["\n".join(message.content for message in one.messages) for one in made]
     tokenizer = grow_for_chat(train_tokenizer(texts, 300))
@@ -110,14 +109,19 @@ def settings(folder: Path) -> list[str]:
     lengths = np.array([len(document) for document in documents], np.int32)
     about = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
     write_corpus(folder / "text", [(lengths, np.concatenate(documents))], len(documents), about)
-    random.Random(0).shuffle(made)
     turns = [[{"role": m.role, "content": m.content} for m in one.prompt] for one in made]
     records = [{"messages": t, "check": one.check} for t, one in zip(turns, made, strict=True)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return tokenizer.vocab_size, made
+
+
+def settings(folder: Path) -> list[str]:
+    """Write data to `folder`; returns overrides of a tiny run that uses them."""
+    vocab_size, _ = write_data(folder)
     return [
         "model=tiny",
         "model.sequence_length=32",
-        f"model.vocab_size={tokenizer.vocab_size}",
+        f"model.vocab_size={vocab_size}",
         "optim=demo",
         "optim.warmup_tokens=0",
         "optim.ramp_tokens=0",

@@ -37,8 +37,6 @@ class HangDetector:
         """stacks: the folder of all ranks' stacks, to be named in the report."""
         self.config, self.progress, self.heartbeat = config, progress, heartbeat
         self.post_mortem, self.stacks = post_mortem, stacks
-        self.first_step = True
-        """Whether the first step is under way: kernels are compiled then, for which `start_timeout` allows."""
         self._clock, self._seen, self._since = 0.0, progress.entered, 0.0
         self._neighbour = (Beat.unheard(heartbeat.rank).number, 0.0)
         self._done = threading.Event()
@@ -79,7 +77,7 @@ class HangDetector:
             self.post_mortem.end(Hang(**hang))
         name = f"{section}_timeout"
         limit = getattr(self.config, name)
-        if self.first_step and self.config.start_timeout > limit:
+        if self.progress.first_step and self.config.start_timeout > limit:
             name, limit = "start_timeout", self.config.start_timeout
         if idle > limit:
             self._report(f"no progress in {section} for {idle:.0f} s (reliability.{name}={limit:g})")

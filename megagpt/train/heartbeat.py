@@ -26,6 +26,8 @@ class Progress:
     """The section of the step, such as forward or save."""
     entered: int = 0
     """Sections that this rank has entered so far; nothing has moved while it stays the same."""
+    first_step: bool = True
+    """Whether the first step is under way: kernels are compiled then, for which `start_timeout` allows."""
 
 
 @dataclass(frozen=True)

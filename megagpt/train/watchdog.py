@@ -34,7 +34,6 @@ class Watchdog:
         self.config, self.run_dir = config, run_dir
         self.progress = Progress()
         self._phase: str | None = None
-        self._first_step = True
         self._detector: HangDetector | None = None
         self._post_mortem: PostMortem | None = None
 
@@ -45,7 +44,7 @@ class Watchdog:
         """
         while self._post_mortem and self._post_mortem.ending:  # a rank that was woken for its stacks must not train on
             time.sleep(GRACE_SECONDS)
-        self.progress.section = self._phase or ("start" if self._first_step else section)
+        self.progress.section = self._phase or ("start" if self.progress.first_step else section)
         self.progress.entered += 1
 
     @contextmanager
@@ -62,9 +61,7 @@ class Watchdog:
 
     def first_step_done(self) -> None:
         """Watch sections by their own time-outs from now on."""
-        self._first_step = False
-        if self._detector:
-            self._detector.first_step = False
+        self.progress.first_step = False
 
     def batches(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield `batches`, watching how long each takes."""
@@ -86,7 +83,6 @@ class Watchdog:
         self._post_mortem = PostMortem(rank, stacks / f"rank_{rank:05d}.txt")
         heartbeat = Heartbeat(self.progress)
         self._detector = HangDetector(self.config, self.progress, heartbeat, self._post_mortem, stacks)
-        self._detector.first_step = self._first_step
         self._optimizer_hook = register_optimizer_step_pre_hook(lambda *_: self.enter("optimizer"))
         self._detector.start()
         return self

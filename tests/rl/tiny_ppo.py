@@ -4,13 +4,10 @@ import json
 import random
 from pathlib import Path
 
-import numpy as np
 from dist import run_distributed
+from trace_calls import write_data
 
-from megagpt.data.chat import grow_for_chat
-from megagpt.data.indexed import write_corpus
-from megagpt.data.instructions import make_instructions, ranked_answers
-from megagpt.data.tokenizer import train_tokenizer
+from megagpt.data.instructions import ranked_answers
 
 ROLLOUT, BATCH, PROMPT, RESPONSE = 16, 8, 16, 6
 
@@ -28,23 +25,14 @@ def run_stage_once(overrides: list[str]) -> None:
 
 def prepare(folder: Path) -> list[str]:
     """Make data, a language model and a reward model in `folder`; returns overrides of a run of PPO on them."""
-    made = list(make_instructions(90, kinds=("some_words", "add", "copy"), seed=1))
-    texts = ["\n".join(message.content for message in one.messages) for one in made]
-    tokenizer = grow_for_chat(train_tokenizer(texts, 300))
-    tokenizer.save(folder / "tokenizer.json")
-    documents = [np.array([*tokenizer.encode(text), tokenizer.end_of_text_id], np.int32) for text in texts]
-    lengths = np.array([len(document) for document in documents], np.int32)
-    about = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
-    write_corpus(folder / "text", [(lengths, np.concatenate(documents))], len(documents), about)
+    vocab_size, made = write_data(folder)
     turns = [[{"role": m.role, "content": m.content} for m in one.prompt] for one in made]
-    records = [{"messages": t, "check": one.check} for t, one in zip(turns, made, strict=True)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     ranked = [[{"content": a, "rank": rank} for a, rank in ranked_answers(one, random.Random(0))] for one in made]
     records = [{"messages": t, "answers": answers} for t, answers in zip(turns, ranked, strict=True)]
     (folder / "rankings.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     run = [
         "model=tiny",
-        f"model.vocab_size={tokenizer.vocab_size + 5}",
+        f"model.vocab_size={vocab_size + 5}",
         "model.sequence_length=32",
         "model.num_layers=4",
         "model.hidden_size=32",
