@@ -1,0 +1,140 @@
+"""Stage embed: what is learnt, alike in every layout; dropout in both passes; resuming; what is refused."""
+
+import json
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from dist import run_distributed
+
+from megagpt.config.load import load
+
+BATCH, STEPS, STOP = 16, 5, 3
+LAYOUTS = {
+    "data": [],
+    "tensor": ["parallel.tensor_parallel_size=2"],
+    "sequence": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
+    "pipeline": ["parallel.pipeline_parallel_size=2"],
+    "interleaved": ["parallel.pipeline_parallel_size=2", "parallel.virtual_pipeline_size=2"],
+    "deepspeed_1": ["parallel.engine=deepspeed", "parallel.zero_stage=1"],
+    "deepspeed_2": ["parallel.engine=deepspeed", "parallel.zero_stage=2"],
+    "deepspeed_3": ["parallel.engine=deepspeed", "parallel.zero_stage=3"],
+}
+FOUR = {
+    "tensor_data": ["parallel.tensor_parallel_size=2"],
+    "pipeline_data": ["parallel.pipeline_parallel_size=2"],
+}
+WORDS = ["to", "be", "or", "not", "that", "is"]
+
+
+def pairs(count: int, seed: int = 0) -> list[dict]:
+    """Queries and documents about the same three words of a hundred; some share a document or have negatives."""
+    rng, records = random.Random(seed), []
+    for number in range(count):
+        words = rng.choices(WORDS, k=3)
+        query, positive = (" ".join(rng.sample(words, 3) + rng.choices(WORDS, k=rng.randint(0, 6))) for _ in range(2))
+        record = {"query": f"{number} {query}", "positive": f"{positive} {number}", "document": f"file {number // 2}"}
+        if number % 3 == 0:
+            record["negatives"] = [f"not {number} {n} {positive}" for n in range(number % 2 + 1)]
+        records.append(record)
+    return records
+
+
+def _run(overrides: list[str]) -> dict:
+    """Train as told; returns the curve, where the run began, its evaluation, and the model's shards."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    from megagpt.config.rules import check
+    from megagpt.stages.session import open_run
+
+    config = load(overrides)
+    check(config, dist.get_world_size())
+    with open_run(config) as trainer:
+        begun = trainer.state.step
+        trainer.stage.fit(trainer)
+        result = {"begun": begun, "evaluation": trainer.stage.evaluate(trainer.state)}
+    shards = [shard for shard in trainer.engine.shards(for_saving=False) if shard.name.startswith("model/")]
+    result["shards"] = [replace(shard, data=shard.data.detach().clone().numpy()) for shard in shards]
+    parallel_state.destroy_model_parallel()
+    lines = map(json.loads, (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines())
+    names = ("loss", "grad_norm", "batch_accuracy", "positive_cosine", "temperature")
+    return result | {"curve": [[line[name] for name in names] for line in lines if "loss" in line]}
+
+
+def _base(overrides: list[str]) -> None:
+    from megatron.core import parallel_state
+
+    from megagpt.stages.session import run_stage
+
+    run_stage(load(overrides))
+    parallel_state.destroy_model_parallel()
+
+
+def _run_in_turn(runs: dict[str, list[str]]) -> dict[str, dict]:
+    return {name: _run([*overrides, f"run_name={name}"]) for name, overrides in runs.items()}
+
+
+DROPOUT = ["model.hidden_dropout=0.1", "model.attention_dropout=0.1"]
+
+
+def _one_rank(settings: list[str]) -> dict[str, dict]:
+    single = [*settings, f"parallel.micro_batch_size={BATCH}"]
+    whole = {"whole": settings, "single": single, "dropout": [*settings, *DROPOUT]}
+    found = _run_in_turn(whole)
+    runs, middle = Path(load(settings).runs_dir), Path("checkpoints", f"step_{STOP:08}")
+    shutil.copytree(runs / "dropout" / middle, runs / "resumed" / middle)
+    return found | _run_in_turn({"resumed": [*settings, *DROPOUT]})
+
+
+@pytest.fixture(scope="module")
+def settings(overrides, tmp_path_factory) -> list[str]:
+    """Overrides of a run that learns from pairs; the run that it starts from is there."""
+    folder = tmp_path_factory.mktemp("embed")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in pairs(120)))
+    common = [*overrides, f"runs_dir={folder}", "optim.ramp_start=null", "optim.ramp_tokens=0"]
+    common += [f"optim.global_batch_size={BATCH}", "optim.warmup_tokens=0", "model.tie_embeddings=false"]
+    embed = [
+        *common,
+        "stage=embed",
+        f"checkpoint.load={folder}/base",
+        "model.sequence_length=24",
+        "model.hidden_dropout=0",
+        "model.attention_dropout=0",
+        f"data.pairs=[{folder}/pairs.jsonl]",
+        "data.split=[0.8,0.2,0]",
+        "embed.hard_negatives=2",
+        "embed.dimensions=[16]",
+        "embed.false_negative_margin=0.5",
+        "optim.train_epochs=1",
+        "parallel.micro_batch_size=2",
+        f"checkpoint.interval={STOP}",
+        "checkpoint.keep_last=9",
+    ]
+    base = [*common, "run_name=base", "model.sequence_length=24", f"optim.train_tokens={4 * BATCH * 24}"]
+    run_distributed(_base, 1, base)
+    return embed
+
+
+@pytest.fixture(scope="module")
+def one(settings) -> dict[str, dict]:
+    """Results on one rank."""
+    return run_distributed(_one_rank, 1, settings)[0]
+
+
+@pytest.fixture(scope="module")
+def two(settings, one) -> list[dict[str, dict]]:
+    """Results of both ranks in every layout of two."""
+    return run_distributed(_run_in_turn, 2, {name: [*settings, *layout] for name, layout in LAYOUTS.items()})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_learns_as_one_rank(one, two, layout):
+    expected = one["whole"]
+    assert len(expected["curve"]) == STEPS
+    for rank in two:
+        torch.testing.assert_close(rank[layout]["curve"], expected["curve"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(rank[layout]["evaluation"], expected["evaluation"], rtol=1e-4, atol=1e-5)
