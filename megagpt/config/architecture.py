@@ -89,7 +89,7 @@ class ModelConfig:
 
     @property
     def output_size(self) -> int:
-        """Numbers that the model gives for every token (embedding: for every text), without the vocabulary's padding."""
+        """Numbers that the model gives for every token, without the vocabulary's padding; embedding: for every text."""
         return {"tokens": self.vocab_size, "scalar": 1, "embedding": self.hidden_size}[self.head]
 
     def window(self, layer: int) -> int | None:

@@ -49,8 +49,8 @@ def spikes_are_not_skipped(config: Config, world_size: int) -> Iterator[str]:
     """Leaving samples out after a spike would tear batches apart."""
     if config.stage.name == "embed" and config.reliability.spike_threshold:
         yield (
-            f"reliability.spike_threshold ({config.reliability.spike_threshold:g}) leaves samples out, but stage.name is"
-            " embed, whose batches are drawn as a whole: set reliability.spike_threshold=0"
+            f"reliability.spike_threshold ({config.reliability.spike_threshold:g}) leaves samples out, but stage.name"
+            " is embed, whose batches are drawn as a whole: set reliability.spike_threshold=0"
         )
 
 

@@ -56,7 +56,7 @@ class PairLoader:
     A sample is a pair. An epoch is a permutation of all pairs, in batches that hold no document twice; pairs that would
     break this wait for the next batch, and those that are left at the end are left out of the epoch. The pairs of a
     step are shared out by length, so that replicas have as much to do, and a replica's texts are sorted by length, so
-    that its micro-batches have little padding. Where stages of a pipeline exchange them, those of a step have one shape.
+    that its micro-batches have little padding. Where stages of a pipeline exchange them, a step's have one shape.
     """
 
     def __init__(self, config: Config) -> None:

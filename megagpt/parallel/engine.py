@@ -66,7 +66,7 @@ class Engine(Protocol):
         """What `Objective.forward` gives on the last stage for each micro-batch, without gradients.
 
         Float32, [B, S] for numbers of tokens and [B, H] for vectors of texts. training: with dropout. On every rank;
-        collective over the ranks of a replica. Where there are several pipeline stages, the micro-batches have one shape.
+        collective over the ranks of a replica. Between several pipeline stages, the micro-batches have one shape.
         """
 
     def shards(self, for_saving: bool) -> Iterator[Shard]:
