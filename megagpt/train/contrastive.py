@@ -80,7 +80,7 @@ def contrastive_gradients(
     texts: float32 [K, m, H], this replica's vectors of m queries, their documents, and K - 2 negatives each.
     text_ids: int64 [K, m], see `PairBatch`. Returns the first as float32 [K, m, H]. Collective over `group`.
     """
-    kinds, pairs, width = texts.shape
+    kinds, pairs, _ = texts.shape
     everyone, ids = (_gathered(values, group) for values in (texts, text_ids))
     rank = 0 if group is None else group.rank()
     own = torch.arange(rank * pairs, (rank + 1) * pairs, device=texts.device)
@@ -139,7 +139,7 @@ def _block(whole: Tensor, ids: Tensor, rows: Tensor, size: Tensor, margin: float
 
 
 def _same_texts(ids: Tensor, rows: Tensor) -> Tensor:
-    """Which documents are no negatives of the pairs `rows`, bool [b, (K - 1) M]: those that say the same, and absent ones.
+    """Which documents are no negatives of the pairs `rows`, bool [b, (K - 1) M]: absent ones, and those that say the same.
 
     A pair whose query or document is the same as that of another is no negative of it on either side.
     """
