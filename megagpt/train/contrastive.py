@@ -124,13 +124,14 @@ def _block(whole: Tensor, ids: Tensor, rows: Tensor, size: Tensor, margin: float
     positives = of_queries[own[1], own[0]]
     with torch.no_grad():
         same = _same_texts(ids, rows)
+        left_out = same, same[:, : len(queries)]
         if margin is not None:
             limit = (positives + margin * size.square())[:, None]
-            same |= of_queries > limit
-            same[:, : len(queries)] |= of_documents > limit
-        same[own[1], own[0]] = False
-    to_documents = of_queries.masked_fill(same, -torch.inf)
-    to_queries = of_documents.masked_fill(same[:, : len(queries)], -torch.inf)
+            left_out = left_out[0] | (of_queries > limit), left_out[1] | (of_documents > limit)
+        for mask in left_out:
+            mask[own[1], own[0]] = False
+    to_documents = of_queries.masked_fill(left_out[0], -torch.inf)
+    to_queries = of_documents.masked_fill(left_out[1], -torch.inf)
     loss = ((to_documents.logsumexp(1) + to_queries.logsumexp(1)) / 2 - positives).sum()
     loss.backward()
     with torch.no_grad():
