@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from dist import run_distributed
@@ -78,6 +79,18 @@ def _run_in_turn(runs: dict[str, list[str]]) -> dict[str, dict]:
     return {name: _run([*overrides, f"run_name={name}"]) for name, overrides in runs.items()}
 
 
+class _Recorder:
+    """An objective that keeps the vectors whose loss is taken."""
+
+    def __init__(self, objective) -> None:
+        self.objective, self.forward, self.metric_names = objective, objective.forward, objective.metric_names
+        self.vectors: list[torch.Tensor] = []
+
+    def loss(self, output, batch):
+        self.vectors.append(output.detach().clone())
+        return self.objective.loss(output, batch)
+
+
 def _two_passes(runs: dict[str, list[str]]) -> dict[str, list[torch.Tensor]]:
     """Vectors of a step's first and second pass, on ranks that have them."""
     from megatron.core import parallel_state
@@ -88,9 +101,7 @@ def _two_passes(runs: dict[str, list[str]]) -> dict[str, list[torch.Tensor]]:
     for name, overrides in runs.items():
         with open_run(load([*overrides, f"run_name=passes_{name}"])) as trainer:
             stage, engine, dims = trainer.stage, trainer.engine, trainer.engine.dims
-            objective, second = stage.objective, []
-            loss = objective.loss
-            objective.loss = lambda output, batch: (second.append(output.detach().clone()), loss(output, batch))[1]
+            engine.objective = recorder = _Recorder(stage.objective)
             batches = list(stage.loader.micro_batches(0, BATCH, dims.data_rank, dims.data_size))
             before = engine.random_state()
             first = engine.outputs(iter(batches), len(batches), training=True)
@@ -98,7 +109,7 @@ def _two_passes(runs: dict[str, list[str]]) -> dict[str, list[torch.Tensor]]:
             still = engine.outputs(iter(batches), len(batches))
             engine.set_random_state(before)
             engine.train_step(iter(stage._with_gradients(batches)), len(batches), 1e-3)
-            found[name] = [torch.stack(each) if each else None for each in (first, second, still)]
+            found[name] = [torch.stack(each) if each else None for each in (first, recorder.vectors, still)]
         parallel_state.destroy_model_parallel()
     return found
 
