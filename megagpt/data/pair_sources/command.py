@@ -4,16 +4,19 @@ import gzip
 import json
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megagpt.data.corpus.languages import EXTENSIONS
 from megagpt.data.files import atomic_file, write_atomic
-from megagpt.data.pair_sources import make, report
+from megagpt.data.pair_sources import beir, make, report
 from megagpt.data.pair_sources.code import LANGUAGES, Functions
 from megagpt.data.pair_sources.found import FoundPair, Tally
-from megagpt.data.pair_sources.generated import accepted, from_code, from_text, standard_records
+from megagpt.data.pair_sources.generated import Rejections, accepted, from_code, from_text, standard_records
+from megagpt.data.pair_sources.hard_negatives import Mining, with_hard_negatives
+from megagpt.data.pair_sources.labelled import Wanted, from_labelled
 from megagpt.data.pair_sources.neighbours import Neighbours
 from megagpt.data.pair_sources.records import PATTERNS, Record, inputs_bytes, read_records
 from megagpt.data.readers import FOLDER_PATTERNS
@@ -78,6 +81,15 @@ class Job:
         languages = tuple(name.lower() for name in self.languages or LANGUAGES)
         return Functions(languages, self.docstring, self.min_words, self.min_lines, self.max_lines, self.tests)
 
+    @property
+    def wanted(self) -> Wanted:
+        """What labelled sets are read for. Raises ConfigError."""
+        if self.max_negatives is not None and self.max_negatives < 0:
+            raise ConfigError(f"--max-negatives is {self.max_negatives}; it must not be negative")
+        if self.kind == "scored" and self.min_score is not None:
+            raise ConfigError("--min-score is for --kind labelled: --kind scored keeps all scores")
+        return Wanted(self.kind == "scored", self.min_score, self.max_negatives, self.docstring)
+
 
 def run(job: Job, output: Path | None, preview: int | None) -> Iterator[str]:
     """Make the pairs and write them to `output`, or give `preview` of them; yields lines to print.
@@ -121,27 +133,65 @@ def _write(pairs: Sequence[FoundPair], output: Path) -> None:
 
 
 def _pairs(job: Job, tally: Tally) -> list[FoundPair]:
-    selection, functions, neighbours = job.selection, job.functions, job.neighbours
     if job.kind in ("labelled", "scored"):
-        raise NotImplementedError
-    patterns = job.patterns or _patterns(functions if job.kind == "code" else None)
+        return _labelled(job, tally)
     if not job.inputs and job.kind != "code":
         raise ConfigError(f"--kind {job.kind} needs inputs: files, folders or globs")
+    if job.bm25_negatives:
+        raise ConfigError("--bm25-negatives is for --kind labelled")
+    selection, functions, neighbours = job.selection, job.functions, job.neighbours
+    patterns = job.patterns or _patterns(functions if job.kind == "code" else None)
     total = inputs_bytes(job.inputs, patterns) if job.inputs else None
-    with progress(total, "B" if job.inputs else "records", "reading") as bar:
+    reject = Rejections(job.max_rejected, tally)
+    with progress(total, "B" if job.inputs else "files", "reading") as bar:
         records = (
             read_records(job.inputs, patterns=patterns, max_record_mb=job.max_record_mb, progress=bar.update)
             if job.inputs
             else _counted(standard_records(), bar)
         )
-        records = accepted(records, job.max_rejected, tally)
+        records = accepted(records, reject, tally)
         if job.kind == "code":
-            found = from_code(records, job.key, job.inputs, functions, tally)
+            found = from_code(records, job.key, job.inputs, functions, reject, tally)
         else:
-            found = from_text(records, job.key, neighbours, job.seed, tally)
+            found = from_text(records, job.key, neighbours, job.seed, reject, tally)
         found = make.distinct(found, tally)
         found = make.unlike(found, selection.near_duplicates, job.kind == "neighbours", tally)
         return make.sample(make.in_split(found, selection, tally), selection)
+
+
+def _labelled(job: Job, tally: Tally) -> list[FoundPair]:
+    if not job.inputs:
+        raise ConfigError(f"--kind {job.kind} needs inputs: files, folders, globs or BEIR folders")
+    selection, mining = job.selection, Mining.parse(job.bm25_negatives, job.bm25_ranks)
+    scored = job.kind == "scored"
+    if scored and mining.count:
+        raise ConfigError("--bm25-negatives is for --kind labelled: scored pairs have no negatives")
+    folders = [item for item in job.inputs if beir.is_folder(item)]
+    files = [item for item in job.inputs if item not in folders]
+    if scored and folders:
+        raise ConfigError(f"{folders[0]} is a BEIR folder: --kind labelled makes pairs of it")
+    reject, wanted = Rejections(job.max_rejected, tally), job.wanted
+    patterns = job.patterns or PATTERNS
+    total = inputs_bytes([*files, *(path for folder in folders for path in beir.files_of(folder))], patterns)
+    with progress(total, "B", "reading") as bar:
+        records = read_records(files, patterns=patterns, max_record_mb=job.max_record_mb, progress=bar.update)
+        found = list(from_labelled(accepted(records, reject, tally), wanted, reject, tally))
+        collections = [beir.Collection.load(folder, reject, bar.update) for folder in folders]
+    for collection in collections:
+        found += collection.pairs(collection.splits(job.qrels), job.max_negatives, tally)
+    numbers = make.Numbers(selection.near_duplicates)
+    pairs = make.together(list(make.distinct(found, tally)), numbers)
+    kept = make.sample(make.in_split(pairs, selection, tally), selection)
+    if mining.count:
+        known = [(pair.query, pair.positive) for pair in pairs]
+        known += [texts for collection in collections for texts in collection.relevant()]
+        relevant: dict[int, set[int]] = defaultdict(set)
+        for query, positive in known:
+            relevant[numbers.of(query)].add(numbers.of(positive))
+        pool = [text for collection in collections for text in collection.documents.values()]
+        pool += [pair.positive for pair in kept if not pool]
+        kept = with_hard_negatives(kept, relevant, list(dict.fromkeys(pool)), mining, numbers, job.seed, tally)
+    return kept if scored else [numbers.numbered(pair, tally) for pair in kept]
 
 
 def _patterns(functions: Functions | None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from megagpt.data.pair_sources.found import FoundPair, Tally
 from megagpt.data.pair_sources.near import LIKENESS, NearDuplicates
 from megagpt.data.pairs import text_key
 from megagpt.errors import ConfigError
+from megagpt.log import progress
 
 SHARES = (0.9, 0.05, 0.05)
 """Of train, validation and test."""
@@ -31,7 +32,9 @@ class Selection:
         """Refuse what cannot be met."""
         if len(self.shares) != len(SPLITS) or min(self.shares) < 0 or sum(self.shares) <= 0:
             given = ",".join(f"{share:g}" for share in self.shares)
-            raise ConfigError(f"--split-shares {given}: give three numbers, for {', '.join(SPLITS)}, such as 0.9,0.05,0.05")
+            raise ConfigError(
+                f"--split-shares {given}: give three numbers, for {', '.join(SPLITS)}, such as 0.9,0.05,0.05"
+            )
         if self.split and not self.shares[SPLITS.index(self.split)]:
             raise ConfigError(f"--split {self.split}: its share in --split-shares is 0")
         if self.max_pairs is not None and self.max_pairs < 1:
@@ -86,25 +89,42 @@ class Numbers:
         return self._known[key]
 
     def numbered(self, pair: FoundPair, tally: Tally) -> FoundPair:
-        """The pair with its text_ids, where they are others than the reader would compute."""
-        ids = tuple(self.of(text) for text in pair.texts)
-        tally.read["negatives nearly the same as their positive"] += ids[2:].count(ids[1])
-        return replace(pair, text_ids=ids if ids != tuple(map(text_key, pair.texts)) else ())
+        """The pair with its text_ids, where they are others than the reader would compute.
+
+        A negative that is the same text as the query, the positive or another negative is left out. One that is only
+        nearly the same keeps a number of its own: whoever called it a negative knows better.
+        """
+        own = self.of(pair.query), self.of(pair.positive)
+        ids = {text_key(pair.query): own[0], text_key(pair.positive): own[1]}
+        negatives = []
+        for text in pair.negatives:
+            if (key := text_key(text)) in ids:
+                tally.drop("negative: the same as another text of its pair", pair.document)
+                continue
+            ids[key] = key if self.of(text) in own else self.of(text)
+            negatives.append(text)
+        pair = replace(pair, negatives=tuple(negatives))
+        differ = any(key != number for key, number in ids.items())
+        return replace(pair, text_ids=tuple(ids[text_key(text)] for text in pair.texts)) if differ else pair
 
 
 def together(pairs: Sequence[FoundPair], numbers: Numbers) -> list[FoundPair]:
-    """The pairs, and one split_key for all that share a query or a positive, directly or through others."""
-    parents: dict[int, int] = {}
+    """The pairs, and one split_key for all that share a query, a positive or a split_key, also through others."""
+    parents: dict[int | str, int | str] = {}
 
-    def root(number: int) -> int:
-        while (parent := parents.setdefault(number, number)) != number:
-            parents[number] = parents[parent]
-            number = parent
-        return number
+    def root(name: int | str) -> int | str:
+        while (parent := parents.setdefault(name, name)) != name:
+            parents[name] = parents[parent]
+            name = parent
+        return name
 
-    for pair in pairs:
-        parents[root(numbers.of(pair.positive))] = root(numbers.of(pair.query))
-    names: dict[int, str] = {}
+    with progress(len(pairs), "pairs", "comparing") as bar:
+        for pair in pairs:
+            query = numbers.of(pair.query)
+            for name in (numbers.of(pair.positive), pair.split_key or query):
+                parents[root(name)] = root(query)
+            bar.update(1)
+    names: dict[int | str, str] = {}
     return [
         replace(pair, split_key=names.setdefault(root(numbers.of(pair.query)), pair.split_key or pair.document))
         for pair in pairs

@@ -24,41 +24,30 @@ class NearDuplicates:
 
     def __init__(self, likeness: float = LIKENESS) -> None:
         try:
-            from datasketch import MinHashLSH
+            from datasketch import MinHash, MinHashLSH
         except ImportError:
             raise ConfigError('near-duplicates are found by datasketch: pip install "megagpt[embeddings]"') from None
         if not 0 < likeness <= 1:
             raise ConfigError(f"--near-duplicates is {likeness}; it must be above 0 and at most 1")
         self.likeness = likeness
         self._index = MinHashLSH(threshold=likeness, num_perm=PERMUTATIONS, weights=(0.2, 0.8))
+        self._empty = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)  # copied, since making one takes long
         self._signatures: list[MinHash] = []
         self._keys: list[int] = []
-
-    def like(self, text: str) -> int | None:
-        """The key of the first text seen that is nearly `text`; None if there is none."""
-        return self._find(self._signature(text))
 
     def add(self, text: str, key: int) -> int | None:
         """The key of the first text seen that is nearly `text`; without one, `text` is remembered under `key`."""
         signature = self._signature(text)
-        found = self._find(signature)
-        if found is None:
-            self._index.insert(len(self._keys), signature, check_duplication=False)
-            self._signatures.append(signature)
-            self._keys.append(key)
-        return found
-
-    def _find(self, signature: "MinHash") -> int | None:
         for place in sorted(self._index.query(signature)):
             if signature.jaccard(self._signatures[place]) >= self.likeness:
                 return self._keys[place]
+        self._index.insert(len(self._keys), signature, check_duplication=False)
+        self._signatures.append(signature)
+        self._keys.append(key)
         return None
 
-    @staticmethod
-    def _signature(text: str) -> "MinHash":
-        from datasketch import MinHash
-
+    def _signature(self, text: str) -> "MinHash":
         folded = b" %b " % _SPACES.sub(" ", text.casefold()).strip().encode(errors="surrogatepass")
-        signature = MinHash(num_perm=PERMUTATIONS, seed=1, hashfunc=zlib.crc32)
+        signature = self._empty.copy()
         signature.update_batch({folded[at : at + RUN] for at in range(max(1, len(folded) - RUN + 1))})
         return signature

@@ -1,7 +1,7 @@
 """Neighbouring passages of a document, which are about the same: Neelakantan et al., arXiv 2201.10005, section 2.
 
-A document is cut at blank lines, in longer paragraphs at line ends and sentence ends, in longer sentences at white space.
-Pieces are joined until a passage has a length that is drawn between the smallest and the largest.
+A document is cut at blank lines, in longer paragraphs at line ends and sentence ends, in longer sentences at white
+space. Pieces are joined until a passage has a length that is drawn between the smallest and the largest.
 """
 
 import random
@@ -79,15 +79,16 @@ def passages(text: str, options: Neighbours, rng: random.Random) -> list[str]:
     """The passages of a text in its order, each as it stands there; what is left between two is too short."""
     found: list[str] = []
     start = end = 0
-    target = rng.randint(options.min_length, options.max_length)
+    longest = min(options.max_length, max(options.min_length, options.length(text) // 2))  # two should fit
+    target = rng.randint(options.min_length, longest)
     for _, stop in _pieces(text, 0, len(text), options, 0):
         if options.length(text[start:stop].strip()) > options.max_length:
             found.append(text[start:end].strip())
-            start, target = end, rng.randint(options.min_length, options.max_length)
+            start, target = end, rng.randint(options.min_length, longest)
         end = stop
         if options.length(text[start:end].strip()) >= target:
             found.append(text[start:end].strip())
-            start, target = end, rng.randint(options.min_length, options.max_length)
+            start, target = end, rng.randint(options.min_length, longest)
     found.append(text[start:end].strip())
     return [passage for passage in found if options.min_length <= options.length(passage) <= options.max_length]
 

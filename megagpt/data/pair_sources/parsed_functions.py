@@ -30,9 +30,15 @@ class Grammar:
     """The function of the wheel that gives the grammar."""
 
 
+_FIELDS = ("field_definition", "public_field_definition")
 _SCRIPT = frozenset(
-    "function_declaration generator_function_declaration method_definition lexical_declaration field_definition"
-    " public_field_definition".split()
+    {
+        "function_declaration",
+        "generator_function_declaration",
+        "method_definition",
+        "lexical_declaration",
+        *_FIELDS,
+    }
 )
 _VALUES = ("arrow_function", "function_expression", "generator_function")
 """Functions that are the value of a variable or field: such a declaration counts as a function."""
@@ -109,21 +115,15 @@ def _nodes(root: "Node", grammar: Grammar) -> "Iterator[Node]":
     waiting = [root]
     while waiting:
         node = waiting.pop()
-        if "comment" in node.type:
-            yield node
-        elif node.type in grammar.functions and _is_function(node):
+        if "comment" in node.type or (node.type in grammar.functions and _body(node) is not None):
             yield node
         else:
             waiting += reversed(node.children)
 
 
-def _is_function(node: "Node") -> bool:
-    """Whether it has a body; a declaration, whether its value is a function."""
-    return _body(node) is not None
-
-
 def _body(node: "Node") -> "Node | None":
-    if node.type in ("lexical_declaration", "field_definition", "public_field_definition"):
+    """Of a function, or of the function that is the value of a declaration; None where there is none."""
+    if node.type in ("lexical_declaration", *_FIELDS):
         holder = node if node.type != "lexical_declaration" else next(iter(node.named_children), node)
         value = holder.child_by_field_name("value")
         return value.child_by_field_name("body") if value is not None and value.type in _VALUES else None

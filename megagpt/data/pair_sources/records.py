@@ -16,6 +16,9 @@ TABLES = (".csv", ".tsv")
 PATTERNS = (*FOLDER_PATTERNS, *(f"*{table}{packed}" for table in TABLES for packed in ("", ".gz", ".zst")))
 """Files that are taken from a folder of labelled pairs unless patterns say otherwise."""
 
+LARGEST_TABLE = 4 << 30
+"""Bytes of a table, or of a JSON array: they are held in memory."""
+
 Progress = Callable[[int], Any]
 """Called with the bytes of the stored files that have been read since the last call."""
 
@@ -56,7 +59,7 @@ def inputs_bytes(inputs: Sequence[str | Path], patterns: Sequence[str] = FOLDER_
 
 
 def table_kind(path: str) -> str | None:
-    """".csv" or ".tsv" for the name of a table, compressed or not; None for another."""
+    """ ".csv" or ".tsv" for the name of a table, compressed or not; None for another."""
     name = path.lower().removesuffix(".gz").removesuffix(".zst")
     return next((end for end in TABLES if name.endswith(end)), None)
 
@@ -64,6 +67,11 @@ def table_kind(path: str) -> str | None:
 def _records(source: Source, limit: int, progress: Progress) -> Iterator[Record | Rejection]:
     if source.format == "parquet":
         yield from _rows(source, progress)
+        return
+    if table_kind(source.path):
+        limit = LARGEST_TABLE  # it is read whole, as one text
+    if source.path.lower().removesuffix(".gz").removesuffix(".zst").endswith(".json"):
+        yield from _array(source, progress)
         return
     for chunk in chunks([source], "", limit, Position()):
         for item in chunk.items:
@@ -91,6 +99,28 @@ def _json_lines(block: Block) -> Iterator[Record | Rejection]:
             yield Rejection(block.path, number, "invalid UTF-8", str(error.reason))
         except (ValueError, RecursionError) as error:
             yield Rejection(block.path, number, "invalid JSON", str(error))
+
+
+def _array(source: Source, progress: Progress) -> Iterator[Record | Rejection]:
+    """The elements of a JSON array of records; JSON lines where the file is none."""
+    blocks: list[Block] = []
+    for chunk in chunks([source], "", LARGEST_TABLE, Position()):
+        for item in chunk.items:
+            if isinstance(item, Rejection):
+                yield item
+            else:
+                blocks.append(item)
+        progress(chunk.stored_bytes)
+    content = b"".join(block.records for block in blocks)
+    try:
+        values = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        values = None
+    if isinstance(values, list) and not (values and isinstance(values[0], str)):
+        yield from (Record(source.path, number, value) for number, value in enumerate(values, 1))
+        return
+    for block in blocks:
+        yield from _json_lines(block)
 
 
 def _text(block: Block) -> Iterator[Record | Rejection]:
