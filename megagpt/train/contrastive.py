@@ -140,7 +140,7 @@ def _block(whole: Tensor, ids: Tensor, rows: Tensor, size: Tensor, margin: float
 
 
 def _same_texts(ids: Tensor, rows: Tensor) -> Tensor:
-    """Which documents are no negatives of the pairs `rows`, bool [b, (K - 1) M]: absent ones, and those that say the same.
+    """Which documents are no negatives of the pairs `rows`, bool [b, (K - 1) M]: absent ones, and equal texts.
 
     A pair whose query or document is the same as that of another is no negative of it on either side.
     """

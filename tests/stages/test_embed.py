@@ -108,7 +108,7 @@ def _two_passes(runs: dict[str, list[str]]) -> dict[str, list[torch.Tensor]]:
             engine.set_random_state(before)
             still = engine.outputs(iter(batches), len(batches))
             engine.set_random_state(before)
-            engine.train_step(iter(stage._with_gradients(batches)), len(batches), 1e-3)
+            stage.train_step(iter(batches), trainer.begin_step())
             found[name] = [torch.stack(each) if each else None for each in (first, recorder.vectors, still)]
         parallel_state.destroy_model_parallel()
     return found
