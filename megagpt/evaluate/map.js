@@ -27,6 +27,8 @@
     return made;
   }
 
+  const begin = (text, length) => (text.length > length ? `${text.slice(0, length).trimEnd()}...` : text);
+
   function groupTrace(points, group) {
     return {
       type: "scatter",
@@ -61,6 +63,11 @@
 
   function draw() {
     const axis = { visible: false, zeroline: false, showgrid: false };
+    const range = (values) => {
+      const [low, high] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
+      const margin = 0.04 * (high - low) || 1;
+      return [low - margin, high + margin];
+    };
     const layout = {
       margin: { l: 4, r: 4, t: 4, b: 4 },
       paper_bgcolor: "rgba(0,0,0,0)",
@@ -70,8 +77,8 @@
       hoverdistance: 12,
       dragmode: "pan",
       uirevision: "kept",
-      xaxis: axis,
-      yaxis: axis,
+      xaxis: { ...axis, range: range(data.x) },
+      yaxis: { ...axis, range: range(data.y) },
     };
     for (const dot of document.querySelectorAll("[data-group] .dot")) dot.style.background = color(Number(dot.closest("[data-group]").dataset.group));
     const options = { responsive: true, displayModeBar: false, scrollZoom: true, doubleClick: "reset" };
@@ -81,7 +88,7 @@
   }
 
   function entry(point, cosine) {
-    const label = data.text[point].replace(/\s+/g, " ").slice(0, 140);
+    const label = begin(data.text[point].replace(/\s+/g, " "), 140);
     const button = element("button", null);
     button.append(cosine === null ? dot(point) : element("b", cosine.toFixed(3)), element("span", label));
     button.addEventListener("click", () => choose(point));
@@ -147,7 +154,7 @@
     plot.on("plotly_hover", ({ points: [point], event }) => {
       const own = point.customdata;
       if (own === undefined) return;
-      tip.textContent = data.text[own].length > 300 ? `${data.text[own].slice(0, 300)}...` : data.text[own];
+      tip.textContent = begin(data.text[own], 300);
       tip.hidden = false;
       const box = tip.parentElement.getBoundingClientRect();
       const [x, y] = [event.clientX - box.left, event.clientY - box.top];

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from megagpt.data.texts import shortened
 from megagpt.errors import ConfigError
 from megagpt.evaluate.clusters import Cluster, describe, find_clusters, import_sklearn
 from megagpt.evaluate.index import Index, nearest
@@ -149,13 +150,13 @@ def _cards(names: Sequence[str], found: Sequence[Cluster], texts: Sequence[str])
     cards = []
     for number, (name, one) in enumerate(zip(names, found, strict=True)):
         central = "".join(
-            f'<li><button data-point="{row}">{escape(" ".join(texts[row].split())[:140])}</button></li>'
-            for row in one.central
+            f'<li><button data-point="{row}">{escape(shortened(texts[row]))}</button></li>' for row in one.central
         )
-        words = f"<p>{escape(', '.join(one.words))}</p>" if one.words else ""
+        words = ", ".join(one.words)
+        heading, below = (words, "") if words.startswith(name) else (name, f"<p>{escape(words)}</p>")
         facts = f"{len(one.rows):,} documents · mean cosine with their centre {one.cohesion:.2f}"
         cards.append(
-            f'<article data-group="{number}"><h3><i class="dot"></i>{escape(name)}</h3>{words}<small>{facts}</small>'
+            f'<article data-group="{number}"><h3><i class="dot"></i>{escape(heading)}</h3>{below}<small>{facts}</small>'
             f"<ol>{central}</ol></article>"
         )
     return f'<section><h2>Groups and their most central texts</h2><div class="samples">{"".join(cards)}</div></section>'
