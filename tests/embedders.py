@@ -16,10 +16,15 @@ class WordEmbedder:
         """(number of texts, side) of every call."""
 
     def embed(self, texts: Sequence[str], side: str, dimensions: int | None = None, label: str = "") -> np.ndarray:
+        rows = self.vectors(texts, side)[0][:, : dimensions or self.size]
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def vectors(self, texts: Sequence[str], side: str, label: str = "") -> tuple[np.ndarray, int]:
+        """A text of more than 6 words counts as cut short."""
         self.calls.append((len(texts), side))
-        rows = np.stack([sum(map(self.word, re.findall(r"\w+", text.lower()) or [text])) for text in texts])
-        rows = rows[:, : dimensions or self.size]
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        words = [re.findall(r"\w+", text.lower()) or [text] for text in texts]
+        rows = np.stack([sum(map(self.word, own)) for own in words]).astype(np.float32)
+        return rows, sum(len(own) > 6 for own in words)
 
     def word(self, word: str) -> np.ndarray:
         seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")

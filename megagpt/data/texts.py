@@ -57,3 +57,9 @@ def count_texts(sources: Sequence[Source], key: str = "text") -> int:
     if not count:
         raise DataError(f"there is no text in {', '.join(source.path for source in sources)}")
     return count
+
+
+def shortened(text: str, width: int = 150) -> str:
+    """The beginning of a text, on one line, at most `width` characters."""
+    words = " ".join(text[: 4 * width].split())
+    return words if len(words) <= width else f"{words[: width - 3].rstrip()}..."

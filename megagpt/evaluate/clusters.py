@@ -50,6 +50,11 @@ def find_clusters(vectors: np.ndarray, texts: Sequence[str], count: int, seed: i
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fewer distinct vectors than clusters: those without documents are left out
         labels = kind(**settings).fit_predict(np.asarray(vectors))
+    return sorted(describe(vectors, texts, labels), key=lambda one: (-len(one.rows), one.rows[0]))
+
+
+def describe(vectors: np.ndarray, texts: Sequence[str], labels: np.ndarray) -> list[Cluster]:
+    """What the documents with each label have in common, in the order of the labels, which are integers [n]."""
     words = telling_words(texts, labels)
     found = []
     for label in np.unique(labels):
@@ -58,7 +63,7 @@ def find_clusters(vectors: np.ndarray, texts: Sequence[str], count: int, seed: i
         cosines = vectors[rows] @ (centre / max(np.linalg.norm(centre), 1e-12))
         central = rows[np.argsort(-cosines, kind="stable")[:CENTRAL]]
         found.append(Cluster(rows.tolist(), central.tolist(), float(cosines.mean()), words[int(label)]))
-    return sorted(found, key=lambda one: (-len(one.rows), one.rows[0]))
+    return found
 
 
 def telling_words(texts: Sequence[str], labels: np.ndarray) -> dict[int, list[str]]:

@@ -126,6 +126,21 @@ class Index:
         return scores[0][others][:k], rows[0][others][:k]
 
 
+def nearest(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """For every row the k others (all, where there are fewer) most similar to it: cosines and rows [n, k]."""
+    k = min(k, len(vectors) - 1)
+    scores, rows = [], []
+    for start in range(0, len(vectors), 1024):
+        part = vectors[start : start + 1024]
+        wanted = min(k + 1 + SPARE, len(vectors))
+        found = _best_of(vectors, part, _exact_candidates(vectors, part, wanted), wanted)
+        for own, (own_scores, own_rows) in enumerate(zip(*found, strict=True), start):
+            others = own_rows != own
+            scores.append(own_scores[others][:k])
+            rows.append(own_rows[others][:k])
+    return np.array(scores), np.array(rows)
+
+
 def publish_index(folder: Path, blocks: Sequence[Path], about: dict[str, Any], texts: Iterator[Text]) -> None:
     """Write vectors.npy and texts.jsonl of an index; `texts` are those that the blocks of vectors were made from."""
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from megagpt import errors
 from megagpt.checkpoint import World
 from megagpt.data.files import atomic_file, file_sha256, locked, write_atomic
 from megagpt.data.readers import Source
+from megagpt.data.text_batch import Side
 from megagpt.data.texts import Text, count_texts, read_texts
 from megagpt.errors import CheckpointError, ConfigError, DataError, MegaGPTError
 from megagpt.log import progress
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 BLOCK_TEXTS = 4096
 """Texts that are embedded and kept at a time: what an interruption can cost."""
 
-Side = Literal["query", "document"]
-
 
 class Embeds(Protocol):
     """What is needed of an embedder; see `megagpt.evaluate.embedder.Embedder`."""
@@ -38,8 +37,8 @@ class Embeds(Protocol):
     size: int
     """Dimensions of a whole vector."""
 
-    def embed(self, texts: Sequence[str], side: Side, dimensions: int | None = None, label: str = "") -> np.ndarray:
-        """Vectors of norm 1, float32 [n, dimensions or size], the same on every rank. Collective."""
+    def vectors(self, texts: Sequence[str], side: Side, label: str = "") -> tuple[np.ndarray, int]:
+        """Vectors of any length, float32 [n, size], the same on every rank, and the number of texts cut short."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,9 @@ def make_vectors(
         inputs = [{"path": source.path, "sha256": file_sha256(Path(source.path))} for source in sources]
         job = asdict(Job(inputs, key, describe_checkpoint(checkpoint), side, dimensions))
         finished = None
-        if output.exists() and not (parts / "job.json").exists():
+        if any(parts.glob("*.npy")):
+            _claim(parts / "job.json", job, "unfinished work")
+        elif output.exists():
             finished = _claim(about, job, "vectors")
             if finished is None:
                 raise ConfigError(f"{output} exists, and no {about.name} says what it is: choose another output")
@@ -121,24 +122,26 @@ def make_vectors(
 
         def begin() -> None:
             stack.enter_context(locked(parts))
-            if _claim(parts / "job.json", {"job": prepared["job"]}, "unfinished work") is None:
-                write_atomic(parts / "job.json", json.dumps({"job": prepared["job"]}, indent=2).encode())
+            write_atomic(parts / "job.json", json.dumps({"job": prepared["job"]}, indent=2).encode())
 
-        first_rank_does(world, begin)
         embedder = load(checkpoint)
         size = dimensions or embedder.size
         if size > embedder.size:
             raise ConfigError(f"--dimensions is {size}, but the model of {checkpoint} has {embedder.size}")
+        first_rank_does(world, begin)
         paths = _embed_blocks(sources, prepared, embedder, size, parts, world)
-        result = {"count": prepared["count"], "dimensions": size, "job": prepared["job"]}
+        result = {"count": prepared["count"], "dimensions": size, "truncated": 0, "job": prepared["job"]}
 
-        def finish() -> None:
+        def finish() -> dict[str, Any]:
+            result["truncated"] = sum(json.loads(path.with_suffix(".json").read_bytes()) for path in paths)
+            if result["truncated"]:
+                log.warning("%(truncated)d of %(count)d texts are too long for the model and lose their ends", result)
             publish(paths, result)
             write_atomic(about, json.dumps(result, indent=2, ensure_ascii=False).encode(errors="backslashreplace"))
             shutil.rmtree(parts)
+            return result
 
-        first_rank_does(world, finish)
-    return result
+        return first_rank_does(world, finish)
 
 
 def _embed_blocks(
@@ -163,8 +166,12 @@ def _embed_blocks(
             if is_done:
                 continue
             label = f"block {number} of {len(paths)}" if len(paths) > 1 else "embedding"
-            vectors = embedder.embed(block, job["side"], size, label=label)
-            first_rank_does(world, lambda path=path, vectors=vectors: _write_block(path, vectors, job["checkpoint"]))
+            vectors, truncated = embedder.vectors(block, job["side"], label)
+            vectors = vectors[:, :size]
+            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+            if not np.isfinite(vectors).all():
+                raise CheckpointError(f"{job['checkpoint']['folder']} gives vectors that are not finite: it is damaged")
+            first_rank_does(world, lambda path=path, rows=vectors, cut=truncated: _write_block(path, rows, cut))
             bar.update(rows)
     return paths
 
@@ -173,7 +180,6 @@ def _claim(path: Path, wanted: dict[str, Any], what: str) -> dict[str, Any] | No
     """The content of `path`, of the same job; None where there is no such file. Raises ConfigError for another job."""
     if not path.exists():
         return None
-    wanted = wanted.get("job", wanted)
     try:
         found = json.loads(path.read_bytes())
         differences = _differences(found["job"], wanted)
@@ -212,9 +218,8 @@ def _is_block(path: Path, shape: tuple[int, int]) -> bool:
     return found.shape == shape and found.dtype == np.float32
 
 
-def _write_block(path: Path, vectors: np.ndarray, checkpoint: dict[str, str]) -> None:
-    if not np.isfinite(vectors).all():
-        raise CheckpointError(f"{checkpoint['folder']} gives vectors that are not finite: its weights are damaged")
+def _write_block(path: Path, vectors: np.ndarray, truncated: int) -> None:
+    write_atomic(path.with_suffix(".json"), json.dumps(truncated).encode())
     with atomic_file(path) as file:
         np.save(file, np.ascontiguousarray(vectors, np.float32))
 

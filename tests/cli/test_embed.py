@@ -88,19 +88,19 @@ def test_another_key(embed, tmp_path):
 
 def test_interrupted_work_goes_on(embed, embedder, documents, tmp_path, small_blocks, monkeypatch):
     output = tmp_path / "v.npy"
-    whole = embedder.embed
+    whole = embedder.vectors
 
     def fails_at_third(texts, *rest, **more):
         if len(embedder.calls) == 2:
             raise KeyboardInterrupt
         return whole(texts, *rest, **more)
 
-    monkeypatch.setattr(embedder, "embed", fails_at_third)
+    monkeypatch.setattr(embedder, "vectors", fails_at_third)
     with pytest.raises(Exception, match="the same command goes on"):
         embed(documents, "--output", output)
     assert not output.exists()
     (tmp_path / "v.npy.parts" / "000001.npy").write_bytes(b"half of a bl")  # as a full disk may leave it
-    monkeypatch.setattr(embedder, "embed", whole)
+    monkeypatch.setattr(embedder, "vectors", whole)
     embedder.calls.clear()
     embed(documents, "--output", output)
     assert embedder.calls == [(2, "document"), (2, "document")]  # the damaged block, and the last
@@ -110,14 +110,17 @@ def test_interrupted_work_goes_on(embed, embedder, documents, tmp_path, small_bl
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_another_job_is_refused_by_name(embed, embedder, documents, checkpoint, tmp_path, monkeypatch, finished):
+def test_another_job_is_refused_by_name(
+    embed, embedder, documents, checkpoint, tmp_path, monkeypatch, small_blocks, finished
+):
     output = tmp_path / "v.npy"
-    whole = embedder.embed
+    whole = embedder.vectors
     if not finished:
-        monkeypatch.setattr(embedder, "embed", lambda *_, **__: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        fails = iter([whole(TEXTS[:2], "document")])
+        monkeypatch.setattr(embedder, "vectors", lambda *_, **__: next(fails))
+        with pytest.raises(StopIteration):
             embed(documents, "--output", output)
-        monkeypatch.setattr(embedder, "embed", whole)
+        monkeypatch.setattr(embedder, "vectors", whole)
     else:
         embed(documents, "--output", output)
     before = documents.read_bytes()
@@ -196,7 +199,7 @@ def test_what_cannot_be_made_is_refused(embed, embedder, documents, checkpoint, 
     ]:
         with pytest.raises(kind, match=message):
             embed(*words)
-    monkeypatch.setattr(embedder, "embed", lambda texts, *_, **__: np.full((len(texts), 32), np.nan, np.float32))
+    monkeypatch.setattr(embedder, "vectors", lambda texts, *_, **__: (np.full((len(texts), 32), np.nan, np.float32), 0))
     with pytest.raises(CheckpointError, match="not finite"):
         embed(documents, "--output", tmp_path / "nan.npy")
     (checkpoint / "manifest.json").unlink()
@@ -209,3 +212,28 @@ def test_two_processes_do_not_write_one_file(embed, documents, tmp_path):
 
     with locked(tmp_path / "v.npy.parts"), pytest.raises(DataError, match="another process"):
         embed(documents, "--output", tmp_path / "v.npy")
+
+
+def test_work_that_began_with_nothing_binds_to_nothing(embed, embedder, documents, tmp_path, monkeypatch):
+    whole = embedder.vectors
+    monkeypatch.setattr(embedder, "vectors", lambda texts, *_: (np.zeros((len(texts), 32), np.float32), 0))
+    with pytest.raises(CheckpointError, match="not finite"), np.errstate(invalid="ignore"):
+        embed(documents, "--output", tmp_path / "v.npy")
+    monkeypatch.setattr(embedder, "vectors", whole)
+    embed(documents, "--output", tmp_path / "v.npy", "--side", "query")
+
+
+def test_texts_that_are_cut_short_are_counted_once(embed, embedder, tmp_path, small_blocks, caplog, monkeypatch):
+    texts = ["short", "one two three four five six seven", "a", "b", "seven words are too many for it"]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    whole = embedder.vectors
+    answers = iter([whole(texts[:2], "document")])
+    monkeypatch.setattr(embedder, "vectors", lambda *_, **__: next(answers))
+    with pytest.raises(StopIteration):
+        embed(path, "--output", tmp_path / "v.npy")
+    monkeypatch.setattr(embedder, "vectors", whole)
+    embed(path, "--output", tmp_path / "v.npy")
+    assert json.loads((tmp_path / "v.npy.meta.json").read_text())["truncated"] == 2
+    assert [one.message for one in caplog.records if "lose their ends" in one.message] == [
+        "2 of 5 texts are too long for the model and lose their ends"
+    ]

@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from megagpt.data.texts import shortened
+
 if TYPE_CHECKING:
     import numpy as np
 
     from megagpt.evaluate.index import Index
-
-WIDTH = 160
-"""Characters of a text that are shown in a terminal."""
 
 
 def results_of(index: "Index", scores: "np.ndarray", rows: "np.ndarray") -> list[dict[str, Any]]:
@@ -30,12 +29,6 @@ def shown_result(result: dict[str, Any]) -> str:
     return (
         f"{result['score']:8.4f}  {click.style('#' + str(result['number']), fg='cyan')}  {shortened(result['text'])}\n"
     )
-
-
-def shortened(text: str, width: int = WIDTH) -> str:
-    """The beginning of a text, on one line."""
-    words = " ".join(text[: 4 * width].split())
-    return words if len(words) <= width else f"{words[: width - 3].rstrip()}..."
 
 
 def bold(text: str) -> str:
