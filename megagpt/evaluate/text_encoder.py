@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 Side = Literal["query", "document"]
 
-PIECE = 8192
+PIECE = 1024
 """Texts that are embedded between two saves."""
 
 
