@@ -13,11 +13,11 @@ PPO_MODELS = ("rollout", "critic", "reference", "reward")
 """PPO's models beside the policy, as fields of `PPOConfig` name them."""
 
 
-def only_rewards_are_scalars(config: Config, world_size: int) -> Iterator[str]:
-    """Stage reward trains a model with a scalar head; all other stages train language models."""
+def heads_go_with_stages(config: Config, world_size: int) -> Iterator[str]:
+    """Stage reward trains a scalar head, stage embed an embedding head; all other stages train language models."""
     stage, head = config.stage.name, config.model.head
-    if (stage == "reward") != (head == "scalar"):
-        wanted = "scalar" if stage == "reward" else "tokens"
+    wanted = {"reward": "scalar", "embed": "embedding"}.get(stage, "tokens")
+    if head != wanted:
         yield f"model.head ({head}) does not go with stage.name ({stage}): set model.head={wanted}"
 
 
@@ -109,7 +109,7 @@ ALIGNMENT_RULES = (
     episodes_fit_the_context,
     iterations_are_whole_steps,
     ppo_has_no_ramp,
-    only_rewards_are_scalars,
+    heads_go_with_stages,
     pretraining_gradients_have_text,
     layouts_of_ppo,
 )

@@ -43,9 +43,10 @@ class ModelConfig:
     """Whether linear layers have biases."""
     tie_embeddings: bool = True
     """Whether the output projection shares the input embedding's weights."""
-    head: Literal["tokens", "scalar"] = "tokens"
+    head: Literal["tokens", "scalar", "embedding"] = "tokens"
     """Head on the last layer. tokens: logits of the next token. scalar: one number for every token, for reward models
-    and critics; such a model has no output projection, and tie_embeddings has no effect."""
+    and critics. embedding: a vector for every text, its state at the text's last token. The last two have no output
+    projection, and tie_embeddings has no effect."""
     qk_layernorm: bool = False
     """Whether queries and keys are normalised in every head before attention."""
     attention_pattern: tuple[Literal["dense", "banded"], ...] = ("dense",)
@@ -88,8 +89,8 @@ class ModelConfig:
 
     @property
     def output_size(self) -> int:
-        """Numbers that the model gives for every token, without those that pad the vocabulary."""
-        return self.vocab_size if self.head == "tokens" else 1
+        """Numbers that the model gives for every token, without the vocabulary's padding; embedding: for every text."""
+        return {"tokens": self.vocab_size, "scalar": 1, "embedding": self.hidden_size}[self.head]
 
     def window(self, layer: int) -> int | None:
         """Attention window of `layer` (counted from 0) in tokens; None for a dense layer."""
@@ -122,7 +123,7 @@ class ParallelConfig:
     offload_path: str | None = None
     """Folder on a fast local disk of every node, for offload to nvme."""
     micro_batch_size: PositiveInt = 1
-    """Sequences that one rank passes through the model at a time."""
+    """Sequences that one rank passes through the model at a time; in stage embed, pairs with all of their texts."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations recomputed in the backward pass: none, attention only, or whole layers."""
     overlap_grad_reduce: bool = False

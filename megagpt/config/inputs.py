@@ -31,6 +31,8 @@ COMMANDS = {
     "data/conversations.jsonl": _INSTRUCTIONS,
     "data/rankings.jsonl": _INSTRUCTIONS,
     "data/prompts.jsonl": _INSTRUCTIONS,
+    "data/text_pairs.jsonl": f"megagpt data pairs --kind neighbours --output data/text_pairs.jsonl {TEXT}",
+    "data/code_pairs.jsonl": "megagpt data pairs --kind code --output data/code_pairs.jsonl CODE.jsonl",
     "data/edits.jsonl": "megagpt data edits --count 200000 --output data/edits.jsonl",
 }
 """The commands that make the files which recipes name."""
@@ -62,14 +64,18 @@ def inputs(config: Config) -> list[Input]:
     except in stage ppo, whose reference model starts from checkpoint.load every time."""
     data, stage, ppo, name = config.data, config.stage, config.ppo, config.stage.name
     found = [Input("data.tokenizer", data.tokenizer, "tokenizer")]
-    if name not in ("edit", "sft", "reward"):
+    if name not in ("edit", "sft", "reward", "embed"):
         found += [Input("data.corpora", corpus.path, "corpus") for corpus in data.corpora]
     if name in ("edit", "sft", "reward", "ppo"):
         found += [Input("data.conversations", path, "file") for path in data.conversations]
     if name == "reward":
         found += [Input("data.rankings", path, "file") for path in data.rankings]
+    if name == "embed":
+        found += [Input("data.pairs", path, "file") for path in data.pairs]
     begun = any(Path(config.run_dir, "checkpoints").glob("step_*"))
+    scored = config.embed.scored_pairs if name == "embed" else None
     optional = [
+        Input("embed.scored_pairs", scored, "file") if scored else None,
         Input("stage.held_out_edits", stage.held_out_edits, "file") if stage.held_out_edits else None,
         Input("checkpoint.load", config.checkpoint.load, "run")
         if config.checkpoint.load and (name == "ppo" or not begun)
@@ -109,6 +115,8 @@ def advice(missing: Input, config: Config) -> str:
         return f"make it with `megagpt data tokenizer --vocab-size {size} --output {missing.path} {TEXT}`"
     if missing.kind == "corpus":
         return f"make it with `{_preprocess(config, missing.path)}`"
+    if missing.field == "data.pairs":
+        return "give a file of pairs, or make one with `megagpt data pairs`; see its --help"
     if missing.kind == "run":
         return "give the run folder or checkpoint of a run"
     return "give a file of yours, or try the stage with those of `megagpt data instructions --output-dir DIR`"

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from megagpt.config.alignment_rules import ALIGNMENT_RULES
 from megagpt.config.bounds import out_of_range
+from megagpt.config.embedding_rules import EMBEDDING_RULES
 from megagpt.config.fields import multiple
 from megagpt.config.layout_rules import (
     LAYOUT_RULES,
@@ -180,6 +181,13 @@ def data_is_named(config: Config, world_size: int) -> Iterator[str]:
         if not config.data.rankings:
             yield "data.rankings ([]) is empty, but stage.name is reward: give .jsonl files of ranked responses"
         return
+    if config.stage.name == "embed":
+        if not config.data.pairs:
+            yield (
+                "data.pairs ([]) is empty, but stage.name is embed: give .jsonl files of pairs, which"
+                " `megagpt data pairs` makes"
+            )
+        return
     if config.stage.name in ("edit", "sft", "ppo"):
         if not config.data.conversations:
             yield f"data.conversations ([]) is empty, but stage.name is {config.stage.name}: give .jsonl files"
@@ -228,4 +236,5 @@ RULES = (
     data_is_named,
     split_is_whole,
     *ALIGNMENT_RULES,
+    *EMBEDDING_RULES,
 )

@@ -19,6 +19,7 @@ from megagpt.config.bounds import (
     PositiveInt,
     Seed,
 )
+from megagpt.config.embedding import EmbedConfig
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class DataConfig:
     rankings: tuple[str, ...] = ()
     """Files of prompts with ranked responses (.jsonl, .json, also .gz), for stage reward. It shifts its scores so that
     demonstrations have a mean of 0: data.conversations, where given, else the best response to each prompt."""
+    pairs: tuple[str, ...] = ()
+    """Files of pairs of texts (`megagpt data pairs`), for stage embed."""
     packing: bool = True
     """Whether a sequence holds as many conversations as fit, each invisible to the others; false: one a sequence."""
 
@@ -101,7 +104,8 @@ class OptimConfig:
     """Tokens after which the cosine decay, warm-up included, reaches its minimum. null: published.decay_tokens in
     proportion to train_tokens."""
     global_batch_size: PositiveInt = 256
-    """Sequences in one optimizer step. In stage reward: prompts, each with all of its responses."""
+    """Sequences in one optimizer step. In stage reward: prompts, each with all of its responses; in
+    stage embed: pairs, whose documents are negatives of all other queries."""
     ramp_start: PositiveInt | None = None
     """Sequences in the first step; the batch grows linearly from here to global_batch_size. null: no ramp."""
     ramp_tokens: NonNegativeInt | None = None
@@ -146,10 +150,10 @@ class OptimConfig:
 class StageConfig:
     """The training stage, and how the model is evaluated on the way."""
 
-    name: Literal["pretrain", "code", "edit", "sft", "reward", "ppo"] = "pretrain"
+    name: Literal["pretrain", "code", "edit", "sft", "reward", "ppo", "embed"] = "pretrain"
     """The training stage. pretrain learns to predict text. All others start from the model of checkpoint.load: code
     goes on like pretrain; sft and edit learn the assistant's part of conversations; reward learns to score responses;
-    ppo learns from a reward."""
+    ppo learns from a reward; embed learns vectors of texts from pairs."""
     eval_interval: NonNegativeInt = 1000
     """Steps between evaluations on the validation documents; 0 evaluates only at the end."""
     eval_tokens: PositiveInt = 10_000_000
@@ -290,6 +294,8 @@ class Config:
     """Training stage and evaluation."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """PPO."""
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    """Embeddings."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving and resuming."""
     reliability: ReliabilityConfig = field(default_factory=ReliabilityConfig)

@@ -1,16 +1,14 @@
 """From a `Config` to this rank's part of Megatron-Core's GPTModel."""
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
-from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megagpt.config.schema import Config
 from megagpt.kernels.cross_entropy import cross_entropy
+from megagpt.model.heads import EmbeddingHead, ScalarHead
 from megagpt.model.kernels import choose_kernels
 from megagpt.model.kv_cache import Pass
 from megagpt.model.layers import block_spec
@@ -63,35 +61,15 @@ def transformer_config(config: Config) -> TransformerConfig:
     )
 
 
-class ScalarHead(torch.nn.Linear):
-    """One number for every token: a linear layer that all tensor-parallel ranks hold whole."""
-
-    def __init__(self, config: TransformerConfig, tp_group: dist.ProcessGroup):
-        super().__init__(config.hidden_size, 1)
-        self.split, self.tp_group = config.sequence_parallel, tp_group
-        for parameter in self.parameters():  # each rank sees its own tokens, so Megatron must sum the gradients
-            parameter.sequence_parallel = config.sequence_parallel
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states [S, B, H], or [S / tp, B, H] under sequence parallelism -> float32 [B, S].
-
-        In float32, because scores are compared by differences that bf16 would round away.
-        """
-        values = F.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(-1)
-        if self.split:  # all ranks compute the same loss, so each takes its own part of the gradient
-            values = gather_from_sequence_parallel_region(
-                values, tensor_parallel_output_grad=False, group=self.tp_group
-            )
-        return values.t().contiguous()
-
-
 class GPT(GPTModel):
     """One pipeline rank's chunk of the model: Megatron-Core's GPTModel with our layers, initial values and loss.
 
     `model(tokens, position_ids, attention_mask, labels=labels)` takes int64 tokens, positions and labels [B, S] and
     returns losses, float32 [B, S], on the last pipeline stage and hidden states [S, B, H] on the others; without
     labels the last stage returns logits [B, S, padded vocabulary / tp], whose columns from vocab_size on mean nothing.
-    With `model.head=scalar` it returns one value for every token, float32 [B, S], whatever the labels.
+    With `model.head=scalar` it returns one value for every token, float32 [B, S], whatever the labels. With
+    `model.head=embedding` labels, int64 [B], are the places of the texts' last tokens, and it returns a vector for
+    every text, float32 [B, H], see `EmbeddingHead`.
     attention_mask: see `CoreAttention`. Rotary positions count from the first token of the sequence and ignore
     position_ids; they matter only as differences.
     """
@@ -127,6 +105,9 @@ class GPT(GPTModel):
         if post_process and model.head == "scalar":
             del self.output_layer
             self.scalar_head = ScalarHead(settings, self.pg_collection.tp)
+        elif post_process and model.head == "embedding":
+            del self.output_layer
+            self.embedding_head = EmbeddingHead(config.embed, settings, self.pg_collection.tp)
         elif post_process and self.output_layer.weight is not None:
             set_tensor_model_parallel_attributes(self.output_layer.weight, True, 0, 1)
         self.to(settings.params_dtype)
@@ -161,6 +142,8 @@ class GPT(GPTModel):
     def _postprocess(self, hidden_states: Tensor, *, labels: Tensor | None, **others) -> Tensor:
         if self.post_process and self.head == "scalar":
             return self.scalar_head(hidden_states)
+        if self.post_process and self.head == "embedding":
+            return self.embedding_head(hidden_states, labels)
         if not (self.fuse_output_projection and self.post_process) or labels is None:
             return super()._postprocess(hidden_states=hidden_states, labels=labels, **others)
         tied = self.share_embeddings_and_output_weights

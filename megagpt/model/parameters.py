@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megagpt.config.schema import Config, ModelConfig
+from megagpt.config.schema import Config
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,18 @@ def initialize(chunk: torch.nn.Module, config: Config) -> None:
 
     Weights and positions are N(0, init_std), projections into the residual stream N(0, init_std / sqrt(2 layers)),
     norms 1, biases and rows of the padded vocabulary 0. A scalar head is N(0, 1 / sqrt(hidden size + 1)), so that its
-    values are of size 1 (arXiv 2009.01325). Every global tensor is drawn in float32 on the CPU from a stream of its
-    own, seeded by config.seed and its name.
+    values are of size 1 (arXiv 2009.01325); an embedding head begins with `embed.temperature`. Every global tensor is
+    drawn in float32 on the CPU from a stream of its own, seeded by config.seed and its name.
     """
     for name, parameter, boxes in named_boxes([chunk]):
-        full = _initial_value(name, boxes[0].global_shape, config.model, config.seed)
+        full = _initial_value(name, boxes[0].global_shape, config)
         parameter.copy_(torch.cat([box.of(full).flatten() for box in boxes]).view_as(parameter))
 
 
-def _initial_value(name: str, shape: tuple[int, ...], model: ModelConfig, seed: int) -> Tensor:
+def _initial_value(name: str, shape: tuple[int, ...], config: Config) -> Tensor:
+    model, seed = config.model, config.seed
+    if name == "embedding_head.log_scale":
+        return torch.full(shape, -math.log(config.embed.temperature))
     if name.endswith(".bias"):
         return torch.zeros(shape)
     if "norm" in name:

@@ -62,10 +62,11 @@ class Engine(Protocol):
     def evaluate(self, batches: Iterator[Batch], num_micro_batches: int) -> StepResult:
         """Mean loss over `num_micro_batches` a replica, without gradients. Collective over all ranks."""
 
-    def outputs(self, batches: Iterator[Batch], num_micro_batches: int) -> list[torch.Tensor]:
-        """What `Objective.forward` gives on the last stage for each micro-batch, float32 [B, S], without gradients.
+    def outputs(self, batches: Iterator[Batch], num_micro_batches: int, training: bool = False) -> list[torch.Tensor]:
+        """What `Objective.forward` gives on the last stage for each micro-batch, without gradients.
 
-        On every rank; collective over the ranks of a replica. The micro-batches have one shape.
+        Float32, [B, S] for numbers of tokens and [B, H] for vectors of texts. training: with dropout. On every rank;
+        collective over the ranks of a replica. Between several pipeline stages, the micro-batches have one shape.
         """
 
     def shards(self, for_saving: bool) -> Iterator[Shard]:

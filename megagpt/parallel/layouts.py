@@ -90,10 +90,10 @@ class EngineInLayout:
         with self.layout.active():
             return self.engine.evaluate(batches, num_micro_batches)
 
-    def outputs(self, batches: Iterator[Batch], num_micro_batches: int) -> list[torch.Tensor]:
+    def outputs(self, batches: Iterator[Batch], num_micro_batches: int, training: bool = False) -> list[torch.Tensor]:
         """See `Engine.outputs`."""
         with self.layout.active():
-            return self.engine.outputs(batches, num_micro_batches)
+            return self.engine.outputs(batches, num_micro_batches, training)
 
     def shards(self, for_saving: bool) -> Iterator[Shard]:
         """See `Engine.shards`."""

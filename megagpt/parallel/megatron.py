@@ -143,31 +143,34 @@ class MegatronEngine:
 
     def _run(self, batches: Iterator[Batch], num_micro_batches: int, forward_only: bool) -> tuple[float, int, dict]:
         """Pass micro-batches through the pipeline; returns mean loss, count and mean metrics over all ranks."""
-        sums, _ = self._pass(self._forward_step, batches, num_micro_batches, forward_only)
+        sums = self._pass(self._forward_step, batches, num_micro_batches, forward_only)
         return means(sums, self.objective.metric_names, self.device, counts_here=self.dims.tensor_rank == 0)
 
     @torch.no_grad()
-    def outputs(self, batches: Iterator[Batch], num_micro_batches: int) -> list[torch.Tensor]:
+    def outputs(self, batches: Iterator[Batch], num_micro_batches: int, training: bool = False) -> list[torch.Tensor]:
         """See `Engine.outputs`."""
         for chunk in self.chunks:
-            chunk.eval()
-        outputs, shape = self._pass(self._output_step, batches, num_micro_batches, forward_only=True)
+            chunk.train(training)
+        outputs = self._pass(self._output_step, batches, num_micro_batches, forward_only=True)
         if self.dims.pipeline_size == 1:
             return outputs
-        stacked = torch.empty(num_micro_batches, *shape, device=self.device)
-        if self.dims.is_last_stage:
+        group, last = self.modules[0].pg_collection.pp, self.dims.pipeline_size - 1
+        shape = torch.tensor(outputs[0].shape if outputs else (0, 0), device=self.device)
+        dist.broadcast(shape, group=group, group_src=last)
+        stacked = torch.empty(num_micro_batches, *shape.tolist(), device=self.device)
+        if outputs:
             torch.stack(outputs, out=stacked)
-        dist.broadcast(stacked, group=self.modules[0].pg_collection.pp, group_src=self.dims.pipeline_size - 1)
+        dist.broadcast(stacked, group=group, group_src=last)
         return list(stacked)
 
-    def _pass(
-        self, step: Callable, batches: Iterator[Batch], count: int, forward_only: bool
-    ) -> tuple[list, torch.Size]:
-        """Pass `count` micro-batches of one shape through the pipeline; returns what the last stage's `step` gave for
-        each, on that stage, and the shape [B, S]."""
+    def _pass(self, step: Callable, batches: Iterator[Batch], count: int, forward_only: bool) -> list:
+        """Pass `count` micro-batches through the pipeline; returns what the last stage's `step` gave for each, there.
+
+        Where there are several stages, the micro-batches have one shape.
+        """
         first = next(batches)
         batches, virtual = itertools.chain((first,), batches), self.dims.virtual_size
-        results = self.schedule(
+        return self.schedule(
             forward_step_func=step,
             data_iterator=list(itertools.tee(batches, virtual)) if virtual > 1 else batches,
             model=self.chunks,
@@ -176,7 +179,6 @@ class MegatronEngine:
             micro_batch_size=first.tokens.shape[0],
             forward_only=forward_only,
         )
-        return results, first.tokens.shape
 
     def _output_step(self, batches: Iterator[Batch], model: torch.nn.Module) -> tuple:
         return self.objective.forward(model, next(batches).to(self.device)), None

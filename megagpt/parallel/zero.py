@@ -152,9 +152,9 @@ class DeepSpeedEngine:
         return StepResult(mean, count, 0.0, False, metrics)
 
     @torch.no_grad()
-    def outputs(self, batches: Iterator[Batch], num_micro_batches: int) -> list[torch.Tensor]:
+    def outputs(self, batches: Iterator[Batch], num_micro_batches: int, training: bool = False) -> list[torch.Tensor]:
         """See `Engine.outputs`."""
-        self.engine.eval()
+        self.engine.train(training)
         return [self.objective.forward(self.engine, next(batches).to(self.device)) for _ in range(num_micro_batches)]
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

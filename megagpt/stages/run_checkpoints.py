@@ -15,11 +15,17 @@ from megagpt.train.trainer import Stage
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = ("model.name", "model.hidden_dropout", "model.attention_dropout")
-"""Fields of the model that do not change what its weights mean."""
+MAY_CHANGE = (
+    "model.name",
+    "model.hidden_dropout",
+    "model.attention_dropout",
+    "embed.scored_pairs",
+    "embed.candidates",
+)
+"""Fields among these sections that change neither what the weights mean nor the samples."""
 
-CHANGES_SAMPLES = ("seed", "data.", "model.sequence_length", "stage.name")
-"""Fields on which the order of training samples depends; a run that has begun keeps them."""
+CHANGES_SAMPLES = ("seed", "data.", "model.sequence_length", "stage.name", "embed.")
+"""Fields on which training samples or what is learned from them depend; a run that has begun keeps them."""
 
 NOT_WORTH_SAYING = ("logging.", "checkpoint.", "reliability.", "runs_dir", "run_name")
 

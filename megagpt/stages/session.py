@@ -15,6 +15,7 @@ from megagpt.config.load import to_dict
 from megagpt.config.schema import Config
 from megagpt.errors import STOPPED_BY_SIGNAL
 from megagpt.parallel import launch
+from megagpt.stages.embed import Embed
 from megagpt.stages.ppo import PPO
 from megagpt.stages.pretrain import Pretrain
 from megagpt.stages.reward import Reward
@@ -37,6 +38,7 @@ STAGES: dict[str, Callable[[Config], Stage]] = {
     "sft": Supervised,
     "reward": Reward,
     "ppo": PPO,
+    "embed": Embed,
 }
 """The classes of the stages by their names in the configuration.
 

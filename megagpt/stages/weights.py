@@ -26,27 +26,28 @@ log = logging.getLogger(__name__)
 TOKENIZER = "tokenizer.json"
 """The copy of its tokenizer in a run's folder."""
 
-HEAD = "model/scalar_head."
-"""Beginning of the names of a scalar head's tensors."""
+HEADS = ("model/scalar_head.", "model/embedding_head.")
+"""Beginnings of the names of heads' tensors that a language model does not have."""
 
 
 def load_weights(config: Config, engine: Engine) -> None:
     """Fill the engine's model from `checkpoint.load`, and grow its vocabulary to `model.vocab_size`. Collective.
 
-    A model with a scalar head takes everything else from a language model, whose output projection is left out; from
-    a reward model it takes the head too, and its `score_offset` is taken off the bias.
+    A model with another head takes everything else from a language model, whose output projection is left out; from a
+    model with its own kind of head it takes the head too. The `score_offset` of a reward model is taken off its bias.
 
-    Raises ConfigError when the vocabulary would shrink, the tokenizer gives old ids to other tokens, or a language
-    model would start from a scalar head; CheckpointError when the checkpoint is not valid or of another model.
+    Raises ConfigError when the vocabulary would shrink, the tokenizer gives old ids to other tokens, or the checkpoint
+    has another head and no output projection; CheckpointError when the checkpoint is not valid or of another model.
     """
     source = checkpoint.find(Path(config.checkpoint.load))
     manifest = checkpoint.read_manifest(source)
-    old = from_saved(manifest["config"]).model
+    saved = from_saved(manifest["config"])
+    old = saved.model
     _check_vocabulary(config, source, old.vocab_size)
     _check_head(config, source, old)
     shards = [shard for shard in engine.shards(for_saving=False) if shard.name.startswith("model/")]
-    if old.head != config.model.head:
-        shards = [shard for shard in shards if not shard.name.startswith(HEAD)]
+    if old.head != config.model.head or (old.head == "embedding" and not saved.embed.learn_temperature):
+        shards = [shard for shard in shards if not shard.name.startswith(HEADS)]
     _load_growing(config.model, old, source, shards)
     if config.model.head == old.head == "scalar":
         _subtract_offset(shards, manifest)
@@ -115,7 +116,7 @@ def _load_growing(model: ModelConfig, old: ModelConfig, source: Path, shards: li
 def _subtract_offset(shards: list[Shard], manifest: dict[str, Any]) -> None:
     """Take a reward model's `score_offset` off the bias of its head, so that demonstrations score 0 on average."""
     for shard in shards:
-        if shard.name == f"{HEAD}bias":
+        if shard.name == "model/scalar_head.bias":
             shard.data.sub_(manifest.get("score_offset", 0.0))
 
 
@@ -129,15 +130,17 @@ def _check_layout(model: ModelConfig, parallel: ParallelConfig) -> None:
 
 
 def _check_head(config: Config, source: Path, old: ModelConfig) -> None:
-    if old.head == config.model.head:
+    wanted = config.model.head
+    if old.head == wanted:
         return
-    if config.model.head == "tokens":
+    if old.head != "tokens":
+        kind = {"scalar": "reward models", "embedding": "embedding models"}[old.head]
         raise ConfigError(
-            f"model.head is tokens, but checkpoint.load ({source}) has a {old.head} head, as reward models do, and no"
+            f"model.head is {wanted}, but checkpoint.load ({source}) has a {old.head} head, as {kind} do, and no"
             " output projection: start from a language model"
         )
     left_out = "" if old.tie_embeddings else "; the output projection is left out"
-    log.info("the scalar head is new%s", left_out)
+    log.info("the %s head is new%s", wanted, left_out)
 
 
 def _check_vocabulary(config: Config, source: Path, old_size: int) -> None:

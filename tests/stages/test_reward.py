@@ -262,7 +262,7 @@ def test_answers_of_a_file_are_scored(one, settings, capsys):
 
 def test_a_reward_model_is_not_taken_for_a_language_model(one):
     said = one["refused"]
-    assert "which scores text and generates none" in said["generate"]
+    assert "which generates no text" in said["generate"]
     assert "start from a language model" in said["start"]
     assert "which no format of language models holds" in said["convert"]
 

@@ -1,0 +1,212 @@
+"""Batches of pairs for the stage embed: every text in a row of its own, texts of like lengths together."""
+
+import dataclasses
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import numpy as np
+import torch
+
+from megagpt.config.schema import Config
+from megagpt.data.loader import load_tokenizer
+from megagpt.data.packed import SPLITS, Split, permutation, split_of
+from megagpt.data.pairs import Pair, read_pairs
+from megagpt.data.ranked_loader import row_length
+from megagpt.data.text_batch import TextBatch, TextEncoder
+from megagpt.errors import DataError
+
+log = logging.getLogger(__name__)
+
+ABSENT = -1
+"""The number of a text that is not there: a pair may have fewer negatives than others."""
+
+MEASURED = 2000
+"""Pairs whose lengths in tokens are measured at the start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairBatch(TextBatch):
+    """Some of the texts of a replica's m pairs; the micro-batches of a step hold all of them.
+
+    `loss_mask` is 0 for negatives that a pair does not have.
+    """
+
+    places: torch.Tensor
+    """int64 [B]: place of each row's text among the m x K texts: the queries, the positives, all first negatives..."""
+    text_ids: torch.Tensor
+    """int64 [K, m]: the texts' numbers, see `Pair.text_ids`; ABSENT for those that are not there. The same in all
+    micro-batches."""
+    gradients: torch.Tensor | None = None
+    """float32 [B, H]: gradients of the step's loss in the rows' vectors, where they are known already."""
+    sums: torch.Tensor | None = None
+    """float32 [n]: this micro-batch's share of loss, count and metrics, where they are known already."""
+
+    def with_step(self, gradients: torch.Tensor, sums: torch.Tensor) -> "PairBatch":
+        """This batch with what is known of the step."""
+        return dataclasses.replace(self, gradients=gradients, sums=sums)
+
+
+class PairLoader:
+    """Every batch of a run on pairs. A batch is a function of the seed and of sample numbers, in every layout.
+
+    A sample is a pair. An epoch is a permutation of all pairs, in batches that hold no document twice; pairs that would
+    break this wait for the next batch, and those that are left at the end are left out of the epoch. The pairs of a
+    step are shared out by length, so that replicas have as much to do, and a replica's texts are sorted by length, so
+    that its micro-batches have little padding. Where stages of a pipeline exchange them, a step's have one shape.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Read all pairs. Raises DataError when they do not make a batch."""
+        self.config = config
+        self.tokenizer = load_tokenizer(config)
+        self.encoder = TextEncoder(config.embed, config.model.sequence_length, self.tokenizer)
+        self.pairs: dict[Split, list[Pair]] = {split: [] for split in SPLITS}
+        for pair in read_pairs(config.data.pairs):
+            self.pairs[split_of(pair.split_key, config.data.split)].append(pair)
+        self._check()
+        self.sample_tokens = self._mean_tokens()
+        self.texts_per_pair = 2 + config.embed.hard_negatives
+        self._batches_of = lru_cache(maxsize=2)(self._epoch)
+        self._number_of_batches = cache(lambda epoch: len(self._batches_of(epoch)))
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="data")
+        self._pending: dict[tuple[int, ...], Future[list[PairBatch]]] = {}
+
+    @property
+    def pairs_per_epoch(self) -> int:
+        """Pairs of the first epoch's whole batches."""
+        return self._batches_of(0).size
+
+    def micro_batches(
+        self, first_sample: int, global_batch_size: int, data_parallel_rank: int, data_parallel_size: int
+    ) -> Iterator[PairBatch]:
+        """The micro-batches of one rank in the step that trains on samples first_sample .. + global_batch_size - 1.
+
+        A background thread prepares the next step.
+        """
+        place = (global_batch_size, data_parallel_rank, data_parallel_size)
+        now, then = (first_sample, *place), (first_sample + global_batch_size, *place)
+        ready = self._pending.pop(now, None) or self._reader.submit(self._step, *now)
+        self._pending = {then: self._reader.submit(self._step, *then)}
+        yield from ready.result()
+
+    def evaluation_bytes(self, split: Split, max_tokens: int | None) -> int:
+        """0: no text is predicted."""
+        return 0
+
+    def evaluation_batches(
+        self, split: Split, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
+    ) -> Iterator[PairBatch]:
+        """Nothing: held-out pairs are embedded, see `megagpt.stages.embed`."""
+        return iter(())
+
+    def _check(self) -> None:
+        for split, share in zip(SPLITS, self.config.data.split, strict=True):
+            if share and not self.pairs[split]:
+                total = sum(map(len, self.pairs.values()))
+                raise DataError(
+                    f"none of the {total} pairs fell into the {split} split, to which data.split gives {share:g}: raise"
+                    " its share, or set it to 0"
+                )
+        train, wanted = self.pairs["train"], self.config.optim.global_batch_size
+        documents = {pair.document for pair in train if pair.document is not None}
+        usable = len(documents) + sum(pair.document is None for pair in train)
+        if usable < wanted:
+            what = f"{usable} documents" if documents else f"{len(train)} pairs"
+            raise DataError(
+                f"the training split has {what}, but a batch takes optim.global_batch_size ({wanted}) pairs, of"
+                " different documents: use more pairs, or lower it"
+            )
+        log.info("%d pairs to train on, %d to validate on", len(train), len(self.pairs["validation"]))
+
+    def _mean_tokens(self) -> int:
+        """Tokens of a pair, on average. Warns of texts that lose their ends."""
+        step = max(1, len(self.pairs["train"]) // MEASURED)
+        sampled = self.pairs["train"][::step]
+        tokens = 0
+        for side, texts in (
+            ("query", [pair.query for pair in sampled]),
+            ("document", [pair.positive for pair in sampled]),
+            ("document", [text for pair in sampled for text in self._negatives(pair)]),
+        ):
+            rows, cut = self.encoder.encode(texts, side)
+            tokens += sum(map(len, rows))
+            if cut.any():
+                log.warning(
+                    "%d of %d sampled texts (%s) are longer than %d tokens (embed.max_tokens) and lose their ends",
+                    cut.sum(),
+                    len(texts),
+                    side,
+                    self.encoder.max_tokens,
+                )
+        return -(-tokens // len(sampled))
+
+    def _negatives(self, pair: Pair) -> tuple[str, ...]:
+        return pair.negatives[: self.config.embed.hard_negatives]
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """The pairs of an epoch's batches, int64 [batches, batch size]."""
+        size, pairs = self.config.optim.global_batch_size, self.pairs["train"]
+        queue, batches = deque(permutation(len(pairs), self.config.seed, epoch).tolist()), []
+        while len(queue) >= size:
+            batch, documents, postponed = [], set(), []
+            while queue and len(batch) < size:
+                index = queue.popleft()
+                document = pairs[index].document
+                if document in documents:
+                    postponed.append(index)
+                    continue
+                batch.append(index)
+                if document is not None:
+                    documents.add(document)
+            queue.extendleft(reversed(postponed))
+            if len(batch) < size:
+                left_out = len(batch) + len(queue)
+                log.warning("epoch %d leaves out %d of %d pairs: of too few documents", epoch, left_out, len(pairs))
+                break
+            batches.append(batch)
+        return np.array(batches)
+
+    def _pairs_of(self, first_sample: int) -> np.ndarray:
+        """The pairs of the batch that begins with a sample, int64 [batch size]."""
+        number, epoch = first_sample // self.config.optim.global_batch_size, 0
+        while number >= self._number_of_batches(epoch):
+            number, epoch = number - self._number_of_batches(epoch), epoch + 1
+        return self._batches_of(epoch)[number]
+
+    def _step(self, first_sample: int, size: int, rank: int, replicas: int) -> list[PairBatch]:
+        """All micro-batches of a replica in a step."""
+        chosen = [self.pairs["train"][index] for index in self._pairs_of(first_sample)]
+        chosen.sort(key=lambda pair: -len(pair.query) - len(pair.positive))
+        return self.batches_of_pairs(chosen[rank::replicas])
+
+    def batches_of_pairs(self, pairs: Sequence[Pair]) -> list[PairBatch]:
+        """Micro-batches of `parallel.micro_batch_size` pairs' worth of texts, which hold all texts of the pairs."""
+        rows = self.encoder.encode([pair.query for pair in pairs], "query")[0]
+        rows += self.encoder.encode([pair.positive for pair in pairs], "document")[0]
+        text_ids = [[pair.text_ids[kind] for pair in pairs] for kind in (0, 1)]
+        for number in range(self.config.embed.hard_negatives):
+            found = [self._negatives(pair)[number : number + 1] for pair in pairs]
+            encoded = iter(self.encoder.encode([text for texts in found for text in texts], "document")[0])
+            rows += [next(encoded) if texts else np.array([self.tokenizer.end_of_text_id]) for texts in found]
+            text_ids.append(
+                [pair.text_ids[2 + number] if texts else ABSENT for pair, texts in zip(pairs, found, strict=True)]
+            )
+        return self._sorted_batches(rows, torch.tensor(text_ids))
+
+    def _sorted_batches(self, rows: list[np.ndarray], text_ids: torch.Tensor) -> list[PairBatch]:
+        count = self.config.parallel.micro_batch_size * self.texts_per_pair
+        order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+        present, longest, batches = (text_ids != ABSENT).flatten(), len(rows[order[0]]), []
+        for first in range(0, len(order), count):
+            places = order[first : first + count]
+            if self.config.parallel.pipeline_parallel_size == 1:
+                longest = len(rows[places[0]])
+            batch = self.encoder.batch([rows[place] for place in places], count, row_length(longest, self.config))
+            values = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
+            values["loss_mask"][: len(places)] *= present[places]
+            batches.append(PairBatch(**values, places=torch.tensor(places), text_ids=text_ids))
+        return batches

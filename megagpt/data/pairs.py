@@ -1,0 +1,140 @@
+"""Pairs of texts that belong together, which stage embed learns vectors from."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megagpt.config.inputs import how_to_make
+from megagpt.data.readers import Position, Rejection, chunks, find_sources
+from megagpt.errors import DataError
+
+KEYS = ("query", "positive", "negatives", "document", "split_key", "text_ids")
+"""What a record may hold."""
+
+MAX_RECORD_BYTES = 32_000_000
+
+_NO_LETTERS = re.compile(r"[\W_]+")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A query and a document that answers it."""
+
+    query: str
+    positive: str
+    """The document."""
+    negatives: tuple[str, ...]
+    """Documents that do not answer it."""
+    document: str | None
+    """What both texts come from, such as a file. A batch holds at most one pair of it."""
+    split_key: str
+    """All pairs with this key are in one split: training, validation or test."""
+    text_ids: tuple[int, ...]
+    """A number for the query, the positive and each negative. Texts with one number are the same, or nearly."""
+
+
+@dataclass(frozen=True)
+class ScoredPair:
+    """Two sentences and how similar people find them."""
+
+    sentence1: str
+    sentence2: str
+    score: float
+
+
+def read_pairs(paths: Sequence[str | Path]) -> list[Pair]:
+    """The pairs of all files (.jsonl, also .gz and .zst), in order.
+
+    Raises DataError naming file and line of a record that is malformed, has an empty text, or a key not in `KEYS`.
+    """
+    return [_pair(record, place) for path in paths for record, place in _records(Path(path))]
+
+
+def read_scored_pairs(path: str | Path) -> list[ScoredPair]:
+    """The scored pairs of a file of JSON lines. Raises DataError as `read_pairs`."""
+    return [_scored_pair(record, place) for record, place in _records(Path(path))]
+
+
+def text_key(text: str) -> int:
+    """A 63-bit number that is the same for texts which differ in case, white space and punctuation alone."""
+    folded = _NO_LETTERS.sub(" ", text.casefold()).strip() or text.strip()
+    return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest()) >> 1
+
+
+def _pair(record: dict[str, Any], place: str) -> Pair:
+    if unknown := [key for key in record if key not in KEYS]:
+        raise DataError(
+            f"{place}: {', '.join(unknown)} mean nothing in a pair, which has {', '.join(KEYS)}: `megagpt data pairs"
+            " --kind labelled` makes pairs of records in other shapes"
+        )
+    query, positive = _text(record, "query", place), _text(record, "positive", place)
+    negatives = record.get("negatives") or ()
+    if not isinstance(negatives, list | tuple) or not all(isinstance(text, str) and text.strip() for text in negatives):
+        raise DataError(f"{place}: negatives must be a list of texts, none of them empty")
+    texts, ids = (query, positive, *negatives), record.get("text_ids")
+    if ids is None:
+        ids = [text_key(text) for text in texts]
+    elif not isinstance(ids, list) or len(ids) != len(texts) or not all(type(one) is int and one >= 0 for one in ids):
+        raise DataError(f"{place}: text_ids must be {len(texts)} whole numbers from 0, one for each text")
+    document = record.get("document")
+    split_key = record.get("split_key", document)
+    return Pair(
+        query=query,
+        positive=positive,
+        negatives=tuple(negatives),
+        document=None if document is None else str(document),
+        split_key=f"query {ids[0]}" if split_key is None else str(split_key),
+        text_ids=tuple(ids),
+    )
+
+
+def _scored_pair(record: dict[str, Any], place: str) -> ScoredPair:
+    score = record.get("score")
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        raise DataError(f"{place}: score must be a number, not {score!r}")
+    return ScoredPair(_text(record, "sentence1", place), _text(record, "sentence2", place), float(score))
+
+
+def _text(record: dict[str, Any], key: str, place: str) -> str:
+    text = record.get(key)
+    if text is None:
+        raise DataError(f"{place}: no {key}; the record has {', '.join(record) or 'no keys'}")
+    if not isinstance(text, str):
+        raise DataError(f"{place}: {key} must be a text, not {type(text).__name__}")
+    if not text.strip():
+        raise DataError(f"{place}: {key} is empty")
+    return text
+
+
+def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects of a file of JSON lines, and where each is."""
+    if not path.is_file():
+        remedy = how_to_make(path) or "`megagpt data pairs` makes one"
+        raise DataError(f"cannot read pairs from {path}: there is no such file; {remedy}")
+    for line, text in _lines(path):
+        place = f"{path}:{line}"
+        try:
+            record = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{place}: not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise DataError(f"{place}: a pair is an object, not {type(record).__name__}")
+        yield record, place
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, with their numbers from 1."""
+    sources = find_sources([path])
+    if sources[0].format != "jsonl":
+        raise DataError(f"{path}: pairs are read from JSON lines (.jsonl, also .gz and .zst)")
+    for chunk in chunks(sources, "query", MAX_RECORD_BYTES, Position()):
+        for item in chunk.items:
+            if isinstance(item, Rejection):
+                raise DataError(str(item))
+            for number, line in enumerate(item.records.split(b"\n"), item.first_line):
+                if line.strip():
+                    yield number, line

@@ -1,0 +1,90 @@
+"""Heads of models that do not predict tokens: a number for every token, or a vector for every text."""
+
+import math
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megagpt.config.embedding import EmbedConfig
+
+
+class ScalarHead(torch.nn.Linear):
+    """One number for every token: a linear layer that all tensor-parallel ranks hold whole."""
+
+    def __init__(self, config: TransformerConfig, tp_group: dist.ProcessGroup):
+        super().__init__(config.hidden_size, 1)
+        self.split, self.tp_group = config.sequence_parallel, tp_group
+        for parameter in self.parameters():  # each rank sees its own tokens, so Megatron must sum the gradients
+            parameter.sequence_parallel = config.sequence_parallel
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states [S, B, H], or [S / tp, B, H] under sequence parallelism -> float32 [B, S].
+
+        In float32, because scores are compared by differences that bf16 would round away.
+        """
+        values = F.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(-1)
+        if self.split:  # all ranks compute the same loss, so each takes its own part of the gradient
+            values = gather_from_sequence_parallel_region(
+                values, tensor_parallel_output_grad=False, group=self.tp_group
+            )
+        return values.t().contiguous()
+
+
+class EmbeddingHead(torch.nn.Module):
+    """A vector for every text: its last token's state, scaled to the length 1 / sqrt(temperature).
+
+    The product of two vectors is then the logit that their softmax takes, cosine / temperature, and the temperature is
+    learned like any other parameter: `log_scale` is log(1 / temperature) (arXiv 2201.10005).
+    """
+
+    def __init__(self, settings: EmbedConfig, config: TransformerConfig, tp_group: dist.ProcessGroup):
+        super().__init__()
+        self.split, self.tp_group = config.sequence_parallel, tp_group
+        self.fixed_log_scale, self.largest = -math.log(settings.temperature), -math.log(settings.min_temperature)
+        if settings.learn_temperature:
+            self.log_scale = torch.nn.Parameter(torch.zeros(1))
+        else:
+            self.log_scale = None
+
+    def forward(self, hidden: Tensor, ends: Tensor) -> Tensor:
+        """Hidden states [S, B, H], or [S / tp, B, H] under sequence parallelism -> float32 [B, H].
+
+        ends: int64 [B], the place of every text's last token. All of it is float32 from the states on, since cosines
+        near 1 differ by less than bf16 can hold.
+        """
+        columns = torch.arange(hidden.shape[1], device=hidden.device)
+        if self.split:  # the state is on one of the ranks: only [B, H] is exchanged
+            ends = ends - self.tp_group.rank() * hidden.shape[0]
+            here = (ends >= 0) & (ends < hidden.shape[0])
+            states = hidden[ends.clamp(0, hidden.shape[0] - 1), columns].float() * here[:, None]
+            states = reduce_from_tensor_model_parallel_region(states, group=self.tp_group)
+        else:
+            states = hidden[ends, columns].float()
+        return F.normalize(states, dim=-1) * (self._log_scale(states) / 2).exp()
+
+    def _log_scale(self, states: Tensor) -> Tensor:
+        if self.log_scale is None:
+            return states.new_tensor(self.fixed_log_scale)
+        return _AtMost.apply(self.log_scale.float(), self.largest)
+
+
+class _AtMost(torch.autograd.Function):
+    """The lesser of a parameter and a limit. Beyond the limit only gradients that lead back to it pass."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(value)
+        ctx.limit = limit
+        return value.clamp(max=limit)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (value,) = ctx.saved_tensors
+        return gradient * ((value < ctx.limit) | (gradient > 0)), None

@@ -1,0 +1,117 @@
+"""Stage `embed`: vectors of texts, from pairs that belong together (arXiv 2201.10005)."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megagpt.config.schema import Config
+from megagpt.data.packed import Split
+from megagpt.data.pair_loader import PairBatch, PairLoader
+from megagpt.data.pairs import Pair, read_scored_pairs
+from megagpt.errors import DataError
+from megagpt.evaluate.embedder import Embedder
+from megagpt.evaluate.ranking import search_among_candidates, spearman
+from megagpt.stages.base import AFTER, BEFORE, BaseStage
+from megagpt.stages.supervised import with_epochs
+from megagpt.train.contrastive import ContrastiveObjective, contrastive_gradients, with_gradients
+from megagpt.train.state import TrainState
+from megagpt.train.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class Embed(BaseStage):
+    """Learns vectors by which queries find their documents; held-out pairs are measured before and after."""
+
+    loader: PairLoader
+    objective: ContrastiveObjective
+
+    def __init__(self, config: Config) -> None:
+        """Open the pairs, and the scored pairs where there are some."""
+        loader = PairLoader(config)
+        config = with_epochs(config, loader.pairs_per_epoch, loader.sample_tokens)
+        super().__init__(config, loader, ContrastiveObjective(config.embed))
+        scored = config.embed.scored_pairs
+        self.scored = [] if scored is None else read_scored_pairs(Path(scored))
+        if scored is not None and len({pair.score for pair in self.scored}) < 2:
+            raise DataError(f"embed.scored_pairs ({scored}) needs pairs with different scores, to correlate with")
+
+    def build(self) -> None:
+        """See `Stage.build`."""
+        super().build()
+        if self.engine.dims.data_size > 1:
+            self.objective.group = self.engine.modules[0].pg_collection.dp
+        self.embedder = Embedder(self.engine, self.config, self.loader.tokenizer)
+
+    def begin(self, state: TrainState) -> None:
+        """Measure the loaded model, into evaluation_before.json."""
+        self.write_evaluation(BEFORE, state, self._measure(max_tokens=None))
+
+    def fit(self, trainer: Trainer) -> None:
+        """Train a step at a time. Steps of several micro-batches take two passes, see `ContrastiveObjective`."""
+        dims = self.engine.dims
+        with trainer.running():
+            while trainer.unfinished:
+                step = trainer.begin_step()
+                batches = self.loader.micro_batches(step.first_sample, step.batch_size, dims.data_rank, dims.data_size)
+                if step.num_micro_batches > 1:
+                    batches = self._with_gradients(list(trainer.watchdog.batches(batches)))
+                watched = trainer.watchdog.batches(batches)
+                trainer.end_step(step, self.engine.train_step(watched, step.num_micro_batches, step.lr))
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """See `Stage.evaluate`: of held-out pairs of at most `stage.eval_tokens`, and of the scored pairs."""
+        values = self._measure(self.config.stage.eval_tokens)
+        return {f"validation_{name}": values[name] for name in ("loss", "mrr", "spearman") if name in values}
+
+    def finish(self, state: TrainState) -> None:
+        """Measure the trained model on all held-out pairs, into evaluation.json."""
+        self.write_evaluation(AFTER, state, self._measure(max_tokens=None))
+
+    def _with_gradients(self, batches: list[PairBatch]) -> list[PairBatch]:
+        """The batches of a step with the gradients in their vectors, from a pass that only computes the vectors.
+
+        The random state is that of the pass before again, so that dropout drops the same.
+        """
+        engine = self.engine
+        before = engine.random_state()
+        vectors = engine.outputs(iter(batches), len(batches), training=True)
+        engine.set_random_state(before)
+        if not engine.dims.is_last_stage:
+            return batches
+        batches = [batch.to(engine.device) for batch in batches]
+        return with_gradients(vectors, batches, self.config.embed, self.objective.group)
+
+    def _measure(self, max_tokens: int | None) -> dict[str, float]:
+        """Loss and search among `embed.candidates` held-out documents, and the rank correlation with scores."""
+        pairs, values = self._held_out("validation", max_tokens), {}
+        if pairs:
+            queries, _ = self.embedder.vectors([pair.query for pair in pairs], "query")
+            positives, _ = self.embedder.vectors([pair.positive for pair in pairs], "document")
+            values["pairs"] = len(pairs)
+            values["loss"], values["temperature"] = self._loss(queries, positives, pairs)
+            same = np.array([pair.text_ids[1] for pair in pairs])
+            values |= search_among_candidates(queries, positives, self.config.embed.candidates, self.config.seed, same)
+        if self.scored:
+            first, second = (
+                self.embedder.embed([getattr(pair, name) for pair in self.scored], "query")
+                for name in ("sentence1", "sentence2")
+            )
+            values["spearman"] = spearman((first * second).sum(1), [pair.score for pair in self.scored])
+        return values
+
+    def _held_out(self, split: Split, max_tokens: int | None) -> list[Pair]:
+        pairs = self.loader.pairs[split]
+        return pairs if max_tokens is None else pairs[: max(2, max_tokens // self.loader.sample_tokens)]
+
+    def _loss(self, queries: np.ndarray, positives: np.ndarray, pairs: Sequence[Pair]) -> tuple[float, float]:
+        """Mean loss of held-out pairs in blocks of `embed.candidates`, and the temperature."""
+        texts = torch.from_numpy(np.stack((queries, positives)))
+        ids = torch.tensor([[pair.text_ids[kind] for pair in pairs] for kind in (0, 1)])
+        size, total = self.config.embed.candidates, torch.zeros(5)
+        for block, block_ids in zip(texts.split(size, 1), ids.split(size, 1), strict=True):
+            total += contrastive_gradients(block, block_ids, self.config.embed, None)[1]
+        return float(total[0] / total[1]), float(total[4] / total[1])

@@ -1,0 +1,30 @@
+"""Embedding models of other runs, to turn texts into vectors."""
+
+import dataclasses
+from pathlib import Path
+
+from megagpt import checkpoint
+from megagpt.config.embedding import EmbedConfig
+from megagpt.config.load import from_saved
+from megagpt.config.schema import ParallelConfig
+from megagpt.errors import ConfigError
+from megagpt.evaluate.embedder import Embedder
+from megagpt.stages.weights import load_model
+from megagpt.train.contrastive import ContrastiveObjective
+
+
+def load_embedder(path: Path, parallel: ParallelConfig) -> Embedder:
+    """The model of a checkpoint, or of a run folder's best or newest one, laid out as `parallel`. Collective.
+
+    Raises CheckpointError when there is no valid checkpoint, ConfigError when it was not trained by stage embed or does
+    not fit the layout.
+    """
+    folder = checkpoint.find(path)
+    head = from_saved(checkpoint.read_manifest(folder)["config"]).model.head
+    if head != "embedding":
+        raise ConfigError(
+            f"{path} has a {head} head (model.head), so it gives no vectors of texts: take a run of stage embed, as in"
+            f" `megagpt train stage=embed checkpoint.load={path} 'data.pairs=[pairs.jsonl]'`"
+        )
+    config, engine, tokenizer = load_model(folder, parallel, ContrastiveObjective(EmbedConfig()))
+    return Embedder(engine, dataclasses.replace(config, parallel=parallel), tokenizer)
