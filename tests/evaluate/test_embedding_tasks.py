@@ -12,9 +12,9 @@ from scipy import stats
 
 from megagpt.cli import evaluate
 from megagpt.errors import ConfigError, DataError
-from megagpt.evaluate import text_encoder
+from megagpt.evaluate import text_embedder
 from megagpt.evaluate.embedding_tasks import evaluate_embeddings
-from megagpt.evaluate.similarity import read_scored_pairs
+from megagpt.evaluate.similarity import read_sentence_pairs
 
 
 class HashedWords:
@@ -58,13 +58,13 @@ def scored(tmp_path) -> Path:
 
 
 def test_similarity_is_the_correlation_of_cosines(tmp_path, scored, capsys):
-    encoder = HashedWords()
-    result = evaluate_embeddings(settings(tmp_path, "sts", scored), encoder)
+    embedder = HashedWords()
+    result = evaluate_embeddings(settings(tmp_path, "sts", scored), embedder)
     a, b = (HashedWords().embed([pair[n] for pair in SENTENCES], "query") for n in (0, 1))
     cosines, scores = (a * b).sum(axis=1), [pair[2] for pair in SENTENCES]
     assert result["metrics"]["model"]["spearman"] == pytest.approx(stats.spearmanr(cosines, scores).statistic, abs=1e-6)
     assert result["metrics"]["model"]["pearson"] == pytest.approx(stats.pearsonr(cosines, scores).statistic, abs=1e-6)
-    assert {side for _, side, _ in encoder.calls} == {"query"}
+    assert {side for _, side, _ in embedder.calls} == {"query"}
     assert json.loads((tmp_path / "out/result.json").read_text()) == result
     evaluate.show_embeddings(result)
     assert f"spearman {result['metrics']['model']['spearman']:.4f}" in capsys.readouterr().out
@@ -72,11 +72,12 @@ def test_similarity_is_the_correlation_of_cosines(tmp_path, scored, capsys):
 
 def test_sides_and_dimensions(tmp_path, scored):
     for side, sides in (("document", ["document"] * 2), ("both", ["query", "document"])):
-        encoder = HashedWords()
+        embedder = HashedWords()
         evaluate_embeddings(
-            replace(settings(tmp_path, "sts", scored, f"side={side}", "dimensions=32"), output=tmp_path / side), encoder
+            replace(settings(tmp_path, "sts", scored, f"side={side}", "dimensions=32"), output=tmp_path / side),
+            embedder,
         )
-        assert [called for _, called, _ in encoder.calls] == sides
+        assert [called for _, called, _ in embedder.calls] == sides
         assert np.load(next((tmp_path / side / "embeddings").iterdir())).shape == (4, 32)
     with pytest.raises(ConfigError, match="dimensions is 65, but the model's vectors have only 64"):
         evaluate_embeddings(settings(tmp_path, "sts", scored, "dimensions=65"), HashedWords())
@@ -103,14 +104,14 @@ def test_tables_of_scored_pairs(tmp_path, scored, name, header):
     text = "".join(between.join(row) + "\n" for row in rows).encode()
     path = tmp_path / name
     path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
-    assert read_scored_pairs(path) == read_scored_pairs(scored)
+    assert read_sentence_pairs(path) == read_sentence_pairs(scored)
 
 
 def test_quotes_of_tables(tmp_path):
     (tmp_path / "s.csv").write_text('"a, b",c,1\nd,"say ""e""",2\n')
-    assert read_scored_pairs(tmp_path / "s.csv")[1].sentence2 == 'say "e"'
+    assert read_sentence_pairs(tmp_path / "s.csv")[1].sentence2 == 'say "e"'
     (tmp_path / "s.tsv").write_text('"a\tc"\t1\nd\te\t2\n')
-    assert read_scored_pairs(tmp_path / "s.tsv")[0].sentence1 == '"a'
+    assert read_sentence_pairs(tmp_path / "s.tsv")[0].sentence1 == '"a'
 
 
 @pytest.mark.parametrize(
@@ -120,11 +121,11 @@ def test_quotes_of_tables(tmp_path):
         ("s.csv", "a,b,1\nc,d,much\n", r"s\.csv:2: score is 'much', not a number"),
         ("s.csv", "a,b,1\nc,d,nan\n", r"s\.csv:2: score is 'nan', not a number"),
         ("s.csv", "a,b,1\nc, ,2\n", r"s\.csv:2: sentence2 is empty"),
-        ("s.jsonl", '{"sentence1": "a", "score": 1}\n', r"s\.jsonl:1: a scored pair needs sentence1, sentence2, score"),
-        ("s.jsonl", '{"sentence1": 1, "sentence2": "b", "score": 1}\n', r"s\.jsonl:1: sentence1 is empty or no text"),
+        ("s.jsonl", '{"sentence1": "a", "score": 1}\n', r"s\.jsonl:1: no sentence2"),
+        ("s.jsonl", '{"sentence1": "a", "sentence2": "b", "score": NaN}\n' * 2, "pair 1 has the score NaN"),
         ("s.csv", "a,b,1\n", "holds 1 scored pairs; a correlation needs at least 2"),
         ("s.csv", "a,b,1\nc,d,1\n", "all 2 scores are equal"),
-        ("s.txt", "", r"is no \.jsonl, \.csv or \.tsv file"),
+        ("s.txt", "", r"pairs are read from JSON lines"),
         ("s.csv.gz", "no gzip", "cannot read scored pairs"),
     ],
 )
@@ -148,11 +149,11 @@ def beir(tmp_path) -> Path:
 
 
 def test_retrieval_on_a_beir_folder(tmp_path, beir, capsys):
-    encoder = HashedWords()
-    result = evaluate_embeddings(settings(tmp_path, "retrieval", beir, "k=[1,5]"), encoder)
+    embedder = HashedWords()
+    result = evaluate_embeddings(settings(tmp_path, "retrieval", beir, "k=[1,5]"), embedder)
     assert (result["data"]["documents"], result["data"]["queries"]) == (5, 3)
     assert sorted(result["data"]["files"]) == ["corpus.jsonl", "queries.jsonl", "test.tsv"]
-    assert encoder.calls == [(3, "query", "queries"), (5, "document", "documents")]
+    assert embedder.calls == [(3, "query", "queries"), (5, "document", "documents")]
     model, words = result["metrics"]["model"], result["metrics"]["bm25"]
     assert (model["mrr_at_10"], model["recall_at_1"], model["recall_at_5"]) == pytest.approx((1, 2.5 / 3, 1))
     assert words["recall_at_5"] == pytest.approx(2.5 / 3)  # no word leads to the weather
@@ -190,9 +191,9 @@ def test_code_search_beside_bm25_and_chance(tmp_path, capsys):
     texts = [(" ".join(words), "def f " + " ".join(words[:2])) for words in rng.choice(names, (30, 5))]
     records = [{"query": query, "positive": positive} for query, positive in texts]
     data = write(tmp_path / "pairs.jsonl", *records, records[0])
-    encoder = HashedWords()
-    result = evaluate_embeddings(settings(tmp_path, "code_search", data, "candidates=20"), encoder)
-    assert {(side, label) for _, side, label in encoder.calls} == {("query", "queries"), ("document", "positives")}
+    embedder = HashedWords()
+    result = evaluate_embeddings(settings(tmp_path, "code_search", data, "candidates=20"), embedder)
+    assert {(side, label) for _, side, label in embedder.calls} == {("query", "queries"), ("document", "positives")}
     metrics = result["metrics"]
     # Every positive shares words with its own query alone, and the repeated pair is no competitor of itself.
     assert metrics["bm25"]["mrr"] > 0.95
@@ -245,14 +246,14 @@ def test_interrupted_work_goes_on(tmp_path, scored, monkeypatch):
                 raise KeyboardInterrupt
             return super().embed(texts, side, dimensions, label)
 
-    monkeypatch.setattr(text_encoder, "PIECE", 2)
+    monkeypatch.setattr(text_embedder, "PIECE", 2)
     given, whole = settings(tmp_path, "sts", scored), HashedWords()
     expected = evaluate_embeddings(replace(given, output=tmp_path / "whole"), whole)["metrics"]
     with pytest.raises(KeyboardInterrupt):
         evaluate_embeddings(given, Interrupted())
-    encoder = HashedWords()
-    assert evaluate_embeddings(given, encoder)["metrics"] == expected
-    assert [label for _, _, label in encoder.calls] == ["second_sentences 2/2"]
+    embedder = HashedWords()
+    assert evaluate_embeddings(given, embedder)["metrics"] == expected
+    assert [label for _, _, label in embedder.calls] == ["second_sentences 2/2"]
     assert len(whole.calls) == 4
 
 

@@ -17,7 +17,7 @@ import pytest
 from megagpt import cli
 from megagpt.errors import ConfigError
 from megagpt.evaluate.retrieval import RetrievalSet, read_beir
-from megagpt.evaluate.similarity import read_scored_pairs
+from megagpt.evaluate.similarity import read_sentence_pairs
 
 PACKAGE = "all_minilm_l6_v2"
 
@@ -47,7 +47,7 @@ def test_similarity_is_the_published_one_and_the_librarys(minilm, data_dir, tmp_
     data = data_dir / "stsb/stsb-en-test.csv.gz"
     found = run(tmp_path / "out", "task=sts", f"data={data}", f"sentence_transformer={minilm}")
     assert round(100 * found["spearman"], 2) == 82.03  # MTEB, STSBenchmark
-    pairs = read_scored_pairs(data)
+    pairs = read_sentence_pairs(data)
     sentences = ([pair.sentence1 for pair in pairs], [pair.sentence2 for pair in pairs])
     evaluator = EmbeddingSimilarityEvaluator(*sentences, [pair.score for pair in pairs], main_similarity="cosine")
     theirs = evaluator(SentenceTransformer(str(minilm), device="cpu"))
