@@ -112,15 +112,15 @@ def _evaluate_embeddings(settings: "EmbeddingEvaluation") -> None:
     from megagpt.evaluate.embedding_tasks import evaluate_embeddings
 
     if settings.checkpoint is None:
-        from megagpt.evaluate.text_encoder import SentenceTransformerEncoder
+        from megagpt.evaluate.text_embedder import SentenceTransformerEmbedder
 
-        encoder = SentenceTransformerEncoder(settings.sentence_transformer, settings.batch_size)
+        embedder = SentenceTransformerEmbedder(settings.sentence_transformer, settings.batch_size)
     else:
         from megagpt.config.schema import ParallelConfig
         from megagpt.stages.embedding import load_embedder
 
-        encoder = load_embedder(settings.checkpoint, ParallelConfig())
-    show_embeddings(evaluate_embeddings(settings, encoder))
+        embedder = load_embedder(settings.checkpoint, ParallelConfig())
+    show_embeddings(evaluate_embeddings(settings, embedder))
 
 
 def parse(overrides: list[str]) -> "Evaluation":

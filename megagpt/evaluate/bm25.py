@@ -13,9 +13,11 @@ K1 = 0.9
 B = 0.4
 """How much longer documents are discounted, from 0 to 1; Anserini's as well."""
 
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+"""Where a name in camel case has its next word."""
+
 _CHARACTER = r"\u3040-\u30ff\u3400-\u9fff"
-_LETTER = rf"[^\W\d_A-Z{_CHARACTER}]"
-_WORD = re.compile(rf"[{_CHARACTER}]|[A-Z]+(?!{_LETTER})|[A-Z]?{_LETTER}+|\d+")
+_WORD = re.compile(rf"[{_CHARACTER}]|[^\W\d_{_CHARACTER}]+|\d+")
 
 
 def words(text: str) -> list[str]:
@@ -24,7 +26,7 @@ def words(text: str) -> list[str]:
     Names are cut at underscores and capitals (`readHTTPLine` is read, http, line), since code is searched by words of
     plain language; a Chinese or Japanese character is a word. Nothing is stemmed, and no word is left out.
     """
-    return [word.lower() for word in _WORD.findall(text)]
+    return _WORD.findall(_CAPITAL.sub(" ", text).lower())
 
 
 class BM25:

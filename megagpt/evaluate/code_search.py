@@ -10,12 +10,12 @@ from megagpt.evaluate import bm25
 from megagpt.evaluate.output_folder import claim, embedding_request, write_result
 from megagpt.evaluate.ranking import search_among_candidates, search_by_scores
 from megagpt.evaluate.settings import CodeSearchEvaluation
-from megagpt.evaluate.text_encoder import TextEncoder, embed_saved
+from megagpt.evaluate.text_embedder import TextEmbedder, embed_saved
 
 METRICS = ("mrr", "recall_at_1", "recall_at_10")
 
 
-def evaluate_code_search(settings: CodeSearchEvaluation, encoder: TextEncoder) -> dict[str, Any]:
+def evaluate_code_search(settings: CodeSearchEvaluation, embedder: TextEmbedder) -> dict[str, Any]:
     """Embed the queries and positives of a pair file and search; returns what result.json holds.
 
     Metrics of the model, of BM25 (its word statistics from all positives of the file) and of chance on the same
@@ -32,8 +32,8 @@ def evaluate_code_search(settings: CodeSearchEvaluation, encoder: TextEncoder) -
     folder = settings.output / "embeddings"
     texts, positives = [pair.query for pair in pairs], [pair.positive for pair in pairs]
     groups = np.array([pair.text_ids[1] for pair in pairs])
-    queries = embed_saved(encoder, texts, "query", settings.dimensions, folder, "queries")
-    documents = embed_saved(encoder, positives, "document", settings.dimensions, folder, "positives")
+    queries = embed_saved(embedder, texts, "query", settings.dimensions, folder, "queries")
+    documents = embed_saved(embedder, positives, "document", settings.dimensions, folder, "positives")
     of_model = search_among_candidates(queries, documents, settings.candidates, settings.seed, groups)
     index = bm25.BM25(positives)
 

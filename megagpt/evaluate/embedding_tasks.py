@@ -13,7 +13,7 @@ from megagpt.evaluate.settings import (
     SimilarityEvaluation,
 )
 from megagpt.evaluate.similarity import evaluate_similarity
-from megagpt.evaluate.text_encoder import TextEncoder
+from megagpt.evaluate.text_embedder import TextEmbedder
 
 _EVALUATIONS = {
     SimilarityEvaluation: evaluate_similarity,
@@ -23,6 +23,6 @@ _EVALUATIONS = {
 }
 
 
-def evaluate_embeddings(settings: EmbeddingEvaluation, encoder: TextEncoder) -> dict[str, Any]:
+def evaluate_embeddings(settings: EmbeddingEvaluation, embedder: TextEmbedder) -> dict[str, Any]:
     """Run the task of `settings`; returns what result.json holds, with `metrics` of the model and of its baselines."""
-    return _EVALUATIONS[type(settings)](settings, encoder)
+    return _EVALUATIONS[type(settings)](settings, embedder)

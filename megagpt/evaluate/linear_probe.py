@@ -12,7 +12,7 @@ from megagpt.data.conversations import records
 from megagpt.errors import ConfigError, DataError
 from megagpt.evaluate.output_folder import claim, embedding_request, write_result
 from megagpt.evaluate.settings import ProbeEvaluation
-from megagpt.evaluate.text_encoder import TextEncoder, embed_saved
+from megagpt.evaluate.text_embedder import TextEmbedder, embed_saved
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class LabelledText:
     label: str
 
 
-def evaluate_probe(settings: ProbeEvaluation, encoder: TextEncoder) -> dict[str, Any]:
+def evaluate_probe(settings: ProbeEvaluation, embedder: TextEmbedder) -> dict[str, Any]:
     """Embed, fit and test; returns what result.json holds.
 
     SentEval's protocol (arXiv 1803.05449): logistic regression on vectors that are not trained further, with the C of
@@ -53,7 +53,7 @@ def evaluate_probe(settings: ProbeEvaluation, encoder: TextEncoder) -> dict[str,
     claim(settings.output, request)
     folder = settings.output / "embeddings"
     vectors = {
-        name: embed_saved(encoder, [one.text for one in part], settings.side, settings.dimensions, folder, name)
+        name: embed_saved(embedder, [one.text for one in part], settings.side, settings.dimensions, folder, name)
         for name, part in (("train", train), ("test", test))
     }
     labels, right = [one.label for one in train], [one.label for one in test]

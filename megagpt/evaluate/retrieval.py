@@ -16,7 +16,7 @@ from megagpt.evaluate import bm25
 from megagpt.evaluate.output_folder import claim, embedding_request, write_result
 from megagpt.evaluate.ranking import MRR_DEPTH, ranking_metrics, top
 from megagpt.evaluate.settings import RetrievalEvaluation
-from megagpt.evaluate.text_encoder import TextEncoder, embed_saved
+from megagpt.evaluate.text_embedder import TextEmbedder, embed_saved
 from megagpt.log import progress
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class RetrievalSet:
     """Relevance by document, by query."""
 
 
-def evaluate_retrieval(settings: RetrievalEvaluation, encoder: TextEncoder) -> dict[str, Any]:
+def evaluate_retrieval(settings: RetrievalEvaluation, embedder: TextEmbedder) -> dict[str, Any]:
     """Embed, search exactly (inner product with every document) and measure; returns what result.json holds.
 
     The means of `ranking_metrics` over all judged queries, of the model and of BM25. A query without a relevant
@@ -53,9 +53,9 @@ def evaluate_retrieval(settings: RetrievalEvaluation, encoder: TextEncoder) -> d
     request = embedding_request(settings, files, count, k=list(settings.k), skip_same_id=settings.skip_same_id)
     claim(settings.output, request)
     folder, texts = settings.output / "embeddings", list(data.queries.values())
-    queries = embed_saved(encoder, texts, "query", settings.dimensions, folder, "queries")
+    queries = embed_saved(embedder, texts, "query", settings.dimensions, folder, "queries")
     documents = embed_saved(
-        encoder, list(data.documents.values()), "document", settings.dimensions, folder, "documents"
+        embedder, list(data.documents.values()), "document", settings.dimensions, folder, "documents"
     )
     index = bm25.BM25(list(data.documents.values()))
 

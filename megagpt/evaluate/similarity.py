@@ -3,39 +3,33 @@
 import csv
 import gzip
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megagpt.data.conversations import records
+from megagpt.data.pairs import ScoredPair, read_scored_pairs
 from megagpt.errors import DataError
 from megagpt.evaluate.output_folder import claim, embedding_request, write_result
 from megagpt.evaluate.ranking import pearson, spearman
 from megagpt.evaluate.settings import SimilarityEvaluation
-from megagpt.evaluate.text_encoder import TextEncoder, embed_saved
+from megagpt.evaluate.text_embedder import TextEmbedder, embed_saved
 
 COLUMNS = ("sentence1", "sentence2", "score")
 
 
-@dataclass(frozen=True)
-class ScoredPair:
-    """Two sentences and how similar people found them, in any unit."""
-
-    sentence1: str
-    sentence2: str
-    score: float
-
-
-def evaluate_similarity(settings: SimilarityEvaluation, encoder: TextEncoder) -> dict[str, Any]:
+def evaluate_similarity(settings: SimilarityEvaluation, embedder: TextEmbedder) -> dict[str, Any]:
     """Embed both sentences of all pairs and correlate; returns what result.json holds.
 
     Spearman's and Pearson's correlation of the cosine with the score; null where all cosines are equal. Raises
     DataError for a broken file, ConfigError when the output folder holds another evaluation.
     """
-    pairs = read_scored_pairs(settings.data)
+    pairs = read_sentence_pairs(settings.data)
     scores = np.array([pair.score for pair in pairs])
+    if not np.isfinite(scores).all():
+        raise DataError(
+            f"{settings.data}: pair {int(np.argmin(np.isfinite(scores))) + 1} has the score NaN or infinity"
+        )
     if np.ptp(scores) == 0:
         raise DataError(f"{settings.data}: all {len(pairs)} scores are equal; a correlation needs different ones")
     request = embedding_request(settings, [settings.data], {"pairs": len(pairs)}, side=settings.side)
@@ -44,39 +38,37 @@ def evaluate_similarity(settings: SimilarityEvaluation, encoder: TextEncoder) ->
     folder = settings.output / "embeddings"
     first = [pair.sentence1 for pair in pairs]
     second = [pair.sentence2 for pair in pairs]
-    a = embed_saved(encoder, first, first_side, settings.dimensions, folder, "first_sentences")
-    b = embed_saved(encoder, second, second_side, settings.dimensions, folder, "second_sentences")
+    a = embed_saved(embedder, first, first_side, settings.dimensions, folder, "first_sentences")
+    b = embed_saved(embedder, second, second_side, settings.dimensions, folder, "second_sentences")
     cosines = np.einsum("nh,nh->n", a, b, dtype=np.float64)  # rows have norm 1
     found = {"spearman": spearman(cosines, scores), "pearson": pearson(cosines, scores)}
     metrics = {name: None if np.isnan(value) else value for name, value in found.items()}
     return write_result(settings.output, request, {"metrics": {"model": metrics}})
 
 
-def read_scored_pairs(path: Path) -> list[ScoredPair]:
+def read_sentence_pairs(path: Path) -> list[ScoredPair]:
     """The pairs of a .jsonl, .csv or .tsv file, plain or .gz.
 
     jsonl: {"sentence1", "sentence2", "score"}. csv, tsv: a first line that names these columns, in any order and among
     others, or exactly these three columns without names. Raises DataError naming file and line of what is none.
     """
-    kind = Path(path.stem if path.suffix == ".gz" else path.name).suffix
-    if kind not in (".jsonl", ".json", ".csv", ".tsv"):
-        raise DataError(f"{path} is no .jsonl, .csv or .tsv file (with or without .gz)")
-    rows = records(path) if kind.startswith(".json") else _table(path, tabs=kind == ".tsv")
-    pairs = [_pair(row, place) for row, place in rows]
+    kind = Path(path.stem if path.suffix in (".gz", ".zst") else path.name).suffix
+    if kind in (".csv", ".tsv"):
+        pairs = [_pair(row, place) for row, place in _table(path, tabs=kind == ".tsv")]
+    else:
+        pairs = read_scored_pairs(path)
     if len(pairs) < 2:
         raise DataError(f"{path} holds {len(pairs)} scored pairs; a correlation needs at least 2")
     return pairs
 
 
-def _pair(row: Any, place: str) -> ScoredPair:
-    if not isinstance(row, dict) or not all(row.get(name) is not None for name in COLUMNS):
-        raise DataError(f"{place}: a scored pair needs {', '.join(COLUMNS)}")
+def _pair(row: dict[str, str], place: str) -> ScoredPair:
     for name in COLUMNS[:2]:
-        if not isinstance(row[name], str) or not row[name].strip():
-            raise DataError(f"{place}: {name} is empty or no text")
+        if not row[name].strip():
+            raise DataError(f"{place}: {name} is empty")
     try:
         score = float(row["score"])
-    except (TypeError, ValueError):
+    except ValueError:
         score = float("nan")
     if not np.isfinite(score):
         raise DataError(f"{place}: score is {row['score']!r}, not a number")

@@ -1,25 +1,21 @@
 """Whatever turns texts into vectors: a checkpoint of megagpt, or a peer from sentence-transformers."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from megagpt.data.files import atomic_file
+from megagpt.data.text_batch import Side
 from megagpt.errors import ConfigError, DataError
 from megagpt.log import progress
 
-log = logging.getLogger(__name__)
-
-Side = Literal["query", "document"]
-
-PIECE = 8192
+PIECE = 1024
 """Texts that are embedded between two saves."""
 
 
-class TextEncoder(Protocol):
+class TextEmbedder(Protocol):
     """What an evaluation of embeddings needs of a model."""
 
     size: int
@@ -29,7 +25,7 @@ class TextEncoder(Protocol):
         """float32 [texts, dimensions or size], rows of norm 1. `label` names the progress bar."""
 
 
-class SentenceTransformerEncoder:
+class SentenceTransformerEmbedder:
     """A model of the library sentence-transformers, on the CPU or the GPU that the library finds.
 
     Queries and documents get the prompts that the model has for them. Raises ConfigError without the library or the
@@ -51,7 +47,7 @@ class SentenceTransformerEncoder:
         self.size: int = self.model.get_embedding_dimension()
 
     def embed(self, texts: Sequence[str], side: Side, dimensions: int | None = None, label: str = "") -> np.ndarray:
-        """See `TextEncoder`."""
+        """See `TextEmbedder`."""
         encode = self.model.encode_query if side == "query" else self.model.encode_document
         order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))  # little padding
         vectors = np.empty((len(texts), dimensions or self.size), np.float32)
@@ -70,21 +66,21 @@ class SentenceTransformerEncoder:
 
 
 def embed_saved(
-    encoder: TextEncoder, texts: Sequence[str], side: Side, dimensions: int | None, folder: Path, name: str
+    embedder: TextEmbedder, texts: Sequence[str], side: Side, dimensions: int | None, folder: Path, name: str
 ) -> np.ndarray:
-    """`encoder.embed`, in pieces saved as folder/name_<first>.npy, so that interrupted work goes on after the last one.
+    """`embedder.embed`, in pieces saved as folder/name_<first>.npy, so that interrupted work goes on after the last one.
 
     The caller answers for the folder: it must belong to the same texts and the same model. Raises ConfigError for more
     `dimensions` than there are, and DataError for vectors that are not numbers.
     """
-    if dimensions and dimensions > encoder.size:
-        raise ConfigError(f"dimensions is {dimensions}, but the model's vectors have only {encoder.size}")
-    pieces, width = [], dimensions or encoder.size
+    if dimensions and dimensions > embedder.size:
+        raise ConfigError(f"dimensions is {dimensions}, but the model's vectors have only {embedder.size}")
+    pieces, width = [], dimensions or embedder.size
     for start in range(0, len(texts), PIECE):
         path, chosen = folder / f"{name}_{start:09d}.npy", texts[start : start + PIECE]
         if not path.exists():
             label = f"{name} {start // PIECE + 1}/{-(-len(texts) // PIECE)}" if len(texts) > PIECE else name
-            vectors = encoder.embed(chosen, side, dimensions, label=label)
+            vectors = embedder.embed(chosen, side, dimensions, label=label)
             if not np.isfinite(vectors).all():
                 raise DataError(f"the model's vectors of {name} hold NaN or infinity: its weights are broken")
             with atomic_file(path) as file:
