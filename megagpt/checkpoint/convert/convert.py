@@ -113,8 +113,8 @@ def _check_head(path: Path, head: str, found: Format, wanted: Format) -> None:
         )
     if head == "embedding" and found.name == name:
         raise CheckpointError(
-            f"{path} is a folder of sentence-transformers, which megagpt writes and does not read: convert the run that it"
-            " was made of"
+            f"{path} is a folder of sentence-transformers, which megagpt writes and does not read: convert the run that"
+            " it was made of"
         )
     if head == "embedding" and wanted.name != name:
         raise CheckpointError(
@@ -122,6 +122,7 @@ def _check_head(path: Path, head: str, found: Format, wanted: Format) -> None:
         )
     if head == "tokens" and wanted.name == name:
         raise CheckpointError(
-            f"{path} is a language model, which gives no vectors of texts: take --to {hugging_face.NAME}, or make an"
-            f" embedding model of it, as in `megagpt train stage=embed checkpoint.load={path} 'data.pairs=[pairs.jsonl]'`"
+            f"{path} is a language model, which gives no vectors of texts: take --to {hugging_face.NAME}, or train an"
+            f" embedding model first, as in `megagpt train stage=embed checkpoint.load={path}"
+            " 'data.pairs=[pairs.jsonl]'`"
         )

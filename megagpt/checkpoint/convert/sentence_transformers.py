@@ -163,7 +163,7 @@ def _write_modules(folder: Path, model: ModelConfig, routed: bool) -> None:
     write_json(folder / MODULES, modules)
     if routed:
         routes = {
-            "types": {side: f"{CLASSES}.Transformer" for side in SIDES},
+            "types": dict.fromkeys(SIDES, f"{CLASSES}.Transformer"),
             "structure": {side: [side] for side in SIDES},
             "parameters": {"default_route": "document", "allow_empty_key": True},
         }
@@ -190,21 +190,15 @@ def _about(facts: dict[str, Any], routed: bool) -> dict[str, Any]:
 
 def _readme(facts: dict[str, Any], model: ModelConfig) -> str:
     around = {side: f"`{facts[f'{side}_prefix']}`text`{facts[f'{side}_suffix']}{END_OF_TEXT}`" for side in SIDES}
-    lengths = ", ".join(map(str, facts["dimensions"]))
-    shorter = (
-        f"\nThe first {lengths} dimensions were trained to be vectors too. `encode_query` and `encode_document` give them"
-        " with `truncate_dim=..., normalize_embeddings=True`.\n"
-        if lengths
-        else ""
-    )
-    return f"""---
+    text = f"""---
 library_name: sentence-transformers
 tags: [sentence-transformers, feature-extraction, sentence-similarity]
 pipeline_tag: sentence-similarity
 ---
 # {model.name}
 
-An embedding model trained with megagpt, at step {facts["step"]}. Vectors have {model.hidden_size} dimensions and length 1.
+An embedding model trained with megagpt, at step {facts["step"]}. Vectors have {model.hidden_size} dimensions and length
+1, but for rounding.
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -215,10 +209,17 @@ documents = model.encode_document(["with open(path) as file:", "import this"])
 print(model.similarity(queries, documents))
 ```
 
-The tokenizer makes {around["query"]} of a query and {around["document"]} of a document; `encode` takes texts for documents.
-A text has at most {facts["max_tokens"]} tokens with that, and a longer one loses its end. In training, similarities were
-divided by the temperature {facts["temperature"]:.6g}.
-{shorter}"""
+The tokenizer makes {around["query"]} of a query and {around["document"]} of a document.
+`encode` takes texts for documents. A text has at most {facts["max_tokens"]} tokens with what is put around it, and a
+longer one loses its end. Training divided cosines by the temperature {facts["temperature"]:.6g}.
+"""
+    if facts["dimensions"]:
+        shorter = " or ".join(map(str, facts["dimensions"]))
+        text += f"""
+The first {shorter} numbers of a vector were trained to be one too. `encode_query` and `encode_document` give them
+with `truncate_dim=..., normalize_embeddings=True`.
+"""
+    return text
 
 
 FORMAT = Format(NAME, detect, open_source, write, carries_optimizer=False)
