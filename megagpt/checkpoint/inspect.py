@@ -12,6 +12,7 @@ from megagpt.checkpoint import World, read_manifest
 from megagpt.checkpoint.best import find_best
 from megagpt.checkpoint.convert import convert, native
 from megagpt.checkpoint.convert.base import TensorInfo
+from megagpt.checkpoint.convert.sentence_transformers import LOG_SCALE, describe
 from megagpt.checkpoint.format import STEP, Checkpoint
 from megagpt.checkpoint.loading import fill, list_steps, verify
 from megagpt.config.load import from_saved
@@ -59,14 +60,6 @@ def open_own(folder: Path, verified: bool) -> Opened:
     """One of megagpt's own checkpoints. Raises CheckpointError."""
     checkpoint = verify(folder, World()) if verified else Checkpoint.open(folder)
     manifest = checkpoint.manifest
-    facts = {
-        "path": str(folder),
-        "format": "megagpt",
-        "step": manifest["step"],
-        **{key: manifest[key] for key in ("run", "world_size", "layout", "versions") if key in manifest},
-        "model": manifest.get("config", {}).get("model", {}),
-        "files": {name: info.size for name, info in checkpoint.files().items()},
-    }
     entries = {name: stored[0].entry for name, stored in checkpoint.tensors.items()}
     infos = {name: TensorInfo(entry.global_shape, entry.torch_dtype) for name, entry in entries.items()}
 
@@ -75,6 +68,18 @@ def open_own(folder: Path, verified: bool) -> Opened:
         fill(checkpoint, [Shard.whole(name, tensor)], strict=False, cast=False, world=World())
         return tensor
 
+    facts = {
+        "path": str(folder),
+        "format": "megagpt",
+        "step": manifest["step"],
+        **{key: manifest[key] for key in ("run", "world_size", "layout", "versions") if key in manifest},
+        "model": manifest.get("config", {}).get("model", {}),
+        "files": {name: info.size for name, info in checkpoint.files().items()},
+    }
+    if facts["model"].get("head") == "embedding":
+        config = from_saved(manifest["config"])
+        log_scale = read(LOG_SCALE).item() if LOG_SCALE in infos else None
+        facts["embed"] = describe(config.embed, config.model, log_scale)
     return facts | ({"verified": True} if verified else {}), infos, read
 
 

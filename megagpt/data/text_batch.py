@@ -41,9 +41,13 @@ class TextEncoder:
                     f" room for it in {self.max_tokens} tokens: raise embed.max_tokens or model.sequence_length"
                 )
 
+    def around(self, side: Side) -> tuple[list[int], list[int]]:
+        """Tokens before and behind a text, end-of-text included."""
+        return self._around[side]
+
     def room(self, side: Side) -> int:
         """Most tokens that a text can have without losing any."""
-        return self.max_tokens - sum(map(len, self._around[side]))
+        return self.max_tokens - sum(map(len, self.around(side)))
 
     def encode(self, texts: Sequence[str], side: Side) -> tuple[list[np.ndarray], np.ndarray]:
         """The texts as tokens, int64 [length] each, and whether each of them lost its end, bool [n]."""

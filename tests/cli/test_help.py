@@ -89,7 +89,7 @@ def test_completion(shell):
 
 def test_defaults_are_those_of_the_library():
     from megagpt.checkpoint.convert.convert import FORMATS
-    from megagpt.checkpoint.convert.verify import TOLERANCE
+    from megagpt.checkpoint.convert.verify import TOLERANCES
     from megagpt.data import instructions
     from megagpt.data.code_tokens import LONGEST_RUN
     from megagpt.data.corpus.build import Options, Slurm
@@ -119,7 +119,8 @@ def test_defaults_are_those_of_the_library():
         assert default("data corpus", f"slurm_{name}") == fields(Slurm)[name]
     assert default("data tokenizer", "max_record_mb") == default("data preprocess", "max_record_mb") == MAX_RECORD_MB
     assert default("data tokenizer", "longest_run") == LONGEST_RUN
-    assert default("checkpoint convert", "tolerance") == TOLERANCE
+    tolerance = next(one for one in commands["checkpoint convert"].params if one.name == "tolerance")
+    assert all(f"{value:g} for {name}" in tolerance.help for name, value in TOLERANCES.items())
     assert default("plan", "max_epochs") == LARGEST_EPOCHS
     (formats,) = (one.type.choices for one in commands["checkpoint convert"].params if one.name == "to")
     assert list(formats) == list(FORMATS)

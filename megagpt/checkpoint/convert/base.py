@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from tqdm import tqdm
 
+from megagpt.config.embedding import EmbedConfig
 from megagpt.config.schema import ModelConfig
 
 
@@ -39,6 +40,8 @@ class Source(Protocol):
     """By name: `model/...` and, where there is one, `optimizer/{exp_avg,exp_avg_sq,master}/...`."""
     tokenizer: Path | None
     """The tokenizer.json that goes with it."""
+    embed: EmbedConfig | None
+    """How texts become vectors, where the format says so of a model with an embedding head."""
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor `name`, contiguous, on the CPU. Raises CheckpointError."""

@@ -4,13 +4,15 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from megagpt.checkpoint.convert import zips
 from megagpt.checkpoint.convert.base import Source, TensorInfo
-from megagpt.checkpoint.files import parse_json, read_bytes
+from megagpt.checkpoint.files import parse_json, read_bytes, write_text
+from megagpt.config.embedding import EmbedConfig
 from megagpt.config.load import from_dict
 from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError, ConfigError
@@ -35,6 +37,7 @@ class LazySource:
     tensors: Mapping[str, TensorInfo]
     readers: Mapping[str, Callable[[], torch.Tensor]]
     tokenizer: Path | None = None
+    embed: EmbedConfig | None = None
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor `name`, contiguous, on the CPU. Raises CheckpointError."""
@@ -42,7 +45,7 @@ class LazySource:
 
 
 def parameters(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and whole shapes of the model's parameters, in the order of the network."""
+    """Names and whole shapes of the model's parameters, in the order of the network, but for those of a head."""
     hidden, ffn, heads = model.hidden_size, model.ffn_size, model.num_attention_heads
     kinds = ("weight", "bias") if model.bias else ("weight",)
     norms = ("weight", "bias") if model.normalization == "layernorm" else ("weight",)
@@ -65,7 +68,9 @@ def parameters(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     for number in range(model.num_layers):
         shapes |= {f"decoder.layers.{number}.{name}": shape for name, shape in layer.items()}
     shapes |= {f"decoder.final_layernorm.{kind}": (hidden,) for kind in norms}
-    return shapes if model.tie_embeddings else shapes | {"output_layer.weight": (model.padded_vocab_size, hidden)}
+    if model.head != "tokens" or model.tie_embeddings:
+        return shapes
+    return shapes | {"output_layer.weight": (model.padded_vocab_size, hidden)}
 
 
 def cut(name: str, model: ModelConfig) -> tuple[int | None, int]:
@@ -149,6 +154,11 @@ def find_model(folders: Iterable[Path], like: ModelConfig | None) -> ModelConfig
             except (ConfigError, KeyError, TypeError) as error:
                 raise CheckpointError(f"{path} does not describe a model: {error}") from None
     return like
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write `values` durably, for people to read as well."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def lazy(

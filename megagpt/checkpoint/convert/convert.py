@@ -6,9 +6,17 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from megagpt.checkpoint.convert import deepspeed, deepspeed_universal, hugging_face, megatron, megatron_dist, native
+from megagpt.checkpoint.convert import (
+    deepspeed,
+    deepspeed_universal,
+    hugging_face,
+    megatron,
+    megatron_dist,
+    native,
+    sentence_transformers,
+)
 from megagpt.checkpoint.convert.base import Format, Source
-from megagpt.checkpoint.convert.verify import TOLERANCE, largest_difference
+from megagpt.checkpoint.convert.verify import TOLERANCES, compared, largest_difference
 from megagpt.checkpoint.files import explain, sync_folder
 from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
@@ -16,7 +24,15 @@ from megagpt.log import progress
 
 FORMATS = {
     module.FORMAT.name: module.FORMAT
-    for module in (native, hugging_face, megatron, megatron_dist, deepspeed_universal, deepspeed)
+    for module in (
+        native,
+        sentence_transformers,
+        hugging_face,
+        megatron,
+        megatron_dist,
+        deepspeed_universal,
+        deepspeed,
+    )
 }
 """By name; a path is what the first says that recognises it."""
 
@@ -29,7 +45,7 @@ class Result:
     dropped: tuple[str, ...]
     """Kinds of tensors that the target's format has no place for."""
     difference: float | None
-    """Largest difference of logits; None when the proof was not asked for."""
+    """Largest difference of logits, or of vectors; None when the proof was not asked for."""
 
 
 def detect(path: Path) -> Format:
@@ -43,22 +59,26 @@ def detect(path: Path) -> Format:
 
 
 def convert(
-    path: Path, target: Path, to: str, like: ModelConfig | None = None, prove: bool = True, tolerance: float = TOLERANCE
+    path: Path,
+    target: Path,
+    to: str,
+    like: ModelConfig | None = None,
+    prove: bool = True,
+    tolerance: float | None = None,
 ) -> Result:
     """Convert the checkpoint at `path` into the new folder `target`, which appears whole or not at all.
 
     like: the model's shape, where the format does not tell. prove: compare the logits of both sides before `target`
-    appears. Raises CheckpointError when `target` exists, the source is damaged, the format cannot hold the model, or
-    logits differ by more than `tolerance`.
+    appears, or the vectors of an embedding model. Raises CheckpointError when `target` exists, the source is damaged,
+    the format cannot hold the model, or they differ by more than `tolerance`, by default that of `TOLERANCES`.
     """
     if target.exists() or target.is_symlink():
         raise CheckpointError(f"{target} exists: give a new name, or remove it")
     found, wanted = detect(path), FORMATS[to]
     source = found.open_source(path, like)
-    if source.model.head == "scalar":
-        raise CheckpointError(
-            f"{path} has a scalar head, as reward models do, which no format of language models holds"
-        )
+    _check_head(path, source.model.head, found, wanted)
+    what = compared(source.model)
+    tolerance = TOLERANCES[what] if tolerance is None else tolerance
     carried = [name for name in source.tensors if name.startswith("model/") or wanted.carries_optimizer]
     dropped = tuple(sorted({name.split("/")[0] for name in source.tensors} - {name.split("/")[0] for name in carried}))
     temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
@@ -70,7 +90,7 @@ def convert(
         difference = largest_difference(source, wanted.open_source(temporary, source.model)) if prove else None
         if difference is not None and not difference <= tolerance:
             raise CheckpointError(
-                f"the logits of {path} and of what was made of it differ by {difference:.3g}, more than {tolerance:g}: "
+                f"the {what} of {path} and of what was made of it differ by {difference:.3g}, more than {tolerance:g}: "
                 f"{target} was not written"
             )
         sync_folder(temporary)
@@ -82,3 +102,27 @@ def convert(
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(temporary)
     return Result(source, dropped, difference)
+
+
+def _check_head(path: Path, head: str, found: Format, wanted: Format) -> None:
+    """Raises CheckpointError unless the wanted format holds models with this head."""
+    name = sentence_transformers.NAME
+    if head == "scalar":
+        raise CheckpointError(
+            f"{path} has a scalar head, as reward models do, which no format of language models holds"
+        )
+    if head == "embedding" and found.name == name:
+        raise CheckpointError(
+            f"{path} is a folder of sentence-transformers, which megagpt writes and does not read: convert the run that"
+            " it was made of"
+        )
+    if head == "embedding" and wanted.name != name:
+        raise CheckpointError(
+            f"{path} has an embedding head, which no format of language models holds: take --to {name}"
+        )
+    if head == "tokens" and wanted.name == name:
+        raise CheckpointError(
+            f"{path} is a language model, which gives no vectors of texts: take --to {hugging_face.NAME}, or train an"
+            f" embedding model first, as in `megagpt train stage=embed checkpoint.load={path}"
+            " 'data.pairs=[pairs.jsonl]'`"
+        )

@@ -1,7 +1,6 @@
 """Folders of Hugging Face transformers: GPT2LMHeadModel, GPTNeoForCausalLM (banded attention), LlamaForCausalLM, and
 Qwen3ForCausalLM (Llama's shape with normalised queries and keys)."""
 
-import json
 import logging
 import math
 import shutil
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from megagpt.checkpoint.convert import hugging_face_config as about
 from megagpt.checkpoint.convert.base import Format, Source, TensorInfo
-from megagpt.checkpoint.convert.common import LazySource, parameters, raise_problems
+from megagpt.checkpoint.convert.common import LazySource, parameters, raise_problems, write_json
 from megagpt.checkpoint.convert.folding import fold_qkv_bias, has_qkv_bias
 from megagpt.checkpoint.convert.safetensors_files import Stored, open_folder, write_shards
 from megagpt.config.schema import ModelConfig
@@ -58,6 +57,13 @@ LLAMA = {
     "mlp.linear_fc2": "model.layers.{}.mlp.down_proj",
 }
 NAMES = {"GPT2LMHeadModel": GPT2, "GPTNeoForCausalLM": GPT_NEO, "LlamaForCausalLM": LLAMA, "Qwen3ForCausalLM": LLAMA}
+BASES = {
+    "GPT2LMHeadModel": "GPT2Model",
+    "GPTNeoForCausalLM": "GPTNeoModel",
+    "LlamaForCausalLM": "LlamaModel",
+    "Qwen3ForCausalLM": "Qwen3Model",
+}
+"""The classes without an output projection; their tensors' names lack the first part."""
 IGNORED = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 """Buffers that older checkpoints hold; they follow from the configuration."""
 
@@ -171,8 +177,9 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     """Opens a folder. Raises CheckpointError naming the setting that megagpt lacks, or the file and the tensor."""
     architecture, model = about.read(path / CONFIG)
     stored = {name: tensor for name, tensor in open_folder(path).items() if not name.endswith(IGNORED)}
-    if architecture in ("GPT2LMHeadModel", "GPTNeoForCausalLM") and "wte.weight" in stored:
-        stored = {f"transformer.{name}": tensor for name, tensor in stored.items()}  # saved without a head
+    base, _, table = NAMES[architecture]["embedding.word_embeddings"].partition(".")
+    if f"{table}.weight" in stored:  # saved without a head
+        stored = {f"{base}.{name}": tensor for name, tensor in stored.items()}
     if model.tie_embeddings:
         stored.pop("lm_head.weight", None)
     wanted = {name: parts(architecture, name, shape, model) for name, shape in parameters(model).items()}
@@ -217,6 +224,25 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
 
     Raises CheckpointError naming the setting that none of the architectures has.
     """
+    tokenizer = Tokenizer.load(source.tokenizer) if source.tokenizer else None
+    if tokenizer:
+        shutil.copyfile(source.tokenizer, folder / TOKENIZER)
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
+            "model_max_length": source.model.sequence_length,
+        }
+        if tokenizer.special_ids.keys() >= set(ROLE_TOKENS.values()):
+            settings["chat_template"] = CHAT_TEMPLATE
+        write_json(folder / "tokenizer_config.json", settings)
+    write_model(source, folder, bar, tokenizer.end_of_text_id if tokenizer else None)
+
+
+def write_model(source: Source, folder: Path, bar: tqdm, end_of_text: int | None, base: bool = False) -> None:
+    """Writes weights in shards, config.json and, unless it is a `base` class without a head, generation_config.json.
+
+    Raises CheckpointError naming the setting that none of the architectures has.
+    """
     architecture = about.architecture_of(source.model)
     if architecture == "GPTNeoForCausalLM" and has_qkv_bias(source):
         log.warning(
@@ -225,23 +251,17 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
             architecture,
         )
         source = fold_qkv_bias(source)
-    tokenizer = Tokenizer.load(source.tokenizer) if source.tokenizer else None
-    end = tokenizer.end_of_text_id if tokenizer else None
     first = next(name for name in source.tensors if name.startswith("model/"))
     dtype = str(source.tensors[first].dtype).removeprefix("torch.")
-    files = about.files(architecture, source.model, dtype, end)
-    if tokenizer:
-        shutil.copyfile(source.tokenizer, folder / TOKENIZER)
-        files["tokenizer_config.json"] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
-            "model_max_length": source.model.sequence_length,
-        }
-        if tokenizer.special_ids.keys() >= set(ROLE_TOKENS.values()):
-            files["tokenizer_config.json"]["chat_template"] = CHAT_TEMPLATE
+    files = about.files(architecture, source.model, dtype, end_of_text)
+    outputs = list(_outputs(source, architecture, bar))
+    if base:
+        del files["generation_config.json"]
+        files["config.json"]["architectures"] = [BASES[architecture]]
+        outputs = [(name.partition(".")[2], info, read) for name, info, read in outputs]
     for name, values in files.items():
-        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    write_shards(folder, list(_outputs(source, architecture, bar)))
+        write_json(folder / name, values)
+    write_shards(folder, outputs)
 
 
 def _outputs(source: Source, architecture: str, bar: tqdm) -> Iterator[tuple[str, TensorInfo, Callable[[], Tensor]]]:

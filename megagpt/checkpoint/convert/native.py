@@ -61,7 +61,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     """Opens the checkpoint, or the newest valid one of a run, its hashes checked. Raises CheckpointError."""
     world = World()
     checkpoint = verify(find(path, world), world)
-    model = from_saved(checkpoint.manifest["config"]).model
+    config = from_saved(checkpoint.manifest["config"])
     tensors = {
         name: TensorInfo(stored[0].entry.global_shape, stored[0].entry.torch_dtype)
         for name, stored in checkpoint.tensors.items()
@@ -69,7 +69,8 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     readers = {name: _Reader(checkpoint, name, info) for name, info in tensors.items()}
     beside = checkpoint.path.parent.parent / TOKENIZER
     tokenizer = beside if beside.exists() else None
-    return LazySource(checkpoint.path, NAME, model, checkpoint.manifest["step"], tensors, readers, tokenizer)
+    step, embed = checkpoint.manifest["step"], config.embed if config.model.head == "embedding" else None
+    return LazySource(checkpoint.path, NAME, config.model, step, tensors, readers, tokenizer, embed)
 
 
 @dataclasses.dataclass(frozen=True)

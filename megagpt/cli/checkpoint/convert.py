@@ -8,7 +8,15 @@ import click
 from megagpt.cli import options
 from megagpt.cli.group import Command
 
-FORMATS = ("megagpt", "huggingface", "megatron", "megatron-dist", "deepspeed-universal", "deepspeed")
+FORMATS = (
+    "megagpt",
+    "sentence-transformers",
+    "huggingface",
+    "megatron",
+    "megatron-dist",
+    "deepspeed-universal",
+    "deepspeed",
+)
 
 log = logging.getLogger(__name__)
 
@@ -18,14 +26,15 @@ log = logging.getLogger(__name__)
 @click.argument("target", type=options.FILE)
 @click.option("--to", required=True, type=click.Choice(FORMATS), help="Format of the new folder.")
 @options.like
-@click.option("--no-verify", is_flag=True, help="Do not compare the logits of both sides.")
-@click.option("--tolerance", type=float, default=1e-3, show_default=True, help="Largest difference of logits.")
-def command(source: Path, target: Path, to: str, like: Path | None, no_verify: bool, tolerance: float) -> None:
-    """Convert a checkpoint between formats; the result is proven to give the same logits.
+@click.option("--no-verify", is_flag=True, help="Do not compare the outputs of both sides.")
+@click.option("--tolerance", type=float, help="Largest difference: 0.001 for logits, 1e-05 for vectors of texts.")
+def command(source: Path, target: Path, to: str, like: Path | None, no_verify: bool, tolerance: float | None) -> None:
+    """Convert a checkpoint between formats; the result is proven to give the same logits, or vectors of texts.
 
     \b
     Examples
       megagpt checkpoint convert runs/demo demo_hf --to huggingface
+      megagpt checkpoint convert runs/embed demo_st --to sentence-transformers
       megagpt checkpoint convert demo_hf runs/imported --to megagpt
       megagpt checkpoint convert iter_0005000 demo_hf --to huggingface --like runs/demo/config.yaml
 
@@ -34,6 +43,7 @@ def command(source: Path, target: Path, to: str, like: Path | None, no_verify: b
     loads each side in fp32, one by one. Nothing in a checkpoint is run.
     """
     from megagpt.checkpoint.convert.convert import convert
+    from megagpt.checkpoint.convert.verify import compared
     from megagpt.checkpoint.inspect import model_of
 
     result = convert(source, target, to, model_of(like) if like else None, not no_verify, tolerance)
@@ -44,5 +54,6 @@ def command(source: Path, target: Path, to: str, like: Path | None, no_verify: b
     if result.difference is None:
         log.warning("not verified: --no-verify")
     else:
-        log.info("verified: the logits of both sides differ by at most %.2g", result.difference)
+        what = compared(result.source.model)
+        log.info("verified: the %s of both sides differ by at most %.2g", what, result.difference)
     log.info("%s (%s) is %s (%s)", source, result.source.format, target, to)
