@@ -10,10 +10,11 @@ import torch
 from megagpt.config.schema import Config
 from megagpt.data.packed import Split
 from megagpt.data.pair_loader import PairBatch, PairLoader
-from megagpt.data.pairs import Pair, read_scored_pairs
+from megagpt.data.pairs import Pair
 from megagpt.errors import DataError
 from megagpt.evaluate.embedder import Embedder
 from megagpt.evaluate.ranking import search_among_candidates, spearman
+from megagpt.evaluate.similarity import read_sentence_pairs
 from megagpt.parallel.engine import StepResult
 from megagpt.stages.base import AFTER, BEFORE, BaseStage
 from megagpt.stages.supervised import with_epochs
@@ -36,7 +37,7 @@ class Embed(BaseStage):
         config = with_epochs(config, loader.pairs_per_epoch, loader.sample_tokens)
         super().__init__(config, loader, ContrastiveObjective(config.embed))
         scored = config.embed.scored_pairs
-        self.scored = [] if scored is None else read_scored_pairs(Path(scored))
+        self.scored = [] if scored is None else read_sentence_pairs(Path(scored))
         if scored is not None and len({pair.score for pair in self.scored}) < 2:
             raise DataError(f"embed.scored_pairs ({scored}) needs pairs with different scores, to correlate with")
 
