@@ -78,7 +78,7 @@ def source_text(record: Record, key: str, inputs: Sequence[str | Path]) -> Sourc
     given, known = value.get("language"), language_of(path, text) if path else None
     language = given.lower() if isinstance(given, str) and given else known
     repository = _first_text(value, REPOSITORY_KEYS)
-    unit = repository or (_top_level(PurePosixPath(*PurePosixPath(path).parts), depth=2) if path else record.place)
+    unit = repository or (_top_level(PurePosixPath(path)) if path else record.place)
     return SourceText(text, f"{repository}/{path}" if repository and path else path or record.place, language, unit)
 
 
@@ -87,21 +87,19 @@ def _first_text(value: dict[str, Any], keys: Sequence[str]) -> str:
 
 
 def _below_input(path: Path, inputs: Sequence[str | Path]) -> PurePosixPath:
-    """The path of a file as seen from the folder that was given."""
+    """The path of a file from the name of the folder that was given on; as in a corpus of source code."""
     for root in map(Path, inputs):
         if root.is_dir() and path.is_relative_to(root):
-            return PurePosixPath(path.relative_to(root).as_posix())
+            return PurePosixPath(root.resolve().name, path.relative_to(root).as_posix())
     return PurePosixPath(path.name)
 
 
-def _top_level(path: PurePosixPath, depth: int = 1) -> str:
-    """The first `depth` parts of a path; of a file's name, the part before the ending."""
-    parts = path.parts[:depth]
-    return (
-        "/".join([*parts[:-1], parts[-1].partition(".")[0] or parts[-1]])
-        if len(path.parts) <= depth
-        else "/".join(parts)
-    )
+def _top_level(path: PurePosixPath) -> str:
+    """The input's name and the folder in it, or the module where a file lies in the input itself."""
+    first, *rest = path.parts
+    if len(rest) > 1:
+        return f"{first}/{rest[0]}"
+    return "/".join([first, rest[0].partition(".")[0] or rest[0]]) if rest else first.partition(".")[0] or first
 
 
 def code_pairs(source: SourceText, options: Functions, tally: Tally) -> Iterator[FoundPair]:
