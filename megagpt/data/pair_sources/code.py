@@ -63,8 +63,13 @@ class SourceText:
     """Its repository or, where none is named, the top-level folder or module: no two splits share one."""
 
 
-def source_text(record: Record, key: str, inputs: Sequence[str | Path]) -> SourceText | str:
-    """The file that a record is or holds, or why there is none in it."""
+def source_text(
+    record: Record, key: str, inputs: Sequence[str | Path], languages: Sequence[str] = LANGUAGES
+) -> SourceText | str:
+    """The file that a record is or holds, or why there is none in it.
+
+    A record that names neither path nor language is in the only one of `languages`, if there is one alone.
+    """
     value = record.value
     if isinstance(value, str):
         inside = _below_input(Path(record.path), inputs)
@@ -75,7 +80,10 @@ def source_text(record: Record, key: str, inputs: Sequence[str | Path]) -> Sourc
     if not isinstance(text, str) or not text.strip():
         return f"record without source code under {key!r}"
     path = _first_text(value, PATH_KEYS)
-    given, known = value.get("language"), language_of(path, text) if path else None
+    given, known = (
+        value.get("language"),
+        language_of(path, text) if path else languages[0] if len(languages) == 1 else None,
+    )
     language = given.lower() if isinstance(given, str) and given else known
     repository = _first_text(value, REPOSITORY_KEYS)
     unit = repository or (_top_level(PurePosixPath(path)) if path else record.place)

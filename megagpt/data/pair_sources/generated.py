@@ -75,7 +75,7 @@ def from_code(
 ) -> Iterator[FoundPair]:
     """Docstrings and functions of every file; a record that holds no source code is rejected."""
     for record in records:
-        source = source_text(record, key, inputs)
+        source = source_text(record, key, inputs, options.languages)
         if isinstance(source, str):
             reject(Rejection(record.path, record.number, source, "--key names the key of the text"))
         else:

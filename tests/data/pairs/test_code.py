@@ -1,11 +1,18 @@
 """Docstrings and functions, of Python and of the languages that tree-sitter parses."""
 
+import argparse
+import ast
+import inspect
+import json.decoder
+import statistics
+
 import pytest
 
 from megagpt.data.pair_sources.code import Functions, SourceText, code_pairs, source_text
 from megagpt.data.pair_sources.docstrings import comment_text, summary
 from megagpt.data.pair_sources.found import Tally
 from megagpt.data.pair_sources.parsed_functions import LANGUAGES
+from megagpt.data.pair_sources.python_functions import python_functions
 from megagpt.data.pair_sources.records import Record
 from megagpt.errors import ConfigError
 
@@ -176,6 +183,27 @@ def test_python_functions_lose_their_docstring_and_nothing_else():
     }
 
 
+@pytest.mark.parametrize(
+    "module", [argparse, ast, inspect, json.decoder, statistics], ids=lambda module: module.__name__
+)
+def test_of_the_standard_library_the_syntax_trees_are_the_same_but_for_the_docstring(module):
+    source = inspect.getsource(module)
+    definitions = {
+        node.lineno: node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    checked = 0
+    for function in python_functions(source.replace("\n", "\r\n")):
+        node = definitions[function.line]
+        if function.docstring and not function.trivial:
+            assert ast.get_docstring(node) == function.docstring
+            node.body = node.body[1:]
+            assert ast.dump(ast.parse(function.code).body[0]) == ast.dump(node)
+            checked += 1
+    assert checked > 2
+
+
 def test_the_whole_docstring_by_option():
     pairs, _ = found(PYTHON, "python", docstring="whole")
     assert "Count the levels below a node.\n\nLeaves count as one." in [pair.query for pair in pairs]
@@ -268,5 +296,8 @@ def test_comments_lose_the_marks_of_their_language():
 def test_languages_without_a_parser_are_refused():
     with pytest.raises(ConfigError, match="cobol"):
         Functions(languages=("cobol",))
+    record = Record("corpus.jsonl", 1, {"text": "x = 1"})
+    assert source_text(record, "text", (), ("go",)).language == "go"  # nothing else can be wanted
+    assert source_text(record, "text", ()).language is None
     assert found("x", None)[1].dropped == {"file: language not known": 1}
     assert found("x", "perl")[1].dropped == {"file: no parser for perl": 1}
