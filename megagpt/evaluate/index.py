@@ -154,7 +154,7 @@ def publish_index(folder: Path, blocks: Sequence[Path], about: dict[str, Any], t
 
 def _exact_candidates(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     """Rows of the k largest products for each query, int64 [m, k], a block of documents at a time."""
-    best, rows, asked = None, None, torch.from_numpy(np.ascontiguousarray(queries))
+    best, rows, asked = None, None, torch.from_numpy(np.array(queries))
     for start in range(0, len(vectors), BLOCK_ROWS):
         block = torch.from_numpy(np.array(vectors[start : start + BLOCK_ROWS]))
         found = torch.topk(asked @ block.T, min(k, len(block)))
