@@ -69,8 +69,8 @@ def describe(vectors: np.ndarray, texts: Sequence[str], labels: np.ndarray) -> l
 def telling_words(texts: Sequence[str], labels: np.ndarray) -> dict[int, list[str]]:
     """For each label, the words by which its texts differ the most from all texts.
 
-    A word scores p log(p / q), its part in a Kullback-Leibler divergence, where p is the share of the label's texts that
-    have it, and q that of all texts. With a single label nothing differs: its most usual words are taken.
+    A word scores p log(p / q), its part of a Kullback-Leibler divergence: p is the share of the label's texts that
+    have it, q that of all texts. With a single label nothing differs: its most usual words are taken.
     """
     text = import_sklearn("feature_extraction.text")
     vectorizer = text.CountVectorizer(token_pattern=WORD, binary=True, max_features=50_000)

@@ -50,6 +50,35 @@ def test_search_in_blocks_is_brute_force(tmp_path, monkeypatch, backend, k):
     assert k == 1 or rows[0, :4].tolist() == [7, 500, 501, 502]
 
 
+def clustered(count: int, size: int = 32) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return unit(random_vectors(100, size)[rng.integers(0, 100, count)] + 0.1 * rng.normal(size=(count, size)))
+
+
+def test_the_graph_finds_nearly_all_and_is_built_once(tmp_path, caplog):
+    vectors = clustered(5000)
+    queries = vectors[::50]
+    index = make_index(tmp_path / "i", vectors)
+    exact, found = index.search(queries, 10)[1], index.search(queries, 10, "hnsw")
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, found[1], strict=True)]) > 0.95
+    np.testing.assert_allclose(
+        found[0], (vectors[found[1]].astype(float) * queries[:, None].astype(float)).sum(2), atol=1e-12
+    )
+    file = tmp_path / "i" / "hnsw.faiss"
+    made = file.stat().st_mtime_ns
+    np.testing.assert_array_equal(Index.open(tmp_path / "i").search(queries, 10, "hnsw")[1], found[1])
+    assert file.stat().st_mtime_ns == made
+    file.write_bytes(file.read_bytes()[:-999])
+    np.testing.assert_array_equal(Index.open(tmp_path / "i").search(queries, 10, "hnsw")[0].shape, (100, 10))
+    assert "cannot be read" in caplog.text and file.stat().st_mtime_ns != made
+
+
+def test_a_graph_that_reaches_too_few_is_not_relied_on(tmp_path):
+    vectors = random_vectors(300)
+    index = make_index(tmp_path / "i", vectors)
+    np.testing.assert_array_equal(index.search(vectors[:2], 300, "hnsw")[1], index.search(vectors[:2], 300)[1])
+
+
 def test_nearest_leaves_out_the_row_itself_and_not_its_twins():
     vectors = random_vectors(50)
     vectors[40] = vectors[3]
