@@ -68,7 +68,7 @@ class SentenceTransformerEmbedder:
 def embed_saved(
     embedder: TextEmbedder, texts: Sequence[str], side: Side, dimensions: int | None, folder: Path, name: str
 ) -> np.ndarray:
-    """`embedder.embed`, in pieces saved as folder/name_<first>.npy, so that interrupted work goes on after the last one.
+    """`embedder.embed`, in pieces saved as folder/name_<first>.npy: interrupted work goes on after the last one.
 
     The caller answers for the folder: it must belong to the same texts and the same model. Raises ConfigError for more
     `dimensions` than there are, and DataError for vectors that are not numbers.

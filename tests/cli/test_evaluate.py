@@ -56,3 +56,33 @@ def test_model_from_end_to_end(tmp_path, megagpt):
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert result["counts"]["samples"] == 3
     assert result["checkpoint"]["folder"].endswith("step_00000001")
+
+
+@pytest.mark.slow
+def test_embeddings_from_end_to_end(tmp_path, megagpt):
+    tokenizer = train_tokenizer(["the cat sat on the mat", "a dog {runs} [far]"], 280)
+    size = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "sequence_length": 32, "head": "embedding"}
+    config = Config(model=ModelConfig(**size), optim=OptimConfig(precision="fp32"))
+    save_random_run(tmp_path / "run", config, tokenizer)
+    lines = ["the cat,the cat,5", "a dog,the cat,1", "far mat " * 20 + ",dog,0"]
+    (tmp_path / "set.csv").write_text("\n".join(lines) + "\n")
+    given = ["task=sts", f"checkpoint={tmp_path}/run", f"data={tmp_path}/set.csv", f"output={tmp_path}/out"]
+    assert "model     spearman" in megagpt("evaluate", *given, "dimensions=8")
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert result["checkpoint"]["folder"].endswith("step_00000001")
+    assert result["metrics"]["model"]["spearman"] >= 0.5  # the equal sentences are the most similar
+    with pytest.raises(ConfigError, match="dimensions is 17"):
+        cli.run(["evaluate", *given[:3], f"output={tmp_path}/other", "dimensions=17"])
+
+
+def test_a_model_that_generates_is_refused(tmp_path):
+    (tmp_path / "set.csv").write_text("a,b,1\nc,d,2\n")
+    save_random_run(
+        tmp_path / "run",
+        Config(model=ModelConfig(num_layers=1, hidden_size=16, num_attention_heads=2, sequence_length=32)),
+        train_tokenizer(["a b c d"], 270),
+    )
+    with pytest.raises(ConfigError, match="has a tokens head"):
+        cli.run(
+            ["evaluate", "task=sts", f"checkpoint={tmp_path}/run", f"data={tmp_path}/set.csv", f"output={tmp_path}/o"]
+        )

@@ -1,8 +1,7 @@
-"""`megagpt evaluate` of embeddings: the tasks with a model of hashed words, broken files, and how work goes on."""
+"""`megagpt evaluate` of embeddings: the tasks with an embedder without a model, broken files, and how work goes on."""
 
 import gzip
 import json
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,25 +14,16 @@ from megagpt.errors import ConfigError, DataError
 from megagpt.evaluate import text_embedder
 from megagpt.evaluate.embedding_tasks import evaluate_embeddings
 from megagpt.evaluate.similarity import read_sentence_pairs
+from tests.embedders import WordEmbedder
 
 
-class HashedWords:
-    """A text's vector counts its words, at places that depend on a hash; its first number tells the sides apart."""
-
-    size = 64
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, str, str]] = []
+class Words(WordEmbedder):
+    """Also remembers the labels."""
 
     def embed(self, texts, side, dimensions=None, label=""):
-        self.calls.append((len(texts), side, label))
-        vectors = np.zeros((len(texts), self.size), np.float32)
-        for row, text in enumerate(texts):
-            for word in text.lower().split():
-                vectors[row, 1 + zlib.crc32(word.encode()) % (self.size - 1)] += 1
-        vectors[:, 0] = 0.5 if side == "query" else -0.5
-        vectors = vectors[:, :dimensions]
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors = super().embed(texts, side, dimensions)
+        self.calls[-1] += (label,)
+        return vectors
 
 
 def write(path: Path, *records: dict) -> Path:
@@ -58,9 +48,9 @@ def scored(tmp_path) -> Path:
 
 
 def test_similarity_is_the_correlation_of_cosines(tmp_path, scored, capsys):
-    embedder = HashedWords()
+    embedder = Words()
     result = evaluate_embeddings(settings(tmp_path, "sts", scored), embedder)
-    a, b = (HashedWords().embed([pair[n] for pair in SENTENCES], "query") for n in (0, 1))
+    a, b = (Words().embed([pair[n] for pair in SENTENCES], "query") for n in (0, 1))
     cosines, scores = (a * b).sum(axis=1), [pair[2] for pair in SENTENCES]
     assert result["metrics"]["model"]["spearman"] == pytest.approx(stats.spearmanr(cosines, scores).statistic, abs=1e-6)
     assert result["metrics"]["model"]["pearson"] == pytest.approx(stats.pearsonr(cosines, scores).statistic, abs=1e-6)
@@ -72,21 +62,21 @@ def test_similarity_is_the_correlation_of_cosines(tmp_path, scored, capsys):
 
 def test_sides_and_dimensions(tmp_path, scored):
     for side, sides in (("document", ["document"] * 2), ("both", ["query", "document"])):
-        embedder = HashedWords()
+        embedder = Words()
         evaluate_embeddings(
-            replace(settings(tmp_path, "sts", scored, f"side={side}", "dimensions=32"), output=tmp_path / side),
+            replace(settings(tmp_path, "sts", scored, f"side={side}", "dimensions=16"), output=tmp_path / side),
             embedder,
         )
         assert [called for _, called, _ in embedder.calls] == sides
-        assert np.load(next((tmp_path / side / "embeddings").iterdir())).shape == (4, 32)
-    with pytest.raises(ConfigError, match="dimensions is 65, but the model's vectors have only 64"):
-        evaluate_embeddings(settings(tmp_path, "sts", scored, "dimensions=65"), HashedWords())
+        assert np.load(next((tmp_path / side / "embeddings").iterdir())).shape == (4, 16)
+    with pytest.raises(ConfigError, match="dimensions is 33, but the model's vectors have only 32"):
+        evaluate_embeddings(settings(tmp_path, "sts", scored, "dimensions=33"), Words())
 
 
 def test_a_model_that_tells_nothing_apart_has_no_correlation(tmp_path, scored, capsys):
-    class Constant(HashedWords):
+    class Constant(Words):
         def embed(self, texts, side, dimensions=None, label=""):
-            return np.full((len(texts), 64), 1 / 8, np.float32)
+            return np.full((len(texts), 32), 0.5, np.float32)
 
     result = evaluate_embeddings(settings(tmp_path, "sts", scored), Constant())
     assert result["metrics"]["model"] == {"spearman": None, "pearson": None}
@@ -132,7 +122,7 @@ def test_quotes_of_tables(tmp_path):
 def test_broken_scored_pairs_are_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
-        evaluate_embeddings(settings(tmp_path, "sts", tmp_path / name), HashedWords())
+        evaluate_embeddings(settings(tmp_path, "sts", tmp_path / name), Words())
 
 
 @pytest.fixture
@@ -149,7 +139,7 @@ def beir(tmp_path) -> Path:
 
 
 def test_retrieval_on_a_beir_folder(tmp_path, beir, capsys):
-    embedder = HashedWords()
+    embedder = Words()
     result = evaluate_embeddings(settings(tmp_path, "retrieval", beir, "k=[1,5]"), embedder)
     assert (result["data"]["documents"], result["data"]["queries"]) == (5, 3)
     assert sorted(result["data"]["files"]) == ["corpus.jsonl", "queries.jsonl", "test.tsv"]
@@ -177,12 +167,12 @@ def test_broken_beir_folders_are_refused(tmp_path, beir, name, line, message):
     with (beir / name).open("a") as file:
         file.write(line + "\n")
     with pytest.raises(DataError, match=message):
-        evaluate_embeddings(settings(tmp_path, "retrieval", beir), HashedWords())
+        evaluate_embeddings(settings(tmp_path, "retrieval", beir), Words())
 
 
 def test_a_folder_that_is_none_of_beir_is_refused(tmp_path, beir):
     with pytest.raises(DataError, match=r"has no qrels/dev\.tsv: a BEIR folder holds"):
-        evaluate_embeddings(settings(tmp_path, "retrieval", beir, "split=dev"), HashedWords())
+        evaluate_embeddings(settings(tmp_path, "retrieval", beir, "split=dev"), Words())
 
 
 def test_code_search_beside_bm25_and_chance(tmp_path, capsys):
@@ -191,7 +181,7 @@ def test_code_search_beside_bm25_and_chance(tmp_path, capsys):
     texts = [(" ".join(words), "def f " + " ".join(words[:2])) for words in rng.choice(names, (30, 5))]
     records = [{"query": query, "positive": positive} for query, positive in texts]
     data = write(tmp_path / "pairs.jsonl", *records, records[0])
-    embedder = HashedWords()
+    embedder = Words()
     result = evaluate_embeddings(settings(tmp_path, "code_search", data, "candidates=20"), embedder)
     assert {(side, label) for _, side, label in embedder.calls} == {("query", "queries"), ("document", "positives")}
     metrics = result["metrics"]
@@ -210,13 +200,13 @@ LABELLED = [{"text": f"{kind} {word}", "label": KINDS.index(kind)} for word in "
 def test_a_probe_reads_labels_out_of_vectors(tmp_path):
     data = write(tmp_path / "train.jsonl", *LABELLED, {"text": "up k", "label": 1})
     test = write(tmp_path / "test.jsonl", *({"text": f"down {word}", "label": 0} for word in "klm"))
-    result = evaluate_embeddings(settings(tmp_path, "probe", data, f"test={test}"), HashedWords())
+    result = evaluate_embeddings(settings(tmp_path, "probe", data, f"test={test}"), Words())
     assert result["metrics"]["model"] == {"accuracy": 1, "macro_f1": 1}
     assert result["metrics"]["majority"] == {"accuracy": 0, "macro_f1": 0}
     assert (result["data"]["train"], result["data"]["test"], result["labels"]) == (21, 3, {"0": 10, "1": 11})
 
     more = ["test_share=0.3", "folds=3"]
-    one = evaluate_embeddings(replace(settings(tmp_path, "probe", data, *more), output=tmp_path / "one"), HashedWords())
+    one = evaluate_embeddings(replace(settings(tmp_path, "probe", data, *more), output=tmp_path / "one"), Words())
     assert (one["data"]["train"], one["data"]["test"]) == (14, 7)
     assert one["metrics"]["model"]["accuracy"] == 1
 
@@ -236,44 +226,44 @@ def test_a_probe_reads_labels_out_of_vectors(tmp_path):
 def test_broken_labelled_texts_are_refused(tmp_path, train, test, message):
     more = [] if test is None else [f"test={write(tmp_path / 'test.jsonl', *test)}"]
     with pytest.raises(DataError, match=message):
-        evaluate_embeddings(settings(tmp_path, "probe", write(tmp_path / "train.jsonl", *train), *more), HashedWords())
+        evaluate_embeddings(settings(tmp_path, "probe", write(tmp_path / "train.jsonl", *train), *more), Words())
 
 
 def test_interrupted_work_goes_on(tmp_path, scored, monkeypatch):
-    class Interrupted(HashedWords):
+    class Interrupted(Words):
         def embed(self, texts, side, dimensions=None, label=""):
             if len(self.calls) == 3:
                 raise KeyboardInterrupt
             return super().embed(texts, side, dimensions, label)
 
     monkeypatch.setattr(text_embedder, "PIECE", 2)
-    given, whole = settings(tmp_path, "sts", scored), HashedWords()
+    given, whole = settings(tmp_path, "sts", scored), Words()
     expected = evaluate_embeddings(replace(given, output=tmp_path / "whole"), whole)["metrics"]
     with pytest.raises(KeyboardInterrupt):
         evaluate_embeddings(given, Interrupted())
-    embedder = HashedWords()
+    embedder = Words()
     assert evaluate_embeddings(given, embedder)["metrics"] == expected
     assert [label for _, _, label in embedder.calls] == ["second_sentences 2/2"]
     assert len(whole.calls) == 4
 
 
 def test_another_evaluation_in_the_folder_is_refused(tmp_path, scored):
-    evaluate_embeddings(settings(tmp_path, "sts", scored), HashedWords())
+    evaluate_embeddings(settings(tmp_path, "sts", scored), Words())
     with pytest.raises(ConfigError, match="holds an evaluation with another dimensions, side: choose another output"):
-        evaluate_embeddings(settings(tmp_path, "sts", scored, "side=both", "dimensions=3"), HashedWords())
+        evaluate_embeddings(settings(tmp_path, "sts", scored, "side=both", "dimensions=3"), Words())
 
 
 def test_broken_vectors_are_refused(tmp_path, scored):
-    class Broken(HashedWords):
+    class Broken(Words):
         def embed(self, texts, side, dimensions=None, label=""):
-            return np.full((len(texts), 64), np.nan, np.float32)
+            return np.full((len(texts), 32), np.nan, np.float32)
 
     with pytest.raises(DataError, match="vectors of first_sentences hold NaN"):
         evaluate_embeddings(settings(tmp_path, "sts", scored), Broken())
-    evaluate_embeddings(settings(tmp_path, "sts", scored), HashedWords())
+    evaluate_embeddings(settings(tmp_path, "sts", scored), Words())
     next((tmp_path / "out/embeddings").glob("first*")).write_bytes(b"")
     with pytest.raises(DataError, match=r"cannot read .*first_sentences.*remove it"):
-        evaluate_embeddings(settings(tmp_path, "sts", scored), HashedWords())
+        evaluate_embeddings(settings(tmp_path, "sts", scored), Words())
 
 
 @pytest.mark.parametrize(

@@ -77,10 +77,16 @@ def assert_equal_to_the_librarys(found: dict[str, float], data: RetrievalSet, mi
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+    from sentence_transformers.util import cos_sim
 
     relevant = {query: {one for one, score in judged.items() if score} for query, judged in data.judgements.items()}
     evaluator = InformationRetrievalEvaluator(
-        data.queries, data.documents, relevant, map_at_k=[1000], precision_recall_at_k=[1, 10, 100]
+        data.queries,
+        data.documents,
+        relevant,
+        map_at_k=[1000],
+        precision_recall_at_k=[1, 10, 100],
+        score_functions={"cosine": cos_sim},
     )
     model = SentenceTransformer(str(minilm), device="cpu")
     theirs = evaluator.compute_metrices(model, corpus_embeddings=torch.from_numpy(documents))["cosine"]
