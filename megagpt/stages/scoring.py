@@ -24,7 +24,7 @@ def reward_model_config(config: Config, source: str, field: str) -> Config:
     """
     if _saved_model(source).head != "scalar":
         raise ConfigError(
-            f"{field} ({source}) writes text and was never trained to score it: give a run of stage reward"
+            f"{field} ({source}) was never trained to score text: give a run of stage reward"
         )
     return with_scalar_head(config, source)
 
