@@ -15,7 +15,7 @@ setup(
     package_dir={"megagpt.configs": "configs", "megagpt.kernels": "kernels"},
     package_data={
         "megagpt.configs": ["*.yaml", "*/*.yaml"],
-        "megagpt.evaluate": ["report.css", "report.js"],
+        "megagpt.evaluate": ["report.css", "report.js", "map.css", "map.js"],
         "megagpt.plan": ["devices.yaml"],
     },
 )

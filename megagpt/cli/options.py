@@ -54,6 +54,27 @@ layout = together(
 )
 """How ranks share a model."""
 
+embedding_layout = together(
+    click.option(
+        "--micro-batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Texts at a time."
+    ),
+    layout,
+)
+"""How ranks embed texts."""
+
+dimensions = click.option(
+    "--dimensions",
+    type=click.IntRange(min=1),
+    help="Keep the first N numbers of every vector, made length 1 again [default: all].",
+)
+
+top = click.option(
+    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Documents to show, the most similar ones."
+)
+
+index = click.argument("folder", type=FILE, metavar="INDEX")
+"""The folder of an index of `megagpt search index`."""
+
 text_files = together(
     click.option("--key", default="text", show_default=True, help="Key or column of the text."),
     click.option(

@@ -170,8 +170,8 @@ class PairLoader:
             batches.append(batch)
         return np.array(batches)
 
-    def _pairs_of(self, first_sample: int) -> np.ndarray:
-        """The pairs of the batch that begins with a sample, int64 [batch size]."""
+    def batch(self, first_sample: int) -> np.ndarray:
+        """The training pairs of the batch that begins with a sample, int64 [batch size]."""
         number, epoch = first_sample // self.config.optim.global_batch_size, 0
         while number >= self._number_of_batches(epoch):
             number, epoch = number - self._number_of_batches(epoch), epoch + 1
@@ -179,7 +179,7 @@ class PairLoader:
 
     def _step(self, first_sample: int, size: int, rank: int, replicas: int) -> list[PairBatch]:
         """All micro-batches of a replica in a step."""
-        chosen = [self.pairs["train"][index] for index in self._pairs_of(first_sample)]
+        chosen = [self.pairs["train"][index] for index in self.batch(first_sample)]
         chosen.sort(key=lambda pair: -len(pair.query) - len(pair.positive))
         return self.batches_of_pairs(chosen[rank::replicas])
 

@@ -35,7 +35,8 @@ ROWS = 256
 FOLDER_PATTERNS = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.parquet", "*.txt", "*.txt.gz", "*.txt.zst")
 """Files that are taken from a folder unless patterns say otherwise."""
 
-Format = Literal["jsonl", "parquet", "text"]
+Format = Literal["jsonl", "parquet", "text", "lines"]
+"""What is one document: a JSON object, a row, a whole file, or a line of text."""
 
 
 class Source(NamedTuple):
@@ -67,7 +68,7 @@ class Block(NamedTuple):
     format: Format
     first_line: int
     records: bytes | list[bytes | None]
-    """Lines of JSON, one text, or the values of a parquet column."""
+    """Lines of JSON or of text, one text, or the values of a parquet column."""
 
 
 class Position(NamedTuple):
@@ -168,8 +169,8 @@ def _read(source: Source, key: str, limit: int, offset: int, line: int) -> Itera
             if source.format == "parquet":
                 pieces = _read_parquet(source, raw, key, line)
             else:
-                reader = _read_lines if source.format == "jsonl" else _read_text
-                pieces = reader(source.path, raw, _uncompressed(source.path, raw, offset), limit, offset, line)
+                reader = _read_text if source.format == "text" else _read_lines
+                pieces = reader(source, raw, _uncompressed(source.path, raw, offset), limit, offset, line)
             try:
                 for piece in pieces:
                     offset, line = piece.offset, piece.line
@@ -182,17 +183,17 @@ def _read(source: Source, key: str, limit: int, offset: int, line: int) -> Itera
 
 
 def _read_lines(
-    path: str, raw: BinaryIO, stream: Iterator[bytes], limit: int, offset: int, line: int
+    source: Source, raw: BinaryIO, stream: Iterator[bytes], limit: int, offset: int, line: int
 ) -> Iterator[_Piece]:
-    rest, read = b"", next(stream, b"")
+    path, rest, read = source.path, b"", next(stream, b"")
     if not read and offset == 0:
-        yield _Piece(Block(path, "jsonl", 1, b""), 0, 0, 1, 0)
+        yield _Piece(Block(path, source.format, 1, b""), 0, 0, 1, 0)
     while read or rest:
         data = rest + read
         cut = data.rfind(b"\n") + 1 if read else len(data)  # the last line may have no newline
         rest = data[cut:]
         if cut:
-            block = Block(path, "jsonl", line + 1, data[:cut])
+            block = Block(path, source.format, line + 1, data[:cut])
             offset, line = offset + cut, line + data.count(b"\n", 0, cut) + (data[cut - 1] != ord("\n"))
             yield _Piece(block, cut, offset, line, raw.tell())
         if len(rest) > limit:
@@ -212,11 +213,11 @@ def _skip_line(stream: Iterator[bytes], length: int) -> tuple[int, bytes]:
 
 
 def _read_text(
-    path: str, raw: BinaryIO, stream: Iterator[bytes], limit: int, offset: int, line: int
+    source: Source, raw: BinaryIO, stream: Iterator[bytes], limit: int, offset: int, line: int
 ) -> Iterator[_Piece]:
     if line:
         return  # the only record is done
-    text = b""
+    path, text = source.path, b""
     for data in stream:
         text += data
         if len(text) > limit:
@@ -310,7 +311,7 @@ def documents(item: Block | Rejection, key: str, limit: int) -> Iterator[str | R
     if isinstance(item, Rejection):
         yield item
         return
-    for line, record in enumerate(_records(item), item.first_line):
+    for line, record in enumerate(raw_records(item), item.first_line):
         if line == 1 and record:
             record = record.removeprefix(codecs.BOM_UTF8)
         try:
@@ -323,8 +324,9 @@ class _Malformed(Exception):
     """(kind, detail) of what is wrong with a record."""
 
 
-def _records(block: Block) -> Iterable[bytes | None]:
-    if block.format == "jsonl":
+def raw_records(block: Block) -> Iterable[bytes | None]:
+    """The records of a block as they are stored; None for a null of a parquet column."""
+    if block.format in ("jsonl", "lines"):
         return block.records.removesuffix(b"\n").split(b"\n")
     return block.records if block.format == "parquet" else [block.records]
 

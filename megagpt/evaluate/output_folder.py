@@ -1,4 +1,4 @@
-"""The folder of an evaluation of generated text, in which interrupted work goes on.
+"""The folder of an evaluation, in which interrupted work goes on.
 
 It holds request.json (everything chosen that the results depend on) and, at the end, result.json.
 """
@@ -7,6 +7,7 @@ import json
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,25 +15,45 @@ from typing import Any, TextIO
 
 from megagpt.data.files import file_sha256, write_atomic
 from megagpt.errors import ConfigError
-from megagpt.evaluate.sandbox import Sandbox
-from megagpt.evaluate.settings import Evaluation
+from megagpt.evaluate.settings import EmbeddingEvaluation, GenerationEvaluation
 from megagpt.train.metrics import read_jsonl
 
 
-def request_of(settings: Evaluation, size: dict[str, int], **more: Any) -> dict[str, Any]:
+def request_of(settings: GenerationEvaluation, size: dict[str, int], **more: Any) -> dict[str, Any]:
     """Everything chosen that the results depend on; two evaluations with the same request may be compared.
 
     size: {unit: number of records}. more: what only this kind of evaluation depends on.
     """
-    model, file = settings.checkpoint, settings.completions
+    file = settings.completions
     return {
         "task": settings.task,
         "data": {"file": settings.data.name, "sha256": file_sha256(settings.data)} | size,
-        "checkpoint": model and {"folder": str(model), "manifest_sha256": file_sha256(model / "manifest.json")},
+        "checkpoint": _checkpoint(settings.checkpoint),
         "completions": file and {"file": file.name, "sha256": file_sha256(file)},
         "sandbox": settings.sandbox,
         "limits": asdict(settings.limits),
     } | more
+
+
+def embedding_request(
+    settings: EmbeddingEvaluation, files: Sequence[Path], size: dict[str, int], **more: Any
+) -> dict[str, Any]:
+    """The same for an evaluation of embeddings, which may have several `files`."""
+    peer = settings.sentence_transformer
+    # A name that is no folder stands for a model of the Hugging Face hub, in a cache of that library's.
+    parts = sorted(path for path in Path(peer).rglob("*") if path.is_file()) if peer else []
+    return {
+        "task": settings.task,
+        "data": {"files": {file.name: file_sha256(file) for file in files}} | size,
+        "checkpoint": _checkpoint(settings.checkpoint),
+        "sentence_transformer": peer
+        and {"name": peer, "sha256": {str(part.relative_to(peer)): file_sha256(part) for part in parts}},
+        "dimensions": settings.dimensions,
+    } | more
+
+
+def _checkpoint(folder: Path | None) -> dict[str, str] | None:
+    return folder and {"folder": str(folder), "manifest_sha256": file_sha256(folder / "manifest.json")}
 
 
 def claim(folder: Path, request: dict[str, Any]) -> None:
@@ -51,7 +72,7 @@ def claim(folder: Path, request: dict[str, Any]) -> None:
 
 def write_result(folder: Path, request: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
     """Write result.json: the request, the versions of the libraries, and the metrics; returns its content."""
-    result = request | {"versions": _versions(request["sandbox"])} | metrics
+    result = request | {"versions": _versions(request)} | metrics
     write_atomic(folder / "result.json", json.dumps(result, indent=2, allow_nan=False).encode() + b"\n")
     return result
 
@@ -71,10 +92,12 @@ def read_whole_jsonl(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _versions(sandbox: Sandbox) -> dict[str, str]:
-    found = {name: version(name) for name in ("megagpt", "torch", "tokenizers")}
-    found["python"] = platform.python_version()
-    if sandbox == "bwrap":
+def _versions(request: dict[str, Any]) -> dict[str, str]:
+    libraries = ["megagpt", "torch", "tokenizers"]
+    if request.get("sentence_transformer"):
+        libraries += ["sentence-transformers", "transformers"]
+    found = {name: version(name) for name in libraries} | {"python": platform.python_version()}
+    if request.get("sandbox") == "bwrap":
         text = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=True).stdout
         found["bubblewrap"] = re.sub(r"\D*", "", text, count=1).strip()
     return found

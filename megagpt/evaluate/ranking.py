@@ -52,9 +52,11 @@ def search_among_candidates(
     """
     if queries.shape != positives.shape:
         raise ValueError(f"{queries.shape} queries do not match {positives.shape} positives")
-    return search_by_scores(
-        lambda chosen: queries[chosen] @ positives[chosen].T, len(queries), candidates, seed, groups
-    )
+
+    def scores(chosen: np.ndarray) -> np.ndarray:
+        return queries[chosen] @ positives[chosen].T
+
+    return search_by_scores(scores, len(queries), candidates, seed, groups)
 
 
 def search_by_scores(
@@ -62,12 +64,12 @@ def search_by_scores(
 ) -> dict[str, float]:
     """Mean reciprocal rank and recall of `count` pairs, shuffled by `seed` and cut into blocks of `candidates`.
 
-    As in CodeSearchNet (arXiv 1909.09436), a query's candidates are the positives of its block. Here the pairs left over
-    at the end make a block too, the smaller `last_candidates`. A candidate with the positive's own group is no
-    competitor. Where candidates score the same, the positive has their mean rank, so that constant scores gain nothing.
+    As in CodeSearchNet (arXiv 1909.09436), a query's candidates are the positives of its block. Here the pairs left
+    over at the end make a block too, the smaller `last_candidates`. A candidate with the positive's own group is no
+    competitor. Where candidates score the same, the positive has their mean rank: constant scores gain nothing.
 
     Returns mrr, recall_at_1, recall_at_10; chance_mrr, chance_recall_at_1 and chance_recall_at_10, what random scores
-    would reach on average; candidates and last_candidates. Raises ValueError without pairs, or for NaN among the scores.
+    would reach on average; candidates and last_candidates. Raises ValueError without pairs, or where a score is NaN.
     """
     if count < 1 or candidates < 1:
         raise ValueError(f"a search needs pairs and candidates, not {count} and {candidates}")

@@ -1,16 +1,13 @@
 """One self-contained HTML page about one or several runs; it needs no network and makes no request."""
 
-import base64
-import hashlib
 import json
 import statistics
 from html import escape
-from importlib import resources
 from itertools import zip_longest
 from typing import Any
 
-from megagpt.errors import ConfigError
 from megagpt.evaluate.curves import COMPRESSORS, MAX_POINTS, PANELS, SMOOTHING, panel_data, smooth
+from megagpt.evaluate.page import build_page
 from megagpt.evaluate.runs import Run, number
 
 Rows = list[tuple[str, list[str]]]
@@ -25,7 +22,6 @@ def build_report(runs: list[Run]) -> str:
     """The page's HTML. Every text that comes from a run is escaped."""
     panels = [data for panel in PANELS if (data := panel_data(panel, runs))]
     page_data = {"runs": [run.name for run in runs], "panels": panels}
-    scripts = [_plotly(), resources.files(__package__).joinpath("report.js").read_text(encoding="utf-8")]
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
     body = "\n".join(
         [
@@ -39,25 +35,7 @@ def build_report(runs: list[Run]) -> str:
             _section("How it was run", _table(_about_rows(runs), _heads(runs), "code")),
         ]
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}">
-<title>{escape(title)} - megagpt</title>
-<link rel="icon" href="data:,">
-<style>{resources.files(__package__).joinpath("report.css").read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-<script type="application/json" id="data">{_script_safe_json(page_data)}</script>
-{"".join(f"<script>{script}</script>" for script in scripts)}
-</body>
-</html>
-"""
+    return build_page(title, body, page_data, style=["report.css"], script="report.js")
 
 
 def summary_rows(runs: list[Run]) -> Rows:
@@ -271,25 +249,6 @@ def _facts(runs: list[Run]) -> str:
 
 def _dot(run: int) -> str:
     return f'<i class="dot" data-color="{run}"></i>'
-
-
-def _plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise ConfigError("the report needs plotly: pip install plotly") from None
-    return get_plotlyjs()
-
-
-def _policy(scripts: list[str]) -> str:
-    """A policy under which the page's own scripts run, no other does, and nothing is fetched."""
-    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {allowed}"
-
-
-def _script_safe_json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _setting(value: Any) -> str:

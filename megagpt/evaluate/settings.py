@@ -1,8 +1,9 @@
-"""Settings of evaluations of generated text; the fields are the keys of `megagpt evaluate`."""
+"""Settings of evaluations; the fields are the keys of `megagpt evaluate`."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from megagpt.errors import ConfigError
 from megagpt.evaluate.sandbox import Limits, Sandbox
@@ -13,13 +14,27 @@ class Evaluation:
     """Settings that all of them have."""
 
     task: str
-    """What to evaluate on; humaneval, humaneval_infilling, mbpp or edits."""
+    """What to evaluate: humaneval, humaneval_infilling, mbpp or edits of a model that generates text; sts, retrieval,
+    code_search or probe of one that embeds it."""
     data: Path
-    """The set's file: problems as published (.jsonl or .json, plain or .gz), or edits of `megagpt data edits`."""
+    """The set's file or folder: problems as published (.jsonl or .json, plain or .gz), edits of `megagpt data edits`,
+    scored pairs, a BEIR folder, pairs of `megagpt data pairs`, or labelled texts."""
     output: Path
     """Folder for the results."""
     checkpoint: Path | None = None
     """Run folder (its newest checkpoint) or one checkpoint: the model to evaluate."""
+
+    def __post_init__(self) -> None:
+        for name in ("n", "limit", "max_new_tokens", "workers", "batch_size", "dimensions", "candidates"):
+            value = getattr(self, name, None)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationEvaluation(Evaluation):
+    """Settings of evaluations of generated text."""
+
     completions: Path | None = None
     """.jsonl of completions to evaluate instead of a model's: {"task_id", "completion"}, or for edits {"response"}, one
     for each."""
@@ -35,14 +50,11 @@ class Evaluation:
     """Seconds for a program and its tests."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.checkpoint is None) == (self.completions is None):
             raise ConfigError(
                 "give either checkpoint=..., a model to evaluate, or completions=..., a file of its completions"
             )
-        for name in ("n", "limit", "max_new_tokens", "workers", "batch_size"):
-            value = getattr(self, name, None)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
 
     @property
     def limits(self) -> Limits:
@@ -51,7 +63,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodeEvaluation(Evaluation):
+class CodeEvaluation(GenerationEvaluation):
     """Programming problems: pass@k."""
 
     n: int = 1
@@ -76,10 +88,97 @@ class CodeEvaluation(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditEvaluation(Evaluation):
+class EditEvaluation(GenerationEvaluation):
     """Edits by instruction: exact match, similarity, and tests where there are any."""
 
     max_new_tokens: int = 256
     """Longest response, tokens."""
     limit: int | None = None
     """Only so many edits, from the beginning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingEvaluation(Evaluation):
+    """Settings of evaluations of embeddings."""
+
+    sentence_transformer: str | None = None
+    """Folder or name of a model of the library sentence-transformers to evaluate instead, as a peer to compare with."""
+    dimensions: int | None = None
+    """Only so many of the first numbers of each vector, for models trained so (Matryoshka); all without it."""
+    batch_size: int = 32
+    """Texts that a model of sentence-transformers embeds at a time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.checkpoint is None) == (self.sentence_transformer is None):
+            raise ConfigError(
+                "give either checkpoint=..., a model to evaluate, or sentence_transformer=..., a model of that library"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityEvaluation(EmbeddingEvaluation):
+    """Similarity of sentences (STS): correlation with people's scores."""
+
+    side: Literal["query", "document", "both"] = "query"
+    """How to embed the sentences: all as queries, all as documents, or both: the first one as query, the second as
+    document."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalEvaluation(EmbeddingEvaluation):
+    """Search in the documents of a BEIR folder, beside BM25."""
+
+    split: str = "test"
+    """Which judgements to use: the file qrels/SPLIT.tsv."""
+    k: tuple[int, ...] = (1, 10, 100)
+    """For which k to compute recall@k."""
+    skip_same_id: bool = False
+    """Leave out the document with the query's own id, as published figures for ArguAna and Quora do."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.k or min(self.k) < 1:
+            raise ConfigError(f"k is {list(self.k)}; it must be a list of positive numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeSearchEvaluation(EmbeddingEvaluation):
+    """Search for each query's positive among the positives of other pairs, beside BM25 and chance."""
+
+    candidates: int = 1000
+    """Positives to search among."""
+    seed: int = 0
+    """Decides which pairs come together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeEvaluation(EmbeddingEvaluation):
+    """Linear probe: logistic regression on the embeddings of labelled texts."""
+
+    test: Path | None = None
+    """File of labelled texts to test on; without it a part of `data` is."""
+    test_share: float = 0.2
+    """Share of `data` to test on where there is no file for it, chosen by seed, with the same mix of labels."""
+    side: Literal["query", "document"] = "document"
+    """How to embed the texts."""
+    folds: int = 10
+    """Parts of the cross-validation that chooses the regularization."""
+    seed: int = 0
+    """Of the division into parts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.test_share < 1:
+            raise ConfigError(f"test_share is {self.test_share}; it must be between 0 and 1")
+        if self.folds < 2:
+            raise ConfigError(f"folds is {self.folds}; a cross-validation needs at least 2")
+
+
+EMBEDDING_TASKS: dict[str, type[EmbeddingEvaluation]] = {
+    "sts": SimilarityEvaluation,
+    "retrieval": RetrievalEvaluation,
+    "code_search": CodeSearchEvaluation,
+    "probe": ProbeEvaluation,
+}
+"""The settings of each task on embeddings."""

@@ -71,8 +71,8 @@ def initialize(chunk: torch.nn.Module, config: Config) -> None:
 
     Weights and positions are N(0, init_std), projections into the residual stream N(0, init_std / sqrt(2 layers)),
     norms 1, biases and rows of the padded vocabulary 0. A scalar head is N(0, 1 / sqrt(hidden size + 1)), so that its
-    values are of size 1 (arXiv 2009.01325); an embedding head begins with `embed.temperature`. Every global tensor is drawn in float32 on the CPU from a stream of its
-    own, seeded by config.seed and its name.
+    values are of size 1 (arXiv 2009.01325); an embedding head begins with `embed.temperature`. Every global tensor is
+    drawn in float32 on the CPU from a stream of its own, seeded by config.seed and its name.
     """
     for name, parameter, boxes in named_boxes([chunk]):
         full = _initial_value(name, boxes[0].global_shape, config)

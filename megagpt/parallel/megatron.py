@@ -157,9 +157,9 @@ class MegatronEngine:
         group, last = self.modules[0].pg_collection.pp, self.dims.pipeline_size - 1
         shape = torch.tensor(outputs[0].shape if outputs else (0, 0), device=self.device)
         dist.broadcast(shape, group=group, group_src=last)
-        stacked = (
-            torch.stack(outputs) if outputs else torch.empty(num_micro_batches, *shape.tolist(), device=self.device)
-        )
+        stacked = torch.empty(num_micro_batches, *shape.tolist(), device=self.device)
+        if outputs:
+            torch.stack(outputs, out=stacked)
         dist.broadcast(stacked, group=group, group_src=last)
         return list(stacked)
 

@@ -1,7 +1,7 @@
 """Stage `embed`: vectors of texts, from pairs that belong together (arXiv 2201.10005)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +10,17 @@ import torch
 from megagpt.config.schema import Config
 from megagpt.data.packed import Split
 from megagpt.data.pair_loader import PairBatch, PairLoader
-from megagpt.data.pairs import Pair, read_scored_pairs
+from megagpt.data.pairs import Pair
 from megagpt.errors import DataError
 from megagpt.evaluate.embedder import Embedder
 from megagpt.evaluate.ranking import search_among_candidates, spearman
+from megagpt.evaluate.similarity import read_sentence_pairs
+from megagpt.parallel.engine import StepResult
 from megagpt.stages.base import AFTER, BEFORE, BaseStage
 from megagpt.stages.supervised import with_epochs
 from megagpt.train.contrastive import ContrastiveObjective, contrastive_gradients, with_gradients
 from megagpt.train.state import TrainState
-from megagpt.train.trainer import Trainer
+from megagpt.train.trainer import Step, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class Embed(BaseStage):
         config = with_epochs(config, loader.pairs_per_epoch, loader.sample_tokens)
         super().__init__(config, loader, ContrastiveObjective(config.embed))
         scored = config.embed.scored_pairs
-        self.scored = [] if scored is None else read_scored_pairs(Path(scored))
+        self.scored = [] if scored is None else read_sentence_pairs(Path(scored))
         if scored is not None and len({pair.score for pair in self.scored}) < 2:
             raise DataError(f"embed.scored_pairs ({scored}) needs pairs with different scores, to correlate with")
 
@@ -51,16 +53,30 @@ class Embed(BaseStage):
         self.write_evaluation(BEFORE, state, self._measure(max_tokens=None))
 
     def fit(self, trainer: Trainer) -> None:
-        """Train a step at a time. Steps of several micro-batches take two passes, see `ContrastiveObjective`."""
+        """Train on the loader's batches, a step at a time, see `train_step`."""
         dims = self.engine.dims
         with trainer.running():
             while trainer.unfinished:
                 step = trainer.begin_step()
                 batches = self.loader.micro_batches(step.first_sample, step.batch_size, dims.data_rank, dims.data_size)
-                if step.num_micro_batches > 1:
-                    batches = self._with_gradients(list(trainer.watchdog.batches(batches)))
-                watched = trainer.watchdog.batches(batches)
-                trainer.end_step(step, self.engine.train_step(watched, step.num_micro_batches, step.lr))
+                trainer.end_step(step, self.train_step(trainer.watchdog.batches(batches), step))
+
+    def train_step(self, batches: Iterator[PairBatch], step: Step) -> StepResult:
+        """Learn from the micro-batches of a step.
+
+        Where there are several, the loss needs the vectors of all before the first can go backward. So they come from a
+        pass that only computes them, and the pass that learns is given the gradients in them (GradCache, arXiv
+        2101.06983). It begins with the same random state, so that dropout drops the same.
+        """
+        engine, count = self.engine, step.num_micro_batches
+        if count > 1:
+            batches, before = list(batches), engine.random_state()
+            vectors = engine.outputs(iter(batches), count, training=True)
+            engine.set_random_state(before)
+            if engine.dims.is_last_stage:
+                on_device = [batch.to(engine.device) for batch in batches]
+                batches = with_gradients(vectors, on_device, self.config.embed, self.objective.group)
+        return engine.train_step(iter(batches), count, step.lr)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """See `Stage.evaluate`: of held-out pairs of at most `stage.eval_tokens`, and of the scored pairs."""
@@ -70,20 +86,6 @@ class Embed(BaseStage):
     def finish(self, state: TrainState) -> None:
         """Measure the trained model on all held-out pairs, into evaluation.json."""
         self.write_evaluation(AFTER, state, self._measure(max_tokens=None))
-
-    def _with_gradients(self, batches: list[PairBatch]) -> list[PairBatch]:
-        """The batches of a step with the gradients in their vectors, from a pass that only computes the vectors.
-
-        The random state is that of the pass before again, so that dropout drops the same.
-        """
-        engine = self.engine
-        before = engine.random_state()
-        vectors = engine.outputs(iter(batches), len(batches), training=True)
-        engine.set_random_state(before)
-        if not engine.dims.is_last_stage:
-            return batches
-        batches = [batch.to(engine.device) for batch in batches]
-        return with_gradients(vectors, batches, self.config.embed, self.objective.group)
 
     def _measure(self, max_tokens: int | None) -> dict[str, float]:
         """Loss and search among `embed.candidates` held-out documents, and the rank correlation with scores."""

@@ -132,7 +132,9 @@ def _compare(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     fixed = [
         f"{key} is {new}, but the run was started with {old}"
         for key, (old, new) in changed.items()
-        if key.startswith(("model.", *CHANGES_SAMPLES)) and key not in MAY_CHANGE
+        if key.startswith(("model.", *CHANGES_SAMPLES))
+        and key not in MAY_CHANGE
+        or (key == "optim.global_batch_size" and now["stage.name"] == "embed")  # whose batches are drawn as a whole
     ]
     if fixed:
         raise ConfigError(

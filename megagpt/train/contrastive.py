@@ -80,7 +80,7 @@ def contrastive_gradients(
     texts: float32 [K, m, H], this replica's vectors of m queries, their documents, and K - 2 negatives each.
     text_ids: int64 [K, m], see `PairBatch`. Returns the first as float32 [K, m, H]. Collective over `group`.
     """
-    kinds, pairs, width = texts.shape
+    kinds, pairs, _ = texts.shape
     everyone, ids = (_gathered(values, group) for values in (texts, text_ids))
     rank = 0 if group is None else group.rank()
     own = torch.arange(rank * pairs, (rank + 1) * pairs, device=texts.device)
@@ -124,13 +124,14 @@ def _block(whole: Tensor, ids: Tensor, rows: Tensor, size: Tensor, margin: float
     positives = of_queries[own[1], own[0]]
     with torch.no_grad():
         same = _same_texts(ids, rows)
+        left_out = same, same[:, : len(queries)]
         if margin is not None:
             limit = (positives + margin * size.square())[:, None]
-            same |= of_queries > limit
-            same[:, : len(queries)] |= of_documents > limit
-        same[own[1], own[0]] = False
-    to_documents = of_queries.masked_fill(same, -torch.inf)
-    to_queries = of_documents.masked_fill(same[:, : len(queries)], -torch.inf)
+            left_out = left_out[0] | (of_queries > limit), left_out[1] | (of_documents > limit)
+        for mask in left_out:
+            mask[own[1], own[0]] = False
+    to_documents = of_queries.masked_fill(left_out[0], -torch.inf)
+    to_queries = of_documents.masked_fill(left_out[1], -torch.inf)
     loss = ((to_documents.logsumexp(1) + to_queries.logsumexp(1)) / 2 - positives).sum()
     loss.backward()
     with torch.no_grad():
@@ -139,7 +140,7 @@ def _block(whole: Tensor, ids: Tensor, rows: Tensor, size: Tensor, margin: float
 
 
 def _same_texts(ids: Tensor, rows: Tensor) -> Tensor:
-    """Which documents are no negatives of the pairs `rows`, bool [b, (K - 1) M]: those that say the same, and absent ones.
+    """Which documents are no negatives of the pairs `rows`, bool [b, (K - 1) M]: absent ones, and equal texts.
 
     A pair whose query or document is the same as that of another is no negative of it on either side.
     """

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from dist import run_distributed
@@ -78,16 +79,58 @@ def _run_in_turn(runs: dict[str, list[str]]) -> dict[str, dict]:
     return {name: _run([*overrides, f"run_name={name}"]) for name, overrides in runs.items()}
 
 
+class _Recorder:
+    """An objective that keeps the vectors whose loss is taken."""
+
+    def __init__(self, objective) -> None:
+        self.objective, self.forward, self.metric_names = objective, objective.forward, objective.metric_names
+        self.vectors: list[torch.Tensor] = []
+
+    def loss(self, output, batch):
+        self.vectors.append(output.detach().clone())
+        return self.objective.loss(output, batch)
+
+
+def _two_passes(runs: dict[str, list[str]]) -> dict[str, list[torch.Tensor]]:
+    """Vectors of a step's first and second pass, on ranks that have them."""
+    from megatron.core import parallel_state
+
+    from megagpt.stages.session import open_run
+
+    found = {}
+    for name, overrides in runs.items():
+        with open_run(load([*overrides, f"run_name=passes_{name}"])) as trainer:
+            stage, engine, dims = trainer.stage, trainer.engine, trainer.engine.dims
+            engine.objective = recorder = _Recorder(stage.objective)
+            batches = list(stage.loader.micro_batches(0, BATCH, dims.data_rank, dims.data_size))
+            before = engine.random_state()
+            first = engine.outputs(iter(batches), len(batches), training=True)
+            engine.set_random_state(before)
+            still = engine.outputs(iter(batches), len(batches))
+            engine.set_random_state(before)
+            stage.train_step(iter(batches), trainer.begin_step())
+            found[name] = [torch.stack(each) if each else None for each in (first, recorder.vectors, still)]
+        parallel_state.destroy_model_parallel()
+    return found
+
+
 DROPOUT = ["model.hidden_dropout=0.1", "model.attention_dropout=0.1"]
 
 
 def _one_rank(settings: list[str]) -> dict[str, dict]:
     single = [*settings, f"parallel.micro_batch_size={BATCH}"]
-    whole = {"whole": settings, "single": single, "dropout": [*settings, *DROPOUT]}
-    found = _run_in_turn(whole)
+    found = _run_in_turn({"whole": settings, "single": single, "dropout": [*settings, *DROPOUT]})
     runs, middle = Path(load(settings).runs_dir), Path("checkpoints", f"step_{STOP:08}")
     shutil.copytree(runs / "dropout" / middle, runs / "resumed" / middle)
     return found | _run_in_turn({"resumed": [*settings, *DROPOUT]})
+
+
+def _several(settings: list[str]) -> dict:
+    layouts = {name: [*settings, *layout] for name, layout in LAYOUTS.items()}
+    return {
+        "runs": _run_in_turn(layouts),
+        "passes": _two_passes({name: [*overrides, *DROPOUT] for name, overrides in layouts.items()}),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -126,15 +169,58 @@ def one(settings) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def two(settings, one) -> list[dict[str, dict]]:
+def two(settings, one) -> list[dict]:
     """Results of both ranks in every layout of two."""
-    return run_distributed(_run_in_turn, 2, {name: [*settings, *layout] for name, layout in LAYOUTS.items()})
+    return run_distributed(_several, 2, settings, timeout=600)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_learns_as_one_rank(one, two, layout):
     expected = one["whole"]
     assert len(expected["curve"]) == STEPS
     for rank in two:
-        torch.testing.assert_close(rank[layout]["curve"], expected["curve"], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(rank[layout]["evaluation"], expected["evaluation"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rank["runs"][layout]["curve"], expected["curve"], rtol=1e-5, atol=1e-5)
+        measured = rank["runs"][layout]["evaluation"]
+        assert measured == pytest.approx(expected["evaluation"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_layouts_of_four_learn_as_one_rank(one, settings):
+    runs = {name: [*settings, *layout] for name, layout in FOUR.items()}
+    for rank in run_distributed(_run_in_turn, 4, runs, timeout=600):
+        for name in FOUR:
+            torch.testing.assert_close(rank[name]["curve"], one["whole"]["curve"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dropout_drops_the_same_in_both_passes(two, layout):
+    seen = 0
+    for rank in two:
+        first, second, still = rank["passes"][layout]
+        assert not torch.allclose(first, still, atol=1e-3)  # there is dropout
+        if second is not None:
+            assert torch.equal(first, second)
+            seen += 1
+    assert seen
+
+
+def test_one_pass_and_two_passes_learn_the_same(one):
+    torch.testing.assert_close(one["single"]["curve"], one["whole"]["curve"], rtol=1e-5, atol=1e-5)
+
+
+def test_resume_is_bit_exact_with_dropout(one):
+    whole, resumed = one["dropout"], one["resumed"]
+    assert (whole["begun"], resumed["begun"]) == (0, STOP)
+    assert resumed["curve"] == whole["curve"][STOP:]
+    for a, b in zip(whole["shards"], resumed["shards"], strict=True):
+        assert np.array_equal(a.data, b.data), a.name
+
+
+def test_the_temperature_is_learnt_and_saved(one):
+    curve = one["whole"]["curve"]
+    assert curve[0][4] == pytest.approx(0.07, rel=1e-5)
+    assert abs(curve[-1][4] - 0.07) > 1e-4
+    (scale,) = [shard for shard in one["whole"]["shards"] if shard.name == "model/embedding_head.log_scale"]
+    assert scale.data.shape == (1,)

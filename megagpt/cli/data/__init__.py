@@ -4,7 +4,7 @@ from megagpt.cli.group import Group
 
 command = Group(
     "data",
-    ("tokenizer", "preprocess", "corpus", "preview", "edits", "instructions"),
+    ("tokenizer", "preprocess", "corpus", "preview", "edits", "instructions", "pairs"),
     package="megagpt.cli.data",
     help="""Make tokenizers, corpora and instructions to train on.
 

@@ -1,0 +1,87 @@
+"""`megagpt embed`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from megagpt.cli import options
+from megagpt.cli.group import RankedCommand
+from megagpt.cli.ranks import one_voice
+from megagpt.errors import ConfigError
+
+FORMATS = (".npy", ".parquet", ".jsonl")
+
+
+@click.command("embed", cls=RankedCommand, goes_on=True, short_help="Turn texts into vectors.")
+@click.argument("inputs", nargs=-1, required=True, type=options.FILE, metavar="INPUT...")
+@options.checkpoint
+@click.option("--output", type=options.FILE, required=True, help="Vectors to write: .npy, .parquet or .jsonl.")
+@click.option(
+    "--side",
+    type=click.Choice(["query", "document"]),
+    default="document",
+    show_default=True,
+    help="What the texts are: a model wraps the two kinds in delimiters of their own.",
+)
+@options.dimensions
+@click.option("--with-text", is_flag=True, help="Write the texts beside their vectors (.parquet, .jsonl).")
+@click.option("--key", default="text", show_default=True, help="Key or column of the text.")
+@options.embedding_layout
+@one_voice()
+def command(
+    inputs: tuple[Path, ...],
+    checkpoint: Path,
+    output: Path,
+    side: str,
+    dimensions: int | None,
+    with_text: bool,
+    key: str,
+    **layout: Any,
+) -> None:
+    """Turn texts into vectors of length 1, whose products say how similar the texts are.
+
+    \b
+    Examples
+      megagpt embed --checkpoint runs/embed documents.jsonl --output vectors.npy
+      megagpt embed --checkpoint runs/embed questions.txt --side query --output questions.jsonl --with-text
+      megagpt embed --checkpoint runs/embed --nproc-per-node 8 --tensor-parallel-size 2 web/ --output web.parquet
+
+    INPUT is a file, folder or glob of .jsonl (one object a line), .parquet or text (one text a line), also compressed.
+    Vectors are float32, in the order of the texts; OUTPUT.meta.json says what they were made from. Interrupted work
+    waits in OUTPUT.parts, and the same command goes on.
+    """
+    if output.suffix not in FORMATS:
+        raise ConfigError(f"--output is {output}; it must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    if with_text and output.suffix == ".npy":
+        raise ConfigError("--with-text: a .npy file holds numbers alone; choose .parquet or .jsonl")
+    from megagpt.cli.embedding import find_checkpoint, loader
+    from megagpt.data.texts import read_texts, text_sources
+    from megagpt.evaluate import vectors
+
+    if output.suffix == ".parquet":
+        vectors.import_pyarrow()
+    sources = text_sources(inputs)
+    folder, world = find_checkpoint(checkpoint, **layout)
+
+    def publish(blocks: list[Path], about: dict[str, Any]) -> None:
+        size = about["dimensions"]
+        if output.suffix == ".npy":
+            vectors.write_npy(output, blocks, about["count"], size)
+        elif output.suffix == ".parquet":
+            vectors.write_parquet(output, blocks, read_texts(sources, key), size, with_text)
+        else:
+            vectors.write_jsonl(output, blocks, read_texts(sources, key), with_text)
+
+    vectors.make_vectors(
+        sources,
+        folder,
+        loader(**layout),
+        publish,
+        output=output,
+        about=output.with_name(f"{output.name}.meta.json"),
+        world=world,
+        key=key,
+        side=side,
+        dimensions=dimensions,
+    )

@@ -1,0 +1,75 @@
+"""Negatives that share words with the query: texts that BM25 ranks high and nobody called relevant."""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from megagpt.data.pair_sources.bm25 import Bm25
+from megagpt.data.pair_sources.found import FoundPair, Tally
+from megagpt.data.pair_sources.make import Numbers
+from megagpt.errors import ConfigError
+from megagpt.log import progress
+
+QUERIES_AT_A_TIME = 256
+
+
+@dataclass(frozen=True)
+class Mining:
+    """How many negatives a pair gets, and from where in the ranking."""
+
+    count: int
+    first: int
+    """Rank, from 1."""
+    last: int
+
+    @classmethod
+    def parse(cls, count: int, ranks: str) -> "Mining":
+        """Of `--bm25-negatives` and `--bm25-ranks`. Raises ConfigError."""
+        found = re.fullmatch(r"(\d+)-(\d+)", ranks)
+        if count < 0 or not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise ConfigError(
+                f"--bm25-negatives {count} --bm25-ranks {ranks}: give a number and two ranks such as 30-100"
+            )
+        if count > int(found[2]) - int(found[1]) + 1:
+            raise ConfigError(f"--bm25-negatives {count}: there are not so many ranks in {ranks}")
+        return cls(count, int(found[1]), int(found[2]))
+
+
+def with_hard_negatives(
+    pairs: Sequence[FoundPair],
+    relevant: dict[int, set[int]],
+    texts: Sequence[str],
+    mining: Mining,
+    numbers: Numbers,
+    seed: int,
+    tally: Tally,
+) -> list[FoundPair]:
+    """The pairs with up to `mining.count` further negatives, drawn from those ranks among `texts`.
+
+    Left out are texts without a word of the query, and those whose number is in `relevant` under the query's number.
+    Raises ConfigError where there are fewer texts than the first rank.
+    """
+    if len(texts) < mining.first:
+        raise ConfigError(f"--bm25-ranks begins at {mining.first}, and there are only {len(texts)} texts to rank")
+    index, made = Bm25(texts), []
+    with progress(len(pairs), "pairs", "mining") as bar:
+        for start in range(0, len(pairs), QUERIES_AT_A_TIME):
+            some = pairs[start : start + QUERIES_AT_A_TIME]
+            for pair, scores in zip(some, index.scores([pair.query for pair in some]), strict=True):
+                best = np.argsort(-scores, kind="stable")[mining.first - 1 : mining.last]
+                ranked = [texts[place] for place in best if scores[place] > 0]
+                random.Random(f"{seed} {pair.document} {pair.query}").shuffle(ranked)
+                query = numbers.of(pair.query)
+                unwanted = {query, *relevant.get(query, ()), *map(numbers.of, pair.negatives)}
+                found: list[str] = []
+                for text in ranked:
+                    if len(found) < mining.count and numbers.of(text) not in unwanted:
+                        unwanted.add(numbers.of(text))
+                        found.append(text)
+                tally.read["pairs with too few BM25 negatives"] += len(found) < mining.count
+                made.append(replace(pair, negatives=(*pair.negatives, *found)))
+            bar.update(len(some))
+    return made

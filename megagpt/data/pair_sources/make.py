@@ -1,0 +1,153 @@
+"""From what the sources found to what is written: without duplicates, of one split, at most so many."""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from megagpt.data.packed import SPLITS, Split, split_of
+from megagpt.data.pair_sources.found import FoundPair, Tally
+from megagpt.data.pair_sources.near import LIKENESS, NearDuplicates
+from megagpt.data.pairs import text_key
+from megagpt.errors import ConfigError
+from megagpt.log import progress
+
+SHARES = (0.9, 0.05, 0.05)
+"""Of train, validation and test."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of the pairs are kept."""
+
+    split: Split | None = None
+    """Only this one; None keeps all, each with its split_key, by which a run splits them."""
+    shares: tuple[float, ...] = SHARES
+    max_pairs: int | None = None
+    """So many, drawn evenly; None keeps all."""
+    near_duplicates: float = LIKENESS
+    """See near.LIKENESS; 0 looks for none."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be met."""
+        if len(self.shares) != len(SPLITS) or min(self.shares) < 0 or sum(self.shares) <= 0:
+            given = ",".join(f"{share:g}" for share in self.shares)
+            raise ConfigError(
+                f"--split-shares {given}: give three numbers, for {', '.join(SPLITS)}, such as 0.9,0.05,0.05"
+            )
+        if self.split and not self.shares[SPLITS.index(self.split)]:
+            raise ConfigError(f"--split {self.split}: its share in --split-shares is 0")
+        if self.max_pairs is not None and self.max_pairs < 1:
+            raise ConfigError(f"--max-pairs is {self.max_pairs}; it must be at least 1")
+        if not 0 <= self.near_duplicates <= 1:
+            raise ConfigError(f"--near-duplicates is {self.near_duplicates}; it must be from 0 to 1")
+
+
+def distinct(found: Iterable[FoundPair], tally: Tally) -> Iterator[FoundPair]:
+    """The pairs without those whose query and positive both came before, but for case, space and punctuation."""
+    seen: dict[tuple[int, int], FoundPair] = {}
+    for pair in found:
+        tally.read["pairs"] += 1
+        key = text_key(pair.query), text_key(pair.positive)
+        if key[0] == key[1] and pair.score is None:
+            tally.drop("pair: both texts are the same", pair.document)
+        elif (first := seen.setdefault(key, pair)) is not pair:
+            again = pair.score == first.score
+            tally.drop(f"pair: exact duplicate{'' if again else ' with another score'}", pair.document)
+        else:
+            yield pair
+
+
+def unlike(found: Iterable[FoundPair], likeness: float, both_sides: bool, tally: Tally) -> Iterator[FoundPair]:
+    """The pairs without those whose positive is nearly that of an earlier one; with `both_sides`, whose query too is
+    compared with all earlier texts. Of near-duplicates in one pair the pair is dropped."""
+    if not likeness:
+        yield from found
+        return
+    near = NearDuplicates(likeness)
+    for pair in found:
+        texts = (pair.query, pair.positive) if both_sides else (pair.positive,)
+        if [near.add(text, 1) for text in texts] == [None] * len(texts):
+            yield pair
+        else:
+            tally.drop("pair: near-duplicate", pair.document)
+
+
+class Numbers:
+    """Numbers of texts, the same for near-duplicates: the reader's own number of the first of them."""
+
+    def __init__(self, likeness: float) -> None:
+        self._near = NearDuplicates(likeness) if likeness else None
+        self._known: dict[int, int] = {}
+
+    def of(self, text: str) -> int:
+        """The number of a text, which is remembered."""
+        key = text_key(text)
+        if key not in self._known:
+            found = self._near.add(text, key) if self._near else None
+            self._known[key] = key if found is None else found
+        return self._known[key]
+
+    def numbered(self, pair: FoundPair, tally: Tally) -> FoundPair:
+        """The pair with its text_ids, where they are others than the reader would compute.
+
+        A negative that is the same text as the query, the positive or another negative is left out. One that is only
+        nearly the same keeps a number of its own: whoever called it a negative knows better.
+        """
+        own = self.of(pair.query), self.of(pair.positive)
+        ids = {text_key(pair.query): own[0], text_key(pair.positive): own[1]}
+        negatives = []
+        for text in pair.negatives:
+            if (key := text_key(text)) in ids:
+                tally.drop("negative: the same as another text of its pair", pair.document)
+                continue
+            ids[key] = key if self.of(text) in own else self.of(text)
+            negatives.append(text)
+        pair = replace(pair, negatives=tuple(negatives))
+        differ = any(key != number for key, number in ids.items())
+        return replace(pair, text_ids=tuple(ids[text_key(text)] for text in pair.texts)) if differ else pair
+
+
+def together(pairs: Sequence[FoundPair], numbers: Numbers) -> list[FoundPair]:
+    """The pairs, and one split_key for all that share a query, a positive or a split_key, also through others."""
+    parents: dict[int | str, int | str] = {}
+
+    def root(name: int | str) -> int | str:
+        while (parent := parents.setdefault(name, name)) != name:
+            parents[name] = parents[parent]
+            name = parent
+        return name
+
+    with progress(len(pairs), "pairs", "comparing") as bar:
+        for pair in pairs:
+            query = numbers.of(pair.query)
+            for name in (numbers.of(pair.positive), pair.split_key or query):
+                parents[root(name)] = root(query)
+            bar.update(1)
+    names: dict[int | str, str] = {}
+    return [
+        replace(pair, split_key=names.setdefault(root(numbers.of(pair.query)), pair.split_key or pair.document))
+        for pair in pairs
+    ]
+
+
+def in_split(found: Iterable[FoundPair], selection: Selection, tally: Tally) -> Iterator[FoundPair]:
+    """The pairs of the split asked for, by `split_key`."""
+    for pair in found:
+        split = split_of(pair.split_key, selection.shares)
+        tally.read[f"pairs of {split}"] += 1
+        if selection.split in (None, split):
+            yield pair
+
+
+def sample(found: Iterable[FoundPair], selection: Selection) -> list[FoundPair]:
+    """At most `max_pairs` of the pairs, in their order; each set of so many is as likely (Vitter's algorithm R)."""
+    if selection.max_pairs is None:
+        return list(found)
+    rng, kept = random.Random(selection.seed), []
+    for number, pair in enumerate(found):
+        if number < selection.max_pairs:
+            kept.append((number, pair))
+        elif (place := rng.randrange(number + 1)) < selection.max_pairs:
+            kept[place] = (number, pair)
+    return [pair for _, pair in sorted(kept, key=lambda item: item[0])]

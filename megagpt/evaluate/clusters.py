@@ -1,0 +1,95 @@
+"""Groups of similar documents, named by their most central texts and by the words that tell them from the others."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from megagpt.errors import ConfigError
+
+CENTRAL = 3
+"""Texts that stand for a cluster."""
+
+WORDS = 5
+"""Words that stand for a cluster."""
+
+MANY = 50_000
+"""From this many documents on, k-means learns from batches of them."""
+
+WORD = r"[^\W\d_]{2,}"
+"""Letters alone, so that names in code come apart at underscores and digits."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Documents near one centre."""
+
+    rows: list[int]
+    """Ascending."""
+    central: list[int]
+    """The rows nearest the centre, nearest first."""
+    cohesion: float
+    """Mean cosine of the documents and the centre."""
+    words: list[str]
+    """What is more usual in these texts than in all, most telling first."""
+
+
+def find_clusters(vectors: np.ndarray, texts: Sequence[str], count: int, seed: int = 0) -> list[Cluster]:
+    """At most `count` clusters by k-means, the largest first; fewer, where fewer vectors differ.
+
+    vectors: float32 [n, D], rows of norm 1, so that the nearest centre is about that of the largest cosine.
+    Raises ConfigError without scikit-learn, or when there are fewer documents than clusters.
+    """
+    if not 1 <= count <= len(vectors):
+        raise ConfigError(f"--count is {count}, but the index has {len(vectors)} documents: choose 1 to {len(vectors)}")
+    cluster = import_sklearn("cluster")
+    settings = {"n_clusters": count, "random_state": seed, "n_init": 4}
+    kind = cluster.MiniBatchKMeans if len(vectors) >= MANY else cluster.KMeans
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fewer distinct vectors than clusters: those without documents are left out
+        labels = kind(**settings).fit_predict(np.asarray(vectors))
+    return sorted(describe(vectors, texts, labels), key=lambda one: (-len(one.rows), one.rows[0]))
+
+
+def describe(vectors: np.ndarray, texts: Sequence[str], labels: np.ndarray) -> list[Cluster]:
+    """What the documents with each label have in common, in the order of the labels, which are integers [n]."""
+    words = telling_words(texts, labels)
+    found = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        centre = vectors[rows].astype(np.float64).sum(0)
+        cosines = vectors[rows] @ (centre / max(np.linalg.norm(centre), 1e-12))
+        central = rows[np.argsort(-cosines, kind="stable")[:CENTRAL]]
+        found.append(Cluster(rows.tolist(), central.tolist(), float(cosines.mean()), words[int(label)]))
+    return found
+
+
+def telling_words(texts: Sequence[str], labels: np.ndarray) -> dict[int, list[str]]:
+    """For each label, the words whose mean tf-idf in its texts exceeds that in all texts the most."""
+    text = import_sklearn("feature_extraction.text")
+    vectorizer = text.TfidfVectorizer(token_pattern=WORD, sublinear_tf=True, max_features=50_000)
+    try:
+        weights = vectorizer.fit_transform(texts)
+    except ValueError:  # no text has a word
+        return {int(label): [] for label in np.unique(labels)}
+    names, overall = vectorizer.get_feature_names_out(), np.asarray(weights.mean(0)).ravel()
+    found = {}
+    for label in np.unique(labels):
+        own = np.asarray(weights[np.flatnonzero(labels == label)].mean(0)).ravel()
+        # With one cluster nothing tells it from the others: its most usual words stand for it.
+        excess = own - overall if (labels != label).any() else own
+        order = np.argsort(-excess, kind="stable")[:WORDS]
+        found[int(label)] = [str(names[i]) for i in order if excess[i] > 0]
+    return found
+
+
+def import_sklearn(module: str) -> Any:
+    """A module of scikit-learn. Raises ConfigError when it is not installed."""
+    from importlib import import_module
+
+    try:
+        return import_module(f"sklearn.{module}")
+    except ImportError:
+        raise ConfigError('clusters and maps need scikit-learn: pip install "megagpt[embeddings]"') from None

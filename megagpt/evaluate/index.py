@@ -1,0 +1,227 @@
+"""An index of embedded documents (vectors.npy, texts.jsonl and about.json in a folder), and what can be asked of it."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from megagpt.data.files import atomic_file
+from megagpt.data.texts import Text
+from megagpt.errors import ConfigError, DataError
+from megagpt.evaluate.vectors import describe_checkpoint, write_npy
+from megagpt.log import progress
+
+log = logging.getLogger(__name__)
+
+VECTORS, TEXTS, ABOUT = "vectors.npy", "texts.jsonl", "about.json"
+
+BLOCK_ROWS = 1 << 16
+"""Documents that are compared with the queries at a time."""
+
+SPARE = 16
+"""Candidates beyond the wanted ones, since float32 products can leave the last of them in another order."""
+
+ROUNDING = 1e-6
+"""How far a float32 product of two vectors of norm 1 can be from the true one, about."""
+
+Backend = Literal["exact", "faiss"]
+
+
+class Lines:
+    """The JSON objects of a file, a line each, read when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bytes = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+        self.ends = np.flatnonzero(self.bytes == ord("\n"))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """Raises DataError when the line is not what was written."""
+        start = int(self.ends[row - 1]) + 1 if row else 0
+        try:
+            record = json.loads(self.bytes[start : self.ends[row]].tobytes())
+            if not isinstance(record["text"], str) or not isinstance(record["record"], dict):
+                raise TypeError("not a text with its record")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.path}:{row + 1} is damaged ({error}): make the index anew") from None
+        return record
+
+
+@dataclass(frozen=True)
+class Index:
+    """Documents and their vectors; a document's number is its row, from 0."""
+
+    folder: Path
+    about: dict[str, Any]
+    """What `make_vectors` says of its work."""
+    vectors: np.ndarray
+    """Float32 [n, D], rows of norm 1, mapped from the file."""
+    texts: Lines
+    """n objects: "text", and "record" with the other keys of what it was read from."""
+
+    @classmethod
+    def open(cls, folder: Path) -> "Index":
+        """Open an index. Raises DataError when the folder is none, is unfinished, or has files that do not fit."""
+        about_path = folder / ABOUT
+        if not about_path.exists():
+            begun = (folder / f"{VECTORS}.parts").exists() or (folder / VECTORS).exists()
+            raise DataError(
+                f"{folder} is an unfinished index: run the `megagpt search index` that began it again"
+                if begun
+                else f"{folder} is no index: make one with `megagpt search index`"
+            )
+        try:
+            about = json.loads(about_path.read_bytes())
+            shape = (about["count"], about["dimensions"])
+            about["job"]["checkpoint"]["manifest_sha256"]
+            vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+            texts = Lines(folder / TEXTS)
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise DataError(f"the index {folder} is damaged ({error}): remove it and make it anew") from None
+        if vectors.shape != shape or vectors.dtype != np.float32 or len(texts) != shape[0]:
+            raise DataError(
+                f"the index {folder} is damaged: {ABOUT} tells of {shape[0]} vectors of {shape[1]} dimensions, but "
+                f"{VECTORS} has {vectors.shape} {vectors.dtype} and {TEXTS} {len(texts)} lines: make it anew"
+            )
+        return cls(folder, about, vectors, texts)
+
+    def check_checkpoint(self, folder: Path) -> None:
+        """Raise ConfigError where the index was made by another checkpoint than `folder`."""
+        made_by, given = self.about["job"]["checkpoint"], describe_checkpoint(folder)
+        if made_by["manifest_sha256"] != given["manifest_sha256"]:
+            raise ConfigError(
+                f"the index {self.folder} was made by {made_by['folder']}, and {folder} is another checkpoint: "
+                "vectors of two models do not compare. Make an index with it, or give the one that made this index"
+            )
+
+    def check_row(self, row: int) -> None:
+        """Raise ConfigError where there is no document `row`."""
+        if not 0 <= row < len(self.vectors):
+            raise ConfigError(f"there is no document {row}: the index has 0 to {len(self.vectors) - 1}")
+
+    def search(self, queries: np.ndarray, k: int, backend: Backend = "exact") -> tuple[np.ndarray, np.ndarray]:
+        """The k documents (all, where there are fewer) most similar to each query: scores and rows, best first.
+
+        queries: float32 [m, D], rows of norm 1. Returns cosines, float64 [m, k], and rows, int64 [m, k]. Where scores
+        are equal the lower row is first. Raises ConfigError without faiss, where it is asked for.
+        """
+        k = min(k, len(self.vectors))
+        wanted = min(k + SPARE, len(self.vectors))
+        find = _faiss_candidates if backend == "faiss" else _exact_candidates
+        return _best_of(self.vectors, queries, find(self.vectors, queries, wanted), k)
+
+    def neighbours(self, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k documents most similar to document `row`, without it: scores, float64 [k], and rows, int64 [k]."""
+        self.check_row(row)
+        scores, rows = self.search(self.vectors[row : row + 1], k + 1)
+        others = rows[0] != row
+        return scores[0][others][:k], rows[0][others][:k]
+
+
+def nearest(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """For every row the k others (all, where there are fewer) most similar to it: cosines and rows [n, k]."""
+    k = min(k, len(vectors) - 1)
+    scores, rows = [], []
+    for start in range(0, len(vectors), 1024):
+        part = vectors[start : start + 1024]
+        wanted = min(k + 1 + SPARE, len(vectors))
+        found = _best_of(vectors, part, _exact_candidates(vectors, part, wanted), wanted)
+        for own, (own_scores, own_rows) in enumerate(zip(*found, strict=True), start):
+            others = own_rows != own
+            scores.append(own_scores[others][:k])
+            rows.append(own_rows[others][:k])
+    return np.array(scores), np.array(rows)
+
+
+def publish_index(folder: Path, blocks: Sequence[Path], about: dict[str, Any], texts: Iterator[Text]) -> None:
+    """Write vectors.npy and texts.jsonl of an index; `texts` are those that the blocks of vectors were made from."""
+
+    def line(one: Text) -> bytes:
+        return json.dumps(one._asdict(), ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+
+    with atomic_file(folder / TEXTS) as file:
+        file.writelines(map(line, texts))
+    write_npy(folder / VECTORS, blocks, about["count"], about["dimensions"])
+
+
+def _exact_candidates(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the k largest products for each query, int64 [m, k], a block of documents at a time."""
+    best, rows, asked = None, None, torch.from_numpy(np.ascontiguousarray(queries))
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        block = torch.from_numpy(np.array(vectors[start : start + BLOCK_ROWS]))
+        found = torch.topk(asked @ block.T, min(k, len(block)))
+        if best is None:
+            best, rows = found.values, found.indices
+            continue
+        joined, all_rows = torch.cat([best, found.values], 1), torch.cat([rows, found.indices + start], 1)
+        best, chosen = torch.topk(joined, min(k, joined.shape[1]))
+        rows = all_rows.gather(1, chosen)
+    return rows.numpy()
+
+
+def _faiss_candidates(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+    """As `_exact_candidates`, by faiss's flat index of inner products."""
+    faiss = import_faiss()
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        index.add(np.array(vectors[start : start + BLOCK_ROWS]))
+    return index.search(np.ascontiguousarray(queries), k)[1]
+
+
+def import_faiss() -> Any:
+    """The module faiss. Raises ConfigError when it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        raise ConfigError('--backend faiss needs faiss: pip install "megagpt[embeddings]"') from None
+    return faiss
+
+
+def _best_of(vectors: np.ndarray, queries: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of each query's candidates by products in float64, the lower row first where they are equal."""
+    scores = np.empty((len(queries), k))
+    rows = np.empty((len(queries), k), np.int64)
+    for number, (query, found) in enumerate(zip(queries, candidates, strict=True)):
+        exact = (vectors[found].astype(np.float64) * query.astype(np.float64)).sum(1)
+        order = np.lexsort((found, -exact))[:k]
+        scores[number], rows[number] = exact[order], found[order]
+    return scores, rows
+
+
+def find_duplicates(vectors: np.ndarray, above: float, block: int = 2048) -> list[list[int]]:
+    """Groups of rows that a chain of cosines of at least `above` connects; the largest groups first, rows ascending.
+
+    vectors: float32 [n, D], rows of norm 1. Every pair is compared, n^2 D operations; memory is that of a block.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(vectors)
+    labels = np.arange(count)
+    starts = range(0, count, block)
+    with progress(len(starts) * (len(starts) + 1) // 2, "blocks", "comparing") as bar:
+        for first in starts:
+            left = torch.from_numpy(np.array(vectors[first : first + block]))
+            for second in range(first, count, block):
+                right = torch.from_numpy(np.array(vectors[second : second + block]))
+                pairs = (left @ right.T >= above - ROUNDING).nonzero().numpy() + np.array([first, second])
+                pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+                if len(pairs):
+                    # A row is also connected with the first of those that it was found with before.
+                    a, b = np.concatenate([pairs, np.stack([np.arange(count), labels], 1)]).T
+                    edges = coo_array((np.ones(len(a), bool), (a, b)), (count, count))
+                    components = connected_components(edges, directed=False)[1]
+                    labels = np.unique(components, return_index=True)[1][components]
+                bar.update()
+    order = np.argsort(labels, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    found = [group.tolist() for group in groups if len(group) > 1]
+    return sorted(found, key=lambda group: (-len(group), group[0]))

@@ -1,0 +1,59 @@
+"""The frame of a self-contained HTML page with plots: it needs no network and makes no request."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from typing import Any
+
+from megagpt.errors import ConfigError
+
+
+def build_page(title: str, body: str, data: Any, *, style: Sequence[str], script: str) -> str:
+    """The page's HTML.
+
+    title: plain text. body: HTML. data: what the script finds as JSON in the element with id "data". style and script:
+    names of files in this folder; plotly is there when the script runs. Raises ConfigError without plotly.
+    """
+    folder = resources.files(__package__)
+    scripts = [_plotly(), folder.joinpath(script).read_text(encoding="utf-8")]
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}">
+<title>{escape(title)} - megagpt</title>
+<link rel="icon" href="data:,">
+<style>{"".join(folder.joinpath(name).read_text(encoding="utf-8") for name in style)}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<script type="application/json" id="data">{_script_safe_json(data)}</script>
+{"".join(f"<script>{script}</script>" for script in scripts)}
+</body>
+</html>
+"""
+
+
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise ConfigError("the page needs plotly: pip install plotly") from None
+    return get_plotlyjs()
+
+
+def _policy(scripts: list[str]) -> str:
+    """A policy under which the page's own scripts run, no other does, and nothing is fetched."""
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {allowed}"
+
+
+def _script_safe_json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
