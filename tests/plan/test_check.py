@@ -199,6 +199,73 @@ def test_what_ppo_starts_from_can_score(prepared, tmp_path):
         assert all("stage.reward_model" in problem and "never trained to score" in problem for problem in problems)
 
 
+def saved_model(folder: Path, config: Config) -> None:
+    import torch
+
+    from megagpt.checkpoint import Checkpointer, Shard
+    from megagpt.config.load import to_dict
+
+    with Checkpointer(folder / "checkpoints", CheckpointConfig()) as checkpointer:
+        shards = [Shard.whole("model/weight", torch.zeros(4))]
+        checkpointer.save(1, shards, {}, {}, {"config": to_dict(config), "layout": {}})
+
+
+@pytest.fixture
+def embedding(prepared, tmp_path) -> Config:
+    """A run of stage embed with 64 pairs, which starts from a language model."""
+    pairs = [{"query": f"to be {number}", "positive": f"or not to be {number}"} for number in range(64)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    saved_model(tmp_path / "writes", prepared)
+    config = replaced(dataclasses.replace(prepared, runs_dir=str(tmp_path)), "stage", name="embed")
+    config = replaced(replaced(config, "model", head="embedding"), "checkpoint", load=str(tmp_path / "writes"))
+    data = {"corpora": (CorpusConfig("absent"),), "pairs": (str(tmp_path / "pairs.jsonl"),), "split": (1.0, 0.0, 0.0)}
+    return replaced(config, "data", **data)
+
+
+def test_pairs_are_read(embedding, tmp_path):
+    problems, facts = check_run(embedding, hashes=True)  # reads no corpus
+    assert not problems
+    assert any(fact.startswith("64 pairs an epoch in 16 steps, ") for fact in facts)
+    assert Path(embedding.data.pairs[0]) in data_files(embedding)
+    assert not any("absent" in str(path) for path in data_files(embedding))
+    (tmp_path / "scored.jsonl").write_text('{"sentence1": "a", "sentence2": "b", "score": 1}\n')
+    scored = replaced(embedding, "embed", scored_pairs=str(tmp_path / "scored.jsonl"))
+    assert "1 pairs with scores" in check_run(scored)[1]
+    assert tmp_path / "scored.jsonl" in data_files(scored)
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "named"),
+    [
+        ("data", {"pairs": ("nowhere.jsonl",)}, "nowhere.jsonl"),
+        ("optim", {"global_batch_size": 128}, "optim.global_batch_size (128)"),
+        ("embed", {"max_tokens": 2}, "embed.max_tokens"),
+        ("embed", {"scored_pairs": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ("data", {"tokenizer": "nowhere.json"}, "nowhere.json"),
+    ],
+)
+def test_what_is_wrong_with_pairs(embedding, group, values, named):
+    (problem,) = check_run(replaced(embedding, group, **values))[0]
+    assert named in problem
+
+
+@pytest.mark.parametrize(
+    ("saved", "wanted", "problem"),
+    [
+        ("tokens", "embedding", ""),
+        ("embedding", "embedding", ""),
+        ("scalar", "embedding", "model.head (scalar there, embedding here)"),
+        ("embedding", "tokens", "model.head (embedding there, tokens here)"),
+        ("embedding", "scalar", "model.head (embedding there, scalar here)"),
+    ],
+)
+def test_the_head_that_a_run_starts_from(embedding, tmp_path, saved, wanted, problem):
+    saved_model(tmp_path / "other", replaced(embedding, "model", head=saved))
+    config = replaced(embedding, "checkpoint", load=str(tmp_path / "other"))
+    problems, _ = check_run(replaced(config, "model", head=wanted))
+    assert [problem] == [line.partition(": ")[2] for line in problems] if problem else not problems
+
+
 def test_slow_ranks_are_named():
     names = ["rank 0 (a)", "rank 1 (a)", "rank 2 (b)"]
     assert slow_ranks(names, [1.0, 1.1, 0.9], "work") == []
