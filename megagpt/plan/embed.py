@@ -13,13 +13,11 @@ from megagpt.plan.estimate import Estimate, estimate_training, message_seconds, 
 from megagpt.plan.job import FP32, Job
 from megagpt.plan.memory import StageMemory, stage_memory
 from megagpt.plan.work import Work
-from megagpt.train.contrastive import BLOCK
 
 LOGIT_COPIES = 4
 """Tensors of a block of logits that exist at once: all logits, those of negatives alone, and the gradients of both."""
 VECTOR_COPIES = 4
 """The same of all vectors: themselves, the sum of their gradients, and two parts of it that a block adds."""
-
 LOGIT_PASSES = 10
 """How often each logit is read or written: by the product, the mask and the softmax, forward and backward."""
 
@@ -77,6 +75,8 @@ def vector_bytes(job: Job) -> float:
 
 def logit_bytes(job: Job) -> float:
     """Bytes of the logits that exist at a time, of queries and of documents."""
+    from megagpt.train.contrastive import BLOCK  # which imports PyTorch
+
     own = job.config.optim.global_batch_size // job.data_size
     rows = min(own, max(1, BLOCK // texts(job)))
     return FP32 * rows * texts(job)

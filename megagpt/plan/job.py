@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from megagpt.config.schema import Config
-from megagpt.data.ranked_loader import row_length
 from megagpt.train.flops import flops_per_token
 
 BF16, FP32 = 2, 4  # bytes
@@ -64,11 +63,12 @@ class Job:
 
     @property
     def row_length(self) -> int:
-        """Tokens of a sequence; texts of stage embed are as long as they may be."""
+        """Tokens of a sequence; texts of stage embed are as long as they may be, padded for sequence-parallel ranks."""
         length = self.config.model.sequence_length
         if self.config.stage.name != "embed":
             return length
-        return row_length(self.config.embed.max_tokens or length, self.config)
+        longest = self.config.embed.max_tokens or length
+        return min(-(-longest // self.tensor_size) * self.tensor_size, length)
 
     @property
     def tokens(self) -> int:

@@ -50,6 +50,18 @@ def replaced(config: Config, group: str, **values) -> Config:
     return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **values)})
 
 
+def saved_model(folder: Path, config: Config) -> None:
+    """A run folder with a checkpoint of a model that `config` describes."""
+    import torch
+
+    from megagpt.checkpoint import Checkpointer, Shard
+    from megagpt.config.load import to_dict
+
+    with Checkpointer(folder / "checkpoints", CheckpointConfig()) as checkpointer:
+        shards = [Shard.whole("model/weight", torch.zeros(4))]
+        checkpointer.save(1, shards, {}, {}, {"config": to_dict(config), "layout": {}})
+
+
 def test_nothing_is_wrong(prepared):
     problems, facts = check_run(prepared)
     assert not problems
@@ -138,16 +150,9 @@ def test_fim_needs_its_tokens(prepared):
 
 
 def test_checkpoint_is_valid_and_of_the_same_model(prepared, tmp_path):
-    import torch
-
-    from megagpt.checkpoint import Checkpointer, Shard
-    from megagpt.config.load import to_dict
-
     config = dataclasses.replace(prepared, runs_dir=str(tmp_path))
     folder = tmp_path / config.run_name / "checkpoints"
-    with Checkpointer(folder, CheckpointConfig()) as checkpointer:
-        shards = [Shard.whole("model/weight", torch.zeros(4))]
-        checkpointer.save(1, shards, {}, {}, {"config": to_dict(config), "layout": {}})
+    saved_model(folder.parent, config)
     problems, facts = check_run(config)
     assert not problems
     assert any("which is valid" in fact for fact in facts)
@@ -171,15 +176,8 @@ def test_checkpoint_is_valid_and_of_the_same_model(prepared, tmp_path):
 
 
 def test_what_ppo_starts_from_can_score(prepared, tmp_path):
-    import torch
-
-    from megagpt.checkpoint import Checkpointer, Shard
-    from megagpt.config.load import to_dict
-
     for name, head in (("writes", "tokens"), ("scores", "scalar")):
-        manifest = {"config": to_dict(replaced(prepared, "model", head=head)), "layout": {}}
-        with Checkpointer(tmp_path / name / "checkpoints", CheckpointConfig()) as checkpointer:
-            checkpointer.save(1, [Shard.whole("model/weight", torch.zeros(4))], {}, {}, manifest)
+        saved_model(tmp_path / name, replaced(prepared, "model", head=head))
     ppo = replaced(dataclasses.replace(prepared, runs_dir=str(tmp_path)), "stage", name="ppo")
     ppo = replaced(ppo, "ppo", episodes=100, max_prompt_tokens=16, max_new_tokens=16)
     ppo = replaced(ppo, "checkpoint", load=str(tmp_path / "writes"))
@@ -197,17 +195,6 @@ def test_what_ppo_starts_from_can_score(prepared, tmp_path):
         problems, _ = check_run(replaced(prepared, "stage", reward_model=str(tmp_path / name)))
         assert len(problems) == number
         assert all("stage.reward_model" in problem and "never trained to score" in problem for problem in problems)
-
-
-def saved_model(folder: Path, config: Config) -> None:
-    import torch
-
-    from megagpt.checkpoint import Checkpointer, Shard
-    from megagpt.config.load import to_dict
-
-    with Checkpointer(folder / "checkpoints", CheckpointConfig()) as checkpointer:
-        shards = [Shard.whole("model/weight", torch.zeros(4))]
-        checkpointer.save(1, shards, {}, {}, {"config": to_dict(config), "layout": {}})
 
 
 @pytest.fixture
