@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import save_random_run
 from safetensors.torch import load_file
 
 from megagpt import cli
@@ -20,6 +19,7 @@ from megagpt.data.tokenizer import Tokenizer, train_tokenizer
 from megagpt.errors import CheckpointError
 from megagpt.parallel import launch
 from megagpt.stages.embedding import load_embedder
+from runs import save_random_run
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
