@@ -37,7 +37,7 @@ class SentenceTransformerEmbedder:
             from sentence_transformers import SentenceTransformer
         except ImportError:
             raise ConfigError(
-                'sentence_transformer=... needs sentence-transformers: pip install "megagpt[embeddings]"'
+                "sentence_transformer=... needs that library: pip install sentence-transformers"
             ) from None
         try:
             self.model = SentenceTransformer(name)

@@ -113,7 +113,7 @@ def test_a_peer_that_cannot_be_loaded_is_refused(tmp_path, monkeypatch):
     (tmp_path / "s.csv").write_text("a,b,1\nc,d,2\n")
     given = ["task=sts", f"data={tmp_path}/s.csv", f"output={tmp_path}/out", f"sentence_transformer={tmp_path}/none"]
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ConfigError, match=r"needs sentence-transformers: pip install \"megagpt\[embeddings\]\""):
+    with pytest.raises(ConfigError, match="needs that library: pip install sentence-transformers"):
         cli.run(["evaluate", *given])
     monkeypatch.undo()
     pytest.importorskip("sentence_transformers")
