@@ -147,10 +147,11 @@ def test_epochs_are_counted_in_pairs(tmp_path):
     assert tokens.days == pytest.approx(10 * tokens.step_seconds / 86400)
 
 
-def test_search_finds_layouts():
-    found = search(load([*SMALL, *ONE_PASS]), 4, A100, count=3)
-    assert len(found) == 3
+def test_search_finds_layouts_whose_micro_batches_divide_an_odd_batch():
+    found = search(load(["experiment=embed_text_6_7b"]), 8, A100, count=20)
+    assert len(found) == 20
     assert all(layout.plan.fits and layout.plan.parts["contrast"] > 0 for layout in found)
+    assert 11 in {layout.plan.job.config.parallel.micro_batch_size for layout in found}
 
 
 @pytest.mark.parametrize(
