@@ -1,6 +1,7 @@
 # make train   a GPT from raw text to report, in minutes on two cores
 # make code    that GPT, trained on to fill in code, then to edit by instruction
 # make chatgpt that model, taught to talk: demonstrations, a reward model, PPO
+# make embed   that GPT, taught to find functions by their docstrings, and a map of the functions
 # make test    the tests that are run before every commit; make test-slow the others
 # make lint    ruff
 .DELETE_ON_ERROR:
@@ -18,6 +19,7 @@ CODE := runs/code
 EDIT := runs/edit
 EDITS := --kinds uppercase,lowercase,number_lines,reverse_lines,sort_lines,single_spaces,add_comment --max-chars 60
 CHAT := runs/chatgpt
+EMBED := runs/embed
 RANKS ?= 2
 # Three at a time on two cores, since tests wait much of their time; slow ones, some of which compile, two at a time.
 # A worker takes whole files, whose fixtures are expensive. Files come by name: ordered by their number of tests, the
@@ -25,7 +27,7 @@ RANKS ?= 2
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 OVERRIDES ?=
 
-.PHONY: train code chatgpt test test-slow lint install clean
+.PHONY: train code chatgpt embed test test-slow lint install clean
 
 install: $(VENV)/installed
 
@@ -118,6 +120,34 @@ runs/ppo/evaluation.json: runs/reward/evaluation.json
 $(CHAT)/report.html: runs/ppo/evaluation.json
 	$(MEGAGPT) report $(RUN) $(CODE) runs/sft runs/reward runs/ppo --output $@
 
+embed: $(EMBED)/map.html $(EMBED)/report.html
+	@echo
+	echo "before:    $$(grep -h '"mrr"' $(EMBED)/evaluation_before.json), mean reciprocal rank among 1,000 functions"
+	$(MEGAGPT) evaluate task=code_search data=$(EMBED)/data/held_out.jsonl checkpoint=$(EMBED) output=$(EMBED)/code_search
+	echo "report:    $(EMBED)/report.html, and $(EMBED)/map.html, a map of the functions (open them in a browser)"
+	echo "try it:    $(MEGAGPT) search ask $(EMBED)/index 'copy a file'"
+
+$(VENV)/installed-embeddings: $(VENV)/installed
+	$(PIP) --no-build-isolation --editable ".[embeddings]"
+	touch $@
+
+$(EMBED)/data/pairs.jsonl: | $(VENV)/installed-embeddings
+	$(MEGAGPT) data pairs --kind code --output $@
+
+$(EMBED)/evaluation.json: $(EMBED)/data/pairs.jsonl | $(RUN)/evaluation.json
+	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_embed $(OVERRIDES)
+
+$(EMBED)/report.html: $(EMBED)/evaluation.json
+	$(MEGAGPT) report $(EMBED)
+
+# The pairs that the run holds out, by the same shares.
+$(EMBED)/data/held_out.jsonl: $(EMBED)/data/pairs.jsonl
+	$(MEGAGPT) data pairs --kind code --split validation --split-shares 0.72,0.28,0 --output $@
+
+$(EMBED)/map.html: $(EMBED)/data/held_out.jsonl $(EMBED)/evaluation.json
+	$(MEGAGPT) search index $< --key positive --checkpoint $(EMBED) --output $(EMBED)/index
+	$(MEGAGPT) search map $(EMBED)/index --output $@
+
 test: $(VENV)/installed-dev
 	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) -m "not slow"
 
@@ -129,4 +159,4 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf $(RUN) $(CODE) $(EDIT) $(CHAT) runs/sft runs/reward runs/ppo
+	rm -rf $(RUN) $(CODE) $(EDIT) $(CHAT) runs/sft runs/reward runs/ppo $(EMBED)

@@ -315,13 +315,13 @@ def check_subcommand(words: list[str], whole: bool) -> None:
     Where it is not `whole`, as in a text that only names a command, others may be missing.
     """
     arguments = [re.sub(r"\$\{?\w+\}?|^N$", "1", word) for word in words if word != "..."]
+    if {"--help", "-h", "--config", "--version"} & set(arguments):
+        assert cli.run(words) == 0
+        return
     command, context = cli.command, click.Context(cli.command, info_name="megagpt")
     while isinstance(command, click.Group) and arguments:
         name, command, arguments = command.resolve_command(context, arguments)
         context = click.Context(command, context, info_name=name)
-    if {"--help", "-h", "--config", "--version"} & set(arguments):
-        assert cli.run(words) == 0
-        return
     try:
         command.parse_args(context, list(arguments))
     except click.MissingParameter:

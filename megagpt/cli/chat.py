@@ -59,8 +59,8 @@ def command(
     heat = options.temperature(temperature, greedy)
     layout = ParallelConfig(tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size)
     config, engine, tokenizer = restore_model(checkpoint, layout)
-    role_ids(tokenizer)  # a model that was never told who speaks is refused here
     generator = Generator(engine.modules, config, tokenizer)
+    role_ids(tokenizer)  # a model that was never told who speaks is refused here
     history = History(tokenizer, generator.window, min(max_new_tokens, generator.window // 2), system)
     for turn, line in enumerate(lines()):
         if not line.startswith("/"):

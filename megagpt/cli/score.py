@@ -52,7 +52,8 @@ def command(
     )
     config, engine, tokenizer = restore_model(checkpoint, layout, RewardObjective())
     if config.model.head != "scalar":
-        raise ConfigError(f"{checkpoint} is a language model, which scores nothing: give a run of stage reward")
+        kind = {"tokens": "a language model", "embedding": "an embedding model"}[config.model.head]
+        raise ConfigError(f"{checkpoint} is {kind}, which scores nothing: give a run of stage reward")
     if rankings:
         ranked = read_rankings([file])
         rows = [encode_ranking(tokenizer, ranking).rows for ranking in ranked]

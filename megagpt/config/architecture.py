@@ -89,8 +89,8 @@ class ModelConfig:
 
     @property
     def output_size(self) -> int:
-        """Numbers that the model gives for every token, without the vocabulary's padding; embedding: for every text."""
-        return {"tokens": self.vocab_size, "scalar": 1, "embedding": self.hidden_size}[self.head]
+        """Columns of the matrix at the model's end, without the vocabulary's padding; an embedding head has none."""
+        return {"tokens": self.vocab_size, "scalar": 1, "embedding": 0}[self.head]
 
     def window(self, layer: int) -> int | None:
         """Attention window of `layer` (counted from 0) in tokens; None for a dense layer."""

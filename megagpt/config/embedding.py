@@ -40,7 +40,7 @@ class EmbedConfig:
     """Lengths of beginnings of the vector that are to be good vectors too (Matryoshka, arXiv 2205.13147); the loss is
     the mean over them and the whole vector. []: the whole vector alone."""
     scored_pairs: str | None = None
-    """File of pairs of sentences with scores (.jsonl, .csv, .tsv); evaluations log validation_spearman, the rank correlation of the
-    cosines with them. The paper found that it may fall while search still improves."""
+    """File of pairs of sentences with scores (.jsonl, .csv, .tsv). Evaluations log validation_spearman, the rank
+    correlation of the cosines with them. The paper found that it may fall while search still improves."""
     candidates: PositiveInt = 1000
     """Held-out documents among which evaluations look for each query's own (validation_mrr)."""

@@ -33,6 +33,11 @@ COMMANDS = {
     "data/prompts.jsonl": _INSTRUCTIONS,
     "data/text_pairs.jsonl": f"megagpt data pairs --kind neighbours --output data/text_pairs.jsonl {TEXT}",
     "data/code_pairs.jsonl": "megagpt data pairs --kind code --output data/code_pairs.jsonl CODE.jsonl",
+    "data/similarity_pairs.jsonl": "megagpt data pairs --kind labelled --output data/similarity_pairs.jsonl NLI.jsonl",
+    "data/search_pairs.jsonl": "megagpt data pairs --kind labelled --output data/search_pairs.jsonl SEARCH.jsonl",
+    "data/code_search_pairs.jsonl": (
+        "megagpt data pairs --kind labelled --output data/code_search_pairs.jsonl CODE_SEARCH.jsonl"
+    ),
     "data/edits.jsonl": "megagpt data edits --count 200000 --output data/edits.jsonl",
 }
 """The commands that make the files which recipes name."""
@@ -117,6 +122,8 @@ def advice(missing: Input, config: Config) -> str:
         return f"make it with `{_preprocess(config, missing.path)}`"
     if missing.field == "data.pairs":
         return "give a file of pairs, or make one with `megagpt data pairs`; see its --help"
+    if missing.field == "embed.scored_pairs":
+        return "give a file of sentence pairs with scores, or make one with `megagpt data pairs --kind scored`"
     if missing.kind == "run":
         return "give the run folder or checkpoint of a run"
     return "give a file of yours, or try the stage with those of `megagpt data instructions --output-dir DIR`"

@@ -67,21 +67,24 @@ def describe(vectors: np.ndarray, texts: Sequence[str], labels: np.ndarray) -> l
 
 
 def telling_words(texts: Sequence[str], labels: np.ndarray) -> dict[int, list[str]]:
-    """For each label, the words whose mean tf-idf in its texts exceeds that in all texts the most."""
+    """For each label, the words by which its texts differ the most from all texts.
+
+    A word scores p log(p / q), its part of a Kullback-Leibler divergence: p is the share of the label's texts that
+    have it, q that of all texts. With a single label nothing differs: its most usual words are taken.
+    """
     text = import_sklearn("feature_extraction.text")
-    vectorizer = text.TfidfVectorizer(token_pattern=WORD, sublinear_tf=True, max_features=50_000)
+    vectorizer = text.CountVectorizer(token_pattern=WORD, binary=True, max_features=50_000)
     try:
-        weights = vectorizer.fit_transform(texts)
+        has_word = vectorizer.fit_transform(texts)
     except ValueError:  # no text has a word
         return {int(label): [] for label in np.unique(labels)}
-    names, overall = vectorizer.get_feature_names_out(), np.asarray(weights.mean(0)).ravel()
+    names, overall = vectorizer.get_feature_names_out(), np.asarray(has_word.mean(0)).ravel()
     found = {}
     for label in np.unique(labels):
-        own = np.asarray(weights[np.flatnonzero(labels == label)].mean(0)).ravel()
-        # With one cluster nothing tells it from the others: its most usual words stand for it.
-        excess = own - overall if (labels != label).any() else own
-        order = np.argsort(-excess, kind="stable")[:WORDS]
-        found[int(label)] = [str(names[i]) for i in order if excess[i] > 0]
+        share = np.asarray(has_word[np.flatnonzero(labels == label)].mean(0)).ravel()
+        score = share * np.log(np.maximum(share, 1e-12) / overall) if (labels != label).any() else share
+        order = np.argsort(-score, kind="stable")[:WORDS]
+        found[int(label)] = [str(names[word]) for word in order if score[word] > 1e-9]
     return found
 
 

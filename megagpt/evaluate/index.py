@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch
 from megagpt.data.files import atomic_file
 from megagpt.data.texts import Text
 from megagpt.errors import ConfigError, DataError
+from megagpt.evaluate import faiss_index
 from megagpt.evaluate.vectors import describe_checkpoint, write_npy
 from megagpt.log import progress
 
@@ -29,7 +31,8 @@ SPARE = 16
 ROUNDING = 1e-6
 """How far a float32 product of two vectors of norm 1 can be from the true one, about."""
 
-Backend = Literal["exact", "faiss"]
+Backend = Literal["exact", "faiss", "hnsw"]
+"""A matrix product; the same by faiss, from memory; an approximate search by faiss's graph, for very many documents."""
 
 
 class Lines:
@@ -115,8 +118,24 @@ class Index:
         """
         k = min(k, len(self.vectors))
         wanted = min(k + SPARE, len(self.vectors))
-        find = _faiss_candidates if backend == "faiss" else _exact_candidates
-        return _best_of(self.vectors, queries, find(self.vectors, queries, wanted), k)
+        candidates = None
+        if backend == "faiss":
+            candidates = faiss_index.flat_candidates(self.flat, queries, wanted)
+        elif backend == "hnsw":
+            candidates = faiss_index.graph_candidates(self.graph, queries, wanted)
+        if candidates is None or (candidates < 0).any():  # the graph did not reach as many
+            candidates = _exact_candidates(self.vectors, queries, wanted)
+        return _best_of(self.vectors, queries, candidates, k)
+
+    @cached_property
+    def flat(self) -> Any:
+        """The vectors in faiss's memory."""
+        return faiss_index.flat_index(self.vectors)
+
+    @cached_property
+    def graph(self) -> Any:
+        """The folder's graph, built where it is not there yet."""
+        return faiss_index.graph_index(self.folder, self.vectors)
 
     def neighbours(self, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k documents most similar to document `row`, without it: scores, float64 [k], and rows, int64 [k]."""
@@ -154,7 +173,7 @@ def publish_index(folder: Path, blocks: Sequence[Path], about: dict[str, Any], t
 
 def _exact_candidates(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     """Rows of the k largest products for each query, int64 [m, k], a block of documents at a time."""
-    best, rows, asked = None, None, torch.from_numpy(np.ascontiguousarray(queries))
+    best, rows, asked = None, None, torch.from_numpy(np.array(queries))
     for start in range(0, len(vectors), BLOCK_ROWS):
         block = torch.from_numpy(np.array(vectors[start : start + BLOCK_ROWS]))
         found = torch.topk(asked @ block.T, min(k, len(block)))
@@ -165,24 +184,6 @@ def _exact_candidates(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.nd
         best, chosen = torch.topk(joined, min(k, joined.shape[1]))
         rows = all_rows.gather(1, chosen)
     return rows.numpy()
-
-
-def _faiss_candidates(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-    """As `_exact_candidates`, by faiss's flat index of inner products."""
-    faiss = import_faiss()
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    for start in range(0, len(vectors), BLOCK_ROWS):
-        index.add(np.array(vectors[start : start + BLOCK_ROWS]))
-    return index.search(np.ascontiguousarray(queries), k)[1]
-
-
-def import_faiss() -> Any:
-    """The module faiss. Raises ConfigError when it is not installed."""
-    try:
-        import faiss
-    except ImportError:
-        raise ConfigError('--backend faiss needs faiss: pip install "megagpt[embeddings]"') from None
-    return faiss
 
 
 def _best_of(vectors: np.ndarray, queries: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

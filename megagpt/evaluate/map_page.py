@@ -86,14 +86,14 @@ def place(vectors: np.ndarray, seed: int) -> np.ndarray:
     vectors: float32 [n, D]. Fewer than 5 points have too few neighbours for t-SNE: theirs are the components alone.
     """
     count, components = len(vectors), min(PRINCIPAL, *vectors.shape)
+    if np.ptp(vectors, axis=0).max() < 1e-6:  # nothing tells them apart
+        return np.zeros((count, 2))
     reduced = import_sklearn("decomposition").PCA(components, random_state=seed).fit_transform(vectors.astype(float))
-    spread = reduced.std(0).max() if count > 1 else 0.0
-    if count < 5 or spread < 1e-9:
-        return np.pad(reduced, ((0, 0), (0, 2)))[:, :2]
     start = np.pad(reduced, ((0, 0), (0, 2)))[:, :2]
-    start = 1e-4 * start / max(start[:, 0].std(), 1e-12)
-    perplexity = min(PERPLEXITY, (count - 1) / 3)
-    settings = {"perplexity": perplexity, "init": start.astype(np.float32), "random_state": seed}
+    if count < 5:
+        return start
+    start = (1e-4 / start[:, 0].std() * start).astype(np.float32)
+    settings = {"perplexity": min(PERPLEXITY, (count - 1) / 3), "init": start, "random_state": seed}
     return import_sklearn("manifold").TSNE(2, **settings).fit_transform(reduced.astype(np.float32)).astype(float)
 
 

@@ -107,8 +107,8 @@ class Generator:
         """
         if config.model.head != "tokens":
             raise ConfigError(
-                f"the model has a {config.model.head} head (model.head), which generates no text: take the checkpoint "
-                "of a language model"
+                f"the model's head is {config.model.head} (model.head), which generates no text: take the checkpoint of"
+                " a language model"
             )
         if tokenizer.vocab_size > config.model.vocab_size:
             raise ConfigError(

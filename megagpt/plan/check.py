@@ -16,6 +16,8 @@ from megagpt.config.schema import Config, CorpusConfig, ModelConfig
 from megagpt.data.conversations import read_conversations
 from megagpt.data.fim import fim_ids
 from megagpt.data.indexed import check_corpus, check_hashes, corpus_files
+from megagpt.data.pair_loader import PairLoader
+from megagpt.data.pairs import read_scored_pairs
 from megagpt.data.rankings import read_rankings
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import MegaGPTError
@@ -49,12 +51,14 @@ def data_files(config: Config) -> list[Path]:
     corpora = [path for corpus in _corpora(config) for path in corpus_files(corpus.path)]
     others = [*config.data.conversations, *config.data.rankings]
     others += [config.stage.held_out_edits] if config.stage.held_out_edits else []
+    if config.stage.name == "embed":
+        others += [*config.data.pairs, *filter(None, [config.embed.scored_pairs])]
     return [Path(config.data.tokenizer), *corpora, *map(Path, others)]
 
 
 def _corpora(config: Config) -> tuple[CorpusConfig, ...]:
-    """The corpora that the run's stage reads: whoever learns from conversations or rankings alone leaves them be."""
-    return () if config.stage.name in ("edit", "sft", "reward") else config.data.corpora
+    """The corpora that the run's stage reads: whoever learns from conversations, rankings or pairs leaves them be."""
+    return () if config.stage.name in ("edit", "sft", "reward", "embed") else config.data.corpora
 
 
 Findings = Iterator[tuple[bool, str]]
@@ -99,6 +103,8 @@ def _data(config: Config, max_epochs: float) -> Findings:
         yield False, f"{len(read_conversations(config.data.conversations)):,} conversations"
     if config.data.rankings:
         yield False, f"{len(read_rankings(config.data.rankings)):,} prompts with ranked answers"
+    if config.stage.name == "embed" and digest is not None:
+        yield from _pairs(config)
     corpora = _corpora(config)
     weights = sum(corpus.weight for corpus in corpora)
     for corpus in corpora:
@@ -106,6 +112,18 @@ def _data(config: Config, max_epochs: float) -> Findings:
             yield from _corpus(config, corpus, corpus.weight / weights, digest, max_epochs)
         except MegaGPTError as error:
             yield True, str(error)
+
+
+def _pairs(config: Config) -> Findings:
+    """Pairs that make batches, between delimiters that leave them room, and the pairs with scores."""
+    try:
+        loader = PairLoader(config)
+        count, batch = loader.pairs_per_epoch, config.optim.global_batch_size
+        yield False, f"{count:,} pairs an epoch in {count // batch:,} steps, {loader.sample_tokens} tokens a pair"
+    except MegaGPTError as error:
+        yield True, str(error)
+    if config.embed.scored_pairs:
+        yield False, f"{len(read_scored_pairs(config.embed.scored_pairs)):,} pairs with scores"
 
 
 def _corpus(config: Config, corpus: CorpusConfig, share: float, digest: str | None, max_epochs: float) -> Findings:
@@ -159,8 +177,9 @@ def _checkpoint(config: Config) -> Findings:
     saved = from_saved(checkpoint.read_manifest(newest)["config"]).model
     if may_grow and saved.vocab_size < config.model.vocab_size:
         saved = dataclasses.replace(saved, vocab_size=config.model.vocab_size)
-    if may_grow and config.model.head == "scalar":  # which is new, in place of any output projection
-        saved = dataclasses.replace(saved, head="scalar", tie_embeddings=config.model.tie_embeddings)
+    head = config.model.head
+    if may_grow and head != "tokens" and saved.head in ("tokens", head):  # new, in place of an output projection
+        saved = dataclasses.replace(saved, head=head, tie_embeddings=config.model.tie_embeddings)
     differing = [
         f"model.{field.name} ({getattr(saved, field.name)} there, {getattr(config.model, field.name)} here)"
         for field in dataclasses.fields(ModelConfig)

@@ -11,7 +11,6 @@ from megagpt.plan.memory import HostMemory, StageMemory, host_memory, stage_memo
 from megagpt.plan.parameters import stage_parameters, total_parameters, vocabulary_parameters
 from megagpt.plan.schedule import Timeline, approximate, simulate
 from megagpt.plan.work import Seconds, Work
-from megagpt.train.flops import flops_per_token
 
 DAY_SECONDS = 86_400
 UPDATE_BYTES = 30  # of a parameter's update: gradient, master and both moments read, all but the first written, bf16
@@ -26,6 +25,8 @@ BOUNDS = {
     "bubble": "pipeline bubble",
     "data_parallel": "data-parallel messages",
     "optimizer": "optimizer",
+    "first_pass": "vectors without gradients",
+    "contrast": "comparing all pairs",
     "critic": "the critic's step",
     "generation": "generating responses",
     "scoring": "scoring responses",
@@ -70,7 +71,7 @@ class Estimate:
     @property
     def mfu(self) -> float:
         """Model FLOPs utilisation, 0 to 1 (`megagpt.train.flops`)."""
-        flops = flops_per_token(self.job.config.model) * self.tokens_per_second
+        flops = self.job.flops_per_token * self.tokens_per_second
         return flops / (self.job.gpus * self.device.peak_flops(self.job.itemsize))
 
     @cached_property
@@ -111,7 +112,7 @@ class Estimate:
             "host_gib": [{name: size / GIB for name, size in dataclasses.asdict(stage).items()} for stage in self.host],
             "usable_gib": self.device.usable_bytes / GIB,
             "fits": self.fits,
-            "flops_per_token": flops_per_token(self.job.config.model),
+            "flops_per_token": self.job.flops_per_token,
             "step_seconds": self.step_seconds,
             "step_parts_seconds": self.parts,
             "bound_by": self.bound_by,
@@ -163,10 +164,8 @@ def estimate_training(job: Job, device: Device, simulated: bool = True) -> Estim
 def recomputed_flops(job: Job) -> float:
     """FLOPs done for each model FLOP: a recomputed forward pass counts once."""
     model, recompute = job.config.model, job.config.parallel.recompute
-    whole = flops_per_token(model)
-    keys = sum(
-        min(model.window(layer) or model.sequence_length, model.sequence_length) for layer in range(model.num_layers)
-    )
+    whole, length = job.flops_per_token, job.row_length
+    keys = sum(min(model.window(layer) or length, length) for layer in range(model.num_layers))
     attention = 4 * keys * model.num_attention_heads * model.head_dim
     if recompute == "none" or (recompute == "selective" and not job.unfused_attention):
         return 1.0
@@ -175,7 +174,7 @@ def recomputed_flops(job: Job) -> float:
     return 1 + (whole / 3 - 2 * model.hidden_size * model.output_size) / whole
 
 
-def _ranks(device: Device, stride: int, size: int) -> tuple[int, int]:
+def ring_ranks(device: Device, stride: int, size: int) -> tuple[int, int]:
     """How many ranks of a group lie on each node, and on how many nodes it lies; ranks are `stride` apart."""
     inside = max(1, min(size, device.gpus_per_node // stride))
     return inside, -(-size // inside)
@@ -185,7 +184,7 @@ def message_seconds(job: Job, device: Device) -> tuple[float, bool]:
     """Seconds of a micro-batch's hidden states to the next stage, and whether it leaves the node."""
     if job.pipeline_size == 1:
         return 0.0, False
-    _, nodes = _ranks(device, job.tensor_size * job.data_size, job.pipeline_size)
+    _, nodes = ring_ranks(device, job.tensor_size * job.data_size, job.pipeline_size)
     crossing = nodes > 1
     return job.message_bytes / device.link_rate(1, 2 if crossing else 1), crossing
 
@@ -206,7 +205,7 @@ def _after_backward(job: Job, device: Device, backward: float) -> dict[str, floa
     parallel = job.config.parallel
     reduction = gathering = 0.0
     if job.data_size > 1:
-        rate = device.link_rate(*_ranks(device, job.tensor_size, job.data_size))
+        rate = device.link_rate(*ring_ranks(device, job.tensor_size, job.data_size))
         reduction, gathering = (sent / rate for sent in _data_parallel_bytes(job))
     if parallel.overlap_grad_reduce:
         reduction = max(0.0, reduction - backward)
@@ -234,7 +233,7 @@ def _sent(job: Job, device: Device, work: Work, crossing: bool) -> dict[str, flo
         where = "between nodes" if crossing else "inside a node"
         links[where] += 2 * job.message_bytes * job.virtual_size * job.micro_batches
     if job.data_size > 1:
-        _, nodes = _ranks(device, job.tensor_size, job.data_size)
+        _, nodes = ring_ranks(device, job.tensor_size, job.data_size)
         links["between nodes" if nodes > 1 else "inside a node"] += sum(_data_parallel_bytes(job))
     if job.config.parallel.offload_optimizer != "none":
         links["to the host"] += (FP32 + BF16) * stage_parameters(job, 0) / job.data_size

@@ -1,9 +1,11 @@
 """A configuration on a number of GPUs: its layers, micro-batches and replicas."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
 from megagpt.config.schema import Config
+from megagpt.train.flops import flops_per_token
 
 BF16, FP32 = 2, 4  # bytes
 RANKED_ANSWERS = 9
@@ -54,13 +56,29 @@ class Job:
 
     @property
     def rows(self) -> int:
-        """Sequences of a micro-batch: stage reward has `RANKED_ANSWERS` for each prompt that it counts."""
-        return self.config.parallel.micro_batch_size * (RANKED_ANSWERS if self.config.stage.name == "reward" else 1)
+        """Sequences of a micro-batch: stage reward has `RANKED_ANSWERS` for each prompt that it counts, stage embed all
+        texts of a pair."""
+        each = {"reward": RANKED_ANSWERS, "embed": 2 + self.config.embed.hard_negatives}
+        return self.config.parallel.micro_batch_size * each.get(self.config.stage.name, 1)
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a sequence; texts of stage embed are as long as they may be, padded for sequence-parallel ranks."""
+        length = self.config.model.sequence_length
+        if self.config.stage.name != "embed":
+            return length
+        longest = self.config.embed.max_tokens or length
+        return min(-(-longest // self.tensor_size) * self.tensor_size, length)
 
     @property
     def tokens(self) -> int:
         """Tokens of a micro-batch."""
-        return self.config.model.sequence_length * self.rows
+        return self.row_length * self.rows
+
+    @property
+    def flops_per_token(self) -> float:
+        """See `megagpt.train.flops`."""
+        return flops_per_token(dataclasses.replace(self.config.model, sequence_length=self.row_length))
 
     @property
     def message_bytes(self) -> float:

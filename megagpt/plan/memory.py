@@ -121,7 +121,7 @@ def attention_bytes(job: Job, recompute: str) -> float:
     if recompute == "selective":
         return 0.0
     element = job.itemsize + (job.itemsize + MASK if model.attention_dropout else 0)  # probabilities, dropped, mask
-    return element * queries * model.sequence_length
+    return element * queries * job.row_length
 
 
 def _norm_statistics(job: Job) -> float:
@@ -143,13 +143,16 @@ def _stage_activations(job: Job, stage: int) -> float:
         whole = job.in_flight(stage) if job.virtual_size == 1 else min(job.micro_batches, 2 * job.pipeline_size)
         activations += whole * (per_chunk + 2 * 8 * tokens)  # int64 tokens and positions
     if stage == job.pipeline_size - 1:
-        activations += size * 2 * stream + _norm_statistics(job) / 2  # inputs of the final norm and the projection
+        kept = (
+            1 if model.head == "embedding" else 2
+        )  # inputs of the final norm and, unless a few states do, of the head
+        activations += size * kept * stream + _norm_statistics(job) / 2
     return activations
 
 
 def saved_logits(job: Job) -> float:
     """Bytes of the last stage's logits between its forward and its backward pass."""
-    if job.config.kernels.fuse_output_projection or job.config.model.head == "scalar":
+    if job.config.kernels.fuse_output_projection or job.config.model.head != "tokens":
         return 0.0
     size = FP32 if job.config.kernels.cross_entropy == "torch" else job.itemsize
     return job.tokens * job.config.model.padded_vocab_size / job.tensor_size * size
@@ -159,9 +162,11 @@ def logits_bytes(job: Job) -> float:
     """Bytes of the logits at their fullest: with their gradient, and those that they give the projection.
 
     Our kernel writes the gradient over the logits; with fused projection only a slice of the vocabulary exists. A
-    scalar head has none, but its input and that one's gradient in fp32.
+    scalar head has none, but its input and that one's gradient in fp32; an embedding head the gradient of its input.
     """
     model, size = job.config.model, job.itemsize
+    if model.head == "embedding":
+        return size * job.tokens * model.hidden_size / job.sequence_size
     if model.head == "scalar":
         return 2 * FP32 * job.tokens * model.hidden_size / job.sequence_size
     rows = vocabulary_parameters(model, job.tensor_size) / model.hidden_size

@@ -69,7 +69,8 @@ def _memory(plan: Estimate) -> tuple[str, Any]:
     graphs = _graphs()
     stages = list(range(len(plan.memory)))
     bars = [
-        graphs.Bar(name=part, x=stages, y=[getattr(held, part) / GIB for held in plan.memory]) for part in tables.PARTS
+        graphs.Bar(name=part, x=stages, y=[getattr(held, part) / GIB for held in plan.memory])
+        for part in tables.parts(plan)
     ]
     figure = graphs.Figure(bars)
     usable = plan.device.usable_bytes / GIB

@@ -22,8 +22,9 @@ def vocabulary_parameters(model: ModelConfig, tensor: int = 1) -> int:
 
 
 def head_parameters(model: ModelConfig, tensor: int = 1) -> int:
-    """Weights of the output projection, or of a scalar head, on each of `tensor` ranks."""
-    return vocabulary_parameters(model, tensor) if model.head == "tokens" else model.hidden_size + 1
+    """Weights of the output projection or of another head on each of `tensor` ranks: an embedding's temperature."""
+    others = {"scalar": model.hidden_size + 1, "embedding": 1}
+    return vocabulary_parameters(model, tensor) if model.head == "tokens" else others[model.head]
 
 
 def chunk_parameters(job: Job, first: bool, last: bool) -> int:
@@ -36,6 +37,7 @@ def chunk_parameters(job: Job, first: bool, last: bool) -> int:
     if last:
         count += model.hidden_size * (2 if model.normalization == "layernorm" else 1)
         count += 0 if first and model.shares_embeddings else head_parameters(model, job.tensor_size)
+        count -= model.head == "embedding" and not job.config.embed.learn_temperature
     return count
 
 

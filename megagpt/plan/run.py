@@ -1,6 +1,7 @@
 """The plan of a run, whatever its stage."""
 
 from megagpt.plan.devices import Device
+from megagpt.plan.embed import embed_memory, estimate_embed
 from megagpt.plan.estimate import Estimate, estimate_training
 from megagpt.plan.job import Job
 from megagpt.plan.memory import stage_memory
@@ -12,8 +13,8 @@ def estimate(job: Job, device: Device, simulated: bool = True) -> Estimate:
 
     Unless `simulated` the pipeline's time comes from a formula, and there is no timeline: for a search.
     """
-    plan = estimate_ppo if job.config.stage.name == "ppo" else estimate_training
-    return plan(job, device, simulated)
+    plans = {"ppo": estimate_ppo, "embed": estimate_embed}
+    return plans.get(job.config.stage.name, estimate_training)(job, device, simulated)
 
 
 def fits(job: Job, device: Device) -> bool:
@@ -21,5 +22,6 @@ def fits(job: Job, device: Device) -> bool:
     if job.config.stage.name == "ppo":
         held = [held.total for _, held in rank_memory(models_of(job.config, job.gpus))]
     else:  # no stage between the first and the last holds more
-        held = [stage_memory(job, stage).total for stage in {0, job.pipeline_size - 1}]
+        memory = embed_memory if job.config.stage.name == "embed" else stage_memory
+        held = [memory(job, stage).total for stage in {0, job.pipeline_size - 1}]
     return max(held) <= device.usable_bytes

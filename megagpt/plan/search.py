@@ -16,6 +16,8 @@ from megagpt.plan.job import Job
 from megagpt.plan.run import estimate, fits
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
+LARGEST_PAIRS = 64
+"""Micro-batch of stage embed, whose texts are short, at most."""
 LARGEST_VIRTUAL = 12
 SIMULATED = 3
 """The best layouts by formula that are simulated for each that is returned."""
@@ -109,7 +111,7 @@ def _layouts(config: Config, gpus: int, device: Device) -> Iterator[dict[str, An
         virtuals = [size for size in _divisors(model.num_layers // stages) if stages > 1 and size <= LARGEST_VIRTUAL]
         engines = [("megatron", 1)] + [("deepspeed", stage) for stage in (2, 3) if stages == 1 and gpus > tensor]
         for virtual, micro, recompute, (engine, zero) in itertools.product(
-            virtuals or [1], MICRO_BATCHES, _recomputations(config), engines
+            virtuals or [1], _micro_batches(config, gpus // replica), _recomputations(config), engines
         ):
             yield {
                 "parallel.engine": engine,
@@ -123,6 +125,13 @@ def _layouts(config: Config, gpus: int, device: Device) -> Iterator[dict[str, An
                 "parallel.offload_optimizer": "none",
                 "parallel.offload_parameters": "none",
             }
+
+
+def _micro_batches(config: Config, replicas: int) -> tuple[int, ...]:
+    """Stage embed's have every size that divides a replica's pairs: the paper's batches are no powers of two."""
+    if config.stage.name != "embed":
+        return MICRO_BATCHES
+    return tuple(size for size in _divisors(config.optim.global_batch_size // replicas) if size <= LARGEST_PAIRS)
 
 
 def _recomputations(config: Config) -> tuple[str, ...]:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from megagpt.plan import embed
 from megagpt.plan.devices import GIB
+from megagpt.plan.embed import EmbedEstimate
 from megagpt.plan.estimate import BOUNDS, DAY_SECONDS, Estimate
 from megagpt.plan.job import Job
 from megagpt.plan.memory import StageMemory, saved_logits
@@ -17,7 +19,10 @@ from megagpt.plan.search import Layout
 if TYPE_CHECKING:  # it imports the engine
     from megagpt.plan.trace import StageTrace
 
-PARTS = [field.name for field in dataclasses.fields(StageMemory)]
+
+def parts(plan: Estimate) -> list[str]:
+    """Names of what the memory of a pipeline stage is divided into."""
+    return [field.name for field in dataclasses.fields(plan.memory[0])]
 
 
 def summary(plan: Estimate) -> Table:
@@ -33,6 +38,7 @@ def summary(plan: Estimate) -> Table:
             f" {job.micro_batches} micro-batches of {job.rows}: {plan.step_seconds:.3f} s",
         ),
         *(_models(plan) if isinstance(plan, PPOEstimate) else ()),
+        *(_comparison(plan) if isinstance(plan, EmbedEstimate) else ()),
         ("bound by", plan.bound_by),
         ("pipeline bubble", f"{plan.timeline.bubble:.1%}"),
         ("utilisation", f"MFU {plan.mfu:.1%}, HFU {plan.hfu:.1%}"),
@@ -83,6 +89,23 @@ def _models(plan: PPOEstimate) -> Iterator[tuple[str, str]]:
     )
 
 
+def _comparison(plan: EmbedEstimate) -> Iterator[tuple[str, str]]:
+    """What stage embed compares, how often the texts pass, and the memory that the comparison takes."""
+    job = plan.job
+    pairs, length = job.config.optim.global_batch_size, job.row_length
+    passes = "one pass" if embed.passes(job) == 1 else "two passes, the first without gradients"
+    yield "texts", f"{embed.texts(job):,} of {pairs:,} pairs, all of them {length} tokens long, in {passes}"
+    sizes = " and ".join(map(str, embed.widths(job)))
+    vectors, logits, needed = (
+        size / GIB for size in (embed.vector_bytes(job), embed.logit_bytes(job), embed.contrast_bytes(job))
+    )
+    yield (
+        "comparison",
+        f"all vectors of {sizes}: {vectors:.2f} GiB, logits of {logits:.2f} GiB at a time; {needed:.2f} GiB with"
+        " gradients",
+    )
+
+
 def time(plan: Estimate) -> Table:
     """Where a step's time goes."""
     table = Table("a step's time", "seconds", "share", title_justify="left")
@@ -96,11 +119,12 @@ def memory(plan: Estimate) -> Table:
     """GiB by stage, stages that hold the same together; with several models by rank."""
     if isinstance(plan, PPOEstimate):
         return _memory_of_ranks(plan)
-    table = Table("stage", "parameters", *PARTS, "total", title="GiB a rank", title_justify="left")
+    names = parts(plan)
+    table = Table("stage", "parameters", *names, "total", title="GiB a rank", title_justify="left")
     for stages, held in alike(plan):
-        parts = [f"{getattr(held, part) / GIB:.2f}" for part in PARTS]
+        sizes = [f"{getattr(held, name) / GIB:.2f}" for name in names]
         parameters = f"{stage_parameters(plan.job, int(stages.split('-')[0])):,}"
-        table.add_row(stages, parameters, *parts, f"{held.total / GIB:.2f}")
+        table.add_row(stages, parameters, *sizes, f"{held.total / GIB:.2f}")
     table.caption = f"usable: {plan.device.usable_bytes / GIB:.2f} of {plan.device.memory_gib:g}"
     return table
 

@@ -116,7 +116,7 @@ def example_inputs(model: GPT, config: Config) -> partial:
 
     The engines, too, add a gradient to a buffer and drop it.
     """
-    shape = (Job(config, 1).rows, config.model.sequence_length)
+    shape = (Job(config, 1).rows, Job(config, 1).row_length)
     device = cpu.device()
     tokens = torch.zeros(shape, dtype=torch.long, device=device)
     if not model.pre_process:
@@ -126,7 +126,8 @@ def example_inputs(model: GPT, config: Config) -> partial:
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
     positions = torch.arange(shape[1], device=device).expand(shape)
-    return partial(model, tokens, positions, None, labels=tokens if model.post_process else None)
+    labels = positions[:, -1] if config.model.head == "embedding" else tokens  # the places of the texts' ends
+    return partial(model, tokens, positions, None, labels=labels if model.post_process else None)
 
 
 def _trace_stage(job: Job, stage: int, known: dict[tuple, ChunkTrace]) -> list[ChunkTrace]:

@@ -124,7 +124,7 @@ class Work:
     def _attention(self, window: int | None) -> tuple[float, float]:
         """Seconds of a layer's scores and their products with the values, and of a softmax between them."""
         model, job = self.model, self.job
-        length, heads = model.sequence_length, model.num_attention_heads / job.tensor_size
+        length, heads = job.row_length, model.num_attention_heads / job.tensor_size
         matrices = job.rows * heads
         if job.unfused_attention:
             product = self._product_seconds(Product(length, model.head_dim, length))
@@ -155,8 +155,8 @@ class Work:
         return moved
 
     def _projection(self) -> tuple[Seconds, Seconds]:
-        """Logits and loss; next to nothing with a scalar head."""
-        if self.model.head == "scalar":
+        """Logits and loss; next to nothing with another head."""
+        if self.model.head != "tokens":
             return Seconds(), Seconds()
         columns = self.model.padded_vocab_size / self.job.tensor_size
         product = Product(self.job.tokens, self.model.hidden_size, columns)

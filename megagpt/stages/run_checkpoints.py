@@ -129,12 +129,13 @@ def _compare(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     """Refuse or log every field that differs between a checkpoint's configuration and the run's."""
     before, now = _flatten(saved), _flatten(wanted)
     changed = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
+    kept = ("model.", *CHANGES_SAMPLES)
+    if now["stage.name"] == "embed":  # whose batches are drawn as a whole
+        kept += ("optim.global_batch_size",)
     fixed = [
         f"{key} is {new}, but the run was started with {old}"
         for key, (old, new) in changed.items()
-        if key.startswith(("model.", *CHANGES_SAMPLES))
-        and key not in MAY_CHANGE
-        or (key == "optim.global_batch_size" and now["stage.name"] == "embed")  # whose batches are drawn as a whole
+        if key.startswith(kept) and key not in MAY_CHANGE
     ]
     if fixed:
         raise ConfigError(

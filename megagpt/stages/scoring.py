@@ -23,9 +23,7 @@ def reward_model_config(config: Config, source: str, field: str) -> Config:
     Raises ConfigError when it was never trained to score.
     """
     if _saved_model(source).head != "scalar":
-        raise ConfigError(
-            f"{field} ({source}) writes text and was never trained to score it: give a run of stage reward"
-        )
+        raise ConfigError(f"{field} ({source}) was never trained to score text: give a run of stage reward")
     return with_scalar_head(config, source)
 
 

@@ -134,9 +134,9 @@ def _check_head(config: Config, source: Path, old: ModelConfig) -> None:
     if old.head == wanted:
         return
     if old.head != "tokens":
-        kind = {"scalar": "reward models", "embedding": "embedding models"}[old.head]
+        kind = {"scalar": "a reward model", "embedding": "an embedding model"}[old.head]
         raise ConfigError(
-            f"model.head is {wanted}, but checkpoint.load ({source}) has a {old.head} head, as {kind} do, and no"
+            f"model.head is {wanted}, but checkpoint.load ({source}) is {kind} (model.head={old.head}), which has no"
             " output projection: start from a language model"
         )
     left_out = "" if old.tie_embeddings else "; the output projection is left out"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import click
 import pytest
@@ -95,6 +96,9 @@ def test_defaults_are_those_of_the_library():
     from megagpt.data.corpus.build import Options, Slurm
     from megagpt.data.edits import make
     from megagpt.data.preprocess import MAX_RECORD_MB
+    from megagpt.data.text_batch import SIDES
+    from megagpt.evaluate.index import Backend
+    from megagpt.evaluate.map_page import MAX_POINTS
     from megagpt.model.generation import GenerationConfig
     from megagpt.plan.check import LARGEST_EPOCHS
 
@@ -122,8 +126,14 @@ def test_defaults_are_those_of_the_library():
     tolerance = next(one for one in commands["checkpoint convert"].params if one.name == "tolerance")
     assert all(f"{value:g} for {name}" in tolerance.help for name, value in TOLERANCES.items())
     assert default("plan", "max_epochs") == LARGEST_EPOCHS
-    (formats,) = (one.type.choices for one in commands["checkpoint convert"].params if one.name == "to")
-    assert list(formats) == list(FORMATS)
+    assert default("search map", "points") == MAX_POINTS
+    for words, name, values in (
+        ("checkpoint convert", "to", FORMATS),
+        ("embed", "side", SIDES),
+        ("search ask", "backend", get_args(Backend)),
+    ):
+        (choices,) = (one.type.choices for one in commands[words].params if one.name == name)
+        assert list(choices) == list(values)
     for words, kinds in (("data edits", make.KINDS), ("data instructions", (*instructions.KINDS, *instructions.TURNS))):
         listed = commands[words].callback.__doc__.partition("Kinds\n")[2]
         assert [word.strip() for word in listed.split(",")] == list(kinds)

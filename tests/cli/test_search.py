@@ -53,7 +53,7 @@ def brute_force(question: str, k: int) -> list[tuple[int, float]]:
     return sorted(enumerate(scores.tolist()), key=lambda one: (-round(one[1], 6), one[0]))[:k]
 
 
-@pytest.mark.parametrize("backend", ["exact", "faiss"])
+@pytest.mark.parametrize("backend", ["exact", "faiss", "hnsw"])
 def test_the_best_documents_by_brute_force(megagpt, embedder, index, backend):
     question = "a dog with a cat"
     printed = megagpt("search", "ask", index, question, "the tide", "--top", 5, "--json", "--backend", backend)
@@ -124,10 +124,11 @@ def test_questions_that_cannot_be_asked(megagpt, index, tmp_path, monkeypatch):
             megagpt("search", "ask", index, *words)
 
 
-def test_faiss_is_asked_for_by_name_where_it_is_missing(megagpt, index, monkeypatch):
+@pytest.mark.parametrize("backend", ["faiss", "hnsw"])
+def test_faiss_is_asked_for_by_name_where_it_is_missing(megagpt, index, monkeypatch, backend):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ConfigError, match=r'pip install "megagpt\[embeddings\]"'):
-        megagpt("search", "ask", index, "cat", "--backend", "faiss")
+        megagpt("search", "ask", index, "cat", "--backend", backend)
 
 
 def test_another_checkpoint_is_refused(megagpt, index, checkpoint, tmp_path):

@@ -12,6 +12,7 @@ PPO = [
     "ppo.max_new_tokens=32",
     "ppo.rollout_batch_size=32",
 ]
+EMBED = ["stage=embed", "checkpoint.load=runs/demo", "data.pairs=[a.jsonl]"]
 BROKEN = [
     ("run_name", 1, ["run_name=../x"], ["run_name ('../x')", "runs_dir"]),
     ("run_name", 1, ["run_name=''"], ["run_name ('')"]),
@@ -251,7 +252,41 @@ BROKEN = [
         ["data.corpora[0].weight (0.0)", "'a'", "off the list"],
     ),
     ("data_is_named", 1, ["stage=reward"], ["data.rankings", "stage.name is reward", ".jsonl"]),
-    ("only_rewards_are_scalars", 1, ["model.head=scalar"], ["model.head (scalar)", "stage.name (pretrain)", "tokens"]),
+    ("data_is_named", 1, [*EMBED, "data.pairs=[]"], ["data.pairs ([])", "stage.name is embed", "`megagpt data pairs`"]),
+    ("heads_go_with_stages", 1, ["model.head=scalar"], ["model.head (scalar)", "stage.name (pretrain)", "tokens"]),
+    ("heads_go_with_stages", 1, [*EMBED, "model.head=tokens"], ["model.head (tokens)", "(embed)", "head=embedding"]),
+    ("heads_go_with_stages", 1, ["model.head=embedding"], ["model.head (embedding)", "(pretrain)", "head=tokens"]),
+    (
+        "lengths_fit_the_context",
+        1,
+        [*EMBED, "embed.max_tokens=257"],
+        ["embed.max_tokens (257)", "model.sequence_length (256)", "null"],
+    ),
+    (
+        "dimensions_are_beginnings",
+        1,
+        [*EMBED, "embed.dimensions=[64,256]"],
+        ["embed.dimensions (256)", "model.hidden_size (256)"],
+    ),
+    ("dimensions_are_beginnings", 1, [*EMBED, "embed.dimensions=[0]"], ["embed.dimensions (0)", "above 0"]),
+    (
+        "embeddings_have_no_ramp",
+        1,
+        [*EMBED, "optim.ramp_start=8", "optim.ramp_tokens=99"],
+        ["optim.ramp_start (8)", "stage.name is embed", "ramp_start=null"],
+    ),
+    (
+        "temperature_is_allowed",
+        1,
+        [*EMBED, "embed.temperature=0.005"],
+        ["embed.temperature (0.005)", "embed.min_temperature (0.01)", "lower the second"],
+    ),
+    (
+        "spikes_are_not_skipped",
+        1,
+        [*EMBED, "reliability.spike_threshold=2"],
+        ["reliability.spike_threshold (2)", "stage.name is embed", "spike_threshold=0"],
+    ),
     (
         "episodes_have_a_reward",
         1,

@@ -22,6 +22,7 @@ STARTS = {
     "code": ["checkpoint.load=runs/other"],
     "edit": ["stage=edit", *TALKS],
     "sft": ["stage=sft", *TALKS],
+    "embed": ["stage=embed", "checkpoint.load=runs/other", "data.pairs=[a.jsonl]", "optim.ramp_start=null"],
     "reward": ["stage=reward", "checkpoint.load=runs/other", "data.rankings=[a.jsonl]"],
     "ppo": ["stage=ppo", *TALKS, "ppo.reward_model=runs/reward", "optim.ramp_start=null", "optim.ramp_tokens=0"],
 }
@@ -38,7 +39,7 @@ def test_every_file_composes_and_passes_the_rules(group, option):
     size = re.match(r"(\d+.*b)_\d+x", option) if group == "cluster" else None
     large = ["model=gpt3_175b", "optim=gpt3_175b", "optim.ramp_start=64"] if "vpp6" in option else []
     stage = option.split("_")[0] if group in ("stage", "data", "optim") else ""
-    start = STARTS.get(stage, [])
+    start = [text for text in STARTS.get(stage, []) if not text.startswith(f"{group}=")]
     config = load(f"{group}={option}", *([f"experiment=pretrain_{size[1]}"] if size else large), *start)
     layouts = [config.parallel, *(config.ppo.layout(name, config.parallel) for name in PPO_MODELS)]
     check(config, math.lcm(*(own.tensor_parallel_size * own.pipeline_parallel_size for own in layouts)))

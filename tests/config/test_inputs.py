@@ -49,6 +49,27 @@ def test_a_size_chains_from_pretraining_to_ppo(size):
     assert set(chained) == {"data/chat_tokenizer.json"}  # the model and its judge read the same tokens
 
 
+SIZES = {"350m": "ada", "1_3b": "babbage", "6_7b": "curie", "175b": "davinci"}
+FAMILIES = {"text_similarity": "embed_text", "text_search": "embed_text", "code_search": "embed_code"}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_size_chains_from_pretraining_to_embeddings(size):
+    before = {"embed_text": "pretrain", "embed_code": "code", "code": "pretrain"}
+    chains = {f"{stage}_{size}": f"{base}_{size}" for stage, base in before.items()}
+    chains |= {f"{family}_{SIZES[size]}": f"{base}_{size}" for family, base in FAMILIES.items()}
+    pretrained = load([f"experiment=pretrain_{size}"]).model
+    for name, base in chains.items():
+        config, start = load([f"experiment={name}"]), load([f"experiment={base}"])
+        assert config.checkpoint.load == f"runs/{base}"
+        assert start.model.vocab_size <= config.model.vocab_size
+        assert (config.model.vocab_size, config.data.tokenizer) == (start.model.vocab_size, start.data.tokenizer) or (
+            name.startswith("code_") and base.startswith("pretrain")
+        )
+        for field in ("num_layers", "hidden_size", "num_attention_heads", "sequence_length"):
+            assert getattr(config.model, field) == getattr(pretrained, field)
+
+
 def test_a_tokenizer_extends_another_that_has_a_command():
     for path, command in COMMANDS.items():
         assert path.startswith("data/")
@@ -92,6 +113,18 @@ def test_missing_files_and_runs_are_listed_together(tmp_path, monkeypatch):
         (tmp_path / "data" / name).touch()
     text = failure(tmp_path, monkeypatch, CheckpointError, "experiment=sft_1_3b")
     assert text.startswith("1 of the 3 inputs")
+
+
+def test_missing_pairs_are_named_with_the_command_that_makes_them(tmp_path, monkeypatch):
+    text = failure(tmp_path, monkeypatch, DataError, "experiment=embed_text_350m", "embed.scored_pairs=sts.jsonl")
+    make = "megagpt data pairs --kind neighbours --output data/text_pairs.jsonl TEXT.jsonl"
+    assert text.startswith("4 of the 4 inputs")
+    assert f"data.pairs: no data/text_pairs.jsonl; put your own there, or make it with `{make}`" in text
+    assert "embed.scored_pairs: no sts.jsonl; give a file of sentence pairs" in text and "--kind scored`" in text
+    assert "checkpoint.load: no runs/pretrain_350m; make it with `megagpt train experiment=pretrain_350m`" in text
+    tuning = failure(tmp_path, monkeypatch, DataError, "experiment=text_similarity_ada", "data.pairs=[mine.jsonl]")
+    assert "data.pairs: no mine.jsonl; give a file of pairs, or make one with `megagpt data pairs`" in tuning
+    assert "checkpoint.load: no runs/embed_text_350m; make it with `megagpt train experiment=embed_text_350m`" in tuning
 
 
 def test_other_ranks_leave_it_to_the_first(tmp_path, monkeypatch):

@@ -50,6 +50,18 @@ def replaced(config: Config, group: str, **values) -> Config:
     return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **values)})
 
 
+def saved_model(folder: Path, config: Config) -> None:
+    """A run folder with a checkpoint of a model that `config` describes."""
+    import torch
+
+    from megagpt.checkpoint import Checkpointer, Shard
+    from megagpt.config.load import to_dict
+
+    with Checkpointer(folder / "checkpoints", CheckpointConfig()) as checkpointer:
+        shards = [Shard.whole("model/weight", torch.zeros(4))]
+        checkpointer.save(1, shards, {}, {}, {"config": to_dict(config), "layout": {}})
+
+
 def test_nothing_is_wrong(prepared):
     problems, facts = check_run(prepared)
     assert not problems
@@ -138,16 +150,9 @@ def test_fim_needs_its_tokens(prepared):
 
 
 def test_checkpoint_is_valid_and_of_the_same_model(prepared, tmp_path):
-    import torch
-
-    from megagpt.checkpoint import Checkpointer, Shard
-    from megagpt.config.load import to_dict
-
     config = dataclasses.replace(prepared, runs_dir=str(tmp_path))
     folder = tmp_path / config.run_name / "checkpoints"
-    with Checkpointer(folder, CheckpointConfig()) as checkpointer:
-        shards = [Shard.whole("model/weight", torch.zeros(4))]
-        checkpointer.save(1, shards, {}, {}, {"config": to_dict(config), "layout": {}})
+    saved_model(folder.parent, config)
     problems, facts = check_run(config)
     assert not problems
     assert any("which is valid" in fact for fact in facts)
@@ -171,15 +176,8 @@ def test_checkpoint_is_valid_and_of_the_same_model(prepared, tmp_path):
 
 
 def test_what_ppo_starts_from_can_score(prepared, tmp_path):
-    import torch
-
-    from megagpt.checkpoint import Checkpointer, Shard
-    from megagpt.config.load import to_dict
-
     for name, head in (("writes", "tokens"), ("scores", "scalar")):
-        manifest = {"config": to_dict(replaced(prepared, "model", head=head)), "layout": {}}
-        with Checkpointer(tmp_path / name / "checkpoints", CheckpointConfig()) as checkpointer:
-            checkpointer.save(1, [Shard.whole("model/weight", torch.zeros(4))], {}, {}, manifest)
+        saved_model(tmp_path / name, replaced(prepared, "model", head=head))
     ppo = replaced(dataclasses.replace(prepared, runs_dir=str(tmp_path)), "stage", name="ppo")
     ppo = replaced(ppo, "ppo", episodes=100, max_prompt_tokens=16, max_new_tokens=16)
     ppo = replaced(ppo, "checkpoint", load=str(tmp_path / "writes"))
@@ -197,6 +195,62 @@ def test_what_ppo_starts_from_can_score(prepared, tmp_path):
         problems, _ = check_run(replaced(prepared, "stage", reward_model=str(tmp_path / name)))
         assert len(problems) == number
         assert all("stage.reward_model" in problem and "never trained to score" in problem for problem in problems)
+
+
+@pytest.fixture
+def embedding(prepared, tmp_path) -> Config:
+    """A run of stage embed with 64 pairs, which starts from a language model."""
+    pairs = [{"query": f"to be {number}", "positive": f"or not to be {number}"} for number in range(64)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    saved_model(tmp_path / "writes", prepared)
+    config = replaced(dataclasses.replace(prepared, runs_dir=str(tmp_path)), "stage", name="embed")
+    config = replaced(replaced(config, "model", head="embedding"), "checkpoint", load=str(tmp_path / "writes"))
+    data = {"corpora": (CorpusConfig("absent"),), "pairs": (str(tmp_path / "pairs.jsonl"),), "split": (1.0, 0.0, 0.0)}
+    return replaced(config, "data", **data)
+
+
+def test_pairs_are_read(embedding, tmp_path):
+    problems, facts = check_run(embedding, hashes=True)  # reads no corpus
+    assert not problems
+    assert any(fact.startswith("64 pairs an epoch in 16 steps, ") for fact in facts)
+    assert Path(embedding.data.pairs[0]) in data_files(embedding)
+    assert not any("absent" in str(path) for path in data_files(embedding))
+    (tmp_path / "scored.jsonl").write_text('{"sentence1": "a", "sentence2": "b", "score": 1}\n')
+    scored = replaced(embedding, "embed", scored_pairs=str(tmp_path / "scored.jsonl"))
+    assert "1 pairs with scores" in check_run(scored)[1]
+    assert tmp_path / "scored.jsonl" in data_files(scored)
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "named"),
+    [
+        ("data", {"pairs": ("nowhere.jsonl",)}, "nowhere.jsonl"),
+        ("optim", {"global_batch_size": 128}, "optim.global_batch_size (128)"),
+        ("embed", {"max_tokens": 2}, "embed.max_tokens"),
+        ("embed", {"scored_pairs": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ("data", {"tokenizer": "nowhere.json"}, "nowhere.json"),
+    ],
+)
+def test_what_is_wrong_with_pairs(embedding, group, values, named):
+    (problem,) = check_run(replaced(embedding, group, **values))[0]
+    assert named in problem
+
+
+@pytest.mark.parametrize(
+    ("saved", "wanted", "problem"),
+    [
+        ("tokens", "embedding", ""),
+        ("embedding", "embedding", ""),
+        ("scalar", "embedding", "model.head (scalar there, embedding here)"),
+        ("embedding", "tokens", "model.head (embedding there, tokens here)"),
+        ("embedding", "scalar", "model.head (embedding there, scalar here)"),
+    ],
+)
+def test_the_head_that_a_run_starts_from(embedding, tmp_path, saved, wanted, problem):
+    saved_model(tmp_path / "other", replaced(embedding, "model", head=saved))
+    config = replaced(embedding, "checkpoint", load=str(tmp_path / "other"))
+    problems, _ = check_run(replaced(config, "model", head=wanted))
+    assert [problem] == [line.partition(": ")[2] for line in problems] if problem else not problems
 
 
 def test_slow_ranks_are_named():

@@ -28,6 +28,7 @@ MODERN = [
     "optim.ramp_start=null",
     "optim.ramp_tokens=0",
 ]
+EMBED = [*GPT3, "stage=embed", "checkpoint.load=runs/other", "data.pairs=[a.jsonl]", "embed.max_tokens=128"]
 TENSOR = ["parallel.tensor_parallel_size=2"]
 SEQUENCE = [*TENSOR, "parallel.sequence_parallel=true"]
 PIPELINE = ["parallel.pipeline_parallel_size=2"]
@@ -64,6 +65,9 @@ real = pytest.fixture(another_process, scope="module", name="real")
         ([*GPT3, "optim.precision=fp32"], 2),
         ([*GPT3, "kernels.fuse_output_projection=true"], 2),
         (MODERN, 1),
+        (EMBED, 4),
+        ([*EMBED, *SEQUENCE, *PIPELINE, "parallel.virtual_pipeline_size=2", "embed.hard_negatives=1"], 8),
+        ([*EMBED, *PIPELINE, "parallel.recompute=full", "embed.learn_temperature=false"], 2),
         ([*MODERN, *SEQUENCE, *PIPELINE, "parallel.micro_batch_size=2", "model.qk_layernorm=false"], 8),
     ],
 )
@@ -99,7 +103,14 @@ def test_ppo_as_traced(process):
 
 @pytest.mark.parametrize(
     "overrides",
-    [GPT3, MODERN, [*GPT3, "parallel.recompute=full"], [*GPT3, "optim.precision=fp32"], [*GPT3, "model.head=scalar"]],
+    [
+        GPT3,
+        MODERN,
+        [*GPT3, "parallel.recompute=full"],
+        [*GPT3, "optim.precision=fp32"],
+        [*GPT3, "model.head=scalar"],
+        EMBED,
+    ],
 )
 def test_trace_agrees_with_what_is_allocated(process, real, overrides):
     assert process(traced.traced_peak, overrides) == pytest.approx(real(traced.allocated_peak, overrides), rel=0.1)

@@ -65,6 +65,23 @@ def allocated_peak(overrides: list[str]) -> float:
         output = forward()
         output.backward(torch.ones_like(output))
     launch.shutdown()
+    return _peak(profiler)
+
+
+def allocated_by_comparison(pairs: int, kinds: int, width: int, dimensions: tuple[int, ...]) -> float:
+    """Peak of comparing so many pairs on one rank in bytes, the given vectors apart."""
+    from megagpt.config.embedding import EmbedConfig
+    from megagpt.train.contrastive import contrastive_gradients
+
+    texts = torch.randn(kinds, pairs, width)
+    ids = torch.arange(kinds * pairs).view(kinds, pairs)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        contrastive_gradients(texts, ids, EmbedConfig(dimensions=dimensions), None)
+    return _peak(profiler)
+
+
+def _peak(profiler: profile) -> float:
+    """Most bytes allocated at a time."""
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return max(itertools.accumulate(event.nbytes() for event in events))

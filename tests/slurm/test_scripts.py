@@ -13,7 +13,7 @@ from megagpt.config.rules import check
 from tests.slurm.cluster import Cluster, why_not
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted((ROOT / "slurm").glob("*_*[mb].sh"))
+SCRIPTS = sorted((ROOT / "slurm").glob("*_*.sh"))
 DATA = ["data.tokenizer=data/tokenizer.json", "data.corpora=[{path: data/web}]"]
 
 
@@ -23,18 +23,29 @@ def options(script: Path) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
+def recipe(name: str) -> str:
+    """The text of an experiment and of the one that it begins with."""
+    text = (ROOT / "configs/experiment" / f"{name}.yaml").read_text()
+    base = re.search(r"^  - (\w+)$", text, re.MULTILINE)
+    return text + recipe(base[1]) if base else text
+
+
 def test_the_sizes_are_there():
     pretraining = {f"pretrain_{size}" for size in ("125m", "1_3b", "6_7b", "13b", "175b")}
     aligned = {f"{stage}_{size}" for stage in ("sft", "reward", "ppo") for size in ("125m", "1_3b", "6_7b", "175b")}
     code = {f"{stage}_{size}" for stage in ("code", "edit") for size in ("125m", "1_3b")}
-    assert {script.stem for script in SCRIPTS} >= pretraining | aligned | code
+    sizes = {"350m": "ada", "1_3b": "babbage", "6_7b": "curie", "175b": "davinci"}
+    embeddings = {f"embed_{kind}_{size}" for kind in ("text", "code") for size in sizes}
+    families = ("text_similarity", "text_search", "code_search")
+    tuned = {f"{family}_{size}" for family in families for size in sizes.values()}
+    assert {script.stem for script in SCRIPTS} >= pretraining | aligned | code | embeddings | tuned
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_a_script_asks_for_what_its_recipe_needs(script):
     asked = options(script)
     nodes, gpus = int(asked["nodes"]), int(asked["gpus-per-node"])
-    experiment = (ROOT / "configs/experiment" / f"{script.stem}.yaml").read_text()
+    experiment = recipe(script.stem)
     cluster = re.search(r"/cluster: (\S+)", experiment)
     size = rf"(^|_){nodes}x{gpus}x" if cluster else rf"on {nodes} nodes of {gpus} GPUs"
     assert re.search(size, cluster[1] if cluster else experiment)

@@ -5,7 +5,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from megagpt.checkpoint.convert.base import Source
+from megagpt.checkpoint.convert.base import Source, TensorInfo
 from megagpt.checkpoint.convert.common import LazySource
 from megagpt.errors import CheckpointError
 
@@ -23,7 +23,8 @@ def fold_qkv_bias(source: Source) -> Source:
     With x the norm's output, a shift d of its bias where Wq d = bq gives the queries their bias. The keys' bias, and
     what d adds to them, adds the same to all scores of a query, which softmax ignores. Probabilities sum to one, so
     the values' bias, less what d adds, passes through attention and moves the projection's bias by Wo (bv - Wv d).
-    Needs as many query as key heads.
+    Needs as many query as key heads. The biases that take them are float32, because bf16 would round away what they
+    take.
     """
     model = source.model
     width = model.head_dim
@@ -45,17 +46,17 @@ def fold_qkv_bias(source: Source) -> Source:
         return shift, out @ (bv.flatten() - wv.flatten(0, 1) @ shift)
 
     def moved(name: str, layer: str, which: int) -> Tensor:
-        value = source.read(name)
-        return (value.double() + shifts(layer)[which]).to(value.dtype)
+        return (source.read(name).double() + shifts(layer)[which]).float()
 
-    readers = {name: partial(source.read, name) for name in source.tensors}
+    readers, tensors = {name: partial(source.read, name) for name in source.tensors}, dict(source.tensors)
     for name in filter(_is_qkv_bias, source.tensors):
         layer = name.removesuffix(f".{QKV}.bias")
         info = source.tensors[name]
         readers[name] = partial(torch.zeros, info.shape, dtype=info.dtype)
         for which, changed in enumerate((f"{layer}.{NORM}.bias", f"{layer}.{PROJECTION}.bias")):
             readers[changed] = partial(moved, changed, layer, which)
-    return LazySource(source.path, source.format, model, source.step, source.tensors, readers, source.tokenizer)
+            tensors[changed] = TensorInfo(source.tensors[changed].shape, torch.float32)
+    return LazySource(source.path, source.format, model, source.step, tensors, readers, source.tokenizer)
 
 
 def _is_qkv_bias(name: str) -> bool:

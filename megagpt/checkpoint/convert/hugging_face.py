@@ -241,6 +241,7 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
 def write_model(source: Source, folder: Path, bar: tqdm, end_of_text: int | None, base: bool = False) -> None:
     """Writes weights in shards, config.json and, unless it is a `base` class without a head, generation_config.json.
 
+    A base class is to compute in float32, whatever the weights' dtype: vectors are compared more finely than logits.
     Raises CheckpointError naming the setting that none of the architectures has.
     """
     architecture = about.architecture_of(source.model)
@@ -257,7 +258,7 @@ def write_model(source: Source, folder: Path, bar: tqdm, end_of_text: int | None
     outputs = list(_outputs(source, architecture, bar))
     if base:
         del files["generation_config.json"]
-        files["config.json"]["architectures"] = [BASES[architecture]]
+        files["config.json"] |= {"architectures": [BASES[architecture]], "dtype": "float32"}
         outputs = [(name.partition(".")[2], info, read) for name, info, read in outputs]
     for name, values in files.items():
         write_json(folder / name, values)

@@ -211,7 +211,8 @@ print(model.similarity(queries, documents))
 
 The tokenizer makes {around["query"]} of a query and {around["document"]} of a document.
 `encode` takes texts for documents. A text has at most {facts["max_tokens"]} tokens with what is put around it, and a
-longer one loses its end. Training divided cosines by the temperature {facts["temperature"]:.6g}.
+longer one loses its end. Training divided cosines by the temperature {facts["temperature"]:.6g}. The model computes in
+float32; `model_kwargs={{"dtype": "bfloat16"}}` takes half the memory and rounds.
 """
     if facts["dimensions"]:
         shorter = " or ".join(map(str, facts["dimensions"]))

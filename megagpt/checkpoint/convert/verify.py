@@ -128,11 +128,10 @@ def _sentence_transformers(folder: Path, texts: Sequence[str]) -> dict[str, torc
         from transformers.utils import logging
     except ImportError:
         raise CheckpointError(
-            "the proof of this conversion needs sentence-transformers: pip install 'megagpt[embeddings]', or give"
+            "the proof of this conversion needs sentence-transformers: pip install sentence-transformers, or give"
             " --no-verify"
         ) from None
     logging.disable_progress_bar()
-    settings = {"dtype": torch.float32}
-    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, model_kwargs=settings)
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     encode = {"query": model.encode_query, "document": model.encode_document}
     return {side: torch.from_numpy(encode[side](texts, show_progress_bar=False)) for side in SIDES}

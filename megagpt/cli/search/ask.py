@@ -34,10 +34,10 @@ AT_A_TIME = 4096
 @options.top
 @click.option(
     "--backend",
-    type=click.Choice(["exact", "faiss"]),
+    type=click.Choice(["exact", "faiss", "hnsw"]),
     default="exact",
     show_default=True,
-    help="What compares vectors: a matrix product, or faiss, which has to be installed.",
+    help="What finds vectors: a matrix product; the same by faiss; faiss's graph, which is fast and approximate.",
 )
 @click.option("--checkpoint", type=options.FILE, help="Where the model of the index is now [default: where it was].")
 @options.as_json
@@ -68,7 +68,8 @@ def command(
     """
     from megagpt.cli.embedding import find_checkpoint, loader
     from megagpt.data.files import atomic_file
-    from megagpt.evaluate.index import Index, import_faiss
+    from megagpt.evaluate.faiss_index import import_faiss
+    from megagpt.evaluate.index import Index
     from megagpt.evaluate.vectors import first_rank_does
 
     if file and questions:
@@ -77,7 +78,7 @@ def command(
         raise ConfigError("--output needs questions: give --file, or a question")
     if any(not question.strip() for question in questions):
         raise DataError("a question is empty: give it some words")
-    if backend == "faiss":
+    if backend != "exact":
         import_faiss()
     index = Index.open(folder)
     found, world = find_checkpoint(checkpoint or Path(index.about["job"]["checkpoint"]["folder"]), **layout)

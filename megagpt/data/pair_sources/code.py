@@ -63,8 +63,13 @@ class SourceText:
     """Its repository or, where none is named, the top-level folder or module: no two splits share one."""
 
 
-def source_text(record: Record, key: str, inputs: Sequence[str | Path]) -> SourceText | str:
-    """The file that a record is or holds, or why there is none in it."""
+def source_text(
+    record: Record, key: str, inputs: Sequence[str | Path], languages: Sequence[str] = LANGUAGES
+) -> SourceText | str:
+    """The file that a record is or holds, or why there is none in it.
+
+    A record that names neither path nor language is in the only one of `languages`, if there is one alone.
+    """
     value = record.value
     if isinstance(value, str):
         inside = _below_input(Path(record.path), inputs)
@@ -75,10 +80,13 @@ def source_text(record: Record, key: str, inputs: Sequence[str | Path]) -> Sourc
     if not isinstance(text, str) or not text.strip():
         return f"record without source code under {key!r}"
     path = _first_text(value, PATH_KEYS)
-    given, known = value.get("language"), language_of(path, text) if path else None
+    given, known = (
+        value.get("language"),
+        language_of(path, text) if path else languages[0] if len(languages) == 1 else None,
+    )
     language = given.lower() if isinstance(given, str) and given else known
     repository = _first_text(value, REPOSITORY_KEYS)
-    unit = repository or (_top_level(PurePosixPath(*PurePosixPath(path).parts), depth=2) if path else record.place)
+    unit = repository or (_top_level(PurePosixPath(path)) if path else record.place)
     return SourceText(text, f"{repository}/{path}" if repository and path else path or record.place, language, unit)
 
 
@@ -87,21 +95,19 @@ def _first_text(value: dict[str, Any], keys: Sequence[str]) -> str:
 
 
 def _below_input(path: Path, inputs: Sequence[str | Path]) -> PurePosixPath:
-    """The path of a file as seen from the folder that was given."""
+    """The path of a file from the name of the folder that was given on; as in a corpus of source code."""
     for root in map(Path, inputs):
         if root.is_dir() and path.is_relative_to(root):
-            return PurePosixPath(path.relative_to(root).as_posix())
+            return PurePosixPath(root.resolve().name, path.relative_to(root).as_posix())
     return PurePosixPath(path.name)
 
 
-def _top_level(path: PurePosixPath, depth: int = 1) -> str:
-    """The first `depth` parts of a path; of a file's name, the part before the ending."""
-    parts = path.parts[:depth]
-    return (
-        "/".join([*parts[:-1], parts[-1].partition(".")[0] or parts[-1]])
-        if len(path.parts) <= depth
-        else "/".join(parts)
-    )
+def _top_level(path: PurePosixPath) -> str:
+    """The input's name and the folder in it, or the module where a file lies in the input itself."""
+    first, *rest = path.parts
+    if len(rest) > 1:
+        return f"{first}/{rest[0]}"
+    return "/".join([first, rest[0].partition(".")[0] or rest[0]]) if rest else first.partition(".")[0] or first
 
 
 def code_pairs(source: SourceText, options: Functions, tally: Tally) -> Iterator[FoundPair]:

@@ -149,7 +149,7 @@ def _pairs(job: Job, tally: Tally) -> list[FoundPair]:
             if job.inputs
             else _counted(standard_records(), bar)
         )
-        records = accepted(records, reject, tally)
+        records = accepted(records, reject, tally, sources=job.kind == "code")
         if job.kind == "code":
             found = from_code(records, job.key, job.inputs, functions, reject, tally)
         else:
@@ -199,7 +199,8 @@ def _patterns(functions: Functions | None) -> tuple[str, ...]:
     if functions is None:
         return FOLDER_PATTERNS
     endings = " ".join(EXTENSIONS[language] for language in functions.languages).split()
-    return (*(name for name in FOLDER_PATTERNS if ".txt" not in name), *(f"*.{end}" for end in endings), "*.h")
+    headers = ["*.h"] if {"c", "c++"} & set(functions.languages) else []
+    return (*(name for name in FOLDER_PATTERNS if ".txt" not in name), *(f"*.{end}" for end in endings), *headers)
 
 
 def _counted(records: Iterator[Record], bar: object) -> Iterator[Record]:

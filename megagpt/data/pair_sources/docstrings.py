@@ -13,7 +13,8 @@ _TAGS = re.compile(r"</?[a-zA-Z][^<>\n]*>")
 _INLINE = re.compile(r"\{@\w+\s+([^{}]*)\}")
 _DECORATION = re.compile(r"^[\s*/!#;=-]*$")
 _NOT_PROSE = re.compile(
-    r"^\W*(?:todo|fixme|xxx|hack|noqa|eslint|nolint|pylint|istanbul|type: ?ignore|copyright|\(c\)|licen[sc]ed|spdx"
+    r"^\W*(?:todo|fixme|xxx|hack|cop(?:ied|y-n-paste|y-paste) from|noqa|eslint|nolint|pylint|istanbul"
+    r"|type: ?ignore|copyright|\(c\)|licen[sc]ed|spdx"
     r"|region\b|endregion|inheritdoc|see\b.{0,40}$)",
     re.IGNORECASE,
 )

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megagpt.data import standard_library
+from megagpt.data.corpus.languages import language_of
 from megagpt.data.pair_sources.code import Functions, code_pairs, source_text
 from megagpt.data.pair_sources.found import FoundPair, Tally
 from megagpt.data.pair_sources.neighbours import Neighbours, neighbour_pairs
@@ -17,7 +18,7 @@ Records = Iterator[Record | Rejection]
 def standard_records() -> Records:
     """The files of Python's standard library, where no input is given."""
     for number, value in enumerate(standard_library.documents(), 1):
-        yield Record("standard library", number, value)
+        yield Record("standard library", number, value | {"path": f"Lib/{value['path']}"})
 
 
 class Rejections:
@@ -34,10 +35,15 @@ class Rejections:
             raise DataError(f"{self.count} malformed records, and --max-rejected is {self.most}: {rejection}")
 
 
-def accepted(records: Records, reject: Rejections, tally: Tally) -> Iterator[Record]:
-    """The records that could be read."""
+def accepted(records: Records, reject: Rejections, tally: Tally, *, sources: bool = False) -> Iterator[Record]:
+    """The records that could be read.
+
+    sources: files of source code that are empty or no text are dropped, not rejected, since any checkout has some
+    """
     for record in records:
-        if isinstance(record, Rejection):
+        if sources and isinstance(record, Rejection) and language_of(record.path, "") is not None:
+            tally.drop(f"file: {record.kind}", record.path)
+        elif isinstance(record, Rejection):
             reject(record)
         else:
             tally.read["records"] += 1
@@ -69,7 +75,7 @@ def from_code(
 ) -> Iterator[FoundPair]:
     """Docstrings and functions of every file; a record that holds no source code is rejected."""
     for record in records:
-        source = source_text(record, key, inputs)
+        source = source_text(record, key, inputs, options.languages)
         if isinstance(source, str):
             reject(Rejection(record.path, record.number, source, "--key names the key of the text"))
         else:

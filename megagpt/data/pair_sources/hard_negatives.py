@@ -61,7 +61,7 @@ def with_hard_negatives(
             for pair, scores in zip(some, index.scores([pair.query for pair in some]), strict=True):
                 best = np.argsort(-scores, kind="stable")[mining.first - 1 : mining.last]
                 ranked = [texts[place] for place in best if scores[place] > 0]
-                random.Random(f"{seed} {pair.document} {pair.query}").shuffle(ranked)
+                random.Random(f"{seed} {pair.query} {pair.positive}").shuffle(ranked)
                 query = numbers.of(pair.query)
                 unwanted = {query, *relevant.get(query, ()), *map(numbers.of, pair.negatives)}
                 found: list[str] = []

@@ -30,7 +30,8 @@ class NearDuplicates:
         if not 0 < likeness <= 1:
             raise ConfigError(f"--near-duplicates is {likeness}; it must be above 0 and at most 1")
         self.likeness = likeness
-        self._index = MinHashLSH(threshold=likeness, num_perm=PERMUTATIONS, weights=(0.2, 0.8))
+        # Candidates are compared by their whole signatures, so the index may propose more than it should, not less.
+        self._index = MinHashLSH(threshold=max(0.05, likeness - 0.1), num_perm=PERMUTATIONS, weights=(0.1, 0.9))
         self._empty = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)  # copied, since making one takes long
         self._signatures: list[MinHash] = []
         self._keys: list[int] = []

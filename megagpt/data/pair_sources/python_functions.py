@@ -11,6 +11,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
 def python_functions(source: str) -> Iterator[Function]:
     """Functions of a module and methods of its classes. Raises SyntaxError where Python would."""
+    source = source.replace("\r\n", "\n").replace("\r", "\n")  # so that the tree's lines are those of the text
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of escapes in other people's strings
         try:
@@ -19,16 +20,13 @@ def python_functions(source: str) -> Iterator[Function]:
             raise SyntaxError(str(error)) from None
     lines = source.encode().split(b"\n")  # the tree's columns are bytes
     for node in _definitions(tree):
-        first = min((decorator.lineno for decorator in node.decorator_list), default=node.lineno)
         docstring = ast.get_docstring(node)
-        parts = _without_docstring(lines, node) if docstring else lines[node.lineno - 1 : node.end_lineno]
-        if parts is not None:
-            parts = lines[first - 1 : node.lineno - 1] + parts
+        rows = _rows(lines, node, has_docstring=bool(docstring))
         yield Function(
             name=node.name,
             line=node.lineno,
             docstring=docstring or "",
-            code=None if parts is None else _dedented(parts, node.col_offset),
+            code=None if rows is None else _dedented(lines, rows, node),
             trivial=_is_trivial(node.body[1:] if docstring else node.body),
         )
 
@@ -43,23 +41,34 @@ def _definitions(tree: ast.Module) -> Iterator[Definition]:
                 waiting.append(node)
 
 
-def _without_docstring(lines: list[bytes], node: Definition) -> list[bytes] | None:
-    """The lines of a definition without its docstring; None where they hold other code as well."""
+def _rows(lines: list[bytes], node: Definition, has_docstring: bool) -> list[int] | None:
+    """Numbers from 0 of a definition's lines without its docstring; None where they hold other code as well."""
+    first = min((decorator.lineno for decorator in node.decorator_list), default=node.lineno) - 1
+    if not has_docstring:
+        return list(range(first, node.end_lineno))
     text = node.body[0]
     before = lines[text.lineno - 1][: text.col_offset]
     after = lines[text.end_lineno - 1][text.end_col_offset :].strip()
     if before.strip() or (after and not after.startswith(b"#")):
         return None
-    rest = lines[text.end_lineno : node.end_lineno]
-    while rest and not rest[0].strip():
-        rest = rest[1:]
-    return lines[node.lineno - 1 : text.lineno - 1] + rest
+    following = text.end_lineno
+    while following < node.end_lineno and not lines[following].strip():
+        following += 1
+    return [*range(first, text.lineno - 1), *range(following, node.end_lineno)]
 
 
-def _dedented(lines: list[bytes], indent: int) -> str:
-    """Lines of code without `indent` columns, which the inside of a string may not have."""
-    cut = [line[indent:] if not line[:indent].strip() else line for line in lines]
-    return "\n".join(line.decode().rstrip() for line in cut)
+def _dedented(lines: list[bytes], rows: list[int], node: Definition) -> str:
+    """The lines `rows` without the definition's indentation; what is inside a string stays as it is."""
+    inside: set[int] = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Constant | ast.JoinedStr) and part.end_lineno > part.lineno:
+            inside.update(range(part.lineno, part.end_lineno))
+    cut = [lines[row] if row in inside else _without_indent(lines[row], node.col_offset) for row in rows]
+    return b"\n".join(cut).decode()
+
+
+def _without_indent(line: bytes, indent: int) -> bytes:
+    return (line[indent:] if not line[:indent].strip() else line).rstrip()
 
 
 def _is_trivial(body: list[ast.stmt]) -> bool:

@@ -144,6 +144,7 @@ def _cells(block: Block) -> Iterator[Record | Rejection]:
     lines = texts[0].value.split("\n")
     tabs = table_kind(block.path) == ".tsv" or lines[0].count("\t") >= 4
     style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"delimiter": ",", "strict": True}
+    csv.field_size_limit(LARGEST_TABLE)  # its own limit is 131,072 characters
     rows = csv.reader((f"{line}\n" for line in lines), **style)
     done = 0
     try:
@@ -152,7 +153,7 @@ def _cells(block: Block) -> Iterator[Record | Rejection]:
                 yield Record(block.path, done + 1, row)
             done = rows.line_num
     except csv.Error as error:
-        yield Rejection(block.path, done + 1, "invalid table", str(error))
+        yield Rejection(block.path, done + 1, "invalid table", f"{error}; what follows in it is lost")
 
 
 def _rows(source: Source, progress: Progress) -> Iterator[Record | Rejection]:

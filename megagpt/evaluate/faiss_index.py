@@ -1,0 +1,81 @@
+"""What faiss does for an index: the same search in memory, or an approximate one where comparing all takes too long."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megagpt.data.files import atomic_file
+from megagpt.errors import ConfigError
+from megagpt.log import progress
+
+log = logging.getLogger(__name__)
+
+GRAPH = "hnsw.faiss"
+"""The file of the graph, in the folder of its index."""
+
+LINKS = 32
+"""Links of each document in the graph."""
+
+EFFORT = 128
+"""Documents that are looked at, at least, when the graph is built and searched: more find more and take longer."""
+
+ROWS = 1 << 14
+"""Documents that are added at a time."""
+
+
+def flat_index(vectors: np.ndarray) -> Any:
+    """All vectors, float32 [n, D], to be compared one by one. Raises ConfigError without faiss."""
+    return _filled(import_faiss().IndexFlatIP(vectors.shape[1]), vectors, "reading vectors")
+
+
+def graph_index(folder: Path, vectors: np.ndarray) -> Any:
+    """A graph of near vectors (HNSW; Malkov and Yashunin, arXiv 1603.09320), built once and kept in `folder`.
+
+    Raises ConfigError without faiss, DataError when the graph cannot be written.
+    """
+    faiss, path = import_faiss(), folder / GRAPH
+    if path.exists():
+        try:
+            graph = faiss.read_index(str(path))
+            if graph.ntotal == len(vectors) and np.array_equal(graph.reconstruct(0), vectors[0]):
+                return graph
+            log.warning("%s is of other vectors: building it anew", path)
+        except RuntimeError as error:
+            log.warning("%s cannot be read (%s): building it anew", path, str(error).splitlines()[-1])
+    graph = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = EFFORT
+    _filled(graph, vectors, "building a graph")
+    with atomic_file(path) as file:
+        faiss.write_index(graph, faiss.PyCallbackIOWriter(file.write))
+    return graph
+
+
+def flat_candidates(index: Any, queries: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the k largest products for each query, int64 [m, k]."""
+    return index.search(np.array(queries), k)[1]
+
+
+def graph_candidates(graph: Any, queries: np.ndarray, k: int) -> np.ndarray:
+    """Rows of k large products for each query, int64 [m, k]; -1 where fewer were found."""
+    graph.hnsw.efSearch = max(EFFORT, 2 * k)
+    return graph.search(np.array(queries), k)[1]
+
+
+def import_faiss() -> Any:
+    """The module faiss. Raises ConfigError when it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        raise ConfigError('this backend needs faiss: pip install "megagpt[embeddings]"') from None
+    return faiss
+
+
+def _filled(index: Any, vectors: np.ndarray, what: str) -> Any:
+    with progress(len(vectors), "documents", what) as bar:
+        for start in range(0, len(vectors), ROWS):
+            part = np.array(vectors[start : start + ROWS])
+            index.add(part)
+            bar.update(len(part))
+    return index

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The embeddings of text by GPT-3 6.7B, tuned for similarity, on 1 node of 8 GPUs of 80 GB.
+#
+#   sbatch slurm/text_similarity_curie.sh 'data.pairs=[data/similarity_pairs.jsonl]' [key=value ...]
+#SBATCH --job-name=text_similarity_curie
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+. "${MEGAGPT_ROOT:-$SLURM_SUBMIT_DIR}/slurm/train.sh" experiment=text_similarity_curie "$@"
