@@ -43,6 +43,7 @@ SHARED = ["errors", "env", "log"]
 MEGATRON = {
     "megagpt/data/indexed.py",
     "megagpt/model/gpt.py",
+    "megagpt/model/heads.py",
     "megagpt/model/layers.py",
     "megagpt/model/losses.py",
     "megagpt/model/megatron_import.py",
