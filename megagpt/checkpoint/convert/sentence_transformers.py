@@ -13,6 +13,7 @@ take two folders. Their weights are the same, so the second folder's are hard li
 """
 
 import contextlib
+import json
 import math
 import os
 import shutil
@@ -189,7 +190,10 @@ def _about(facts: dict[str, Any], routed: bool) -> dict[str, Any]:
 
 
 def _readme(facts: dict[str, Any], model: ModelConfig) -> str:
-    around = {side: f"`{facts[f'{side}_prefix']}`text`{facts[f'{side}_suffix']}{END_OF_TEXT}`" for side in SIDES}
+    around = {
+        side: f"`{json.dumps(facts[f'{side}_prefix'])} + text + {json.dumps(facts[f'{side}_suffix'] + END_OF_TEXT)}`"
+        for side in SIDES
+    }
     text = f"""---
 library_name: sentence-transformers
 tags: [sentence-transformers, feature-extraction, sentence-similarity]
@@ -197,8 +201,8 @@ pipeline_tag: sentence-similarity
 ---
 # {model.name}
 
-An embedding model trained with megagpt, at step {facts["step"]}. Vectors have {model.hidden_size} dimensions and length
-1, but for rounding.
+An embedding model trained with megagpt, at step {facts["step"]}. Vectors have {model.hidden_size} dimensions and
+length 1.
 
 ```python
 from sentence_transformers import SentenceTransformer

@@ -105,8 +105,8 @@ def _transformers(side: Source, tokens: torch.Tensor) -> torch.Tensor:
 def _largest_difference_of_vectors(source: Source, folder: Path) -> float:
     """Largest absolute difference of an element of `TEXTS`' vectors, as queries and as documents.
 
-    Ours are computed one by one. sentence-transformers loads the folder and computes its own together, so that short
-    texts are padded.
+    Ours are computed one by one. sentence-transformers loads the folder and computes its own two by two, so that the
+    shorter one is padded.
     """
     encoder = TextEncoder(source.embed, source.model.sequence_length, Tokenizer.load(source.tokenizer))
     texts = [*TEXTS, "longer than that, " * encoder.max_tokens]
@@ -134,4 +134,4 @@ def _sentence_transformers(folder: Path, texts: Sequence[str]) -> dict[str, torc
     logging.disable_progress_bar()
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     encode = {"query": model.encode_query, "document": model.encode_document}
-    return {side: torch.from_numpy(encode[side](texts, show_progress_bar=False)) for side in SIDES}
+    return {side: torch.from_numpy(encode[side](texts, batch_size=2, show_progress_bar=False)) for side in SIDES}

@@ -132,7 +132,7 @@ def test_beginnings_of_vectors(tmp_path, tokenizer):
     assert np.abs(model.encode_query(TEXTS, normalize_embeddings=True) - ours["query"]).max() < 1e-5
     readme = (tmp_path / "folder/README.md").read_text()
     assert "The first 16 or 32 numbers" in readme
-    assert "`{`text`}<|endoftext|>` of a document" in readme
+    assert '`"{" + text + "}<|endoftext|>"` of a document' in readme
 
 
 def test_weights_are_there_once(tmp_path, tokenizer, monkeypatch):
