@@ -163,6 +163,5 @@ def show_embeddings(result: dict[str, Any]) -> None:
     for name, metrics in result["metrics"].items():
         shown = (f"{metric} {'undefined' if v is None else format(v, '.4f')}" for metric, v in metrics.items())
         click.echo(f"{name:<10}{'  '.join(shown)}")
-    blocks = result.get("blocks")
-    if blocks and blocks["last_candidates"] < blocks["candidates"]:
-        click.echo(f"each among {blocks['candidates']} candidates; the last block has {blocks['last_candidates']}")
+    if "candidates" in result:
+        click.echo(f"each query searched {result['candidates']:,} candidates")

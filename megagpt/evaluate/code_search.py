@@ -46,6 +46,5 @@ def evaluate_code_search(settings: CodeSearchEvaluation, embedder: TextEmbedder)
         "bm25": {name: of_bm25[name] for name in METRICS},
         "chance": {name: of_model[f"chance_{name}"] for name in METRICS},
     }
-    blocks = {"candidates": of_model["candidates"], "last_candidates": of_model["last_candidates"]}
-    more = {"bm25": {"k1": bm25.K1, "b": bm25.B}, "blocks": blocks, "metrics": metrics}
-    return write_result(settings.output, request, more)
+    about = {"bm25": {"k1": bm25.K1, "b": bm25.B}, "candidates": of_model["candidates"]}
+    return write_result(settings.output, request, about | {"metrics": metrics})

@@ -64,20 +64,26 @@ def search_by_scores(
 ) -> dict[str, float]:
     """Mean reciprocal rank and recall of `count` pairs, shuffled by `seed` and cut into blocks of `candidates`.
 
-    As in CodeSearchNet (arXiv 1909.09436), a query's candidates are the positives of its block. Here the pairs left
-    over at the end make a block too, the smaller `last_candidates`. A candidate with the positive's own group is no
-    competitor. Where candidates score the same, the positive has their mean rank: constant scores gain nothing.
+    As in CodeSearchNet (arXiv 1909.09436), a query's candidates are the positives of its block. The queries left over
+    at the end search among the last `candidates` positives, so that all have as many. A candidate with the positive's
+    own group is no competitor. Where candidates score the same, the positive has their mean rank: constant scores gain
+    nothing.
 
     Returns mrr, recall_at_1, recall_at_10; chance_mrr, chance_recall_at_1 and chance_recall_at_10, what random scores
-    would reach on average; candidates and last_candidates. Raises ValueError without pairs, or where a score is NaN.
+    would reach on average; candidates, which are fewer where there are fewer pairs. Raises ValueError without pairs, or
+    where a score is NaN.
     """
     if count < 1 or candidates < 1:
         raise ValueError(f"a search needs pairs and candidates, not {count} and {candidates}")
     groups = np.arange(count) if groups is None else np.asarray(groups)
     order = np.random.default_rng(seed).permutation(count)
-    blocks = [order[start : start + candidates] for start in range(0, count, candidates)]
-    ranks, sizes = zip(*(_block_ranks(scores(block), groups[block]) for block in blocks), strict=True)
-    ranks, sizes = np.concatenate(ranks), np.concatenate(sizes)
+    candidates = min(candidates, count)
+    found = []
+    for start in range(0, count, candidates):
+        block = order[min(start, count - candidates) :][:candidates]
+        own = slice(start - count, None) if start > count - candidates else slice(None)  # others have been counted
+        found.append([values[own] for values in _block_ranks(scores(block), groups[block])])
+    ranks, sizes = (np.concatenate(values) for values in zip(*found, strict=True))
     harmonic = np.cumsum(1 / np.arange(1, sizes.max() + 1))
     return {
         "mrr": float(np.mean(1 / ranks)),
@@ -86,8 +92,7 @@ def search_by_scores(
         "chance_mrr": float(np.mean(harmonic[sizes - 1] / sizes)),
         "chance_recall_at_1": float(np.mean(1 / sizes)),
         "chance_recall_at_10": float(np.mean(np.minimum(10 / sizes, 1))),
-        "candidates": len(blocks[0]),
-        "last_candidates": len(blocks[-1]),
+        "candidates": candidates,
     }
 
 
