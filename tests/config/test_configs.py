@@ -85,7 +85,7 @@ def test_there_are_eight_sizes_each_with_model_schedule_and_experiment():
         assert dataclasses.replace(config.optim, ramp_start=published.ramp_start) == published
 
 
-@pytest.mark.parametrize("size", ["125m", "1_3b", "13b"])
+@pytest.mark.parametrize("size", ["125m", "350m", "1_3b", "6_7b", "13b", "175b"])
 def test_code_is_the_model_with_codex_schedule(size):
     config, base = load(f"experiment=code_{size}"), load(f"experiment=pretrain_{size}")
     assert (config.stage.name, config.checkpoint.load) == ("code", base.run_dir)
