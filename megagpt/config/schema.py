@@ -94,7 +94,7 @@ class OptimConfig:
     train_tokens: PositiveInt = 300_000_000_000
     """Tokens to train on."""
     train_epochs: PositiveFloat | None = None
-    """Passes over the conversations or ranked prompts; they set train_tokens and decay_tokens. null: train_tokens
+    """Passes over the conversations, ranked prompts or pairs; they set train_tokens and decay_tokens. null: train_tokens
     counts."""
     warmup_tokens: NonNegativeInt | None = None
     """Tokens of linear warm-up. null: published.warmup_tokens in proportion to train_tokens."""

@@ -24,6 +24,9 @@ from megagpt.train.trainer import Step, Trainer
 
 log = logging.getLogger(__name__)
 
+MEASURED_BLOCKS = 10
+"""Blocks of `embed.candidates` held-out pairs that are measured at most: all of their vectors are in memory at once."""
+
 
 class Embed(BaseStage):
     """Learns vectors by which queries find their documents; held-out pairs are measured before and after."""
@@ -106,7 +109,8 @@ class Embed(BaseStage):
         return values
 
     def _held_out(self, split: Split, max_tokens: int | None) -> list[Pair]:
-        pairs = self.loader.pairs[split]
+        """The first pairs of a split, of at most `max_tokens`, and at most MEASURED_BLOCKS x `embed.candidates`."""
+        pairs = self.loader.pairs[split][: MEASURED_BLOCKS * self.config.embed.candidates]
         return pairs if max_tokens is None else pairs[: max(2, max_tokens // self.loader.sample_tokens)]
 
     def _loss(self, queries: np.ndarray, positives: np.ndarray, pairs: Sequence[Pair]) -> tuple[float, float]:
