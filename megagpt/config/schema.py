@@ -94,8 +94,8 @@ class OptimConfig:
     train_tokens: PositiveInt = 300_000_000_000
     """Tokens to train on."""
     train_epochs: PositiveFloat | None = None
-    """Passes over the conversations, ranked prompts or pairs; they set train_tokens and decay_tokens. null: train_tokens
-    counts."""
+    """Passes over the conversations, ranked prompts or pairs; they set train_tokens and decay_tokens. null:
+    train_tokens counts."""
     warmup_tokens: NonNegativeInt | None = None
     """Tokens of linear warm-up. null: published.warmup_tokens in proportion to train_tokens."""
     warmup_start_ratio: Fraction = 0.0
