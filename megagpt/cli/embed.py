@@ -84,4 +84,5 @@ def command(
         key=key,
         side=side,
         dimensions=dimensions,
+        with_text=with_text,
     )

@@ -53,6 +53,8 @@ class Job:
     side: Side
     dimensions: int | None
     """Of the vectors; None for as many as the model has."""
+    with_text: bool = False
+    """Whether the file holds the texts too."""
     block_texts: int = BLOCK_TEXTS
 
 
@@ -90,6 +92,7 @@ def make_vectors(
     key: str = "text",
     side: Side = "document",
     dimensions: int | None = None,
+    with_text: bool = False,
 ) -> dict[str, Any]:
     """Embed the texts of `sources`, publish the vectors, and return what is said of them in `about`. Collective.
 
@@ -104,7 +107,7 @@ def make_vectors(
 
     def prepare() -> dict[str, Any]:
         inputs = [{"path": source.path, "sha256": file_sha256(Path(source.path))} for source in sources]
-        job = asdict(Job(inputs, key, describe_checkpoint(checkpoint), side, dimensions))
+        job = asdict(Job(inputs, key, describe_checkpoint(checkpoint), side, dimensions, with_text))
         finished = None
         if any(parts.glob("*.npy")):
             _claim(parts / "job.json", job, "unfinished work")
@@ -204,9 +207,10 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if before["checkpoint"]["manifest_sha256"] != now["checkpoint"]["manifest_sha256"]:
         old, new = before["checkpoint"]["folder"], now["checkpoint"]["folder"]
         found.append(f"the checkpoint {new} has changed" if old == new else f"the checkpoint is {new}, not {old}")
-    for name in ("key", "side", "dimensions", "block_texts"):
+    for name in ("key", "side", "dimensions", "with_text", "block_texts"):
         if before[name] != now[name]:
-            found.append(f"{name} is {now[name] or 'that of the model'}, not {before[name] or 'that of the model'}")
+            values = ["that of the model" if job[name] is None else job[name] for job in (now, before)]
+            found.append(f"{name} is {values[0]}, not {values[1]}")
     return found
 
 

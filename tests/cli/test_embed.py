@@ -146,6 +146,18 @@ def test_another_job_is_refused_by_name(
     np.testing.assert_array_equal(np.load(output), expected())
 
 
+@pytest.mark.parametrize("before", [[], ["--with-text"]])
+def test_a_file_with_texts_is_no_file_without(embed, documents, tmp_path, before):
+    output = tmp_path / "v.jsonl"
+    embed(documents, "--output", output, *before)
+    made = output.read_bytes()
+    other = [] if before else ["--with-text"]
+    with pytest.raises(ConfigError, match=f"with_text is {not before}, not {bool(before)}"):
+        embed(documents, "--output", output, *other)
+    embed(documents, "--output", output, *before)
+    assert output.read_bytes() == made
+
+
 def test_a_moved_input_is_the_same(embed, embedder, documents, tmp_path):
     embed(documents, "--output", tmp_path / "v.npy")
     moved = documents.rename(tmp_path / "moved.jsonl")
