@@ -161,11 +161,15 @@ def nearest(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def publish_index(folder: Path, blocks: Sequence[Path], about: dict[str, Any], texts: Iterator[Text]) -> None:
-    """Write vectors.npy and texts.jsonl of an index; `texts` are those that the blocks of vectors were made from."""
+    """Write vectors.npy and texts.jsonl of an index; `texts` are those that the blocks of vectors were made from.
+
+    A graph that an earlier index left in the folder goes.
+    """
 
     def line(one: Text) -> bytes:
         return json.dumps(one._asdict(), ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
+    (folder / faiss_index.GRAPH).unlink(missing_ok=True)
     with atomic_file(folder / TEXTS) as file:
         file.writelines(map(line, texts))
     write_npy(folder / VECTORS, blocks, about["count"], about["dimensions"])

@@ -24,7 +24,7 @@ def random_vectors(count: int, size: int = 16, seed: int = 0) -> np.ndarray:
 
 
 def make_index(folder: Path, vectors: np.ndarray, records: list[dict] | None = None) -> Index:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     np.save(folder / "block.npy", vectors)
     job = {"checkpoint": {"folder": "runs/<b>embed</b>", "manifest_sha256": "0"}}
     about = {"count": len(vectors), "dimensions": vectors.shape[1], "job": job}
@@ -71,6 +71,17 @@ def test_the_graph_finds_nearly_all_and_is_built_once(tmp_path, caplog):
     file.write_bytes(file.read_bytes()[:-999])
     np.testing.assert_array_equal(Index.open(tmp_path / "i").search(queries, 10, "hnsw")[0].shape, (100, 10))
     assert "cannot be read" in caplog.text and file.stat().st_mtime_ns != made
+
+
+def test_a_graph_does_not_outlive_its_index(tmp_path):
+    old, new = random_vectors(300), random_vectors(300, seed=1)
+    new[0] = old[0]
+    make_index(tmp_path / "i", old).search(old[:1], 5, "hnsw")
+    assert (tmp_path / "i/hnsw.faiss").exists()
+    for name in ("vectors.npy", "texts.jsonl", "about.json"):
+        (tmp_path / "i" / name).unlink()
+    index = make_index(tmp_path / "i", new)
+    np.testing.assert_array_equal(index.search(new[:20], 5, "hnsw")[1][:, 0], np.arange(20))
 
 
 def test_a_graph_that_reaches_too_few_is_not_relied_on(tmp_path):
