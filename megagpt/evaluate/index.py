@@ -23,7 +23,13 @@ log = logging.getLogger(__name__)
 VECTORS, TEXTS, ABOUT = "vectors.npy", "texts.jsonl", "about.json"
 
 BLOCK_ROWS = 1 << 16
-"""Documents that are compared with the queries at a time."""
+"""Documents that are compared with the queries at a time, at most."""
+
+PRODUCTS = 1 << 26
+"""Products of queries and documents that are held at a time, 256 MiB of float32."""
+
+LINE_BYTES = 1 << 26
+"""Bytes of a file in which line ends are looked for at a time, since the comparison takes as many bytes again."""
 
 SPARE = 16
 """Candidates beyond the wanted ones, since float32 products can leave the last of them in another order."""
@@ -41,7 +47,10 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bytes = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
-        self.ends = np.flatnonzero(self.bytes == ord("\n"))
+        parts = [np.empty(0, np.int64)]
+        for start in range(0, len(self.bytes), LINE_BYTES):
+            parts.append(np.flatnonzero(self.bytes[start : start + LINE_BYTES] == ord("\n")) + start)
+        self.ends = np.concatenate(parts)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -113,8 +122,9 @@ class Index:
     def search(self, queries: np.ndarray, k: int, backend: Backend = "exact") -> tuple[np.ndarray, np.ndarray]:
         """The k documents (all, where there are fewer) most similar to each query: scores and rows, best first.
 
-        queries: float32 [m, D], rows of norm 1. Returns cosines, float64 [m, k], and rows, int64 [m, k]. Where scores
-        are equal the lower row is first. Raises ConfigError without faiss, where it is asked for.
+        queries: float32 [m, D], rows of norm 1. Returns cosines, float64 [m, k], and rows, int64 [m, k]. Of equal
+        scores the lower row is first; where more than `SPARE` documents share the last score, any of them may be the
+        ones that are found. Raises ConfigError without faiss, where it is asked for.
         """
         k = min(k, len(self.vectors))
         wanted = min(k + SPARE, len(self.vectors))
@@ -178,8 +188,9 @@ def publish_index(folder: Path, blocks: Sequence[Path], about: dict[str, Any], t
 def _exact_candidates(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     """Rows of the k largest products for each query, int64 [m, k], a block of documents at a time."""
     best, rows, asked = None, None, torch.from_numpy(np.array(queries))
-    for start in range(0, len(vectors), BLOCK_ROWS):
-        block = torch.from_numpy(np.array(vectors[start : start + BLOCK_ROWS]))
+    height = max(1, min(BLOCK_ROWS, PRODUCTS // max(1, len(queries))))
+    for start in range(0, len(vectors), height):
+        block = torch.from_numpy(np.array(vectors[start : start + height]))
         found = torch.topk(asked @ block.T, min(k, len(block)))
         if best is None:
             best, rows = found.values, found.indices

@@ -50,6 +50,25 @@ def test_search_in_blocks_is_brute_force(tmp_path, monkeypatch, backend, k):
     assert k == 1 or rows[0, :4].tolist() == [7, 500, 501, 502]
 
 
+def test_memory_grows_neither_with_queries_nor_with_texts(tmp_path, monkeypatch):
+    monkeypatch.setattr(indexes, "PRODUCTS", 600)
+    monkeypatch.setattr(indexes, "LINE_BYTES", 7)
+    vectors, queries, made = random_vectors(200), random_vectors(30, seed=1), []
+    topk = indexes.torch.topk
+    monkeypatch.setattr(indexes.torch, "topk", lambda values, k: made.append(values.shape) or topk(values, k))
+    index = make_index(tmp_path / "i", vectors)
+    expected = np.argsort(-(queries.astype(float) @ vectors.astype(float).T), axis=1)[:, :3]
+    np.testing.assert_array_equal(index.search(queries, 3)[1], expected)
+    assert made[0] == (30, 20)
+    assert [index.texts[row]["text"] for row in range(200)] == [f"text number {n} <script>" for n in range(200)]
+
+
+def test_of_many_equal_documents_those_found_are_in_order(tmp_path):
+    vectors = np.repeat(random_vectors(1), 100, axis=0)
+    rows = make_index(tmp_path / "i", vectors).search(vectors[:1], 10)[1][0]
+    assert len(set(rows.tolist())) == 10 and (np.diff(rows) > 0).all()
+
+
 def clustered(count: int, size: int = 32) -> np.ndarray:
     rng = np.random.default_rng(0)
     return unit(random_vectors(100, size)[rng.integers(0, 100, count)] + 0.1 * rng.normal(size=(count, size)))
