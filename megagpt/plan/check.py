@@ -17,8 +17,8 @@ from megagpt.data.conversations import read_conversations
 from megagpt.data.fim import fim_ids
 from megagpt.data.indexed import check_corpus, check_hashes, corpus_files
 from megagpt.data.pair_loader import PairLoader
-from megagpt.data.pairs import read_scored_pairs
 from megagpt.data.rankings import read_rankings
+from megagpt.data.scored_pairs import read_sentence_pairs
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import MegaGPTError
 from megagpt.plan.devices import GB
@@ -123,7 +123,10 @@ def _pairs(config: Config) -> Findings:
     except MegaGPTError as error:
         yield True, str(error)
     if config.embed.scored_pairs:
-        yield False, f"{len(read_scored_pairs(config.embed.scored_pairs)):,} pairs with scores"
+        try:
+            yield False, f"{len(read_sentence_pairs(Path(config.embed.scored_pairs))):,} pairs with scores"
+        except MegaGPTError as error:
+            yield True, str(error)
 
 
 def _corpus(config: Config, corpus: CorpusConfig, share: float, digest: str | None, max_epochs: float) -> Findings:

@@ -10,10 +10,10 @@ import pytest
 from scipy import stats
 
 from megagpt.cli import evaluate
+from megagpt.data.scored_pairs import read_sentence_pairs
 from megagpt.errors import ConfigError, DataError
 from megagpt.evaluate import text_embedder
 from megagpt.evaluate.embedding_tasks import evaluate_embeddings
-from megagpt.evaluate.similarity import read_sentence_pairs
 from tests.embedders import WordEmbedder
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from megagpt import cli
+from megagpt.data.scored_pairs import read_sentence_pairs
 from megagpt.errors import ConfigError
 from megagpt.evaluate.retrieval import RetrievalSet, read_beir
-from megagpt.evaluate.similarity import read_sentence_pairs
 
 PACKAGE = "all_minilm_l6_v2"
 

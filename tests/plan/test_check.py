@@ -215,10 +215,22 @@ def test_pairs_are_read(embedding, tmp_path):
     assert any(fact.startswith("64 pairs an epoch in 16 steps, ") for fact in facts)
     assert Path(embedding.data.pairs[0]) in data_files(embedding)
     assert not any("absent" in str(path) for path in data_files(embedding))
-    (tmp_path / "scored.jsonl").write_text('{"sentence1": "a", "sentence2": "b", "score": 1}\n')
-    scored = replaced(embedding, "embed", scored_pairs=str(tmp_path / "scored.jsonl"))
-    assert "1 pairs with scores" in check_run(scored)[1]
-    assert tmp_path / "scored.jsonl" in data_files(scored)
+    (tmp_path / "scored.jsonl").write_text('{"sentence1": "a", "sentence2": "b", "score": 1}\n' * 2)
+    (tmp_path / "scored.csv").write_text("a,b,1\nc,d,2\ne,f,3\n")
+    for name, count in (("scored.jsonl", 2), ("scored.csv", 3)):
+        scored = replaced(embedding, "embed", scored_pairs=str(tmp_path / name))
+        problems, facts = check_run(scored)
+        assert not problems and f"{count} pairs with scores" in facts
+        assert tmp_path / name in data_files(scored)
+
+
+def test_bad_scores_hide_no_other_problem(embedding, tmp_path):
+    (tmp_path / "scored.csv").write_text("a,b,good\nc,d,2\n")
+    scored = replaced(embedding, "embed", scored_pairs=str(tmp_path / "scored.csv"))
+    problems, facts = check_run(scored)
+    (problem,) = problems
+    assert f"{tmp_path}/scored.csv:1: score is 'good', not a number" in problem
+    assert any(fact.startswith("64 pairs an epoch") for fact in facts)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""Files of pairs of sentences with scores, in the shapes in which they are published."""
+
+import csv
+import gzip
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from megagpt.data.pairs import ScoredPair, read_scored_pairs
+from megagpt.errors import DataError
+
+COLUMNS = ("sentence1", "sentence2", "score")
+
+
+def read_sentence_pairs(path: Path) -> list[ScoredPair]:
+    """The pairs of a .jsonl, .csv or .tsv file, plain or .gz.
+
+    jsonl: {"sentence1", "sentence2", "score"}. csv, tsv: a first line that names these columns, in any order and among
+    others, or exactly these three columns without names. Raises DataError naming file and line of what is none.
+    """
+    kind = Path(path.stem if path.suffix in (".gz", ".zst") else path.name).suffix
+    if kind in (".csv", ".tsv"):
+        pairs = [_pair(row, place) for row, place in _table(path, tabs=kind == ".tsv")]
+    else:
+        pairs = read_scored_pairs(path)
+    if len(pairs) < 2:
+        raise DataError(f"{path} holds {len(pairs)} scored pairs; a correlation needs at least 2")
+    return pairs
+
+
+def _pair(row: dict[str, str], place: str) -> ScoredPair:
+    for name in COLUMNS[:2]:
+        if not row[name].strip():
+            raise DataError(f"{place}: {name} is empty")
+    try:
+        score = float(row["score"])
+    except ValueError:
+        score = float("nan")
+    if not math.isfinite(score):
+        raise DataError(f"{place}: score is {row['score']!r}, not a number")
+    return ScoredPair(row["sentence1"], row["sentence2"], score)
+
+
+def _table(path: Path, tabs: bool) -> Iterator[tuple[dict[str, str], str]]:
+    """Rows by column name. Tab-separated sets (GLUE's) are published without quoting: a quote is a character there."""
+    style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            reader, names = csv.reader(file, **style), None
+            for row in reader:
+                if names is None:
+                    names = row if {*COLUMNS} <= {*row} else COLUMNS
+                    if names is row:
+                        continue
+                if row and len(row) != len(names):
+                    raise DataError(f"{path}:{reader.line_num}: {len(row)} columns instead of {', '.join(names)}")
+                if row:
+                    yield dict(zip(names, row, strict=True)), f"{path}:{reader.line_num}"
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read scored pairs from {path}: {error}") from None
