@@ -43,8 +43,8 @@ class EmbedConfig:
     """Longest text in tokens, delimiters and end-of-text included; longer texts lose their end. null:
     model.sequence_length."""
     temperature: PositiveFloat = 0.07
-    """Temperature of the softmax at the start; the paper gives none, this is CLIP's (arXiv 2103.00020). Where the run and
-    the embedding model that it starts from both learn it, it goes on with that model's."""
+    """Temperature of the softmax at the start; the paper gives none, this is CLIP's (arXiv 2103.00020). A run that
+    starts from an embedding model goes on with that one's, where both learn it."""
     learn_temperature: bool = True
     """Whether the temperature is learned, as a logarithm without weight decay; false keeps it."""
     min_temperature: PositiveFloat = 0.01
