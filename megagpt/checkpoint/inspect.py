@@ -12,7 +12,7 @@ from megagpt.checkpoint import World, read_manifest
 from megagpt.checkpoint.best import find_best
 from megagpt.checkpoint.convert import convert, native
 from megagpt.checkpoint.convert.base import TensorInfo
-from megagpt.checkpoint.convert.sentence_transformers import LOG_SCALE, describe
+from megagpt.checkpoint.convert.sentence_transformers import SCALE, describe
 from megagpt.checkpoint.format import STEP, Checkpoint
 from megagpt.checkpoint.loading import fill, list_steps, verify
 from megagpt.config.load import from_saved
@@ -78,8 +78,8 @@ def open_own(folder: Path, verified: bool) -> Opened:
     }
     if facts["model"].get("head") == "embedding":
         config = from_saved(manifest["config"])
-        log_scale = read(LOG_SCALE).item() if LOG_SCALE in infos else None
-        facts["embed"] = describe(config.embed, config.model, log_scale)
+        scale = read(SCALE).item() if SCALE in infos else None
+        facts["embed"] = describe(config.embed, config.model, scale)
     return facts | ({"verified": True} if verified else {}), infos, read
 
 

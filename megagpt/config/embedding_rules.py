@@ -17,7 +17,9 @@ def lengths_fit_the_context(config: Config, world_size: int) -> Iterator[str]:
 
 def dimensions_are_beginnings(config: Config, world_size: int) -> Iterator[str]:
     """Matryoshka's vectors are beginnings of the whole one."""
-    size = config.model.hidden_size
+    size, lengths = config.model.hidden_size, config.embed.dimensions
+    if config.stage.name == "embed" and len(set(lengths)) < len(lengths):
+        yield f"embed.dimensions ({', '.join(map(str, lengths))}) has a length twice: name each once"
     for length in config.embed.dimensions if config.stage.name == "embed" else ():
         if not 0 < length < size:
             yield (

@@ -30,10 +30,7 @@ MEASURED = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class PairBatch(TextBatch):
-    """Some of the texts of a replica's m pairs; the micro-batches of a step hold all of them.
-
-    `loss_mask` is 0 for negatives that a pair does not have.
-    """
+    """Some of the texts of a replica's m pairs; the micro-batches of a step hold all of them."""
 
     places: torch.Tensor
     """int64 [B]: place of each row's text among the m x K texts: the queries, the positives, all first negatives..."""
@@ -108,8 +105,9 @@ class PairLoader:
             if share and not self.pairs[split]:
                 total = sum(map(len, self.pairs.values()))
                 raise DataError(
-                    f"none of the {total} pairs fell into the {split} split, to which data.split gives {share:g}: raise"
-                    " its share, or set it to 0"
+                    f"none of the {total} pairs is in the {split} split, to which data.split gives {share:g}: raise its"
+                    " share, or set it to 0. A file of `megagpt data pairs --split train` has no pairs of other splits"
+                    " and goes with data.split=[1,0,0]"
                 )
         train, wanted = self.pairs["train"], self.config.optim.global_batch_size
         documents = {pair.document for pair in train if pair.document is not None}
@@ -121,6 +119,15 @@ class PairLoader:
                 " different documents: use more pairs, or lower it"
             )
         log.info("%d pairs to train on, %d to validate on", len(train), len(self.pairs["validation"]))
+        wanted, having = self.config.embed.hard_negatives, sum(bool(pair.negatives) for pair in train)
+        if wanted and not having:
+            raise DataError(
+                f"embed.hard_negatives is {wanted}, but none of the {len(train)} training pairs has negatives: set it"
+                " to 0, or use pairs with negatives"
+            )
+        if having:
+            used = f"up to {wanted} of each are used" if wanted else "embed.hard_negatives is 0, so they are not used"
+            log.info("%d pairs have negatives of their own; %s", having, used)
 
     def _mean_tokens(self) -> int:
         """Tokens of a pair, on average. Warns of texts that lose their ends."""
@@ -200,13 +207,12 @@ class PairLoader:
     def _sorted_batches(self, rows: list[np.ndarray], text_ids: torch.Tensor) -> list[PairBatch]:
         count = self.config.parallel.micro_batch_size * self.texts_per_pair
         order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
-        present, longest, batches = (text_ids != ABSENT).flatten(), len(rows[order[0]]), []
+        longest, batches = len(rows[order[0]]), []
         for first in range(0, len(order), count):
             places = order[first : first + count]
             if self.config.parallel.pipeline_parallel_size == 1:
                 longest = len(rows[places[0]])
             batch = self.encoder.batch([rows[place] for place in places], count, row_length(longest, self.config))
             values = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
-            values["loss_mask"][: len(places)] *= present[places]
             batches.append(PairBatch(**values, places=torch.tensor(places), text_ids=text_ids))
         return batches

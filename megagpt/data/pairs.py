@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,14 +74,16 @@ def _pair(record: dict[str, Any], place: str) -> Pair:
         )
     query, positive = _text(record, "query", place), _text(record, "positive", place)
     negatives = record.get("negatives") or ()
-    if not isinstance(negatives, list | tuple) or not all(isinstance(text, str) and text.strip() for text in negatives):
-        raise DataError(f"{place}: negatives must be a list of texts, none of them empty")
+    if not isinstance(negatives, list | tuple):
+        raise DataError(f"{place}: negatives must be a list of texts, not {type(negatives).__name__}")
+    for number, negative in enumerate(negatives, 1):
+        _text({f"negative {number}": negative}, f"negative {number}", place)
     texts, ids = (query, positive, *negatives), record.get("text_ids")
     if ids is None:
         ids = [text_key(text) for text in texts]
-    elif not isinstance(ids, list) or len(ids) != len(texts) or not all(type(one) is int and one >= 0 for one in ids):
-        raise DataError(f"{place}: text_ids must be {len(texts)} whole numbers from 0, one for each text")
-    document = record.get("document")
+    elif not isinstance(ids, list) or len(ids) != len(texts) or not all(map(_is_id, ids)):
+        raise DataError(f"{place}: text_ids must be {len(texts)} whole numbers from 0 to 2**63 - 1, one for each text")
+    document = record.get("document") or None
     split_key = record.get("split_key", document)
     return Pair(
         query=query,
@@ -94,7 +97,7 @@ def _pair(record: dict[str, Any], place: str) -> Pair:
 
 def _scored_pair(record: dict[str, Any], place: str) -> ScoredPair:
     score = record.get("score")
-    if isinstance(score, bool) or not isinstance(score, int | float):
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
         raise DataError(f"{place}: score must be a number, not {score!r}")
     return ScoredPair(_text(record, "sentence1", place), _text(record, "sentence2", place), float(score))
 
@@ -107,7 +110,15 @@ def _text(record: dict[str, Any], key: str, place: str) -> str:
         raise DataError(f"{place}: {key} must be a text, not {type(text).__name__}")
     if not text.strip():
         raise DataError(f"{place}: {key} is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: {key} is not valid Unicode: {error.reason} at character {error.start}") from None
     return text
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:

@@ -59,7 +59,8 @@ class Embedder:
         with progress(len(rows), "texts", label) if label else nullcontext() as bar:
             while order:
                 length = row_length(len(rows[order[0]]), self.config)
-                count = max(1, budget // length)
+                each = -(-len(order) // (dims.pipeline_size * dims.data_size))  # a question alone is no full batch
+                count = max(1, min(budget // length, each))
                 share = count * dims.pipeline_size  # the interleaved schedule takes multiples of the number of stages
                 together, order = order[: share * dims.data_size], order[share * dims.data_size :]
                 own = together[dims.data_rank * share : (dims.data_rank + 1) * share]

@@ -12,7 +12,7 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megagpt.config.embedding import EmbedConfig
+from megagpt.config.embedding import LOG_SCALE_ORIGIN, LOG_SCALE_SPEED, EmbedConfig
 
 
 class ScalarHead(torch.nn.Linear):
@@ -41,17 +41,14 @@ class EmbeddingHead(torch.nn.Module):
     """A vector for every text: its last token's state, scaled to the length 1 / sqrt(temperature).
 
     The product of two vectors is then the logit that their softmax takes, cosine / temperature, and the temperature is
-    learned like any other parameter: `log_scale` is log(1 / temperature) (arXiv 2201.10005).
+    learned like any other parameter: `scale`, see `LOG_SCALE_SPEED` (arXiv 2201.10005).
     """
 
     def __init__(self, settings: EmbedConfig, config: TransformerConfig, tp_group: dist.ProcessGroup):
         super().__init__()
         self.split, self.tp_group = config.sequence_parallel, tp_group
-        self.fixed_log_scale, self.largest = -math.log(settings.temperature), -math.log(settings.min_temperature)
-        if settings.learn_temperature:
-            self.log_scale = torch.nn.Parameter(torch.zeros(1))
-        else:
-            self.log_scale = None
+        self.fixed, self.largest = -math.log(settings.temperature), -math.log(settings.min_temperature)
+        self.scale = torch.nn.Parameter(torch.zeros(1)) if settings.learn_temperature else None
 
     def forward(self, hidden: Tensor, ends: Tensor) -> Tensor:
         """Hidden states [S, B, H], or [S / tp, B, H] under sequence parallelism -> float32 [B, H].
@@ -70,21 +67,27 @@ class EmbeddingHead(torch.nn.Module):
         return F.normalize(states, dim=-1) * (self._log_scale(states) / 2).exp()
 
     def _log_scale(self, states: Tensor) -> Tensor:
-        if self.log_scale is None:
-            return states.new_tensor(self.fixed_log_scale)
-        return _AtMost.apply(self.log_scale.float(), self.largest)
+        if self.scale is None:
+            return states.new_tensor(self.fixed)
+        return LogScale.apply(self.scale.float(), self.largest)
 
 
-class _AtMost(torch.autograd.Function):
-    """The lesser of a parameter and a limit. Beyond the limit only gradients that lead back to it pass."""
+class LogScale(torch.autograd.Function):
+    """log(1 / temperature) of a learned parameter, at most `largest`. The parameter gets its gradient.
+
+    Beyond the limit only gradients that lead back to it pass. The speed is left out of the gradient: Adam would take it
+    out again, and in the gradient norm it would stand for more than it is.
+    """
 
     @staticmethod
-    def forward(ctx, value: Tensor, limit: float) -> Tensor:
-        ctx.save_for_backward(value)
-        ctx.limit = limit
-        return value.clamp(max=limit)
+    def forward(ctx, scale: Tensor, largest: float) -> Tensor:
+        """The value, in the shape of `scale`."""
+        value = LOG_SCALE_ORIGIN + LOG_SCALE_SPEED * scale
+        ctx.save_for_backward(value < largest)
+        return value.clamp(max=largest)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (value,) = ctx.saved_tensors
-        return gradient * ((value < ctx.limit) | (gradient > 0)), None
+        """The gradient of `scale`."""
+        (within,) = ctx.saved_tensors
+        return gradient * (within | (gradient > 0)), None

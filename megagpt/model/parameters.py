@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megagpt.config.embedding import scale_of
 from megagpt.config.schema import Config
 
 
@@ -81,8 +82,8 @@ def initialize(chunk: torch.nn.Module, config: Config) -> None:
 
 def _initial_value(name: str, shape: tuple[int, ...], config: Config) -> Tensor:
     model, seed = config.model, config.seed
-    if name == "embedding_head.log_scale":
-        return torch.full(shape, -math.log(config.embed.temperature))
+    if name == "embedding_head.scale":
+        return torch.full(shape, scale_of(config.embed.temperature))
     if name.endswith(".bias"):
         return torch.zeros(shape)
     if "norm" in name:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from megagpt.config.schema import Config
-from megagpt.data.packed import Split
+from megagpt.data.packed import permutation
 from megagpt.data.pair_loader import PairBatch, PairLoader
 from megagpt.data.pairs import Pair
-from megagpt.errors import DataError
+from megagpt.errors import DataError, TrainingDiverged
 from megagpt.evaluate.embedder import Embedder
 from megagpt.evaluate.ranking import search_among_candidates, spearman
 from megagpt.evaluate.similarity import read_sentence_pairs
@@ -92,10 +92,15 @@ class Embed(BaseStage):
 
     def _measure(self, max_tokens: int | None) -> dict[str, float]:
         """Loss and search among `embed.candidates` held-out documents, and the rank correlation with scores."""
-        pairs, values = self._held_out("validation", max_tokens), {}
+        pairs, values = self._held_out(max_tokens), {}
         if pairs:
             queries, _ = self.embedder.vectors([pair.query for pair in pairs], "query")
             positives, _ = self.embedder.vectors([pair.positive for pair in pairs], "document")
+            if not (np.isfinite(queries).all() and np.isfinite(positives).all()):
+                raise TrainingDiverged(
+                    "vectors of held-out pairs are not finite: go on from an earlier checkpoint with a lower optim.lr"
+                    f" than {self.config.optim.lr:g}"
+                )
             values["pairs"] = len(pairs)
             values["loss"], values["temperature"] = self._loss(queries, positives, pairs)
             same = np.array([pair.text_ids[1] for pair in pairs])
@@ -108,10 +113,15 @@ class Embed(BaseStage):
             values["spearman"] = spearman((first * second).sum(1), [pair.score for pair in self.scored])
         return values
 
-    def _held_out(self, split: Split, max_tokens: int | None) -> list[Pair]:
-        """The first pairs of a split, of at most `max_tokens`, and at most MEASURED_BLOCKS x `embed.candidates`."""
-        pairs = self.loader.pairs[split][: MEASURED_BLOCKS * self.config.embed.candidates]
-        return pairs if max_tokens is None else pairs[: max(2, max_tokens // self.loader.sample_tokens)]
+    def _held_out(self, max_tokens: int | None) -> list[Pair]:
+        """Held-out pairs of at most `max_tokens`, and at most MEASURED_BLOCKS x `embed.candidates`, always the same.
+
+        They are drawn from all over the files, which are in the order of repositories and sets.
+        """
+        pairs, count = self.loader.pairs["validation"], MEASURED_BLOCKS * self.config.embed.candidates
+        if max_tokens is not None:
+            count = min(count, max(2, max_tokens // self.loader.sample_tokens))
+        return [pairs[index] for index in permutation(len(pairs), self.config.seed)[:count]]
 
     def _loss(self, queries: np.ndarray, positives: np.ndarray, pairs: Sequence[Pair]) -> tuple[float, float]:
         """Mean loss of held-out pairs in blocks of `embed.candidates`, and the temperature."""

@@ -24,8 +24,14 @@ MAY_CHANGE = (
 )
 """Fields among these sections that change neither what the weights mean nor the samples."""
 
-CHANGES_SAMPLES = ("seed", "data.", "model.sequence_length", "stage.name", "embed.")
-"""Fields on which training samples or what is learned from them depend; a run that has begun keeps them."""
+MEASURED_BY = ("scored_pairs", "candidates")
+"""Fields of `embed` on which its metrics depend."""
+
+CHANGES_SAMPLES = ("seed", "data.", "model.sequence_length", "stage.name")
+"""Fields on which the order of training samples depends; a run that has begun keeps them."""
+
+CHANGES_EMBEDDING = ("embed.", "optim.global_batch_size")
+"""What a run of stage embed keeps besides: its batches are drawn as a whole, and its vectors mean what it says."""
 
 NOT_WORTH_SAYING = ("logging.", "checkpoint.", "reliability.", "runs_dir", "run_name")
 
@@ -103,7 +109,9 @@ class RunCheckpoints:
             engine.set_random_state(self.checkpointer.rank_tensors(path, engine.dims.rank))
         self.stage.post_load(state.optimizer_step)
         same_mode = manifest["config"].get("checkpoint", {}).get("best_mode") == wanted.best_mode
-        comparable = state.best_metric == wanted.best_metric and same_mode
+        measured = manifest["config"].get("embed", {})
+        same_measure = all(measured.get(name) == getattr(self.config.embed, name) for name in MEASURED_BY if measured)
+        comparable = state.best_metric == wanted.best_metric and same_mode and same_measure
         if not self.checkpointer.name_best(state.best_step if comparable else None):
             state.best_metric = state.best_value = state.best_step = None
         return state
@@ -130,8 +138,8 @@ def _compare(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     before, now = _flatten(saved), _flatten(wanted)
     changed = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
     kept = ("model.", *CHANGES_SAMPLES)
-    if now["stage.name"] == "embed":  # whose batches are drawn as a whole
-        kept += ("optim.global_batch_size",)
+    if now["stage.name"] == "embed":
+        kept += CHANGES_EMBEDDING
     fixed = [
         f"{key} is {new}, but the run was started with {old}"
         for key, (old, new) in changed.items()

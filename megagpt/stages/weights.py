@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from megagpt import checkpoint, env
 from megagpt.checkpoint import Shard, current_world
+from megagpt.config.embedding import EmbedConfig
 from megagpt.config.layout_rules import world_size_fits
 from megagpt.config.load import from_saved, raise_all
 from megagpt.config.rules import check
@@ -46,6 +47,8 @@ def load_weights(config: Config, engine: Engine) -> None:
     _check_vocabulary(config, source, old.vocab_size)
     _check_head(config, source, old)
     shards = [shard for shard in engine.shards(for_saving=False) if shard.name.startswith("model/")]
+    if old.head == config.model.head == "embedding":
+        _say_what_differs(saved.embed, config.embed, source)
     if old.head != config.model.head or (old.head == "embedding" and not saved.embed.learn_temperature):
         shards = [shard for shard in shards if not shard.name.startswith(HEADS)]
     _load_growing(config.model, old, source, shards)
@@ -141,6 +144,13 @@ def _check_head(config: Config, source: Path, old: ModelConfig) -> None:
         )
     left_out = "" if old.tie_embeddings else "; the output projection is left out"
     log.info("the %s head is new%s", wanted, left_out)
+
+
+def _say_what_differs(old: EmbedConfig, new: EmbedConfig, source: Path) -> None:
+    for name in ("query_prefix", "query_suffix", "document_prefix", "document_suffix", "max_tokens", "dimensions"):
+        before, now = getattr(old, name), getattr(new, name)
+        if before != now:
+            log.warning("embed.%s is %r, but the embedding model of %s was trained with %r", name, now, source, before)
 
 
 def _check_vocabulary(config: Config, source: Path, old_size: int) -> None:

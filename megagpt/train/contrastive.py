@@ -87,7 +87,8 @@ def contrastive_gradients(
     with torch.enable_grad():
         whole = everyone.requires_grad_()
         size = whole.detach()[0, 0].norm()  # of every vector, the square of which is 1 / temperature
-        parts = [whole, *(F.normalize(whole[..., :length], dim=-1) * size for length in settings.dimensions)]
+        lengths = whole.norm(dim=-1, keepdim=True)  # from which the temperature gets its gradient
+        parts = [whole, *(F.normalize(whole[..., :part], dim=-1) * lengths for part in settings.dimensions)]
         leaves = [part.detach().requires_grad_() for part in parts]
         step = max(1, BLOCK // max(1, kinds * len(ids[0])))
         blocks = [

@@ -222,5 +222,5 @@ def test_the_temperature_is_learnt_and_saved(one):
     curve = one["whole"]["curve"]
     assert curve[0][4] == pytest.approx(0.07, rel=1e-5)
     assert abs(curve[-1][4] - 0.07) > 1e-4
-    (scale,) = [shard for shard in one["whole"]["shards"] if shard.name == "model/embedding_head.log_scale"]
+    (scale,) = [shard for shard in one["whole"]["shards"] if shard.name == "model/embedding_head.scale"]
     assert scale.data.shape == (1,)

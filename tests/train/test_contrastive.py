@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megagpt.config.embedding import EmbedConfig
+from megagpt.config.embedding import LOG_SCALE_ORIGIN, LOG_SCALE_SPEED, EmbedConfig
 from megagpt.data.pair_loader import ABSENT
-from megagpt.model.heads import _AtMost
+from megagpt.model.heads import LogScale
 from megagpt.train import contrastive
 from megagpt.train.contrastive import contrastive_gradients
 
@@ -126,6 +126,23 @@ def test_metrics_are_means_over_pairs():
 
 @pytest.mark.parametrize(("value", "slope", "passes"), [(1.0, 1, 1), (1.0, -1, 1), (3.0, 1, 1), (3.0, -1, 0)])
 def test_a_temperature_at_its_limit_can_only_come_back(value, slope, passes):
-    parameter = torch.tensor([value], requires_grad=True)
-    (slope * _AtMost.apply(parameter, 2.0)).sum().backward()
+    parameter = torch.tensor([(value - LOG_SCALE_ORIGIN) / LOG_SCALE_SPEED], requires_grad=True)
+    log_scale = LogScale.apply(parameter, 2.0)
+    assert log_scale.item() == pytest.approx(min(value, 2.0))
+    (slope * log_scale).sum().backward()
     assert parameter.grad.item() == slope * passes
+
+
+@pytest.mark.parametrize("dimensions", [(), (4,), (4, 8)])
+def test_the_temperature_gets_the_gradient_of_all_dimensions(dimensions):
+    directions, settings = F.normalize(_texts(2).double(), dim=-1), EmbedConfig(dimensions=dimensions)
+
+    def loss(log_scale: float) -> float:
+        texts = (directions * math.exp(log_scale / 2)).float()
+        return contrastive_gradients(texts, _different(2), settings, None)[1][0].item()
+
+    middle = -math.log(TEMPERATURE)
+    texts = (directions * math.exp(middle / 2)).float()
+    gradients, _ = contrastive_gradients(texts, _different(2), settings, None)
+    slope = (loss(middle + 0.01) - loss(middle - 0.01)) / 0.02
+    assert (gradients * texts).sum().item() / 2 == pytest.approx(slope, rel=1e-3)

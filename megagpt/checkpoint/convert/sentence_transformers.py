@@ -14,7 +14,6 @@ take two folders. Their weights are the same, so the second folder's are hard li
 
 import contextlib
 import json
-import math
 import os
 import shutil
 from dataclasses import asdict, replace
@@ -29,7 +28,7 @@ from megagpt.checkpoint.convert import hugging_face
 from megagpt.checkpoint.convert.base import Format, Source
 from megagpt.checkpoint.convert.common import LazySource, write_json
 from megagpt.checkpoint.files import sync_folder, write_text
-from megagpt.config.embedding import EmbedConfig
+from megagpt.config.embedding import EmbedConfig, temperature_of
 from megagpt.config.schema import ModelConfig
 from megagpt.data.text_batch import SIDES, Side, TextEncoder
 from megagpt.data.tokenizer import END_OF_TEXT, Tokenizer
@@ -38,7 +37,7 @@ from megagpt.errors import CheckpointError
 NAME = "sentence-transformers"
 MODULES, ABOUT, ROUTES = "modules.json", "config_sentence_transformers.json", "router_config.json"
 POOLING, NORMALIZE = "1_Pooling", "2_Normalize"
-LOG_SCALE = "model/embedding_head.log_scale"
+SCALE = "model/embedding_head.scale"
 CLASSES = "sentence_transformers.models"
 """Where the modules' classes were before version 6, which still finds them there."""
 MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
@@ -46,13 +45,13 @@ ROUTER_VERSION = "5.0.0"
 """The first version of sentence-transformers with routes."""
 
 
-def describe(embed: EmbedConfig, model: ModelConfig, log_scale: float | None) -> dict[str, Any]:
+def describe(embed: EmbedConfig, model: ModelConfig, scale: float | None) -> dict[str, Any]:
     """How texts become vectors, and the learned temperature, as plain data.
 
-    log_scale: the head's parameter, see `EmbeddingHead`; None where the temperature is not learned.
+    scale: the head's parameter, see `EmbeddingHead`; None where the temperature is not learned.
     """
     names = ("query_prefix", "query_suffix", "document_prefix", "document_suffix", "dimensions")
-    learned = None if log_scale is None else max(embed.min_temperature, math.exp(-log_scale))
+    learned = None if scale is None else max(embed.min_temperature, temperature_of(scale))
     return {
         **{name: value for name, value in asdict(embed).items() if name in names},
         "max_tokens": embed.max_tokens or model.sequence_length,
@@ -101,8 +100,8 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
     for side in SIDES if routed else SIDES[:1]:
         _write_tokenizer(source.tokenizer, encoder, side, folder / side if routed else folder)
     _write_modules(folder, source.model, routed)
-    log_scale = source.read(LOG_SCALE).item() if LOG_SCALE in source.tensors else None
-    facts = describe(source.embed, source.model, log_scale) | {"step": source.step}
+    scale = source.read(SCALE).item() if SCALE in source.tensors else None
+    facts = describe(source.embed, source.model, scale) | {"step": source.step}
     write_json(folder / ABOUT, _about(facts, routed))
     write_text(folder / "README.md", _readme(facts, source.model))
     for inner in folder.iterdir():
@@ -113,7 +112,7 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
 def _without_head(source: Source) -> Source:
     """The same model as a language model that ends before its output projection."""
     model = replace(source.model, head="tokens", tie_embeddings=True)
-    tensors = {name: info for name, info in source.tensors.items() if name != LOG_SCALE}
+    tensors = {name: info for name, info in source.tensors.items() if name != SCALE}
     readers = {name: lambda name=name: source.read(name) for name in tensors}
     return LazySource(source.path, source.format, model, source.step, tensors, readers, source.tokenizer)
 
