@@ -19,7 +19,7 @@ from megagpt.data.tokenizer import Tokenizer, train_tokenizer
 from megagpt.errors import CheckpointError
 from megagpt.parallel import launch
 from megagpt.stages.embedding import load_embedder
-from runs import save_random_run
+from tests.runs import save_random_run
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
