@@ -2,11 +2,11 @@
 
 import dataclasses
 import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from heapq import heappop, heappush
 
 import numpy as np
 import torch
@@ -155,26 +155,34 @@ class PairLoader:
         return pair.negatives[: self.config.embed.hard_negatives]
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        """The pairs of an epoch's batches, int64 [batches, batch size]."""
+        """The pairs of an epoch's batches, int64 [batches, batch size].
+
+        A batch takes the pairs that come first in the permutation, of each document the first that is left. So it is
+        enough to look at one pair of each document, and at its successor once it is taken.
+        """
         size, pairs = self.config.optim.global_batch_size, self.pairs["train"]
-        queue, batches = deque(permutation(len(pairs), self.config.seed, epoch).tolist()), []
-        while len(queue) >= size:
-            batch, documents, postponed = [], set(), []
-            while queue and len(batch) < size:
-                index = queue.popleft()
-                document = pairs[index].document
-                if document in documents:
-                    postponed.append(index)
-                    continue
-                batch.append(index)
-                if document is not None:
-                    documents.add(document)
-            queue.extendleft(reversed(postponed))
-            if len(batch) < size:
-                left_out = len(batch) + len(queue)
-                log.warning("epoch %d leaves out %d of %d pairs: of too few documents", epoch, left_out, len(pairs))
-                break
-            batches.append(batch)
+        order = permutation(len(pairs), self.config.seed, epoch).tolist()
+        successors: list[int | None] = [None] * len(order)
+        latest: dict[str, int] = {}
+        first: list[int] = []  # ascending, and so a heap
+        for place, index in enumerate(order):
+            document = pairs[index].document
+            if document in latest:
+                successors[latest[document]] = place
+            else:
+                first.append(place)
+            if document is not None:
+                latest[document] = place
+        batches = []
+        while len(first) >= size:
+            places = [heappop(first) for _ in range(size)]
+            batches.append([order[place] for place in places])
+            for place in places:
+                if successors[place] is not None:
+                    heappush(first, successors[place])
+        left_out = len(order) - size * len(batches)
+        if left_out >= size:
+            log.warning("epoch %d leaves out %d of %d pairs: of too few documents", epoch, left_out, len(pairs))
         return np.array(batches)
 
     def batch(self, first_sample: int) -> np.ndarray:
