@@ -6,8 +6,8 @@
 Both have a dense GPT-2 of the same shape with random weights, the same pairs in the same batches, symmetric InfoNCE and
 torch's fused AdamW. A step reads texts, makes tokens, passes them through the model twice and updates it: here by stage
 embed, there by CachedMultipleNegativesRankingLoss, each with the fastest micro-batch for it among --micro-batches. They
-take steps in turn; the figures are medians. Before that, steps of larger and larger batches, with seconds a pair and
-the most memory that the process ever held.
+take steps in turn; the figures are medians. Before that, steps of larger and larger batches, each size in a process of
+its own, with seconds a pair and the most memory that the process ever held.
 """
 
 import argparse
@@ -17,6 +17,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,9 @@ from bench_train import machine
 from megagpt import env
 from megagpt.config.load import load
 from megagpt.config.schema import Config
+from megagpt.data.pairs import read_pairs
 from megagpt.data.tokenizer import END_OF_TEXT
-from megagpt.errors import ConfigError
+from megagpt.errors import ConfigError, MegaGPTError
 from megagpt.log import run_tool
 from megagpt.parallel import launch
 from megagpt.stages.embed import Embed
@@ -51,10 +55,11 @@ def main() -> None:
     args = parser.parse_args()
     if env.world_size() > 1:
         raise ConfigError(f"this runs on one rank, not {env.world_size()}: start it without torchrun")
+    check_pairs(args)
+    result = machine(torch.device("cpu"), torch.get_num_threads()) | {"growth": growth(args)}
     try:
         launch.initialize(settings(args, args.batch_size, 1).parallel, seed=0)
-        result = machine(torch.device("cpu"), torch.get_num_threads())
-        result |= {"growth": growth(args), "step": beside_peer(args)}  # the peer would add to the memory
+        result["step"] = beside_peer(args)
     finally:
         launch.shutdown()
     text = json.dumps(result, indent=1)
@@ -62,6 +67,18 @@ def main() -> None:
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text + "\n", encoding="utf-8")
+
+
+def check_pairs(args: argparse.Namespace) -> None:
+    """Raise ConfigError where the file has too few pairs for a batch, since the last size comes after minutes."""
+    documents = [pair.document for pair in read_pairs([args.pairs])]
+    usable = documents.count(None) + len({*documents} - {None})  # a batch has no document twice
+    for option, size in [("--batch-size", args.batch_size), *(("--growth", size) for size in args.growth)]:
+        if size > usable:
+            raise ConfigError(
+                f"{option} {size} takes {size} pairs of different documents, and {args.pairs} has {usable}: "
+                "give more pairs, or lower it"
+            )
 
 
 def settings(args: argparse.Namespace, batch_size: int, micro_batch_size: int) -> Config:
@@ -179,19 +196,33 @@ def beside_peer(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def growth(args: argparse.Namespace) -> list[dict[str, float]]:
-    """Seconds a pair, and peak memory, of steps whose batch grows while the micro-batch stays."""
+    """`grown` of every size, each in a new process, whose peak of memory is that of its own steps."""
     found = []
     for size in args.growth:
-        side = Ours(settings(args, size, args.micro_batches[0]))
-        times = [seconds(side.step) for _ in range(3)]
-        found.append(
-            {
-                "batch_size": size,
-                "seconds_per_pair": min(times[1:]) / size,
-                "peak_memory_gib": peak_memory_gib(torch.device("cpu")),
-            }
-        )
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            try:
+                found.append(process.submit(grown, args, size).result())
+            except BrokenProcessPool:
+                raise MegaGPTError(
+                    f"the process with --growth {size} was killed, perhaps for want of memory: leave this size out"
+                ) from None
     return found
+
+
+def grown(args: argparse.Namespace, size: int) -> dict[str, float]:
+    """Seconds a pair, and peak memory, of steps of so many pairs, in micro-batches of the first size."""
+    config = settings(args, size, args.micro_batches[0])
+    try:
+        launch.initialize(config.parallel, seed=0)
+        side = Ours(config)
+        times = [seconds(side.step) for _ in range(3)]
+    finally:
+        launch.shutdown()
+    return {
+        "batch_size": size,
+        "seconds_per_pair": min(times[1:]) / size,
+        "peak_memory_gib": peak_memory_gib(torch.device("cpu")),
+    }
 
 
 def seconds(step: Callable[[], None], warm_up: int = 0) -> float:

@@ -308,7 +308,7 @@ def machine(device: torch.device, threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         **versions,
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "tools/bench_train.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"tools/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
     }
 
 
