@@ -122,7 +122,7 @@ $(CHAT)/report.html: runs/ppo/evaluation.json
 
 embed: $(EMBED)/map.html $(EMBED)/report.html
 	@echo
-	echo "before:    $$(grep -h '"mrr"' $(EMBED)/evaluation_before.json), mean reciprocal rank among 1,000 functions"
+	echo "before:    mrr $$(sed -n 's/.*"mrr": \([0-9.]*\).*/\1/p' $(EMBED)/evaluation_before.json), mean reciprocal rank among 1,000 functions; now:"
 	$(MEGAGPT) evaluate task=code_search data=$(EMBED)/data/held_out.jsonl checkpoint=$(EMBED) output=$(EMBED)/code_search
 	echo "report:    $(EMBED)/report.html, and $(EMBED)/map.html, a map of the functions (open them in a browser)"
 	echo "try it:    $(MEGAGPT) search ask $(EMBED)/index 'copy a file'"
