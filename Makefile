@@ -142,7 +142,7 @@ $(EMBED)/report.html: $(EMBED)/evaluation.json
 
 # The pairs that the run holds out, by the same shares.
 $(EMBED)/data/held_out.jsonl: $(EMBED)/data/pairs.jsonl
-	$(MEGAGPT) data pairs --kind code --split validation --split-shares 0.72,0.28,0 --output $@
+	$(MEGAGPT) data pairs --kind code --split validation --split-shares 0.78,0.22,0 --output $@
 
 $(EMBED)/map.html: $(EMBED)/data/held_out.jsonl $(EMBED)/evaluation.json
 	$(MEGAGPT) search index $< --key positive --checkpoint $(EMBED) --output $(EMBED)/index

@@ -182,7 +182,7 @@ class PairLoader:
                     heappush(first, successors[place])
         left_out = len(order) - size * len(batches)
         if left_out >= size:
-            log.warning("epoch %d leaves out %d of %d pairs: of too few documents", epoch, left_out, len(pairs))
+            log.info("epoch %d leaves out %d of %d pairs: of too few documents", epoch, left_out, len(pairs))
         return np.array(batches)
 
     def batch(self, first_sample: int) -> np.ndarray:
