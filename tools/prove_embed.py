@@ -39,6 +39,16 @@ from megagpt.train.metrics import read_jsonl
 BATCH, MICRO_BATCH, TEMPERATURE, LR, WARMUP, MIN_LR_RATIO = 64, 16, 0.05, 1e-3, 0.05, 0.1
 CALIBRATION = 12
 """Steps of a run that tells how many fit into the time."""
+SETS = (
+    "scifact/corpus.jsonl.gz",
+    "scifact/claims.jsonl.gz",
+    "scifact/qrels.tsv",
+    "stsb/stsb-en-train.csv.gz",
+    "stsb/stsb-en-test.csv.gz",
+    "snli_sample/snli_dev_part.jsonl.gz",
+    "snli_sample/snli_test_part.jsonl.gz",
+)
+"""Files of --data."""
 
 
 def main() -> None:
@@ -53,6 +63,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.minutes <= 0:
         raise ConfigError(f"--minutes is {args.minutes:g}; it must be above 0")
+    if missing := [name for name in SETS if not (args.data / name).is_file()]:
+        raise ConfigError(f"--data {args.data} has no {', '.join(missing)}")
     folder = args.folder
     write_sets(args.data, folder)
     pretrain(folder, args.base_tokens)

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from megagpt.config.inputs import how_to_make
-from megagpt.data.readers import Position, Rejection, chunks, find_sources
+from megagpt.data.readers import MAX_RECORD_BYTES, Position, Rejection, chunks, find_sources
 from megagpt.errors import DataError
 
 KEYS = ("query", "positive", "negatives", "document", "split_key", "text_ids")
 """What a record may hold."""
-
-MAX_RECORD_BYTES = 32_000_000
 
 _NO_LETTERS = re.compile(r"[\W_]+")
 
@@ -62,8 +60,13 @@ def read_scored_pairs(path: str | Path) -> list[ScoredPair]:
 
 def text_key(text: str) -> int:
     """A 63-bit number that is the same for texts which differ in case, white space and punctuation alone."""
-    folded = _NO_LETTERS.sub(" ", text.casefold()).strip() or text.strip()
-    return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest()) >> 1
+    content = folded(text) or text.strip()
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest()) >> 1
+
+
+def folded(text: str) -> str:
+    """The letters and digits of a text without their case; everything between two runs of them is one space."""
+    return _NO_LETTERS.sub(" ", text.casefold()).strip()
 
 
 def _pair(record: dict[str, Any], place: str) -> Pair:
@@ -133,7 +136,7 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         except ValueError as error:
             raise DataError(f"{place}: not JSON: {error}") from None
         if not isinstance(record, dict):
-            raise DataError(f"{place}: a pair is an object, not {type(record).__name__}")
+            raise DataError(f"{place}: a record is an object, not {type(record).__name__}")
         yield record, place
 
 

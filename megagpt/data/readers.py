@@ -29,6 +29,9 @@ BURST_BYTES = 16 << 20
 _LARGEST_RATIO = {".gz": 1032, ".zst": 32_768}
 """How many times as large compressed bytes can become: by the formats' definitions."""
 
+MAX_RECORD_BYTES = 32_000_000
+"""Longest record, where the caller has no limit of its own."""
+
 ROWS = 256
 """Rows of a parquet file read at a time."""
 

@@ -9,10 +9,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megagpt.data.readers import Block, Position, Rejection, Source, chunks, documents, find_sources, raw_records
+from megagpt.data.readers import (
+    MAX_RECORD_BYTES,
+    Block,
+    Position,
+    Rejection,
+    Source,
+    chunks,
+    documents,
+    find_sources,
+    raw_records,
+)
 from megagpt.errors import DataError
 
-MAX_RECORD_BYTES = 32_000_000
 """Longest record that is held in memory."""
 
 

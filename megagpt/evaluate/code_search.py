@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from megagpt.data import bm25
 from megagpt.data.pairs import read_pairs
 from megagpt.errors import DataError
-from megagpt.evaluate import bm25
 from megagpt.evaluate.output_folder import claim, embedding_request, write_result
 from megagpt.evaluate.ranking import search_among_candidates, search_by_scores
 from megagpt.evaluate.settings import CodeSearchEvaluation

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from megagpt.data import bm25
 from megagpt.data.conversations import records
 from megagpt.errors import DataError
-from megagpt.evaluate import bm25
 from megagpt.evaluate.output_folder import claim, embedding_request, write_result
 from megagpt.evaluate.ranking import MRR_DEPTH, ranking_metrics, top
 from megagpt.evaluate.settings import RetrievalEvaluation

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from megagpt.evaluate import bm25
+from megagpt.data import bm25
 from megagpt.evaluate.ranking import pearson, search_among_candidates, search_by_scores, spearman, top
 from megagpt.evaluate.retrieval import RetrievalSet, measure
 from megagpt.evaluate.settings import RetrievalEvaluation

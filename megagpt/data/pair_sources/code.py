@@ -15,6 +15,7 @@ from megagpt.data.pair_sources.parsed_functions import LANGUAGES as PARSED
 from megagpt.data.pair_sources.parsed_functions import parsed_functions
 from megagpt.data.pair_sources.python_functions import python_functions
 from megagpt.data.pair_sources.records import Record
+from megagpt.data.pairs import folded
 from megagpt.errors import ConfigError
 
 LANGUAGES = ("python", *PARSED)
@@ -26,7 +27,6 @@ PATH_KEYS = ("path", "file_path", "max_stars_repo_path", "func_path_in_repositor
 
 _TEST_FOLDERS = {"test", "tests", "testing", "__tests__", "spec", "specs", "idle_test", "testdata"}
 _TEST_FILE = re.compile(r"(?:^|[_.-])(?:test|tests|spec)(?:[_.-]|$)", re.IGNORECASE)
-_FOLD = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,6 @@ def _unwanted(function: Function, query: str, options: Functions) -> str | None:
     lines = sum(1 for line in function.code.split("\n") if line.strip())
     if not options.min_lines <= lines <= options.max_lines:
         return "too short" if lines < options.min_lines else "too long"
-    if _folded(query) in _folded(function.code):
+    if folded(query) in folded(function.code):
         return "docstring repeated in the code"
     return None
-
-
-def _folded(text: str) -> str:
-    return _FOLD.sub(" ", text.casefold()).strip()

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from megagpt.data.pair_sources.bm25 import Bm25
+from megagpt.data.bm25 import BM25
 from megagpt.data.pair_sources.found import FoundPair, Tally
 from megagpt.data.pair_sources.make import Numbers
 from megagpt.errors import ConfigError
 from megagpt.log import progress
 
-QUERIES_AT_A_TIME = 256
+QUERIES_AT_A_TIME = 128
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def with_hard_negatives(
     """
     if len(texts) < mining.first:
         raise ConfigError(f"--bm25-ranks begins at {mining.first}, and there are only {len(texts)} texts to rank")
-    index, made = Bm25(texts), []
+    index, made = BM25(texts), []
     with progress(len(pairs), "pairs", "mining") as bar:
         for start in range(0, len(pairs), QUERIES_AT_A_TIME):
             some = pairs[start : start + QUERIES_AT_A_TIME]

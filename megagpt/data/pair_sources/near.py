@@ -1,9 +1,9 @@
 """Near-duplicate texts, by MinHash over runs of characters (Broder, 1997) and locality-sensitive hashing."""
 
-import re
 import zlib
 from typing import TYPE_CHECKING
 
+from megagpt.data.pairs import folded
 from megagpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ PERMUTATIONS = 128
 """The estimated similarity is off by 0.03 to 0.04 (one standard deviation) near 0.85."""
 LIKENESS = 0.85
 """Share of two texts' runs that both have, from which on the texts are near-duplicates."""
-
-_SPACES = re.compile(r"[\W_]+")
 
 
 class NearDuplicates:
@@ -48,7 +46,7 @@ class NearDuplicates:
         return None
 
     def _signature(self, text: str) -> "MinHash":
-        folded = b" %b " % _SPACES.sub(" ", text.casefold()).strip().encode(errors="surrogatepass")
+        content = b" %b " % folded(text).encode(errors="surrogatepass")
         signature = self._empty.copy()
-        signature.update_batch({folded[at : at + RUN] for at in range(max(1, len(folded) - RUN + 1))})
+        signature.update_batch({content[at : at + RUN] for at in range(max(1, len(content) - RUN + 1))})
         return signature

@@ -42,7 +42,7 @@ class Neighbours:
                 " second not the smaller"
             )
         if self.distance < 0 or self.per_document < 1:
-            raise ConfigError("--distance must be at least 0 and --pairs-per-document at least 1")
+            raise ConfigError("--distance must be at least 0 and --per-document at least 1")
 
     def length(self, text: str) -> int:
         """The length of a text in `unit`."""

@@ -1,16 +1,11 @@
 """BEIR folders, and hard negatives by BM25."""
 
 import json
-import math
-import re
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from megagpt.data.pair_sources.beir import Collection, is_folder
-from megagpt.data.pair_sources.bm25 import Bm25
 from megagpt.data.pair_sources.found import FoundPair, Tally
 from megagpt.data.pair_sources.generated import Rejections
 from megagpt.data.pair_sources.hard_negatives import Mining, with_hard_negatives
@@ -91,23 +86,6 @@ def test_missing_files_are_named(folder):
         load(folder)
 
 
-def test_bm25_is_its_formula():
-    texts = ["the cat sat on the mat", "a dog and a cat", "dogs dogs dogs run in the park every day", "nothing"]
-    queries = ["the cat", "dogs run", "unknown"]
-    words = [re.findall(r"\w+", text) for text in texts]
-    mean = sum(map(len, words)) / len(texts)
-    expected = np.zeros((3, 4))
-    for row, query in enumerate(queries):
-        for column, found in enumerate(words):
-            for word in query.split():
-                holders = sum(word in other for other in words)
-                count = Counter(found)[word]
-                rarity = math.log(1 + (len(texts) - holders + 0.5) / (holders + 0.5))
-                length = 1.5 * (1 - 0.75 + 0.75 * len(found) / mean)
-                expected[row, column] += rarity * count * 2.5 / (count + length)
-    np.testing.assert_allclose(Bm25(texts).scores(queries), expected, rtol=1e-5)
-
-
 def test_hard_negatives_share_words_and_are_not_relevant():
     texts = [f"cat number {number}" for number in range(10)] + ["dogs only"] * 1 + ["a cat that is relevant"]
     pairs = [FoundPair("which cat", "a cat that is relevant"), FoundPair("which cat", "cat number 3")]
@@ -122,6 +100,13 @@ def test_hard_negatives_share_words_and_are_not_relevant():
     (few, _) = with_hard_negatives(pairs, relevant, texts, Mining(12, 1, 12), numbers, 0, tally)
     assert len(few.negatives) == 9
     assert tally.read["pairs with too few BM25 negatives"] == 2
+
+
+def test_names_in_code_are_words():
+    texts = ["def readHTTPLine(self): ...", "def close_file(self): ..."]
+    pair = FoundPair("the next line of HTTP", "def next(self): ...")
+    (found,) = with_hard_negatives([pair], {}, texts, Mining(2, 1, 2), Numbers(0), 0, Tally())
+    assert found.negatives == tuple(texts[:1])
 
 
 @pytest.mark.parametrize(("count", "ranks"), [(-1, "1-2"), (1, "0-2"), (1, "5-2"), (1, "top"), (5, "1-3")])

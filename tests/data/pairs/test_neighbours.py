@@ -1,11 +1,13 @@
 """Neighbouring passages of a document."""
 
 import random
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megagpt.cli.data.pairs import command
 from megagpt.data.pair_sources.found import Tally
 from megagpt.data.pair_sources.neighbours import Neighbours, neighbour_pairs, passages
 from megagpt.errors import ConfigError
@@ -81,5 +83,8 @@ def test_short_documents_are_counted():
     "wrong", [{"min_length": 0}, {"min_length": 9, "max_length": 8}, {"distance": -1}, {"per_document": 0}]
 )
 def test_impossible_lengths_are_refused(wrong):
-    with pytest.raises(ConfigError, match="--"):
+    with pytest.raises(ConfigError) as caught:
         Neighbours(**wrong)
+    named = re.findall(r"--[a-z-]+", str(caught.value))
+    assert f"--{next(iter(wrong)).replace('_', '-')}" in named
+    assert {*named} <= {option for parameter in command.params for option in parameter.opts}

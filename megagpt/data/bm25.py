@@ -1,4 +1,4 @@
-"""BM25, the search by words that embeddings are measured against."""
+"""BM25, a search by words: it finds hard negatives, and embeddings are measured against it."""
 
 import re
 from collections.abc import Sequence
