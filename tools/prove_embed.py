@@ -37,6 +37,8 @@ from megagpt.log import progress, run_tool
 from megagpt.train.metrics import read_jsonl
 
 BATCH, MICRO_BATCH, TEMPERATURE, LR, WARMUP, MIN_LR_RATIO = 64, 16, 0.05, 1e-3, 0.05, 0.1
+RANKS = ("--nproc-per-node", "2")
+"""Two ranks of a core each; the peer has two threads."""
 CALIBRATION = 12
 """Steps of a run that tells how many fit into the time."""
 SETS = (
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--folder", type=Path, default=Path("runs/prove_embed"), help="(default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=4, help="of training on each side (default: %(default)s)")
-    parser.add_argument("--base-tokens", type=int, default=1_000_000, help="of pretraining (default: %(default)s)")
+    parser.add_argument("--base-tokens", type=int, default=500_000, help="of pretraining (default: %(default)s)")
     parser.add_argument("--tolerance", type=float, default=0.02, help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
@@ -154,6 +156,7 @@ def pretrain(folder: Path, tokens: int) -> None:
     megagpt("data", "preprocess", text, "--tokenizer", tokenizer, "--output", corpus)
     megagpt(
         "train",
+        *RANKS,
         "experiment=demo",
         *shape(folder),
         f"data.corpora=[{{path:{corpus}}}]",
@@ -161,7 +164,7 @@ def pretrain(folder: Path, tokens: int) -> None:
         f"optim.train_tokens={tokens}",
         f"optim.decay_tokens={tokens}",
         "stage.sample_prompts=[]",
-        "parallel.micro_batch_size=4",
+        "parallel.micro_batch_size=2",
     )
     convert(folder / "base", folder / "base_hf", "huggingface", prove=False)
 
@@ -181,6 +184,7 @@ def train_ours(folder: Path, seconds: float) -> float:
     """Train stage embed for about so many seconds; returns how many its steps took."""
     common = [
         "train",
+        *RANKS,
         *shape(folder),
         "stage=embed",
         f"checkpoint.load={folder}/base",
