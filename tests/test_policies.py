@@ -319,10 +319,11 @@ def check_subcommand(words: list[str], whole: bool) -> None:
     if {"--help", "-h", "--config", "--version"} & set(arguments):
         assert cli.run(words) == 0
         return
-    command, context = cli.command, click.Context(cli.command, info_name="megagpt")
+    # With its settings, since click remembers the first help option that a command is asked for.
+    command, context = cli.command, click.Context(cli.command, info_name="megagpt", **cli.command.context_settings)
     while isinstance(command, click.Group) and arguments:
         name, command, arguments = command.resolve_command(context, arguments)
-        context = click.Context(command, context, info_name=name)
+        context = click.Context(command, context, info_name=name, **command.context_settings)
     try:
         command.parse_args(context, list(arguments))
     except click.MissingParameter:

@@ -1,6 +1,7 @@
 """The batches of an epoch of pairs: in the order of its permutation, no document twice, soon made."""
 
 import json
+import logging
 import random
 import time
 from pathlib import Path
@@ -62,6 +63,7 @@ DOCUMENTS = {
 @pytest.mark.parametrize("kind", DOCUMENTS)
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_batches_are_in_the_order_of_the_permutation(tmp_path, caplog, kind, size):
+    caplog.set_level(logging.INFO, "megagpt")
     documents = DOCUMENTS[kind]
     loader = loader_of(tmp_path, documents, size)
     number = 0

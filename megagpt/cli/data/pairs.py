@@ -80,7 +80,7 @@ def command(**given: Any) -> None:
     \b
     Examples
       megagpt data pairs --kind code --output pairs/code.jsonl
-      megagpt data pairs corpus.jsonl.zst --kind neighbours --split train --output pairs/text.jsonl.gz
+      megagpt data pairs corpus.jsonl.zst --kind neighbours --output pairs/text.jsonl.gz
       megagpt data pairs nli.jsonl.gz scifact/ --kind labelled --preview 5
       megagpt data pairs sts-dev.csv --kind scored --output pairs/sts.jsonl
 
