@@ -76,6 +76,11 @@ def tokenize_on_one_thread() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+def share_cores(ranks: int) -> None:
+    """Give each of so many ranks on this machine as many threads as it has cores for, unless the user has said."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+
+
 def stay_on_loopback() -> None:
     """Let ranks on one machine talk over its loopback interface, unless the caller's environment names another."""
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):

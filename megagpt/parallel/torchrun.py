@@ -2,12 +2,13 @@
 
     python -m megagpt.parallel.torchrun --nproc-per-node 2 -m megagpt experiment=demo
 
-It takes torchrun's arguments and differs from it in five things. The store of a job on one machine can be reached from
+It takes torchrun's arguments and differs from it in six things. The store of a job on one machine can be reached from
 that machine alone; torchrun's own listens on every interface, and lets everybody in. SIGUSR1, on which ranks save and
 stop, is passed on to them, where torchrun would die of it. On Ctrl-C they get SIGTERM, on which they save and stop too,
 and which ends those that do neither yet without a traceback; a second Ctrl-C ends them all at once. It ends with the
 exit code of the rank that failed, where torchrun's is always 1, so that who started it can tell what another attempt
-may mend. And it says in one line what failed, since a rank has said why.
+may mend. It says in one line what failed, since a rank has said why. And unless OMP_NUM_THREADS is set, ranks share the
+machine's cores, where torchrun gives each a single thread and says so at length.
 
 `--outcome FILE` writes down for a batch script what came of it, in one line: `cause code text`. The cause is 0 for what
 another attempt would only meet again, and of several launchers the smallest explains the others.
@@ -33,6 +34,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
 
+from megagpt import env
 from megagpt.errors import FOR_GOOD, HUNG, STOPPED_BY_SIGNAL, ConfigError, DistributedError, MegaGPTError
 
 ADDRESS = "127.0.0.1"
@@ -53,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--outcome", type=Path)
     own, others = parser.parse_known_args(arguments)
     options = run.parse_args(others)
+    if options.nproc_per_node.isdecimal():
+        env.share_cores(int(options.nproc_per_node))
     if options.nnodes in ("1", "1:1") and not options.standalone and not options.rdzv_endpoint:
         options.master_port = options.master_port or _free_port()  # without one torchrun takes another, open store
         static_tcp_rendezvous.TCPStore = store
