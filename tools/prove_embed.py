@@ -5,8 +5,8 @@
 --data has the folders stsb, scifact and snli_sample. A small dense GPT learns to predict their texts first. From its
 weights both sides learn from the same pairs in the same batches: titles with abstracts, claims with abstracts (training
 split), and sentences that mean the same (training split of STS-B, and SNLI). Stage embed takes --minutes; then
-sentence-transformers (MultipleNegativesRankingLoss, symmetric) gets as many seconds of steps, on two threads where stage
-embed has two ranks; both take a batch in one pass. Learning rate, its warm-up and its decay over the time, temperature
+sentence-transformers (MultipleNegativesRankingLoss, symmetric) gets as many seconds of steps, on two threads where
+stage embed has two ranks; both take a batch in one pass. Learning rate, its warm-up and its decay over the time, temperature
 and optimizer are the same. Measured before and after: rank correlation on STS-B's test split, and nDCG@10 of SciFact's
 300 development claims among its 5,183 abstracts. It fails where stage embed ends below its peer by more than
 --tolerance.
@@ -38,6 +38,7 @@ from megagpt.log import progress, run_tool
 from megagpt.train.metrics import read_jsonl
 
 BATCH, TEMPERATURE, LR, WARMUP, MIN_LR_RATIO = 64, 0.05, 1e-3, 0.05, 0.1
+MAX_TOKENS = 128
 RANKS = ("--nproc-per-node", "2")
 """Two ranks of a core each; the peer has two threads."""
 CALIBRATION = 12
@@ -193,6 +194,7 @@ def train_ours(folder: Path, seconds: float) -> float:
         f"checkpoint.load={folder}/base",
         f"data.pairs=[{folder}/pairs.jsonl]",
         "data.split=[0.98,0.02,0]",
+        f"embed.max_tokens={MAX_TOKENS}",
         f"embed.temperature={TEMPERATURE}",
         "embed.learn_temperature=false",
         *(f"embed.{side}_{end}=''" for side in ("query", "document") for end in ("prefix", "suffix")),
@@ -227,7 +229,7 @@ class Peer:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer import losses, modules
 
-        transformer = modules.Transformer(str(folder / "base_hf"), max_seq_length=config.model.sequence_length)
+        transformer = modules.Transformer(str(folder / "base_hf"), max_seq_length=MAX_TOKENS)
         transformer.tokenizer.pad_token, transformer.tokenizer.padding_side = END_OF_TEXT, "right"
         pooling = modules.Pooling(config.model.hidden_size, pooling_mode="lasttoken")
         self.model = SentenceTransformer(modules=[transformer, pooling, modules.Normalize()], device="cpu")
