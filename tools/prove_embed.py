@@ -6,7 +6,7 @@
 weights both sides learn from the same pairs in the same batches: titles with abstracts, claims with abstracts (training
 split), and sentences that mean the same (training split of STS-B, and SNLI). Stage embed takes --minutes, on two ranks;
 then sentence-transformers (MultipleNegativesRankingLoss, symmetric) gets as many seconds of steps, on two threads. Both
-take a batch in one pass. Learning rate, its warm-up and its decay over the time, temperature and optimizer are the same.
+take a batch in one pass. Learning rate, warm-up and decay over the time, temperature and optimizer are the same.
 Measured before and after: rank correlation on STS-B's test split, and nDCG@10 of SciFact's 300 development claims among
 its 5,183 abstracts. It fails where stage embed ends below its peer by more than --tolerance.
 """
