@@ -214,6 +214,7 @@ def test_exact_match_is_the_share_of_right_middles(one):
     assert one["initial"]["fim_exact_match"] == one["initial"]["left_to_right_exact_match"] == 0
 
 
+@pytest.mark.slow
 def test_every_layout_gives_the_same_figures(settings, tokens, one):
     for rank in run_distributed(_measure_all, 2, settings, tokens, one["biases"]):
         assert set(rank) == set(LAYOUTS)

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 
+import pytest
 import torch
 from dist import run_distributed
 
@@ -155,6 +156,7 @@ def _four_ranks(overrides: list[str], layouts: list[list[str]]) -> list[float]:
     return _save_again(overrides, "run", layouts)
 
 
+@pytest.mark.slow
 def test_f04_layouts_take_over_from_each_other_bit_for_bit(overrides, tmp_path):
     """DP4, DP2 x TP2, TP4, DP2 x PP2, TP2 x PP2, DP4 again, and one rank: every hand saves what it loaded."""
     data, tensor, pipeline = [], "parallel.tensor_parallel_size=", "parallel.pipeline_parallel_size="
@@ -199,6 +201,7 @@ def _signalled(overrides: list[str], cases: list[tuple[str, int, int]]) -> list[
     return outcomes
 
 
+@pytest.mark.slow
 def test_f29_a_signal_at_any_moment_stops_all_ranks_after_one_save(overrides, tmp_path):
     """To one rank only, in a step, in an evaluation, before and after a save, and twice."""
     settings = [*job.settings(overrides, tmp_path, "run", steps=9), "parallel=data", "checkpoint.keep_last=9"]

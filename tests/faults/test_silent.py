@@ -51,6 +51,7 @@ def _flip_and_train(overrides: list[str], damaged: list[tuple[str, int]]) -> lis
     return messages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "layout", "damaged"),
     [

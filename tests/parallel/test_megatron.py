@@ -114,8 +114,16 @@ def train_all(configs: list[Config]) -> list[list[tuple[float, float]]]:
             "fp32",
             1e-4,
         ),
-        (4, [(GPT3, layout) for layout in ON_FOUR[::2]] + [(MODERN, layout) for layout in ON_FOUR[1::2]], "fp32", 1e-4),
-        (2, [(MODERN, layout) for layout in ON_TWO[1:6] + ON_TWO[-1:]], "bf16", 2e-2),
+        pytest.param(
+            4,
+            [(GPT3, layout) for layout in ON_FOUR[::2]] + [(MODERN, layout) for layout in ON_FOUR[1::2]],
+            "fp32",
+            1e-4,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            2, [(MODERN, layout) for layout in ON_TWO[1:6] + ON_TWO[-1:]], "bf16", 2e-2, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_layouts_equal_one_rank(world_size, layouts, precision, tolerance):

@@ -284,6 +284,7 @@ def test_the_best_checkpoint_is_shifted_and_training_does_not_notice(one, settin
             assert np.array_equal(a.data, b.data), a.name
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_chosen_by_a_reward_model(one, settings):
     runs = Path(load(settings).runs_dir)
     talks = [
