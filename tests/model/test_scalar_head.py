@@ -83,6 +83,7 @@ def two_ranks() -> list[dict]:
     return run_distributed(train_all, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_one_rank(layout: str, expected: dict, two_ranks: list[dict]):
     for rank in two_ranks:

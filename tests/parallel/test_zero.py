@@ -111,7 +111,8 @@ def _step(engine: Engine, config: Config, step: int) -> tuple[float, float]:
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_every_stage_divides_what_it_should(ranks):
     small = ["model=tiny", "model.num_layers=8", "model.hidden_size=128", "model.vocab_size=512", "data.corpora=[]"]
     config = load([*small, "model.sequence_length=32", "optim.precision=bf16"])

@@ -52,6 +52,7 @@ def _hold_up(overrides: list[str]) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_every_phase_is_named_with_its_own_time_out(settings):
     limits = [f"reliability.{phase}_timeout={LIMIT}" for phase in PHASES]
     # The time-outs of training on batches have nothing to say here: PPO once ran under the name of the data loader.

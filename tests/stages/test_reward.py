@@ -267,7 +267,9 @@ def test_a_reward_model_is_not_taken_for_a_language_model(one):
     assert "which no format of language models holds" in said["convert"]
 
 
-@pytest.mark.parametrize("engine", ["megatron", pytest.param("deepspeed_1", marks=pytest.mark.slow), "deepspeed_3"])
+@pytest.mark.parametrize(
+    "engine", ["megatron", *(pytest.param(f"deepspeed_{stage}", marks=pytest.mark.slow) for stage in (1, 3))]
+)
 def test_the_best_checkpoint_is_shifted_and_training_does_not_notice(one, settings, engine):
     found, runs = run_distributed(_choose, 1, engine, settings)[0], Path(load(settings).runs_dir)
     chosen, resumed = found[f"chosen_{engine}"], found[f"resumed_{engine}"]
