@@ -7,7 +7,7 @@ weights both sides learn from the same pairs in the same batches: titles with ab
 split), and sentences that mean the same (training split of STS-B, and SNLI). Stage embed takes --minutes, on two ranks;
 then sentence-transformers (MultipleNegativesRankingLoss, symmetric) gets as many seconds of steps, on two threads. Both
 take a batch in one pass. Learning rate, warm-up and decay over the time, temperature and optimizer are the same.
-Measured before and after: rank correlation on STS-B's test split, and nDCG@10 of SciFact's 300 development claims among
+Measured before and after: rank correlation on STS-B's test split, and nDCG@10 of SciFact's 300 validation claims among
 its 5,183 abstracts. It fails where stage embed ends below its peer by more than --tolerance.
 """
 
@@ -123,7 +123,7 @@ def write_sets(data: Path, folder: Path) -> None:
     beir = folder / "scifact"
     write_lines(beir / "corpus.jsonl", documents)
     write_lines(beir / "queries.jsonl", [{"_id": key, "text": one["text"]} for key, one in claims.items()])
-    held_out = ["\t".join(row[:3]) for row in judged if claims[row[0]]["split"] == "dev"]
+    held_out = ["\t".join(row[:3]) for row in judged if claims[row[0]]["split"] == "validation"]
     (beir / "qrels").mkdir(exist_ok=True)
     (beir / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *held_out]) + "\n")
     pairs = [{"query": one["title"], "positive": one["text"]} for one in documents if one["title"] and one["text"]]

@@ -29,7 +29,10 @@ def data(tmp_path) -> Path:
         {"_id": "1", "title": "Cats", "sentences": ["They sleep.", "They eat."]},
         {"_id": "2", "title": "", "sentences": ["Dogs bark."]},
     )
-    claims = ({"_id": "7", "text": "Cats rest.", "split": "train"}, {"_id": "8", "text": "Dogs talk.", "split": "dev"})
+    claims = (
+        {"_id": "7", "text": "Cats rest.", "split": "train"},
+        {"_id": "8", "text": "Dogs talk.", "split": "validation"},
+    )
     entailed = {"sentence1": "a man runs", "sentence2": "a man moves", "gold_label": "entailment"}
     write(folder / "scifact/corpus.jsonl.gz", lines(*abstracts))
     write(folder / "scifact/claims.jsonl.gz", lines(*claims))
