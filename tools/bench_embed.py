@@ -1,7 +1,7 @@
 """How fast stage embed learns beside sentence-transformers, and how a step grows with its batch.
 
-    python tools/bench_embed.py --tokenizer runs/demo/tokenizer.json --pairs runs/embed/data/train.jsonl \\
-        --output docs/benchmarks/embed_cpu.json
+    python tools/bench_embed.py --tokenizer runs/demo/tokenizer.json --pairs runs/embed/data/pairs.jsonl \\
+        --batch-size 64 --micro-batches 16 32 --growth 64 128 256 --output docs/benchmarks/embed_cpu.json
 
 Both have a dense GPT-2 of the same shape with random weights, the same pairs in the same batches, symmetric InfoNCE and
 torch's fused AdamW. A step reads texts, makes tokens, passes them through the model twice and updates it: here by stage
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_train import machine
+from bench_train import machine, transformers_model
 
 from megagpt import env
 from megagpt.config.load import load
@@ -39,6 +39,8 @@ from megagpt.train.trainer import Step, peak_memory_gib
 
 TEMPERATURE = 0.05
 LR = 1e-4
+SYMMETRIC = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
+"""How sentence-transformers' losses become the paper's."""
 
 
 def main() -> None:
@@ -123,23 +125,11 @@ class Theirs:
     def __init__(self, config: Config, ours: Ours, micro_batch_size: int) -> None:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer import losses, modules
-        from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
+        from transformers import PreTrainedTokenizerFast
 
         model, length = config.model, config.model.sequence_length
-        shape = GPT2Config(
-            vocab_size=model.vocab_size,
-            n_positions=length,
-            n_embd=model.hidden_size,
-            n_layer=model.num_layers,
-            n_head=model.num_attention_heads,
-            resid_pdrop=0,
-            embd_pdrop=0,
-            attn_pdrop=0,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
         with tempfile.TemporaryDirectory() as folder:
-            GPT2Model(shape).save_pretrained(folder)
+            transformers_model(model, "gelu_new").transformer.save_pretrained(folder)
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=config.data.tokenizer, model_max_length=length)
             tokenizer.pad_token = END_OF_TEXT
             tokenizer.save_pretrained(folder)
@@ -150,8 +140,7 @@ class Theirs:
             self.model,
             scale=1 / TEMPERATURE,
             mini_batch_size=micro_batch_size,
-            directions=("query_to_doc", "doc_to_query"),
-            partition_mode="per_direction",
+            **SYMMETRIC,
         )
         self.adam = torch.optim.AdamW(self.model.parameters(), LR, fused=True)
         self.loader, self.size, self.number = ours.stage.loader, config.optim.global_batch_size, 0

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_embed import SYMMETRIC
 from bench_train import machine
 
 from megagpt.checkpoint.convert.convert import convert
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/prove_embed"), help="(default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=4, help="of training on each side (default: %(default)s)")
     parser.add_argument("--base-tokens", type=int, default=500_000, help="of pretraining (default: %(default)s)")
-    parser.add_argument("--tolerance", type=float, default=0.02, help="(default: %(default)s)")
+    parser.add_argument("--tolerance", type=float, default=0.0, help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     if args.minutes <= 0:
@@ -237,8 +238,7 @@ class Peer:
         self.loss = losses.MultipleNegativesRankingLoss(
             self.model,
             scale=1 / TEMPERATURE,
-            directions=("query_to_doc", "doc_to_query"),
-            partition_mode="per_direction",
+            **SYMMETRIC,
         )
 
     def train(self, seconds: float) -> int:

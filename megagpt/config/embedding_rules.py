@@ -17,10 +17,12 @@ def lengths_fit_the_context(config: Config, world_size: int) -> Iterator[str]:
 
 def dimensions_are_beginnings(config: Config, world_size: int) -> Iterator[str]:
     """Matryoshka's vectors are beginnings of the whole one."""
+    if config.stage.name != "embed":
+        return
     size, lengths = config.model.hidden_size, config.embed.dimensions
-    if config.stage.name == "embed" and len(set(lengths)) < len(lengths):
+    if len(set(lengths)) < len(lengths):
         yield f"embed.dimensions ({', '.join(map(str, lengths))}) has a length twice: name each once"
-    for length in config.embed.dimensions if config.stage.name == "embed" else ():
+    for length in lengths:
         if not 0 < length < size:
             yield (
                 f"embed.dimensions ({length}) must be above 0 and below model.hidden_size ({size}), whose whole vector"

@@ -86,7 +86,7 @@ def contrastive_gradients(
     own = torch.arange(rank * pairs, (rank + 1) * pairs, device=texts.device)
     with torch.enable_grad():
         whole = everyone.requires_grad_()
-        size = whole.detach()[0, 0].norm()  # of every vector, the square of which is 1 / temperature
+        size = whole.detach()[0, 0].norm()  # of every vector; its square is 1 / temperature
         lengths = whole.norm(dim=-1, keepdim=True)  # from which the temperature gets its gradient
         parts = [whole, *(F.normalize(whole[..., :part], dim=-1) * lengths for part in settings.dimensions)]
         leaves = [part.detach().requires_grad_() for part in parts]

@@ -12,6 +12,7 @@ from megagpt.plan.job import Job
 from megagpt.plan.run import estimate, fits
 from megagpt.plan.search import search
 from tests.plan import traced
+from tests.plan.small import EMBED
 
 A100 = load_devices()["A100-80"]
 PAPER = {"350m": (12_288, 1024), "1_3b": (6_912, 2048), "6_7b": (5_896, 4096), "175b": (4_976, 12_288)}
@@ -63,26 +64,11 @@ def test_the_warm_up_is_a_twentieth_of_the_run():
     assert (schedule.warmup_tokens, schedule.decay_tokens) == (10_000, 200_000)
 
 
-SMALL = [
-    "stage=embed",
-    "model=gpt3",
-    "model.num_layers=4",
-    "model.hidden_size=512",
-    "model.num_attention_heads=8",
-    "model.sequence_length=512",
-    "model.vocab_size=4000",
-    "optim.global_batch_size=16",
-    "optim.ramp_start=null",
-    "optim.ramp_tokens=0",
-    "checkpoint.load=runs/other",
-    "data.pairs=[a.jsonl]",
-    "embed.max_tokens=128",
-]
 ONE_PASS = ["parallel.micro_batch_size=4"]  # of 4 replicas' 4 pairs
 
 
 def test_one_pass_where_a_micro_batch_holds_all_pairs_of_a_replica():
-    one, two = (plan([*SMALL, f"parallel.micro_batch_size={size}"], 4) for size in (4, 2))
+    one, two = (plan([*EMBED, f"parallel.micro_batch_size={size}"], 4) for size in (4, 2))
     assert (one.to_dict()["passes"], two.to_dict()["passes"]) == (1, 2)
     assert one.parts["first_pass"] == 0 < two.parts["first_pass"]
     assert two.parts["first_pass"] < two.parts["matmul"] + two.parts["attention"] + two.parts["memory"]
@@ -93,7 +79,7 @@ def test_one_pass_where_a_micro_batch_holds_all_pairs_of_a_replica():
 
 @pytest.mark.parametrize(("negatives", "texts"), [(0, 32), (1, 48)])
 def test_texts_vectors_and_logits_by_hand(negatives, texts):
-    found = plan([*SMALL, *ONE_PASS, f"embed.hard_negatives={negatives}", "embed.dimensions=[64]"], 4)
+    found = plan([*EMBED, *ONE_PASS, f"embed.hard_negatives={negatives}", "embed.dimensions=[64]"], 4)
     told = found.to_dict()
     assert told["texts_per_step"] == texts
     assert found.job.rows == 4 * (2 + negatives) and found.job.tokens == 128 * found.job.rows
@@ -125,11 +111,11 @@ def test_memory_between_passes_counts_once():
 
 
 def test_the_model_has_a_temperature_and_no_output_projection():
-    model = plan([*SMALL, *ONE_PASS], 4).job.config.model
+    model = plan([*EMBED, *ONE_PASS], 4).job.config.model
     layer = 4 * (512 * 512 + 512) + 8 * 512 * 512 + 5 * 512 + 4 * 512
     by_hand = 4 * layer + 4096 * 512 + 512 * 512 + 2 * 512 + 1  # vocabulary padded to 4096, positions, norm
-    assert plan([*SMALL, *ONE_PASS], 4).to_dict()["parameters_per_stage"] == [by_hand]
-    fixed = plan([*SMALL, *ONE_PASS, "embed.learn_temperature=false"], 4)
+    assert plan([*EMBED, *ONE_PASS], 4).to_dict()["parameters_per_stage"] == [by_hand]
+    fixed = plan([*EMBED, *ONE_PASS, "embed.learn_temperature=false"], 4)
     assert fixed.to_dict()["parameters_per_stage"] == [by_hand - 1]
     weights = 4 * (4 * 512 * 512 + 8 * 512 * 512)
     keys = 2 * 128 + 2 * 128  # two dense layers and two banded ones, whose band is longer than a text
@@ -141,9 +127,9 @@ def test_epochs_are_counted_in_pairs(tmp_path):
     records = [{"query": f"q {number}", "positive": f"p {number}"} for number in range(64)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     pairs = [f"data.pairs=[{tmp_path}/a.jsonl]", "data.split=[1,0,0]"]
-    found = plan([*SMALL, *ONE_PASS, *pairs], 4)
+    found = plan([*EMBED, *ONE_PASS, *pairs], 4)
     assert found.days == pytest.approx(64 / 16 * found.step_seconds / 86400)
-    tokens = plan([*SMALL, *ONE_PASS, "optim.train_epochs=null", f"optim.train_tokens={10 * 16 * 2 * 128}"], 4)
+    tokens = plan([*EMBED, *ONE_PASS, "optim.train_epochs=null", f"optim.train_tokens={10 * 16 * 2 * 128}"], 4)
     assert tokens.days == pytest.approx(10 * tokens.step_seconds / 86400)
 
 
@@ -159,7 +145,7 @@ def test_search_finds_layouts_whose_micro_batches_divide_an_odd_batch():
 )
 def test_the_comparison_allocates_what_is_planned(pairs, kinds, width, dimensions):
     """On one replica, which has nothing to gather: the vectors with gradients, and the logits."""
-    overrides = [*SMALL, f"model.hidden_size={width}", f"optim.global_batch_size={pairs}"]
+    overrides = [*EMBED, f"model.hidden_size={width}", f"optim.global_batch_size={pairs}"]
     overrides += [f"embed.hard_negatives={kinds - 2}", f"embed.dimensions={list(dimensions)}".replace(" ", "")]
     planned = plan([*overrides, "parallel.micro_batch_size=1"], 1).to_dict()["contrast_gib"] * 2**30
     vectors = 2 * 4 * pairs * kinds * width  # by micro-batch, and put in order

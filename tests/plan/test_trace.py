@@ -6,18 +6,8 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from tests.plan import traced
+from tests.plan.small import EMBED, GPT3
 
-GPT3 = [
-    "model=gpt3",
-    "model.num_layers=4",
-    "model.hidden_size=512",
-    "model.num_attention_heads=8",
-    "model.sequence_length=512",
-    "model.vocab_size=4000",
-    "optim.global_batch_size=16",
-    "optim.ramp_start=null",
-    "optim.ramp_tokens=0",
-]
 MODERN = [
     "model=demo_modern",
     "model.hidden_size=512",
@@ -28,7 +18,6 @@ MODERN = [
     "optim.ramp_start=null",
     "optim.ramp_tokens=0",
 ]
-EMBED = [*GPT3, "stage=embed", "checkpoint.load=runs/other", "data.pairs=[a.jsonl]", "embed.max_tokens=128"]
 TENSOR = ["parallel.tensor_parallel_size=2"]
 SEQUENCE = [*TENSOR, "parallel.sequence_parallel=true"]
 PIPELINE = ["parallel.pipeline_parallel_size=2"]

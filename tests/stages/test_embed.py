@@ -12,18 +12,9 @@ import torch
 from dist import run_distributed
 
 from megagpt.config.load import load
+from tests.layouts import ON_TWO_RANKS as LAYOUTS
 
 BATCH, STEPS, STOP = 16, 5, 3
-LAYOUTS = {
-    "data": [],
-    "tensor": ["parallel.tensor_parallel_size=2"],
-    "sequence": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
-    "pipeline": ["parallel.pipeline_parallel_size=2"],
-    "interleaved": ["parallel.pipeline_parallel_size=2", "parallel.virtual_pipeline_size=2"],
-    "deepspeed_1": ["parallel.engine=deepspeed", "parallel.zero_stage=1"],
-    "deepspeed_2": ["parallel.engine=deepspeed", "parallel.zero_stage=2"],
-    "deepspeed_3": ["parallel.engine=deepspeed", "parallel.zero_stage=3"],
-}
 FOUR = {
     "tensor_data": ["parallel.tensor_parallel_size=2"],
     "pipeline_data": ["parallel.pipeline_parallel_size=2"],

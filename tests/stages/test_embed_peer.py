@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench_train import transformers_model
 from dist import run_distributed
 
 from megagpt.checkpoint.convert.hugging_face import parts
@@ -110,22 +111,8 @@ def ours(settings) -> dict[str, dict]:
 def _peer(model: ModelConfig, weights: dict[str, torch.Tensor]) -> torch.nn.Sequential:
     """The same model of transformers, with sentence-transformers' modules behind it."""
     from sentence_transformers.sentence_transformer import modules
-    from transformers import GPT2Config, GPT2Model
 
-    theirs = GPT2Model(
-        GPT2Config(
-            vocab_size=model.vocab_size,
-            n_positions=model.sequence_length,
-            n_embd=model.hidden_size,
-            n_layer=model.num_layers,
-            n_head=model.num_attention_heads,
-            resid_pdrop=0,
-            embd_pdrop=0,
-            attn_pdrop=0,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
+    theirs = transformers_model(model, "gelu_new").transformer
     theirs.load_state_dict(_to_hugging_face(weights, model))
 
     class Transformer(torch.nn.Module):

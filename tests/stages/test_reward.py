@@ -20,18 +20,9 @@ from megagpt.data.rankings import read_rankings
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import MegaGPTError
 from megagpt.stages.reward import demonstrations
+from tests.layouts import ON_TWO_RANKS as LAYOUTS
 
 BATCH, STOP, LEARNING = 16, 2, 8
-LAYOUTS = {
-    "data": [],
-    "tensor": ["parallel.tensor_parallel_size=2"],
-    "sequence": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
-    "pipeline": ["parallel.pipeline_parallel_size=2"],
-    "interleaved": ["parallel.pipeline_parallel_size=2", "parallel.virtual_pipeline_size=2"],
-    "deepspeed_1": ["parallel.engine=deepspeed", "parallel.zero_stage=1"],
-    "deepspeed_2": ["parallel.engine=deepspeed", "parallel.zero_stage=2"],
-    "deepspeed_3": ["parallel.engine=deepspeed", "parallel.zero_stage=3"],
-}
 
 
 def rankings(count: int) -> list[dict]:

@@ -22,7 +22,7 @@ def standard_records() -> Records:
 
 
 class Rejections:
-    """Malformed records, of which so many are tolerated."""
+    """Malformed records, and how many of them are tolerated."""
 
     def __init__(self, most: int, tally: Tally) -> None:
         self.most, self.tally, self.count = most, tally, 0

@@ -18,7 +18,7 @@ LIKENESS = 0.85
 
 
 class NearDuplicates:
-    """Texts seen so far, of which those that are like a new one are found."""
+    """Texts seen so far. It finds those that are like a new one."""
 
     def __init__(self, likeness: float = LIKENESS) -> None:
         try:
