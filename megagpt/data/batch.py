@@ -1,10 +1,11 @@
 """A micro-batch of the model's input, and the protocol of the loaders that make them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
+from torch.cuda import is_available as has_gpu
 
 from megagpt.data.packed import Split
 from megagpt.data.tokenizer import Tokenizer
@@ -26,10 +27,49 @@ class Batch:
     """int64 [B, S], where samples hold several documents that are kept apart: attention must not cross from one value
     to another."""
 
+    document_lengths: torch.Tensor | None = None
+    """int32 [N + 1], with `document_ids`: the cumulative lengths of the N documents over the rows of the batch. Counted
+    where the batch is made, because a GPU could only say how many there are by being waited for."""
+
+    def __post_init__(self) -> None:
+        if self.document_ids is not None and self.document_lengths is None:
+            object.__setattr__(self, "document_lengths", cumulative_lengths(self.document_ids))
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return replace(self, **{name: v.to(device) for name, v in values.items() if isinstance(v, torch.Tensor)})
+        return replace(self, **{name: send(v, device) for name, v in values.items() if isinstance(v, torch.Tensor)})
+
+
+def cumulative_lengths(document_ids: torch.Tensor) -> torch.Tensor:
+    """int32 [N + 1]: where the documents of packed rows begin, row by row, and at last the number of tokens.
+
+    document_ids: int64 [B, S], the number of every token's document. Every row begins a document.
+    """
+    begins = torch.ones_like(document_ids, dtype=torch.bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return torch.cat((begins.flatten().nonzero()[:, 0], torch.tensor([begins.numel()], device=begins.device))).int()
+
+
+def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """`values` on `device`. A GPU takes those of the CPU from pinned memory, while the host goes on."""
+    if has_gpu() and values.device.type == "cpu" and torch.device(device).type != "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+class HeldOut:
+    """Batches of held-out samples, each made when it is read: all of them may be more than memory holds."""
+
+    def __init__(self, count: int, make: Callable[[int], Batch]) -> None:
+        """make: gives the batch of a number below `count`."""
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self._make, range(self._count))
 
 
 class Loader(Protocol):
@@ -50,8 +90,11 @@ class Loader(Protocol):
 
     def evaluation_batches(
         self, split: Split, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
-    ) -> Iterator[Batch]:
+    ) -> HeldOut:
         """One rank's share of the held-out samples of `split`, as many batches on every rank."""
 
-    def evaluation_bytes(self, split: Split, max_tokens: int | None) -> int:
-        """Number of UTF-8 bytes of the text that `evaluation_batches` predicts on all ranks together."""
+    def evaluation_bytes(self, split: Split, max_tokens: int | None, part: int = 0, parts: int = 1) -> int:
+        """Number of UTF-8 bytes of the text that `evaluation_batches` predicts on all ranks together.
+
+        Of `parts` ranks that share the counting, this one does `part`: the whole text may be gigabytes.
+        """

@@ -31,6 +31,8 @@ class Message:
 
     role: Role
     content: str
+    trained: bool = True
+    """Whether an assistant's turn is to be learnt; others never are."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,24 @@ def role_ids(tokenizer: Tokenizer) -> dict[Role, int]:
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> Example:
-    """A conversation as tokens; the assistant's tokens, end-of-text included, are trained on."""
+    """A conversation as tokens; the assistant's tokens, end-of-text included, are trained on, where they are to be."""
     ids = role_ids(tokenizer)
     tokens: list[int] = []
     trained: list[bool] = []
     for message, body in zip(messages, tokenizer.encode_batch([m.content for m in messages]), strict=True):
         tokens += [ids[message.role], *body, tokenizer.end_of_text_id]
-        trained += [False, *[message.role == "assistant"] * (len(body) + 1)]
+        trained += [False, *[message.role == "assistant" and message.trained] * (len(body) + 1)]
     return Example(np.array(tokens, np.int64), np.array(trained, bool))
 
 
+def has_answer(messages: Sequence[Message]) -> bool:
+    """Whether there is a turn to be learnt."""
+    return any(message.role == "assistant" and message.trained for message in messages)
+
+
 def truncate_to_context(tokenizer: Tokenizer, messages: Sequence[Message], length: int) -> Example | None:
-    """The conversation up to its last answer that ends within `length` tokens; None when not even the first does."""
-    ends = [number for number, message in enumerate(messages, 1) if message.role == "assistant"]
+    """The conversation up to its last answer to be learnt that ends within `length` tokens; None when none does."""
+    ends = [number for number, message in enumerate(messages, 1) if message.role == "assistant" and message.trained]
     while ends:
         example = encode_chat(tokenizer, messages[: ends.pop()])
         if len(example.tokens) <= length:

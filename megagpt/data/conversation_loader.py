@@ -2,14 +2,14 @@
 
 import bisect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 
 import numpy as np
 
 from megagpt.config.schema import Config
-from megagpt.data.batch import Batch
-from megagpt.data.chat import Example, truncate_to_context
+from megagpt.data.batch import Batch, HeldOut
+from megagpt.data.chat import Example, has_answer, truncate_to_context
 from megagpt.data.conversations import Conversation, read_conversations, split_conversations
 from megagpt.data.loader import load_tokenizer
 from megagpt.data.packed import SPLITS, Split, permutation
@@ -48,14 +48,16 @@ class ConversationLoader(PrefetchLoader):
         length = self.config.model.sequence_length + 1
         fitting = [truncate_to_context(self.tokenizer, item.messages, length) for item in conversations]
         examples = [example for example in fitting if example is not None]
-        if len(examples) < len(fitting):
-            log.warning(
-                "%s: %d of %d conversations are left out: their first answer ends beyond model.sequence_length (%d)",
-                split,
-                len(fitting) - len(examples),
-                len(fitting),
-                length - 1,
-            )
+        silent = sum(not has_answer(item.messages) for item in conversations)
+        for count, why in (
+            (silent, "they have no answer to be learnt"),
+            (
+                len(fitting) - len(examples) - silent,
+                f"their first answer ends beyond model.sequence_length ({length - 1})",
+            ),
+        ):
+            if count:
+                log.warning("%s: %d of %d conversations are left out: %s", split, count, len(fitting), why)
         if not examples and self.config.data.split[SPLITS.index(split)]:
             raise DataError(
                 f"no conversation is left in the {split} split of {len(conversations)}: use more, a longer "
@@ -65,22 +67,25 @@ class ConversationLoader(PrefetchLoader):
 
     def evaluation_batches(
         self, split: Split, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
-    ) -> Iterator[Batch]:
+    ) -> HeldOut:
         """One rank's share of the conversations of `split`, in order; every rank gets the same number of batches.
 
         `max_tokens`: how many tokens to predict at most (None: all), by whole rows.
         """
         size, rows = self.config.parallel.micro_batch_size, self._held_out(split, max_tokens)
-        for first in range(0, len(rows), size * data_parallel_size):
-            begin = first + data_parallel_rank * size
-            chosen = rows[begin : begin + size]
-            yield self._batch(split, chosen + [[]] * (size - len(chosen)))
 
-    def evaluation_bytes(self, split: Split, max_tokens: int | None) -> int:
-        """Number of UTF-8 bytes of the text that `evaluation_batches` predicts on all ranks together."""
+        def batch(number: int) -> Batch:
+            begin = (number * data_parallel_size + data_parallel_rank) * size
+            chosen = rows[begin : begin + size]
+            return self._batch(split, chosen + [[]] * (size - len(chosen)))
+
+        return HeldOut(-(-len(rows) // (size * data_parallel_size)), batch)
+
+    def evaluation_bytes(self, split: Split, max_tokens: int | None, part: int = 0, parts: int = 1) -> int:
+        """See `Loader.evaluation_bytes`."""
         table, examples = self.tokenizer.token_bytes, self.examples[split]
         chosen = [examples[index] for row in self._held_out(split, max_tokens) for index in row]
-        return sum(int(table[example.tokens[example.trained]].sum()) for example in chosen)
+        return sum(int(table[example.tokens[example.trained]].sum()) for example in chosen[part::parts])
 
     def _held_out(self, split: Split, max_tokens: int | None) -> list[list[int]]:
         rows = self.rows[split]

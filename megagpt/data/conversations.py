@@ -1,8 +1,9 @@
 """Conversations: reading them from JSON files in the common shapes, and dividing them into splits."""
 
-import gzip
 import json
 import logging
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any, Protocol, TypeVar
 
 from megagpt.config.inputs import how_to_make
 from megagpt.data.chat import Message
+from megagpt.data.files import read_text
 from megagpt.data.packed import SPLITS, Split, split_of
 from megagpt.data.shapes import SHAPES, Shape, shape_of
+from megagpt.data.turns import unread_fields
+from megagpt.data.unread import log_unread
 from megagpt.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -26,6 +30,8 @@ class Conversation:
     """The person who wrote it, if known."""
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
     """The record's other fields, such as "check", by which a program scores answers."""
+    place: str = field(default="data.conversations", compare=False)
+    """File and line of the record, for messages."""
 
 
 class HasPrompt(Protocol):
@@ -43,23 +49,81 @@ class HasPrompt(Protocol):
 Record = TypeVar("Record", bound=HasPrompt)
 
 
-def read_conversations(paths: Sequence[str | Path]) -> list[Conversation]:
-    """The conversations of all files, in order; each file has one of the SHAPES, which the log names.
+@dataclass
+class Account:
+    """What became of the records of some files."""
 
-    A record whose "label" is false holds an unwanted answer, and is left out. Raises DataError naming file and
-    line of a record that is malformed, of no known shape, or of another shape than the file's first.
+    files: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """The name of each file's shape, and the number of its records."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Number of records by the reason for which they are left out."""
+    unread: dict[str, Counter[str]] = field(default_factory=dict)
+    """For each file: in how many records each field is that nobody reads."""
+    empty: int = 0
+    """Records with an empty answer among those to be learnt."""
+
+    @property
+    def records(self) -> int:
+        """Of all files."""
+        return sum(count for _, count in self.files.values())
+
+    def log(self) -> None:
+        """Say it, a line for each file and reason."""
+        for path, (shape, count) in self.files.items():
+            log.info("%s: %d records, read as %s", path, count, shape)
+            log_unread(path, self.unread[path])
+        for reason, count in self.left_out.items():
+            log.warning("%d of %d records are left out: %s", count, self.records, reason)
+        if self.empty:
+            log.warning("%d of %d records %s", self.empty, self.records, SAYS_NOTHING)
+
+
+def read_conversations(paths: Sequence[str | Path], account: Account | None = None) -> list[Conversation]:
+    """The conversations of all files, in order; each file has one of the SHAPES.
+
+    A record whose "label" is false holds an unwanted answer, and is left out. Fields that nobody reads are counted.
+    account: takes note of all this; without one the log tells it.
+
+    Raises DataError naming file and line of a record that is malformed, of no known shape, or of another shape than the
+    file's first.
     """
-    found = [_conversation(*item) for path in paths for item in shaped_records(Path(path))]
-    wanted = [conversation for conversation in found if conversation.extra.get("label") is not False]
-    if len(wanted) < len(found):
-        log.info("%d of %d conversations are left out: their label is false", len(found) - len(wanted), len(found))
-    return wanted
+    noted, found = account or Account(), []
+    for path in paths:
+        for record, shape, place in shaped_records(Path(path), noted):
+            conversation = _conversation(record, shape, place)
+            if _is_wanted(record, place):
+                found.append(conversation)
+                noted.empty += any(_says_nothing(message) for message in conversation.messages)
+            else:
+                noted.left_out["their label is false"] += 1
+    if account is None:
+        noted.log()
+    return found
 
 
-def shaped_records(path: Path) -> Iterator[tuple[dict[str, Any], Shape, str]]:
+SAYS_NOTHING = "have an empty answer, by which the model learns to say nothing: leave them out if it should not"
+
+
+def _says_nothing(message: Message) -> bool:
+    return message.role == "assistant" and message.trained and not message.content.strip()
+
+
+WANTED = {True: True, False: False, "1": True, "0": False, "true": True, "false": False}
+"""Meanings of a record's "label"; 1 and 0 are equal to true and false."""
+
+
+def _is_wanted(record: dict[str, Any], place: str) -> bool:
+    label = record.get("label", True)
+    known = label.strip().lower() if isinstance(label, str) else label
+    if not isinstance(known, bool | int | float | str) or known not in WANTED:
+        raise DataError(f"{place}: label is {label!r}; it must be true or false, or 1 or 0")
+    return WANTED[known]
+
+
+def shaped_records(path: Path, account: Account) -> Iterator[tuple[dict[str, Any], Shape, str]]:
     """The records of a file, their shape, and where each is. Raises DataError; see `read_conversations`."""
     first: Shape | None = None
-    count = 0
+    unread = account.unread.setdefault(str(path), Counter())
     for record, place in records(path):
         shape = shape_of(record)
         if shape is None:
@@ -72,50 +136,67 @@ def shaped_records(path: Path) -> Iterator[tuple[dict[str, Any], Shape, str]]:
             raise DataError(
                 f"{place}: this record is {shape.name}, but the file began with {first.name}: divide it into two files"
             )
-        count += 1
+        account.files[str(path)] = (shape.name, account.files.get(str(path), ("", 0))[1] + 1)
+        unread.update(unread_fields(record, shape.known | READ_ELSEWHERE))
         yield record, shape, place
-    if first:
-        log.info("%s: %d records, read as %s", path, count, first.name)
+
+
+READ_ELSEWHERE = frozenset({"check"})
+"""Fields of `Conversation.extra` that somebody reads: PPO's checkers."""
 
 
 def records(path: Path) -> Iterator[tuple[Any, str]]:
     """The objects of a file of JSON lines, or of one JSON list, and where each is. Raises DataError."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = content.decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        remedy = f"; {how_to_make(path)}" if isinstance(error, FileNotFoundError) and how_to_make(path) else ""
-        raise DataError(f"cannot read conversations from {path}: {error}{remedy}") from None
+        text = read_text(path)
+    except DataError as error:
+        remedy = None if os.path.lexists(path) else how_to_make(path)
+        raise DataError(f"{error}; {remedy}" if remedy else str(error)) from None
     if text.lstrip().startswith("["):
         try:
-            yield from ((record, f"{path}[{index}]") for index, record in enumerate(json.loads(text)))
-            return
-        except ValueError:
+            found = json.loads(text, object_pairs_hook=_object)
+        except (ValueError, RecursionError):
             pass  # lines that are lists; what they are is said below
+        else:
+            yield from ((record, f"{path}[{index}]") for index, record in enumerate(found))
+            return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield json.loads(line), f"{path}:{number}"
-            except ValueError as error:
+                yield json.loads(line, object_pairs_hook=_object), f"{path}:{number}"
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: not JSON: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
 
 
 def _conversation(record: dict[str, Any], shape: Shape, place: str) -> Conversation:
     try:
         messages = shape.messages(record)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except KeyError as error:
+        raise DataError(f"{place}: not {shape.name}: there is no {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{place}: not {shape.name}: {error}") from None
-    known = {*shape.keys, *shape.optional, "user"}
-    return Conversation(messages, record.get("user"), {name: v for name, v in record.items() if name not in known})
+    extra = {name: value for name, value in record.items() if name not in shape.known}
+    return Conversation(messages, record.get("user"), extra, place)
 
 
 def split_conversations(records: Sequence[Record], proportions: Sequence[float]) -> dict[Split, list[Record]]:
     """Records with the same first prompt or the same user go to the same split, transitively.
 
-    Prompts are the same if they differ only in case and white space. Exact repetitions are left out. `proportions` are
-    the shares of train, validation and test, relative to their sum.
+    Prompts are the same if they differ only in case and white space. Exact repetitions are left out; records that ask
+    for different answers ("check") are none. `proportions` are the shares of train, validation and test, relative to
+    their sum.
     """
-    distinct = list(dict.fromkeys(records))
+    distinct = [record for record, _ in dict.fromkeys((record, _check(record)) for record in records)]
+    if repeated := len(records) - len(distinct):
+        log.warning("%d of %d records repeat another one word for word, and are left out", repeated, len(records))
     groups = _Groups()
     for record in distinct:
         if record.user is not None:
@@ -124,6 +205,10 @@ def split_conversations(records: Sequence[Record], proportions: Sequence[float])
     for record in distinct:
         splits[split_of(groups.name(_first_prompt(record)), proportions)].append(record)
     return splits
+
+
+def _check(record: HasPrompt) -> str:
+    return json.dumps(record.extra.get("check"), sort_keys=True) if isinstance(record, Conversation) else ""
 
 
 class _Groups:

@@ -1,14 +1,21 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and inputs that are files indeed."""
 
 import fcntl
+import gzip
 import hashlib
 import os
+import stat
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from megagpt.config.regular import require_file
 from megagpt.errors import DataError
+
+MAX_RATIO, SLACK = 100, 64 << 20
+"""A .gz that holds more than so many times its size, and so many bytes besides, is a bomb: text shrinks to a fifth."""
 
 
 @contextmanager
@@ -30,6 +37,56 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def open_input(path: str | Path, what: str = "") -> BinaryIO:
+    """Opens a file to read. Raises DataError for what is missing, cannot be read, or is no regular file.
+
+    A pipe or a device would be waited for, or never end. `what` the file should hold is for the message.
+    """
+    try:
+        handle = os.open(require_file(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise DataError(_cannot_read(path, what, str(error.strerror))) from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # another one has taken its place
+        os.close(handle)
+        raise DataError(_cannot_read(path, what, "it is no file any more"))
+    return os.fdopen(handle, "rb")
+
+
+def read_input(path: str | Path, what: str = "") -> bytes:
+    """The content of a file, decompressed where its name ends in .gz. Raises DataError as `open_input`."""
+    with open_input(path, what) as file:
+        try:
+            if Path(path).suffix.lower() != ".gz":
+                return file.read()
+            limit = MAX_RATIO * os.fstat(file.fileno()).st_size + SLACK
+            content = gzip.GzipFile(fileobj=file).read(limit + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(_cannot_read(path, what, str(error))) from None
+    if len(content) > limit:
+        raise DataError(_cannot_read(path, what, f"it holds more than {limit:,} bytes: unpack it yourself"))
+    return content
+
+
+def read_text(path: str | Path, what: str = "", encoding: str = "utf-8") -> str:
+    """The text of a file, see `read_input`; its line ends stay. Raises DataError for what is not encoded so, too."""
+    try:
+        return read_input(path, what).decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(_cannot_read(path, what, str(error))) from None
+
+
+def _cannot_read(path: str | Path, what: str, why: str) -> str:
+    return f"cannot read {what} from {path}: {why}" if what else f"cannot read {path}: {why}"
+
+
+def file_size(path: str | Path) -> int:
+    """Bytes of a file. Raises DataError as `open_input`, without opening it."""
+    try:
+        return require_file(path).stat().st_size
+    except OSError as error:
+        raise DataError(_cannot_read(path, "", str(error.strerror))) from None
+
+
 def write_atomic(path: str | Path, *content: bytes | memoryview) -> None:
     """Write the pieces of `content`, one after the other, to `path`. Raises DataError when that fails."""
     with atomic_file(path) as file:
@@ -40,7 +97,7 @@ def write_atomic(path: str | Path, *content: bytes | memoryview) -> None:
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal digits. Raises DataError when it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from megagpt.data.files import atomic_file, file_sha256, write_atomic
+from megagpt.data.files import atomic_file, file_sha256, file_size, open_input, read_input, write_atomic
 from megagpt.errors import DataError
 
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -84,12 +84,12 @@ def read_about(prefix: str | Path) -> dict[str, Any]:
     """The content of the .json of the corpus at `prefix`. Raises DataError."""
     path = corpus_files(prefix)[2]
     try:
-        about = json.loads(path.read_bytes())
+        about = json.loads(read_input(path))
         whole = isinstance(about["tokenizer_sha256"], str) and all(isinstance(about[name], int) for name in _NUMBERS)
-    except OSError as error:
+    except DataError as error:
         raise DataError(
-            f"there is no whole corpus at {prefix}: cannot read {path}, which is written last "
-            f"({error.strerror}); make it with `megagpt data preprocess`"
+            f"there is no whole corpus at {prefix}: {error}. That file is written last; make it with"
+            " `megagpt data preprocess`"
         ) from None
     except (ValueError, KeyError, TypeError):
         whole = False
@@ -107,11 +107,11 @@ def check_corpus(prefix: str | Path) -> dict[str, Any]:
     bin_path, idx_path, json_path = corpus_files(prefix)
     again = "; make the corpus again with `megagpt data preprocess`"
     try:
-        with idx_path.open("rb") as file:
+        with open_input(idx_path) as file:
             header = file.read(_HEADER.size)
-        idx_size, bin_size = idx_path.stat().st_size, bin_path.stat().st_size
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}{again}") from None
+        idx_size, bin_size = file_size(idx_path), file_size(bin_path)
+    except (DataError, OSError) as error:
+        raise DataError(f"{error}{again}") from None
     if len(header) < _HEADER.size or not header.startswith(_MAGIC):
         raise DataError(f"{idx_path} is not the index of a tokenized corpus{again}")
     _, version, code, sequences, boundaries = _HEADER.unpack(header)

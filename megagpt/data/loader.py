@@ -6,12 +6,15 @@ import numpy as np
 import torch
 
 from megagpt.config.schema import Config
-from megagpt.data.batch import Batch
+from megagpt.data.batch import Batch, HeldOut
 from megagpt.data.fim import FillInTheMiddle
 from megagpt.data.packed import SPLITS, Mixture, PackedCorpus, Split
 from megagpt.data.prefetch import PrefetchLoader
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError
+
+CHUNK = 1 << 20
+"""Held-out tokens that are read at a time."""
 
 
 def load_tokenizer(config: Config) -> Tokenizer:
@@ -63,7 +66,7 @@ class PretrainLoader(PrefetchLoader):
         data_parallel_rank: int = 0,
         data_parallel_size: int = 1,
         micro_batch_size: int | None = None,
-    ) -> Iterator[Batch]:
+    ) -> HeldOut:
         """One rank's share of the documents of `split`, in order, each token predicted once.
 
         Windows follow one another without overlap; the first input of a corpus is end-of-text. `max_tokens` (None:
@@ -71,18 +74,24 @@ class PretrainLoader(PrefetchLoader):
         beyond the end has loss_mask 0.
         """
         size, length = micro_batch_size or self.config.parallel.micro_batch_size, self.config.model.sequence_length
-        windows = [
-            (corpus, start, min(length, limit - start))
-            for corpus, limit in self._held_out(split, max_tokens)
-            for start in range(0, limit, length)
-        ]
-        for first in range(0, len(windows), size * data_parallel_size):
-            begin = first + data_parallel_rank * size
-            yield self._evaluation_batch(windows[begin : begin + size], size)
+        parts = self._held_out(split, max_tokens)
+        ends = np.cumsum([-(-limit // length) for _, limit in parts])
 
-    def evaluation_bytes(self, split: Split, max_tokens: int | None) -> int:
-        """Number of UTF-8 bytes of the text that `evaluation_batches` predicts on all ranks together."""
-        chunks = self._evaluation_tokens(split, max_tokens)
+        def window(number: int) -> tuple[PackedCorpus, int, int]:
+            place = int(np.searchsorted(ends, number, side="right"))
+            corpus, limit = parts[place]
+            start = (number - int(ends[place - 1] if place else 0)) * length
+            return corpus, start, min(length, limit - start)
+
+        def batch(number: int) -> Batch:
+            begin = (number * data_parallel_size + data_parallel_rank) * size
+            return self._evaluation_batch([window(at) for at in range(begin, min(begin + size, int(ends[-1])))], size)
+
+        return HeldOut(-(-int(ends[-1]) // (size * data_parallel_size)), batch)
+
+    def evaluation_bytes(self, split: Split, max_tokens: int | None, part: int = 0, parts: int = 1) -> int:
+        """See `Loader.evaluation_bytes`."""
+        chunks = self._evaluation_tokens(split, max_tokens, part, parts)
         return sum(int(self.tokenizer.token_bytes[tokens].sum()) for tokens in chunks)
 
     def held_out_text(self, split: Split, max_tokens: int | None = None) -> bytes:
@@ -105,9 +114,12 @@ class PretrainLoader(PrefetchLoader):
         for split, share in zip(SPLITS, data.split, strict=True):
             if share > 0 and not any(corpus.num_tokens for corpus in self.corpora[split]):
                 total = sum(corpus.about["documents"] for corpus in self.corpora[split])
+                advice = "raise the share or set it to 0"
+                if total <= sum(share > 0 for share in data.split):
+                    advice = "cut the text into more documents (one JSON object or line each), or set the share to 0"
                 raise DataError(
                     f"no document fell into the {split} split: data.split gives it a share of {share} of {total} "
-                    "documents; raise the share or set it to 0"
+                    f"document{'s' * (total != 1)}; {advice}"
                 )
 
     def _train_batch(self, start: int) -> Batch:
@@ -144,13 +156,22 @@ class PretrainLoader(PrefetchLoader):
     def _held_out(self, split: Split, max_tokens: int | None) -> list[tuple[PackedCorpus, int]]:
         """(corpus, how many of its tokens are predicted) for every corpus."""
         weights = [corpus.weight for corpus in self.config.data.corpora]
+        shares = np.array(weights) / sum(weights)
+        # At least one token of each corpus that is learnt: a few tokens for many corpora must not be none at all.
+        limits = [None if max_tokens is None else max(int(share > 0), int(max_tokens * share)) for share in shares]
         return [
-            (corpus, corpus.num_tokens if max_tokens is None else min(corpus.num_tokens, int(max_tokens * share)))
-            for corpus, share in zip(self.corpora[split], np.array(weights) / sum(weights), strict=True)
+            (corpus, corpus.num_tokens if limit is None else min(corpus.num_tokens, limit))
+            for corpus, limit in zip(self.corpora[split], limits, strict=True)
         ]
 
-    def _evaluation_tokens(self, split: Split, max_tokens: int | None) -> Iterator[np.ndarray]:
-        chunk = 1 << 20
-        for corpus, limit in self._held_out(split, max_tokens):
-            for start in range(0, limit, chunk):
-                yield corpus.read(start, min(chunk, limit - start))
+    def _evaluation_tokens(
+        self, split: Split, max_tokens: int | None, part: int = 0, parts: int = 1
+    ) -> Iterator[np.ndarray]:
+        """The tokens in chunks, or every `parts`-th chunk of them from number `part` on."""
+        chunks = [
+            (corpus, start, min(CHUNK, limit - start))
+            for corpus, limit in self._held_out(split, max_tokens)
+            for start in range(0, limit, CHUNK)
+        ]
+        for corpus, start, count in chunks[part::parts]:
+            yield corpus.read(start, count)

@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from megagpt.data.indexed import open_corpus
+from megagpt.data.identity import WatchedFile
+from megagpt.data.indexed import corpus_files, open_corpus
 from megagpt.errors import DataError
 
 Split = Literal["train", "validation", "test"]
@@ -76,9 +77,13 @@ class PackedCorpus:
     ) -> None:
         """Open the corpus at `prefix`. Raises DataError when it is damaged. The split may turn out to be empty."""
         self.prefix, self.split, self.sequence_length, self.seed = str(prefix), split, sequence_length, seed
-        self._dataset, self.about = open_corpus(prefix)
-        self.documents = documents_of(split, proportions, len(self._dataset))
-        self._lengths = self._dataset.sequence_lengths[self.documents]
+        dataset, self.about = open_corpus(prefix)
+        self.documents = documents_of(split, proportions, len(dataset))
+        # Copies of the index, and tokens that are read: a mapped file that is cut off ends the process without a word.
+        self._lengths = dataset.sequence_lengths[self.documents]
+        self._begins = dataset.index.sequence_pointers[self.documents]
+        self._dtype = np.dtype(dataset.index.dtype)
+        self._tokens = WatchedFile(corpus_files(prefix)[0])
         self._in_order = np.cumsum(self._lengths, dtype=np.int64)
         self.num_tokens = int(self._in_order[-1]) if len(self.documents) else 0
         self.samples_per_epoch = max(0, (self.num_tokens - 1) // sequence_length)
@@ -113,7 +118,8 @@ class PackedCorpus:
             local = int(order[place])
             offset = start + filled - (int(ends[place]) - int(self._lengths[local]))
             take = min(count - filled, int(self._lengths[local]) - offset)
-            tokens[filled : filled + take] = self._dataset.get(self.documents[local], offset, take)
+            begin = int(self._begins[local]) + offset * self._dtype.itemsize
+            tokens[filled : filled + take] = self._tokens.read(begin, take, self._dtype)
             place, filled = place + 1, filled + take
         return tokens
 

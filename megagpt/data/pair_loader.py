@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from megagpt.config.schema import Config
+from megagpt.data.batch import HeldOut
 from megagpt.data.loader import load_tokenizer
 from megagpt.data.packed import SPLITS, Split, permutation, split_of
 from megagpt.data.pairs import Pair, read_pairs
@@ -90,15 +91,15 @@ class PairLoader:
         self._pending = {then: self._reader.submit(self._step, *then)}
         yield from ready.result()
 
-    def evaluation_bytes(self, split: Split, max_tokens: int | None) -> int:
+    def evaluation_bytes(self, split: Split, max_tokens: int | None, part: int = 0, parts: int = 1) -> int:
         """0: no text is predicted."""
         return 0
 
     def evaluation_batches(
         self, split: Split, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
-    ) -> Iterator[PairBatch]:
+    ) -> HeldOut:
         """Nothing: held-out pairs are embedded, see `megagpt.stages.embed`."""
-        return iter(())
+        return HeldOut(0, lambda number: None)
 
     def _check(self) -> None:
         for split, share in zip(SPLITS, self.config.data.split, strict=True):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,14 @@ from typing import Any
 
 from megagpt.config.inputs import how_to_make
 from megagpt.data.readers import MAX_RECORD_BYTES, Position, Rejection, chunks, find_sources
+from megagpt.data.unread import log_unread
 from megagpt.errors import DataError
 
 KEYS = ("query", "positive", "negatives", "document", "split_key", "text_ids")
 """What a record may hold."""
+
+SCORED_KEYS = ("sentence1", "sentence2", "score")
+"""What is read of a scored pair."""
 
 _NO_LETTERS = re.compile(r"[\W_]+")
 
@@ -54,8 +59,13 @@ def read_pairs(paths: Sequence[str | Path]) -> list[Pair]:
 
 
 def read_scored_pairs(path: str | Path) -> list[ScoredPair]:
-    """The scored pairs of a file of JSON lines. Raises DataError as `read_pairs`."""
-    return [_scored_pair(record, place) for record, place in _records(Path(path))]
+    """The scored pairs of a file of JSON lines; the log names other fields. Raises DataError as `read_pairs`."""
+    found, unread = [], Counter()
+    for record, place in _records(Path(path)):
+        found.append(_scored_pair(record, place))
+        unread.update(name for name in record if name not in SCORED_KEYS)
+    log_unread(path, unread)
+    return found
 
 
 def text_key(text: str) -> int:
@@ -126,7 +136,7 @@ def _is_id(value: Any) -> bool:
 
 def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """The objects of a file of JSON lines, and where each is."""
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         remedy = how_to_make(path) or "`megagpt data pairs` makes one"
         raise DataError(f"cannot read pairs from {path}: there is no such file; {remedy}")
     for line, text in _lines(path):

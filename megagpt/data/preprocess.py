@@ -15,16 +15,16 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 
 from megagpt import env
 from megagpt.data import indexed
+from megagpt.data.engines import Encoder, Engine, EngineName, choose_engine, make_encoder
 from megagpt.data.files import locked, write_atomic
 from megagpt.data.readers import (
     FOLDER_PATTERNS,
@@ -37,6 +37,7 @@ from megagpt.data.readers import (
     find_sources,
 )
 from megagpt.data.tokenizer import Tokenizer
+from megagpt.data.unread import log_unread, most_common
 from megagpt.data.workers import start_worker
 from megagpt.errors import DataError
 from megagpt.log import progress
@@ -49,6 +50,9 @@ MAX_RECORD_MB = 32
 _BATCH_CHARACTERS = 1 << 19
 """Text that is tokenized at a time: the library's intermediate results are many times as large."""
 
+_FIELDS = 100
+"""Names of unread fields that are counted, of those in most records: some files have data for keys."""
+
 _SHOWN = 10
 """Rejected records that are shown one by one; PREFIX.rejected.txt has all."""
 
@@ -59,6 +63,7 @@ class _Job:
 
     folder: Path
     tokenizer: str
+    engine: Engine
     key: str
     limit: int
     max_rejected: int
@@ -74,6 +79,8 @@ class _Part:
     stored_bytes: int
     end: Position
     rejected: list[Rejection]
+    unread: dict[str, int] = field(default_factory=dict)
+    """In how many records each field is that nobody reads."""
 
 
 def preprocess(
@@ -86,6 +93,7 @@ def preprocess(
     workers: int | None = None,
     max_rejected: int = 0,
     max_record_mb: float = MAX_RECORD_MB,
+    engine: EngineName | None = None,
 ) -> dict[str, Any]:
     """Tokenize `inputs` (see readers.find_sources) into the corpus `output`.bin, .idx, .json; return what .json says.
 
@@ -93,8 +101,10 @@ def preprocess(
     workers: tokenizing processes, by default one a core
     max_rejected: more malformed records than this raise DataError; all are listed in `output`.rejected.txt
     max_record_mb: longer records are malformed; a worker needs about 20 times as much memory for one
+    engine: the library that tokenizes, by default the faster one that gives the tokenizer's ids
 
-    A corpus that was made from the same inputs with the same options is left as it is.
+    Other fields of the records are counted and named once, also in the .json as `unread`. A corpus that was made from
+    the same inputs with the same options is left as it is.
     """
     sources = find_sources(inputs, patterns)
     known = Tokenizer.load(tokenizer)
@@ -111,12 +121,13 @@ def preprocess(
         log.info("%s is already made from these inputs", output)
         return indexed.read_about(output)
     folder = Path(f"{output}.parts")
-    job = _Job(folder, str(tokenizer), key, int(max_record_mb * 1e6), max_rejected)
+    job = _Job(folder, str(tokenizer), choose_engine(known, engine), key, int(max_record_mb * 1e6), max_rejected)
     with locked(folder):
-        _forget_other_work(folder, about, sources)
+        _forget_other_work(job, about, sources)
         parts = _run(job, sources, workers or len(os.sched_getaffinity(0)), known)
         total = _publish(output, folder, parts, about, known)
         shutil.rmtree(folder)
+    log_unread(f"{output} (of its inputs only --key {key} is read)", total["unread"])
     log.info("%s: %d documents, %d tokens, %d bytes of text", output, *map(total.get, ("documents", "tokens", "bytes")))
     return total
 
@@ -138,24 +149,25 @@ def _is_made(output: str | Path, about: dict[str, Any], sources: list[Source], m
     return not changed and sum(made["rejected"].values()) <= max_rejected
 
 
-def _forget_other_work(folder: Path, about: dict[str, Any], sources: list[Source]) -> None:
-    """Remove what an interrupted run with other inputs or options has left in `folder`, and say so."""
+def _forget_other_work(job: _Job, about: dict[str, Any], sources: list[Source]) -> None:
+    """Remove what an interrupted run with other inputs or options has left in the folder, and say so."""
+    folder = job.folder
     path = folder / "job.json"
     changes = [Path(source.path).stat().st_mtime_ns for source in sources]
-    job = about | {"sources changed": changes, "tokenizers library": tokenizers.__version__}
+    now = about | {"sources changed": changes, "library": " ".join(job.engine)}
     try:
         old = json.loads(path.read_bytes())
     except (OSError, ValueError):
         old = {}
-    if old == job:
+    if old == now:
         return
     if old:
-        changed = " and ".join(name for name in job if job[name] != old.get(name))
+        changed = " and ".join(name for name in now if now[name] != old.get(name))
         log.warning("%s is of an interrupted run with other %s: starting anew", folder, changed)
     for file in folder.iterdir():
         if file.name != "lock":
             file.unlink()
-    write_atomic(path, json.dumps(job).encode())
+    write_atomic(path, json.dumps(now).encode())
 
 
 def _part_path(folder: Path, number: int) -> Path:
@@ -242,35 +254,42 @@ def _tokenize_all(job: _Job, sources: list[Source], start: Position, number: int
 
 
 @lru_cache(maxsize=1)
-def _load(tokenizer: str) -> Tokenizer:
-    return Tokenizer.load(tokenizer)
+def _load(path: str, engine: Engine) -> tuple[Tokenizer, Encoder]:
+    tokenizer = Tokenizer.load(path)
+    return tokenizer, make_encoder(tokenizer, engine)
 
 
 def _tokenize(job: _Job, number: int, chunk: Chunk) -> _Part:
     """Make part `number` out of `chunk`; not if it has too many malformed records."""
-    tokenizer = _load(job.tokenizer)
+    tokenizer, encode = _load(job.tokenizer, job.engine)
     dtype = indexed.token_dtype(tokenizer.vocab_size)
     rejected: list[Rejection] = []
     encoded: list[np.ndarray] = []
+    unread: Counter[str] = Counter()
     size = 0
-    for texts in _batches(chunk, job, rejected):
+    for texts in _batches(chunk, job, rejected, unread):
         size += sum(len(text.encode()) for text in texts)
-        for ids in tokenizer.encode_batch(texts):
-            ids.append(tokenizer.end_of_text_id)
-            encoded.append(np.array(ids, dtype))
-    lengths = np.array([len(ids) for ids in encoded], "<i4")
-    part = _Part(len(encoded), int(lengths.sum()), size, chunk.stored_bytes, chunk.end, rejected)
+        encoded += [ids.astype(dtype) for ids in encode(texts)]
+    lengths = np.array([len(ids) + 1 for ids in encoded], "<i4")
+    part = _Part(
+        len(encoded), int(lengths.sum()), size, chunk.stored_bytes, chunk.end, rejected, most_common(unread, _FIELDS)
+    )
     if len(rejected) <= job.max_rejected:
         header = json.dumps(asdict(part)).encode() + b"\n"
-        write_atomic(_part_path(job.folder, number), header, lengths.data, *(ids.data for ids in encoded))
+        end = np.array([tokenizer.end_of_text_id], dtype).data
+        tokens = [piece for ids in encoded for piece in (ids.data, end)]
+        write_atomic(_part_path(job.folder, number), header, lengths.data, *tokens)
     return part
 
 
-def _batches(chunk: Chunk, job: _Job, rejected: list[Rejection]) -> Iterator[list[str]]:
-    """The texts of `chunk`, some at a time; malformed records go to `rejected`, until they are too many."""
+def _batches(chunk: Chunk, job: _Job, rejected: list[Rejection], unread: Counter[str]) -> Iterator[list[str]]:
+    """The texts of `chunk`, some at a time; malformed records go to `rejected`, until they are too many.
+
+    unread: counts fields that nobody reads
+    """
     texts, size = [], 0
     for item in chunk.items:
-        for text in documents(item, job.key, job.limit):
+        for text in documents(item, job.key, job.limit, unread):
             if isinstance(text, Rejection):
                 rejected.append(text)
                 if len(rejected) > job.max_rejected:
@@ -298,11 +317,14 @@ def _publish(output: str | Path, folder: Path, count: int, about: dict[str, Any]
     if rejected:
         write_atomic(listing, "".join(f"{item}\n" for item in rejected).encode(errors="backslashreplace"))
     kinds = dict(sorted(Counter(item.kind for item in rejected).items()))
+    unread: Counter[str] = Counter()
+    for part in parts:
+        unread.update(part.unread)
     indexed.write_corpus(
         output,
         (_read_part(_part_path(folder, number), known) for number in range(count)),
         total["documents"],
-        about | {"bytes": total["bytes"], "rejected": kinds},
+        about | {"bytes": total["bytes"], "rejected": kinds, "unread": most_common(unread, _FIELDS)},
     )
     return indexed.read_about(output)
 

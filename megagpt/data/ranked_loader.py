@@ -1,7 +1,7 @@
 """Batches of prompts with ranked answers, for the stage reward: every answer in a row of its own."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from megagpt.config.schema import Config
-from megagpt.data.batch import Batch
+from megagpt.data.batch import Batch, HeldOut
 from megagpt.data.chat import Message, encode_chat
 from megagpt.data.conversations import Conversation, split_conversations
 from megagpt.data.loader import load_tokenizer
@@ -118,17 +118,20 @@ class RankedLoader(PrefetchLoader):
 
     def evaluation_batches(
         self, split: Split, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
-    ) -> Iterator[RankedBatch]:
+    ) -> HeldOut:
         """One rank's share of the prompts of `split`, in order; every rank gets the same number of batches.
 
         `max_tokens`: how many tokens to read at most (None: all), by whole prompts and at least one.
         """
         size, chosen = self.config.parallel.micro_batch_size, self.held_out(split, max_tokens)
-        for first in range(0, len(chosen), size * data_parallel_size):
-            begin = first + data_parallel_rank * size
-            yield self._batch(chosen[begin : begin + size])
 
-    def evaluation_bytes(self, split: Split, max_tokens: int | None) -> int:
+        def batch(number: int) -> RankedBatch:
+            begin = (number * data_parallel_size + data_parallel_rank) * size
+            return self._batch(chosen[begin : begin + size])
+
+        return HeldOut(-(-len(chosen) // (size * data_parallel_size)), batch)
+
+    def evaluation_bytes(self, split: Split, max_tokens: int | None, part: int = 0, parts: int = 1) -> int:
         """0: no text is predicted."""
         return 0
 

@@ -1,16 +1,13 @@
 """Ranked answers to prompts, which a reward model learns from."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megagpt.data.chat import Message
-from megagpt.data.conversations import shaped_records
+from megagpt.data.conversations import Account, shaped_records
 from megagpt.data.shapes import SHAPES
 from megagpt.errors import DataError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,26 +23,47 @@ class Ranking:
     """Who wrote the prompt, where that is known."""
 
 
-def read_rankings(paths: Sequence[str | Path]) -> list[Ranking]:
-    """The rankings of all files, in order; each file has one of the SHAPES with ranked answers, which the log names.
+def read_rankings(paths: Sequence[str | Path], account: Account | None = None) -> list[Ranking]:
+    """The rankings of all files, in order; each file has one of the SHAPES with ranked answers.
+
+    An answer that repeats a better one word for word is left out: nothing can be learnt from the two. account: takes
+    note of what is left out and of fields that nobody reads; without one the log tells it.
 
     Raises DataError naming file and line of a record that is malformed or has no ranked answers.
     """
-    return [ranking for path in paths for ranking in _rankings(Path(path))]
+    noted = account or Account()
+    found = [ranking for path in paths for ranking in _rankings(Path(path), noted)]
+    if account is None:
+        noted.log()
+    return found
 
 
-def _rankings(path: Path) -> Iterator[Ranking]:
-    count = without = 0
-    for record, shape, place in shaped_records(path):
+def _rankings(path: Path, account: Account) -> Iterator[Ranking]:
+    for record, shape, place in shaped_records(path, account):
         if shape.rankings is None:
             ranked = "; ".join(other.name for other in SHAPES if other.rankings)
             raise DataError(f"{place}: {shape.name} has no ranked answers, as these have: {ranked}")
         try:
             found = list(shape.rankings(record))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{place}: not {shape.name}: {error!r}") from None
-        count, without = count + 1, without + (not found)
+        except KeyError as error:
+            raise DataError(f"{place}: not {shape.name}: there is no {error}") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{place}: not {shape.name}: {error}") from None
+        if not found:
+            account.left_out["no two answers to one prompt"] += 1
         for messages, answers, ranks in found:
-            yield Ranking(messages, answers, ranks, record.get("user"))
-    if without:
-        log.warning("%s: %d of %d records are left out: no two answers to one prompt", path, without, count)
+            kept = _without_repetitions(answers, ranks)
+            if len(kept) < 2 <= len(answers):
+                account.left_out["all answers to a prompt are the same"] += 1
+                continue
+            if len(kept) < len(answers):
+                account.left_out["some of their answers repeat better ones (the others are kept)"] += 1
+            yield Ranking(messages, tuple(answers[n] for n in kept), tuple(ranks[n] for n in kept), record.get("user"))
+
+
+def _without_repetitions(answers: Sequence[str], ranks: Sequence[int]) -> list[int]:
+    """Places of the answers, each text once, with its best rank."""
+    best: dict[str, int] = {}
+    for place in sorted(range(len(answers)), key=lambda place: ranks[place]):
+        best.setdefault(answers[place], place)
+    return sorted(best.values())

@@ -9,12 +9,14 @@ import glob
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
+from megagpt.data.files import file_size, open_input
 from megagpt.errors import ConfigError, DataError
 
 CHUNK_BYTES = 4 << 20
@@ -72,6 +74,8 @@ class Block(NamedTuple):
     first_line: int
     records: bytes | list[bytes | None]
     """Lines of JSON or of text, one text, or the values of a parquet column."""
+    unread: tuple[str, ...] = ()
+    """Other columns of the parquet file."""
 
 
 class Position(NamedTuple):
@@ -117,18 +121,19 @@ def find_sources(inputs: Sequence[str | Path], patterns: Sequence[str] = FOLDER_
 
     A folder stands for the files anywhere below it whose names match one of `patterns`. A file's format follows from
     its name: .jsonl, .ndjson or .json (one JSON object a line), .parquet, and anything else is text, one document a
-    file; all but parquet may end in .gz or .zst. Raises DataError when an input stands for nothing.
+    file; all but parquet may end in .gz or .zst. Raises DataError when an input stands for nothing, or for a pipe, a
+    device or a link to nothing.
     """
     paths: dict[str, None] = {}  # in order, and a file that is named twice is read once
     for item in map(str, inputs):
-        found = [item] if Path(item).exists() else sorted(glob.glob(item, recursive=True))  # noqa: PTH207
+        found = [item] if os.path.lexists(item) else sorted(glob.glob(item, recursive=True))  # noqa: PTH207
         if not found:
             raise DataError(f"{item}: no such file or folder")
         files = [file for path in found for file in (_files_below(path, patterns) if Path(path).is_dir() else [path])]
         if not files:
             raise DataError(f"{item}: no file in this folder matches {' or '.join(patterns)}")
         paths |= dict.fromkeys(files)
-    return [Source(path, Path(path).stat().st_size, _format_of(path)) for path in paths]
+    return [Source(path, file_size(path), _format_of(path)) for path in paths]
 
 
 def _files_below(folder: str, patterns: Sequence[str]) -> list[str]:
@@ -168,7 +173,7 @@ def chunks(sources: Sequence[Source], key: str, limit: int, start: Position) -> 
 def _read(source: Source, key: str, limit: int, offset: int, line: int) -> Iterator[_Piece]:
     """The rest of one file after `offset` and `line`. If it is damaged, the last piece is a rejection that says so."""
     try:
-        with open(source.path, "rb") as raw:  # noqa: PTH123 (fails with the file's name)
+        with open_input(source.path) as raw:
             if source.format == "parquet":
                 pieces = _read_parquet(source, raw, key, line)
             else:
@@ -244,12 +249,13 @@ def _read_parquet(source: Source, raw: BinaryIO, key: str, line: int) -> Iterato
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise DataError(f"{source.path}: column {key!r} holds {kind}, not strings")
         done, total = 0, file.metadata.num_rows
+        others = tuple(name for name in file.schema_arrow.names if name != key)
         for batch in file.iter_batches(ROWS, columns=[key]):
             done += len(batch)
             if done > line:
                 values = batch.column(0).cast(pa.large_binary()).to_pylist()
                 size = sum(map(len, filter(None, values)))
-                block = Block(source.path, "parquet", done - len(values) + 1, values)
+                block = Block(source.path, "parquet", done - len(values) + 1, values, others)
                 yield _Piece(block, size, 0, done, source.bytes * done // total)
     except (pa.ArrowException, OSError) as error:
         raise _Damaged(str(error)) from None
@@ -309,8 +315,13 @@ def _gathered(pieces: Iterator[bytes], skip: int) -> Iterator[bytes]:
         raise damage
 
 
-def documents(item: Block | Rejection, key: str, limit: int) -> Iterator[str | Rejection]:
-    """The texts of the records of `item`, and a rejection in place of each record that is malformed."""
+def documents(
+    item: Block | Rejection, key: str, limit: int, unread: Counter[str] | None = None
+) -> Iterator[str | Rejection]:
+    """The texts of the records of `item`, and a rejection in place of each record that is malformed.
+
+    unread: counts the records that have a field other than `key`, by its name
+    """
     if isinstance(item, Rejection):
         yield item
         return
@@ -318,7 +329,9 @@ def documents(item: Block | Rejection, key: str, limit: int) -> Iterator[str | R
         if line == 1 and record:
             record = record.removeprefix(codecs.BOM_UTF8)
         try:
-            yield _text_of(record, key if item.format == "jsonl" else None, limit)
+            yield _text_of(record, key if item.format == "jsonl" else None, limit, unread)
+            if unread is not None:
+                unread.update(item.unread)
         except _Malformed as error:
             yield Rejection(item.path, line, *error.args)
 
@@ -334,7 +347,7 @@ def raw_records(block: Block) -> Iterable[bytes | None]:
     return block.records if block.format == "parquet" else [block.records]
 
 
-def _text_of(record: bytes | None, key: str | None, limit: int) -> str:
+def _text_of(record: bytes | None, key: str | None, limit: int, unread: Counter[str] | None) -> str:
     """The text of a record: all of it or, given a `key`, that value of the JSON object that it is."""
     if record is None:
         raise _Malformed("wrong type", "null, not a string")
@@ -347,13 +360,13 @@ def _text_of(record: bytes | None, key: str | None, limit: int) -> str:
     except UnicodeDecodeError as error:
         raise _Malformed("invalid UTF-8", f"at byte {error.start}") from None
     if key is not None and text.strip():
-        text = _value_of(text, key)
+        text = _value_of(text, key, unread)
     if not text.strip():
         raise _Malformed("empty", "")
     return text
 
 
-def _value_of(line: str, key: str) -> str:
+def _value_of(line: str, key: str, unread: Counter[str] | None) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -362,6 +375,8 @@ def _value_of(line: str, key: str) -> str:
         raise _Malformed("wrong type", f"{type(record).__name__}, not an object")
     if key not in record:
         raise _Malformed("missing key", key)
+    if line.count(f'"{key}"') > 1 and _is_repeated(line, key):
+        raise _Malformed("key twice", key)
     text = record[key]
     if not isinstance(text, str):
         raise _Malformed("wrong type", f"{key} is {type(text).__name__}, not a string")
@@ -371,4 +386,12 @@ def _value_of(line: str, key: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise _Malformed("invalid UTF-8", f"half a surrogate pair at character {error.start} of {key}") from None
+    if unread is not None:
+        unread.update(name for name in record if name != key)
     return text
+
+
+def _is_repeated(line: str, key: str) -> bool:
+    """Whether the object of a line has a key twice, of which Python's reader keeps the last."""
+    pairs = json.loads(line, object_pairs_hook=list)
+    return sum(name == key for name, _ in pairs) > 1

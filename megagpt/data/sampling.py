@@ -1,11 +1,13 @@
 """Texts to train a tokenizer on, out of inputs of any size."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megagpt.data.preprocess import MAX_RECORD_MB
 from megagpt.data.readers import FOLDER_PATTERNS, Position, Rejection, chunks, documents, find_sources
+from megagpt.data.unread import log_unread
 from megagpt.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -28,11 +30,12 @@ def sample_texts(
     sources = find_sources(inputs, patterns)
     total, limit = sum(source.bytes for source in sources), int(max_record_mb * 1e6)
     stored = taken = rejected = 0
+    unread: Counter[str] = Counter()
     sampled = False
     for chunk in chunks(sources, key, limit, Position()):
         stored += chunk.stored_bytes
         allowed = float("inf") if max_mb is None else max_mb * 1e6 * stored / total
-        for text in (text for item in chunk.items for text in documents(item, key, limit)):
+        for text in (text for item in chunk.items for text in documents(item, key, limit, unread)):
             if taken >= allowed:
                 sampled = True
                 break
@@ -44,4 +47,5 @@ def sample_texts(
                 continue
             taken += len(text.encode())
             yield text
+    log_unread(f"the inputs, of which only --key {key} is read", unread)
     log.info("took %.1f MB of text%s", taken / 1e6, ", spread evenly over the inputs" if sampled else ", all there is")

@@ -1,15 +1,19 @@
 """Files of pairs of sentences with scores, in the shapes in which they are published."""
 
 import csv
-import gzip
+import io
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from megagpt.data.pairs import ScoredPair, read_scored_pairs
+from megagpt.data.files import read_text
+from megagpt.data.pairs import SCORED_KEYS, ScoredPair, read_scored_pairs
 from megagpt.errors import DataError
 
-COLUMNS = ("sentence1", "sentence2", "score")
+log = logging.getLogger(__name__)
+
+COLUMNS = SCORED_KEYS
 
 
 def read_sentence_pairs(path: Path) -> list[ScoredPair]:
@@ -45,16 +49,17 @@ def _table(path: Path, tabs: bool) -> Iterator[tuple[dict[str, str], str]]:
     """Rows by column name. Tab-separated sets (GLUE's) are published without quoting: a quote is a character there."""
     style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader, names = csv.reader(file, **style), None
-            for row in reader:
-                if names is None:
-                    names = row if {*COLUMNS} <= {*row} else COLUMNS
-                    if names is row:
-                        continue
-                if row and len(row) != len(names):
-                    raise DataError(f"{path}:{reader.line_num}: {len(row)} columns instead of {', '.join(names)}")
-                if row:
-                    yield dict(zip(names, row, strict=True)), f"{path}:{reader.line_num}"
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        reader, names = csv.reader(io.StringIO(read_text(path, "scored pairs", "utf-8-sig"), newline=""), **style), None
+        for row in reader:
+            if names is None:
+                names = row if {*COLUMNS} <= {*row} else COLUMNS
+                if names is row:
+                    if others := [name for name in names if name not in COLUMNS]:
+                        log.warning("%s: columns that are not read: %s", path, ", ".join(others))
+                    continue
+            if row and len(row) != len(names):
+                raise DataError(f"{path}:{reader.line_num}: {len(row)} columns instead of {', '.join(names)}")
+            if row:
+                yield dict(zip(names, row, strict=True)), f"{path}:{reader.line_num}"
+    except csv.Error as error:
         raise DataError(f"cannot read scored pairs from {path}: {error}") from None

@@ -1,13 +1,22 @@
 """The common shapes of records with conversations and ranked answers, named after the data sets that use them."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from megagpt.data.chat import ROLE_TOKENS, Message
-
-Messages = tuple[Message, ...]
-Record = dict[str, Any]
+from megagpt.data.chat import Message
+from megagpt.data.turns import (
+    Messages,
+    Record,
+    content,
+    refuse_tools,
+    sharegpt_turn,
+    text,
+    transcript,
+    turns,
+    with_system,
+)
 
 
 class Ranked(NamedTuple):
@@ -18,10 +27,6 @@ class Ranked(NamedTuple):
     ranks: tuple[int, ...]
 
 
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-"""Our role for each speaker of ShareGPT's conversations."""
-
-
 @dataclass(frozen=True)
 class Shape:
     """One way to write a record. Its functions raise KeyError, TypeError or ValueError for a malformed record."""
@@ -29,13 +34,18 @@ class Shape:
     name: str
     """Its name in the log."""
     keys: frozenset[str]
-    """Required keys; not copied to `Conversation.extra`."""
+    """Required keys."""
     messages: Callable[[Record], Messages]
     """The conversation; for ranked answers, the one that leads to the best answer."""
     rankings: Callable[[Record], Iterator[Ranked]] | None = None
     """Prompts with ranked answers, for shapes that have them; a record may have none to compare."""
     optional: frozenset[str] = frozenset()
-    """Keys that it may have; not copied either."""
+    """Keys that it may have, and that are read."""
+
+    @property
+    def known(self) -> frozenset[str]:
+        """All keys that are read; others are not copied from them to `Conversation.extra`."""
+        return self.keys | self.optional | {"user", "label"}
 
 
 def shape_of(record: Any) -> Shape | None:
@@ -45,36 +55,9 @@ def shape_of(record: Any) -> Shape | None:
     return next((shape for shape in SHAPES if shape.keys <= set(record)), None)
 
 
-def edit_messages(instruction: str, text: str) -> Messages:
-    """The user's message that asks to change `text` as `instruction` says; without a text, the instruction alone."""
-    return (Message("user", f"{instruction}\n\n{text}" if text else instruction),)
-
-
-def turns(value: Any) -> Messages:
-    """Messages of a list of {"role", "content"}. Raises ValueError for anything else."""
-    messages = [Message(turn.get("role"), turn.get("content")) for turn in value if isinstance(turn, dict)]
-    if len(messages) < len(value) or not all(m.role in ROLE_TOKENS and isinstance(m.content, str) for m in messages):
-        raise ValueError('not a list of {"role": "system", "user" or "assistant", "content": "..."}')
-    return tuple(messages)
-
-
-def transcript(value: str) -> Messages:
-    """Messages of a text whose paragraphs begin with "Human:" and "Assistant:" (HH-RLHF)."""
-    parts = f"\n\n{value.strip()}".split("\n\nHuman:")
-    if len(parts) < 2 or parts[0].strip():
-        raise ValueError('a transcript begins with "Human:"')
-    messages = []
-    for part in parts[1:]:
-        asked, *answers = part.split("\n\nAssistant:")
-        messages.append(Message("user", asked.strip()))
-        messages += [Message("assistant", answer.strip()) for answer in answers]
-    return tuple(messages)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.60} is no text")
-    return value
+def edit_messages(instruction: str, given: str) -> Messages:
+    """The user's message that asks to change `given` as `instruction` says; without a text, the instruction alone."""
+    return (Message("user", f"{instruction}\n\n{given}" if given else instruction),)
 
 
 def from_ranked_messages(record: Record) -> Messages:
@@ -84,58 +67,124 @@ def from_ranked_messages(record: Record) -> Messages:
 
 
 def rank_messages(record: Record) -> Iterator[Ranked]:
-    """Ours: {"messages": prompt, "answers": [{"content", "rank"}]}."""
-    answers = tuple(_text(answer["content"]) for answer in record["answers"])
-    if not answers:
+    """Ours: {"messages": prompt, "answers": [{"content", "rank" or "score"}]}."""
+    refuse_tools(record)
+    given = record["answers"]
+    if not given:
         raise ValueError("there is no answer")
-    yield Ranked(turns(record["messages"]), answers, tuple(int(answer["rank"]) for answer in record["answers"]))
+    answers = tuple(content(answer["content"]) for answer in given)
+    yield Ranked(with_system(record, turns(record["messages"])), answers, _ranks(given))
+
+
+def _ranks(answers: Sequence[Record]) -> tuple[int, ...]:
+    """Ranks of answers that have a `rank`, low for good, or a `score`, high for good."""
+    kinds = {kind for answer in answers for kind in ("rank", "score") if answer.get(kind) is not None}
+    if len(kinds) != 1 or any(answer.get(kind) is None for answer in answers for kind in kinds):
+        raise ValueError("every answer must have a rank, or every answer a score")
+    (kind,) = kinds
+    values = [_number(answer[kind], kind) for answer in answers]
+    if kind == "rank" and all(value >= 0 and value.is_integer() for value in values):
+        return tuple(map(int, values))
+    order = sorted(set(values), reverse=kind == "score")
+    return tuple(order.index(value) for value in values)
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {value!r}, not a number")
+    return number
 
 
 def from_messages(record: Record) -> Messages:
     """OpenAI's: {"messages": [{"role", "content"}]}."""
-    return turns(record["messages"])
+    refuse_tools(record)
+    return with_system(record, turns(record["messages"]))
 
 
 def from_sharegpt(record: Record) -> Messages:
     """ShareGPT: {"conversations": [{"from", "value"}]}."""
-    return tuple(_sharegpt_message(turn) for turn in record["conversations"])
+    refuse_tools(record)
+    return with_system(record, tuple(sharegpt_turn(turn) for turn in record["conversations"]))
 
 
 def from_sharegpt_chosen(record: Record) -> Messages:
     """ShareGPT with {"chosen", "rejected"} turns: the conversation with the chosen one."""
-    return (*from_sharegpt(record), _sharegpt_message(record["chosen"]))
+    return (*from_sharegpt(record), sharegpt_turn(record["chosen"]))
 
 
 def rank_sharegpt(record: Record) -> Iterator[Ranked]:
     """ShareGPT with {"chosen", "rejected"} turns."""
-    answers = _sharegpt_message(record["chosen"]).content, _sharegpt_message(record["rejected"]).content
+    _check_scores(record)
+    answers = sharegpt_turn(record["chosen"]).content, sharegpt_turn(record["rejected"]).content
     yield Ranked(from_sharegpt(record), answers, (0, 1))
 
 
-def _sharegpt_message(turn: Record) -> Message:
-    speaker = turn["from"]
-    if speaker not in SHAREGPT_ROLES:
-        raise ValueError(f"the speaker {speaker!r} is none of {', '.join(SHAREGPT_ROLES)}")
-    return Message(SHAREGPT_ROLES[speaker], _text(turn["value"]))
+PROMPTS = ("prompt", "question", "instruction")
+"""Fields that hold the prompt of a chosen and a rejected answer."""
+SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 
 
-def from_hh_rlhf(record: Record) -> Messages:
-    """Anthropic's HH-RLHF: the chosen one of two whole conversations."""
-    return _hh_rlhf_pair(record)[0]
+def from_pair(record: Record) -> Messages:
+    """The chosen one of two answers or whole conversations."""
+    return _pair(record)[0]
 
 
-def rank_hh_rlhf(record: Record) -> Iterator[Ranked]:
-    """Anthropic's HH-RLHF: {"chosen", "rejected"}, two conversations that differ in their last answer."""
-    chosen, rejected = _hh_rlhf_pair(record)
-    if not chosen or chosen[-1].role != "assistant":
-        raise ValueError("the chosen conversation does not end with an answer")
+def rank_pair(record: Record) -> Iterator[Ranked]:
+    """{"chosen", "rejected"}: answers to the record's prompt (TRL), or conversations that differ in their last answer
+    (HH-RLHF)."""
+    chosen, rejected = _pair(record)
     if chosen[:-1] == rejected[:-1]:  # some records have answers to different prompts, which cannot be compared
         yield Ranked(chosen[:-1], (chosen[-1].content, rejected[-1].content), (0, 1))
 
 
-def _hh_rlhf_pair(record: Record) -> tuple[Messages, Messages]:
-    read = transcript if isinstance(record["chosen"], str) else turns
-    return read(record["chosen"]), read(record["rejected"])
+def _pair(record: Record) -> tuple[Messages, Messages]:
+    refuse_tools(record)
+    _check_scores(record)
+    prompt = _prompt(record)
+    pair = _whole(prompt, record["chosen"], "chosen"), _whole(prompt, record["rejected"], "rejected")
+    return with_system(record, pair[0]), with_system(record, pair[1])
+
+
+def _prompt(record: Record) -> Messages:
+    """The turns before the answers; none where the answers are whole conversations."""
+    given = [name for name in PROMPTS if record.get(name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)}: only one of them can be the prompt")
+    before = _history(record)
+    if not given:
+        return before
+    value = record[given[0]]
+    if given[0] == "instruction":
+        return (*before, *edit_messages(text(value), text(record.get("input") or "")))
+    if isinstance(value, str) and value.strip().startswith("Human:"):
+        return (*before, *transcript(value.removesuffix("Assistant:")))
+    return (*before, *(turns(value) if isinstance(value, list) else (Message("user", text(value)),)))
+
+
+def _whole(prompt: Messages, answer: Any, name: str) -> Messages:
+    """The conversation that ends with an answer: it may be the answer alone, or have the prompt in it."""
+    if isinstance(answer, dict):
+        answer = [answer]
+    if isinstance(answer, str):
+        is_transcript = not prompt or answer.strip().startswith("Human:")
+        found = transcript(answer) if is_transcript else (Message("assistant", text(answer)),)
+    else:
+        found = turns(answer)
+    if not found or found[-1].role != "assistant":
+        raise ValueError(f"the {name} conversation does not end with an answer")
+    return found if found[: len(prompt)] == prompt else (*prompt, *found)
+
+
+def _check_scores(record: Record) -> None:
+    for names in SCORES:
+        if all(record.get(name) is not None for name in names):
+            better, worse = (_number(record[name], name) for name in names)
+            if better < worse:
+                raise ValueError(f"{names[0]} ({better:g}) is below {names[1]} ({worse:g})")
 
 
 def from_oasst(record: Record) -> Messages:
@@ -155,8 +204,8 @@ def rank_oasst(record: Record) -> Iterator[Ranked]:
         prompt = (*before, _oasst_message(node))
         ranked = [reply for reply in node["replies"] if reply["role"] == "assistant" and reply.get("rank") is not None]
         if len(ranked) > 1:
-            answers = tuple(_text(reply["text"]) for reply in ranked)
-            yield Ranked(prompt, answers, tuple(int(reply["rank"]) for reply in ranked))
+            answers = tuple(text(reply["text"]) for reply in ranked)
+            yield Ranked(prompt, answers, _ranks([{"rank": reply["rank"]} for reply in ranked]))
         waiting += [(prompt, reply) for reply in reversed(node["replies"])]
 
 
@@ -166,45 +215,76 @@ def _oasst_replies(node: Record) -> list[Record]:
 
 
 def _oasst_message(node: Record) -> Message:
-    return Message("assistant" if node["role"] == "assistant" else "user", _text(node["text"]))
+    return Message("assistant" if node["role"] == "assistant" else "user", text(node["text"]))
+
+
+def _history(record: Record) -> Messages:
+    """LLaMA-Factory's {"history": [[question, answer], ...]}: earlier turns."""
+    found: list[Message] = []
+    for exchange in record.get("history") or ():
+        asked, answered = exchange
+        found += [Message("user", text(asked)), Message("assistant", text(answered))]
+    return tuple(found)
 
 
 def from_alpaca(record: Record) -> Messages:
-    """Alpaca: {"instruction", "input" or none, "output"}."""
-    request = edit_messages(_text(record["instruction"]), _text(record.get("input") or ""))
-    return (*request, Message("assistant", _text(record["output"])))
+    """Alpaca: {"instruction", "input" or none, "output"}; also with LLaMA-Factory's "system" and "history"."""
+    refuse_tools(record)
+    request = edit_messages(text(record["instruction"]), text(record.get("input") or ""))
+    return with_system(record, (*_history(record), *request, Message("assistant", text(record["output"]))))
 
 
-def from_prompt_completion(record: Record) -> Messages:
-    """OpenAI's older files: {"prompt", "completion"}."""
-    return Message("user", _text(record["prompt"])), Message("assistant", _text(record["completion"]))
+def from_dolly(record: Record) -> Messages:
+    """Dolly: {"instruction", "context" or none, "response"}."""
+    request = edit_messages(text(record["instruction"]), text(record.get("context") or ""))
+    return with_system(record, (*request, Message("assistant", text(record["response"]))))
 
 
-def from_question_answer(record: Record) -> Messages:
-    """GSM8K: {"question", "answer"}."""
-    return Message("user", _text(record["question"])), Message("assistant", _text(record["answer"]))
+def _asked_and_answered(question: str, answer: str) -> Callable[[Record], Messages]:
+    """A reader of records with a question and an answer, each a text or a list of messages (TRL)."""
+
+    def read(record: Record) -> Messages:
+        refuse_tools(record)
+        asked, answered = record[question], record[answer]
+        before = turns(asked) if isinstance(asked, list) else (Message("user", text(asked)),)
+        after = turns(answered) if isinstance(answered, list) else (Message("assistant", text(answered)),)
+        return with_system(record, (*_history(record), *before, *after))
+
+    return read
 
 
+def from_prompt(record: Record) -> Messages:
+    """{"prompt"}: a text, or a list of messages, that waits for an answer (TRL)."""
+    refuse_tools(record)
+    value = record["prompt"]
+    return with_system(record, turns(value) if isinstance(value, list) else (Message("user", text(value)),))
+
+
+_AROUND = frozenset({"system", "tools"})
+_BEFORE = _AROUND | {"history"}
 SHAPES = (
     Shape(
         "messages with ranked answers",
         keys=frozenset({"messages", "answers"}),
         messages=from_ranked_messages,
         rankings=rank_messages,
+        optional=_AROUND,
     ),
-    Shape("messages", keys=frozenset({"messages"}), messages=from_messages),
+    Shape("messages", keys=frozenset({"messages"}), messages=from_messages, optional=_AROUND),
     Shape(
         "ShareGPT with a chosen answer",
         keys=frozenset({"conversations", "chosen", "rejected"}),
         messages=from_sharegpt_chosen,
         rankings=rank_sharegpt,
+        optional=_AROUND | {name for names in SCORES for name in names},
     ),
-    Shape("ShareGPT", keys=frozenset({"conversations"}), messages=from_sharegpt),
+    Shape("ShareGPT", keys=frozenset({"conversations"}), messages=from_sharegpt, optional=_AROUND),
     Shape(
         "chosen and rejected",
         keys=frozenset({"chosen", "rejected"}),
-        messages=from_hh_rlhf,
-        rankings=rank_hh_rlhf,
+        messages=from_pair,
+        rankings=rank_pair,
+        optional=_BEFORE | {*PROMPTS, "input"} | {name for names in SCORES for name in names},
     ),
     Shape(
         "a tree of replies",
@@ -217,9 +297,20 @@ SHAPES = (
         "instruction, input, output",
         keys=frozenset({"instruction", "output"}),
         messages=from_alpaca,
-        optional=frozenset({"input"}),
+        optional=_BEFORE | {"input"},
     ),
-    Shape("prompt and completion", keys=frozenset({"prompt", "completion"}), messages=from_prompt_completion),
-    Shape("question and answer", keys=frozenset({"question", "answer"}), messages=from_question_answer),
+    Shape(
+        "instruction, context, response",
+        keys=frozenset({"instruction", "response"}),
+        messages=from_dolly,
+        optional=frozenset({"context", "system"}),
+    ),
+    *(
+        Shape(
+            f"{asked} and {answered}", frozenset({asked, answered}), _asked_and_answered(asked, answered), None, _BEFORE
+        )
+        for asked, answered in (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
+    ),
+    Shape("prompt", keys=frozenset({"prompt"}), messages=from_prompt, optional=_AROUND),
 )
 """The shapes that can be read; the first that fits a record counts."""

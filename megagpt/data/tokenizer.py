@@ -16,11 +16,14 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from megagpt.config.inputs import how_to_make
-from megagpt.data.files import write_atomic
+from megagpt.data.files import open_input, write_atomic
 from megagpt.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
 """The token that ends every document."""
+
+LARGEST = 64 << 20
+"""Bytes of the largest tokenizer.json that is read; it becomes several times as large in memory."""
 
 PIECE = 1 << 18
 """Characters that are encoded at a time, about, where the tokenizer allows it."""
@@ -37,7 +40,7 @@ class Tokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:  # the library raises plain Exception
-            raise DataError(f"{name} is not a tokenizer.json of Hugging Face tokenizers: {error}") from None
+            raise DataError(f"{name} is not a tokenizer.json of Hugging Face tokenizers: {error!s:.300}") from None
         spec = json.loads(content)
         if (spec.get("decoder") or {}).get("type") != "ByteLevel":
             raise DataError(f"{name} is not a byte-level BPE; train one with `megagpt data tokenizer`")
@@ -49,9 +52,12 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         splitter = spec.get("pre_tokenizer") or {}
         self._cuttable = (
-            splitter.get("type") == "ByteLevel" and splitter.get("use_regex") and not spec.get("normalizer")
+            splitter.get("type") == "ByteLevel"
+            and splitter.get("use_regex", True)  # older files do not say
+            and not splitter.get("add_prefix_space", True)
+            and not spec.get("normalizer")
         )
-        self._content = content
+        self._content, self._name = content, name
         self.end_of_text_id: int = end_of_text
         self.vocab_size: int = self._tokenizer.get_vocab_size()
         self.sha256: str = hashlib.sha256(content).hexdigest()
@@ -60,10 +66,14 @@ class Tokenizer:
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read the tokenizer.json at `path`. Raises DataError when it is missing or is no such file."""
         try:
-            content = Path(path).read_bytes()
-        except OSError as error:
+            with open_input(path) as file:
+                content = file.read(LARGEST + 1)
+        except (DataError, OSError) as error:
             remedy = how_to_make(path) or "`megagpt data tokenizer` makes one"
-            raise DataError(f"cannot read the tokenizer {path}: {error.strerror}; {remedy}") from None
+            reason = str(error).removeprefix(f"cannot read {path}: ")
+            raise DataError(f"cannot read the tokenizer {path}: {reason}; {remedy}") from None
+        if len(content) > LARGEST:
+            raise DataError(f"{path} has more than {LARGEST:,} bytes, which no tokenizer.json has")
         return cls(content, str(path))
 
     def save(self, path: str | Path) -> None:
@@ -146,7 +156,13 @@ class Tokenizer:
         }
         for token, index in self._tokenizer.get_vocab(with_added_tokens=False).items():
             if index not in table:  # a model may list its added tokens too, spelled as they are
+                strange = next((character for character in token if character not in to_byte), None)
+                if strange is not None:
+                    raise DataError(f"{self._name}: token {index} has {strange!r}, which byte-level BPE does not use")
                 table[index] = bytes(to_byte[character] for character in token)
+        missing = next((index for index in range(self.vocab_size) if index not in table), None)
+        if missing is not None:
+            raise DataError(f"{self._name} has {self.vocab_size:,} tokens, but none has the id {missing}")
         return [table[index] for index in range(self.vocab_size)]
 
 

@@ -11,8 +11,10 @@ from megagpt.data.code_tokens import FIM_TOKENS, grow_for_code
 from megagpt.data.fim import FillInTheMiddle
 from megagpt.data.indexed import write_corpus
 from megagpt.data.loader import PretrainLoader
+from megagpt.data.packed import PackedCorpus
 from megagpt.data.tokenizer import Tokenizer, train_tokenizer
 from megagpt.errors import ConfigError, DataError
+from megagpt.stages.base import has_documents
 
 TEXTS = {
     "a": [f"document {n} of the first corpus: {'la ' * (n % 17)}" for n in range(120)],
@@ -105,6 +107,30 @@ def test_held_out_text_is_predicted_once(config, ranks, size, max_tokens):
     text = loader.held_out_text("validation", max_tokens)
     assert text == loader.tokenizer.decode_bytes(labels)
     assert loader.evaluation_bytes("validation", max_tokens) == len(text)
+
+
+def test_ranks_share_the_counting_of_held_out_bytes(config, monkeypatch):
+    """One rank alone would read gigabytes while the others wait for it."""
+    read, ranks, chunk = [], 4, 16
+    monkeypatch.setattr("megagpt.data.loader.CHUNK", chunk)
+    loader = PretrainLoader(config)
+    total = sum(corpus.num_tokens for corpus in loader.corpora["validation"])
+    chunks = sum(-(-corpus.num_tokens // chunk) for corpus in loader.corpora["validation"])
+    assert chunks > ranks
+    counted, inner = [], PackedCorpus.read
+    monkeypatch.setattr(PackedCorpus, "read", lambda *arguments: read.append(arguments[2]) or inner(*arguments))
+    for rank in range(ranks):
+        read.clear()
+        counted.append(loader.evaluation_bytes("validation", None, rank, ranks))
+        assert sum(read) <= -(-chunks // ranks) * chunk < total
+    assert sum(counted) == len(loader.held_out_text("validation"))
+
+
+def test_few_tokens_for_many_corpora_are_some(config):
+    loader = PretrainLoader(with_micro_batch(config, 1))
+    masks = [int(batch.loss_mask.sum()) for batch in loader.evaluation_batches("validation", 1)]
+    assert masks == [1, 1]  # one token of each corpus
+    assert has_documents(loader)
 
 
 def test_inputs_of_evaluation_are_the_tokens_before(config):
@@ -206,6 +232,15 @@ def test_isolated_documents_are_rearranged_each_within_itself(grown):
     assert parts > 32
 
 
+def test_one_document_cannot_be_shared_out(config, tmp_path):
+    tokenizer = PretrainLoader(config).tokenizer
+    tokens = np.array([*tokenizer.encode(TEXTS["a"][0] * 50), tokenizer.end_of_text_id], np.int32)
+    about = {"tokenizer_sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
+    write_corpus(tmp_path / "one", [(np.array([len(tokens)], np.int32), tokens)], 1, about)
+    with pytest.raises(DataError, match="of 1 document; cut the text into more documents"):
+        PretrainLoader(with_data(config, corpora=(CorpusConfig(str(tmp_path / "one")),), split=(0.9, 0.1, 0)))
+
+
 def test_refuses_a_corpus_of_another_tokenizer(config, tmp_path):
     other = train_tokenizer(TEXTS["a"], 290)
     other.save(tmp_path / "other.json")
@@ -227,3 +262,15 @@ def test_refuses_a_corpus_of_another_tokenizer(config, tmp_path):
 def test_what_does_not_fit_is_refused_at_once(config, change, error, message):
     with pytest.raises(error, match=message):
         PretrainLoader(change(config))
+
+
+def test_held_out_batches_are_made_when_they_are_read(config, monkeypatch):
+    """All of them may be more than memory holds."""
+    loader, made = PretrainLoader(config), []
+    make = loader._evaluation_batch
+    monkeypatch.setattr(loader, "_evaluation_batch", lambda *arguments: made.append(1) or make(*arguments))
+    batches = loader.evaluation_batches("validation", None)
+    assert len(batches) > 3 and not made
+    next(iter(batches))
+    assert len(made) == 1
+    assert len(list(batches)) == len(batches) == len(list(batches))

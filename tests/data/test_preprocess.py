@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from megagpt.data import preprocess as module
 from megagpt.data import readers
@@ -110,6 +111,7 @@ def test_corpus_holds_every_document(tmp_path, source, tokenizer, texts):
         "sources": [{"path": str(source), "bytes": source.stat().st_size}],
         "bytes": sum(len(text.encode()) for text in texts),
         "rejected": {},
+        "unread": {},
         "documents": len(texts),
         "tokens": sum(map(len, expected)),
         "max_token": encoder.end_of_text_id,
@@ -123,6 +125,28 @@ def test_workers_and_chunks_do_not_change_a_byte(tmp_path, source, tokenizer, cl
     small_chunks(monkeypatch)
     preprocess([source], tokenizer, tmp_path / "text", workers=2)
     assert contents(tmp_path / "text") == clean
+
+
+@pytest.mark.parametrize("engine", ["gigatoken", "tokenizers"])
+def test_both_libraries_give_the_same_bytes(tmp_path, source, tokenizer, clean, engine, caplog):
+    with caplog.at_level("INFO"):
+        preprocess([source], tokenizer, tmp_path / "text", workers=1, engine=engine)
+    assert contents(tmp_path / "text") == clean
+    said = [record.message for record in caplog.records if "tokenizes" in record.message]
+    assert len(said) == 1 and said[0].lower().startswith(engine)
+
+
+def test_a_pattern_that_gigatoken_does_not_know(tmp_path, source, tokenizer, texts, caplog):
+    spec = json.loads(tokenizer.read_bytes())
+    spec["pre_tokenizer"]["use_regex"] = False  # whole texts are words
+    (tmp_path / "whole.json").write_text(json.dumps(spec))
+    with caplog.at_level("INFO"):
+        preprocess([source], tmp_path / "whole.json", tmp_path / "text", workers=1)
+    assert "not GigaToken, which is faster: its splitting pattern is not GPT-2's" in caplog.text
+    library = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    dataset, about = open_corpus(tmp_path / "text")
+    end = about["vocab_size"] - 1
+    assert [dataset[n].tolist() for n in range(50)] == [[*library.encode(text).ids, end] for text in texts[:50]]
 
 
 def test_killed_work_continues_and_gives_the_same_bytes(tmp_path, source, tokenizer, clean, monkeypatch, caplog):
@@ -169,7 +193,7 @@ def interrupt_after(parts: int, patch) -> None:
     patch.setattr(module, "chunks", some)
 
 
-@pytest.mark.parametrize("change", ["nothing", "input", "key", "tokenizer"])
+@pytest.mark.parametrize("change", ["nothing", "input", "key", "tokenizer", "engine"])
 def test_interrupted_work_of_other_inputs_is_not_used(tmp_path, source, tokenizer, texts, change, monkeypatch, caplog):
     path, prefix = tmp_path / "text.jsonl", tmp_path / "out"
     path.write_text(
@@ -180,7 +204,7 @@ def test_interrupted_work_of_other_inputs_is_not_used(tmp_path, source, tokenize
         interrupt_after(6, patch)
         preprocess([path], tokenizer, prefix, workers=1)
     assert list((tmp_path / "out.parts").glob("*.part"))
-    options = {"key": "id"} if change == "key" else {}
+    options = {"key": {"key": "id"}, "engine": {"engine": "tokenizers"}}.get(change, {})
     if change == "input":
         path.write_text(path.read_text().replace(" the ", " a "))
     if change == "tokenizer":
@@ -227,6 +251,16 @@ def test_rejected_records_are_listed_and_counted(tmp_path, tokenizer, monkeypatc
     assert all(f"{path}:{line}: " in caplog.text for line in bad)
     with pytest.raises(DataError, match="--max-rejected is 0"):
         preprocess([path], tokenizer, prefix, workers=1)
+
+
+def test_other_fields_are_named_once(tmp_path, tokenizer, caplog):
+    records = [{"text": "to be", "url": "x", "meta": {"a": 1}}, {"text": "or not", "url": "y"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    about = preprocess([tmp_path / "in.jsonl"], tokenizer, tmp_path / "out", workers=1)
+    assert about["unread"] == {"url": 2, "meta": 1}
+    assert caplog.text.count("fields that are not read, with their records: url (2), meta (1)") == 1
+    assert list(sample_texts([tmp_path / "in.jsonl"])) == ["to be", "or not"]
+    assert caplog.text.count("fields that are not read, with their records: url (2), meta (1)") == 2
 
 
 def test_inputs_without_a_document_are_refused(tmp_path, tokenizer):

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import tracemalloc
+from collections import Counter
 from itertools import islice
 
 import pytest
@@ -45,6 +47,27 @@ def test_json_lines(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(compress(lines(TEXTS), path.suffix))
     assert read([path]) == TEXTS
+
+
+def test_fields_that_nobody_reads_are_counted(tmp_path):
+    """Those of records whose text is read, by name."""
+    records = [{"text": "a", "url": 1, "id": 2}, {"text": "b", "id": 3}, {"text": 5, "lost": 1}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_parquet(tmp_path / "b.parquet", {"text": ["c", None, "d"], "id": [1, 2, 3]})
+    unread = Counter()
+    found = chunks(find_sources([tmp_path / "a.jsonl", tmp_path / "b.parquet"]), "text", LIMIT, Position())
+    texts = [text for chunk in found for item in chunk.items for text in documents(item, "text", LIMIT, unread)]
+    assert [text for text in texts if isinstance(text, str)] == ["a", "b", "c", "d"]
+    assert unread == {"url": 1, "id": 4}
+
+
+def test_a_text_that_a_record_has_twice_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "a \\"text\\" in it"}\n{"text": "a", "text": "b"}\n{"in": {"text": 1}, "text": "c"}\n'
+    )
+    first, second, third = read([tmp_path / "a.jsonl"])
+    assert (first, third) == ('a "text" in it', "c")
+    assert str(second) == f"{tmp_path}/a.jsonl:2: key twice (text)"
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -178,6 +201,29 @@ def test_what_is_not_of_its_format_is_named(tmp_path, name):
     pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(b"certainly neither compressed nor columnar")
     assert [item[1:3] for item in read([tmp_path])] == [(1, "damaged file")]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt.gz", "a.parquet"])
+@pytest.mark.parametrize("given", ["file", "folder", "glob"])
+def test_pipes_devices_and_links_to_nothing_are_named(tmp_path, name, given):
+    """A pipe would be waited for until somebody writes into it, /dev/zero be read for ever."""
+    path = tmp_path / name
+    item = {"file": path, "folder": tmp_path, "glob": f"{tmp_path}/a.*"}[given]
+    for make, message in (
+        (os.mkfifo, r"a named pipe \(FIFO\), not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "a device, not a file"),
+        (lambda path: path.symlink_to("/nowhere"), "a link to /nowhere, where nothing is"),
+    ):
+        make(path)
+        with pytest.raises(DataError, match=f"cannot read {path}: {message}"):
+            find_sources([item])
+        path.unlink()
+    path.write_text("{}")
+    sources = find_sources([item])
+    path.unlink()
+    os.mkfifo(path)  # since it was looked for
+    with pytest.raises(DataError, match=f"cannot read {path}: a named pipe"):
+        list(chunks(sources, "text", 1000, Position()))
 
 
 def test_unreadable_file_is_an_error(tmp_path):

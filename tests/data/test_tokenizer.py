@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Library
 
 from megagpt.data import tokenizer as module
 from megagpt.data.code_tokens import grow_for_code
@@ -51,6 +53,21 @@ def test_long_texts_are_encoded_in_pieces_without_a_difference(tokenizer, text, 
 def test_a_long_text_is_really_cut(tokenizer):
     pieces = list(tokenizer._pieces(TEXTS[0] * module.PIECE))[:3]
     assert all(module.PIECE <= len(piece) < module.PIECE + len(TEXTS[0]) for piece in pieces)
+
+
+def test_long_texts_are_whole_where_a_space_is_put_before_each(tokenizer, monkeypatch):
+    spec = json.loads(tokenizer.to_json())
+    spec["pre_tokenizer"]["add_prefix_space"] = True
+    known, text = Tokenizer(json.dumps(spec).encode()), "the cat\nsat on\nthe mat\n"
+    expected = Library.from_str(json.dumps(spec)).encode(text).ids
+    monkeypatch.setattr(module, "PIECE", 3)
+    assert known.encode(text) == expected
+
+
+def test_files_that_do_not_say_how_they_split_are_cut(tokenizer):
+    spec = json.loads(tokenizer.to_json())
+    del spec["pre_tokenizer"]["use_regex"]  # as in GPT-2's own tokenizer.json
+    assert len(list(Tokenizer(json.dumps(spec).encode())._pieces(TEXTS[0] * module.PIECE))) > 2
 
 
 def test_special_token_in_text_is_plain_text(tokenizer):
@@ -113,6 +130,43 @@ def test_refuses_other_files_by_name(tokenizer, tmp_path, content, message):
     with pytest.raises(DataError, match=message) as error:
         Tokenizer.load(path)
     assert str(path) in str(error.value)
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    for make, message in (
+        (os.mkfifo, r"a named pipe \(FIFO\), not a file"),
+        (os.mkdir, "a folder, not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "a device, not a file"),
+        (lambda path: path.symlink_to("/nowhere"), "a link to /nowhere, where nothing is"),
+    ):
+        make(path)
+        with pytest.raises(DataError, match=f"cannot read the tokenizer {path}: {message}"):
+            Tokenizer.load(path)
+        path.rmdir() if path.is_dir() else path.unlink()
+    path.touch()
+    os.truncate(path, 1 << 40)  # sparse
+    with pytest.raises(DataError, match=r"more than 67,108,864 bytes, which no tokenizer\.json has"):
+        Tokenizer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda spec: spec["model"]["vocab"].update({"\u4e2d": 777}),
+            "byte-level BPE does not use|the id",
+        ),
+        (lambda spec: spec["model"]["vocab"].update({"!!!!": 777}), "none has the id"),
+    ],
+)
+def test_tokens_that_stand_for_no_bytes_are_named(tokenizer, tmp_path, change, message):
+    path = tmp_path / "tokenizer.json"
+    spec = json.loads(tokenizer.to_json())
+    change(spec)
+    path.write_text(json.dumps(spec))
+    with pytest.raises(DataError, match=message):
+        Tokenizer.load(path).token_bytes  # noqa: B018
 
 
 def test_vocabulary_too_small():

@@ -1,6 +1,5 @@
-"""A corpus of source code: from folders, archives and git checkouts to filtered, deduplicated jsonl.
+"""Corpora to pretrain on: from folders, archives, crawls, dumps and books to filtered, deduplicated jsonl.
 
-sources and archives list and read files; file_filter puts each through languages, rules, licences, contamination and
-redaction; steps and build run that, and datatrove's MinHash, as datatrove pipelines; tally and report say what
-became of every file.
+code and text hold what each kind is made by. executors runs their chains of datatrove pipelines, on this machine or a
+cluster; shards, grams, redaction and tally are what both use.
 """

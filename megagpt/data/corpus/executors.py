@@ -1,36 +1,39 @@
-"""The chain of pipelines, and datatrove's executors that run it here or on Slurm. Importing this needs datatrove."""
+"""Runs a chain of datatrove pipelines, here, on Slurm or on Ray. Importing this needs datatrove."""
 
 import io
 import logging
+import math
 import multiprocessing
 import shlex
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster
-from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.utils.logging import logger
 
-from megagpt.data.corpus import steps
-from megagpt.data.corpus.file_filter import Criteria
-from megagpt.data.corpus.licences import expand
-from megagpt.data.corpus.options import Options, Slurm
+from megagpt import env
+from megagpt.data.corpus.cluster import Ray, Slurm
 from megagpt.data.workers import start_worker
-from megagpt.errors import DataError
+from megagpt.errors import ConfigError, DataError
 from megagpt.log import progress
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
+_SLURM_ARRAY = 1000
+"""Jobs in an array: Slurm's own limit is 1001, and datatrove makes the next phase wait for its last array only."""
+_RAY_ATTEMPTS = 3
+"""So often a task that was killed, or whose node died, is started again."""
 
 
 class Phase(NamedTuple):
@@ -43,50 +46,27 @@ class Phase(NamedTuple):
     """Whether each task is a shard's."""
 
 
-def phases(work: Path, output: Path, options: Options, shards: list[int], job: dict[str, Any]) -> list[Phase]:
-    """All the work, in order."""
-    allowed = None if options.licences is None else expand(options.licences)
-    criteria = Criteria(options.languages, options.limits, allowed)
-    config = MinhashConfig(options.minhash_words, options.minhash_buckets, options.minhash_hashes)
-    pairs, clusters = str(work / "pairs"), str(work / "clusters")
-    count, samples = len(shards), options.samples
-    return [
-        Phase("filter", [steps.FilterSources(work, criteria, samples), steps.WriteFiltered(work)], count, True),
-        Phase("exact", [steps.FindExactDuplicates(work, count)], 1),
-        Phase("sign", [steps.ReadFiltered(work, samples, near=False), steps.CodeSignature(work, config)], count, True),
-        Phase("match", [MinhashDedupBuckets(str(work / "signatures"), pairs, config=config)], config.num_buckets),
-        Phase(
-            "cluster",
-            [
-                MinhashDedupCluster(pairs, clusters, config=config, save_cluster_id=True),
-                steps.NameNearDuplicates(work, count),
-            ],
-            1,
-        ),
-        Phase(
-            "write",
-            [
-                steps.ReadFiltered(work, samples, near=True),
-                steps.WriteDocuments(work, options.compression, samples),
-            ],
-            count,
-            True,
-        ),
-        Phase("publish", [steps.Publish(work, output, options.compression, samples, count, job)], 1),
-    ]
-
-
 def run_here(chain: list[Phase], work: Path, shards: list[int], workers: int) -> bool:
     """Run what is not completed yet; return whether that was all of it. Raises DataError when a worker is killed."""
-    anew = True
+    anew = not any(_completed(work / "logs" / phase.name) for phase in chain)
     with _pool(workers) as pool:
         for phase in chain:
-            folder = work / "logs" / phase.name
-            executor = LocalPipelineExecutor(phase.pipeline, phase.tasks, workers, str(folder))
-            anew &= not _completed(folder)
-            with _watched(folder, phase.name, shards if phase.by_shard else []):
-                _run(executor, pool)
+            _run_phase(phase, work, shards, partial(_run, pool))
     return anew
+
+
+Runner = Callable[[LocalPipelineExecutor, list[int]], None]
+
+
+def _run_phase(phase: Phase, work: Path, shards: list[int], run: Runner) -> None:
+    """Run the tasks that are not completed, and show how many are. Raises DataError where, say, the disk is full."""
+    folder = work / "logs" / phase.name
+    try:
+        executor = LocalPipelineExecutor(phase.pipeline, phase.tasks, logging_dir=str(folder))
+        with _watched(folder, phase.name, shards if phase.by_shard else []):
+            run(executor, executor.get_incomplete_ranks())
+    except OSError as error:
+        raise DataError(f"cannot go on in {folder}: {error}") from error
 
 
 @contextmanager
@@ -107,18 +87,14 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
             pool.shutdown(cancel_futures=True)
 
 
-def _run(executor: LocalPipelineExecutor, pool: ProcessPoolExecutor | None) -> None:
-    """Run all tasks that are not completed."""
-    ranks = executor.get_incomplete_ranks()
-    try:
-        if pool is None or executor.world_size == 1:
-            for rank in ranks:
-                _run_task(executor, rank)
-        else:
-            for future in [pool.submit(_run_task, executor, rank) for rank in ranks]:
-                future.result()
-    except OSError as error:
-        raise DataError(f"cannot go on in {executor.logging_dir.path}: {error}") from error
+def _run(pool: ProcessPoolExecutor | None, executor: LocalPipelineExecutor, ranks: list[int]) -> None:
+    """Run tasks in the pool, or in this process."""
+    if pool is None or len(ranks) == 1:
+        for rank in ranks:
+            _run_task(executor, rank)
+    else:
+        for future in [pool.submit(_run_task, executor, rank) for rank in ranks]:
+            future.result()
 
 
 def _run_task(executor: LocalPipelineExecutor, rank: int) -> None:
@@ -156,6 +132,61 @@ def _watched(folder: Path, name: str, sizes: list[int]) -> Iterator[None]:
             thread.join()
 
 
+def run_on_ray(chain: list[Phase], work: Path, shards: list[int], workers: int, cluster: Ray) -> None:
+    """Run what is not completed yet as tasks of Ray. Raises DataError when one is killed again and again.
+
+    datatrove's RayPipelineExecutor is not used: it runs each task in a pool of one process, for which it waits for ever
+    when that is killed, and an error in a task is only logged, so that the next phase would read what is not there.
+    """
+    env.keep_ray_to_itself()
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError('running on Ray needs ray: pip install "megagpt[ray]"') from None
+    here = {"num_cpus": workers, "include_dashboard": False} if cluster.address == "local" else {}
+    try:
+        _knock(cluster.address)
+        ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR, **here)
+    except Exception as error:  # of any class, Exception itself among them
+        raise ConfigError(f"--ray {cluster.address}: {error}") from error
+    try:
+        for phase in chain:
+            _run_phase(phase, work, shards, partial(_run_ray_tasks, cluster))
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT, for which Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _run_ray_tasks(cluster: Ray, executor: LocalPipelineExecutor, ranks: list[int]) -> None:
+    """Run tasks; those whose process or node dies are started again by Ray."""
+    import ray
+
+    memory = {"memory": int(cluster.memory_gb * 1e9)} if cluster.memory_gb else {}
+    remote = ray.remote(_run_task).options(num_cpus=1, max_retries=_RAY_ATTEMPTS, **memory)
+    shared = ray.put(executor)
+    waiting = [remote.remote(shared, rank) for rank in ranks]
+    try:
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise DataError(
+            f"a task was killed {_RAY_ATTEMPTS + 1} times on Ray, perhaps for want of memory ({type(error).__name__}): "
+            "run the command again, with more --ray-memory-gb, and it goes on from here"
+        ) from None
+    finally:
+        for task in waiting:
+            ray.cancel(task, force=True)
+
+
 def submit(chain: list[Phase], work: Path, slurm: Slurm) -> None:
     """Submit all phases to Slurm, each after the one before; completed tasks are left out."""
     activate = Path(sys.prefix) / "bin" / "activate"
@@ -169,6 +200,7 @@ def submit(chain: list[Phase], work: Path, slurm: Slurm) -> None:
             slurm.partition,
             mem_per_cpu_gb=slurm.memory_gb,
             workers=min(slurm.tasks, phase.tasks),
+            tasks_per_job=math.ceil(phase.tasks / _SLURM_ARRAY),
             job_name=f"corpus_{phase.name}",
             qos=None,
             venv_path=shlex.quote(str(activate)) if activate.exists() else None,

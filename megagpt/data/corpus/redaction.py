@@ -1,9 +1,10 @@
-"""Secrets and e-mail addresses, replaced by placeholders."""
+"""Secrets and personal data (e-mail and IP addresses, telephone numbers), replaced by placeholders."""
 
+import ipaddress
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 MIN_ENTROPY = 3.5
@@ -15,7 +16,15 @@ _DOMAIN = rf"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{{0,62}})\.)+(?:{_TOP_LEVEL})\b(?![\w
 _RESERVED = re.compile(r"@(?:.*\.)?(?:example\.(?:com|org|net|edu)|localhost|test|invalid)$|^git@", re.IGNORECASE)
 _NAMES = "password|passwd|pwd|secret|token|(?:api|access|auth|private)[_-]?key"
 
+_OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
+_UNICAST = ipaddress.ip_network("2000::/3")
+"""Where the public addresses of IPv6 are."""
+
 _PLACEHOLDERS = {"pass", "passwd", "password", "pw", "pwd", "secret", "token", "x-oauth-basic"}
+
+
+SECRETS, EMAILS, ADDRESSES, PHONES = "secrets", "e-mail addresses", "IP addresses", "telephone numbers"
+"""Groups of what can be replaced."""
 
 
 class _Kind(NamedTuple):
@@ -32,6 +41,7 @@ class _Kind(NamedTuple):
     with a rare character, and look back from there, are many times as fast as those that begin with a choice of words.
     """
     is_real: Callable[[str], bool] = lambda secret: True
+    group: str = SECRETS
 
 
 def entropy(text: str) -> float:
@@ -44,6 +54,21 @@ def _is_random(secret: str) -> bool:
     """Letters and digits mixed without a pattern, as generators of keys make them."""
     mixed = any(map(str.isdigit, secret)) and any(map(str.isalpha, secret))
     return mixed and entropy(secret) >= MIN_ENTROPY
+
+
+def _is_public(address: str) -> bool:
+    """An IP address that names a machine to the whole internet."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return parsed.is_global and not parsed.is_multicast and (parsed.version == 4 or parsed in _UNICAST)
+
+
+def _is_phone(number: str) -> bool:
+    """As many digits as numbers have (E.164), and not all the same."""
+    digits = [character for character in number if character.isdigit()]
+    return 8 <= len(digits) <= 15 and len(set(digits)) > 2
 
 
 _KINDS = (
@@ -106,25 +131,62 @@ _KINDS = (
         "<EMAIL>",
         re.compile(r"(?<![\w.+/:-])(?P<secret>\w[\w.+-]{0,63})\Z"),
         lambda address: not _RESERVED.search(address),
+        EMAILS,
+    ),
+    _Kind(
+        "IP address",
+        (".",),
+        re.compile(rf"\.{_OCTET}\.{_OCTET}\.{_OCTET}(?![\w-]|\.\w)"),  # 17 times as fast as with {{3}}
+        "<IP>",
+        re.compile(rf"(?<![\w.:-])(?P<secret>{_OCTET})\Z"),
+        _is_public,
+        ADDRESSES,
+    ),
+    _Kind(
+        "IP address",
+        (":",),
+        re.compile(r":[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){1,6}(?![\w:])", re.IGNORECASE),
+        "<IP>",
+        re.compile(r"(?<![\w.:])(?P<secret>[23][0-9a-f]{3})\Z", re.IGNORECASE),
+        _is_public,
+        ADDRESSES,
+    ),
+    _Kind(
+        "telephone number",
+        ("+",),
+        re.compile(r"\+[1-9]\d{0,2}(?:[ .\u00a0-]?(?:\(\d{1,4}\)|\d{1,5})){2,6}(?!\w)"),
+        "<PHONE>",
+        re.compile(r"(?<![\w+])\Z"),
+        _is_phone,
+        PHONES,
+    ),
+    _Kind(  # of North America: (212) 555-0100, 212-555-0100, 1-212-555-0100, 212.555.0100
+        "telephone number",
+        tuple("23456789"),
+        re.compile(r"[2-9]\d\d[ .-]\d{4}(?![\w-]|[./]\d)"),
+        "<PHONE>",
+        re.compile(r"(?<![\w.+/=-])(?P<secret>(?:1[ .-])?(?:\([2-9]\d\d\)[ -]?|[2-9]\d\d[.-]))\Z"),
+        _is_phone,
+        PHONES,
     ),
 )
 
 
-def redact(text: str) -> tuple[str, Counter[str]]:
-    """`text` with secrets and e-mail addresses replaced, and how many of each kind there were.
+def redact(text: str, groups: Collection[str] = (SECRETS, EMAILS)) -> tuple[str, Counter[str]]:
+    """`text` with what belongs to `groups` replaced, and how much of each kind there was.
 
-    Addresses at domains that are reserved for examples, and `git@host`, stay.
+    E-mail addresses at domains that are reserved for examples, `git@host`, and IP addresses of private networks stay.
     """
     counts: Counter[str] = Counter()
     lower = text.lower()
     for kind in _KINDS:
-        if any(hint in lower for hint in kind.hints):
+        if kind.group in groups and any(hint in lower for hint in kind.hints):
             pieces, end = [], 0
             for span in _spans(kind, text):
                 pieces += [text[end : span[0]], kind.placeholder]
                 counts[kind.name] += 1
                 end = span[1]
-            text = "".join([*pieces, text[end:]])
+            text = "".join([*pieces, text[end:]]) if pieces else text
     return text, counts
 
 

@@ -3,12 +3,18 @@
 import heapq
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from megagpt.data.unread import most_common
+
 SAMPLES = 20
 """Files that are shown for each rule."""
+
+
+FIELDS = 1000
+"""Names of fields that are counted in a shard, of those in most records: some files have data for keys."""
 
 
 @dataclass
@@ -20,12 +26,12 @@ class Count:
     samples: list[tuple[int, str, str]] = field(default_factory=list)
     """(order, path, reason): those with the smallest orders, checksums of the paths, which spread over the input."""
 
-    def add(self, path: str, size: int, reason: str, limit: int) -> None:
-        """One more file."""
+    def add(self, path: str, size: int, reason: str | Callable[[], str], limit: int) -> None:
+        """One more file. A reason that takes time to tell is only asked for where it is shown."""
         self.files, self.bytes = self.files + 1, self.bytes + size
         order = zlib.crc32(path.encode())
         if len(self.samples) < limit or order < self.samples[-1][0]:
-            self._take([(order, path, reason)], limit)
+            self._take([(order, path, reason if isinstance(reason, str) else reason())], limit)
 
     def merge(self, other: "Count", limit: int) -> None:
         """All files of `other` as well."""
@@ -56,12 +62,16 @@ class Tally:
     """By kind: files is how many were changed, bytes is unused, and the samples' reasons say how often."""
     replacements: Counter[str] = field(default_factory=Counter)
     """By kind: placeholders that were put in."""
+    pieces: int = 0
+    """Texts that the documents kept fell into, where evaluation data was cut out of them."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """Records that have a field which nobody reads, by its name."""
 
     def find(self, size: int) -> None:
         """A file of the input."""
         self.files, self.bytes = self.files + 1, self.bytes + size
 
-    def drop(self, rule: str, path: str, size: int, reason: str) -> None:
+    def drop(self, rule: str, path: str, size: int, reason: str | Callable[[], str]) -> None:
         """A file that is left out."""
         self.dropped.setdefault(rule, Count()).add(path, size, reason, self.limit)
 
@@ -85,7 +95,8 @@ class Tally:
 
     def merge(self, other: "Tally") -> None:
         """Add what `other` counted."""
-        for name in ("files", "bytes", "text_bytes", "source_bytes", "languages", "licences", "replacements"):
+        sizes = ("files", "bytes", "text_bytes", "source_bytes", "pieces")
+        for name in (*sizes, "languages", "licences", "replacements", "unread"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for mine, others in ((self.dropped, other.dropped), (self.redactions, other.redactions)):
             for name, count in others.items():
@@ -94,12 +105,13 @@ class Tally:
     def to_json(self) -> dict[str, Any]:
         """For from_json."""
         counts = ("dropped", "redactions")
-        return vars(self) | {name: {key: vars(count) for key, count in getattr(self, name).items()} for name in counts}
+        named = {name: {key: vars(count) for key, count in getattr(self, name).items()} for name in counts}
+        return vars(self) | named | {"unread": most_common(self.unread, FIELDS)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Tally":
         """The tally that to_json was called on."""
-        counters = {name: Counter(values[name]) for name in ("languages", "licences", "replacements")}
+        counters = {name: Counter(values.get(name, {})) for name in ("languages", "licences", "replacements", "unread")}
         counts = {
             name: {key: Count(**count) for key, count in values[name].items()} for name in ("dropped", "redactions")
         }

@@ -1,6 +1,6 @@
 """BEIR folders (arXiv 2104.08663): corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +9,13 @@ from megagpt.data.pair_sources.found import FoundPair, Tally
 from megagpt.data.pair_sources.generated import Rejections
 from megagpt.data.pair_sources.records import Progress, Record, read_records
 from megagpt.data.readers import Rejection
+from megagpt.data.unread import log_unread
 from megagpt.errors import DataError
 
 _QUERIES = ("queries.jsonl", "claims.jsonl")
 """SciFact calls its queries claims."""
+_IDS = ("_id", "id", "doc_id")
+_TEXTS = ("text", "claim", "sentences", "abstract")
 _PACKED = ("", ".gz", ".zst")
 
 
@@ -54,14 +57,17 @@ class Collection:
         corpus, queries, *judgements = files_of(folder)
         found = cls(str(folder))
         for texts, path in ((found.documents, corpus), (found.queries, queries)):
+            unread: Counter[str] = Counter()
             for record in _read(path, reject, progress):
                 try:
                     key, text = _entry(record.value)
                     if key in texts:
                         raise ValueError(f"the id {key!r} is there twice")
                     texts[key] = text
+                    unread.update(name for name in record.value if name not in (*_IDS, *_TEXTS, "title"))
                 except ValueError as error:
                     reject(Rejection(record.path, record.number, str(error)))
+            log_unread(path, unread)
         reject.tally.read["documents"] += len(found.documents)
         reject.tally.read["queries"] += len(found.queries)
         for path in judgements:
@@ -135,10 +141,10 @@ def _entry(value: object) -> tuple[str, str]:
     """Id and text of a document or query. SciFact has sentences in place of a text, in `sentences` or `abstract`."""
     if not isinstance(value, dict):
         raise ValueError(f"{type(value).__name__}, not an object")
-    key = next((value[name] for name in ("_id", "id", "doc_id") if name in value), None)
+    key = next((value[name] for name in _IDS if name in value), None)
     if key is None:
         raise ValueError("no _id")
-    text = next((value[name] for name in ("text", "claim", "sentences", "abstract") if name in value), "")
+    text = next((value[name] for name in _TEXTS if name in value), "")
     text = " ".join(map(str, text)) if isinstance(text, list) else text
     parts = [part.strip() for part in (value.get("title"), text) if isinstance(part, str) and part.strip()]
     if not parts:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from megagpt.data.corpus.languages import language_of
-from megagpt.data.corpus.rules import Limits, generated
+from megagpt.data.corpus.code.languages import language_of
+from megagpt.data.corpus.code.rules import Limits, generated
 from megagpt.data.pair_sources.docstrings import is_prose, summary, words
 from megagpt.data.pair_sources.found import FoundPair, Tally
 from megagpt.data.pair_sources.functions import Function

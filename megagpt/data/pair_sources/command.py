@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megagpt.data.corpus.languages import EXTENSIONS
+from megagpt.data.corpus.code.languages import EXTENSIONS
 from megagpt.data.files import atomic_file, write_atomic
 from megagpt.data.pair_sources import beir, make, report
 from megagpt.data.pair_sources.code import LANGUAGES, Functions

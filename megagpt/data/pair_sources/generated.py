@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megagpt.data import standard_library
-from megagpt.data.corpus.languages import language_of
+from megagpt.data.corpus.code.languages import language_of
 from megagpt.data.pair_sources.code import Functions, code_pairs, source_text
 from megagpt.data.pair_sources.found import FoundPair, Tally
 from megagpt.data.pair_sources.neighbours import Neighbours, neighbour_pairs

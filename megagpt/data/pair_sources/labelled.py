@@ -16,6 +16,7 @@ from megagpt.data.pair_sources.found import FoundPair, Tally
 from megagpt.data.pair_sources.judged import Judged
 from megagpt.data.pair_sources.records import Record, table_kind
 from megagpt.data.readers import Rejection
+from megagpt.data.unread import log_unread
 from megagpt.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -48,9 +49,7 @@ def from_labelled(records: Iterable[Record], wanted: Wanted, reject: Reject, tal
         log.info("%s: %s", path, name)
         unused: Counter[str] = Counter()
         yield from read(_same_shape(chain([first], rows), name, keys, unused, reject), reject, tally)
-        if unused:
-            fields = ", ".join(f"{field} ({count:,})" for field, count in unused.most_common())
-            log.warning("%s: fields that are not used, with their records: %s", path, fields)
+        log_unread(path, unused)
 
 
 Reader = Callable[[Iterator[Record], Reject, Tally], Iterator[FoundPair]]

@@ -56,7 +56,7 @@ GRAMMARS = {
     "c++": Grammar("tree_sitter_cpp", frozenset({"function_definition"})),
     "c#": Grammar("tree_sitter_c_sharp", frozenset({"method_declaration", "constructor_declaration"})),
 }
-"""By the name of the language in megagpt.data.corpus.languages; "tsx" is for the files of that ending."""
+"""By the name of the language in megagpt.data.corpus.code.languages; "tsx" is for the files of that ending."""
 
 LANGUAGES = tuple(name for name in GRAMMARS if name != "tsx")
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from timing import cpu_seconds
 
-from megagpt.data.corpus.redaction import entropy, redact
+from megagpt.data.corpus.redaction import ADDRESSES, EMAILS, PHONES, entropy, redact
+from megagpt.data.corpus.redaction import SECRETS as KEYS
 
 DICE = random.Random(0)
 
@@ -100,3 +101,58 @@ def test_hostile_text_takes_no_more_than_its_share_of_time(piece):
     hostile, ordinary = piece * (200_000 // len(piece)) + "@", Path(__file__).read_text()
     ordinary *= 200_000 // len(ordinary)
     assert cpu_seconds(redact, hostile) < 100 * cpu_seconds(redact, ordinary)
+
+
+PERSONAL = [
+    ("IP address", "from 8.8.8.8 on"),
+    ("IP address", "(193.99.144.80)"),
+    ("IP address", "at 8.8.4.4."),
+    ("IP address", "to 8.8.8.8:53"),
+    ("IP address", "by 2001:4860:4860::8888,"),
+    ("IP address", "by 2001:4860:4860:0:0:0:0:8888"),
+    ("telephone number", "call (212) 555-0142"),
+    ("telephone number", "call 212-555-0142 now"),
+    ("telephone number", "call 1-212-555-0142."),
+    ("telephone number", "call 212.555.0142"),
+    ("telephone number", "call +49 30 901820"),
+    ("telephone number", "call +44 (20) 7946 0958,"),
+    ("telephone number", "call +33142685300"),
+]
+GROUPS = (KEYS, EMAILS, ADDRESSES, PHONES)
+
+
+@pytest.mark.parametrize(("kind", "text"), PERSONAL)
+def test_personal_data_is_replaced_on_request(kind, text):
+    left, counts = redact(f"{text}\n{text}", GROUPS)
+    placeholder = "<IP>" if kind == "IP address" else "<PHONE>"
+    assert counts == {kind: 2} and left.count(placeholder) == 2
+    assert not any(character.isdigit() for character in left.replace(":53", ""))
+    assert redact(left, GROUPS) == (left, {})
+    assert redact(text) == (text, {})  # what source code is asked for
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "10.0.0.1, 192.168.1.1, 127.0.0.1, 172.16.3.4, 0.0.0.0, 255.255.255.255, 224.0.0.251, 203.0.113.7",
+        "version 1.2.3.4.5, 8.8.8.8.8, 300.1.2.3, 8.8.8.888, v8.8.8.8, 8.8.8.8-beta",
+        "::1, fe80::1, 2001:db8::1, fd00::1, std::vector, 20:30:40, 2012:10:20, 3abc::x",
+        "1,234,567,890; 3.14159265; 2021-12-31; 500 300 2000; 123-456-7890; 111-111-1111; page 212-555",
+        "ISBN 978-3-16-148410-0, 4111-1111-1111-1111, 0x212-555-0142, 212-555-01423, +1 2 3, a+123456789",
+    ],
+)
+def test_numbers_that_are_no_personal_data_stay(text):
+    assert redact(text, GROUPS) == (text, {})
+
+
+def test_groups_are_apart():
+    text = "jane@" + "corp.com or 8.8.8.8 or 212-555-0142"
+    assert redact(text, [EMAILS])[0] == "<EMAIL> or 8.8.8.8 or 212-555-0142"
+    assert redact(text, [ADDRESSES])[0] == "jane@" + "corp.com or <IP> or 212-555-0142"
+    assert redact(text, [PHONES])[0] == "jane@" + "corp.com or 8.8.8.8 or <PHONE>"
+    assert redact(text, []) == (text, {})
+
+
+@pytest.mark.parametrize("text", ["1." * 100_000, "a:" * 100_000, "+1 " * 100_000, "212-555-" * 50_000, "2" * 300_000])
+def test_no_numbers_take_long(text):
+    assert cpu_seconds(redact, text, GROUPS) < 2

@@ -164,7 +164,7 @@ def test_fields_without_use_are_named_once(tmp_path, caplog):
     record = {"query": "q", "pos": ["a"], "neg": [], "pos_scores": [1.0], "source": "web"}
     with caplog.at_level(logging.WARNING, "megagpt"):
         read(lines(tmp_path / "set.jsonl", record, record))
-    (warning,) = [message for message in caplog.messages if "not used" in message]
+    (warning,) = [message for message in caplog.messages if "not read" in message]
     assert "pos_scores (2), source (2)" in warning
 
 
