@@ -1,15 +1,19 @@
 """Sets of programming problems: their files, their prompts, where a completion ends, and the program to test."""
 
 import ast
-import gzip
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megagpt.data.files import read_text
+from megagpt.data.unread import log_unread
 from megagpt.errors import ConfigError, DataError
+from megagpt.evaluate.fences import code_of, defines
 from megagpt.evaluate.sandbox import SandboxJob
 
 CODEX_STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
@@ -17,6 +21,8 @@ CODEX_STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 
 MBPP_STOP = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif")
 """Where a whole program ends that may have several functions."""
+
+_WHOLE_PROGRAM = "Answer with the whole Python program in one Markdown code block."
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,22 @@ class Problem:
     """A completion ends before the first of these."""
     ending: str = ""
     """Added to a completion that was cut there."""
+    question: str = ""
+    """What a chat model is asked; empty where there is a gap to fill in, which is not asked for in chat."""
+    context: str = ""
+    """The part of `prefix` that goes before a whole function: its imports and helpers."""
 
     def job(self, completion: str) -> SandboxJob:
         """The program with `completion`, taken as it is, and its tests."""
         program = self.prefix + completion + (self.suffix or "")
         return SandboxJob(program, self.reference, self.functions, self.tests)
+
+    def chat_job(self, response: str) -> tuple[SandboxJob, bool]:
+        """The program in a chat model's response with its tests, and whether it stood in a Markdown fence."""
+        code, fenced = code_of(response, self.functions)
+        if defines(code, self.functions):
+            return replace(self.job(""), program=self.context + code), fenced
+        return self.job(code), fenced
 
     def truncate(self, text: str) -> str:
         """The completion in a model's output: the text before the first stop string."""
@@ -61,8 +78,10 @@ def read_problems(task: str, path: Path) -> list[Problem]:
     if task not in TASKS:
         raise ConfigError(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
     problems: dict[str, Problem] = {}
+    unread: Counter[str] = Counter()
     for place, record in _records(path):
         try:
+            _require_python(record)
             problem = TASKS[task](record)
         except KeyError as error:
             raise DataError(f"{place}: a problem of {task} needs the field {error}") from None
@@ -71,14 +90,17 @@ def read_problems(task: str, path: Path) -> list[Problem]:
         if problem.task_id in problems:
             raise DataError(f"{place}: the task_id {problem.task_id} occurs twice")
         problems[problem.task_id] = problem
+        unread.update(name for name in record if name not in FIELDS[task])
     if not problems:
         raise DataError(f"{path} holds no problem")
+    log_unread(path, unread)
     return list(problems.values())
 
 
-def prompt_hash(problems: Sequence[Problem]) -> str:
-    """sha256 of all prompts, in order."""
-    return hashlib.sha256(json.dumps([[p.task_id, p.prompt, p.suffix] for p in problems]).encode()).hexdigest()
+def prompt_hash(problems: Sequence[Problem], chat: bool = False) -> str:
+    """sha256 of all prompts, or of all questions in chat, in order."""
+    asked = [[p.task_id, p.question] if chat else [p.task_id, p.prompt, p.suffix] for p in problems]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def _humaneval(record: dict[str, Any]) -> Problem:
@@ -94,7 +116,16 @@ def _humaneval(record: dict[str, Any]) -> Problem:
         functions=(record["entry_point"],),
         tests=f"{record['test']}\ncheck({record['entry_point']})\n",
         stop=CODEX_STOP,
+        question="Complete this Python function. Answer with the whole function, and the imports that it needs, in one "
+        f"Markdown code block.\n\n```python\n{prompt.strip()}\n```",
+        context=_before(prompt, record["entry_point"]),
     )
+
+
+def _before(prompt: str, function: str) -> str:
+    """What stands before the last definition of `function`."""
+    starts = [match.start() for match in re.finditer(rf"^(?:async )?def {re.escape(function)}\b", prompt, re.MULTILINE)]
+    return prompt[: starts[-1]] if starts else ""
 
 
 def _humaneval_infilling(record: dict[str, Any]) -> Problem:
@@ -127,9 +158,10 @@ def _mbpp(record: dict[str, Any]) -> Problem:
     used = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
     if not defined & used:
         raise ValueError("the tests call no function of its code")
+    text = record["text"] if "text" in record else record["prompt"]
     return Problem(
         task_id=str(record["task_id"]),
-        prompt="\n".join(['"""', record["text"] if "text" in record else record["prompt"], *tests, '"""', ""]),
+        prompt="\n".join(['"""', text, *tests, '"""', ""]),
         prefix="",
         suffix=None,
         reference=code,
@@ -137,20 +169,31 @@ def _mbpp(record: dict[str, Any]) -> Problem:
         functions=tuple(sorted(defined & used)),
         tests=source,
         stop=MBPP_STOP,
+        question="\n".join([text, "It must pass these tests:", "", "```python", *tests, "```", "", _WHOLE_PROGRAM]),
     )
+
+
+def _require_python(record: dict[str, Any]) -> None:
+    """Sets of several languages (HumanEval-X, MultiPL-E) say which a problem is in. Raises ValueError."""
+    if (language := str(record.get("language", "python")).lower()) not in ("python", "py", "python3"):
+        raise ValueError(f"its language is {language}, and only Python programs can be run")
 
 
 TASKS = {"humaneval": _humaneval, "humaneval_infilling": _humaneval_infilling, "mbpp": _mbpp}
 """The sets by name, each with the function that turns a record into a problem."""
 
+_OF_HUMANEVAL = {"task_id", "prompt", "canonical_solution", "entry_point", "test", "language"}
+FIELDS = {
+    "humaneval": _OF_HUMANEVAL,
+    "humaneval_infilling": _OF_HUMANEVAL | {"suffix"},
+    "mbpp": {"task_id", "text", "prompt", "code", "test_list", "test_setup_code", "test_imports", "language"},
+}
+"""What is read of the records of each set; the log names other fields."""
+
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """(place for messages, record) of every record."""
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read problems from {path}: {error}") from None
+    text = read_text(path, "problems")
     if ".json" in path.suffixes:
         places = [(str(path), text)]
     else:

@@ -1,16 +1,21 @@
 """An evaluation on programming problems: completions by a model or from a file, their verdicts, and pass@k.
 
-Beside request.json and result.json its folder holds completions.jsonl and samples.jsonl, a line each, as they come.
+First each problem's reference solution is tested. Where it fails, the tests cannot judge a model, and the problem is
+left out, by name. Beside request.json and result.json the folder holds references.jsonl, completions.jsonl and
+samples.jsonl, a line each, as they come.
 """
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megagpt.data.chat import Message, chat_prompt
+from megagpt.data.conversations import records
+from megagpt.data.unread import log_unread
 from megagpt.errors import DataError
 from megagpt.evaluate.code_tasks import Problem, prompt_hash, read_problems
 from megagpt.evaluate.output_folder import append_jsonl, claim, read_whole_jsonl, request_of, write_result
@@ -19,7 +24,6 @@ from megagpt.evaluate.sandbox import SandboxRunner, Verdict
 from megagpt.evaluate.settings import CodeEvaluation
 from megagpt.log import progress
 from megagpt.model.generation import GenerationConfig, Generator
-from megagpt.train.metrics import read_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +51,40 @@ def evaluate_code(settings: CodeEvaluation, generator: Generator | None = None) 
     problems = read_problems(settings.task, settings.data)
     request = _request(settings, problems)
     claim(settings.output, request)
-    if generator is None:
-        samples = read_completions(settings.completions, problems, settings.k)
-    else:
-        samples = _generate(settings, generator, problems)
-    metrics = summarize(_test(settings, runner, problems, samples), settings.k)
+    given = read_completions(settings.completions, problems, settings.k) if generator is None else []
+    left_out = _left_out(settings, runner, problems)
+    judged = [problem for problem in problems if problem.task_id not in left_out]
+    samples = _generate(settings, generator, judged) if generator else [s for s in given if s.task_id not in left_out]
+    tested = _test(settings, runner, judged, samples)
+    metrics = summarize(tested, settings.k)
+    metrics["left_out"] = {"problems": len(left_out), "reasons": left_out}
+    if settings.chat:
+        answered = [line for line in tested if line["finish_reason"] != TOO_LONG]
+        metrics["fences"] = {"with": sum(line["fenced"] for line in answered), "responses": len(answered)}
     return write_result(settings.output, request, metrics)
+
+
+def _left_out(settings: CodeEvaluation, runner: SandboxRunner, problems: list[Problem]) -> dict[str, str]:
+    """{task_id: why its reference solution fails} of the problems that cannot be judged.
+
+    Raises DataError when none is left.
+    """
+
+    def judge(problem: Problem) -> Verdict:
+        return runner.run_reference(problem.job(problem.solution))
+
+    path = settings.output / "references.jsonl"
+    known = {line["task_id"]: line for line in read_whole_jsonl(path)}
+    missing = [(problem, {"task_id": problem.task_id}) for problem in problems if problem.task_id not in known]
+    known |= {line["task_id"]: line for line in _judge_all(settings, path, missing, judge, "references", len(known))}
+    # In the order of the problems, whatever order they ended in.
+    failed = {p.task_id: known[p.task_id]["reason"] for p in problems if not known[p.task_id]["passed"]}
+    for task_id, reason in failed.items():
+        log.warning("%s is left out: its own reference solution fails its tests (%s)", task_id, reason)
+    if len(failed) == len(problems):
+        first = failed[problems[0].task_id]
+        raise DataError(f"{settings.data}: no problem can be judged: all reference solutions fail, the first: {first}")
+    return failed
 
 
 def read_completions(path: Path, problems: list[Problem], k: Iterable[int] = (1,)) -> list[Sample]:
@@ -60,14 +92,18 @@ def read_completions(path: Path, problems: list[Problem], k: Iterable[int] = (1,
     known, counts, samples = {problem.task_id for problem in problems}, Counter(), []
     if not path.is_file():
         raise DataError(f"there is no file of completions at {path}")
-    for number, line in enumerate(read_jsonl(path), 1):
+    unread: Counter[str] = Counter()
+    for record, place in records(path):
+        line = record if isinstance(record, dict) else {}
         task_id, completion = str(line.get("task_id")), line.get("completion")
         if task_id not in known:
-            raise DataError(f"{path}: completion {number} is for {task_id!r}, which the data file does not hold")
+            raise DataError(f"{place}: this completion is for {task_id!r}, which the data file does not hold")
         if not isinstance(completion, str):
-            raise DataError(f"{path}: completion {number} has no text in its field 'completion'")
+            raise DataError(f"{place}: no text in the field 'completion'")
+        unread.update(name for name in line if name not in ("task_id", "completion"))
         samples.append(Sample(task_id, counts[task_id], completion, "given"))
         counts[task_id] += 1
+    log_unread(path, unread)
     few = [problem.task_id for problem in problems if counts[problem.task_id] < max(k)]
     if few:
         raise DataError(
@@ -98,6 +134,7 @@ def summarize(samples: list[dict[str, Any]], k: Iterable[int]) -> dict[str, Any]
             "problems_solved": sum(c > 0 for _, c in counts),
             "samples": len(samples),
             "samples_passed": sum(c for _, c in counts),
+            "prompts_too_long": sum(sample["finish_reason"] == TOO_LONG for sample in samples),
         },
         "pass_at_k": estimates,
     }
@@ -109,10 +146,11 @@ def _request(settings: CodeEvaluation, problems: list[Problem]) -> dict[str, Any
     return request_of(
         settings,
         {"problems": len(problems)},
-        prompts_sha256=prompt_hash(problems),
+        prompts_sha256=prompt_hash(problems, settings.chat),
+        chat=settings.chat,
         n=settings.n if generated else None,
         sampler=sampler if generated else None,
-        stop=sorted({stop for problem in problems for stop in problem.stop}) if generated else None,
+        stop=sorted({stop for problem in problems for stop in _stop(settings, problem)}) if generated else None,
     )
 
 
@@ -137,7 +175,7 @@ def _generate(settings: CodeEvaluation, generator: Generator, problems: list[Pro
 def _generate_batch(settings: CodeEvaluation, generator: Generator, problems: list[Problem]) -> list[Sample]:
     prompts, owners, samples = [], [], []
     for problem in problems:
-        tokens = _prompt(generator, problem)
+        tokens = _prompt(settings, generator, problem)
         if len(tokens) >= generator.window:
             log.warning("%s does not fit the context window: it counts as failed", problem.task_id)
             samples += [Sample(problem.task_id, number, "", TOO_LONG) for number in range(settings.n)]
@@ -148,18 +186,26 @@ def _generate_batch(settings: CodeEvaluation, generator: Generator, problems: li
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
-        stop=problems[0].stop,  # the same for all problems of a set
+        stop=_stop(settings, problems[0]),  # the same for all problems of a set
         seed=settings.seed,
     )
     for (problem, number), out in zip(owners, generator.generate(prompts, sampling), strict=True):
-        samples.append(Sample(problem.task_id, number, problem.truncate(out.text), out.finish_reason))
+        text = out.text if settings.chat else problem.truncate(out.text)
+        samples.append(Sample(problem.task_id, number, text, out.finish_reason))
     return samples
 
 
-def _prompt(generator: Generator, problem: Problem) -> list[int]:
+def _prompt(settings: CodeEvaluation, generator: Generator, problem: Problem) -> list[int]:
+    if settings.chat:
+        return chat_prompt(generator.tokenizer, [Message("user", problem.question)])
     if problem.suffix is None:
         return generator.tokenizer.encode(problem.prompt)
     return generator.fim_prompt(problem.prompt, problem.suffix)
+
+
+def _stop(settings: CodeEvaluation, problem: Problem) -> tuple[str, ...]:
+    """A response in chat ends by itself."""
+    return () if settings.chat else problem.stop
 
 
 def _test(
@@ -170,23 +216,40 @@ def _test(
     by_id = {problem.task_id: problem for problem in problems}
     tested = read_whole_jsonl(path)
     done = {(sample["task_id"], sample["sample"]) for sample in tested}
-    missing = [sample for sample in samples if (sample.task_id, sample.sample) not in done]
 
-    def verdict(sample: Sample) -> Verdict:
+    def judge(sample: Sample) -> Verdict:
         if sample.finish_reason == TOO_LONG:  # not run: a gap that was left empty may pass
             return Verdict(False, TOO_LONG, 0.0)
-        return runner.run(by_id[sample.task_id].job(sample.completion))
+        problem = by_id[sample.task_id]
+        return runner.run(problem.chat_job(sample.completion)[0] if settings.chat else problem.job(sample.completion))
 
+    def about(sample: Sample) -> dict[str, Any]:
+        fenced = {"fenced": by_id[sample.task_id].chat_job(sample.completion)[1]} if settings.chat else {}
+        return asdict(sample) | fenced
+
+    missing = [(sample, about(sample)) for sample in samples if (sample.task_id, sample.sample) not in done]
+    return tested + _judge_all(settings, path, missing, judge, "testing", len(tested))
+
+
+def _judge_all(
+    settings: CodeEvaluation,
+    path: Path,
+    subjects: list[tuple[Any, dict[str, Any]]],
+    judge: Callable[[Any], Verdict],
+    title: str,
+    done: int,
+) -> list[dict[str, Any]]:
+    """The verdict on each of (subject, what to write of it), added to the file in the order in which they end."""
+    lines: list[dict[str, Any]] = []
     pool = ThreadPoolExecutor(settings.workers)
     try:
-        with path.open("a", encoding="utf-8") as file, progress(len(samples), "sample", "testing", len(tested)) as bar:
-            futures = {pool.submit(verdict, sample): sample for sample in missing}
+        with path.open("a", encoding="utf-8") as file, progress(done + len(subjects), "program", title, done) as bar:
+            futures = {pool.submit(judge, subject): about for subject, about in subjects}
             for future in as_completed(futures):
-                line = asdict(futures[future]) | asdict(future.result())
-                append_jsonl(file, [line])
-                tested.append(line)
+                lines.append(futures[future] | asdict(future.result()))
+                append_jsonl(file, [lines[-1]])
                 bar.update(1)
-                bar.set_postfix(passed=sum(sample["passed"] for sample in tested), refresh=False)
+                bar.set_postfix(passed=sum(line["passed"] for line in lines), refresh=False)
     finally:
         pool.shutdown(cancel_futures=True)
-    return tested
+    return lines

@@ -1,6 +1,7 @@
 """The curves of a report: which there are, how they are smoothed and thinned out."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,10 @@ SMOOTHING = 1 / 50
 """The smoothed curve is an exponential mean over this fraction of the run."""
 
 COMPRESSORS = {"gzip_9_bits_per_byte": "gzip -9", "xz_9_bits_per_byte": "xz -9"}
+
+
+TASK = re.compile(r"task_(.+)_(\d+)shot")
+"""Name of a metric: a task in context, asked with a number of demonstrations."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,34 @@ def panel_data(panel: Panel, runs: list[Run]) -> dict[str, Any] | None:
         traces += [trace | {"run": index} for trace in _traces(panel, run)]
     if not traces or (panel.train == "skipped_steps" and not any(any(trace["y"]) for trace in traces)):
         return None
-    references = _references(runs) if panel.evaluation == "bits_per_byte" else []
+    return _page_data(panel, traces, _references(runs) if panel.evaluation == "bits_per_byte" else [])
+
+
+def task_panels(runs: list[Run]) -> list[dict[str, Any]]:
+    """Data of a panel for each task in context, with a curve for each number of demonstrations."""
+    asked = {names for run in runs for names in task_metrics(run)}
+    panels = []
+    for task in sorted({task for task, _ in asked}):
+        traces = []
+        for series, shots in enumerate(sorted(shots for name, shots in asked if name == task)):
+            for index, run in enumerate(runs):
+                lines = [line for line in run.tasks if f"task_{task}_{shots}shot" in line]
+                values = [number(line[f"task_{task}_{shots}shot"]) for line in lines]
+                trace = _trace("points", f"{shots}-shot", lines, values)
+                traces.append(trace | {"run": index, "series": series})
+        traces = [trace for trace in traces if any(value is not None for value in trace["y"])]
+        if traces:
+            panels.append(_page_data(Panel(f"Task: {task}", "", from_zero=True), traces, []))
+    return panels
+
+
+def task_metrics(run: Run) -> Iterator[tuple[str, int]]:
+    """Task and number of demonstrations of each metric of tasks that a run has, once each."""
+    keys = dict.fromkeys(key for line in run.tasks for key in line)
+    return ((found[1], int(found[2])) for key in keys if (found := TASK.fullmatch(key)))
+
+
+def _page_data(panel: Panel, traces: list[dict[str, Any]], references: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "title": panel.title,
         "unit": panel.unit,

@@ -1,7 +1,12 @@
-"""How well a model edits by instruction: exact matches, similarity, and whether repaired functions pass their tests."""
+"""How well a model edits by instruction: exact matches, similarity, and whether repaired functions pass their tests.
+
+First the right output of each edit that has tests is tested. Where it fails, neither the tests nor the output can judge
+a model, and the edit is left out, by its number.
+"""
 
 import json
-from collections import defaultdict
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -15,12 +20,15 @@ from megagpt.data.conversations import records
 from megagpt.data.edits.edit import Edit
 from megagpt.data.files import write_atomic
 from megagpt.data.shapes import edit_messages
+from megagpt.data.unread import log_unread
 from megagpt.errors import DataError
 from megagpt.evaluate.output_folder import claim, request_of, write_result
 from megagpt.evaluate.sandbox import SandboxJob, SandboxRunner
 from megagpt.evaluate.settings import EditEvaluation
 from megagpt.log import progress
 from megagpt.model.generation import GenerationConfig, Generator
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_edits(settings: EditEvaluation, generator: Generator | None = None) -> dict[str, Any]:
@@ -29,24 +37,58 @@ def evaluate_edits(settings: EditEvaluation, generator: Generator | None = None)
     The folder also gets samples.jsonl, every edit with its response. Raises ConfigError when it holds another
     evaluation or there is no sandbox, DataError for broken files.
     """
-    edits = read_edits(settings.data)[: settings.limit]
+    edits = read_edits(settings.data)
+    total, edits = len(edits), edits[: settings.limit]
+    if len(edits) < total:
+        log.info("limit=%d: the first %d of the %d edits are evaluated", settings.limit, len(edits), total)
     runner = SandboxRunner(settings.sandbox, settings.limits)
     sampler = {"temperature": 0, "max_new_tokens": settings.max_new_tokens}
     request = request_of(settings, {"edits": len(edits)}, sampler=sampler if generator else None)
     claim(settings.output, request)
-    if generator is None:
-        responses = read_responses(settings.completions, len(edits))
-    else:
+    given = read_responses(settings.completions, len(edits)) if generator is None else None
+    left_out = _left_out(settings, runner, edits)
+    judged = [place for place in range(len(edits)) if place not in left_out]
+    edits = [edits[place] for place in judged]
+    if given is None:
         responses = generate_edits(generator, edits, settings.max_new_tokens)
+    else:
+        responses = [given[place] for place in judged]
     samples = score_edits(edits, responses, runner, settings.workers)
     lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     write_atomic(settings.output / "samples.jsonl", lines.encode())
-    return write_result(settings.output, request, {"metrics": summarize(samples)})
+    reasons = {f"edit {place + 1}": reason for place, reason in left_out.items()}
+    metrics = {"metrics": summarize(samples), "left_out": {"edits": len(left_out), "reasons": reasons}}
+    return write_result(settings.output, request, metrics)
+
+
+def _left_out(settings: EditEvaluation, runner: SandboxRunner, edits: Sequence[Edit]) -> dict[int, str]:
+    """{place: why its own output fails its tests} of the edits that cannot be judged.
+
+    Raises DataError when none is left.
+    """
+    tested = [(place, edit) for place, edit in enumerate(edits) if edit.tests is not None]
+    with ThreadPoolExecutor(settings.workers) as pool:
+        verdicts = list(pool.map(lambda one: runner.run_reference(_job(one[1], one[1].output)), tested))
+    failed = {place: verdict.reason for (place, _), verdict in zip(tested, verdicts, strict=True) if not verdict.passed}
+    for place, reason in failed.items():
+        log.warning("edit %d is left out: its own output fails its tests (%s)", place + 1, reason)
+    if len(failed) == len(edits):
+        raise DataError(
+            f"{settings.data}: no edit can be judged: all their own outputs fail their tests, the first: {failed[0]}"
+        )
+    return failed
+
+
+def _job(edit: Edit, response: str) -> SandboxJob:
+    return SandboxJob(response, edit.output, (edit.function,), edit.tests)
 
 
 def read_edits(path: Path) -> list[Edit]:
-    """The edits of a file. Raises DataError naming file and line of a record that is none."""
-    known, edits = {field.name for field in fields(Edit)}, []
+    """The edits of a file. Fields that nobody reads are counted and named in the log.
+
+    Raises DataError naming file and line of a record that is none.
+    """
+    known, edits, unread = {field.name for field in fields(Edit)}, [], Counter()
     for record, place in records(path):
         try:
             edit = Edit(**{"kind": "edit"} | {name: value for name, value in record.items() if name in known})
@@ -54,20 +96,32 @@ def read_edits(path: Path) -> list[Edit]:
             raise DataError(f'{place}: an edit needs "instruction", "input" and "output"') from None
         if not all(isinstance(text, str) for text in (edit.instruction, edit.input, edit.output)):
             raise DataError(f'{place}: "instruction", "input" and "output" must be texts')
+        if not all(isinstance(text, str | None) for text in (edit.kind, edit.tests, edit.function)):
+            raise DataError(f'{place}: "kind", "tests" and "function" must be texts')
+        if (edit.tests is None) != (edit.function is None):
+            raise DataError(f'{place}: "tests" go with "function", the name that they call; one of them is missing')
+        unread.update(name for name in record if name not in known)
         edits.append(edit)
     if not edits:
         raise DataError(f"{path} holds no edit")
+    log_unread(path, unread)
     return edits
 
 
-def generate_edits(generator: Generator, edits: Sequence[Edit], max_new_tokens: int) -> list[str]:
-    """The model's response to each edit, by greedy decoding.
-
-    An edit whose prompt leaves no room in the context window gets an empty response, which is wrong.
-    """
+def generate_edits(generator: Generator, edits: Sequence[Edit], max_new_tokens: int) -> list[str | None]:
+    """The model's response to each edit, by greedy decoding; None where the prompt leaves no room in the context."""
     prompts = [chat_prompt(generator.tokenizer, edit_messages(edit.instruction, edit.input)) for edit in edits]
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < generator.window]
-    responses, settings = [""] * len(edits), GenerationConfig(max_new_tokens=max_new_tokens, temperature=0)
+    if len(fitting) < len(prompts):
+        missing = len(prompts) - len(fitting)
+        log.warning(
+            "%d of %d edits fill the context window of %d tokens: without a response, they count as wrong",
+            missing,
+            len(prompts),
+            generator.window,
+        )
+    responses: list[str | None] = [None] * len(edits)
+    settings = GenerationConfig(max_new_tokens=max_new_tokens, temperature=0)
     with progress(len(fitting), "edits", "generating") as bar:
         for start in range(0, len(fitting), generator.batch_size):
             chosen = fitting[start : start + generator.batch_size]
@@ -96,14 +150,15 @@ def levenshtein(first: str, second: str) -> int:
 
 
 def score_edits(
-    edits: Sequence[Edit], responses: Sequence[str], runner: SandboxRunner, workers: int
+    edits: Sequence[Edit], responses: Sequence[str | None], runner: SandboxRunner, workers: int
 ) -> list[dict[str, Any]]:
-    """For each edit, its response with `exact_match`, `similarity` and, where it has tests, `passed`."""
+    """For each edit, its response with `exact_match`, `similarity` and, where it has tests, `passed`.
 
-    def run_tests(edit: Edit, response: str) -> bool | None:
-        if edit.tests is None:
-            return None
-        return runner.run(SandboxJob(response, edit.output, (edit.function,), edit.tests)).passed
+    None for a response, see `generate_edits`, is an empty one.
+    """
+
+    def run_tests(edit: Edit, response: str | None) -> bool | None:
+        return None if edit.tests is None else runner.run(_job(edit, response or "")).passed
 
     with ThreadPoolExecutor(workers) as pool:
         passed = list(pool.map(run_tests, edits, responses))
@@ -113,9 +168,10 @@ def score_edits(
             "instruction": edit.instruction,
             "input": edit.input,
             "output": edit.output,
-            "response": response,
+            "response": response or "",
+            "prompt_too_long": response is None,
             "exact_match": response == edit.output,
-            "similarity": similarity(response, edit.output),
+            "similarity": similarity(response or "", edit.output),
             "passed": verdict,
         }
         for edit, response, verdict in zip(edits, responses, passed, strict=True)
@@ -135,6 +191,7 @@ def _means(group: list[dict[str, Any]]) -> dict[str, float]:
     tested = [one["passed"] for one in group if one["passed"] is not None]
     metrics = {
         "edits": len(group),
+        "prompts_too_long": sum(one["prompt_too_long"] for one in group),
         "exact_match": float(np.mean([one["exact_match"] for one in group])),
         "similarity": float(np.mean([one["similarity"] for one in group])),
         "unchanged_exact_match": float(np.mean([one["input"] == one["output"] for one in group])),
@@ -145,11 +202,13 @@ def _means(group: list[dict[str, Any]]) -> dict[str, float]:
 
 def read_responses(path: Path, count: int) -> list[str]:
     """The `count` responses of a file, {"response": "..."} a line, in the edits' order. Raises DataError."""
-    responses = []
+    responses, unread = [], Counter()
     for record, place in records(path):
         if not isinstance(record, dict) or not isinstance(record.get("response"), str):
             raise DataError(f'{place}: no text in the field "response"')
         responses.append(record["response"])
+        unread.update(name for name in record if name != "response")
+    log_unread(path, unread)
     if len(responses) != count:
         raise DataError(
             f"{path} has {len(responses)} responses to {count} edits: it needs one for each, in their order"

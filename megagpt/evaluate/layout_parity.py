@@ -134,6 +134,7 @@ def _comparable(config: Config) -> Config:
     """
     parallel = ParallelConfig(
         zero_stage=0,
+        overlap_grad_reduce=False,
         micro_batch_size=config.parallel.micro_batch_size,
         timeout_minutes=config.parallel.timeout_minutes,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from megagpt.data.conversations import records
+from megagpt.data.unread import log_unread
 from megagpt.errors import ConfigError, DataError
 from megagpt.evaluate.output_folder import claim, embedding_request, write_result
 from megagpt.evaluate.settings import ProbeEvaluation
@@ -80,15 +81,17 @@ def fit_and_answer(
 
 def read_labelled(path: Path) -> list[LabelledText]:
     """The records of a .jsonl file, {"text", "label"}, the label a text or a whole number. Raises DataError."""
-    found = []
+    found, unread = [], Counter()
     for record, place in records(path):
         if not isinstance(record, dict) or not isinstance(record.get("text"), str) or not record["text"].strip():
             raise DataError(f'{place}: no text in the field "text"')
         if not isinstance(record.get("label"), str | int):
             raise DataError(f'{place}: the field "label" must be a text or a whole number')
         found.append(LabelledText(record["text"], str(record["label"])))
+        unread.update(name for name in record if name not in ("text", "label"))
     if not found:
         raise DataError(f"{path} holds no labelled text")
+    log_unread(path, unread)
     return found
 
 

@@ -70,9 +70,14 @@ def claim(folder: Path, request: dict[str, Any]) -> None:
     write_atomic(path, json.dumps(request, indent=2).encode() + b"\n")
 
 
-def write_result(folder: Path, request: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
-    """Write result.json: the request, the versions of the libraries, and the metrics; returns its content."""
-    result = request | {"versions": _versions(request)} | metrics
+def write_result(
+    folder: Path, request: dict[str, Any], metrics: dict[str, Any], libraries: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write result.json: the request, the versions of the libraries, and the metrics; returns its content.
+
+    libraries: those that only this kind of evaluation uses.
+    """
+    result = request | {"versions": _versions(request, libraries)} | metrics
     write_atomic(folder / "result.json", json.dumps(result, indent=2, allow_nan=False).encode() + b"\n")
     return result
 
@@ -92,8 +97,8 @@ def read_whole_jsonl(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _versions(request: dict[str, Any]) -> dict[str, str]:
-    libraries = ["megagpt", "torch", "tokenizers"]
+def _versions(request: dict[str, Any], more: Sequence[str]) -> dict[str, str]:
+    libraries = ["megagpt", "torch", "tokenizers", *more]
     if request.get("sentence_transformer"):
         libraries += ["sentence-transformers", "transformers"]
     found = {name: version(name) for name in libraries} | {"python": platform.python_version()}

@@ -10,6 +10,9 @@ from typing import Any
 
 from megagpt.errors import ConfigError
 
+Rows = list[tuple[str, list[str]]]
+"""A table: each row's label and one cell for every column, as plain text."""
+
 
 def build_page(title: str, body: str, data: Any, *, style: Sequence[str], script: str) -> str:
     """The page's HTML.
@@ -38,6 +41,34 @@ def build_page(title: str, body: str, data: Any, *, style: Sequence[str], script
 </body>
 </html>
 """
+
+
+def tiles(*tiles: tuple[str, str | None, str]) -> str:
+    """HTML of figures that stand out: label, value, note. Those without a value are left out."""
+    items = (
+        f"<li><span>{escape(label)}</span><strong>{escape(value)}</strong><small>{escape(note)}</small></li>"
+        for label, value, note in tiles
+        if value
+    )
+    return f'<ul class="tiles">{"".join(items)}</ul>'
+
+
+def section(title: str, body: str) -> str:
+    """HTML of `body`, which is HTML, under a title; nothing without a body."""
+    return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
+
+
+def table(rows: Rows, heads: list[str], style: str = "numbers") -> str:
+    """HTML of a table. `heads` are the columns' names as HTML, or none."""
+    if not rows:
+        return ""
+    cells = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    head = f"<thead><tr><th></th>{cells}</tr></thead>" if heads else ""
+    lines = (
+        f'<tr><th scope="row">{escape(label)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+        for label, cells in rows
+    )
+    return f'<div class="scroll"><table class="{style}">{head}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def _plotly() -> str:

@@ -8,8 +8,10 @@
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const runColor = (run) => css(`--run${run % 8}`);
 
-  // With one run the evaluations take a colour of their own; with several, a colour is a run.
-  const color = (trace) => (runs.length === 1 && ["points", "last"].includes(trace.style) ? css("--run1") : runColor(trace.run));
+  // With one run the evaluations take a colour of their own, as each curve of a task; with several, a colour is a run.
+  const evaluated = (trace) => ["points", "last"].includes(trace.style);
+  const color = (trace) => runColor(runs.length > 1 ? trace.run : trace.series ?? (evaluated(trace) ? 1 : trace.run));
+  const symbols = ["circle", "square", "diamond", "cross", "triangle-up"];
 
   function drawn(trace, panel) {
     const several = runs.length > 1;
@@ -27,7 +29,7 @@
       x: trace[axis],
       y: trace.y,
       line: { ...style.line, color: color(trace) },
-      marker: { ...style.marker, color: color(trace) },
+      marker: { ...style.marker, symbol: style.marker?.symbol ?? symbols[(trace.series ?? 0) % 5], color: color(trace) },
       name: several ? `${runs[trace.run]}, ${label}` : label,
       showlegend: !several && trace.style !== "faint",
       visible: !hidden.has(trace.run),
@@ -52,8 +54,15 @@
     };
   }
 
+  // With several runs a colour is a run, so that the legend tells the curves of a task by their symbols.
+  function symbolKeys(panel) {
+    const labels = new Map(runs.length > 1 ? panel.traces.filter((trace) => trace.series !== undefined).map((trace) => [trace.series, trace.label]) : []);
+    const key = (series, label) => ({ type: "scatter", mode: "markers", x: [null], y: [null], name: label, marker: { symbol: symbols[series % 5], color: css("--muted"), size: 6 }, hoverinfo: "skip", showlegend: true });
+    return [...labels].map(([series, label]) => key(series, label));
+  }
+
   function draw(panel, index) {
-    const traces = panel.traces.map((trace) => drawn(trace, panel)).concat(panel.references.map((line) => reference(line, panel)));
+    const traces = panel.traces.map((trace) => drawn(trace, panel)).concat(panel.references.map((line) => reference(line, panel)), symbolKeys(panel));
     const lines = { gridcolor: css("--grid"), linecolor: css("--line"), zeroline: false, automargin: true };
     const layout = {
       margin: { l: 46, r: 12, t: 24, b: 34 },

@@ -6,13 +6,18 @@ from html import escape
 from itertools import zip_longest
 from typing import Any
 
-from megagpt.evaluate.curves import COMPRESSORS, MAX_POINTS, PANELS, SMOOTHING, panel_data, smooth
-from megagpt.evaluate.page import build_page
-from megagpt.evaluate.runs import Run, number
-
-Rows = list[tuple[str, list[str]]]
-"""A table: each row's label and one cell for every run, as plain text."""
-
+from megagpt.evaluate.curves import (
+    COMPRESSORS,
+    MAX_POINTS,
+    PANELS,
+    SMOOTHING,
+    panel_data,
+    smooth,
+    task_metrics,
+    task_panels,
+)
+from megagpt.evaluate.page import Rows, build_page, section, table, tiles
+from megagpt.evaluate.runs import Run, number, quantity
 
 NOT_METRICS = ("step", "tokens", "bytes", "fim_cuts")
 """Keys of an evaluation that say what it was measured on."""
@@ -20,7 +25,7 @@ NOT_METRICS = ("step", "tokens", "bytes", "fim_cuts")
 
 def build_report(runs: list[Run]) -> str:
     """The page's HTML. Every text that comes from a run is escaped."""
-    panels = [data for panel in PANELS if (data := panel_data(panel, runs))]
+    panels = [data for panel in PANELS if (data := panel_data(panel, runs))] + task_panels(runs)
     page_data = {"runs": [run.name for run in runs], "panels": panels}
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
     body = "\n".join(
@@ -28,11 +33,11 @@ def build_report(runs: list[Run]) -> str:
             _header(title, runs),
             _controls(runs),
             _figures(panels),
-            _section("Summary", _facts(runs) if len(runs) == 1 else _table(summary_rows(runs), _heads(runs))),
+            section("Summary", _facts(runs) if len(runs) == 1 else table(summary_rows(runs), _heads(runs))),
             *(_before_after(run, len(runs) > 1) for run in runs),
             _config(runs),
             _samples(runs),
-            _section("How it was run", _table(_about_rows(runs), _heads(runs), "code")),
+            section("How it was run", table(_about_rows(runs), _heads(runs), "code")),
         ]
     )
     return build_page(title, body, page_data, style=["report.css"], script="report.js")
@@ -68,7 +73,7 @@ def _summary(run: Run) -> dict[str, str]:
     split = run.evaluation.get("split", "held out")
     values = {
         "Steps": _format(last.get("step"), ",.0f"),
-        "Tokens": _quantity(last.get("tokens")),
+        "Tokens": quantity(last.get("tokens")),
         "Training loss, smoothed": _format(next((value for value in reversed(loss) if value is not None), None), ".4f"),
         "Validation loss": _format(validation.get("validation_loss"), ".4f"),
         "Validation perplexity": _format(validation.get("validation_perplexity"), ".2f"),
@@ -77,7 +82,8 @@ def _summary(run: Run) -> dict[str, str]:
         f"Final perplexity ({split})": _format(run.evaluation.get("perplexity"), ".2f"),
         f"Final bits per byte ({split})": _format(run.evaluation.get("bits_per_byte"), ".4f"),
         **{f"Bits per byte of {name}": _format(run.evaluation.get(key), ".4f") for key, name in COMPRESSORS.items()},
-        "Tokens per second, median": _quantity(_median(run, "tokens_per_second")),
+        **{f"{task}, {shots}-shot": _last_of_task(run, task, shots) for task, shots in task_metrics(run)},
+        "Tokens per second, median": quantity(_median(run, "tokens_per_second")),
         "Model FLOPs utilisation, median": _format(_median(run, "mfu"), ".1%"),
         "Peak memory": _format(_largest(run, "memory_gib"), ".2f", " GiB"),
         "Time training": _duration(_training_seconds(run)),
@@ -88,7 +94,7 @@ def _summary(run: Run) -> dict[str, str]:
 
 def _header(title: str, runs: list[Run]) -> str:
     facts = list(dict.fromkeys(fact for run in runs for fact in _header_facts(run)))
-    tiles = ""
+    above = ""
     if len(runs) == 1:
         run, values = runs[0], _summary(runs[0])
         split = run.evaluation.get("split", "held out")
@@ -102,7 +108,7 @@ def _header(title: str, runs: list[Run]) -> str:
         perplexity = values.get(f"Final perplexity ({split})") or values.get("Validation perplexity")
         utilisation = values.get("Model FLOPs utilisation, median")
         memory = f"peak memory {values['Peak memory']}" if "Peak memory" in values else ""
-        tiles = _tiles(
+        above = tiles(
             ("Held-out bits per byte", bits, " · ".join(compressors)),
             ("Held-out loss", loss, f"perplexity {perplexity}" if perplexity else ""),
             ("Tokens", values.get("Tokens"), f"{values['Steps']} steps" if "Steps" in values else ""),
@@ -110,7 +116,7 @@ def _header(title: str, runs: list[Run]) -> str:
             ("Time training", values.get("Time training"), memory),
         )
     subtitle = f"<p>{escape(' · '.join(facts))}</p>" if facts else ""
-    return f'<header><span class="brand">megagpt</span><h1>{escape(title)}</h1>{subtitle}</header>{tiles}'
+    return f'<header><span class="brand">megagpt</span><h1>{escape(title)}</h1>{subtitle}</header>{above}'
 
 
 def _header_facts(run: Run) -> list[str]:
@@ -122,15 +128,6 @@ def _header_facts(run: Run) -> list[str]:
     if "device" in about:
         facts.append(f"{about['device']}, {about.get('ranks', 1)} rank{'s' * (about.get('ranks', 1) != 1)}")
     return [str(fact) for fact in facts if fact]
-
-
-def _tiles(*tiles: tuple[str, str | None, str]) -> str:
-    items = (
-        f"<li><span>{escape(label)}</span><strong>{escape(value)}</strong><small>{escape(note)}</small></li>"
-        for label, value, note in tiles
-        if value
-    )
-    return f'<ul class="tiles">{"".join(items)}</ul>'
 
 
 def _controls(runs: list[Run]) -> str:
@@ -169,7 +166,7 @@ def _figures(panels: list[dict[str, Any]]) -> str:
 
 def _before_after(run: Run, named: bool) -> str:
     title = f"Before and after: {run.name}" if named else "Before and after"
-    return _section(title, _table(before_after_rows(run), ["before", "after"]))
+    return section(title, table(before_after_rows(run), ["before", "after"]))
 
 
 def _config(runs: list[Run]) -> str:
@@ -178,12 +175,12 @@ def _config(runs: list[Run]) -> str:
         return ""
     rows = [(key, [_setting(run.config[key]) if key in run.config else "" for run in runs]) for key in keys]
     if len(runs) == 1:
-        return _section("Configuration", _config_groups(rows))
+        return section("Configuration", _config_groups(rows))
     different = [row for row in rows if len(set(row[1])) > 1]
     same = [(key, values[:1]) for key, values in rows if len(set(values)) == 1]
-    first = _table(different, _heads(runs), "code") if different else "<p>The configurations are the same.</p>"
+    first = table(different, _heads(runs), "code") if different else "<p>The configurations are the same.</p>"
     rest = f"<details><summary>{len(same)} settings that are the same</summary>{_config_groups(same)}</details>"
-    return _section("What differs in the configuration", first + rest)
+    return section("What differs in the configuration", first + rest)
 
 
 def _config_groups(rows: Rows) -> str:
@@ -207,7 +204,7 @@ def _samples(runs: list[Run]) -> str:
             step = _format(sample.get("step"), ",.0f")
             body = f"<pre><b>{escape(prompt)}</b>{escape(text.removeprefix(prompt))}</pre>"
             articles.append(f"<article><small>{of_run}step {step}</small>{body}</article>")
-    return _section("Samples", f'<div class="samples">{"".join(articles)}</div>') if articles else ""
+    return section("Samples", f'<div class="samples">{"".join(articles)}</div>') if articles else ""
 
 
 def _about_rows(runs: list[Run]) -> Rows:
@@ -218,23 +215,6 @@ def _about_rows(runs: list[Run]) -> Rows:
         columns.append(about | (versions if isinstance(versions, dict) else {}))
     labels = list(dict.fromkeys(label for column in columns for label in column))
     return [(str(label), [str(column.get(label, "")) for column in columns]) for label in labels]
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
-
-
-def _table(rows: Rows, heads: list[str], style: str = "numbers") -> str:
-    """`heads` are the columns' names as HTML, or none."""
-    if not rows:
-        return ""
-    cells = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    head = f"<thead><tr><th></th>{cells}</tr></thead>" if heads else ""
-    lines = (
-        f'<tr><th scope="row">{escape(label)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
-        for label, cells in rows
-    )
-    return f'<div class="scroll"><table class="{style}">{head}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def _heads(runs: list[Run]) -> list[str]:
@@ -260,17 +240,6 @@ def _format(value: Any, spec: str, suffix: str = "") -> str:
     return "" if value is None else f"{value:{spec}}{suffix}"
 
 
-def _quantity(value: Any) -> str:
-    """Three significant digits with an SI-like suffix: 1.23M."""
-    value = number(value)
-    if value is None:
-        return ""
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}"
-
-
 def _duration(seconds: float | None) -> str:
     if not seconds:
         return ""
@@ -280,6 +249,11 @@ def _duration(seconds: float | None) -> str:
 
 def _values(run: Run, key: str) -> list[float]:
     return [value for line in run.train if (value := number(line.get(key))) is not None]
+
+
+def _last_of_task(run: Run, task: str, shots: int) -> str:
+    values = [line[key] for line in run.tasks if (key := f"task_{task}_{shots}shot") in line]
+    return _format(values[-1], ".4f")
 
 
 def _median(run: Run, key: str) -> float | None:

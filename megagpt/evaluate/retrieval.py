@@ -1,8 +1,9 @@
 """Search in the documents of a BEIR folder, measured as trec_eval does, beside BM25 on the same documents."""
 
 import csv
-import gzip
+import io
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 
 from megagpt.data import bm25
 from megagpt.data.conversations import records
+from megagpt.data.files import read_text
+from megagpt.data.unread import log_unread
 from megagpt.errors import DataError
 from megagpt.evaluate.output_folder import claim, embedding_request, write_result
 from megagpt.evaluate.ranking import MRR_DEPTH, ranking_metrics, top
@@ -144,6 +147,7 @@ def read_beir(folder: Path, split: str) -> RetrievalSet:
 def _texts(path: Path, *optional: str) -> dict[str, str]:
     """Text by id; the fields `optional` come before "text" where a record has them."""
     texts: dict[str, str] = {}
+    unread: Counter[str] = Counter()
     for record, place in records(path):
         if not isinstance(record, dict) or not isinstance(record.get("text"), str) or "_id" not in record:
             raise DataError(f'{place}: a record needs "_id" and the text in "text"')
@@ -154,21 +158,23 @@ def _texts(path: Path, *optional: str) -> dict[str, str]:
         if key in texts:
             raise DataError(f"{place}: the id {key!r} occurs twice")
         texts[key] = text
+        unread.update(name for name in record if name not in ("_id", "text", *optional))
+    log_unread(path, unread)
     return texts
 
 
 def _judgements(path: Path) -> Iterator[tuple[tuple[str, str, int], str]]:
     """(query id, document id, relevance) and where it stands; the first line names the columns."""
+    file = io.StringIO(read_text(path, "judgements"), newline="")
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as file:
-            for number, row in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-                place = f"{path}:{number}"
-                if number == 1 and row and not _is_integer(row[-1]):
-                    continue
-                if len(row) != 3 or not _is_integer(row[2]):
-                    raise DataError(f"{place}: a judgement is query-id, corpus-id, score (a whole number), with tabs")
-                yield (row[0], row[1], int(row[2])), place
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        for number, row in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
+            place = f"{path}:{number}"
+            if number == 1 and row and not _is_integer(row[-1]):
+                continue
+            if len(row) != 3 or not _is_integer(row[2]):
+                raise DataError(f"{place}: a judgement is query-id, corpus-id, score (a whole number), with tabs")
+            yield (row[0], row[1], int(row[2])), place
+    except csv.Error as error:
         raise DataError(f"cannot read judgements from {path}: {error}") from None
 
 

@@ -23,6 +23,8 @@ class Run:
     """Training lines of metrics.jsonl by ascending step, one a step."""
     validation: list[dict[str, Any]]
     """Evaluation lines of metrics.jsonl by ascending step, one a step."""
+    tasks: list[dict[str, Any]]
+    """Lines of metrics.jsonl about tasks in context by ascending step, one a step."""
     config: dict[str, Any]
     """config.yaml, flattened: "optim.lr" -> 6e-4."""
     evaluation: dict[str, Any]
@@ -39,6 +41,17 @@ def number(value: Any) -> float | None:
     """`value` when it is a finite number, else None."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number and math.isfinite(value) else None
+
+
+def quantity(value: Any) -> str:
+    """Three significant digits with an SI-like suffix: 1.23M."""
+    value = number(value)
+    if value is None:
+        return ""
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
@@ -64,6 +77,7 @@ def _read_run(folder: Path, name: str) -> Run:
     lines = [line for line in read_jsonl(metrics) if number(line.get("step")) is not None]
     train = _by_step(line for line in lines if "loss" in line)
     validation = _by_step(line for line in lines if any(key.startswith("validation_") for key in line))
+    tasks = _by_step(line for line in lines if any(key.startswith("task_") for key in line))
     if not train and not validation:
         raise DataError(f"{metrics} holds no metrics yet: make the report when the run has logged its first step.")
     samples = _lines(folder / "samples.jsonl")
@@ -72,6 +86,7 @@ def _read_run(folder: Path, name: str) -> Run:
         name=name,
         train=train,
         validation=validation,
+        tasks=tasks,
         config=flatten(_mapping(folder / "config.yaml")),
         evaluation=_mapping(folder / "evaluation.json"),
         before=_mapping(folder / "evaluation_before.json"),

@@ -10,8 +10,54 @@ from megagpt.evaluate.sandbox import Limits, Sandbox
 
 
 @dataclass(frozen=True, kw_only=True)
+class TasksEvaluation:
+    """Tasks in context: zero-, one- and few-shot."""
+
+    tasks: tuple[str, ...]
+    """Names of tasks or suites (docs/in_context_tasks.md has those that come with megagpt), files of own tasks (.yaml),
+    or names of lm-eval's."""
+    shots: tuple[int, ...] = ()
+    """Numbers of demonstrations in a prompt, such as [0,1,8]. Without it each task has its own: with protocol=gpt3 that
+    of the paper."""
+    protocol: Literal["lm-eval", "gpt3"] = "lm-eval"
+    """Whose rules for prompts and scores: lm-eval's, or those that GPT-3 was judged by (docs/gpt3_protocol.md)."""
+    data: Path | None = None
+    """Folder of the data sets of the tasks that come with megagpt."""
+    output: Path
+    """Folder for the results."""
+    checkpoint: Path | None = None
+    """Run folder (its newest checkpoint) or one checkpoint: the model to evaluate."""
+    huggingface: str | None = None
+    """Folder or name of a causal model of transformers to evaluate instead, by lm-eval's own `hf`, as a peer."""
+    limit: int | None = None
+    """Only so many examples of a task, from the beginning."""
+    seed: int = 1234
+    """Of the draws of demonstrations."""
+    clean: Path | None = None
+    """Folder of `megagpt data overlap`, for figures on examples that are not in the training data (protocol=gpt3)."""
+    tensor_parallel_size: int = 1
+    """Ranks that share each layer."""
+    pipeline_parallel_size: int = 1
+    """Groups of ranks that have some of the layers each. Ranks beyond both share the examples."""
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "tensor_parallel_size", "pipeline_parallel_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if not self.tasks or "" in self.tasks:
+            raise ConfigError("tasks is empty: name at least one, such as tasks=[hellaswag]")
+        if (self.checkpoint is None) == (self.huggingface is None):
+            raise ConfigError(
+                "give either checkpoint=..., a model to evaluate, or huggingface=..., a model of transformers"
+            )
+        if self.clean is not None and (self.protocol != "gpt3" or self.data is None):
+            raise ConfigError("clean=... needs protocol=gpt3, which reports on clean subsets, and data=...")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Settings that all of them have."""
+    """Settings that all evaluations but those in context have."""
 
     task: str
     """What to evaluate: humaneval, humaneval_infilling, mbpp or edits of a model that generates text; sts, retrieval,
@@ -76,9 +122,15 @@ class CodeEvaluation(GenerationEvaluation):
     """Nucleus sampling."""
     seed: int = 0
     """Of sampling."""
+    chat: bool = False
+    """Ask as a user in a conversation, and take the code out of the Markdown fence in the response."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.chat and self.task == "humaneval_infilling":
+            raise ConfigError(
+                "humaneval_infilling has gaps to fill in, which are not asked for in chat: leave out chat"
+            )
         if not self.k or min(self.k) < 1:
             raise ConfigError(f"k is {list(self.k)}; it must be a list of positive numbers")
         if self.completions is None and max(self.k) > self.n:

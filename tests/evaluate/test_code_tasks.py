@@ -161,6 +161,31 @@ def test_prompt_hash_is_of_what_is_asked(tmp_path):
     assert prompt_hash(first) == prompt_hash(same) != prompt_hash(other)
 
 
+def test_code_of_a_chat_response_gets_what_it_needs_of_the_prompt(tmp_path):
+    prompt = 'import math\n\ndef helper(x):\n  return x\n\ndef f():\n  """Call helper."""\n'
+    [found] = read_problems("humaneval", write(tmp_path / "x.jsonl", problem(prompt=prompt)))
+    start = "import math\n\ndef helper(x):\n  return x\n\n"
+    whole = "def f():\n  return helper(1)\n"
+    assert found.chat_job(f"```\n{whole}```")[0].program == start + whole
+    assert found.chat_job("```\n  return helper(1)\n```")[0].program == f"{prompt}  return helper(1)\n"
+    assert found.chat_job(f"```\n{whole}```")[0].tests == found.job("").tests
+    assert prompt.strip() in found.question
+    (tmp_path / "mbpp.jsonl").write_text("".join(json.dumps(one) + "\n" for one in MBPP))
+    for one, record in zip(read_problems("mbpp", tmp_path / "mbpp.jsonl"), MBPP, strict=True):
+        assert one.chat_job(f"```\n{record['code']}\n```")[0].program == record["code"] + "\n"
+        assert all(test in one.question for test in record["test_list"])
+
+
+def test_humaneval_in_chat(data_dir):
+    problems = read_problems("humaneval", data(data_dir, "humaneval/HumanEval.jsonl.gz"))
+    for one in problems:  # the whole function, its imports and helpers left out, as chat models do
+        whole = (one.prefix + one.solution).removeprefix(one.context)
+        assert whole.startswith("def ")
+        assert one.context + whole == one.reference
+        program = one.chat_job(f"Sure!\n\n```python\n{whole}\n```")[0].program
+        assert program.rstrip() == one.reference.rstrip()
+
+
 def test_broken_files_are_named(tmp_path):
     def refused(content: str | bytes, message: str, task: str = "humaneval", name: str = "x.jsonl") -> None:
         path = tmp_path / name
@@ -181,3 +206,17 @@ def test_broken_files_are_named(tmp_path):
         read_problems("humaneval", tmp_path / "absent.jsonl")
     with pytest.raises(ConfigError, match="must be one of humaneval, humaneval_infilling, mbpp"):
         read_problems("apps", tmp_path / "x.jsonl")
+
+
+def test_a_problem_of_another_language_is_refused(tmp_path):
+    record = {
+        "task_id": "Java/0",
+        "prompt": "",
+        "canonical_solution": "",
+        "entry_point": "f",
+        "test": "",
+        "language": "Java",
+    }
+    (tmp_path / "set.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(DataError, match=r"set\.jsonl:1: .*its language is java, and only Python programs can be run"):
+        read_problems("humaneval", tmp_path / "set.jsonl")

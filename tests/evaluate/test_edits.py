@@ -73,6 +73,35 @@ def test_right_responses_score_all_and_unchanged_inputs_nothing(files, responses
 
 
 @needs_bubblewrap
+def test_edits_whose_own_output_fails_are_left_out_and_named(files, tmp_path, capsys, caplog):
+    edits = [json.loads(line) for line in Path(files["edits"]).read_text().splitlines()]
+    with_tests = [place for place, edit in enumerate(edits) if edit["kind"] == "fix_bug"]
+    edits[with_tests[0]]["tests"] = "import no_such_package"
+    edits[with_tests[1]]["output"] = edits[with_tests[1]]["input"]  # the output is wrong, and so is the same response
+    data, right = tmp_path / "broken.jsonl", tmp_path / "answers.jsonl"
+    data.write_text("".join(json.dumps(edit | {"note": 1}) + "\n" for edit in edits))
+    right.write_text("".join(json.dumps({"response": edit["output"]}) + "\n" for edit in edits))
+    run(f"data={data}", f"completions={right}", f"output={files['output']}")
+    result = json.loads(Path(files["output"], "result.json").read_text())
+    names = [f"edit {place + 1}" for place in with_tests[:2]]
+    assert result["left_out"]["edits"] == 2
+    assert list(result["left_out"]["reasons"]) == names
+    assert "no_such_package" in result["left_out"]["reasons"][names[0]]
+    assert result["data"]["edits"] == 9
+    assert result["metrics"]["all"]["edits"] == 7
+    assert (result["metrics"]["fix_bug"]["tested"], result["metrics"]["fix_bug"]["tests_passed"]) == (1, 1)
+    assert result["metrics"]["all"]["exact_match"] == 1
+    shown = capsys.readouterr().out
+    assert "2 edits left out of all figures" in shown and all(f"  {name}: " in shown for name in names)
+    assert "broken.jsonl: fields that are not read, with their records: note (9)" in caplog.text
+    only = tmp_path / "only.jsonl"
+    only.write_text(json.dumps(edits[with_tests[0]]) + "\n")
+    right.write_text('{"response": ""}\n')
+    with pytest.raises(DataError, match=r"no edit can be judged: .*no_such_package"):
+        run(f"data={only}", f"completions={right}", f"output={tmp_path}/other")
+
+
+@needs_bubblewrap
 def test_what_does_not_fit_together_is_refused(files, monkeypatch, tmp_path):
     data, output = f"data={files['edits']}", f"output={files['output']}"
     with pytest.raises(DataError, match="1 responses to 9 edits"):

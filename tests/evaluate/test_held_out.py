@@ -9,6 +9,7 @@ import torch
 from dist import run_distributed
 
 from megagpt.evaluate.held_out import compressed_bits_per_byte
+from megagpt.train.metrics import perplexity
 
 
 def _evaluate(overrides: list[str]) -> tuple[dict, float, int]:
@@ -50,6 +51,11 @@ def test_equals_a_sum_by_hand(overrides):
     interleaved = ["parallel.pipeline_parallel_size=2", "parallel.virtual_pipeline_size=2"]
     for other, _, _ in run_distributed(_evaluate, 2, [*overrides, *interleaved]):
         assert other == pytest.approx(values, rel=1e-5)
+
+
+def test_a_perplexity_beyond_numbers_is_none_of_them():
+    assert perplexity(700.0) == pytest.approx(math.exp(700))
+    assert perplexity(800.0) == math.inf  # null in evaluation.json
 
 
 @pytest.mark.parametrize(("command", "name"), [(["gzip", "-9", "-n"], "gzip_9"), (["xz", "-9"], "xz_9")])

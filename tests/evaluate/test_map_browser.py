@@ -18,7 +18,7 @@ def draw(page: Path) -> tuple[str, list[str]]:
     """The page's elements after the browser has drawn it, and what it wrote to its console."""
     words = [*OPTIONS.split(), "--disable-component-update", "--enable-logging=stderr", "--virtual-time-budget=10000"]
     command = [CHROMIUM, *words, f"--user-data-dir={page.with_suffix('.profile')}", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 

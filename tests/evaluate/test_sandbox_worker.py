@@ -2,6 +2,7 @@
 
 import collections
 import enum
+import io
 import json
 import math
 
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megagpt.evaluate.sandbox_worker import CandidateError, decode, encode, read_answer
+from megagpt.evaluate.sandbox_worker import Candidate, CandidateError, answer, encode, expected_exceptions
+from megagpt.evaluate.sandbox_worker import decode as decode_with
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 plain |= st.complex_numbers(allow_nan=False)
@@ -25,6 +27,17 @@ values = st.recursive(
     ),
     max_leaves=10,
 )
+
+
+def decode(value):
+    return decode_with(value, lambda raised: AssertionError(raised))
+
+
+def asked(line: bytes, tests: str = "") -> object:
+    """What the tester gets when the candidate answers `line`."""
+    candidate = Candidate(io.BytesIO(), io.BytesIO(line), 2**20)
+    candidate.expected = expected_exceptions(tests, {})
+    return candidate.ask(None)
 
 
 @given(values)
@@ -79,14 +92,46 @@ def test_other_objects_are_refused(value):
         b"\xff\n",
     ],
 )
-def test_malformed_answers_are_errors(line):
+def test_malformed_answers_are_faults(line):
+    with pytest.raises(CandidateError, match=r"malformed|ended"):
+        asked(line)
     with pytest.raises(CandidateError, match="malformed"):
-        read_answer(line)
+        asked(line.strip() + b"\n", "ValueError, TypeError, RecursionError")
+    candidate = Candidate(io.BytesIO(), io.BytesIO(line + b'\n{"value": 1}\n'), 2**20)
+    for _ in range(2):  # what comes after it is not read
+        with pytest.raises(CandidateError, match="malformed"):
+            candidate.ask(None)
+    assert "malformed" in candidate.fault
 
 
-def test_reported_exceptions():
-    with pytest.raises(KeyError, match="x"):
-        read_answer(b'{"error": "KeyError", "message": "x"}')
-    for name in ("SystemExit", "KeyboardInterrupt", "Mine", "print", "UnicodeDecodeError"):
-        with pytest.raises(CandidateError, match=f"{name}: x"):
-            read_answer(json.dumps({"error": name, "message": "x"}).encode())
+def test_exceptions_arrive_as_the_tests_expect_them():
+    def fails(error: BaseException) -> bytes:
+        def act():
+            raise error
+
+        return answer(act)
+
+    with pytest.raises(KeyError) as caught:
+        asked(fails(KeyError("x", 3)), "try: f()\nexcept KeyError: pass")
+    assert caught.value.args == ("x", 3)
+    with pytest.raises(UnicodeDecodeError, match="invalid start byte"):
+        asked(fails(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")), "UnicodeError")
+    for error in (SystemExit("x"), KeyboardInterrupt("x"), StopIteration("x"), type("Mine", (Exception,), {})("x")):
+        with pytest.raises(CandidateError, match="x"):
+            asked(fails(error), "SystemExit, KeyboardInterrupt, StopIteration, Exception, BaseException, Mine")
+    with pytest.raises(CandidateError, match="x"):
+        asked(fails(KeyError("x")), "ValueError, 'KeyError', it.KeyError")
+
+
+def test_a_fault_without_a_reason_is_a_fault():
+    candidate = Candidate(io.BytesIO(), io.BytesIO(b'{"unreadable": ""}\n'), 2**20)
+    with pytest.raises(CandidateError):
+        candidate.ask(None)
+    assert candidate.fault
+
+
+def test_an_answer_longer_than_allowed_is_a_fault():
+    candidate = Candidate(io.BytesIO(), io.BytesIO(b'"' + b"x" * 99 + b'"\n{"value": 1}\n'), 50)
+    for _ in range(2):
+        with pytest.raises(CandidateError, match="longer than 50 bytes"):
+            candidate.ask(None)
