@@ -11,6 +11,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes that the Triton kernels take, unless an op says otherwise; they compute in float32."""
 
 
+SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
+"""Chips that launch settings are made for, by compute capability, each with the KiB of shared memory that a program can
+use there (CUDA programming guide, table of technical specifications)."""
+
+
 def define_op(name: str, reference: Callable, kernel: str, fake: Callable, mutates: tuple[str, ...] = ()) -> Callable:
     """Register `torch.ops.megagpt.<name>` and return it.
 
@@ -36,12 +41,13 @@ def define_op(name: str, reference: Callable, kernel: str, fake: Callable, mutat
 
 
 def choose_backend(backend: str, tensor: Tensor, others: tuple[str, ...] = ("torch",)) -> str:
-    """The back end that `backend` means for `tensor`: `auto` is Triton on CUDA and the first of `others` elsewhere.
+    """The back end that `backend` means for `tensor`: `auto` is Triton on a GPU that launch settings fit, and the first
+    of `others` elsewhere.
 
     Raises ValueError for a back end that is unknown, or for Triton on a CPU without its interpreter.
     """
     if backend == "auto":
-        return "triton" if tensor.is_cuda else others[0]
+        return "triton" if tensor.is_cuda and chip() else others[0]
     if backend not in ("triton", *others):
         raise ValueError(f"backend is {backend!r}; it must be one of auto, triton, {', '.join(others)}")
     if backend == "triton" and tensor.device.type == "cpu" and not interpreted():
@@ -88,13 +94,33 @@ def _mend_interpreter() -> None:
     InterpreterBuilder.create_dot = create_dot_of_numbers
 
 
-def capability() -> int:
-    """Compute capability to choose launch settings for, such as 90 for sm_90; the interpreter poses as Hopper."""
+@torch.compiler.assume_constant_result
+def chip() -> int | None:
+    """Key of SHARED_KIB whose launch settings the current GPU takes, such as 90 on sm_90.
+
+    None if it takes none, or if Triton is not installed. The interpreter poses as Hopper.
+    """
     if interpreted():
         return 90
+    if util.find_spec("triton") is None:
+        return None
     from triton.runtime import driver
 
-    return driver.active.get_current_target().arch
+    return _chip(driver.active.get_current_device())
+
+
+@cache
+def _chip(device: int) -> int | None:
+    from triton.runtime import driver
+
+    shared = driver.active.utils.get_device_properties(device)["max_shared_mem"]
+    return chip_like(driver.active.get_current_target().arch, shared // 1024)
+
+
+def chip_like(capability: int, shared_kib: int) -> int | None:
+    """The newest chip of SHARED_KIB up to `capability` whose programs fit into `shared_kib`; None if there is none."""
+    fitting = [known for known, kib in SHARED_KIB.items() if known <= capability and kib <= shared_kib]
+    return max(fitting, default=None)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Compile every kernel in every shipped launch configuration for sm_80, sm_90 and sm_100, without a GPU.
+"""Compile every kernel in every shipped launch configuration for every chip that has one, without a GPU.
 
     python tools/kernel_report.py --op activation --chip 90
     python tools/kernel_report.py --write-docs
@@ -6,8 +6,9 @@
 Every `cases()` of kernels/<op>/cases.py is called with meta tensors; a launch compiles and goes no further, so that
 Triton specialises on the arguments as in a real one. Printed for each kernel: registers a thread, stack and spilled
 bytes a thread, shared memory, and matrix instructions. Exit status 1, with each offender named, for a kernel that does
-not compile, uses the stack (as spills do), needs more shared memory than the chip has, or multiplies matrices without
-wgmma on sm_90 or mma.sync on sm_80. Two launches that compile to the same kernel are reported once.
+not compile, uses the stack (as spills do), needs more shared memory than the chip has, multiplies matrices without the
+chip's instruction (wgmma on sm_90, mma.sync on sm_80, 86, 89 and 120), or leaves it to Triton's default whether a
+multiplication and an addition become one instruction. Two launches that compile to the same kernel are reported once.
 """
 
 import argparse
@@ -31,20 +32,19 @@ from types import SimpleNamespace
 
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 import megagpt.kernels
 from megagpt.errors import MegaGPTError
-from megagpt.kernels.backend import interpreted
+from megagpt.kernels.backend import SHARED_KIB, interpreted
 from megagpt.log import progress, run_tool
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs/kernels_report.md"
-SHARED_KIB = {80: 163, 90: 227, 100: 227}
-"""Shared memory that one program can use, by chip (CUDA programming guide, table of technical specifications)."""
 MATRIX = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma.sync": "mma.sync"}
-REQUIRED = {80: "mma.sync", 90: "wgmma"}
+REQUIRED = {80: "mma.sync", 86: "mma.sync", 89: "mma.sync", 90: "wgmma", 120: "mma.sync"}
 """What a kernel that multiplies matrices must use. (tcgen05 is not required: its shapes exclude many sizes.)"""
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
@@ -65,6 +65,7 @@ class Kernel:
     shared_bytes: int
     matrix: tuple[str, ...]
     multiplies: bool
+    fp_fusion: bool
     compile_seconds: float
     hash: str
 
@@ -77,6 +78,8 @@ class Kernel:
             found.append(f"{self.shared_bytes / 1024:.1f} KiB of shared memory; the limit is {SHARED_KIB[self.chip]}")
         if self.multiplies and self.chip in REQUIRED and REQUIRED[self.chip] not in self.matrix:
             found.append(f"multiplies matrices without {REQUIRED[self.chip]}")
+        if not self.fp_fusion:
+            found.append("is launched without enable_fp_fusion")
         return found
 
 
@@ -106,11 +109,14 @@ def compile_only(chip: int):
         get_current_target=lambda: GPUTarget("cuda", chip, 32),
         get_current_device=lambda: chip,
         get_current_stream=lambda device: 0,
+        utils=SimpleNamespace(get_device_properties=lambda device: {"max_shared_mem": SHARED_KIB[device] * 1024}),
     )
     driver.set_active(stub)
     JITFunction.run = warm_up
     try:
-        yield compiled
+        with knobs.language.scope():
+            knobs.language.default_fp_fusion = False  # as newer versions of Triton have it
+            yield compiled
     finally:
         JITFunction.run = run
 
@@ -146,6 +152,7 @@ def describe(op: str, case: str, chip: int, kernel: object, seconds: float) -> K
         shared_bytes=kernel.metadata.shared,
         matrix=tuple(name for name, text in MATRIX.items() if text in kernel.asm["ptx"]),
         multiplies=re.search(r"tt\.dot|warp_group_dot|tc_gen5_mma", intermediate) is not None,
+        fp_fusion=kernel.metadata.enable_fp_fusion,
         compile_seconds=round(seconds, 2),
         hash=kernel.hash,
     )
@@ -202,8 +209,8 @@ def document(kernels: list[Kernel]) -> str:
     return f"""# What the kernels compile to
 
 Written by `{command}` on {datetime.date.today()} with triton {triton.__version__} and torch {torch.__version__}, on a
-machine that needs no GPU. Every launch configuration that is shipped is compiled for three chips. Registers, stack and
-spilled registers count for a thread, shared memory for a program; a case whose kernel already stands above it under
+machine that needs no GPU. Every launch that is shipped is compiled for every chip that has settings. Registers, stack
+and spilled registers count for a thread, shared memory for a program; a case whose kernel already stands above it under
 another name is left out. None uses the stack, so none spills. This says that kernels fit the chip, not how fast they
 are.
 

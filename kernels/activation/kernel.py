@@ -16,7 +16,7 @@ from megagpt.kernels.backend import multiprocessors
 COLUMNS = 256  # of a tile: one 16-byte access a thread lets a warp cover a row in bfloat16
 FORWARD_ROWS = 16
 BACKWARD_ROWS = 8  # fewer, because more values of an element are alive
-WARPS = 4
+LAUNCH = {"enable_fp_fusion": True, "num_warps": 4}
 PROGRAMS = 8  # a multiprocessor, of kernels that go through several tiles
 
 # 2 sqrt(2/pi) log2(e), and times 0.044715; then 2 sqrt(2/pi), and times 3 * 0.044715
@@ -155,9 +155,7 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     x, columns = x.contiguous(), x.shape[-1]
     y = torch.empty_like(x)
     rows, programs, _ = geometry(x, columns)
-    bias_gelu_forward_kernel[(programs,)](
-        x, bias, y, rows, columns, ROWS=FORWARD_ROWS, COLUMNS=COLUMNS, num_warps=WARPS
-    )
+    bias_gelu_forward_kernel[(programs,)](x, bias, y, rows, columns, ROWS=FORWARD_ROWS, COLUMNS=COLUMNS, **LAUNCH)
     return y
 
 
@@ -167,7 +165,7 @@ def bias_gelu_backward(gradient: Tensor, x: Tensor, bias: Tensor) -> tuple[Tenso
     rows, _, groups = geometry(x, columns)
     dx, partial = torch.empty_like(x), torch.empty(groups, columns, dtype=torch.float32, device=x.device)
     bias_gelu_backward_kernel[(groups * triton.cdiv(columns, COLUMNS),)](
-        gradient, x, bias, dx, partial, rows, columns, groups, ROWS=BACKWARD_ROWS, COLUMNS=COLUMNS, num_warps=WARPS
+        gradient, x, bias, dx, partial, rows, columns, groups, ROWS=BACKWARD_ROWS, COLUMNS=COLUMNS, **LAUNCH
     )
     return dx, partial.sum(0).to(bias.dtype)
 
@@ -178,7 +176,7 @@ def swiglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     y = torch.empty(*x.shape[:-1], columns, dtype=x.dtype, device=x.device)
     rows, programs, _ = geometry(x, columns)
     swiglu_forward_kernel[(programs,)](
-        x, bias, y, rows, columns, HAS_BIAS=bias is not None, ROWS=FORWARD_ROWS, COLUMNS=COLUMNS, num_warps=WARPS
+        x, bias, y, rows, columns, HAS_BIAS=bias is not None, ROWS=FORWARD_ROWS, COLUMNS=COLUMNS, **LAUNCH
     )
     return y
 
@@ -201,6 +199,6 @@ def swiglu_backward(gradient: Tensor, x: Tensor, bias: Tensor | None = None) -> 
         HAS_BIAS=bias is not None,
         ROWS=BACKWARD_ROWS,
         COLUMNS=COLUMNS,
-        num_warps=WARPS,
+        **LAUNCH,
     )
     return dx, partial.sum(0).to(x.dtype)

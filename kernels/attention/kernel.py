@@ -9,7 +9,7 @@ from torch import Tensor
 from megagpt.kernels.attention import reference
 from megagpt.kernels.attention.backward import attention_delta_kernel, attention_dkdv_kernel, attention_dq_kernel
 from megagpt.kernels.attention.forward import attention_forward_kernel
-from megagpt.kernels.backend import capability, check_tiles, descriptor_memory, has_tiles
+from megagpt.kernels.backend import check_tiles, chip, descriptor_memory, has_tiles
 
 LOG2_E = 1.4426950408889634
 DELTA_ROWS = 64  # queries a program of the delta kernel; also what lse and delta are padded to a multiple of, twice
@@ -31,6 +31,7 @@ class Launch:
         return {
             "BLOCK_M": self.queries,
             "BLOCK_N": self.keys,
+            "enable_fp_fusion": True,
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
         }
@@ -42,23 +43,27 @@ FORWARD = {
     80: {64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 2), 256: Launch(64, 32, 8, 2)},
     90: {64: Launch(128, 128, 8, 3), 128: Launch(128, 128, 8, 2), 256: Launch(128, 64, 8, 2)},
     100: {64: Launch(128, 128, 8, 2), 128: Launch(128, 128, 8, 2), 256: Launch(128, 64, 8, 2)},
+    120: {64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 2), 256: Launch(32, 16, 4, 2)},
 }
 DKDV = {
     80: {64: Launch(32, 64, 4, 2), 128: Launch(32, 64, 8, 2), 256: Launch(32, 32, 8, 1)},
+    86: {64: Launch(32, 64, 4, 2), 128: Launch(32, 64, 8, 2), 256: Launch(16, 32, 8, 2)},
     90: {64: Launch(64, 128, 8, 2), 128: Launch(64, 128, 8, 2), 256: Launch(32, 64, 8, 2)},
     100: {64: Launch(64, 128, 8, 2), 128: Launch(64, 128, 8, 2), 256: Launch(64, 64, 8, 2)},
+    120: {64: Launch(32, 64, 4, 2), 128: Launch(32, 64, 8, 2), 256: Launch(16, 32, 8, 2)},
 }
 DKDV_PACKED = {**DKDV, 90: {**DKDV[90], 128: Launch(32, 128, 8, 2)}}  # document bounds take registers too
 DQ = {
     80: {64: Launch(128, 64, 8, 2), 128: Launch(64, 64, 8, 2), 256: Launch(64, 32, 8, 2)},
+    86: {64: Launch(128, 64, 8, 2), 128: Launch(64, 64, 8, 2), 256: Launch(64, 32, 8, 1)},
     90: {64: Launch(128, 128, 8, 2), 128: Launch(128, 64, 8, 3), 256: Launch(64, 32, 8, 2)},
     100: {64: Launch(128, 128, 8, 2), 128: Launch(64, 64, 8, 3), 256: Launch(64, 64, 8, 2)},
+    120: {64: Launch(128, 64, 8, 2), 128: Launch(32, 32, 4, 2), 256: Launch(16, 32, 4, 1)},
 }
 
 
 def _launch(table: dict[int, dict[int, Launch]], block_d: int) -> Launch:
-    chip = max(known for known in table if known <= max(capability(), min(table)))
-    return table[chip][max(block_d, 64)]
+    return table[max(known for known in table if known <= chip())][max(block_d, 64)]
 
 
 def attention_forward(
@@ -124,7 +129,7 @@ def attention_backward(
     delta, lse_log2 = (torch.empty(batch, heads, padded, dtype=torch.float32, device=q.device) for _ in range(2))
     attention_delta_kernel[(padded // DELTA_ROWS * batch * heads,)](
         out, dout, lse, dlse, lse_log2, delta, *dout.stride()[:3], heads, queries, padded,
-        D=depth, BLOCK_D=block_d, BLOCK_M=DELTA_ROWS, HAS_DLSE=dlse is not None, num_warps=4,
+        D=depth, BLOCK_D=block_d, BLOCK_M=DELTA_ROWS, HAS_DLSE=dlse is not None, enable_fp_fusion=True, num_warps=4,
     )  # fmt: skip
 
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *dout.stride()[:3])

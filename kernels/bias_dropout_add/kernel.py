@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megagpt.kernels.activation.kernel import BACKWARD_ROWS, COLUMNS, FORWARD_ROWS, WARPS, geometry, load, store, tile
+from megagpt.kernels.activation.kernel import BACKWARD_ROWS, COLUMNS, FORWARD_ROWS, LAUNCH, geometry, load, store, tile
 
 ROUNDS = tl.constexpr(7)
 """Of Philox4x32: the fewest that pass all of BigCrush (Salmon et al., Parallel random numbers: as easy as 1, 2, 3)."""
@@ -112,7 +112,7 @@ def bias_dropout_add(
         DROPS=seed is not None,
         ROWS=FORWARD_ROWS,
         COLUMNS=COLUMNS,
-        num_warps=WARPS,
+        **LAUNCH,
     )
     return y
 
@@ -137,6 +137,6 @@ def bias_dropout_add_backward(
         HAS_BIAS=bias is not None,
         ROWS=BACKWARD_ROWS,
         COLUMNS=COLUMNS,
-        num_warps=WARPS,
+        **LAUNCH,
     )
     return dx, partial.sum(0).to(gradient.dtype)

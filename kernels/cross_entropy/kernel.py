@@ -169,6 +169,7 @@ def statistics(logits: Tensor, labels: Tensor, first: int, vocab_size: int) -> T
         logits.stride(0),
         LANES=LOADS * 32 * NUM_WARPS,
         WIDTH=width,
+        enable_fp_fusion=True,
         num_warps=NUM_WARPS,
     )
     return out
@@ -193,6 +194,7 @@ def losses(
         label_smoothing,
         z_loss,
         BLOCK=128,
+        enable_fp_fusion=True,
         num_warps=NUM_WARPS,
     )
     return out, lse
@@ -240,5 +242,6 @@ def _backward(
         label_smoothing,
         z_loss,
         BLOCK=block,
+        enable_fp_fusion=True,
         num_warps=NUM_WARPS,
     )

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megagpt.kernels.backend import capability, check_tiles, descriptor_memory, multiprocessors
+from megagpt.kernels.backend import check_tiles, chip, descriptor_memory, multiprocessors
 from megagpt.kernels.decode import reference
 
 LOG2_E = 1.4426950408889634
@@ -112,18 +112,18 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None, 
     decode_attention_kernel[(programs * splits,)](
         q, k, v, parts, lse, first_key, q.stride(0), q.stride(2), *k.stride()[:3], *v.stride()[:3],
         kv_heads, group, keys, oldest, chunk, splits, scale * LOG2_E, D=depth, BLOCK_D=block_d, BLOCK_M=block_m,
-        BLOCK_N=block_n, PADDED=first_key is not None, num_warps=4, num_stages=num_stages,
+        BLOCK_N=block_n, PADDED=first_key is not None, enable_fp_fusion=True, num_warps=4, num_stages=num_stages,
     )  # fmt: skip
     if splits > 1:
         block_s = max(16, triton.next_power_of_2(splits))
         decode_join_kernel[(batch * heads,)](
-            parts, lse, out, splits, D=depth, BLOCK_D=block_d, BLOCK_S=block_s, num_warps=4
+            parts, lse, out, splits, D=depth, BLOCK_D=block_d, BLOCK_S=block_s, enable_fp_fusion=True, num_warps=4
         )
     return out
 
 
 def _tiles(block_d: int) -> tuple[int, int, int]:
     """Query heads and keys of a tile, and how many tiles are under way. Hopper's matrix instruction takes 64 rows."""
-    if capability() < 90:
+    if chip() not in (90, 100, 103):
         return 16, {64: 64, 128: 64, 256: 32}[block_d], 2
     return 64, {64: 128, 128: 64, 256: 32}[block_d], 3

@@ -11,9 +11,15 @@ from megagpt.kernels.backend import multiprocessors
 # backward pass holds the sums of two gradients as well. Rows that are not aligned need more registers: half as long.
 FORWARD_ONE_PASS, BACKWARD_ONE_PASS = 16384, 8192
 # maxnreg keeps the compiler from spilling a little for the sake of more programs at once.
-LONG = {"BLOCK": 4096, "num_warps": 16, "maxnreg": 64}  # a step along a longer row
-LONG_BACKWARD = {"ROWS": 8, "BLOCK": 512, "num_warps": 8, "maxnreg": 255}  # a step down columns of longer rows
-REDUCE = {"ROWS": 16, "BLOCK": 128, "num_warps": 4}
+LONG = {"BLOCK": 4096, "enable_fp_fusion": True, "num_warps": 16, "maxnreg": 64}  # a step along a longer row
+LONG_BACKWARD = {
+    "ROWS": 8,
+    "BLOCK": 512,
+    "enable_fp_fusion": True,
+    "num_warps": 8,
+    "maxnreg": 255,
+}  # a step down columns of longer rows
+REDUCE = {"ROWS": 16, "BLOCK": 128, "enable_fp_fusion": True, "num_warps": 4}
 
 
 @triton.jit
@@ -299,7 +305,11 @@ def forward_settings(columns: int) -> dict[str, int]:
     """Launch settings of rows in one pass: 8 elements a thread, and up to 32 in long rows."""
     block = max(256, triton.next_power_of_2(columns))
     launch = {"ROWS": max(1, 2048 // block), "BLOCK": block}
-    return launch | {"num_warps": 16 if block > 2048 else 8, "maxnreg": 128 if block > 4096 else 64}
+    return launch | {
+        "enable_fp_fusion": True,
+        "num_warps": 16 if block > 2048 else 8,
+        "maxnreg": 128 if block > 4096 else 64,
+    }
 
 
 def backward_settings(columns: int, element_size: int) -> dict[str, int]:
@@ -311,7 +321,7 @@ def backward_settings(columns: int, element_size: int) -> dict[str, int]:
     stages = 2 if vector > 1 and block * element_size <= 2048 * vector else 1
     num_warps = 32 if block > 4096 else 16
     launch = {"ROWS": max(1, 4096 // block), "BLOCK": block, "STAGES": stages}
-    return launch | {"num_warps": num_warps, "maxnreg": 2048 // num_warps}
+    return launch | {"enable_fp_fusion": True, "num_warps": num_warps, "maxnreg": 2048 // num_warps}
 
 
 def _vector(columns: int) -> int:

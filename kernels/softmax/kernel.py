@@ -198,7 +198,7 @@ def settings(keys: int) -> dict[str, int]:
     """Launch settings of rows in one pass: 16 elements a thread, and 32 from 16384 keys."""
     block = max(128, triton.next_power_of_2(keys))
     num_warps = 32 if block > 16384 else min(16, max(4, block // 512))
-    return {"ROWS": max(1, TILE // block), "BLOCK": block, "num_warps": num_warps}
+    return {"ROWS": max(1, TILE // block), "BLOCK": block, "enable_fp_fusion": True, "num_warps": num_warps}
 
 
 def _vector(keys: int) -> int:
@@ -206,9 +206,9 @@ def _vector(keys: int) -> int:
     return 8 if keys % 8 == 0 else 1
 
 
-def _step(vector: int) -> int:
-    """Elements a step of a row taken in two passes; single loads need more registers, and would spill on sm_80."""
-    return 8192 if vector == 8 else 4096
+def _step(vector: int, x: Tensor) -> int:
+    """Elements a step of a row taken in two passes; single loads and float32 need more registers, and would spill."""
+    return 8192 if vector == 8 and x.element_size() < 4 else 4096
 
 
 def _seen(queries: int, keys: int, causal: bool) -> tuple[int, int]:
@@ -238,7 +238,7 @@ def scale_mask_softmax(x: Tensor, scale: float, mask: Tensor | None, causal: boo
     options = {"MASKED": mask is not None, "VECTOR": vector}
     if keys > (FORWARD_ONE_PASS if vector == 8 else FORWARD_ONE_PASS // 2):
         softmax_forward_long_kernel[(rows,)](
-            x, memory, y, scale, *sizes, **options, BLOCK=_step(vector), num_warps=LONG_WARPS
+            x, memory, y, scale, *sizes, **options, BLOCK=_step(vector, x), enable_fp_fusion=True, num_warps=LONG_WARPS
         )
     else:
         launch = settings(keys)
@@ -258,7 +258,15 @@ def scale_mask_softmax_backward(gradient: Tensor, y: Tensor, scale: float, causa
     sizes = (queries, keys // vector, *_seen(queries, keys, causal))
     if keys > BACKWARD_ONE_PASS:
         softmax_backward_long_kernel[(rows,)](
-            gradient, y, dx, scale, *sizes, VECTOR=vector, BLOCK=_step(vector), num_warps=LONG_WARPS
+            gradient,
+            y,
+            dx,
+            scale,
+            *sizes,
+            VECTOR=vector,
+            BLOCK=_step(vector, y),
+            enable_fp_fusion=True,
+            num_warps=LONG_WARPS,
         )
     else:
         launch = settings(keys)

@@ -7,16 +7,10 @@ pytest.importorskip("triton", reason="Triton is not installed")
 CUDA = torch.cuda.is_available()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if not CUDA and item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip("no CUDA device"))
-
-
-@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu)] if CUDA else ["cpu"])
-def device(request) -> str:
+@pytest.fixture
+def device() -> str:
     """Where kernels run."""
-    return request.param
+    return "cuda" if CUDA else "cpu"
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ def random(*shape, device, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(device, dtype)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bias_gelu(device, launched, dtype, tolerance, shape):
@@ -38,6 +39,7 @@ def test_bias_gelu(device, launched, dtype, tolerance, shape):
     assert launched == ["bias_gelu_forward_kernel", "bias_gelu_backward_kernel"]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)

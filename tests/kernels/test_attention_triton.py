@@ -41,6 +41,7 @@ def check(q, k, v, tolerance, **options) -> None:
         assert_near(grad, true_grad, tolerance, f"gradient of {name}")
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("length", [1, 63, 127, 200])
 def test_causal(device, launched, dtype, tolerance, length):
@@ -48,6 +49,7 @@ def test_causal(device, launched, dtype, tolerance, length):
     assert launched == [FORWARD, *BACKWARD]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dim", HEAD_DIMS)
 def test_head_dimensions(device, launched, dim):
     check(*tensors(70, 70, 2, 1, dim, torch.float16, device, batch=1), 2e-3)
@@ -65,12 +67,14 @@ def test_option_pairs(device, queries, keys, causal, window, scale, groups):
     check(*parts, 2e-3, causal=causal, window=window, scale=scale)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("causal", "window"), list(itertools.product((True, False), (None, 20))))
 def test_packed_documents(device, causal, window):
     bounds = torch.tensor(DOCUMENTS, dtype=torch.int32, device=device)
     check(*tensors(127, 127, 2, 1, 64, torch.float16, device), 2e-3, causal=causal, window=window, cu_seqlens=bounds)
 
 
+@pytest.mark.gpu
 def test_packed_equals_documents_alone(device):
     q, k, v = tensors(127, 127, 2, 2, 64, torch.float16, device)
     bounds = torch.tensor(DOCUMENTS, device=device)
@@ -82,6 +86,7 @@ def test_packed_equals_documents_alone(device):
             assert_near(packed[first:end], expected, 2e-3, f"document {first}:{end}")
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("window", [None, 40])
 def test_left_padding(device, window):
     q, k, v = tensors(130, 130, 2, 2, 64, torch.float16, device)
@@ -94,12 +99,14 @@ def test_left_padding(device, window):
         attention(q.requires_grad_(), k, v, backend="triton", **options)
 
 
+@pytest.mark.gpu
 def test_strided_views_of_one_projection(device):
     packed = torch.randn(100, 2, 6, 64, device=device).half()
     q, k, v = packed.transpose(0, 1).split((2, 2, 2), dim=2)
     check(q, k, v, 2e-3)
 
 
+@pytest.mark.gpu
 def test_band_costs_what_it_covers(device, monkeypatch):
     """Keys outside the band are never read: they may hold anything."""
     q, k, v = tensors(600, 600, 1, 1, 64, torch.float16, device, batch=1)
@@ -108,6 +115,7 @@ def test_band_costs_what_it_covers(device, monkeypatch):
     assert torch.equal(out, attention(q[:, -128:], k, v, window=50, backend="triton"))
 
 
+@pytest.mark.gpu
 def test_backward_is_deterministic(device):
     parts = [part.requires_grad_() for part in tensors(200, 200, 4, 2, 64, torch.bfloat16, device)]
 
@@ -202,6 +210,7 @@ def test_documents_that_do_not_fit(bounds):
         attention(q, k, v, cu_seqlens=torch.tensor(bounds))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize(
     ("keys", "heads", "groups", "dim", "window"),

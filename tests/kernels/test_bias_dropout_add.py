@@ -33,6 +33,7 @@ def kept(shape, device, probability=0.25, seed=0):
     return mask
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -69,6 +70,7 @@ def test_nothing_is_dropped(device, launched, dtype, tolerance, probability, tra
     assert launched == ["bias_dropout_add_forward_kernel"]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("probability", [0.01, 0.1, 0.5, 0.99])
 def test_rate(device, probability):
     mask = kept((64, 1000), device, probability)
@@ -104,6 +106,7 @@ def test_both_halves_of_the_seed_count(device):
     assert not any(torch.equal(masks[i], masks[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
+@pytest.mark.gpu
 def test_mask_does_not_depend_on_launch_settings(device, monkeypatch):
     x, y = random(37, 300, device=device), random(37, 300, device=device)
     seed = torch.tensor([7], device=device)
@@ -125,6 +128,7 @@ def test_rows_keep_their_mask_when_more_follow(device):
     assert torch.equal(kept((5, 100), device), kept((9, 100), device)[:5])
 
 
+@pytest.mark.gpu
 def test_recomputation_repeats_the_mask(device):
     x, residual = (random(8, 50, device=device).requires_grad_() for _ in range(2))
 

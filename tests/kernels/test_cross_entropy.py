@@ -37,6 +37,7 @@ def check(logits, labels, tolerance=2e-6, backend="triton", inplace=False, **opt
     compare(ours, lambda logits: truth(logits, labels, **options), {"logits": logits}, tolerance)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize(("shape", "columns"), SHAPES)
 def test_equals_torch(device, launched, dtype, tolerance, shape, columns):
@@ -76,10 +77,12 @@ def test_options(device, backend, ignore_index, label_smoothing, z_loss, padding
     check(logits, labels, backend=backend, inplace=inplace, **options)
 
 
+@pytest.mark.gpu
 def test_the_longest_rows(device):
     check(*example(device, (1,), 262_144, torch.bfloat16), tolerance=8e-3)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_inplace_gradient_has_the_logits_memory(device, backend):
     for dtype in [torch.float32, torch.bfloat16] if backend == "triton" else [torch.float32]:

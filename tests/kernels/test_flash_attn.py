@@ -77,6 +77,7 @@ def test_equals_pytorch(stand_in, queries, options):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.skipif(not importlib.util.find_spec("flash_attn"), reason="flash-attn is not installed")
 @pytest.mark.parametrize(("queries", "options"), CASES)
 def test_the_package_equals_pytorch(queries, options):

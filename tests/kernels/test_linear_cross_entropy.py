@@ -41,6 +41,7 @@ def check(hidden, weight, labels, tolerance=4e-6, backend="triton", chunk_column
     )
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def test_equals_float64(device, launched, dtype, tolerance, shape, rms, residual
     assert launched == ["norm_forward_kernel", "norm_backward_kernel", "norm_reduce_kernel"]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("columns", "kernels"), KERNELS)
 @pytest.mark.parametrize(("rms", "residual"), [(False, True), (True, False)])
 def test_every_row_length_has_its_kernels(device, launched, columns, kernels, rms, residual):
@@ -66,11 +67,13 @@ def test_every_row_length_has_its_kernels(device, launched, columns, kernels, rm
     assert launched == kernels
 
 
+@pytest.mark.gpu
 def test_long_rows_in_bfloat16(device):
     compare(run("triton"), truth, arguments(device, (2, 8193), torch.bfloat16, False, True), 1.2e-2)
     compare(run("triton"), truth, arguments(device, (1, 65536), torch.bfloat16, True, False), 1.2e-2)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("rms", [False, True])
@@ -109,6 +112,7 @@ def _used(out, inputs):
     return out + 0 * (inputs["weight"].sum() + inputs["bias"].sum())
 
 
+@pytest.mark.gpu
 def test_sums_over_many_rows_are_repeatable(device):
     inputs = arguments(device, (200, 24), torch.float32, False, False)
     grads = []
@@ -190,6 +194,7 @@ def test_opcheck(device, rms, residual):
     torch.library.opcheck(torch.ops.megagpt.norm, (*values, 1e-5))
 
 
+@pytest.mark.gpu
 def test_compiles_whole(device):
     compiled = torch.compile(layer_norm, fullgraph=True, backend="aot_eager")
     made = arguments(device, (4, 33), torch.float32, False, True)

@@ -52,6 +52,7 @@ def test_equals_float64(device, launched, dtype, tolerance, shape, options):
     assert launched == ["softmax_forward_kernel", "softmax_backward_kernel"]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     "shape", [(), (1,), (63,), (5, 1), (5, 63), (1, 5, 63), (2, 1, 5, 63), (3, 1, 63), (2, 3, 5, 63), (1, 1, 1, 1)]
@@ -62,6 +63,7 @@ def test_masks_broadcast(device, causal, shape):
     check(torch.randn(2, 3, 5, 63, device=device), 1e-6, mask=mask, causal=causal, scale=0.5)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("keys", [LONG, LONG + 7])
@@ -73,6 +75,7 @@ def test_long_rows(device, launched, dtype, tolerance, causal, keys):
     assert launched == ["softmax_forward_long_kernel", "softmax_backward_long_kernel"]
 
 
+@pytest.mark.gpu
 def test_backward_of_rows_between_the_thresholds(device, launched):
     check(torch.randn(2, kernel.BACKWARD_ONE_PASS + 8, device=device), 1e-6, causal=True)
     assert launched == ["softmax_forward_kernel", "softmax_backward_long_kernel"]
