@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 FAILED, WRITING, DONE = range(3)
 POLL_SECONDS = 0.02
+PATIENCE_SECONDS = 5.0  # of a rank that has failed, for a disk that may hang
 OWN_KEYS = {"format", "step", "world_size", "versions", "threads", "time", "files", "digest"}
 DEBRIS = ("step_*.tmp-*", ".trash-*", "latest.tmp-*", "best.tmp-*")
 
@@ -52,8 +53,9 @@ class Pending:
     writer: RankWriter
     state: str
     manifest: dict[str, Any]
-    best: bool
     started: float
+    best: bool = False
+    """Whether it is to be the best one once it is committed."""
 
 
 class Checkpointer:
@@ -95,7 +97,6 @@ class Checkpointer:
         rank_tensors: dict[str, torch.Tensor],
         state: dict[str, Any],
         manifest: dict[str, Any],
-        best: bool = False,
     ) -> None:
         """Saves a step; when asynchronous, copies the tensors and leaves the rest to `poll`.
 
@@ -108,7 +109,6 @@ class Checkpointer:
             rank_tensors: tensors that are this rank's alone, such as states of random numbers.
             state: any JSON values that the loop needs to go on; rank 0's are kept.
             manifest: JSON values for the manifest (run, configuration, layout); rank 0's are kept.
-            best: whether this is the best so far: what `find` gives to others, once it is committed.
 
         Raises: CheckpointError on all ranks; the previous checkpoint is intact and the partial folder removed.
         """
@@ -131,7 +131,7 @@ class Checkpointer:
         except CheckpointError:
             self._abandon(folder, writer)
             raise
-        self._pending = Pending(step, folder, writer, text, manifest, best, started)
+        self._pending = Pending(step, folder, writer, text, manifest, started)
         if not self.config.asynchronous:
             self.poll(wait=True)
 
@@ -195,7 +195,13 @@ class Checkpointer:
         return found.path
 
     def name_best(self, step: int | None) -> bool:
-        """Has the checkpoint of `step` be the best one, or none; returns whether there is such a checkpoint."""
+        """Has the checkpoint of `step` be the best one, which `find` gives to others; or none.
+
+        One that is still being saved becomes it when it is committed. Returns whether there is such a checkpoint.
+        """
+        if self._pending is not None and self._pending.step == step:
+            self._pending.best = True
+            return True
         with self.world.raise_on_all_ranks():
             name = None
             if self.world.rank == 0:
@@ -232,7 +238,7 @@ class Checkpointer:
             self.close()
             return
         if self._pending is not None:  # other ranks may be gone: no collective here; the next start sweeps the folder
-            self._pending.writer.cancel()
+            self._pending.writer.cancel(PATIENCE_SECONDS)
             self._pending = None
         self._release()
 

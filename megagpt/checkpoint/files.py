@@ -3,21 +3,26 @@
 import errno
 import json
 import os
+import reprlib
 import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
+
 from megagpt.errors import CheckpointError
 
 CHUNK = 16 << 20
 """Bytes written, hashed or read at a time."""
-JSON_LIMIT = 256 << 20
+JSON_LIMIT = 64 << 20
 """Largest JSON file that is read, in bytes."""
+JSON_VALUES = 4 << 20
+"""Most values that are read of a JSON file: a value takes up to a hundred bytes, whatever the file spends on it."""
 
 CAUSES = {
     errno.ENOSPC: "no space left on the disk",
@@ -131,12 +136,39 @@ def read_bytes(path: Path, limit: int) -> bytes:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
 
 
-def parse_json(data: bytes, path: Path) -> Any:
-    """Parses JSON read from `path`. Raises CheckpointError."""
+def parse_json(data: bytes, path: Path, values: int = JSON_VALUES) -> Any:
+    """Parses JSON read from `path`, of at most `values` values. Raises CheckpointError, also for a key twice."""
+    if sum(map(data.count, (b",", b"[", b"{"))) > values:
+        raise CheckpointError(f"{path} may hold more than {values:,} values, and no more are read")
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON: of two values under one key other readers take another one than we would."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError(f"a key is there twice among {shown(list(found))}")
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value of an untrusted file for a message: short, and made in no time however large or deep the value is."""
+    return f"{_SHORT.repr(value):.200}"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100
+
+
+def allocate(shape: Sequence[int], dtype: torch.dtype, path: Path) -> torch.Tensor:
+    """Room for a tensor of `path`, whose size no more than the file says. Raises CheckpointError when there is none."""
+    try:
+        return torch.empty(tuple(shape), dtype=dtype)
+    except (MemoryError, OverflowError, RuntimeError, TypeError):
+        raise CheckpointError(f"{path}: there is no memory for a tensor of shape {list(shape)}, {dtype}") from None
 
 
 def check_file(path: Path, expected: FileInfo) -> None:

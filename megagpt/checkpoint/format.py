@@ -11,6 +11,7 @@ and a header from elsewhere is never parsed. The manifest must be, to the byte, 
 values, its own digest included.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from typing import Any, Self
 
 import torch
 
-from megagpt.checkpoint.files import JSON_LIMIT, FileInfo, check_size, open_regular, parse_json, read_bytes
+from megagpt.checkpoint.files import JSON_LIMIT, FileInfo, check_size, open_regular, parse_json, read_bytes, shown
 from megagpt.checkpoint.geometry import coverage_flaw
 from megagpt.errors import CheckpointError
 from megagpt.parallel.shards import Shard, ShardMetadata
@@ -37,6 +38,10 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,255}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 MAX_DIMENSIONS, MAX_ELEMENTS = 8, 1 << 50
 MAX_HEADER = 100_000_000  # safetensors' own limit
+INDEX_LIMIT = 256 << 20
+"""Largest index.json that is read, in bytes. With ZeRO 3 it names every parameter once a rank."""
+INDEX_VALUES = INDEX_LIMIT // 14
+"""An entry takes over 220 bytes and counts as 16 values."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -107,9 +112,9 @@ class StoredShard(ShardMetadata):
             raise ValueError(f"expected the fields {', '.join(sorted(FIELDS))}")
         name = value["name"]
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise ValueError(f"{name!r:.300} is not a tensor's name")
+            raise ValueError(f"{shown(name)} is not a tensor's name")
         if not isinstance(value["dtype"], str) or value["dtype"] not in DTYPES:
-            raise ValueError(f"{name}: unknown dtype {value['dtype']!r:.100}")
+            raise ValueError(f"{name}: unknown dtype {shown(value['dtype'])}")
         if not isinstance(value["private"], bool):
             raise ValueError(f"{name}: private must be true or false")
         shapes = {key: _integers(value[key], f"{name}: {key}") for key in ("global_shape", "offset", "shape")}
@@ -198,15 +203,23 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not isinstance(values.get("files"), dict):
         raise CheckpointError(f"{file} is not a checkpoint's manifest")
     values.pop("digest", None)
-    if dump_manifest(values).encode() != data:
+    try:
+        written = dump_manifest(values).encode()
+    except RecursionError:
+        raise CheckpointError(f"{file} is not a checkpoint's manifest: its values are nested too deeply") from None
+    if written != data:
         raise CheckpointError(f"{file} is corrupt: its text does not match its digest")
     if values.get("format") != FORMAT:
-        raise CheckpointError(f"{file} has format {values.get('format')!r:.100}; this version reads format {FORMAT}")
-    if not (match := STEP.fullmatch(path.name)) or int(match[1]) != values.get("step"):
-        raise CheckpointError(f"{file} is of step {values.get('step')!r:.100}, but its folder is {path.name}")
+        raise CheckpointError(f"{file} has format {shown(values.get('format'))}; this version reads format {FORMAT}")
+    if (
+        not (match := STEP.fullmatch(path.name))
+        or type(values.get("step")) is not int
+        or int(match[1]) != values["step"]
+    ):
+        raise CheckpointError(f"{file} is of step {shown(values.get('step'))}, but its folder is {path.name}")
     for name, info in values["files"].items():
         if name not in (INDEX, STATE) and not RANK_FILE.fullmatch(name):
-            raise CheckpointError(f"{file} lists {name!r:.300}, which is not a file of a checkpoint")
+            raise CheckpointError(f"{file} lists {shown(name)}, which is not a file of a checkpoint")
         if not isinstance(info, dict) or set(info) != {"size", "sha256"}:
             raise CheckpointError(f"{file}: {name} needs a size and a sha256")
         if type(info["size"]) is not int or not DIGEST.fullmatch(str(info["sha256"])):
@@ -224,7 +237,7 @@ def read_index(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Store
     Raises: CheckpointError naming the file and the shard.
     """
     file = path / INDEX
-    values = parse_json(read_bytes(file, JSON_LIMIT), file)
+    values = parse_json(read_bytes(file, INDEX_LIMIT), file, INDEX_VALUES)
     listed = set(manifest["files"]) - {INDEX, STATE}
     if not isinstance(values, dict) or set(values) != listed or not all(isinstance(v, list) for v in values.values()):
         raise CheckpointError(f"{file} and {MANIFEST} list different rank files")
@@ -270,9 +283,10 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Opens a checkpoint folder. Raises CheckpointError naming the file."""
-        if path.is_symlink() or not path.is_dir():
-            raise CheckpointError(f"{path} is not a folder")
+        """Opens a checkpoint folder, which may be a link; links inside are refused. Raises CheckpointError."""
+        if not path.is_dir():
+            what = f"a link to {path.readlink()}, where no folder is" if path.is_symlink() else "not a folder"
+            raise CheckpointError(f"{path} is {what}")
         manifest = read_manifest(path)
         self = cls(path, manifest, read_index(path, manifest))
         for file, entries in self.index.items():
@@ -286,3 +300,13 @@ class Checkpoint:
     def files(self) -> dict[str, FileInfo]:
         """Size and digest of every other file, from the manifest."""
         return {name: FileInfo(**info) for name, info in self.manifest["files"].items()}
+
+
+def weights_content(path: Path) -> str:
+    """SHA-256, in hexadecimal digits, of what the manifest of a checkpoint says of its files and of its scores.
+
+    It tells the weights from others, wherever the folder lies. Raises: CheckpointError.
+    """
+    manifest = read_manifest(path)
+    meant = {name: manifest.get(name) for name in ("files", "score_offset")}
+    return hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()

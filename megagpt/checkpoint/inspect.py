@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from megagpt.checkpoint import World, read_manifest
+from megagpt.checkpoint import World
 from megagpt.checkpoint.best import find_best
 from megagpt.checkpoint.convert import convert, native
 from megagpt.checkpoint.convert.base import TensorInfo
 from megagpt.checkpoint.convert.sentence_transformers import SCALE, describe
+from megagpt.checkpoint.files import allocate
 from megagpt.checkpoint.format import STEP, Checkpoint
 from megagpt.checkpoint.loading import fill, list_steps, verify
-from megagpt.config.load import from_saved
+from megagpt.checkpoint.saved import config_of
 from megagpt.config.load import read as read_config
 from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
@@ -33,13 +34,13 @@ Opened = tuple[dict[str, Any], Mapping[str, TensorInfo], Callable[[str], torch.T
 
 def inspect(path: Path, verified: bool, norms: bool, like: Path | None = None) -> dict[str, Any]:
     """What there is to say about a checkpoint, as plain data. Raises CheckpointError."""
-    form = next((form for form in FORMATS if form.detect(path)), None)
+    form = convert.detect(path, FORMATS)
     if form is None:
         facts, infos, read = open_own(chosen(path), verified)
     elif verified:
         raise CheckpointError(f"{path} is a {form.name} checkpoint, which has no hashes to verify")
     else:
-        source = form.open_source(path, model_of(like) if like else None)
+        source = convert.opened(form, path, model_of(like) if like else None)
         facts, infos, read = {"path": str(path), "format": form.name, "step": source.step}, source.tensors, source.read
         facts["model"] = asdict(source.model)
         files = (file for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink())
@@ -64,7 +65,7 @@ def open_own(folder: Path, verified: bool) -> Opened:
     infos = {name: TensorInfo(entry.global_shape, entry.torch_dtype) for name, entry in entries.items()}
 
     def read(name: str) -> torch.Tensor:
-        tensor = torch.empty(infos[name].shape, dtype=infos[name].dtype)
+        tensor = allocate(infos[name].shape, infos[name].dtype, folder)
         fill(checkpoint, [Shard.whole(name, tensor)], strict=False, cast=False, world=World())
         return tensor
 
@@ -73,11 +74,11 @@ def open_own(folder: Path, verified: bool) -> Opened:
         "format": "megagpt",
         "step": manifest["step"],
         **{key: manifest[key] for key in ("run", "world_size", "layout", "versions") if key in manifest},
-        "model": manifest.get("config", {}).get("model", {}),
+        "model": asdict(config_of(folder, manifest).model) if "config" in manifest else {},
         "files": {name: info.size for name, info in checkpoint.files().items()},
     }
     if facts["model"].get("head") == "embedding":
-        config = from_saved(manifest["config"])
+        config = config_of(folder, manifest)
         scale = read(SCALE).item() if SCALE in infos else None
         facts["embed"] = describe(config.embed, config.model, scale)
     return facts | ({"verified": True} if verified else {}), infos, read
@@ -87,7 +88,7 @@ def model_of(path: Path) -> ModelConfig:
     """The model of a config file or of one of megagpt's checkpoints. Raises ConfigError or CheckpointError."""
     if path.is_file():
         return read_config(path).model
-    return from_saved(read_manifest(chosen(path))["config"]).model
+    return config_of(chosen(path)).model
 
 
 def chosen(path: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Self
 
 import torch
 
-from megagpt.checkpoint.best import find_best
+from megagpt.checkpoint.best import BEST, find_best
 from megagpt.checkpoint.files import CHUNK, JSON_LIMIT, check_file, open_regular, parse_json, read_bytes
 from megagpt.checkpoint.format import STATE, STEP, Checkpoint, ShardLocation, memory, rank_file
 from megagpt.checkpoint.geometry import Rectangle, intersection, rectangles
@@ -99,19 +99,47 @@ def find(path: Path, world: World | None = None) -> Path:
     """The checkpoint that `path` names: a checkpoint itself, or a run folder or its checkpoints/.
 
     Of a run it is the best checkpoint, where the run chose one, else the newest valid one. A best one that is not valid
-    is logged at ERROR, and the newest is taken.
+    is logged at ERROR, and the newest is taken. The files `latest` and `best` stand for what they name.
 
     Collective. Raises: CheckpointError when there is none.
     """
-    if STEP.fullmatch(path.name):
-        return path
-    directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if (named := _named(path)) is not None:
+        return named
+    directory = _directory_of(path)
     if best := _valid_best(directory, world or current_world()):
         return best
     found = find_newest(directory, world)
     if found is None:
         raise CheckpointError(f"{directory} has no checkpoint")
     return found
+
+
+def first_choice(path: Path) -> Path | None:
+    """The checkpoint that `find` looks at first, not verified; None where there is none. Not collective.
+
+    Raises: CheckpointError for a file `latest` or `best` that names no checkpoint.
+    """
+    if (named := _named(path)) is not None:
+        return named if named.is_dir() else None
+    directory = _directory_of(path)
+    if best := find_best(directory):
+        return best
+    names, _ = list_steps(directory)
+    return directory / names[0] if names else None
+
+
+def _named(path: Path) -> Path | None:
+    """The checkpoint that `path` is, or the one that this file `latest` or `best` names; None for a folder of them."""
+    if path.name in (LATEST, BEST) and path.is_file():
+        named = read_bytes(path, limit=64).decode(errors="replace").strip()
+        if not STEP.fullmatch(named):
+            raise CheckpointError(f"{path} holds {named!r}, which is not a checkpoint's name")
+        return path.with_name(named)
+    return path if STEP.fullmatch(path.name) else None
+
+
+def _directory_of(path: Path) -> Path:
+    return path / "checkpoints" if (path / "checkpoints").is_dir() else path
 
 
 def _valid_best(directory: Path, world: World) -> Path | None:

@@ -52,10 +52,10 @@ class RankWriter:
         """Waits until done, at most this long."""
         self._thread.join(seconds)
 
-    def cancel(self) -> None:
-        """Gives the file up and waits until nothing more is written."""
+    def cancel(self, seconds: float | None = None) -> None:
+        """Gives the file up and waits until nothing more is written, at most this long."""
         self._cancelled.set()
-        self.wait()
+        self.wait(seconds)
 
     def _write(self) -> None:
         try:

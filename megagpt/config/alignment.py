@@ -105,7 +105,7 @@ class PPOConfig:
         if model == "critic":
             return chosen
         kept = {"engine": "megatron", "zero_stage": 1, "offload_optimizer": "none", "offload_parameters": "none"}
-        return replace(chosen, **kept, recompute="none", overlap_grad_reduce=False)
+        return replace(chosen, **kept, recompute="none", overlap_grad_reduce=None, overlap_param_gather=False)
 
     def answers_in_a_copy(self, policy: ParallelConfig) -> bool:
         """Whether a copy of the policy, whose own layout is `policy`, generates the responses."""

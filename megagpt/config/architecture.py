@@ -126,10 +126,20 @@ class ParallelConfig:
     """Sequences that one rank passes through the model at a time; in stage embed, pairs with all of their texts."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations recomputed in the backward pass: none, attention only, or whole layers."""
-    overlap_grad_reduce: bool = False
-    """Whether data-parallel ranks reduce gradients while the backward pass still runs."""
+    overlap_grad_reduce: bool | None = None
+    """Whether data-parallel ranks reduce gradients while the backward pass still runs. null: with the engine
+    megatron."""
+    overlap_param_gather: bool = False
+    """Whether data-parallel ranks that share the optimizer (ZeRO stage 1) gather what it has updated while the next
+    forward pass runs. Ranks then wait for each other in that pass too, by whose time slow ranks are told."""
     timeout_minutes: PositiveFloat = 10.0
-    """How long a collective waits for a missing rank before the job fails."""
+    """How long a collective waits for a missing rank before the job fails. While a run trains its watchdog finds that
+    out, and collectives wait at least twice as long as its longest time-out."""
+
+    @property
+    def overlaps_reduction(self) -> bool:
+        """`overlap_grad_reduce`, decided."""
+        return self.engine == "megatron" if self.overlap_grad_reduce is None else self.overlap_grad_reduce
 
 
 @dataclass(frozen=True)

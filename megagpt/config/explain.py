@@ -70,6 +70,8 @@ def explain(detail: Mapping[str, Any]) -> Iterator[str]:
         message += ", which is not finite"
     elif isinstance(given, bool):
         message += " (YAML reads a bare on, off, yes or no as true or false: put it in quotes)"
+    elif problem == "string_type" and isinstance(given, int | float):
+        message += " (it was read as a number: put it in quotes)"
     elif get_origin(kind) is Literal and (close := nearest(str(given), list(map(str, get_args(kind))))):
         message += f"; did you mean {close}?"
     yield message

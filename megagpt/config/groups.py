@@ -5,9 +5,11 @@ from pathlib import Path
 import megagpt.configs
 
 CONFIG_DIR = Path(megagpt.configs.__file__).parent.resolve()
+CORPUS_DIR = CONFIG_DIR / "corpus"
+"""Recipes of text corpora: how data is made, so no part of a run's configuration."""
 
 
 def groups() -> dict[str, list[str]]:
     """Names of the config groups, each with its options."""
-    folders = sorted(folder for folder in CONFIG_DIR.iterdir() if any(folder.glob("*.yaml")))
+    folders = sorted(folder for folder in CONFIG_DIR.iterdir() if folder != CORPUS_DIR and any(folder.glob("*.yaml")))
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}

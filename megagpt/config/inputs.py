@@ -3,6 +3,7 @@
 `check_inputs` runs before any model is built, so that a missing file costs a second; it names all of them at once.
 """
 
+import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,7 +43,12 @@ COMMANDS = {
 }
 """The commands that make the files which recipes name."""
 
-DEMOS = {"runs/demo/data": "make train", "runs/code/data": "make code", "runs/chatgpt/data": "make chatgpt"}
+DEMOS = {
+    "runs/demo/data": "make train",
+    "runs/code/data": "make code",
+    "runs/chatgpt/data": "make chatgpt",
+    "runs/incontext/data": "make incontext",
+}
 """Folders of the demos' data, with the commands that fill them in a checkout of megagpt."""
 
 GPT3_CORPORA = ("data/common_crawl", "data/webtext2", "data/books1", "data/books2", "data/wikipedia")
@@ -117,7 +123,7 @@ def advice(missing: Input, config: Config) -> str:
         return known
     if missing.kind == "tokenizer":
         size = config.model.vocab_size
-        return f"make it with `megagpt data tokenizer --vocab-size {size} --output {missing.path} {TEXT}`"
+        return f"make it with `megagpt data tokenizer --vocab-size {size} --output {shlex.quote(missing.path)} {TEXT}`"
     if missing.kind == "corpus":
         return f"make it with `{_preprocess(config, missing.path)}`"
     if missing.field == "data.pairs":
@@ -159,7 +165,8 @@ def _several_corpora(config: Config, missing: list[str]) -> list[str]:
 
 def _preprocess(config: Config, prefix: str) -> str:
     """The command that tokenizes a corpus."""
-    return f"megagpt data preprocess --tokenizer {config.data.tokenizer} --output {prefix} {TEXT}"
+    paths = f"--tokenizer {shlex.quote(config.data.tokenizer)} --output {shlex.quote(prefix)}"
+    return f"megagpt data preprocess {paths} {TEXT}"
 
 
 @cache

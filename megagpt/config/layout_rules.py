@@ -167,6 +167,26 @@ def offload(config: Config, world_size: int) -> Iterator[str]:
             yield f"parallel.{name} (nvme) needs parallel.offload_path, which is null: name a folder on a local disk"
 
 
+def overlap(config: Config, world_size: int) -> Iterator[str]:
+    """Parameters are gathered in the forward pass by Megatron's distributed optimizer, in the buckets of gradients."""
+    parallel = config.parallel
+    if not parallel.overlap_param_gather:
+        return
+    key, instead = "parallel.overlap_param_gather (true)", "or set overlap_param_gather=false"
+    if parallel.engine != "megatron" or parallel.zero_stage != 1:
+        yield (
+            f"{key} needs parallel.engine=megatron and parallel.zero_stage=1, but they are {parallel.engine} and"
+            f" {parallel.zero_stage}: change them, {instead}"
+        )
+    elif not parallel.overlaps_reduction:
+        yield f"{key} needs parallel.overlap_grad_reduce, which is false: set it to true, {instead}"
+    if config.kernels.fuse_output_projection:
+        yield (
+            f"{key} does not combine with kernels.fuse_output_projection (true), which reads the projection's weights"
+            f" outside of its layer: set fuse_output_projection=false, {instead}"
+        )
+
+
 LAYOUT_RULES = (
     tensor_parallel_divides,
     sequence_parallel,
@@ -176,5 +196,6 @@ LAYOUT_RULES = (
     enough_micro_batches,
     zero_stage,
     offload,
+    overlap,
 )
 """The rules between a model, its layout and the number of ranks."""

@@ -22,9 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from megagpt.config import overrides as grammar
-from megagpt.config.explain import booleans_for_numbers, explain, is_list
+from megagpt.config.explain import booleans_for_numbers, explain, fields, is_list
 from megagpt.config.groups import CONFIG_DIR, groups
+from megagpt.config.home import expand_home
 from megagpt.config.nearest import nearest
+from megagpt.config.regular import require_file
 from megagpt.config.renamed import translate
 from megagpt.config.schema import Config
 from megagpt.errors import ConfigError
@@ -49,6 +51,7 @@ def load(overrides: list[str]) -> Config:
             composed = compose("config", overrides=lines)
         _refuse_resolvers(OmegaConf.to_container(composed, resolve=False))
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        expand_home(values)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         key = getattr(error, "full_key", None) or "the configuration"
         raise ConfigError(f"{key}: cannot be composed: {str(error).splitlines()[0]}") from error
@@ -100,7 +103,7 @@ def save(config: Config, path: str | Path) -> None:
 def read(path: str | Path) -> Config:
     """Reads a file written by `save`, by older versions too. Raises ConfigError that names a file that is none."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(require_file(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not a readable configuration: {error}") from error
     try:
@@ -120,6 +123,8 @@ def raise_all(problems: list[str]) -> None:
 
 def _normalize(text: str) -> str:
     """One override as Hydra takes it: groups and their options checked, keys allowed whether or not YAML has them."""
+    if _types().get(text.partition("=")[0].lstrip("+")) in grammar.TEXT:
+        text = grammar.quote_text(text)
     override = grammar.parse(text)
     key, options = override.key_or_group, groups()
     if not key:
@@ -149,6 +154,11 @@ def _refuse_resolvers(value: Any, path: str = "") -> None:
         _refuse_resolvers(child, f"{path}.{key}" if path else str(key))
     if isinstance(value, str) and "${" in _REFERENCE.sub("", value).replace("\\${", ""):
         raise ConfigError(f"{path}: {value!r} is refused: ${{...}} may only refer to another key, as in ${{run_name}}")
+
+
+@cache
+def _types() -> dict[str, Any]:
+    return fields()
 
 
 @cache

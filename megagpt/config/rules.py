@@ -8,11 +8,13 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from megagpt.config.alignment_rules import ALIGNMENT_RULES
 from megagpt.config.bounds import out_of_range
 from megagpt.config.embedding_rules import EMBEDDING_RULES
-from megagpt.config.fields import multiple
+from megagpt.config.explain import fields
+from megagpt.config.fields import get, multiple
 from megagpt.config.layout_rules import (
     LAYOUT_RULES,
     attention_pattern,
@@ -22,6 +24,7 @@ from megagpt.config.layout_rules import (
 )
 from megagpt.config.load import raise_all
 from megagpt.config.schema import Config
+from megagpt.config.task_rules import TASK_RULES
 
 
 def check(config: Config, world_size: int) -> None:
@@ -45,6 +48,16 @@ def run_name(config: Config, world_size: int) -> Iterator[str]:
             f"run_name ({config.run_name!r}) names a folder inside runs_dir ({config.runs_dir!r}): use letters, digits,"
             " '_', '-' and '.'; to write elsewhere set runs_dir"
         )
+
+
+def no_text_is_empty(config: Config, world_size: int) -> Iterator[str]:
+    """A name that is left empty, as by an unset variable of a shell, is not the same as none."""
+    for name, kind in fields().items():
+        value = get(config, name)
+        if kind == str | None and value is not None and not value.strip():
+            yield f"{name} ({value!r}) is empty: give a path or name, or {name}=null for none"
+        elif name == "runs_dir" and not value.strip():
+            yield f"{name} ({value!r}) is empty: give a folder, or {name}=. for this one"
 
 
 def fused_optimizer(config: Config, world_size: int) -> Iterator[str]:
@@ -204,19 +217,45 @@ def data_is_named(config: Config, world_size: int) -> Iterator[str]:
             )
 
 
+def nothing_is_listed_twice(config: Config, world_size: int) -> Iterator[str]:
+    """A file that is there twice is learnt twice, whatever the weights."""
+    data = config.data
+    lists = {f"data.{name}": getattr(data, name) for name in ("conversations", "rankings", "pairs")}
+    lists["data.corpora"] = tuple(corpus.path for corpus in data.corpora)
+    for field, listed in lists.items():
+        paths = [Path(path).absolute() for path in listed]
+        for number, path in enumerate(listed):
+            if (first := paths.index(paths[number])) < number:
+                name = f"{field}[{number}]" + (".path" if field == "data.corpora" else "")
+                sum_of = ", with the sum of the weights" if field == "data.corpora" else ""
+                yield (
+                    f"{name} ({path!r}) is that of {field}[{first}] too, and each sample would be learnt twice: list it"
+                    f" once{sum_of}"
+                )
+
+
 def split_is_whole(config: Config, world_size: int) -> Iterator[str]:
     """Training, validation and test documents are all documents."""
     split = config.data.split
     if min(split) < 0 or not split[0] or not math.isclose(sum(split), 1, abs_tol=1e-6):
         yield (
             f"data.split ({', '.join(map(str, split))}) must be shares of training, validation and test documents, the"
-            f" first above 0 and none negative, that sum to 1; the sum is {sum(split):g}"
+            f" first above 0 and none negative, that sum to 1; the sum is {sum(split):g}{_divided(split)}"
         )
+
+
+def _divided(split: tuple[float, ...]) -> str:
+    """Advice for shares that were given in percent, or in parts of another whole."""
+    total = sum(split)
+    if min(split) < 0 or not split[0] or total < 2:
+        return ""
+    return f": divide them by it, data.split=[{','.join(f'{share / total:.6g}' for share in split)}]"
 
 
 RULES = (
     ranges,
     run_name,
+    no_text_is_empty,
     heads_divide_hidden_size,
     query_groups_divide_heads,
     rope_pairs_dimensions,
@@ -234,7 +273,9 @@ RULES = (
     edits_are_for_conversations,
     rewards_are_of_responses,
     data_is_named,
+    nothing_is_listed_twice,
     split_is_whole,
     *ALIGNMENT_RULES,
     *EMBEDDING_RULES,
+    *TASK_RULES,
 )

@@ -20,6 +20,7 @@ from megagpt.config.bounds import (
     Seed,
 )
 from megagpt.config.embedding import EmbedConfig
+from megagpt.config.tasks import TasksConfig
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,8 @@ class StageConfig:
     their mean is validation_reward. InstructGPT chose its models by it (checkpoint.best_metric)."""
     reward_prompts: PositiveInt = 64
     """Prompts for stage.reward_model; each response has at most sample_tokens tokens."""
+    tasks: TasksConfig = field(default_factory=TasksConfig)
+    """Tasks in context that the model is asked while it trains."""
     sample_prompts: tuple[str, ...] = ()
     """Prompts continued at the end of the run, shown in the log and the report."""
     sample_tokens: PositiveInt = 64
@@ -272,7 +275,7 @@ class Config:
     """A complete run."""
 
     # How load.py's validator treats this class and every class inside it.
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False, "coerce_numbers_to_str": True}  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
 
     run_name: str = "run"
     """Name of the run; its folder is runs_dir/run_name."""

@@ -15,7 +15,9 @@ from tests.checkpoint.steps import failing_fsync, steps_in
 
 
 def save(checkpointer, step, best=False):
-    checkpointer.save(step, [Shard.whole("model/x", torch.full((4,), float(step)))], {}, {"step": step}, {}, best)
+    checkpointer.save(step, [Shard.whole("model/x", torch.full((4,), float(step)))], {}, {"step": step}, {})
+    if best:
+        checkpointer.name_best(step)
 
 
 def fill(directory, *steps, best=(), **config):

@@ -136,18 +136,23 @@ def test_a_wrong_latest_is_told_and_the_newest_is_used(run, content, caplog):
         find_newest(run)
 
 
-def test_links_are_not_followed(run, tmp_path, caplog):
+def test_a_checkpoint_on_another_disk_is_read_by_its_link(run, tmp_path, caplog):
+    (run / NEW).rename(tmp_path / "real")
+    (run / NEW).symlink_to(tmp_path / "real")
+    with Checkpointer(run, CheckpointConfig()) as checkpointer:
+        assert checkpointer.find_newest() == run / NEW
+    assert (run / NEW).is_symlink() and not caplog.text
+    (tmp_path / "real").rename(tmp_path / "gone")
+    assert find_newest(run) == run / OLD
+    assert f"{run / NEW} is a link to {tmp_path}/real, where no folder is" in caplog.text
+
+
+def test_links_inside_are_not_followed(run, tmp_path, caplog):
     (run / "latest").unlink()
     (run / "latest").symlink_to(run / OLD / "state.json")
     assert find_newest(run) == run / NEW and "symbolic link" in caplog.text
     shutil.copytree(run / NEW, run / "real")
     shutil.rmtree(run / NEW)
-    (run / NEW).symlink_to(run / "real")
-    with pytest.raises(CheckpointError, match="not a folder"):
-        load(run / NEW, [])
-    with Checkpointer(run, CheckpointConfig()) as checkpointer, pytest.raises(CheckpointError, match="not a folder"):
-        checkpointer.load(run / NEW, [])
-    (run / NEW).unlink()
     shutil.copytree(run / "real", run / NEW)
     for file in FILES:
         (run / NEW / file).unlink()

@@ -171,6 +171,24 @@ BROKEN = [
         ["parallel=zero3", "parallel.offload_parameters=nvme"],
         ["parallel.offload_parameters (nvme)", "parallel.offload_path", "null"],
     ),
+    (
+        "overlap",
+        1,
+        ["parallel.overlap_param_gather=true", "parallel.zero_stage=0"],
+        ["parallel.overlap_param_gather (true)", "parallel.zero_stage=1", "they are megatron and 0"],
+    ),
+    (
+        "overlap",
+        1,
+        ["parallel.overlap_param_gather=true", "parallel.overlap_grad_reduce=false"],
+        ["parallel.overlap_param_gather (true)", "needs parallel.overlap_grad_reduce", "set it to true"],
+    ),
+    (
+        "overlap",
+        1,
+        ["parallel.overlap_param_gather=true", "kernels.fuse_output_projection=true"],
+        ["parallel.overlap_param_gather (true)", "kernels.fuse_output_projection (true)", "overlap_param_gather=false"],
+    ),
     ("batch_ramp", 1, ["optim.ramp_start=8"], ["optim.ramp_start (8)", "optim.ramp_tokens (0)", "ramp_start=null"]),
     ("batch_ramp", 1, ["optim.ramp_tokens=8"], ["optim.ramp_start (null)", "optim.ramp_tokens (8)"]),
     (
@@ -190,6 +208,19 @@ BROKEN = [
         1,
         ["checkpoint.keep_every=150", "checkpoint.interval=100"],
         ["checkpoint.keep_every (150)", "checkpoint.interval (100)", "100 or 200"],
+    ),
+    ("no_text_is_empty", 1, ["checkpoint.load=''"], ["checkpoint.load ('')", "checkpoint.load=null"]),
+    (
+        "nothing_is_listed_twice",
+        1,
+        ["data.corpora=[{path: a}, {path: b}, {path: ./a}]"],
+        ["data.corpora[2].path ('./a')", "data.corpora[0]", "sum of the weights"],
+    ),
+    (
+        "split_is_whole",
+        1,
+        ["data.split=[98, 1, 1]"],
+        ["data.split (98.0, 1.0, 1.0)", "data.split=[0.98,0.01,0.01]"],
     ),
     (
         "best_is_measured",
@@ -240,6 +271,12 @@ BROKEN = [
         1,
         ["stage.held_out_edits=a.jsonl"],
         ["stage.held_out_edits (a.jsonl)", "stage.name is pretrain"],
+    ),
+    (
+        "nothing_is_listed_twice",
+        1,
+        ["stage=sft", "data.conversations=[a.jsonl, b.jsonl, a.jsonl]"],
+        ["data.conversations[2] ('a.jsonl')", "data.conversations[0]", "learnt twice"],
     ),
     ("data_is_named", 1, ["stage=sft"], ["data.conversations", "stage.name is sft", ".jsonl"]),
     ("data_is_named", 1, ["data.tokenizer=''"], ["data.tokenizer", "`megagpt data tokenizer`", "make train"]),
@@ -331,12 +368,7 @@ BROKEN = [
         [*PPO, "parallel=tensor", "ppo.scoring_model={name: small, num_attention_heads: 3}"],
         ["ppo calls critic (small)", "model.num_attention_heads (3)", "parallel.tensor_parallel_size (2)"],
     ),
-    (
-        "layouts_of_ppo",
-        1,
-        [*PPO, "ppo.critic_parallel={micro_batch_size: 0}"],
-        ["ppo.critic_parallel.micro_batch_size (0)"],
-    ),
+    ("layouts_of_ppo", 1, [*PPO, "ppo.critic_parallel={micro_batch_size: 0}"], ["parallel.micro_batch_size (0)"]),
     (
         "layouts_of_ppo",
         1,
@@ -346,4 +378,19 @@ BROKEN = [
     ("split_is_whole", 1, ["data.split=[0.9,0.2,0.1]"], ["data.split (0.9, 0.2, 0.1)", "1.2"]),
     ("split_is_whole", 1, ["data.split=[1.5,-0.5,0]"], ["data.split (1.5, -0.5, 0.0)"]),
     ("split_is_whole", 1, ["data.split=[0,1,0]"], ["data.split (0.0, 1.0, 0.0)"]),
+    (
+        "tasks_are_asked_of_text_models",
+        1,
+        [*EMBED, "stage.tasks.names=[lambada,piqa]"],
+        ["stage.tasks.names (lambada, piqa)", "stage.name is embed", "stage.tasks.names=[]"],
+    ),
+    ("tasks_are_asked_of_text_models", 1, [*PPO, "stage.tasks.names=[lambada]"], ["stage.name is ppo"]),
+    ("shots_are_different", 1, ["stage.tasks.shots=[0,8,8]"], ["stage.tasks.shots (0, 8, 8)", "[0,8]"]),
+    ("shots_are_different", 1, ["stage.tasks.shots=[-1]"], ["stage.tasks.shots (-1)"]),
+    (
+        "tasks_have_whole_parameters",
+        2,
+        ["stage.tasks.names=[lambada]", "parallel.engine=deepspeed", "parallel.zero_stage=3"],
+        ["stage.tasks.names (lambada)", "parallel.zero_stage (3)", "zero_stage to 1 or 2"],
+    ),
 ]

@@ -64,6 +64,55 @@ def test_keys_may_refer_to_keys():
 
 
 @pytest.mark.parametrize(
+    "typed",
+    ["2.10", "2024_11", "1e-4", "007", "0x1f", "true", "on", "a b", "ü", "x=1,y=2", "it's", "a\\b", "a\\", "(a)"],
+)
+def test_text_stays_as_it_was_typed(typed):
+    config = load([f"run_name={typed}", f"data.tokenizer=/{typed}", f"+checkpoint.load={typed}"])
+    assert (config.run_name, config.data.tokenizer, config.checkpoint.load) == (typed, f"/{typed}", typed)
+
+
+def test_text_in_quotes_and_null_are_what_they_were():
+    assert load(["run_name='2.10'"]).run_name == load(['run_name="2.10"']).run_name == "2.10"
+    assert load(["checkpoint.load=null"]).checkpoint.load is None
+
+
+def test_a_number_in_a_list_of_text_is_refused():
+    for override, key in (
+        ("data.conversations=[a,2024_11]", "data.conversations[1]"),
+        ("data.corpora=[{path:2024_11}]", "data.corpora[0].path"),
+    ):
+        (line,) = problems(load, [override])
+        assert line.startswith(f"{key}: expected text, got 202411") and "quotes" in line
+    assert load(["data.conversations=[a,'2024_11']"]).data.conversations == ("a", "2024_11")
+
+
+def test_signs_in_a_list_need_quotes_and_the_message_says_so():
+    (line,) = problems(load, ["data.conversations=[/day=1/a.jsonl]"])
+    assert "in quotes" in line
+    assert load(["data.conversations=['/day=1/a, b.jsonl']"]).data.conversations == ("/day=1/a, b.jsonl",)
+
+
+def test_the_home_folder_may_be_a_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    overrides = [
+        "data.tokenizer=~/t.json",
+        "data.corpora=[{path:'~/web'},{path:/a}]",
+        "data.conversations=['~/c.jsonl']",
+    ]
+    config = load([*overrides, "checkpoint.load=~/runs/a", "stage.sample_prompts=['~/ is home']"])
+    assert config.data.tokenizer == f"{tmp_path}/t.json"
+    assert [corpus.path for corpus in config.data.corpora] == [f"{tmp_path}/web", "/a"]
+    assert config.data.conversations == (f"{tmp_path}/c.jsonl",)
+    assert (config.checkpoint.load, config.stage.sample_prompts) == (f"{tmp_path}/runs/a", ("~/ is home",))
+
+
+def test_a_key_of_any_length_is_refused_in_few_words():
+    (line,) = problems(load, ["a." * 3000 + "=1"])
+    assert "cannot be read as an override" in line and len(line) < 500
+
+
+@pytest.mark.parametrize(
     ("override", "meant"),
     [
         ("optim.lrr=1", "optim.lr"),

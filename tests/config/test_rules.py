@@ -11,7 +11,7 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from megagpt.config import alignment_rules, embedding_rules, layout_rules, rules
+from megagpt.config import alignment_rules, embedding_rules, layout_rules, rules, task_rules
 from megagpt.config.bounds import BELOW_ONE, FRACTION, NON_NEGATIVE, POSITIVE, ranges_of
 from megagpt.config.explain import fields
 from megagpt.config.load import from_dict, groups, load, to_dict
@@ -56,7 +56,7 @@ def test_a_broken_rule_names_the_fields_and_the_fix(rule, world_size, overrides,
 def test_every_rule_is_broken_by_an_example():
     known = {
         name
-        for home in (rules, layout_rules, alignment_rules, embedding_rules)
+        for home in (rules, layout_rules, alignment_rules, embedding_rules, task_rules)
         for name, value in vars(home).items()
         if inspect.isfunction(value) and list(inspect.signature(value).parameters) == ["config", "world_size"]
     } - {"check", "data_parallel_size"}
@@ -126,6 +126,8 @@ def test_all_violations_are_listed():
         (1, ["optim.warmup_tokens=0", "checkpoint.keep_every=0", "checkpoint.interval=0"]),
         (1, ["checkpoint.keep_every=5", "checkpoint.interval=0"]),
         (1, [*EMBED, "embed.max_tokens=256", "embed.dimensions=[16,255]", "reliability.spike_threshold=0"]),
+        (2, ["stage.tasks.names=[lambada]", "stage.tasks.shots=[0,8]", "parallel=tensor"]),
+        (2, ["parallel.engine=deepspeed", "parallel.zero_stage=3"]),
         (1, [*EMBED, "embed.temperature=0.005", "embed.learn_temperature=false"]),
     ],
 )

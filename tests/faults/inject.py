@@ -20,6 +20,7 @@ from megagpt import env
 from megagpt.__main__ import main
 from megagpt.checkpoint import Checkpointer
 from megagpt.data.loader import PretrainLoader
+from megagpt.errors import DataError
 from megagpt.log import run_tool
 from megagpt.parallel.megatron import MegatronEngine
 from megagpt.stages import base
@@ -48,6 +49,10 @@ def fail() -> None:
     raise ValueError("injected")
 
 
+def find_broken_data() -> None:
+    raise DataError("injected.jsonl:7: broken")
+
+
 def talk_alone() -> None:
     dist.all_reduce(torch.ones(3))
 
@@ -65,6 +70,8 @@ FAULTS = {
     "kill": ((MegatronEngine, "train_step"), send(signal.SIGKILL)),
     "stop": ((MegatronEngine, "train_step"), send(signal.SIGSTOP)),
     "exception": ((MegatronEngine, "train_step"), fail),
+    "data": ((MegatronEngine, "train_step"), find_broken_data),
+    "groups": ((dist, "destroy_process_group"), sleep),
     "memory": ((MegatronEngine, "train_step"), run_out_of_memory),
     "mismatch": ((MegatronEngine, "train_step"), talk_alone),
     "load": ((PretrainLoader, "_train_batch"), sleep),

@@ -80,7 +80,7 @@ def test_f09_f35_full_disks(overrides, tmp_path):
         ((now, later, last, said),) = run_distributed(_full_disks, 1, settings)
         for message, step, left in (now, later):
             assert "no space left on the disk (ENOSPC" in message
-            assert step in (4, 5)  # that of step 4 is the save that fails
+            assert 4 <= step <= 6  # the save of step 4 fails; one in the background is waited for by the next
             assert left == [".run_lock.json", "latest", "step_00000002"]
         assert now[1] == 4
         for name in ("now", "later"):

@@ -30,7 +30,7 @@ def _engine(name: str) -> list[str]:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "steps", "kills_wanted"), [("megatron", 600, 10), ("deepspeed", 150, 3)])
+@pytest.mark.parametrize(("engine", "steps", "kills_wanted"), [("megatron", 250, 5), ("deepspeed", 100, 2)])
 def test_kill_9_again_and_again(engine, steps, kills_wanted, overrides, tmp_path):
     """Ranks killed at random moments and restarted by torchrun end with the parameters of a run never killed."""
     settings = ["parallel=data", "checkpoint.interval=5", *_engine(engine)]

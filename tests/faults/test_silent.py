@@ -3,17 +3,18 @@
 import itertools
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from dist import run_distributed
 
-from megagpt.config.schema import ReliabilityConfig
+from megagpt.config.schema import ParallelConfig, ReliabilityConfig
 from megagpt.errors import ReplicasDiverged, TrainingDiverged
 from megagpt.parallel.replicas import fingerprint, odd_ranks
 from megagpt.train.spikes import SpikeGuard, next_sample
 from megagpt.train.state import TrainState
-from megagpt.train.stragglers import slow_ranks
+from megagpt.train.stragglers import Stragglers, slow_ranks
 from tests.faults import job
 
 NORM, MATRIX = "decoder.final_layernorm.weight", "decoder.layers.0.mlp.linear_fc2.weight"
@@ -25,8 +26,10 @@ def _flipping(engine, name: str, rank: int):
 
     def flip(*arguments):
         result = train_step(*arguments)
-        if next(calls) == 3 and engine.dims.rank == rank:
-            (shard,) = (shard for shard in engine.shards(for_saving=False) if shard.name == name)
+        if next(calls) != 3:
+            return result
+        (shard,) = (shard for shard in engine.shards(for_saving=False) if shard.name == name)  # collective
+        if engine.dims.rank == rank:
             bits = shard.data.view(-1)[:1].view(torch.uint8)[:1]
             bits ^= 1
         return result
@@ -210,3 +213,25 @@ def test_slow_ranks_are_found_within_their_stage():
     assert slow_ranks([1.0, 1.6, 5.0, 5.1], 2, 1.5) == {1: 1.6}
     assert slow_ranks([2.0, 2.1, 2.0, 9.0, 2.0, 2.0], 6, 1.5) == {3: 4.5}
     assert slow_ranks([0.0, 0.0], 2, 1.5) == {}
+
+
+def _timed_passes() -> dict[str, int]:
+    """How many events of a GPU a pass of a model in training, and one that generates a token, would record."""
+    from megagpt.parallel.dims import ParallelDims
+
+    made: list[None] = []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        event = SimpleNamespace(record=lambda: None)
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: made.append(None) or event)
+        model, found = torch.nn.Linear(2, 2), {}
+        Stragglers(ReliabilityConfig(), ParallelDims.of(ParallelConfig(), 0, 1), [model])
+        for name, training in (("training", True), ("generation", False)):
+            made.clear()
+            model.train(training)(torch.ones(1, 2))
+            found[name] = len(made)
+    return found
+
+
+def test_a_generated_token_is_not_timed():
+    assert run_distributed(_timed_passes, 1) == [{"training": 2, "generation": 0}]

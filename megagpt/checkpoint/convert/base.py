@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
@@ -42,6 +42,8 @@ class Source(Protocol):
     """The tokenizer.json that goes with it."""
     embed: EmbedConfig | None
     """How texts become vectors, where the format says so of a model with an embedding head."""
+    extras: Mapping[str, Any]
+    """What transformers' folder says of the tokenizer and of generation, which megagpt keeps for the way back."""
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor `name`, contiguous, on the CPU. Raises CheckpointError."""

@@ -1,8 +1,10 @@
 """The common part of the formats of parallel trainers: parameters, how ranks cut them, and sources that read lazily."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,26 @@ from tqdm import tqdm
 from megagpt.checkpoint.convert import zips
 from megagpt.checkpoint.convert.base import Source, TensorInfo
 from megagpt.checkpoint.files import parse_json, read_bytes, write_text
+from megagpt.checkpoint.format import MAX_ELEMENTS
+from megagpt.config.bounds import out_of_range
 from megagpt.config.embedding import EmbedConfig
+from megagpt.config.layout_rules import (
+    attention_pattern,
+    heads_divide_hidden_size,
+    query_groups_divide_heads,
+    rope_pairs_dimensions,
+)
 from megagpt.config.load import from_dict
-from megagpt.config.schema import ModelConfig
+from megagpt.config.schema import Config, ModelConfig
 from megagpt.errors import CheckpointError, ConfigError
 
 COMPANION = "megagpt.json"
 """File that we put into folders whose format does not say the model's shape."""
 COMPANION_LIMIT = 1 << 20
 NAMES_SHOWN = 10
+LAYERS_LIMIT = 4096
+"""Most layers of a model that is read; GPT-3 has 96."""
+MODEL_RULES = (heads_divide_hidden_size, query_groups_divide_heads, rope_pairs_dimensions, attention_pattern)
 COLUMN_PARALLEL = ("linear_qkv", "linear_fc1")
 ROW_PARALLEL = ("linear_proj", "linear_fc2")
 VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
@@ -38,10 +51,24 @@ class LazySource:
     readers: Mapping[str, Callable[[], torch.Tensor]]
     tokenizer: Path | None = None
     embed: EmbedConfig | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor `name`, contiguous, on the CPU. Raises CheckpointError."""
         return self.readers[name]().contiguous()
+
+
+def checked_model(model: ModelConfig, where: Path) -> ModelConfig:
+    """The model, if it can be built at all: a file's word is all that it is. Raises CheckpointError."""
+    config = Config(model=model)
+    flaws = list(out_of_range(config)) or [flaw for rule in MODEL_RULES for flaw in rule(config, 1)]
+    if not flaws and model.num_layers > LAYERS_LIMIT:
+        flaws = [f"model.num_layers ({model.num_layers:,}) is above {LAYERS_LIMIT:,}"]
+    if not flaws and (size := sum(map(prod, parameters(model).values()))) > MAX_ELEMENTS:
+        flaws = [f"it has {size:,} parameters"]
+    if flaws:
+        raise CheckpointError(f"{where} describes no model that can be built: {'; '.join(flaws)}")
+    return model
 
 
 def parameters(model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -108,7 +135,7 @@ def join(name: str, shards: Iterable[torch.Tensor], ranks: int, model: ModelConf
             length = model.padded_vocab_size if name in VOCABULARY else shard.shape[axis] * ranks
             if ranks == 1 and length == shard.shape[axis]:
                 return shard
-            whole = shard.new_zeros(*shard.shape[:axis], length, *shard.shape[axis + 1 :])
+            whole = shard.new_zeros((*shard.shape[:axis], length, *shard.shape[axis + 1 :]))
         size = shard.shape[axis] // parts
         for part in range(parts):
             start = (part * ranks + rank) * size
@@ -131,6 +158,13 @@ def check_parameters(where: Path, found: Mapping[str, tuple[int, ...]], model: M
     raise_problems(where, problems)
 
 
+def inner_folder(folder: Path) -> Path:
+    """A folder that a checkpoint names within itself. Raises CheckpointError for a link, which may lead anywhere."""
+    if folder.is_symlink():
+        raise CheckpointError(f"{folder} is a symbolic link: give what it points to, or copy it there")
+    return folder
+
+
 def raise_problems(where: Path, problems: Sequence[str]) -> None:
     """Raises one CheckpointError that names the first problems; does nothing when there is none."""
     if problems:
@@ -147,11 +181,11 @@ def find_model(folders: Iterable[Path], like: ModelConfig | None) -> ModelConfig
     """The model that a megagpt.json in one of the folders describes, or else `like`. Raises CheckpointError."""
     for folder in folders:
         path = folder / COMPANION
-        if path.exists():
+        if os.path.lexists(path):
             values = parse_json(read_bytes(path, COMPANION_LIMIT), path)
             try:
-                return from_dict({"model": values["model"]}).model
-            except (ConfigError, KeyError, TypeError) as error:
+                return checked_model(from_dict({"model": values["model"]}).model, path)
+            except (ConfigError, KeyError, RecursionError, TypeError) as error:
                 raise CheckpointError(f"{path} does not describe a model: {error}") from None
     return like
 

@@ -1,8 +1,10 @@
 """From one format to another: what a path holds, the conversion, its proof, and its publication by one rename."""
 
 import contextlib
+import os
 import secrets
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from megagpt.checkpoint.convert.base import Format, Source
 from megagpt.checkpoint.convert.verify import TOLERANCES, compared, largest_difference
 from megagpt.checkpoint.files import explain, sync_folder
 from megagpt.config.schema import ModelConfig
-from megagpt.errors import CheckpointError
+from megagpt.data.tokenizer import Tokenizer
+from megagpt.errors import CheckpointError, DataError
 from megagpt.log import progress
 
 FORMATS = {
@@ -36,6 +39,10 @@ FORMATS = {
 }
 """By name; a path is what the first says that recognises it."""
 
+WITH_TOKENIZER = (native.NAME, hugging_face.NAME, sentence_transformers.NAME)
+"""Formats that a tokenizer goes along to."""
+SENTENCEPIECE = "tokenizer.model"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -45,17 +52,36 @@ class Result:
     dropped: tuple[str, ...]
     """Kinds of tensors that the target's format has no place for."""
     difference: float | None
-    """Largest difference of logits, or of vectors; None when the proof was not asked for."""
+    """Largest difference of logits in units of their spread, or of vectors; None when the proof was not asked for."""
 
 
-def detect(path: Path) -> Format:
-    """The format of what is at `path`. Raises CheckpointError when it is none."""
-    if not path.is_dir():
-        raise CheckpointError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
-    for found in FORMATS.values():
-        if found.detect(path):
-            return found
-    raise CheckpointError(f"{path} holds no checkpoint of a known format: {', '.join(FORMATS)}")
+def detect(path: Path, formats: Sequence[Format]) -> Format | None:
+    """The first of the formats that recognises what is at `path`; None when none does. Raises CheckpointError."""
+    with _named_errors(path):
+        if not path.is_dir():
+            raise CheckpointError(f"{path} is not a folder" if os.path.lexists(path) else f"{path} does not exist")
+        return next((form for form in formats if form.detect(path)), None)
+
+
+def opened(form: Format, path: Path, like: ModelConfig | None) -> Source:
+    """The checkpoint, opened as one of a format. Raises CheckpointError, whatever is wrong with its files."""
+    with _named_errors(path):
+        source = form.open_source(path, like)
+    for name, info in source.tensors.items():
+        if name.startswith("model/") and not info.dtype.is_floating_point:
+            raise CheckpointError(f"{path}: {name} is {info.dtype}, not a floating-point type")
+    return source
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """What the system says of a folder or a name, and a checkpoint that goes deeper than Python, as CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename or path}: {error.strerror}") from error
+    except RecursionError:
+        raise CheckpointError(f"{path} is refused: values in it are nested too deeply") from None
 
 
 def convert(
@@ -74,10 +100,15 @@ def convert(
     """
     if target.exists() or target.is_symlink():
         raise CheckpointError(f"{target} exists: give a new name, or remove it")
-    found, wanted = detect(path), FORMATS[to]
-    source = found.open_source(path, like)
+    found, wanted = detect(path, list(FORMATS.values())), FORMATS[to]
+    if found is None:
+        raise CheckpointError(f"{path} holds no checkpoint of a known format: {', '.join(FORMATS)}")
+    source = opened(found, path, like)
     _check_head(path, source.model.head, found, wanted)
+    if to in WITH_TOKENIZER:
+        _check_tokenizer(path, source)
     what = compared(source.model)
+    of = " of their spread" if what == "logits" else ""
     tolerance = TOLERANCES[what] if tolerance is None else tolerance
     carried = [name for name in source.tensors if name.startswith("model/") or wanted.carries_optimizer]
     dropped = tuple(sorted({name.split("/")[0] for name in source.tensors} - {name.split("/")[0] for name in carried}))
@@ -87,11 +118,11 @@ def convert(
         temporary.mkdir(parents=True)
         with progress(size, "B", f"{found.name} to {to}") as bar:
             wanted.write(source, temporary, bar)
-        difference = largest_difference(source, wanted.open_source(temporary, source.model)) if prove else None
+        difference = largest_difference(source, opened(wanted, temporary, source.model)) if prove else None
         if difference is not None and not difference <= tolerance:
             raise CheckpointError(
-                f"the {what} of {path} and of what was made of it differ by {difference:.3g}, more than {tolerance:g}: "
-                f"{target} was not written"
+                f"the {what} of {path} and of what was made of it differ by {difference:.3g}{of}, more than"
+                f" {tolerance:g}: {target} was not written"
             )
         sync_folder(temporary)
         temporary.rename(target)
@@ -102,6 +133,26 @@ def convert(
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(temporary)
     return Result(source, dropped, difference)
+
+
+def _check_tokenizer(path: Path, source: Source) -> None:
+    """Raises CheckpointError unless the tokenizer beside the weights is one that megagpt can use, or there is none."""
+    advice = "to convert the weights alone, move it out of the folder"
+    file = source.tokenizer
+    if file is None:
+        if os.path.lexists(path / SENTENCEPIECE):
+            raise CheckpointError(
+                f"{path / SENTENCEPIECE} is a SentencePiece tokenizer; megagpt's are byte-level BPE, in a"
+                f" tokenizer.json. {advice.capitalize()}"
+            )
+        return
+    try:
+        tokenizer = Tokenizer.load(file)
+        size = len(tokenizer.token_bytes)
+    except DataError as error:
+        raise CheckpointError(f"{error}. {advice.capitalize()}") from None
+    if size > source.model.vocab_size:
+        raise CheckpointError(f"{file} has {size:,} tokens, the model {source.model.vocab_size:,}: {advice}")
 
 
 def _check_head(path: Path, head: str, found: Format, wanted: Format) -> None:

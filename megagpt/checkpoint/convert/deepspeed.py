@@ -6,9 +6,11 @@ a megagpt.json beside them or from --like.
 """
 
 import argparse
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,20 +27,23 @@ from megagpt.checkpoint.convert.common import (
     companion,
     cut,
     find_model,
+    inner_folder,
     join,
     lazy,
     parameters,
     raise_problems,
 )
-from megagpt.checkpoint.convert.pickles import StoredTensor, load
-from megagpt.checkpoint.files import read_bytes
+from megagpt.checkpoint.convert.pickles import load, sizes
+from megagpt.checkpoint.convert.stored import StoredTensor
+from megagpt.checkpoint.files import allocate, read_bytes, shown
 from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
 
 NAME = "deepspeed"
 LATEST = "latest"
-MODEL_FILE = re.compile(r"(?:zero_pp_rank_([0-9]+)_)?mp_rank_([0-9]+)_model_states\.pt")
-OPTIM_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_([0-9]+)_mp_rank_([0-9]+)_optim_states\.pt")
+MODEL_FILE = re.compile(r"(?:zero_pp_rank_([0-9]{1,6})_)?mp_rank_([0-9]{1,6})_model_states\.pt")
+OPTIM_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_([0-9]{1,6})_mp_rank_([0-9]{1,6})_optim_states\.pt")
+RANKS_LIMIT = 1 << 16
 STATE = {"optimizer/exp_avg": "exp_avg", "optimizer/exp_avg_sq": "exp_avg_sq", "optimizer/master": "fp32"}
 """Kinds of optimizer state, as megagpt and as DeepSpeed name them."""
 VERSION = "0.19.8"
@@ -62,12 +67,12 @@ class _Rank:
 def tag_folder(path: Path, latest: str) -> Path:
     """The folder that the file `latest` in `path` names, or `path` itself. Raises CheckpointError."""
     pointer = path / latest
-    if not pointer.is_file():
+    if not os.path.lexists(pointer):
         return path
     tag = read_bytes(pointer, limit=256).decode(errors="replace").strip()
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", tag):
         raise CheckpointError(f"{pointer} holds {tag!r}, which is not the name of a folder beside it")
-    return path / tag
+    return inner_folder(path / tag)
 
 
 def detect(path: Path) -> bool:
@@ -84,6 +89,8 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     models, optims = _files(folder, MODEL_FILE), _files(folder, OPTIM_FILE)
     ranks = max((tensor for _, tensor in optims), default=-1) + 1
     replicas = max((data for data, _ in optims), default=-1) + 1
+    if replicas * ranks > RANKS_LIMIT:
+        raise CheckpointError(f"{folder}: the ranks' files are numbered up to {replicas - 1} and {ranks - 1}")
     missing = [(d, t) for d in range(replicas) for t in range(ranks) if (d, t) not in optims or (0, t) not in models]
     if not optims or missing:
         raise CheckpointError(
@@ -93,13 +100,13 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     for tensor in range(ranks):
         try:
             state = load(models[0, tensor])
-            step = state["global_steps"]
+            step = state["global_steps"] if type(state["global_steps"]) is int else 0
             rank = _model_states(state)
             files = [optims[data, tensor] for data in range(replicas)]
             _collect(rank, [load(file)["optimizer_state_dict"] for file in files], files)
             found.append(rank)
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
-            what = f"{type(error).__name__} {error}"
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__} {error!s:.300}"
             raise CheckpointError(
                 f"{models[0, tensor]} or its optimizer files lack what DeepSpeed saves: {what}"
             ) from None
@@ -115,22 +122,37 @@ def _files(folder: Path, pattern: re.Pattern) -> dict[tuple[int, int], Path]:
 def _model_states(state: Mapping[str, Any]) -> _Rank:
     if state.get("frozen_param_shapes"):
         raise CheckpointError("a checkpoint with frozen parameters is not read; megagpt trains all")
-    shapes = {name: shape for group in state["param_shapes"] for name, shape in group.items()}
-    return _Rank(shapes, {name: state["module"][name] for name in shapes})
+    shapes = {str(name): sizes(shape) for group in state["param_shapes"] for name, shape in group.items()}
+    weights = {name: state["module"][name] for name in shapes}
+    if strange := [name for name, weight in weights.items() if not isinstance(weight, StoredTensor)]:
+        raise ValueError(f"{strange[0]} is no tensor")
+    return _Rank(shapes, weights)
 
 
 def _collect(rank: _Rank, states: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
     """Finds the ranges of a tensor-parallel rank's state in the files of its data-parallel ranks."""
     for data, (state, file) in enumerate(zip(states, files, strict=True)):
+        taken: list[tuple[int, int, str]] = []  # bytes of the file
         counts = state["partition_count"]
         if max(counts if isinstance(counts, list) else [counts]) != len(files):
-            raise CheckpointError(f"{file} is one of {counts} data-parallel ranks' files, but {len(files)} are here")
+            raise CheckpointError(
+                f"{file} is one of {shown(counts)} data-parallel ranks' files, but {len(files)} are here"
+            )
         ranges = _stage3 if "fp32_flat_groups" in state else _stage12
         for kind, name, fragment in ranges(rank, state, data, len(files)):
             tensor, first, count = fragment
+            if type(first) is not int or type(count) is not int or not tensor.is_contiguous:
+                raise ValueError(f"{kind} of {name} is no range of a flat tensor")
             if not 0 <= first <= first + count <= prod(tensor.shape):
                 raise CheckpointError(f"{file}: {kind} of {name} lies outside of the tensor that should hold it")
             rank.state[kind].setdefault(name, []).append(fragment)
+            if count:
+                size = tensor.dtype.itemsize
+                begin = tensor.start + first * size
+                taken.append((begin, begin + count * size, f"{kind} of {name}"))
+        for before, after in pairwise(sorted(taken)):
+            if before[1] > after[0]:
+                raise CheckpointError(f"{file}: {before[2]} and {after[2]} overlap: both claim the same numbers")
 
 
 def _stage12(rank: _Rank, state: Mapping[str, Any], *_: int) -> Iterator[tuple[str, str, Fragment]]:
@@ -194,7 +216,8 @@ class _Reader:
         if self.kind is None and prod(rank.weights[self.name].shape):
             return rank.weights[self.name].read()
         fragments = rank.state[self.kind or "fp32"][self.name]
-        flat = torch.empty(prod(rank.shapes[self.name]), dtype=fragments[0][0].dtype)
+        tensor = fragments[0][0]
+        flat = allocate((prod(rank.shapes[self.name]),), tensor.dtype, tensor.path)
         position = 0
         for tensor, first, count in fragments:
             tensor.read_flat(first, count, flat[position : position + count])
@@ -229,7 +252,7 @@ def _source(path: Path, folder: Path, model: ModelConfig, step: int, ranks: Sequ
             # In fp32 the weights are their own masters.
             if ranks[0].state[kind] and (kind != "fp32" or dtype != torch.float32):
                 add(name, kind, label, torch.float32)
-    return LazySource(path, NAME, model, step if isinstance(step, int) else 0, tensors, readers)
+    return LazySource(path, NAME, model, step, tensors, readers)
 
 
 def masters(source: Source) -> dict[str, str]:

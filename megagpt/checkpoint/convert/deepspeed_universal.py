@@ -3,6 +3,7 @@
 The weights in the precision of training stay in mp_rank_00_model_states.pt.
 """
 
+import os
 import re
 from dataclasses import dataclass, replace
 from math import prod
@@ -20,13 +21,15 @@ from megagpt.checkpoint.convert.common import (
     companion,
     cut,
     find_model,
+    inner_folder,
     join,
     lazy,
     parameters,
     raise_problems,
 )
 from megagpt.checkpoint.convert.deepspeed import STATE, VERSION, groups, masters, model_states, moments, tag_folder
-from megagpt.checkpoint.convert.pickles import StoredTensor, load
+from megagpt.checkpoint.convert.pickles import load
+from megagpt.checkpoint.convert.stored import StoredTensor
 from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
 
@@ -39,7 +42,7 @@ MODEL_FILE = re.compile(r"(?:zero_pp_rank_0_)?mp_rank_00_model_states\.pt")
 
 def detect(path: Path) -> bool:
     """Whether there is a folder `zero` with parameters, in `path` or in the folder that its latest_universal names."""
-    return path.is_dir() and any((tag_folder(path, LATEST) / FOLDER).glob("*/fp32.pt"))
+    return path.is_dir() and bool(_names(tag_folder(path, LATEST) / FOLDER))
 
 
 def open_source(path: Path, like: ModelConfig | None) -> Source:
@@ -48,9 +51,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     model = find_model([folder, path], like)
     if model is None:
         raise CheckpointError(f"{folder} does not say what model it holds: give --like a megagpt config or checkpoint")
-    names = [
-        file.parent.name for file in (folder / FOLDER).glob("*/fp32.pt") if FOLDER_NAME.fullmatch(file.parent.name)
-    ]
+    names = [inner_folder(folder / FOLDER / name).name for name in _names(inner_folder(folder / FOLDER))]
     held = {kind: _kind(folder, names, kind, model) for kind in STATE.values()}
     shapes = {name: tensor.shape for name, tensor in held["fp32"].items()}
     check_parameters(folder, shapes, model)
@@ -77,6 +78,12 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     return LazySource(path, NAME, model, step, tensors, readers)
 
 
+def _names(folder: Path) -> list[str]:
+    """The parameters that have a folder with an fp32 master in it."""
+    names = [child.name for child in folder.iterdir()] if folder.is_dir() else []
+    return [name for name in names if FOLDER_NAME.fullmatch(name) and os.path.lexists(folder / name / "fp32.pt")]
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Reads one tensor."""
@@ -95,7 +102,7 @@ def _kind(folder: Path, names: list[str], kind: str, model: ModelConfig) -> dict
     found, shapes = {}, parameters(model)
     for name in names:
         file = folder / FOLDER / name / f"{kind}.pt"
-        if file.exists():
+        if os.path.lexists(file):
             value = load(file)
             tensor = value.get("param") if isinstance(value, dict) else value
             if not isinstance(tensor, StoredTensor):
@@ -116,7 +123,7 @@ def _weights(folder: Path) -> tuple[dict[str, StoredTensor], int]:
                 raise CheckpointError(f"{file} holds no `module`, as DeepSpeed's checkpoints do")
             step = state.get("global_steps")
             weights = {name: value for name, value in state["module"].items() if isinstance(value, StoredTensor)}
-            return weights, step if isinstance(step, int) else 0
+            return weights, step if type(step) is int else 0
     return {}, 0
 
 

@@ -3,24 +3,29 @@ Qwen3ForCausalLM (Llama's shape with normalised queries and keys)."""
 
 import logging
 import math
-import shutil
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from megagpt.checkpoint.convert import hugging_face_config as about
+from megagpt.checkpoint.convert import hugging_face_extras as extras
 from megagpt.checkpoint.convert.base import Format, Source, TensorInfo
 from megagpt.checkpoint.convert.common import LazySource, parameters, raise_problems, write_json
 from megagpt.checkpoint.convert.folding import fold_qkv_bias, has_qkv_bias
-from megagpt.checkpoint.convert.safetensors_files import Stored, open_folder, write_shards
+from megagpt.checkpoint.convert.safetensors_files import Stored, equal, inside, open_folder, write_shards
+from megagpt.checkpoint.files import allocate
 from megagpt.config.schema import ModelConfig
 from megagpt.data.chat import CHAT_TEMPLATE, ROLE_TOKENS
 from megagpt.data.tokenizer import END_OF_TEXT, Tokenizer
+from megagpt.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -170,18 +175,33 @@ def _fused(name: str, shape: tuple[int, ...], model: ModelConfig) -> Part:
 
 def detect(path: Path) -> bool:
     """Whether there is a config.json of transformers."""
-    return (path / CONFIG).is_file() and not (path / "manifest.json").exists()
+    return os.path.lexists(path / CONFIG) and not (path / "manifest.json").exists()
 
 
-def open_source(path: Path, like: ModelConfig | None) -> Source:
-    """Opens a folder. Raises CheckpointError naming the setting that megagpt lacks, or the file and the tensor."""
-    architecture, model = about.read(path / CONFIG)
+def stored_tensors(path: Path) -> tuple[str, ModelConfig, dict[str, Any], dict[str, Stored]]:
+    """A folder's class, model, checked settings (see `about.read`) and tensors, by the names of the class with a head.
+
+    Raises CheckpointError naming the setting that megagpt lacks, or the file and the tensor.
+    """
+    architecture, model, settings = about.read(path / CONFIG)
     stored = {name: tensor for name, tensor in open_folder(path).items() if not name.endswith(IGNORED)}
     base, _, table = NAMES[architecture]["embedding.word_embeddings"].partition(".")
     if f"{table}.weight" in stored:  # saved without a head
         stored = {f"{base}.{name}": tensor for name, tensor in stored.items()}
-    if model.tie_embeddings:
-        stored.pop("lm_head.weight", None)
+    head, embedding = stored.get("lm_head.weight"), stored.get(f"{base}.{table}.weight")
+    if model.tie_embeddings and head is not None:
+        if embedding is not None and not equal(head, embedding):
+            raise CheckpointError(
+                f"{path / CONFIG} ties lm_head.weight to {embedding.name} (tie_word_embeddings), but they differ: set"
+                " tie_word_embeddings to false if both are meant, or remove lm_head.weight"
+            )
+        del stored["lm_head.weight"]
+    return architecture, model, settings, stored
+
+
+def open_source(path: Path, like: ModelConfig | None) -> Source:
+    """Opens a folder. Raises CheckpointError naming the setting that megagpt lacks, or the file and the tensor."""
+    architecture, model, _, stored = stored_tensors(path)
     wanted = {name: parts(architecture, name, shape, model) for name, shape in parameters(model).items()}
     theirs = {part.name: part for group in wanted.values() for part in group}
     given = {name for name in theirs if name in stored}
@@ -192,6 +212,9 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
             problems.append(f"{name} has shape {list(stored[name].shape)}, not {list(theirs[name].shape)}")
         if not stored[name].dtype.is_floating_point:
             problems.append(f"{name} is {stored[name].dtype}, not a floating-point type")
+    for name, group in wanted.items():
+        if len(kinds := {str(stored[part.name].dtype) for part in group if part.name in given}) > 1:
+            problems.append(f"{name} would be made of tensors of {' and '.join(sorted(kinds))}")
     raise_problems(path, problems)
     dtype = next(iter(stored.values())).dtype
     tensors, readers = {}, {}
@@ -199,18 +222,19 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
         own = stored[group[0].name].dtype if group else dtype
         info = TensorInfo(parameters(model)[name], own)
         tensors[f"model/{name}"] = info
-        readers[f"model/{name}"] = _Reader(info, [(part, stored[part.name]) for part in group])
-    tokenizer = path / TOKENIZER
-    return LazySource(path, NAME, model, 0, tensors, readers, tokenizer if tokenizer.is_file() else None)
+        readers[f"model/{name}"] = _Reader(path, info, [(part, stored[part.name]) for part in group])
+    tokenizer = inside(path, TOKENIZER) if os.path.lexists(path / TOKENIZER) else None
+    return LazySource(path, NAME, model, 0, tensors, readers, tokenizer, extras=extras.read(path))
 
 
 @dataclass(frozen=True)
 class _Reader:
+    folder: Path
     info: TensorInfo
     parts: list[tuple[Part, Stored]]
 
     def __call__(self) -> Tensor:
-        ours = torch.zeros(self.info.shape, dtype=self.info.dtype)
+        ours = allocate(self.info.shape, self.info.dtype, self.folder).zero_()
         for part, stored in self.parts:
             part.put(ours, stored.read())
         return ours
@@ -226,7 +250,9 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
     """
     tokenizer = Tokenizer.load(source.tokenizer) if source.tokenizer else None
     if tokenizer:
-        shutil.copyfile(source.tokenizer, folder / TOKENIZER)
+        tokenizer.save(folder / TOKENIZER)
+    kept = extras.fitting(source.extras, tokenizer)
+    if tokenizer and extras.TOKENIZER_CONFIG not in kept:
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
@@ -234,12 +260,22 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
         }
         if tokenizer.special_ids.keys() >= set(ROLE_TOKENS.values()):
             settings["chat_template"] = CHAT_TEMPLATE
-        write_json(folder / "tokenizer_config.json", settings)
-    write_model(source, folder, bar, tokenizer.end_of_text_id if tokenizer else None)
+        write_json(folder / extras.TOKENIZER_CONFIG, settings)
+    write_model(source, folder, bar, tokenizer.end_of_text_id if tokenizer else None, kept=kept)
+    extras.write(kept, folder)
 
 
-def write_model(source: Source, folder: Path, bar: tqdm, end_of_text: int | None, base: bool = False) -> None:
+def write_model(
+    source: Source,
+    folder: Path,
+    bar: tqdm,
+    end_of_text: int | None,
+    base: bool = False,
+    kept: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Writes weights in shards, config.json and, unless it is a `base` class without a head, generation_config.json.
+
+    kept: what the folder that the model came from said, see `hugging_face_extras`.
 
     A base class is to compute in float32, whatever the weights' dtype: vectors are compared more finely than logits.
     Raises CheckpointError naming the setting that none of the architectures has.
@@ -255,17 +291,18 @@ def write_model(source: Source, folder: Path, bar: tqdm, end_of_text: int | None
     first = next(name for name in source.tensors if name.startswith("model/"))
     dtype = str(source.tensors[first].dtype).removeprefix("torch.")
     files = about.files(architecture, source.model, dtype, end_of_text)
-    outputs = list(_outputs(source, architecture, bar))
+    files["config.json"] |= kept.get(CONFIG, {})
+    outputs = list(outputs_of(source, architecture, bar))
     if base:
         del files["generation_config.json"]
         files["config.json"] |= {"architectures": [BASES[architecture]], "dtype": "float32"}
         outputs = [(name.partition(".")[2], info, read) for name, info, read in outputs]
-    for name, values in files.items():
+    for name, values in ((name, values) for name, values in files.items() if name == CONFIG or name not in kept):
         write_json(folder / name, values)
     write_shards(folder, outputs)
 
 
-def _outputs(source: Source, architecture: str, bar: tqdm) -> Iterator[tuple[str, TensorInfo, Callable[[], Tensor]]]:
+def outputs_of(source: Source, architecture: str, bar: tqdm) -> Iterator[tuple[str, TensorInfo, Callable[[], Tensor]]]:
     """Name, shape and reader of every tensor to be written, to be read in this order."""
     gpt = source.model.normalization == "layernorm"  # these classes have all biases: those that we lack are zero
     weights = source.tensors["model/embedding.word_embeddings.weight"]

@@ -1,10 +1,16 @@
 """Converts a model's settings to and from transformers' config.json."""
 
-from collections.abc import Mapping
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megagpt.checkpoint.files import parse_json, read_bytes
+from megagpt.checkpoint.convert.common import LAYERS_LIMIT, checked_model
+from megagpt.checkpoint.convert.safetensors_files import inside
+from megagpt.checkpoint.files import parse_json, read_bytes, shown
 from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
 
@@ -12,6 +18,26 @@ CONFIG_LIMIT = 1 << 20
 KINDS = {"global": "dense", "local": "banded"}
 GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 """transformers' names of GELU's tanh approximation."""
+CLASSES = {
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_neo": "GPTNeoForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+"""transformers' classes, by `model_type`."""
+ROPE_THETA = 10000.0
+"""transformers' base of the rotary frequencies, where none is given."""
+REQUIRED = object()
+"""Instead of a default: a key without which there is no model."""
+HARMLESS = re.compile(
+    "model_type|architectures|(torch_)?dtype|transformers_version|use_cache|_name_or_path|(bos|eos|pad|unk|sep)_token_id"
+    "|_?attn_implementation|attn_pdrop|(embd|resid)_pdrop|embed_dropout|classifier_dropout|summary_.*|task_specific_params"
+    "|n_ctx|reorder_and_upcast_attn|gradient_checkpointing|return_dict|output_(attentions|hidden_states|past)"
+    "|pretraining_tp|attention_layers|sliding_window|max_window_layers|is_(decoder|encoder_decoder)|id2label|label2id"
+)
+"""Keys that do not change what the model computes."""
+
+log = logging.getLogger(__name__)
 
 
 def architecture_of(model: ModelConfig) -> str:
@@ -101,115 +127,205 @@ def files(architecture: str, model: ModelConfig, dtype: str, end_of_text: int | 
     return {"config.json": common | own, "generation_config.json": special}
 
 
-def read(path: Path) -> tuple[str, ModelConfig]:
-    """The class and the model of a config.json. Raises CheckpointError naming what megagpt does not have."""
-    values = parse_json(read_bytes(path, CONFIG_LIMIT), path)
-    readers = {"gpt2": _gpt2, "gpt_neo": _gpt_neo, "llama": _llama, "qwen3": _llama}
+def read(path: Path) -> tuple[str, ModelConfig, dict[str, Any]]:
+    """The class, the model, and the part of a config.json that says so, each value of it checked.
+
+    That part is what transformers may be given. Raises CheckpointError naming what megagpt does not have.
+    """
+    values = parse_json(read_bytes(inside(path.parent, path.name), CONFIG_LIMIT), path)
+    readers = {"gpt2": _gpt2, "gpt_neo": _gpt_neo, "llama": _llama, "qwen3": _qwen3}
     kind = values.get("model_type") if isinstance(values, dict) else None
-    if kind not in readers:
-        raise CheckpointError(f"{path} is of model_type {kind!r:.100}; known are {', '.join(readers)}")
-    try:
-        architecture, model = readers[kind](values, path)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path} is not a complete config of {kind}: {error!r:.300}") from None
-    if model.hidden_size % model.num_attention_heads:
-        raise CheckpointError(f"{path}: {model.num_attention_heads} heads do not divide {model.hidden_size}")
-    return architecture, model
+    if not isinstance(kind, str) or kind not in readers:
+        raise CheckpointError(f"{path} is of model_type {shown(kind)}; known are {', '.join(readers)}")
+    if values.get("quantization_config") is not None:
+        raise CheckpointError(f"{path} has a quantization_config: only weights that are not quantized are read")
+    config = _Values(path, kind, values)
+    model = checked_model(readers[kind](config), path)
+    if unknown := sorted(key for key in set(values) - set(config.used) if not HARMLESS.fullmatch(key)):
+        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+        log.warning("%s: nothing was made of %s%s", path, ", ".join(map(shown, unknown[:10])), more)
+    return CLASSES[kind], model, config.used
 
 
-def _refuse(path: Path, values: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raises CheckpointError for a key with a value that megagpt's models do not have."""
-    for key, good in allowed.items():
-        if key in values and values[key] not in good:
-            raise CheckpointError(f"{path}: megagpt has no model with {key}={values[key]!r:.100}")
+@dataclass(frozen=True)
+class _Values:
+    """The values of a config.json, of which every one that is asked for is checked and noted."""
+
+    path: Path
+    kind: str
+    values: dict[str, Any]
+    used: dict[str, Any] = field(default_factory=dict)
+
+    def _get(self, key: str, default: Any, fits: Callable[[Any], bool], what: str) -> Any:
+        """The value; `default` where there is none, and where it is null and None is a default."""
+        value = self.values.get(key, default)
+        if value is REQUIRED:
+            raise self._flaw(f"{key} is missing")
+        if not (fits(value) or (value is None and default is None)):
+            raise self._flaw(f"{key} is {shown(value)}, not {what}")
+        if key in self.values:
+            self.used[key] = value
+        return value
+
+    def _flaw(self, message: str) -> CheckpointError:
+        return CheckpointError(f"{self.path} is not a complete config of {self.kind}: {message}")
+
+    def integer(self, key: str, default: int | object | None = None) -> Any:
+        """A positive whole number."""
+        return self._get(key, default, lambda value: type(value) is int and 0 < value < 1 << 40, "a positive integer")
+
+    def number(self, key: str, default: float | None) -> Any:
+        """A finite number."""
+        return self._get(
+            key, default, lambda value: type(value) in (int, float) and math.isfinite(value), "a finite number"
+        )
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        return self._get(key, default, lambda value: isinstance(value, bool), "true or false")
+
+    def only(self, **allowed: Sequence[Any]) -> None:
+        """Raises CheckpointError for a key with a value that megagpt's models do not have."""
+        for key, good in allowed.items():
+            if key in self.values:
+                value = self.values[key]
+                if not any(type(value) is type(known) and value == known for known in good):
+                    raise CheckpointError(f"{self.path}: megagpt has no model with {key}={shown(value)}")
+                self.used[key] = value
 
 
-def _gpt2(values: dict[str, Any], path: Path) -> tuple[str, ModelConfig]:
-    _refuse(
-        path,
-        values,
-        {
-            "activation_function": GELU,
-            "scale_attn_weights": (True,),
-            "scale_attn_by_inverse_layer_idx": (False,),
-            "add_cross_attention": (False,),
-        },
+def _gpt2(config: _Values) -> ModelConfig:
+    config.only(
+        activation_function=GELU,
+        scale_attn_weights=(True,),
+        scale_attn_by_inverse_layer_idx=(False,),
+        add_cross_attention=(False,),
     )
-    return "GPT2LMHeadModel", ModelConfig(
-        name=path.parent.name,
-        num_layers=int(values["n_layer"]),
-        hidden_size=int(values["n_embd"]),
-        num_attention_heads=int(values["n_head"]),
-        ffn_hidden_size=values.get("n_inner"),
-        sequence_length=int(values.get("n_positions", 1024)),
-        vocab_size=int(values["vocab_size"]),
-        norm_epsilon=float(values.get("layer_norm_epsilon", 1e-5)),
-        tie_embeddings=bool(values.get("tie_word_embeddings", True)),
-        hidden_dropout=float(values.get("resid_pdrop", 0.1)),
-        attention_dropout=float(values.get("attn_pdrop", 0.1)),
-        init_std=float(values.get("initializer_range", 0.02)),
+    return ModelConfig(
+        name=config.path.parent.name,
+        num_layers=config.integer("n_layer", REQUIRED),
+        hidden_size=config.integer("n_embd", REQUIRED),
+        num_attention_heads=config.integer("n_head", REQUIRED),
+        ffn_hidden_size=config.integer("n_inner"),
+        sequence_length=config.integer("n_positions", 1024),
+        vocab_size=config.integer("vocab_size", REQUIRED),
+        norm_epsilon=config.number("layer_norm_epsilon", 1e-5),
+        tie_embeddings=config.flag("tie_word_embeddings", True),
+        hidden_dropout=config.number("resid_pdrop", 0.1),
+        attention_dropout=config.number("attn_pdrop", 0.1),
+        init_std=config.number("initializer_range", 0.02),
     )
 
 
-def _gpt_neo(values: dict[str, Any], path: Path) -> tuple[str, ModelConfig]:
-    _refuse(path, values, {"activation_function": GELU})
-    kinds = [KINDS[kind] for pattern, times in values["attention_types"] for kind in pattern * int(times)]
-    layers = int(values["num_layers"])
-    if len(kinds) != layers:
-        raise CheckpointError(f"{path}: attention_types gives {len(kinds)} layers, num_layers is {layers}")
-    period = next(n for n in range(1, layers + 1) if all(kinds[i] == kinds[i % n] for i in range(layers)))
-    return "GPTNeoForCausalLM", ModelConfig(
-        name=path.parent.name,
+def _gpt_neo(config: _Values) -> ModelConfig:
+    config.only(activation_function=GELU)
+    layers = config.integer("num_layers", REQUIRED)
+    kinds = _attention_kinds(config, layers)
+    period = next(n for n in range(1, layers + 1) if kinds[n:] == kinds[: layers - n])
+    return ModelConfig(
+        name=config.path.parent.name,
         num_layers=layers,
-        hidden_size=int(values["hidden_size"]),
-        num_attention_heads=int(values["num_heads"]),
-        ffn_hidden_size=values.get("intermediate_size"),
-        sequence_length=int(values["max_position_embeddings"]),
-        vocab_size=int(values["vocab_size"]),
-        norm_epsilon=float(values.get("layer_norm_epsilon", 1e-5)),
-        tie_embeddings=bool(values.get("tie_word_embeddings", True)),
+        hidden_size=config.integer("hidden_size", REQUIRED),
+        num_attention_heads=config.integer("num_heads", REQUIRED),
+        ffn_hidden_size=config.integer("intermediate_size"),
+        sequence_length=config.integer("max_position_embeddings", REQUIRED),
+        vocab_size=config.integer("vocab_size", REQUIRED),
+        norm_epsilon=config.number("layer_norm_epsilon", 1e-5),
+        tie_embeddings=config.flag("tie_word_embeddings", True),
         attention_pattern=tuple(kinds[:period]),
-        attention_window=int(values.get("window_size", 256)),
-        hidden_dropout=float(values.get("resid_dropout", 0.0)),
-        attention_dropout=float(values.get("attention_dropout", 0.0)),
-        init_std=float(values.get("initializer_range", 0.02)),
+        attention_window=config.integer("window_size", 256),
+        hidden_dropout=config.number("resid_dropout", 0.0),
+        attention_dropout=config.number("attention_dropout", 0.0),
+        init_std=config.number("initializer_range", 0.02),
     )
 
 
-def _llama(values: dict[str, Any], path: Path) -> tuple[str, ModelConfig]:
-    rope = values.get("rope_parameters") or {}
-    _refuse(
-        path,
-        values | {f"rope_parameters.{key}": value for key, value in rope.items()},
-        {
-            "hidden_act": ("silu",),
-            "attention_bias": (False,),
-            "mlp_bias": (False,),
-            "rope_scaling": (None,),
-            "rope_parameters.rope_type": ("default",),
-            "use_sliding_window": (False,),
-        },
+def _attention_kinds(config: _Values, layers: int) -> list[str]:
+    """GPT-Neo's attention of every layer, of patterns and how often each is repeated."""
+
+    def is_pattern(value: Any) -> bool:
+        return (
+            isinstance(value, list)
+            and len(value) == 2
+            and isinstance(value[0], list)
+            and all(isinstance(kind, str) and kind in KINDS for kind in value[0])
+            and type(value[1]) is int
+            and 0 <= value[1] * len(value[0]) <= layers <= LAYERS_LIMIT
+        )
+
+    patterns = config._get(
+        "attention_types",
+        REQUIRED,
+        lambda value: isinstance(value, list) and len(value) <= LAYERS_LIMIT and all(map(is_pattern, value)),
+        f"lists of {' and '.join(KINDS)}, each with a number of times, for {layers} layers",
     )
-    heads, hidden = int(values["num_attention_heads"]), int(values["hidden_size"])
-    _refuse(path, values, {"head_dim": (None, hidden // heads)})
-    qwen = values["model_type"] == "qwen3"
-    return "Qwen3ForCausalLM" if qwen else "LlamaForCausalLM", ModelConfig(
-        name=path.parent.name,
-        num_layers=int(values["num_hidden_layers"]),
+    kinds = [KINDS[kind] for pattern, times in patterns for kind in pattern * times]
+    if len(kinds) != layers:
+        raise CheckpointError(f"{config.path}: attention_types gives {len(kinds)} layers, num_layers is {layers}")
+    return kinds
+
+
+def _llama(config: _Values, **own: Any) -> ModelConfig:
+    config.only(
+        hidden_act=("silu",),
+        attention_bias=(False,),
+        mlp_bias=(False,),
+        rope_scaling=(None,),
+        partial_rotary_factor=(1.0, 1),
+    )
+    heads = config.integer("num_attention_heads", REQUIRED)
+    hidden = config.integer("hidden_size", REQUIRED)
+    width = config.integer("head_dim", own.pop("head_dim", None)) or hidden // heads
+    if width * heads != hidden:
+        raise CheckpointError(f"{config.path}: megagpt has no model with head_dim={width}, {heads} heads of {hidden}")
+    return ModelConfig(
+        name=config.path.parent.name,
+        num_layers=config.integer("num_hidden_layers", REQUIRED),
         hidden_size=hidden,
         num_attention_heads=heads,
-        num_query_groups=int(values.get("num_key_value_heads") or heads),
-        ffn_hidden_size=int(values["intermediate_size"]),
-        sequence_length=int(values.get("max_position_embeddings", 2048)),
-        vocab_size=int(values["vocab_size"]),
+        num_query_groups=config.integer("num_key_value_heads", own.pop("query_groups", None)) or heads,
+        ffn_hidden_size=config.integer("intermediate_size", REQUIRED),
+        sequence_length=config.integer("max_position_embeddings", own.pop("sequence_length", 2048)),
+        vocab_size=config.integer("vocab_size", REQUIRED),
         position_embedding="rope",
-        rope_base=float(values.get("rope_theta") or rope["rope_theta"]),
+        rope_base=_rope_base(config),
         normalization="rmsnorm",
-        norm_epsilon=float(values.get("rms_norm_eps", 1e-6)),
+        norm_epsilon=config.number("rms_norm_eps", 1e-6),
         activation="swiglu",
         bias=False,
-        tie_embeddings=bool(values.get("tie_word_embeddings", False)),
-        qk_layernorm=qwen,
-        attention_dropout=float(values.get("attention_dropout", 0.0)),
-        init_std=float(values.get("initializer_range", 0.02)),
+        tie_embeddings=config.flag("tie_word_embeddings", False),
+        attention_dropout=config.number("attention_dropout", 0.0),
+        init_std=config.number("initializer_range", 0.02),
+        **own,
     )
+
+
+def _qwen3(config: _Values) -> ModelConfig:
+    layers = config.values.get("num_hidden_layers")
+    full = ["full_attention"] * layers if type(layers) is int and 0 < layers <= LAYERS_LIMIT else []
+    config.only(use_sliding_window=(False,), layer_types=(None, full))
+    return _llama(config, qk_layernorm=True, head_dim=128, query_groups=32, sequence_length=32768)
+
+
+def _rope_base(config: _Values) -> float:
+    """The base of the rotary frequencies, as transformers takes it: rope_parameters', else rope_theta, else 10000."""
+    theta = config.number("rope_theta", None)
+    inner = config.values.get("rope_parameters")
+    if inner is None:
+        return float(ROPE_THETA if theta is None else theta)
+    if not isinstance(inner, dict):
+        raise CheckpointError(f"{config.path}: rope_parameters is {shown(inner)}, not an object")
+    if unknown := sorted(set(inner) - {"rope_theta", "rope_type", "type", "partial_rotary_factor"}):
+        raise CheckpointError(f"{config.path}: megagpt has no model with rope_parameters.{shown(unknown[0])}")
+    parameters = _Values(config.path, config.kind, inner)
+    parameters.only(rope_type=("default",), type=("default",), partial_rotary_factor=(1.0, 1))
+    given = parameters.number("rope_theta", None)
+    config.used["rope_parameters"] = parameters.used
+    if None not in (given, theta) and given != theta:
+        log.warning(
+            "%s: rope_theta is %s and rope_parameters.rope_theta is %s; taken is the latter, as transformers does",
+            config.path,
+            theta,
+            given,
+        )
+    return float(next(value for value in (given, theta, ROPE_THETA) if value is not None))

@@ -23,6 +23,7 @@ from megagpt.checkpoint.convert.common import (
     companion,
     cut,
     find_model,
+    inner_folder,
     join,
     lazy,
     parameters,
@@ -36,15 +37,19 @@ from megagpt.checkpoint.convert.megatron_args import (
     model_of,
     namespace,
 )
-from megagpt.checkpoint.convert.pickles import StoredTensor, load
+from megagpt.checkpoint.convert.pickles import Record, load
+from megagpt.checkpoint.convert.stored import StoredTensor
+from megagpt.checkpoint.files import shown
 from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
 
 NAME = "megatron"
 FILE = "model_optim_rng.pt"
 RANK = re.compile(r"mp_rank_([0-9]{2,4})(?:_([0-9]{3,4}))?(_[0-9]{3,4})?")
-LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.*)")
+LAYER = re.compile(r"decoder\.layers\.([0-9]{1,6})\.(.*)")
 EMBEDDING, OUTPUT = VOCABULARY
+NAME_LIMIT = 300
+"""Characters that no parameter's name reaches."""
 
 
 @dataclass
@@ -57,18 +62,23 @@ class _Parts:
 
 def detect(path: Path) -> bool:
     """Whether there are folders of ranks, in `path` or in the iteration that its tracker file names."""
-    return path.is_dir() and any(iteration_folder(path).glob(f"mp_rank_*/{FILE}"))
+    return path.is_dir() and any(iteration_folder(path).glob("mp_rank_*"))
 
 
 def open_source(path: Path, like: ModelConfig | None) -> Source:
     """Opens a checkpoint. Raises CheckpointError naming the file and the tensor."""
     folder = iteration_folder(path)
-    states = {place: load(file) for place, file in _files(folder).items()}
+    states = {}
+    for place, file in _files(folder).items():
+        states[place] = load(file)
+        if not isinstance(states[place], dict):
+            raise CheckpointError(f"{file} does not hold what Megatron-LM saves")
     first = states[0, 0]
-    if not all(isinstance(state, dict) for state in states.values()):
-        raise CheckpointError(f"{folder}: a {FILE} does not hold what Megatron-LM saves")
     model = find_model([folder, path], like) or model_of(arguments(first, folder), folder)
-    version = first.get("checkpoint_version", 0 if "language_model" in first.get("model", {}) else 3)
+    old = isinstance(first.get("model"), dict) and "language_model" in first["model"]
+    version = first.get("checkpoint_version", 0 if old else 3)
+    if type(version) not in (int, float):
+        raise CheckpointError(f"{folder}: checkpoint_version is {shown(version)}, not a number")
     parts = _collect(folder, states, model)
     _check(folder, parts, model, max(tensor for tensor, _ in states) + 1)
     tensors, readers = {}, {}
@@ -77,7 +87,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
         tensors[f"model/{name}"] = TensorInfo(shapes[name], parts[name].shards[0].dtype)
         readers[f"model/{name}"] = _Reader(name, parts[name], model, float(version))
     step = first.get("iteration", 0)
-    return LazySource(path, NAME, model, step if isinstance(step, int) else 0, tensors, readers)
+    return LazySource(path, NAME, model, step if type(step) is int else 0, tensors, readers)
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ class _Reader:
 def _files(folder: Path) -> dict[tuple[int, int], Path]:
     """Files by tensor and pipeline rank. Raises CheckpointError unless every rank of a grid has one."""
     files = {}
-    for file in folder.glob(f"mp_rank_*/{FILE}"):
+    for file in (inner_folder(rank) / FILE for rank in folder.glob("mp_rank_*")):
         match = RANK.fullmatch(file.parent.name)
         if match is None or match[3]:
             raise CheckpointError(f"{file}: expert parallel ranks are not read; megagpt has no experts")
@@ -132,9 +142,10 @@ def _collect(folder: Path, states: Mapping[tuple[int, int], Any], model: ModelCo
     """The shards of every parameter, layers numbered over the whole model."""
     tensor, pipeline = (max(rank) + 1 for rank in zip(*states, strict=True))
     args = states[0, 0].get("args")
+    args = args.state if isinstance(args, Record) and isinstance(args.state, dict) else {}
     for key, count in (("tensor_model_parallel_size", tensor), ("pipeline_model_parallel_size", pipeline)):
-        if getattr(args, "state", None) and args.state.get(key, count) != count:
-            raise CheckpointError(f"{folder} has {count} ranks, but its arguments say {key}={args.state[key]!r:.20}")
+        if args.get(key, count) != count:
+            raise CheckpointError(f"{folder} has {count} ranks, but its arguments say {key}={shown(args[key])}")
     parts: dict[str, _Parts] = {}
     for rank in range(tensor):
         before = 0
@@ -164,14 +175,25 @@ def _chunks(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return chunks
 
 
-def _named_tensors(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, StoredTensor]]:
-    """Parameters by their names of today, of a state dict that may hold others."""
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _named_tensors(value, f"{name}.")
-        elif isinstance(value, StoredTensor) and not name.endswith("._extra_state"):
-            yield canonical(name), value
+def _named_tensors(values: Mapping[Any, Any]) -> Iterator[tuple[str, StoredTensor]]:
+    """Parameters by their names of today, of a state dict that may hold others.
+
+    Raises CheckpointError for a dict that is there twice, which may hold itself, and for names that no parameter has.
+    """
+    waiting, seen = [("", values)], {id(values)}
+    while waiting:
+        prefix, found = waiting.pop()
+        for key, value in found.items():
+            name = f"{prefix}{shown(key) if not isinstance(key, str) else key[:NAME_LIMIT]}"
+            if len(name) >= NAME_LIMIT:
+                raise CheckpointError(f"a {FILE} names a tensor {shown(name)}, which no parameter is called")
+            if isinstance(value, dict):
+                if id(value) in seen:
+                    raise CheckpointError(f"a {FILE} holds a dict twice, the second time as {shown(name)}")
+                seen.add(id(value))
+                waiting.append((f"{name}.", value))
+            elif isinstance(value, StoredTensor) and not name.endswith("._extra_state"):
+                yield canonical(name), value
 
 
 def _check(folder: Path, parts: Mapping[str, _Parts], model: ModelConfig, ranks: int) -> None:

@@ -1,13 +1,15 @@
 """The model of a Megatron-LM checkpoint: the arguments of its command line, and the names of its parameters."""
 
 import argparse
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megagpt.checkpoint.convert.common import checked_model, inner_folder
 from megagpt.checkpoint.convert.pickles import Record
-from megagpt.checkpoint.files import read_bytes
+from megagpt.checkpoint.files import read_bytes, shown
 from megagpt.config.architecture import VOCAB_MULTIPLE
 from megagpt.config.load import from_dict
 from megagpt.config.schema import ModelConfig
@@ -64,16 +66,19 @@ def fused(name: str) -> str:
 
 
 def iteration_folder(path: Path) -> Path:
-    """The folder of one iteration: the one that the tracker file in `path` names, or `path` itself."""
+    """The folder of one iteration: the one that the tracker file in `path` names, or `path` itself.
+
+    Raises CheckpointError when the tracker names none, or a link.
+    """
     tracker = path / TRACKER
-    if not tracker.is_file():
+    if not os.path.lexists(tracker):
         return path
     text = read_bytes(tracker, limit=64).decode(errors="replace").strip()
     if text == "release":
-        return path / text
+        return inner_folder(path / text)
     if not re.fullmatch(r"[0-9]{1,10}", text):
         raise CheckpointError(f"{tracker} holds {text!r}, which is not an iteration")
-    return path / f"iter_{int(text):07d}"
+    return inner_folder(path / f"iter_{int(text):07d}")
 
 
 def arguments(state: Mapping[str, Any], where: Path) -> dict[str, Any]:
@@ -86,46 +91,54 @@ def arguments(state: Mapping[str, Any], where: Path) -> dict[str, Any]:
 
 def model_of(args: Mapping[str, Any], where: Path) -> ModelConfig:
     """The model that arguments of Megatron-LM describe. Raises CheckpointError for what megagpt's model cannot do."""
+
+    def given(name: str, default: Any = None) -> Any:
+        value = args.get(name, default)
+        if not isinstance(value, str | int | float | None):
+            raise CheckpointError(f"{where}: its arguments do not describe a model: {name} is {shown(value)}")
+        return value
+
     for name, what in UNSUPPORTED.items():
-        if args.get(name):
-            raise CheckpointError(f"{where}: {what} ({name}={args[name]!r:.100}) is not a model of megagpt")
-    heads, hidden = args.get("num_attention_heads"), args.get("hidden_size")
-    norm, position = args.get("normalization", "LayerNorm"), args.get("position_embedding_type", "learned_absolute")
+        if given(name):
+            raise CheckpointError(f"{where}: {what} ({name}={shown(given(name))}) is not a model of megagpt")
+    heads, hidden = given("num_attention_heads"), given("hidden_size")
+    norm, position = given("normalization", "LayerNorm"), given("position_embedding_type", "learned_absolute")
     flaws = []
-    if args.get("kv_channels") and heads and args["kv_channels"] * heads != hidden:
-        flaws.append(f"kv_channels is {args['kv_channels']}, not hidden_size / num_attention_heads")
-    if args.get("rotary_percent", 1.0) != 1.0:
-        flaws.append(f"rotary_percent is {args['rotary_percent']}, not 1")
-    if args.get("add_qkv_bias") and not args.get("add_bias_linear", True):
+    width = given("kv_channels")
+    if width is not None and not (type(width) is type(heads) is int and width * heads == hidden):
+        flaws.append(f"kv_channels is {shown(width)}, not hidden_size / num_attention_heads")
+    if given("rotary_percent", 1.0) != 1.0:
+        flaws.append(f"rotary_percent is {shown(given('rotary_percent'))}, not 1")
+    if given("add_qkv_bias") and not given("add_bias_linear", True):
         flaws.append("only queries, keys and values have a bias (add_qkv_bias)")
     if norm not in NORMALIZATION:
-        flaws.append(f"normalization is {norm!r:.100}")
+        flaws.append(f"normalization is {shown(norm)}")
     if position not in POSITIONS:
-        flaws.append(f"position_embedding_type is {position!r:.100}")
+        flaws.append(f"position_embedding_type is {shown(position)}")
     if flaws:
         raise CheckpointError(f"{where} is not a model of megagpt: {'; '.join(flaws)}")
-    vocabulary = args.get("vocab_size")
+    vocabulary = given("vocab_size")
     values = {
         "name": "megatron",
-        "num_layers": args.get("num_layers"),
+        "num_layers": given("num_layers"),
         "hidden_size": hidden,
         "num_attention_heads": heads,
-        "num_query_groups": args.get("num_query_groups") if args.get("group_query_attention") else None,
-        "ffn_hidden_size": args.get("ffn_hidden_size"),
-        "sequence_length": args.get("max_position_embeddings") or args.get("seq_length"),
-        "vocab_size": vocabulary if isinstance(vocabulary, int) else args.get("padded_vocab_size"),
+        "num_query_groups": given("num_query_groups") if given("group_query_attention") else None,
+        "ffn_hidden_size": given("ffn_hidden_size"),
+        "sequence_length": given("max_position_embeddings") or given("seq_length"),
+        "vocab_size": vocabulary if isinstance(vocabulary, int) else given("padded_vocab_size"),
         "position_embedding": POSITIONS[position],
-        "rope_base": float(args.get("rotary_base", 10000)),
+        "rope_base": given("rotary_base", 10000),
         "normalization": NORMALIZATION[norm],
-        "norm_epsilon": args.get("norm_epsilon", args.get("layernorm_epsilon", 1e-5)),
-        "activation": "swiglu" if args.get("swiglu") else "gelu",
-        "bias": args.get("add_bias_linear", True),
-        "tie_embeddings": not args.get("untie_embeddings_and_output_weights", False),
-        "qk_layernorm": args.get("qk_layernorm", False),
-        "init_std": args.get("init_method_std", 0.02),
+        "norm_epsilon": given("norm_epsilon", given("layernorm_epsilon", 1e-5)),
+        "activation": "swiglu" if given("swiglu") else "gelu",
+        "bias": given("add_bias_linear", True),
+        "tie_embeddings": not given("untie_embeddings_and_output_weights", False),
+        "qk_layernorm": given("qk_layernorm", False),
+        "init_std": given("init_method_std", 0.02),
     }
     try:
-        return from_dict({"model": values}).model
+        return checked_model(from_dict({"model": values}).model, where)
     except ConfigError as error:
         raise CheckpointError(f"{where}: its arguments do not describe a model: {error}") from None
 

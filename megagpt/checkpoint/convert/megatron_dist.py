@@ -5,10 +5,14 @@ is how they are written here. Weights go along; the optimizer's state stays behi
 """
 
 import json
+import os
 import pickle
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ from megagpt.checkpoint.convert import zips
 from megagpt.checkpoint.convert.base import Format, Source, TensorInfo
 from megagpt.checkpoint.convert.common import (
     COMPANION,
+    LAYERS_LIMIT,
     VOCABULARY,
     LazySource,
     check_parameters,
@@ -36,7 +41,6 @@ from megagpt.checkpoint.convert.common import (
     find_model,
     lazy,
     parameters,
-    raise_problems,
 )
 from megagpt.checkpoint.convert.megatron_args import (
     TRACKER,
@@ -47,7 +51,9 @@ from megagpt.checkpoint.convert.megatron_args import (
     model_of,
     namespace,
 )
-from megagpt.checkpoint.convert.pickles import StoredTensor, load, load_plain
+from megagpt.checkpoint.convert.pickles import Record, load, load_plain, sizes
+from megagpt.checkpoint.convert.stored import StoredTensor
+from megagpt.checkpoint.files import allocate, shown
 from megagpt.checkpoint.geometry import coverage_flaw
 from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
@@ -63,9 +69,11 @@ BACKENDS = {
 }
 FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 STACKED = re.compile(r"decoder\.layers\.(?!\d)(.*)")
+PIECES_LIMIT = 1 << 20
+"""Most pieces of a tensor's layers."""
 LINEARS = ("self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2")
 """Layers beside whose weights Megatron-Core asks for a state, which is empty."""
-LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.*)")
+LAYER = re.compile(r"decoder\.layers\.([0-9]{1,6})\.(.*)")
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,8 @@ class _Chunk:
     start: int
     length: int
 
-    def read(self) -> StoredTensor:
+    @cached_property
+    def stored(self) -> StoredTensor:
         """The tensor, not read yet. Raises CheckpointError."""
         stored = load(self.file, self.start, self.length)
         if not isinstance(stored, StoredTensor) or stored.shape != self.place.shape:
@@ -99,7 +108,7 @@ class _Tensor:
         shape = self.shape if rows is None else (rows, *self.shape[1:])
         whole = None
         for chunk in self.chunks:
-            stored, offset, size = chunk.read(), chunk.place.offset, chunk.place.shape
+            stored, offset, size = chunk.stored, chunk.place.offset, chunk.place.shape
             inside = 0
             if self.layer is not None:
                 inside = self.layer - offset[0]
@@ -109,7 +118,7 @@ class _Tensor:
             data = stored.read_flat(inside * prod(size), prod(size)).view(size)
             if size == shape:
                 return data
-            whole = torch.zeros(shape, dtype=self.dtype) if whole is None else whole
+            whole = allocate(shape, self.dtype, chunk.file).zero_() if whole is None else whole
             target = whole[tuple(slice(first, first + n) for first, n in zip(offset, size, strict=True))]
             target.copy_(data[: target.shape[0]])
         return whole
@@ -118,7 +127,7 @@ class _Tensor:
 def detect(path: Path) -> bool:
     """Whether there are a .metadata and a common.pt, in `path` or in the iteration that its tracker file names."""
     folder = iteration_folder(path) if path.is_dir() else path
-    return (folder / METADATA).is_file() and (folder / COMMON).is_file()
+    return os.path.lexists(folder / METADATA) and os.path.lexists(folder / COMMON)
 
 
 def open_source(path: Path, like: ModelConfig | None) -> Source:
@@ -130,27 +139,13 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     model = find_model([folder, path], like) or model_of(arguments(common, folder), folder)
     found = dict(_tensors(folder))
     check_parameters(folder, {name: tensor.shape for name, tensor in found.items()}, model)
-    problems = [f"{name}: {flaw}" for name, tensor in found.items() if (flaw := _coverage(tensor))]
-    raise_problems(folder, problems)
     tensors, readers = {}, {}
     for name, shape in parameters(model).items():
         tensors[f"model/{name}"] = TensorInfo(shape, found[name].dtype)
         rows = model.padded_vocab_size if name in VOCABULARY else None
         readers[f"model/{name}"] = lambda tensor=found[name], rows=rows: tensor.read(rows)
     step = common.get("iteration", 0)
-    return LazySource(path, NAME, model, step if isinstance(step, int) else 0, tensors, readers)
-
-
-def _coverage(tensor: _Tensor) -> str | None:
-    """The part of a tensor that is missing or there twice; None if there is none."""
-    if not prod(tensor.shape):
-        return None
-    skip = 0 if tensor.layer is None else 1
-    places = [
-        ShardMetadata(c.place.name, tensor.shape, c.place.offset[skip:], c.place.shape[skip:], None)
-        for c in tensor.chunks
-    ]
-    return coverage_flaw(places) if places else "it is missing"
+    return LazySource(path, NAME, model, step if type(step) is int else 0, tensors, readers)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, _Tensor]]:
@@ -158,57 +153,86 @@ def _tensors(folder: Path) -> Iterator[tuple[str, _Tensor]]:
     where = folder / METADATA
     metadata = load_plain(where)
     try:
-        stored: dict[str, list[_Chunk]] = {}
         described = metadata.state["state_dict_metadata"]
-        sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
-        for index, info in metadata.state["storage_data"].items():
-            name, shapes = index.state["fqn"], described[index.state["fqn"]].state
-            if shapes is not None and "chunks" in shapes and _is_models(name):
-                chunk = _chunk(folder, sizes, name, shapes, index.state["offset"], info.state)
-                stored.setdefault(name, []).append(chunk)
-        for name, chunks in stored.items():
+        placed = metadata.state["storage_data"]
+        chunks = _chunks(folder, described, placed)
+        for name, held in chunks.items():
             shapes = described[name].state
-            yield from _layers(canonical(name), shapes["size"], shapes["properties"].state[0], chunks)
+            shape, dtype = sizes(shapes["size"]), shapes["properties"].state[0]
+            if not isinstance(dtype, torch.dtype):
+                raise CheckpointError(f"{where}: {name} has no dtype")
+            if flaw := coverage_flaw(chunk.place for chunk in held):
+                raise CheckpointError(f"{where}: {name}: {flaw}")
+            yield from _layers(where, canonical(name), shape, dtype, held)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{where} is not torch.distributed.checkpoint's: {type(error).__name__} {error}"
+            f"{where} is not torch.distributed.checkpoint's: {type(error).__name__} {error!s:.300}"
         ) from None
+
+
+def _chunks(folder: Path, described: Mapping[str, Record], placed: Mapping[Record, Record]) -> dict[str, list[_Chunk]]:
+    """Where the chunks of the model's tensors are, each in bytes of its own. Raises CheckpointError."""
+    inside = {file.name: file.lstat() for file in folder.iterdir()}
+    files = {name: about.st_size for name, about in inside.items() if stat.S_ISREG(about.st_mode)}
+    boxes: dict[str, dict[tuple[int, ...], tuple[int, ...]]] = {}
+    found: dict[str, list[_Chunk]] = {}
+    for index, info in placed.items():
+        name = index.state["fqn"]
+        shapes = described[name].state
+        if shapes is None or "chunks" not in shapes or not _is_models(name):
+            continue
+        if name not in boxes:
+            boxes[name] = {sizes(box.state["offsets"]): sizes(box.state["sizes"]) for box in shapes["chunks"]}
+        shape, offset = sizes(shapes["size"]), index.state["offset"]
+        offset = (0,) * len(shape) if offset is None else sizes(offset)
+        place = ShardMetadata(name, shape, offset, boxes[name][offset], None)
+        found.setdefault(name, []).append(_chunk(folder, files, place, info.state))
+    spans = sorted(
+        (chunk.file, chunk.start, chunk.length, chunk.place.label) for held in found.values() for chunk in held
+    )
+    for before, after in pairwise(spans):
+        if before[0] == after[0] and before[1] + before[2] > after[1]:
+            raise CheckpointError(f"{before[0]}: {before[3]} and {after[3]} are said to be in the same bytes")
+    return found
 
 
 def _is_models(name: str) -> bool:
     return name.startswith(("embedding.", "decoder.", "output_layer.")) and "_extra_state" not in name
 
 
-def _chunk(folder: Path, sizes: dict[str, int], name: str, shapes: Any, offset: Any, info: Any) -> _Chunk:
+def _chunk(folder: Path, files: Mapping[str, int], place: ShardMetadata, info: Mapping[str, Any]) -> _Chunk:
     """A chunk, its place within the tensor and its file checked."""
+    where, name = folder / METADATA, place.name
     file, start, length = info["relative_path"], info["offset"], info["length"]
     if info.get("transform_descriptors"):
-        raise CheckpointError(f"{folder / METADATA}: {name} is stored transformed (compressed, say), which is not read")
-    if not isinstance(file, str) or not FILE.fullmatch(file) or file not in sizes:
-        raise CheckpointError(f"{folder / METADATA}: {name} is said to be in {file!r:.200}, which is not a file of it")
-    if not 0 <= start <= start + length <= sizes[file]:
+        raise CheckpointError(f"{where}: {name} is stored transformed (compressed, say), which is not read")
+    if not isinstance(file, str) or not FILE.fullmatch(file) or file not in files:
+        raise CheckpointError(f"{where}: {name} is said to be in {shown(file)}, which is not a file of it")
+    if type(start) is not int or type(length) is not int or not 0 <= start <= start + length <= files[file]:
         raise CheckpointError(
-            f"{folder / file} has {sizes[file]:,} bytes, but {name} is said to lie beyond: it was cut"
+            f"{folder / file} has {files[file]:,} bytes, but {name} is said to lie beyond: it was cut"
         )
-    wanted = tuple(offset) if offset is not None else (0,) * len(shapes["size"])
-    (box,) = [chunk.state["sizes"] for chunk in shapes["chunks"] if chunk.state["offsets"] == wanted]
-    place = ShardMetadata(name, shapes["size"], wanted, box, None)
     if flaw := place.flaw():
-        raise CheckpointError(f"{folder / METADATA}: {name}: {flaw}")
+        raise CheckpointError(f"{where}: {name}: {flaw}")
     return _Chunk(place, folder / file, start, length)
 
 
 def _layers(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, chunks: list[_Chunk]
+    where: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype, chunks: list[_Chunk]
 ) -> Iterator[tuple[str, _Tensor]]:
     """The tensor, or each layer of one that holds all."""
     match = STACKED.fullmatch(name)
     if match is None:
         yield name, _Tensor(shape, dtype, tuple(chunks))
         return
-    for layer in range(shape[0]):
-        held = [c for c in chunks if c.place.offset[0] <= layer < c.place.offset[0] + c.place.shape[0]]
-        yield f"decoder.layers.{layer}.{match[1]}", _Tensor(shape[1:], dtype, tuple(held), layer)
+    if shape[0] > LAYERS_LIMIT or sum(chunk.place.shape[0] for chunk in chunks) > PIECES_LIMIT:
+        raise CheckpointError(f"{where}: {name} has {shape[0]:,} layers in {len(chunks):,} pieces, too many to be read")
+    held: list[list[_Chunk]] = [[] for _ in range(shape[0])]
+    for chunk in chunks:
+        for layer in range(chunk.place.offset[0], chunk.place.offset[0] + chunk.place.shape[0]):
+            held[layer].append(chunk)
+    for layer, pieces in enumerate(held):
+        yield f"decoder.layers.{layer}.{match[1]}", _Tensor(shape[1:], dtype, tuple(pieces), layer)
 
 
 def write(source: Source, folder: Path, bar: tqdm) -> None:

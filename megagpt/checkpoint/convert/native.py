@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import shutil
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +11,10 @@ import torch
 from tqdm import tqdm
 
 from megagpt import __version__
+from megagpt.checkpoint.convert import hugging_face_extras as extras
 from megagpt.checkpoint.convert.base import Format, Source, TensorInfo
-from megagpt.checkpoint.convert.common import LazySource
-from megagpt.checkpoint.files import CHUNK, sync_folder, write_file, write_text
+from megagpt.checkpoint.convert.common import LazySource, inner_folder
+from megagpt.checkpoint.files import CHUNK, allocate, sync_folder, write_file, write_text
 from megagpt.checkpoint.format import (
     CODES,
     INDEX,
@@ -33,9 +34,11 @@ from megagpt.checkpoint.format import (
     FORMAT as VERSION,
 )
 from megagpt.checkpoint.loading import LATEST, fill, find, verify
+from megagpt.checkpoint.saved import buildable_config
 from megagpt.checkpoint.world import World
-from megagpt.config.load import from_saved, to_dict
+from megagpt.config.load import to_dict
 from megagpt.config.schema import Config, ModelConfig, OptimConfig
+from megagpt.data.tokenizer import Tokenizer
 from megagpt.parallel.shards import Shard
 from megagpt.train.state import TrainState
 
@@ -60,17 +63,27 @@ def detect(path: Path) -> bool:
 def open_source(path: Path, like: ModelConfig | None) -> Source:
     """Opens the checkpoint, or the newest valid one of a run, its hashes checked. Raises CheckpointError."""
     world = World()
+    inner_folder(path / "checkpoints")
     checkpoint = verify(find(path, world), world)
-    config = from_saved(checkpoint.manifest["config"])
+    config = buildable_config(checkpoint)
+    model = config.model
     tensors = {
         name: TensorInfo(stored[0].entry.global_shape, stored[0].entry.torch_dtype)
         for name, stored in checkpoint.tensors.items()
     }
     readers = {name: _Reader(checkpoint, name, info) for name, info in tensors.items()}
-    beside = checkpoint.path.parent.parent / TOKENIZER
-    tokenizer = beside if beside.exists() else None
-    step, embed = checkpoint.manifest["step"], config.embed if config.model.head == "embedding" else None
-    return LazySource(checkpoint.path, NAME, config.model, step, tensors, readers, tokenizer, embed)
+    run = checkpoint.path.parent.parent
+    return LazySource(
+        path=checkpoint.path,
+        format=NAME,
+        model=model,
+        step=checkpoint.manifest["step"],
+        tensors=tensors,
+        readers=readers,
+        tokenizer=run / TOKENIZER if os.path.lexists(run / TOKENIZER) else None,
+        embed=config.embed if model.head == "embedding" else None,
+        extras=extras.load(run),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +93,7 @@ class _Reader:
     info: TensorInfo
 
     def __call__(self) -> torch.Tensor:
-        whole = torch.empty(self.info.shape, dtype=self.info.dtype)
+        whole = allocate(self.info.shape, self.info.dtype, self.checkpoint.path)
         fill(self.checkpoint, [Shard.whole(self.name, whole)], strict=False, cast=False, world=World())
         return whole
 
@@ -114,8 +127,10 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
     write_text(step.parent / LATEST, f"{step.name}\n")
     sync_folder(step)
     sync_folder(step.parent)
-    if source.tokenizer:
-        shutil.copyfile(source.tokenizer, folder / TOKENIZER)
+    tokenizer = Tokenizer.load(source.tokenizer) if source.tokenizer else None
+    if tokenizer:
+        tokenizer.save(folder / TOKENIZER)
+    extras.save(source.extras, tokenizer, folder)
 
 
 def _grouped(source: Source) -> Iterator[list[StoredShard]]:

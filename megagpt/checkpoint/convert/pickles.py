@@ -2,6 +2,10 @@
 
 A pickle is a program. This reader knows few of its instructions, and none of them reaches Python code: a class in the
 file becomes one of the stand-ins below or the file is refused. Tensors stay where they are in the file until `read`.
+
+Instructions and bytes have a budget, and what is read is compared with the CRC-32 of its entry. `torch.load` with
+weights_only=True and mmap=True has neither (version 2.13: a file of 741 bytes makes it allocate a gigabyte, a nest of
+tuples as a key takes it for ever, a flipped bit of a tensor passes), and it ends with SIGBUS when a mapped file is cut.
 """
 
 import io
@@ -12,17 +16,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+from zlib import crc32
 
 import torch
 
-from megagpt.checkpoint.convert.zips import LOCAL_MARK, Window, entries
-from megagpt.checkpoint.files import open_regular
-from megagpt.checkpoint.format import CODES, MAX_DIMENSIONS, memory
+from megagpt.checkpoint.convert.stored import Storage, StoredTensor
+from megagpt.checkpoint.convert.zips import LOCAL_MARK, Entry, Window, entries
+from megagpt.checkpoint.files import open_regular, shown
+from megagpt.checkpoint.format import CODES, MAX_DIMENSIONS
 from megagpt.errors import CheckpointError
 
-PICKLE_LIMIT = 256 << 20
+PICKLE_LIMIT = 64 << 20
 """Largest pickle that is read, in bytes, tensors' data not counted."""
+INSTRUCTIONS = 4_000_000
+"""Most instructions of a pickle that are carried out: an instruction makes one object of a hundred bytes at most."""
+LARGEST_KEY = 1 << 60
+"""Whole numbers below it that are keys of a dict hash to different places; others may be made to share one."""
 ADVICE = "Only tensors and plain values are read; where you trust the file, load it with PyTorch and save it without it"
 
 DTYPES = {
@@ -98,7 +108,7 @@ OPCODES = (
 )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False, slots=True)
 class Record:
     """An object of the file, by what is written of it: the class's name, what it is made from, and its state."""
 
@@ -106,54 +116,8 @@ class Record:
     args: tuple = ()
     state: Any = None
 
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor that is still in its file."""
-
-    path: Path
-    start: int
-    """Byte of the file at which its first element lies."""
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def read(self) -> torch.Tensor:
-        """The tensor, contiguous, on the CPU. Raises CheckpointError."""
-        if self.is_contiguous:
-            return self.read_flat(0, prod(self.shape)).view(self.shape)
-        extent = 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        return self._read(0, torch.empty(extent, dtype=self.dtype)).as_strided(self.shape, self.stride).contiguous()
-
-    def read_flat(self, first: int, count: int, out: torch.Tensor | None = None) -> torch.Tensor:
-        """`count` elements from the `first` one on, in row-major order, [count], into `out` where that is given.
-
-        Raises: CheckpointError when there are not so many.
-        """
-        out = torch.empty(count, dtype=self.dtype) if out is None else out
-        if first + count > prod(self.shape):
-            raise CheckpointError(f"{self.path}: elements {first}..{first + count} of a tensor of {prod(self.shape)}")
-        if self.is_contiguous and out.dtype == self.dtype:
-            return self._read(first, out)
-        return out.copy_(self.read().flatten()[first : first + count])
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether its elements follow each other in the file in row-major order."""
-        expected = [prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
-        steps = zip(self.shape, self.stride, expected, strict=True)
-        return 0 in self.shape or all(size == 1 or step == wanted for size, step, wanted in steps)
-
-    def _read(self, first: int, data: torch.Tensor) -> torch.Tensor:
-        buffer = memory(data)
-        with open_regular(self.path) as file:
-            file.seek(self.start + first * self.dtype.itemsize)
-            while buffer:
-                got = file.readinto(buffer)
-                if not got:
-                    raise CheckpointError(f"{self.path} ends early: it was cut while it was read")
-                buffer = buffer[got:]
-        return data
+    def __repr__(self) -> str:
+        return f"<{self.kind}>"  # what it holds may hold it
 
 
 def load(path: Path, start: int = 0, length: int | None = None) -> Any:
@@ -162,7 +126,7 @@ def load(path: Path, start: int = 0, length: int | None = None) -> Any:
     Raises: CheckpointError naming the file, for anything but tensors and plain values, and anything inconsistent.
     """
     with open_regular(path) as file:
-        window = Window(file, start, length)
+        window = Window(file, path, start, length)
         if window.read(4) != LOCAL_MARK:
             raise CheckpointError(f"{path} is not a zip file: save it again with torch.save of PyTorch 1.6 or newer")
         places = entries(window, path)
@@ -171,9 +135,9 @@ def load(path: Path, start: int = 0, length: int | None = None) -> Any:
             raise CheckpointError(f"{path} holds {len(names)} data.pkl, so torch.save did not write it")
         (name,) = names
         prefix = name.removesuffix("data.pkl")
-        if (order := places.get(f"{prefix}byteorder")) and _bytes(window, *order, path) != b"little":
+        if (order := places.get(f"{prefix}byteorder")) and _bytes(window, order, path) != b"little":
             raise CheckpointError(f"{path} was written on a big-endian machine")
-        data = _bytes(window, *places[name], path)
+        data = _bytes(window, places[name], path)
         storages = {key.removeprefix(f"{prefix}data/"): place for key, place in places.items()}
     return _Reader(data, path, storages, start).load()
 
@@ -181,15 +145,18 @@ def load(path: Path, start: int = 0, length: int | None = None) -> Any:
 def load_plain(path: Path) -> Any:
     """Reads what `pickle.dump` wrote, without tensors. Raises CheckpointError as `load` does."""
     with open_regular(path) as file:
-        data = _bytes(file, 0, os.fstat(file.fileno()).st_size, path)
+        data = _bytes(Window(file, path, 0, None), Entry(0, os.fstat(file.fileno()).st_size, 0), path)
     return _Reader(data, path, {}, 0).load()
 
 
-def _bytes(file: BinaryIO, start: int, size: int, path: Path) -> bytes:
-    if size > PICKLE_LIMIT:
-        raise CheckpointError(f"{path}: a pickle of {size:,} bytes is refused; at most {PICKLE_LIMIT:,} are read")
-    file.seek(start)
-    return file.read(size)
+def _bytes(window: Window, entry: Entry, path: Path) -> bytes:
+    if entry.size > PICKLE_LIMIT:
+        raise CheckpointError(f"{path}: a pickle of {entry.size:,} bytes is refused; at most {PICKLE_LIMIT:,} are read")
+    window.file.seek(window.first + entry.start)
+    data = window.file.read(entry.size)
+    if entry.crc and crc32(data) != entry.crc:
+        raise CheckpointError(f"{path} is corrupt: its bytes from {window.first + entry.start:,} on fail their CRC-32")
+    return data
 
 
 @dataclass(frozen=True)
@@ -200,43 +167,34 @@ class _Global:
     build: Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class _Storage:
-    """The bytes behind tensors."""
-
-    path: Path
-    start: int
-    dtype: torch.dtype
-    size: int
-
-
-class _Refused(Exception):
+class _Refused(ValueError):
     """The message says what in a pickle is not plain."""
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
     """Answers torch's functions that rebuild a tensor; the tensor must lie within its storage."""
-    if not isinstance(storage, _Storage):
+    if not isinstance(storage, Storage):
         raise _Refused("a tensor has no storage")
     return _typed_tensor(storage, offset, shape, stride, storage.dtype)
 
 
 def _tensor_of_dtype(storage: Any, offset: Any, shape: Any, stride: Any, _: Any, __: Any, dtype: Any, *___) -> Any:
-    if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype):
+    if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
         raise _Refused("a tensor has no storage or no dtype")
     return _typed_tensor(storage, offset, shape, stride, dtype)
 
 
-def _typed_tensor(storage: _Storage, offset: Any, shape: Any, stride: Any, dtype: torch.dtype) -> StoredTensor:
-    shape, stride, (offset,) = _sizes(shape), _sizes(stride), _sizes((offset,))
+def _typed_tensor(storage: Storage, offset: Any, shape: Any, stride: Any, dtype: torch.dtype) -> StoredTensor:
+    shape, stride, (offset,) = sizes(shape), sizes(stride), sizes((offset,))
     held = storage.size // dtype.itemsize
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if prod(shape) > held or (0 not in shape and last >= held):
         raise _Refused(f"a tensor of shape {shape} leaves its storage of {held:,} elements")
-    return StoredTensor(storage.path, storage.start + offset * dtype.itemsize, dtype, shape, stride)
+    return StoredTensor(storage, storage.start + offset * dtype.itemsize, dtype, shape, stride)
 
 
-def _sizes(value: Any) -> tuple[int, ...]:
+def sizes(value: Any) -> tuple[int, ...]:
+    """A shape out of a file. Raises ValueError for anything else."""
     if not isinstance(value, tuple | list) or len(value) > MAX_DIMENSIONS:
         raise _Refused("a shape is not a short list")
     if any(type(size) is not int or not 0 <= size < 1 << 62 for size in value):
@@ -280,11 +238,11 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 
 def _key(value: Any) -> Any:
-    """A dict's key: hashing a deeply nested tuple could take for ever."""
-    plain = str | bytes | int | float | Record | torch.dtype | None
-    parts = value if isinstance(value, tuple) else (value,)
-    if not all(isinstance(part, plain) for part in parts):
+    """A dict's key, of a kind that hashes in no time and not like all the others."""
+    if not isinstance(value, str | bytes | int | float | Record | torch.dtype | None):
         raise _Refused(f"a {type(value).__name__} is the key of a dict")
+    if isinstance(value, int) and abs(value) >= LARGEST_KEY:
+        raise _Refused("an enormous number is the key of a dict")
     return value
 
 
@@ -301,7 +259,7 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "builtins.dict": _mapping,
     "builtins.set": _set,
     "_codecs.encode": _encode,
-    "torch.Size": _sizes,
+    "torch.Size": sizes,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
@@ -310,15 +268,32 @@ STAND_INS: dict[str, Callable[..., Any]] = {
 }
 
 
+class _Limited(dict):
+    """Instructions, of which only so many are carried out."""
+
+    left = INSTRUCTIONS
+
+    def spend(self, count: int) -> None:
+        """Takes `count` of what is left. Raises _Refused when that is not enough."""
+        self.left -= count
+        if self.left < 0:
+            raise _Refused(f"it has more than {INSTRUCTIONS:,} instructions")
+
+    def __getitem__(self, code: int) -> Callable[[Any], None]:
+        self.spend(1)
+        return super().__getitem__(code)
+
+
 class _Reader(pickle._Unpickler):
     """Interprets the few instructions that plain values need."""
 
     # CPython's own unpickler grows its memo to any index that a file names; this one, in Python, does not.
     dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in OPCODES}  # noqa: RUF012
 
-    def __init__(self, data: bytes, path: Path, storages: dict[str, tuple[int, int]], start: int):
+    def __init__(self, data: bytes, path: Path, storages: dict[str, Entry], start: int):
         super().__init__(io.BytesIO(data))
         self.path, self.storages, self.start = path, storages, start
+        self.dispatch = _Limited(self.dispatch)
 
     def load(self) -> Any:
         """The value. Raises CheckpointError."""
@@ -347,20 +322,22 @@ class _Reader(pickle._Unpickler):
             return _Global(full, lambda *args: Record(full, args))
         raise _Refused(f"it asks for {full:.200}")
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: Any) -> Storage:
         """The storage of a tensor: its place in the file. Its entry must hold what is claimed, to the byte."""
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], torch.dtype)):
             raise _Refused("it refers to something that is not a tensor's storage")
         _, dtype, key, _, count = pid
-        start, size = self.storages.get(str(key)[:100], (0, -1))
-        if type(count) is not int or count * dtype.itemsize != size:
-            raise _Refused(f"the storage {str(key)[:100]!r} is missing or its size is not what is claimed of it")
-        return _Storage(self.path, self.start + start, dtype, size)
+        entry = self.storages.get(key) if isinstance(key, str) else None
+        if entry is None or type(count) is not int or count * dtype.itemsize != entry.size:
+            raise _Refused(f"the storage {shown(key)} is missing or its size is not what is claimed of it")
+        return Storage(self.path, self.start + entry.start, entry.size, entry.crc, dtype)
 
     def load_reduce(self) -> None:
         args, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, _Global) or not isinstance(args, tuple):
             raise _Refused("it calls what is not a class")
+        self.dispatch.spend(len(args))
+        self.dispatch.spend(sum(len(arg) for arg in args if isinstance(arg, str | bytes | list | tuple | dict | set)))
         self.append(function.build(*args))
 
     def load_build(self) -> None:

@@ -12,14 +12,26 @@ from typing import Any
 import torch
 
 from megagpt.checkpoint.convert.base import TensorInfo
-from megagpt.checkpoint.files import CHUNK, JSON_LIMIT, open_regular, parse_json, read_bytes, write_file, write_text
-from megagpt.checkpoint.format import CODES, DTYPES, MAX_DIMENSIONS, MAX_HEADER, memory
+from megagpt.checkpoint.files import (
+    CHUNK,
+    JSON_LIMIT,
+    allocate,
+    open_regular,
+    parse_json,
+    read_bytes,
+    shown,
+    write_file,
+    write_text,
+)
+from megagpt.checkpoint.format import CODES, DTYPES, MAX_DIMENSIONS, MAX_ELEMENTS, memory
 from megagpt.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 SHARD_BYTES = 5_000_000_000
+HEADER_LIMIT = 16 << 20
+"""Largest header that is read, in bytes: enough for 100,000 tensors. The format allows 100 MB; they parse to 2.7 GB."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,7 @@ class Stored:
 
     def read(self) -> torch.Tensor:
         """The tensor. Raises CheckpointError."""
-        whole = torch.empty(self.shape, dtype=self.dtype)
+        whole = allocate(self.shape, self.dtype, self.path)
         buffer = memory(whole)
         with open_regular(self.path) as file:
             file.seek(self.position)
@@ -54,33 +66,33 @@ def open_folder(folder: Path) -> dict[str, Stored]:
     its file, two tensors of one name, a tensor that is not where the index says, or weights that are pickled.
     """
     index = folder / INDEX
-    if not index.exists():
-        if not (folder / SINGLE).exists():
+    if not os.path.lexists(index):
+        if not os.path.lexists(folder / SINGLE):
             pickled = [name for name in PICKLED if (folder / name).exists()]
             advice = f"{pickled[0]} is pickled, and reading it could run code: " if pickled else ""
             raise CheckpointError(
                 f"{folder} has no {SINGLE}: {advice}save the model with save_pretrained of transformers 4.35 or newer"
             )
-        return read_header(_inside(folder, SINGLE))
-    values = parse_json(read_bytes(index, JSON_LIMIT), index)
+        return read_header(inside(folder, SINGLE))
+    values = parse_json(read_bytes(inside(folder, INDEX), JSON_LIMIT), index)
     where = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(where, dict):
         raise CheckpointError(f"{index} has no weight_map")
     for file in where.values():
         if not isinstance(file, str) or not FILE_NAME.fullmatch(file):
-            raise CheckpointError(f"{index} names {file!r:.300}, which is not a safetensors file beside it")
+            raise CheckpointError(f"{index} names {shown(file)}, which is not a safetensors file beside it")
     found: dict[str, Stored] = {}
     for file in sorted(set(where.values())):
-        for name, stored in read_header(_inside(folder, file)).items():
+        for name, stored in read_header(inside(folder, file)).items():
             if where.get(name) != file:
-                raise CheckpointError(f"{folder / file} holds {name!r:.300}, which {INDEX} does not place there")
+                raise CheckpointError(f"{folder / file} holds {shown(name)}, which {INDEX} does not place there")
             found[name] = stored
     if missing := sorted(set(where) - set(found)):
-        raise CheckpointError(f"{index} names {missing[0]!r:.300}, which is not in {where[missing[0]]}")
+        raise CheckpointError(f"{index} names {shown(missing[0])}, which is not in {where[missing[0]]}")
     return found
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """The file, or what its link names if that is the hub cache's own store. Raises CheckpointError."""
     path = folder / name
     if not path.is_symlink():
@@ -91,12 +103,28 @@ def _inside(folder: Path, name: str) -> Path:
     return real
 
 
+def equal(one: Stored, other: Stored) -> bool:
+    """Whether two tensors hold the same; they are in memory one part at a time. Raises CheckpointError."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    left = prod(one.shape) * one.dtype.itemsize
+    with open_regular(one.path) as first, open_regular(other.path) as second:
+        first.seek(one.position)
+        second.seek(other.position)
+        while left:
+            data = first.read(min(left, CHUNK))
+            if not data or data != second.read(len(data)):
+                return False
+            left -= len(data)
+    return True
+
+
 def read_header(path: Path) -> dict[str, Stored]:
     """The tensors of a file: they fill it without gap or overlap. Raises CheckpointError."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(MAX_HEADER, size - 8):
+        if size < 8 or length > min(HEADER_LIMIT, size - 8):
             raise CheckpointError(f"{path} is not a safetensors file: it has {size:,} bytes, its header {length:,}")
         values = parse_json(file.read(length), path)
     if not isinstance(values, dict):
@@ -121,15 +149,17 @@ def _parse(path: Path, name: str, value: Any, data: int) -> tuple[Stored, tuple[
     def integers(key: str) -> list[int]:
         numbers = value.get(key) if isinstance(value, dict) else None
         if not isinstance(numbers, list) or any(type(n) is not int or n < 0 for n in numbers):
-            raise CheckpointError(f"{path}: {name!r:.300} has no valid {key}")
+            raise CheckpointError(f"{path}: {shown(name)} has no valid {key}")
         return numbers
 
     shape, offsets = integers("shape"), integers("data_offsets")
     dtype = DTYPES.get(value.get("dtype") if isinstance(value.get("dtype"), str) else "")
     if dtype is None:
-        raise CheckpointError(f"{path}: {name!r:.300} has the unknown dtype {value.get('dtype')!r:.100}")
-    if len(shape) > MAX_DIMENSIONS or len(offsets) != 2 or offsets[1] - offsets[0] != prod(shape) * dtype.itemsize:
-        raise CheckpointError(f"{path}: shape {shape} and data_offsets {offsets} of {name!r:.300} do not agree")
+        raise CheckpointError(f"{path}: {shown(name)} has the unknown dtype {shown(value.get('dtype'))}")
+    fits = len(shape) <= MAX_DIMENSIONS and max(shape, default=0) <= MAX_ELEMENTS and len(offsets) == 2
+    if not fits or offsets[1] - offsets[0] != prod(shape) * dtype.itemsize:
+        what = f"shape {shown(shape)} and data_offsets {shown(offsets)} of {shown(name)}"
+        raise CheckpointError(f"{path}: {what} do not agree")
     return Stored(path, name, tuple(shape), dtype, data + offsets[0]), (offsets[0], offsets[1])
 
 

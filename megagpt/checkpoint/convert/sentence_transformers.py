@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from megagpt.checkpoint.convert import hugging_face
 from megagpt.checkpoint.convert.base import Format, Source
-from megagpt.checkpoint.convert.common import LazySource, write_json
+from megagpt.checkpoint.convert.common import LazySource, inner_folder, write_json
 from megagpt.checkpoint.files import sync_folder, write_text
 from megagpt.config.embedding import EmbedConfig, temperature_of
 from megagpt.config.schema import ModelConfig
@@ -69,7 +69,7 @@ def detect(path: Path) -> bool:
 
 def open_source(path: Path, like: ModelConfig | None) -> Source:
     """Opens a folder that we wrote, to look at its model. Raises CheckpointError as that of transformers does."""
-    side = path / "document" if (path / ROUTES).is_file() else path
+    side = inner_folder(path / "document") if (path / ROUTES).is_file() else path
     source = hugging_face.open_source(side, like)
     model = replace(source.model, head="embedding")
     return LazySource(path, NAME, model, 0, source.tensors, source.readers, source.tokenizer)

@@ -1,15 +1,22 @@
 """Proof of a conversion: both sides, loaded on the CPU, give the same logits, or the same vectors of texts."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from megagpt.checkpoint.convert import hugging_face
-from megagpt.checkpoint.convert.base import Source
+from megagpt.checkpoint.convert.base import Source, TensorInfo
+from megagpt.checkpoint.convert.common import LazySource, parameters
 from megagpt.config.embedding import EmbedConfig
 from megagpt.config.schema import Config, KernelsConfig, ModelConfig, OptimConfig, ParallelConfig
 from megagpt.data.text_batch import SIDES, TextEncoder
@@ -18,7 +25,7 @@ from megagpt.errors import CheckpointError
 from megagpt.parallel import launch
 
 TOLERANCES = {"logits": 1e-3, "vectors": 1e-5}
-"""Largest difference that is taken for rounding; those of a wrong conversion differ by their own size."""
+"""Largest difference that is taken for rounding: of logits in units of their spread; vectors have length 1."""
 BATCH, TOKENS = 2, 64
 TEXTS = (
     "a",
@@ -37,22 +44,62 @@ def compared(model: ModelConfig) -> str:
 
 
 def largest_difference(source: Source, target: Source) -> float:
-    """Largest absolute difference of fp32 logits on a fixed batch of random tokens. One model is in memory at a time.
+    """Largest difference of fp32 logits on a fixed batch of random tokens, in units of their spread.
 
-    Folders of transformers are run by transformers, the others by our GPT model. Of an embedding model it is that of
-    vectors, see `_largest_difference_of_vectors`.
+    The spread is the logits' standard deviation over the vocabulary, so that small weights do not make an error small.
+    Nor do they hide one: where one side is a folder of transformers, its model and ours are compared once more with
+    random weights of ordinary size, in which every part of the model counts. Folders of transformers are run by
+    transformers, the others by our GPT model, one model in memory at a time. Of an embedding model it is the largest
+    absolute difference of vectors, see `_largest_difference_of_vectors`.
     """
     model = source.model
     if model.head == "embedding":
         return _largest_difference_of_vectors(source, target.path)
     length = min(TOKENS, model.sequence_length)
     tokens = torch.randint(model.vocab_size, (BATCH, length), generator=torch.Generator().manual_seed(0))
-    ours, theirs = (_runner(side)(side, tokens)[..., : model.vocab_size] for side in (source, target))
-    return (ours - theirs).abs().max().item()
+    found = [_relative(source, *(_logits(side, tokens) for side in (source, target)))]
+    for side in (source, target):
+        if side.format == hugging_face.NAME:
+            settings = hugging_face.stored_tensors(side.path)[:3]
+            weights = _ordinary_weights(side, settings[0])
+            theirs = {name: read for name, _, read in hugging_face.outputs_of(weights, settings[0], tqdm(disable=True))}
+            found.append(_relative(source, _megagpt(weights, tokens), _transformers(*settings, theirs, tokens)))
+    return max(found, key=lambda difference: math.inf if math.isnan(difference) else difference)
 
 
-def _runner(side: Source) -> Callable[[Source, torch.Tensor], torch.Tensor]:
-    return _transformers if side.format == hugging_face.NAME else _megagpt
+def _relative(source: Source, ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Largest difference of logits by their spread. Raises CheckpointError for logits that tell nothing."""
+    ours, theirs = (logits[..., : source.model.vocab_size] for logits in (ours, theirs))
+    spread = ours.std(dim=-1).mean().item()
+    if spread == 0:
+        raise CheckpointError(
+            f"all logits of {source.path} are equal, so that nothing can be proven: --no-verify leaves the proof out"
+        )
+    return (ours - theirs).abs().max().item() / spread
+
+
+def _ordinary_weights(side: Source, architecture: str) -> Source:
+    """A source of the same model with random weights, such that attention, norms and biases all matter."""
+    shapes = parameters(replace(side.model, bias=side.model.normalization == "layernorm"))
+
+    def draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
+        if len(shape) > 1:
+            return noise / math.sqrt(shape[1])
+        if ".linear_qkv." in name and architecture == "GPTNeoForCausalLM":
+            return torch.zeros(shape)  # it has no such bias
+        return noise * 0.2 + ("norm" in name and name.endswith("weight"))
+
+    tensors = {f"model/{name}": TensorInfo(shape, torch.float32) for name, shape in shapes.items()}
+    readers = {f"model/{name}": partial(draw, name, shape) for name, shape in shapes.items()}
+    return LazySource(side.path, "random", side.model, 0, tensors, readers)
+
+
+def _logits(side: Source, tokens: torch.Tensor) -> torch.Tensor:
+    if side.format != hugging_face.NAME:
+        return _megagpt(side, tokens)
+    architecture, model, settings, stored = hugging_face.stored_tensors(side.path)
+    return _transformers(architecture, model, settings, {name: part.read for name, part in stored.items()}, tokens)
 
 
 def _megagpt(side: Source, tokens: torch.Tensor) -> torch.Tensor:
@@ -88,18 +135,30 @@ def _config(side: Source, parallel: ParallelConfig) -> Config:
 
 
 @torch.no_grad()
-def _transformers(side: Source, tokens: torch.Tensor) -> torch.Tensor:
+def _transformers(
+    architecture: str,
+    model: ModelConfig,
+    settings: Mapping[str, Any],
+    weights: Mapping[str, Callable[[], torch.Tensor]],
+    tokens: torch.Tensor,
+) -> torch.Tensor:
+    """Logits of transformers' model of `settings`, which were checked one by one; it is given no path and no name.
+
+    Only so can nothing that a config.json says make it look for code, a kernel or a quantized model.
+    """
     try:
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
+        import transformers
     except ImportError:
         raise CheckpointError(
             "the proof of a conversion needs transformers: pip install transformers, or give --no-verify"
         ) from None
-    logging.disable_progress_bar()
-    folder: Path = side.path
-    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    return module(tokens).logits.float()
+    kind = getattr(transformers, architecture)
+    module = kind(kind.config_class(**settings, attn_implementation="eager")).float().eval()
+    for name, parameter in module.named_parameters():
+        if name not in weights:
+            raise CheckpointError(f"transformers' {architecture} has {name}, which the folder lacks")
+        parameter.copy_(weights[name]())
+    return module(tokens, use_cache=False).logits.float()
 
 
 def _largest_difference_of_vectors(source: Source, folder: Path) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -18,7 +18,8 @@ from megagpt.checkpoint.files import CHUNK
 from megagpt.checkpoint.format import memory
 from megagpt.errors import CheckpointError
 
-ENTRIES_LIMIT = 1 << 20
+DIRECTORY_LIMIT = 16 << 20
+"""Largest list of a zip file's entries, in bytes: enough for 200,000 tensors."""
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 ALIGNMENT = 64
 STORAGES = {
@@ -39,11 +40,12 @@ LOCAL_MARK = b"PK\x03\x04"
 class Window(io.RawIOBase):
     """A part of a file that looks like a file of its own."""
 
-    def __init__(self, file: BinaryIO, start: int, length: int | None):
+    def __init__(self, file: BinaryIO, path: Path, start: int, length: int | None):
         size = os.fstat(file.fileno()).st_size
+        self.path = path
         self.file, self.first, self.size, self.at = file, start, size - start if length is None else length, 0
         if start < 0 or self.size < 0 or start + self.size > size:
-            raise CheckpointError(f"{file.name}: bytes {start}..{start + self.size} lie outside of the file")
+            raise CheckpointError(f"{path}: bytes {start}..{start + self.size} lie outside of the file")
 
     def seekable(self) -> bool:
         """Yes."""
@@ -63,23 +65,35 @@ class Window(io.RawIOBase):
         return self.at
 
     def read(self, count: int = -1) -> bytes:
-        """As of any file, up to the end of the part."""
+        """As of any file, up to the end of the part, but not more than a list of entries at a time."""
         left = max(0, self.size - self.at)
+        count = left if count is None or count < 0 else min(count, left)
+        if count > DIRECTORY_LIMIT:
+            raise CheckpointError(
+                f"{self.path}: a list of entries of {count:,} bytes; at most {DIRECTORY_LIMIT:,} are read"
+            )
         self.file.seek(self.first + self.at)
-        data = self.file.read(left if count is None or count < 0 else min(count, left))
+        data = self.file.read(count)
         self.at += len(data)
         return data
 
 
-def entries(window: Window, path: Path) -> dict[str, tuple[int, int]]:
-    """Where the data of every entry of a zip file lies: first byte and size. Raises CheckpointError."""
+class Entry(NamedTuple):
+    """Where the data of an entry lies in a zip file, in bytes."""
+
+    start: int
+    size: int
+    crc: int
+    """CRC-32 of the data; 0 where none was computed, as after `torch.serialization.set_crc32_options(False)`."""
+
+
+def entries(window: Window, path: Path) -> dict[str, Entry]:
+    """The entries of a zip file by name; their data is not read. Raises CheckpointError."""
     try:
         infos = zipfile.ZipFile(window).infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
         raise CheckpointError(f"{path} is cut or corrupt: {error}") from error
-    if len(infos) > ENTRIES_LIMIT:
-        raise CheckpointError(f"{path} has {len(infos):,} entries; at most {ENTRIES_LIMIT:,} are read")
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, Entry] = {}
     for info in infos:
         window.seek(info.header_offset)
         header = window.read(LOCAL_HEADER.size)
@@ -89,9 +103,9 @@ def entries(window: Window, path: Path) -> dict[str, tuple[int, int]]:
             raise CheckpointError(f"{path}: an entry is compressed or encrypted; torch.save stores entries as they are")
         if mark != LOCAL_MARK or start + info.file_size > window.size or info.filename in found:
             raise CheckpointError(f"{path}: an entry is there twice or lies outside of the file")
-        found[info.filename] = (start, info.file_size)
-    for (first, size), (second, _) in pairwise(sorted(place for place in found.values() if place[1])):
-        if first + size > second:
+        found[info.filename] = Entry(start, info.file_size, info.CRC)
+    for before, after in pairwise(sorted(entry for entry in found.values() if entry.size)):
+        if before.start + before.size > after.start:
             raise CheckpointError(f"{path}: entries of the zip file overlap")
     return found
 

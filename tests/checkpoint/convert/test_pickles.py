@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from megagpt.checkpoint.convert.pickles import Record, StoredTensor, load, load_plain
+from megagpt.checkpoint.convert.pickles import Record, load, load_plain
+from megagpt.checkpoint.convert.stored import StoredTensor
 from megagpt.errors import CheckpointError
 
 
