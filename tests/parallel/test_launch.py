@@ -8,9 +8,13 @@ def _coordinates(parallel: ParallelConfig) -> tuple:
     import torch.distributed as dist
     from megatron.core import parallel_state
 
+    from megagpt import env
     from megagpt.parallel import launch
 
+    launch.initialize(ParallelConfig(), seed=1)
+    before = env.network_settings().get("CUDA_DEVICE_MAX_CONNECTIONS")
     launch.initialize(parallel, seed=1)
+    assert (before, env.network_settings()["CUDA_DEVICE_MAX_CONNECTIONS"]) == (None, "1")  # tensor parallelism needs it
     dims = ParallelDims.of(parallel, dist.get_rank(), dist.get_world_size())
     ours = (dims.tensor_rank, dims.data_rank, dims.pipeline_rank, dims.data_size)
     theirs = (

@@ -43,7 +43,8 @@ ON_TWO = [
     {},
     {"zero_stage": 0},
     {"tensor_parallel_size": 2, "sequence_parallel": True, "recompute": "full"},
-    {"recompute": "selective", "overlap_grad_reduce": True},
+    {"recompute": "selective", "overlap_grad_reduce": False},
+    {"overlap_param_gather": True},
     {"tensor_parallel_size": 2, "fuse_output_projection": True},
     {"tensor_parallel_size": 2, "sequence_parallel": True, "fuse_output_projection": True},
 ]
@@ -103,6 +104,73 @@ def _train(config: Config) -> list[tuple[float, float]]:
 
 def train_all(configs: list[Config]) -> list[list[tuple[float, float]]]:
     return [_train(config) for config in configs]
+
+
+def _wishes(config: Config) -> list[bool]:
+    """Whether steps say that somebody wishes to stop: when nobody does, and when the last rank does."""
+    import torch.distributed as dist
+
+    from megagpt.parallel import launch
+    from megagpt.parallel.megatron import MegatronEngine
+    from megagpt.train.objectives import LanguageModelObjective
+
+    launch.initialize(config.parallel, config.seed)
+    engine, said = MegatronEngine(config, LanguageModelObjective()), []
+    for wish in (False, dist.get_rank() == dist.get_world_size() - 1):
+        engine.wishes_stop = lambda wish=wish: wish
+        said.append(engine.train_step(iter([_batch(0, range(1), config.model)] * 2), 2, lr=1e-3).stop)
+    launch.leave_groups()
+    return said
+
+
+@pytest.mark.parametrize("layout", [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}])
+def test_a_wish_to_stop_comes_with_the_result_of_a_step(layout):
+    assert run_distributed(_wishes, 2, config_of(GPT3, layout, "fp32")) == [[False, True]] * 2
+
+
+def _updated(config: Config) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    """What this rank would save and compute with after a step: its shards of the model, and its modules' parameters."""
+    from megagpt.parallel import launch
+    from megagpt.parallel.megatron import MegatronEngine
+    from megagpt.train.objectives import LanguageModelObjective
+
+    launch.initialize(config.parallel, config.seed)
+    found = []
+    for first in ("shards", "modules"):
+        engine = MegatronEngine(config, LanguageModelObjective())
+        row = range(engine.dims.data_rank, engine.dims.data_rank + 1)
+        assert engine.train_step(iter([_batch(0, row, config.model)]), 1, lr=2e-3).applied
+        if first == "shards":
+            shards = engine.shards(for_saving=False)
+            found.append({shard.label: shard.data.clone() for shard in shards if shard.name.startswith("model/")})
+        else:
+            found.append([parameter.detach().clone() for parameter in engine.modules[0].parameters()])
+    launch.leave_groups()
+    return tuple(found)
+
+
+def test_what_is_saved_and_asked_has_the_updates_of_all_replicas():
+    """Each replica updates its share, and gathers the others' in its next forward pass: nobody may read before that."""
+    config = config_of(GPT3, {"overlap_param_gather": True}, "fp32")
+    first, second = run_distributed(_updated, 2, config)
+    assert first[0].keys() == second[0].keys()
+    assert all(torch.equal(first[0][label], second[0][label]) for label in first[0])
+    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
+
+
+@pytest.mark.parametrize(("device", "batched"), [("cuda", True), ("cpu", False)])
+def test_pipeline_messages_never_synchronise_the_device(device, batched):
+    """And they overlap where the schedule is interleaved, which Megatron-Core cannot do with batched ones."""
+    from megatron.core import ModelParallelConfig
+
+    from megagpt.parallel.megatron import set_pipeline_messages
+
+    plain, interleaved = ModelParallelConfig(), ModelParallelConfig()
+    set_pipeline_messages(plain, torch.device(device), virtual_size=1)
+    set_pipeline_messages(interleaved, torch.device(device), virtual_size=2)
+    assert (plain.batch_p2p_comm, plain.overlap_p2p_comm) == (batched, False)
+    assert (interleaved.batch_p2p_comm, interleaved.overlap_p2p_comm) == (False, True)
+    assert not plain.batch_p2p_sync and not interleaved.batch_p2p_sync
 
 
 @pytest.mark.parametrize(
