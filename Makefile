@@ -2,7 +2,8 @@
 # make code    that GPT, trained on to fill in code, then to edit by instruction
 # make chatgpt that model, taught to talk: demonstrations, a reward model, PPO
 # make embed   that GPT, taught to find functions by their docstrings, and a map of the functions
-# make test    the tests that are run before every commit; make test-slow the others
+# make incontext  a small GPT that finds a rule in the examples of its prompt: accuracy by number of examples
+# make test    the tests that are run before every commit; make test-slow the others; make test-all both
 # make lint    ruff
 .DELETE_ON_ERROR:
 .ONESHELL:
@@ -20,14 +21,15 @@ EDIT := runs/edit
 EDITS := --kinds uppercase,lowercase,number_lines,reverse_lines,sort_lines,single_spaces,add_comment --max-chars 60
 CHAT := runs/chatgpt
 EMBED := runs/embed
+INCONTEXT := runs/incontext
 RANKS ?= 2
-# Three at a time on two cores, since tests wait much of their time; slow ones, some of which compile, two at a time.
-# A worker takes whole files, whose fixtures are expensive. Files come by name: ordered by their number of tests, the
-# few long tests would all come last.
+# More at a time than two cores have, since tests wait much of their time.
+# A worker takes whole files, whose fixtures are expensive, in the order of tests/conftest.py: ordered by their number
+# of tests, the few long tests would all come last.
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 OVERRIDES ?=
 
-.PHONY: train code chatgpt embed test test-slow lint install clean
+.PHONY: train code chatgpt embed incontext test test-slow test-all lint install clean
 
 install: $(VENV)/installed
 
@@ -148,15 +150,48 @@ $(EMBED)/map.html: $(EMBED)/data/held_out.jsonl $(EMBED)/evaluation.json
 	$(MEGAGPT) search index $< --key positive --checkpoint $(EMBED) --output $(EMBED)/index
 	$(MEGAGPT) search map $(EMBED)/index --output $@
 
+incontext: $(INCONTEXT)/report.html $(INCONTEXT)/rules/result.json
+	@echo
+	echo "report:    $(INCONTEXT)/report.html (open it in a browser)"
+	echo "accuracy:  by the number of examples in the prompt, in $(INCONTEXT)/rules"
+	echo "try it:    $(MEGAGPT) generate --checkpoint $(INCONTEXT) --greedy --prompt $$'cQ\naT\ncQ\na'"
+
+$(VENV)/installed-in-context: $(VENV)/installed
+	$(PIP) --no-build-isolation --editable ".[in-context]"
+	touch $@
+
+$(INCONTEXT)/data/rules.jsonl: | $(VENV)/installed-in-context
+	mkdir -p $(@D)
+	$(MEGAGPT) data rules --count 130000 --output $@
+
+$(INCONTEXT)/data/tokenizer.json: $(INCONTEXT)/data/rules.jsonl
+	$(MEGAGPT) data tokenizer $< --vocab-size 257 --max-mb 1 --output $@
+
+$(INCONTEXT)/data/rules.json: $(INCONTEXT)/data/tokenizer.json $(INCONTEXT)/data/rules.jsonl
+	$(MEGAGPT) data preprocess $(INCONTEXT)/data/rules.jsonl --tokenizer $< --output $(INCONTEXT)/data/rules
+
+$(INCONTEXT)/evaluation.json: $(INCONTEXT)/data/rules.json
+	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_incontext $(OVERRIDES)
+
+$(INCONTEXT)/report.html: $(INCONTEXT)/evaluation.json
+	$(MEGAGPT) report $(INCONTEXT)
+
+# Rules that no document has, with 0 to 8 examples in the prompt.
+$(INCONTEXT)/rules/result.json: $(INCONTEXT)/evaluation.json
+	$(MEGAGPT) evaluate "tasks=[rules]" "shots=[0,1,2,4,8]" checkpoint=$(INCONTEXT) output=$(INCONTEXT)/rules
+
 test: $(VENV)/installed-dev
 	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) -m "not slow"
 
 test-slow: $(VENV)/installed-dev
-	$(PYTHON) -m pytest --numprocesses 2 $(SIDE_BY_SIDE) -m slow
+	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) -m slow --durations 25
+
+test-all: $(VENV)/installed-dev
+	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) --durations 25
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf $(RUN) $(CODE) $(EDIT) $(CHAT) runs/sft runs/reward runs/ppo $(EMBED)
+	rm -rf $(RUN) $(CODE) $(EDIT) $(CHAT) runs/sft runs/reward runs/ppo $(EMBED) $(INCONTEXT)

@@ -15,7 +15,9 @@ setup(
     package_dir={"megagpt.configs": "configs", "megagpt.kernels": "kernels"},
     package_data={
         "megagpt.configs": ["*.yaml", "*/*.yaml"],
-        "megagpt.evaluate": ["report.css", "report.js", "map.css", "map.js"],
+        "megagpt.evaluate": ["*.css", "*.js"],
+        "megagpt.evaluate.in_context": ["published.json"],
+        "megagpt.evaluate.in_context.tasks": ["*.yaml", "*/*.yaml"],
         "megagpt.plan": ["devices.yaml"],
     },
 )

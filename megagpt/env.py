@@ -1,6 +1,9 @@
 """The only reader of environment variables: small typed functions, so that what a run depends on is in one place."""
 
 import os
+import stat
+import tempfile
+from pathlib import Path
 
 from megagpt.errors import ConfigError
 
@@ -71,6 +74,31 @@ def network_settings() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
 
 
+def start_kernels_in_order() -> None:
+    """Have a GPU start kernels in the order in which they were queued, unless the caller's environment says otherwise.
+
+    To be called before CUDA is used.
+    """
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
+def keep_compiled_kernels_here() -> None:
+    """Have Triton and PyTorch keep what they compile on this machine, unless the caller's environment names a place.
+
+    Triton's own place is the home folder, which on a cluster is often one disk for thousands of ranks.
+    """
+    folder = Path(tempfile.gettempdir()) / f"megagpt_{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        return  # what is compiled there is run: it must be nobody else's
+    for name, kind in (("TRITON_CACHE_DIR", "triton"), ("TORCHINDUCTOR_CACHE_DIR", "inductor")):
+        os.environ.setdefault(name, str(folder / kind))
+
+
 def tokenize_on_one_thread() -> None:
     """Keep the tokenizers library on the thread that calls it, here and in processes started from now on."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -94,6 +122,11 @@ def become_rank(rank: int, world_size: int, gpus: bool) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def interpret_kernels() -> None:
+    """Have Triton interpret kernels on the CPU; to be called before Triton is imported."""
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
 def set_deepspeed_accelerator(name: str) -> None:
     """Tell DeepSpeed what to run on, unless the caller's environment does; it would look for it, and say so."""
     os.environ.setdefault("DS_ACCELERATOR", name)
@@ -102,3 +135,8 @@ def set_deepspeed_accelerator(name: str) -> None:
 def torch_extensions_dir() -> str | None:
     """Folder that C++ extensions are built in, where the user has named one."""
     return os.environ.get("TORCH_EXTENSIONS_DIR")
+
+
+def keep_ray_to_itself() -> None:
+    """Keep Ray from reporting its use over the network, unless the caller's environment says otherwise."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import sys
 import time
 import warnings
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from megagpt import env
-from megagpt.errors import Interrupted, MegaGPTError
+from megagpt.errors import STOPPED_BY_SIGNAL, Interrupted, MegaGPTError
 
 log = logging.getLogger(__name__)
 
@@ -132,15 +133,30 @@ def progress(total: float | None, unit: str, desc: str, initial: int = 0) -> tqd
 def run_tool(main: Callable[[], int | None]) -> NoReturn:
     """Run a command line's `main` and exit with its return value (None is 0).
 
-    An error of megagpt is reported as one message without traceback, with its own exit code.
+    An error of megagpt is reported as one message without traceback, with its own exit code. A rank that failed ends at
+    once: Python's own end waits for threads and process groups, which may wait for other ranks or for a GPU.
     """
     setup()
+    code = _reported(main)
+    if code in (0, STOPPED_BY_SIGNAL) or not env.is_rank():
+        sys.exit(code)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _reported(main: Callable[[], int | None]) -> int:
+    """Exit code of `main`, whose error has been told."""
     try:
-        sys.exit(main())
+        return main() or 0
     except KeyboardInterrupt:
         error = Interrupted("interrupted")
     except MegaGPTError as raised:
         error = raised
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        return 1
     if not isinstance(error, Interrupted) or env.rank() == 0:  # Ctrl-C reaches every rank
         log.error("%s", error)
-    sys.exit(error.exit_code)
+    return error.exit_code

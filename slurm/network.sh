@@ -10,11 +10,6 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 # InfiniBand waits 4.096 us * 2^22 = 17 s for an answer, up to 7 times: a port that comes back costs a pause, not the job.
 export NCCL_IB_TIMEOUT=${NCCL_IB_TIMEOUT:-22}
 export NCCL_IB_RETRY_CNT=${NCCL_IB_RETRY_CNT:-7}
-# Kernels start in the order in which they were queued, on which Megatron-Core's overlap of tensor-parallel messages with
-# computation depends.
-export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
-# NVLink SHARP takes GPU memory for every group; a job that is planned close to the limit needs it.
-export NCCL_NVLS_ENABLE=${NCCL_NVLS_ENABLE:-0}
 # A batch that grows changes sizes of activations; segments that can grow keep that from fragmenting memory.
 export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
 # Ranks share a node's cores; a rank's own arithmetic on the CPU is small.

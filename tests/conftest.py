@@ -88,8 +88,15 @@ def launched(monkeypatch) -> list[str]:
     return names
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give slow tests time on a busy machine, unless they say how much they need."""
-    for item in items:
-        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+    """Give slow tests time on a busy machine, unless they say how much they need, and begin with their files.
+
+    What waits for time-outs and for Slurm then does so beside what computes, and no long test is left for the end.
+    """
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    for item in slow:
+        if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(1800))
+    files = {item.path for item in slow}
+    items.sort(key=lambda item: item.path not in files)

@@ -110,6 +110,18 @@ def test_exit_of_a_tool(body: str, code: int, message: str):
     assert len(done.stderr.splitlines()) == bool(message)
 
 
+@pytest.mark.parametrize(("body", "code"), [("raise DataError('broken')", DataError.exit_code), ("1 / 0", 1)])
+def test_a_rank_that_failed_does_not_wait_for_its_threads(body: str, code: int):
+    program = (
+        "import threading, time\nfrom megagpt.log import run_tool\nfrom megagpt.errors import *\n"
+        f"def main():\n    threading.Thread(target=time.sleep, args=(1000,)).start()\n    {body}\nrun_tool(main)"
+    )
+    rank = dict(os.environ) | {"RANK": "1", "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=rank, timeout=60)
+    assert done.returncode == code
+    assert ("broken" if code > 1 else "ZeroDivisionError") in done.stderr
+
+
 def test_environment(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
@@ -121,6 +133,22 @@ def test_environment(monkeypatch):
     assert env.master_port() == 29500
     assert env.wandb_mode() == "offline"
     assert env.restart_attempt() == 2
+
+
+def test_compiled_kernels_stay_on_the_machine_in_a_folder_of_ones_own(monkeypatch, tmp_path):
+    names = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in names:
+        monkeypatch.setenv(name, "theirs")  # for the old value to come back after the test
+    env.keep_compiled_kernels_here()
+    assert [os.environ[name] for name in names] == ["theirs"] * 2
+    (folder,) = tmp_path.iterdir()
+    for mode, inside in ((0o777, False), (0o700, True)):
+        folder.chmod(mode)
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+        env.keep_compiled_kernels_here()
+        assert [os.environ.get(name, "").startswith(f"{folder}/") for name in names] == [inside] * 2
 
 
 def test_a_garbled_rank_is_named(monkeypatch):

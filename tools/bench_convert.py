@@ -10,20 +10,16 @@ difference after the round trip, fails the command. Banded layers do not come ba
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from measured_on import measured_on
 
 from megagpt.checkpoint.convert import native
 from megagpt.checkpoint.convert.base import TensorInfo
@@ -51,7 +47,7 @@ def main() -> int:
     args = parser.parse_args()
     model = load([*args.overrides, "data.corpora=[]"]).model
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        result = machine() | measure(model, Path(folder))
+        result = measured_on("torch", "safetensors") | measure(model, Path(folder))
     text = json.dumps(result, indent=1)
     print(text)
     if args.output:
@@ -101,28 +97,23 @@ def random_source(model: ModelConfig) -> LazySource:
     return LazySource(Path("random"), "random", model, 0, tensors, readers)
 
 
+MEASURE = """
+import resource, subprocess, sys, time
+start = time.perf_counter()
+code = subprocess.call(sys.argv[1:], stdout=sys.stderr)
+print(code, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+"""Started in between, because it is small: Linux counts the memory of whoever starts a process as the process's own."""
+
+
 def timed(command: list[Any], size: int) -> dict[str, float]:
     """Seconds, MB/s and peak memory of a Python process that moves `size` bytes."""
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *map(str, command)])
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        raise CheckpointError(f"{shlex.join(map(str, command))} failed")
-    return {"seconds": seconds, "mb_per_second": size / seconds / 1e6, "peak_mib": usage.ru_maxrss / 1024}
-
-
-def machine() -> dict[str, str]:
-    """What the figures were measured on, and with."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
-    return {
-        "cpu": model,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "safetensors")},
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "tools/bench_convert.py", *sys.argv[1:]]),
-    }
+    command = [sys.executable, *map(str, command)]
+    measured = subprocess.run([sys.executable, "-c", MEASURE, *command], stdout=subprocess.PIPE, text=True, check=True)
+    code, seconds, kibibytes = measured.stdout.split()
+    if int(code):
+        raise CheckpointError(f"{shlex.join(command)} failed")
+    return {"seconds": float(seconds), "mb_per_second": size / float(seconds) / 1e6, "peak_mib": int(kibibytes) / 1024}
 
 
 if __name__ == "__main__":

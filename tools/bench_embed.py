@@ -33,7 +33,7 @@ from megagpt.data.pairs import read_pairs
 from megagpt.data.tokenizer import END_OF_TEXT
 from megagpt.errors import ConfigError, MegaGPTError
 from megagpt.log import run_tool
-from megagpt.parallel import launch
+from megagpt.parallel import cpu, launch
 from megagpt.stages.embed import Embed
 from megagpt.train.trainer import Step, peak_memory_gib
 
@@ -123,6 +123,7 @@ class Theirs:
     """A GPT-2 of the same shape in sentence-transformers, with the same batches."""
 
     def __init__(self, config: Config, ours: Ours, micro_batch_size: int) -> None:
+        env.set_deepspeed_accelerator(cpu.device().type)  # else DeepSpeed, imported below, says what it found on stdout
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer import losses, modules
         from transformers import PreTrainedTokenizerFast

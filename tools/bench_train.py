@@ -14,15 +14,10 @@ their seconds by ours. The command fails when losses or gradient norms differ, o
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import multiprocessing
-import platform
 import re
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -31,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measured_on import measured_on
 
 from megagpt.checkpoint.convert.hugging_face import parts
 from megagpt.config.load import load
@@ -297,19 +293,8 @@ def measure(shape: str, precision: str, options: argparse.Namespace, device: tor
 
 def machine(device: torch.device, threads: int) -> dict[str, Any]:
     """What the figures were measured on, and with."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    cpu = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "megatron-core")}
-    return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "cpu": cpu,
-        "threads": threads,
-        "python": platform.python_version(),
-        **versions,
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", f"tools/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-    }
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    return {"device": name, "threads": threads} | measured_on("torch", "transformers", "megatron-core")
 
 
 def parse() -> argparse.Namespace:

@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--folder", type=Path, default=Path("runs/prove_embed"), help="(default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=4, help="of training on each side (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=6, help="of training on each side (default: %(default)s)")
     parser.add_argument("--base-tokens", type=int, default=500_000, help="of pretraining (default: %(default)s)")
     parser.add_argument("--tolerance", type=float, default=0.0, help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")

@@ -6,14 +6,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from megagpt import env
-from megagpt.cli.group import Command
+from megagpt.cli.group import RankedCommand
 from megagpt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megagpt.evaluate.settings import CodeEvaluation, EditEvaluation, EmbeddingEvaluation, Evaluation
+    from megagpt.evaluate.settings import (
+        CodeEvaluation,
+        EditEvaluation,
+        EmbeddingEvaluation,
+        Evaluation,
+        TasksEvaluation,
+    )
 
 
-class EvaluateCommand(Command):
+SHOWN = 10
+"""Of what is left out, so many are named."""
+
+
+class EvaluateCommand(RankedCommand):
     """Its help ends with the keys."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -21,7 +31,8 @@ class EvaluateCommand(Command):
         from megagpt.evaluate import settings
 
         for title, kind in (
-            ("all tasks", settings.Evaluation),
+            ("tasks in context (tasks=...)", settings.TasksEvaluation),
+            ("all others (task=...)", settings.Evaluation),
             ("generated text", settings.GenerationEvaluation),
             ("programming problems", settings.CodeEvaluation),
             ("edits", settings.EditEvaluation),
@@ -52,15 +63,17 @@ def _default(value: Any) -> str:
     "evaluate",
     cls=EvaluateCommand,
     goes_on=True,
-    short_help="Evaluate a model on programs (pass@k), edits, or by its embeddings.",
+    short_help="Evaluate a model on tasks in context, programs (pass@k), edits, or by its embeddings.",
 )
 @click.argument("overrides", nargs=-1, metavar="KEY=VALUE...")
 def command(overrides: tuple[str, ...]) -> None:
-    """Evaluate a model: on programming problems (pass@k, in a sandbox), on edits by instruction, or by its embeddings
-    (similarity, search, linear probes).
+    """Evaluate a model: on tasks that its prompt shows (zero-, one- and few-shot), on programming problems (pass@k, in
+    a sandbox), on edits by instruction, or by its embeddings (similarity, search, linear probes).
 
     \b
     Examples
+      megagpt evaluate tasks=[hellaswag,lambada] shots=[0,1,8] data=sets checkpoint=runs/demo output=runs/tasks
+      megagpt evaluate tasks=gpt3 protocol=gpt3 data=sets checkpoint=runs/demo output=runs/gpt3
       megagpt evaluate task=humaneval data=HumanEval.jsonl.gz checkpoint=runs/code output=runs/code/humaneval
       megagpt evaluate task=humaneval data=HumanEval.jsonl.gz completions=samples.jsonl output=results
       megagpt evaluate task=edits data=edits.jsonl checkpoint=runs/edit output=runs/edit/edits
@@ -69,9 +82,17 @@ def command(overrides: tuple[str, ...]) -> None:
       megagpt evaluate task=code_search data=pairs.test.jsonl checkpoint=runs/embed output=runs/embed/code
       megagpt evaluate task=sts data=sts-test.csv sentence_transformer=all-MiniLM-L6-v2 output=peer
 
-    Interrupted, the same command goes on where it stopped.
+    Tasks in context may run on several ranks (--nproc-per-node N); the others run on one. Interrupted, the same command
+    goes on where it stopped.
     """
     settings = parse(list(overrides))
+    from megagpt.evaluate.settings import TasksEvaluation
+
+    if isinstance(settings, TasksEvaluation):
+        from megagpt.cli.in_context import evaluate_tasks
+
+        evaluate_tasks(settings)
+        return
     if env.world_size() > 1:
         raise ConfigError(f"the evaluation runs on one rank, not {env.world_size()}: start it without torchrun")
     from megagpt import checkpoint
@@ -123,16 +144,20 @@ def _evaluate_embeddings(settings: "EmbeddingEvaluation") -> None:
     show_embeddings(evaluate_embeddings(settings, embedder))
 
 
-def parse(overrides: list[str]) -> "Evaluation":
+def parse(overrides: list[str]) -> "Evaluation | TasksEvaluation":
     """The settings in key=value arguments. Raises ConfigError for an unknown key or a wrong value."""
     from megagpt.config.overrides import build
     from megagpt.evaluate.code_tasks import TASKS
-    from megagpt.evaluate.settings import EMBEDDING_TASKS, CodeEvaluation, EditEvaluation
+    from megagpt.evaluate.settings import EMBEDDING_TASKS, CodeEvaluation, EditEvaluation, TasksEvaluation
 
+    if any(text.startswith("tasks=") for text in overrides):
+        return build(TasksEvaluation, overrides)
     kinds = dict.fromkeys(TASKS, CodeEvaluation) | {"edits": EditEvaluation} | EMBEDDING_TASKS
     tasks = [text.partition("=")[2] for text in overrides if text.startswith("task=")]
     if tasks and tasks[0] not in kinds:
-        raise ConfigError(f"task is {tasks[0]!r}; it must be one of {', '.join(kinds)}")
+        raise ConfigError(
+            f"task is {tasks[0]!r}; it must be one of {', '.join(kinds)}; a task in context is named by tasks=[...]"
+        )
     return build(kinds[tasks[0]] if tasks else CodeEvaluation, overrides)
 
 
@@ -140,6 +165,9 @@ def show_code(result: dict[str, Any]) -> None:
     """Print pass@k."""
     counts = result["counts"]
     click.echo(f"{counts['samples_passed']} of {counts['samples']} samples passed, {counts['problems']} problems")
+    if too_long := counts["prompts_too_long"]:
+        click.echo(f"{too_long} of the samples failed because the prompt fills the context window")
+    show_left_out(result["left_out"], "problems")
     for k, found in result["pass_at_k"].items():
         low_high = found["interval_95"]
         shown = f" (95% interval {low_high[0]:.2%} to {low_high[1]:.2%})" if low_high else ""
@@ -148,12 +176,25 @@ def show_code(result: dict[str, Any]) -> None:
         click.echo("programs ran unprotected: sandbox=none")
 
 
+def show_left_out(left_out: dict[str, Any], kind: str) -> None:
+    """Print what could not be judged: how many, and the first of them with their reasons."""
+    if count := left_out[kind]:
+        click.echo(f"{count} {kind} left out of all figures, since their own reference solutions fail their tests:")
+        for name, reason in list(left_out["reasons"].items())[:SHOWN]:
+            click.echo(f"  {name}: {reason}")
+        if count > SHOWN:
+            click.echo(f"  and {count - SHOWN} more, see result.json")
+
+
 def show_edits(result: dict[str, Any]) -> None:
     """Print a line for all edits and for each kind."""
     for kind, metrics in result["metrics"].items():
         line = f"{kind:<16} {metrics['edits']:>6} edits  exact match {metrics['exact_match']:.1%}"
         line += f"  similarity {metrics['similarity']:.3f} (unchanged {metrics['unchanged_similarity']:.3f})"
         click.echo(line + (f"  tests passed {metrics['tests_passed']:.1%}" if "tests_passed" in metrics else ""))
+    if too_long := result["metrics"]["all"]["prompts_too_long"]:
+        click.echo(f"{too_long} of the edits count as wrong because their prompts fill the context window")
+    show_left_out(result["left_out"], "edits")
 
 
 def show_embeddings(result: dict[str, Any]) -> None:

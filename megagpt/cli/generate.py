@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 from megagpt.cli import options
 from megagpt.cli.group import RankedCommand
 from megagpt.cli.ranks import one_voice, restore_model, say
+from megagpt.data.files import read_text
 from megagpt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -90,15 +92,16 @@ def command(
 
 def read_prompts(path: Path) -> list[str]:
     """Prompts of a .jsonl file, or of a text file, a prompt a line; empty lines are skipped. Raises DataError."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read prompts from {path}: {error}") from None
-    prompts = []
+    from megagpt.data.unread import log_unread
+
+    lines = read_text(path, "prompts").split("\n")
+    prompts, unread = [], Counter()
     for number, line in enumerate(lines, 1):
         if line.strip() and path.suffix == ".jsonl":
             try:
-                prompts.append(json.loads(line)["prompt"])
+                record = json.loads(line)
+                prompts.append(record["prompt"])
+                unread.update(name for name in record if name != "prompt")
             except (ValueError, KeyError, TypeError):
                 prompts.append(None)
             if not isinstance(prompts[-1], str):
@@ -107,6 +110,7 @@ def read_prompts(path: Path) -> list[str]:
             prompts.append(line.rstrip("\r"))
     if not prompts:
         raise DataError(f"{path} holds no prompt")
+    log_unread(path, unread)
     return prompts
 
 

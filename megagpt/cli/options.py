@@ -6,8 +6,22 @@ from typing import Any
 
 import click
 
-FILE = click.Path(path_type=Path)
+
+class HomePath(click.Path):
+    """A path, in which `~` is the home folder: no shell puts that in behind `--output=`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does."""
+        from megagpt.config.home import at_home
+
+        return super().convert(at_home(value) if isinstance(value, str) else value, param, ctx)
+
+
+FILE = HomePath(path_type=Path)
 """A path of a file or folder; whoever opens it says what is wrong with it."""
+
+INPUT = HomePath()
+"""The same as text: a path as it was typed, or a pattern that several match (a glob)."""
 
 Decorator = Callable[[Any], Any]
 
@@ -30,6 +44,13 @@ def words(name: str, **settings: Any) -> Decorator:
         return tuple(word for text in given for word in text.replace(",", " ").split()) or None
 
     return click.option(name, multiple=True, callback=split, **settings)
+
+
+def inputs(*names: str, help: str) -> Decorator:
+    """A required option for inputs of text, which may be repeated."""
+    return click.option(
+        *names, type=INPUT, multiple=True, required=True, metavar="INPUT", help=f"{help}; may be repeated."
+    )
 
 
 checkpoint = click.option(

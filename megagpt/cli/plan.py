@@ -14,6 +14,8 @@ from megagpt.errors import ConfigError
 if TYPE_CHECKING:
     from megagpt.config.schema import Config
     from megagpt.plan.devices import Device
+    from megagpt.plan.estimate import Estimate
+    from megagpt.plan.job import Job
 
 
 @click.command("plan", cls=RankedCommand, short_help="Say before a run whether it fits, how fast, and at what cost.")
@@ -21,6 +23,16 @@ if TYPE_CHECKING:
 @click.option("--gpus", type=int, help="Number of GPUs [default: the ranks, or those of one replica].")
 @click.option("--device", default="h100", show_default=True, help="Device, such as a100, h100, h200, b200.")
 @click.option("--devices", type=options.FILE, metavar="FILE", help="YAML that adds or changes devices.")
+@click.option(
+    "--fused-accumulation",
+    is_flag=True,
+    help="Assume that matrix products add to fp32 gradients, as in published runs. megagpt's do not.",
+)
+@click.option(
+    "--scattered-messages",
+    is_flag=True,
+    help="Assume that tensor ranks share the sending between stages, as arXiv 2104.04473. megagpt's do not.",
+)
 @click.option("--search", "searching", is_flag=True, help="Rank the ten fastest layouts that fit.")
 @click.option("--trace", "tracing", is_flag=True, help="Also build the ranks that differ, as fake tensors.")
 @click.option("--check", "checking", is_flag=True, help="Look whether all is in place, on all ranks.")
@@ -40,6 +52,8 @@ def command(
     gpus: int | None,
     device: str,
     devices: Path | None,
+    fused_accumulation: bool,
+    scattered_messages: bool,
     searching: bool,
     tracing: bool,
     checking: bool,
@@ -61,6 +75,7 @@ def command(
     """
     from megagpt.config.load import load
     from megagpt.plan.devices import find_device, load_devices
+    from megagpt.plan.job import Job
 
     config = load(list(overrides))
     found = find_device(device, load_devices(devices))
@@ -69,21 +84,31 @@ def command(
     gpus = gpus if gpus is not None else ranks if ranks > 1 else replica
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus} must be at least 1")
+    if (fused_accumulation or scattered_messages) and (searching or checking or config.stage.name == "ppo"):
+        raise ConfigError(
+            "--fused-accumulation and --scattered-messages are assumptions about one model's training: leave them out"
+            " with --search, --check and stage=ppo"
+        )
     if checking:
         return check(config, gpus, max_epochs=max_epochs, hashes=hashes, need_gpus=need_gpus, as_json=as_json)
     if searching:
         search(config, gpus, found, as_json)
     else:
-        plan(config, gpus, found, tracing=tracing, html=html, as_json=as_json)
+        plan(
+            Job(config, gpus, fused_accumulation, scattered_messages),
+            found,
+            tracing=tracing,
+            html=html,
+            as_json=as_json,
+        )
     return 0
 
 
-def plan(config: "Config", gpus: int, device: "Device", *, tracing: bool, html: Path | None, as_json: bool) -> None:
+def plan(job: "Job", device: "Device", *, tracing: bool, html: Path | None, as_json: bool) -> None:
     """Print the plan. Raises ConfigError for a run that breaks a rule or does not fit."""
     from megagpt.config.rules import check
     from megagpt.plan import tables
     from megagpt.plan.estimate import estimate_training
-    from megagpt.plan.job import Job
     from megagpt.plan.page import build_page
     from megagpt.plan.ppo import PPOEstimate
     from megagpt.plan.run import estimate
@@ -91,14 +116,14 @@ def plan(config: "Config", gpus: int, device: "Device", *, tracing: bool, html: 
     from megagpt.train.metrics import replace_file
 
     try:
-        check(config, gpus)
+        check(job.config, job.gpus)
     except ConfigError as error:
-        raise ConfigError(f"{error}\n--search finds layouts for --gpus {gpus}") from None
-    found = estimate(Job(config, gpus), device)
+        raise ConfigError(f"{error}\n--search finds layouts for --gpus {job.gpus}") from None
+    found = estimate(job, device)
     changes = [] if found.fits else remedies(found.job, device)
     refusal = "" if found.fits else tables.refusal(found, changes)
-    report = found.to_dict() | {"remedies": [layout_dict(change) for change in changes]}
-    shown = [tables.summary(found), tables.memory(found), tables.time(found)]
+    report = plan_dict(found) | {"remedies": [layout_dict(change) for change in changes]}
+    shown = [tables.summary(found), tables.memory(found), tables.time(found), tables.assumed(found)]
     if tracing:
         from megagpt.plan.trace import trace
 
@@ -119,7 +144,7 @@ def plan(config: "Config", gpus: int, device: "Device", *, tracing: bool, html: 
 def search(config: "Config", gpus: int, device: "Device", as_json: bool) -> None:
     """Print the fastest layouts. Raises ConfigError when none fits."""
     from megagpt.plan import tables
-    from megagpt.plan.search import search
+    from megagpt.plan.search import nearest, search
 
     found = search(config, gpus, device)
     if as_json:
@@ -127,8 +152,20 @@ def search(config: "Config", gpus: int, device: "Device", as_json: bool) -> None
     elif found:
         show(tables.layouts(found))
         click.echo(f"the fastest: {' '.join(found[0].overrides)}")
-    if not found:
-        raise ConfigError(f"no layout of {config.model.name} fits on {gpus} x {device.name}: take more GPUs")
+    if found:
+        return
+    layout, changes = nearest(config, gpus, device)
+    if layout is None:
+        batch, heads, layers = config.optim.global_batch_size, config.model.num_attention_heads, config.model.num_layers
+        raise ConfigError(
+            f"no layout of {config.model.name} keeps the rules on {gpus} GPUs: optim.global_batch_size ({batch})"
+            f" must be a multiple of the replicas, GPUs / (TP x PP), where TP divides the heads ({heads}) and PP the"
+            f" layers ({layers}): change the batch or the number of GPUs"
+        )
+    raise ConfigError(
+        f"no layout of {config.model.name} that --search tries fits on {gpus} x {device.name}. The one that needs least"
+        f" memory ({' '.join(layout.overrides) or 'as given'}) {tables.refusal(layout.plan, changes)}"
+    )
 
 
 def check(config: "Config", gpus: int, *, max_epochs: float, hashes: bool, need_gpus: bool, as_json: bool) -> int:
@@ -146,12 +183,10 @@ def check(config: "Config", gpus: int, *, max_epochs: float, hashes: bool, need_
     except ConfigError as error:
         problems.append(str(error))
     launch.initialize(ParallelConfig(), config.seed)
-    try:
-        world = current_world()
-        of_run = world.broadcast(check_run(config, max_epochs, hashes) if world.rank == 0 else None)
-        of_machines = check_environment(world, data_files(config), need_gpus)
-    finally:
-        launch.shutdown()
+    world = current_world()
+    of_run = world.broadcast(check_run(config, max_epochs, hashes) if world.rank == 0 else None)
+    of_machines = check_environment(world, data_files(config), need_gpus)
+    launch.shutdown()
     problems += [*of_run[0], *of_machines[0]]
     facts += [*of_run[1], *of_machines[1]]
     if world.rank == 0 and as_json:
@@ -164,7 +199,14 @@ def check(config: "Config", gpus: int, *, max_epochs: float, hashes: bool, need_
 
 def layout_dict(layout: Any) -> dict[str, Any]:
     """A layout that was found, as JSON."""
-    return {"overrides": layout.overrides, **layout.plan.to_dict()}
+    return {"overrides": layout.overrides, **plan_dict(layout.plan)}
+
+
+def plan_dict(plan: "Estimate") -> dict[str, Any]:
+    """A plan as JSON, with what it assumes and why its time may be wrong."""
+    from megagpt.plan.assumptions import assumptions, doubts
+
+    return plan.to_dict() | {"assumes": assumptions(plan.job, plan.device), "not_trustworthy": doubts(plan)}
 
 
 def show(*tables: Any) -> None:

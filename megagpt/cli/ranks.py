@@ -20,14 +20,20 @@ if TYPE_CHECKING:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Ranks act together, and the first of them to fail speaks for all; the others only end with its exit code."""
+    """Ranks act together, and the first of them to fail speaks for all; the others only end with its exit code.
+
+    A rank that failed is to end its process: it has left its groups as they were, see `launch.abandon`.
+    """
     import torch.distributed as dist
 
     from megagpt.parallel import launch
 
     try:
         yield
-    except MegaGPTError as error:
+    except BaseException as error:
+        launch.abandon()
+        if not isinstance(error, MegaGPTError):
+            raise
         if dist.is_initialized():
             if launch.is_first_failure():
                 raise
@@ -35,8 +41,7 @@ def one_voice() -> Iterator[None]:
         if env.rank() == 0:
             raise
         raise click.exceptions.Exit(reported_by_first_rank(error.exit_code)) from None
-    finally:
-        launch.shutdown()
+    launch.shutdown()
 
 
 def restore_model(

@@ -6,9 +6,10 @@ import click
 
 from megagpt.cli import options
 from megagpt.cli.group import Command
+from megagpt.errors import ConfigError
 
 
-@click.command("report", cls=Command, short_help="Turn runs into one HTML page with interactive plots.")
+@click.command("report", cls=Command, short_help="Turn runs, results or a corpus into one HTML page with plots.")
 @click.argument("run_dirs", nargs=-1, required=True, type=options.FILE, metavar="RUN_DIR...")
 @click.option(
     "--output",
@@ -18,17 +19,38 @@ from megagpt.cli.group import Command
 def command(run_dirs: tuple[Path, ...], output: Path | None) -> None:
     """Turn one or several runs into one HTML page with interactive plots that opens offline.
 
-    Several runs are overlaid and compared.
+    Several runs are overlaid and compared. The folder of a corpus is recognised by its report.json, that of an
+    evaluation in context by its result.json; two of these are also compared example by example, in a table.
 
     \b
     Examples
       megagpt report runs/demo
       megagpt report runs/a runs/b --output comparison.html
+      megagpt report runs/a/in_context runs/b/in_context
+      megagpt report data/web
     """
+    from megagpt.evaluate.in_context.compare import as_text
+    from megagpt.evaluate.in_context.results import is_result
+    from megagpt.evaluate.in_context_page import write_in_context_page
     from megagpt.evaluate.report import build_report
     from megagpt.evaluate.runs import read_runs
     from megagpt.train.metrics import replace_file
 
+    if corpora := [folder for folder in run_dirs if (folder / "report.json").exists()]:
+        if len(run_dirs) > 1:
+            raise ConfigError(f"{corpora[0]} is a corpus: give it alone")
+        from megagpt.evaluate.corpus_page import write_corpus_page  # it needs megagpt[corpora]; a run's page does not
+
+        click.echo(write_corpus_page(corpora[0], output))
+        return
+    if results := [folder for folder in run_dirs if is_result(folder)]:
+        if others := [folder for folder in run_dirs if folder not in results]:
+            raise ConfigError(f"{results[0]} holds results of an evaluation, {others[0]} does not: report them apart")
+        page, compared = write_in_context_page(run_dirs, output)
+        if compared:
+            click.echo(as_text(compared))
+        click.echo(page)
+        return
     runs = read_runs(run_dirs)
     first = run_dirs[0]
     output = output or (first / "report.html" if len(runs) == 1 else first.parent / "comparison.html")

@@ -68,6 +68,10 @@ def command(overrides: tuple[str, ...], only_config: bool) -> int:
         return reported_by_first_rank(error.exit_code)
     if env.rank() == 0:  # the stage itself finds what only another rank lacks
         check_inputs(config)
+        if config.stage.tasks.names:
+            from megagpt.stages import tasks
+
+            tasks.check(config)
     from megagpt.stages import run
 
     return run(config)

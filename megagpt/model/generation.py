@@ -1,6 +1,7 @@
 """Continuing prompts with a trained model, in any layout: batches, a KV cache, sampling, streaming."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megagpt.config.schema import Config
+from megagpt.data.batch import send
 from megagpt.data.fim import fim_prompt
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError, TrainingDiverged
@@ -20,6 +22,9 @@ from megagpt.model.gpt import GPT
 from megagpt.model.kv_cache import KVCache, Pass
 from megagpt.model.sampling import choose_tokens, penalize
 from megagpt.model.text_stream import TextStream
+from megagpt.model.tree_pass import TreePass
+
+log = logging.getLogger(__name__)
 
 SPARE_COLUMNS = 64
 """Columns of the cache beyond the longest sequence, so that sequences that come later seldom make all others move."""
@@ -49,16 +54,22 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        for name, valid, wanted in (
+        require(
+            self,
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or a positive number"),
             ("top_k", self.top_k >= 0, "0 (all tokens) or a positive number of tokens"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a positive number (1 changes nothing)"),
             ("stop", all(self.stop), "strings of at least one character"),
-        ):
-            if not valid:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be {wanted}")
+        )
+
+
+def require(settings: object, *rules: tuple[str, bool, str]) -> None:
+    """Raises ConfigError for the first field whose rule (its name, whether it holds, the words for it) is broken."""
+    for name, holds, words in rules:
+        if not holds:
+            raise ConfigError(f"{name} is {getattr(settings, name)!r}; it must be {words}")
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,11 @@ class Generator:
         self.modules, self.tokenizer, self.batch_size = modules, tokenizer, batch_size
         self.window, self.spm = config.model.sequence_length, config.data.fim_spm_rate > 0
         self.groups = modules[0].pg_collection
-        self.device = next(modules[0].parameters()).device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is now: a model that is used now and then waits in the CPU's memory."""
+        return next(self.modules[0].parameters()).device
 
     def fim_prompt(self, prefix: str, suffix: str) -> list[int]:
         """Token ids after which the model writes the text between the two, in SPM order if it was trained on that.
@@ -157,27 +172,38 @@ class Generator:
 
         The pieces of a prompt, joined, are its completion's text; each holds whole characters.
         """
+        if settings.top_k > self.tokenizer.vocab_size and self.groups.tp.rank() == 0:
+            log.warning("top_k is %d, but there are %d tokens: all count", settings.top_k, self.tokenizer.vocab_size)
         sequences = self._sequences(prompts, settings, seeds)
         by_length = sorted(sequences, key=lambda sequence: -len(sequence.prompt))  # little padding
         if sequences:
-            with _for_generation(self.modules):
+            with for_generation(self.modules):
                 yield from self._continue(by_length, settings)
         return [sequence.completion() for sequence in sequences]
 
-    def _sequences(self, prompts: Sequence, settings: GenerationConfig, seeds: Sequence[int] | None) -> list[_Sequence]:
-        sequences, repeats = [], {}
+    def encode(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
+        """Token ids of each prompt, a text or token ids; an empty one becomes the end-of-text token.
+
+        Raises DataError for a prompt that leaves no room in the context window or has an unknown token.
+        """
+        encoded = []
         for index, prompt in enumerate(prompts):
             tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
             tokens = tokens or [self.tokenizer.end_of_text_id]
-            room = self.window - len(tokens)
-            if room < 1:
+            if len(tokens) >= self.window:
                 raise DataError(
                     f"prompt {index} has {len(tokens)} tokens, but the model's sequence_length of {self.window} takes "
                     f"at most {self.window - 1}, to leave room for a response: shorten it"
                 )
             if not all(0 <= token < self.tokenizer.vocab_size for token in tokens):
                 raise DataError(f"prompt {index} has a token that is not in 0..{self.tokenizer.vocab_size - 1}")
-            limit = min(settings.max_new_tokens, room)
+            encoded.append(tokens)
+        return encoded
+
+    def _sequences(self, prompts: Sequence, settings: GenerationConfig, seeds: Sequence[int] | None) -> list[_Sequence]:
+        sequences, repeats = [], {}
+        for index, tokens in enumerate(self.encode(prompts)):
+            limit = min(settings.max_new_tokens, self.window - len(tokens))
             repeat = repeats[tuple(tokens)] = repeats.get(tuple(tokens), -1) + 1
             seed, repeat = (settings.seed, repeat) if seeds is None else (seeds[index], 0)
             uniforms = _uniforms(seed, tokens, repeat, limit)
@@ -206,17 +232,17 @@ class Generator:
             own = None if seen is None else seen[-len(batch) :]
             # The hook by which Megatron-Core runs without CUDA costs every operation more than a small one takes.
             with torch.no_grad(), torch._C.DisableTorchFunction():
-                logits = self._forward(self._tensor(tokens), current)
-                chosen, logprobs = self._choose(logits, batch, own, settings)
+                logits = self.forward(self._tensor(tokens), current)
+                choice = self._choose(logits, batch, own, settings)
             if own is not None:
-                own.scatter_(1, chosen[:, None], True)
-            for sequence, token, logprob in zip(batch, chosen.tolist(), logprobs.tolist(), strict=True):
-                if text := self._advance(sequence, token, logprob, settings):
+                own.scatter_(1, choice[0].long()[:, None], True)
+            for sequence, token, logprob in zip(batch, *choice.tolist(), strict=True):  # the one wait for the device
+                if text := self._advance(sequence, int(token), logprob, settings):
                     yield sequence.index, text
             if ended := [row for row, sequence in enumerate(active) if sequence.finish_reason is not None]:
                 order = cache.drop(ended)
                 active = [active[row] for row in order]
-                seen = None if seen is None else seen[order]
+                seen = None if seen is None else seen[self._tensor(order)]
 
     def _advance(self, sequence: _Sequence, token: int, logprob: float, settings: GenerationConfig) -> str:
         """Add a token to a sequence, and decide whether it ends; returns the text that this settles."""
@@ -236,12 +262,17 @@ class Generator:
         sequence.text.append(text)
         return text
 
-    def _forward(self, tokens: Tensor, current: Pass) -> Tensor | None:
+    def forward(self, tokens: Tensor, current: Pass) -> Tensor | None:
         """Send the tokens [T] of a pass through all pipeline stages.
 
         Returns the logits of each row's last token over the real vocabulary, float32 [B, V], on the last pipeline
         stage, and None on the others.
         """
+        out = self.through_stages(tokens, current)
+        return None if out is None else out[:, : self.tokenizer.vocab_size].float()
+
+    def through_stages(self, tokens: Tensor, current: Pass | TreePass) -> Tensor | None:
+        """The same for any pass: what the last chunk returns, on the last pipeline stage."""
         stage, stages, pipeline = self.groups.pp.rank(), self.groups.pp.size(), self.groups.pp
         for module in self.modules:
             if not module.pre_process:
@@ -254,22 +285,26 @@ class Generator:
             out = module(tokens, cache_pass=current)
             if not module.post_process:
                 dist.send(out.contiguous(), group=pipeline, group_dst=(stage + 1) % stages)
-        return out[:, : self.tokenizer.vocab_size].float() if self.modules[-1].post_process else None
+        return out if self.modules[-1].post_process else None
 
     def _choose(
         self, logits: Tensor | None, sequences: list[_Sequence], seen: Tensor | None, settings: GenerationConfig
-    ) -> tuple[Tensor, Tensor]:
-        """Next token and log-probability of every sequence, chosen on one rank and told to all that share the model."""
+    ) -> Tensor:
+        """Next tokens and their log-probabilities, float64 [2, B], chosen on one rank and told to its replica."""
         choice = torch.empty(2, len(sequences), dtype=torch.float64, device=self.device)  # exact for token ids
         if logits is not None and self.groups.tp.rank() == 0:
             if seen is not None:
                 logits = penalize(logits, seen, settings.repetition_penalty)
             uniforms = np.array([sequence.uniforms[len(sequence.tokens)] for sequence in sequences])
-            uniforms = torch.from_numpy(uniforms).to(self.device)
+            uniforms = send(torch.from_numpy(uniforms), self.device)
             choice[0], choice[1] = choose_tokens(logits, uniforms, settings.temperature, settings.top_k, settings.top_p)
+        self.share(choice)
+        return choice
+
+    def share(self, values: Tensor) -> None:
+        """Give all ranks of the replica, in place, what its last pipeline stage has on the first tensor rank."""
         if self.groups.mp.size() > 1:
-            dist.broadcast(choice, group=self.groups.mp, group_src=self.groups.mp.size() - self.groups.tp.size())
-        return choice[0].long(), choice[1]
+            dist.broadcast(values, group=self.groups.mp, group_src=self.groups.mp.size() - self.groups.tp.size())
 
     def _seen(self, sequences: list[_Sequence]) -> Tensor:
         """Bool [B, V], True for the tokens of each prompt."""
@@ -279,7 +314,7 @@ class Generator:
         return seen
 
     def _tensor(self, values: list) -> Tensor:
-        return torch.tensor(values, device=self.device)
+        return send(torch.tensor(values, dtype=torch.int64), self.device)
 
 
 def _uniforms(seed: int, prompt: list[int], repeat: int, count: int) -> np.ndarray:
@@ -292,7 +327,7 @@ def _uniforms(seed: int, prompt: list[int], repeat: int, count: int) -> np.ndarr
 
 
 @contextmanager
-def _for_generation(modules: list[GPT]) -> Iterator[None]:
+def for_generation(modules: list[GPT]) -> Iterator[None]:
     """Evaluation mode without sequence parallelism, which cannot split a single token; the weights are the same."""
     training = [module.training for module in modules]
     switched = [

@@ -14,6 +14,7 @@ from megagpt.model.kv_cache import Pass
 from megagpt.model.layers import block_spec
 from megagpt.model.losses import projected_cross_entropy
 from megagpt.model.parameters import initialize
+from megagpt.model.tree_pass import TreePass
 
 NORMALIZATION = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
 POSITION_EMBEDDING = {"learned": "learned_absolute", "rope": "rope"}
@@ -113,14 +114,21 @@ class GPT(GPTModel):
         self.to(settings.params_dtype)
         initialize(self, config)
 
-    def forward(self, input_ids: Tensor, *args, cache_pass: Pass | None = None, **kwargs) -> Tensor:
+    def forward(self, input_ids: Tensor, *args, cache_pass: Pass | TreePass | None = None, **kwargs) -> Tensor:
         """See the class; with a `cache_pass`, that pass's tokens [T] -> see `_cached`."""
         if cache_pass is not None:
             return self._cached(input_ids, cache_pass)
         return super().forward(input_ids, *args, **kwargs)
 
-    def _cached(self, tokens: Tensor, current: Pass) -> Tensor:
+    def vocabulary_logits(self, hidden: Tensor, gather: bool = False) -> Tensor:
+        """[n, H] behind the final norm -> [n, padded vocabulary / tp], or with `gather` [n, padded vocabulary]."""
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        return self.output_layer(hidden, weight=weight, runtime_gather_output=gather)[0]
+
+    def _cached(self, tokens: Tensor, current: Pass | TreePass) -> Tensor:
         """Hidden states [T, H]; on the last pipeline stage logits of each row's last token [B, padded vocabulary].
+
+        Of a `TreePass`, the last stage returns the hidden states behind the final norm, [n, H], that the pass asks for.
 
         Megatron's modules in Megatron's order, without the work that its forward does at every layer for training: at
         one token a sequence that would take as long as the arithmetic.
@@ -135,9 +143,8 @@ class GPT(GPTModel):
             hidden = layer.cached(hidden, current, rotation)
         if not self.post_process:
             return hidden
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         hidden = self.decoder.final_layernorm(current.last(hidden))
-        return self.output_layer(hidden, weight=weight, runtime_gather_output=True)[0]
+        return hidden if isinstance(current, TreePass) else self.vocabulary_logits(hidden, gather=True)
 
     def _postprocess(self, hidden_states: Tensor, *, labels: Tensor | None, **others) -> Tensor:
         if self.post_process and self.head == "scalar":

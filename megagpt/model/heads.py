@@ -68,7 +68,7 @@ class EmbeddingHead(torch.nn.Module):
 
     def _log_scale(self, states: Tensor) -> Tensor:
         if self.scale is None:
-            return states.new_tensor(self.fixed)
+            return states.new_full((), self.fixed)
         return LogScale.apply(self.scale.float(), self.largest)
 
 

@@ -2,13 +2,14 @@
 
 import logging
 from dataclasses import asdict
+from importlib.util import find_spec
 
 import torch
 
 from megagpt.config.schema import Config, KernelsConfig
 from megagpt.errors import ConfigError
 from megagpt.kernels.attention import triton_supports
-from megagpt.kernels.backend import interpreted
+from megagpt.kernels.backend import SHARED_KIB, chip, interpreted
 
 log = logging.getLogger(__name__)
 
@@ -16,27 +17,43 @@ log = logging.getLogger(__name__)
 def choose_kernels(config: Config) -> KernelsConfig:
     """`config.kernels` without `auto`, logged.
 
-    Raises ConfigError where Triton is asked for and there is no GPU, or its attention lacks what the model needs.
+    Raises ConfigError where Triton is asked for and there is no GPU that it fits, or its attention lacks what the
+    model needs.
     """
     cuda = torch.cuda.is_available()
+    fits = cuda and chip() is not None
     wanted = asdict(config.kernels)
-    if "triton" in wanted.values() and not cuda and not interpreted():
+    if "triton" in wanted.values() and not fits and not interpreted():
         key = next(key for key, backend in wanted.items() if backend == "triton")
-        raise ConfigError(
-            f"kernels.{key}=triton needs a CUDA device: use auto, or set TRITON_INTERPRET=1 to run kernels slowly in "
-            "Triton's interpreter"
-        )
+        raise ConfigError(f"kernels.{key}=triton {_unfit(cuda)}")
     if wanted["attention"] == "flash_attn":
         _check_flash_attn(config)
     lacks = _attention_lacks(config)
     if wanted["attention"] == "triton" and lacks:
         raise ConfigError(f"kernels.attention=triton does not support {lacks}: use kernels.attention=sdpa")
-    chosen = {key: ("triton" if cuda else "torch") if backend == "auto" else backend for key, backend in wanted.items()}
+    chosen = {key: ("triton" if fits else "torch") if backend == "auto" else backend for key, backend in wanted.items()}
     if wanted["attention"] == "auto":
-        chosen["attention"] = "triton" if cuda and not lacks else "sdpa"
-    because = f" (Triton's lacks {lacks})" if cuda and lacks and wanted["attention"] == "auto" else ""
+        chosen["attention"] = "triton" if fits and not lacks else "sdpa"
+    because = ""
+    if cuda and not fits and "auto" in wanted.values():
+        because = f" (triton {_unfit(cuda)})"
+    elif fits and lacks and wanted["attention"] == "auto":
+        because = f" (Triton's lacks {lacks})"
     log.info("kernels: %s%s", ", ".join(f"{key} {backend}" for key, backend in chosen.items()), because)
     return KernelsConfig(**chosen)
+
+
+def _unfit(cuda: bool) -> str:
+    """Why Triton's kernels cannot be used here, and what to do."""
+    if not cuda:
+        return "needs a CUDA device: use auto, or set TRITON_INTERPRET=1 to run kernels slowly in Triton's interpreter"
+    if find_spec("triton") is None:
+        return "is not installed: pip install triton, or use auto"
+    major, minor = torch.cuda.get_device_capability()
+    return (
+        f"needs a GPU of compute capability {min(SHARED_KIB) / 10} with {min(SHARED_KIB.values())} KiB of shared "
+        f"memory or more, and this one has {major}.{minor}: use auto"
+    )
 
 
 def _check_flash_attn(config: Config) -> None:

@@ -2,12 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from megagpt.data.batch import send
+
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of the rotary angles of a pass's tokens, [T, 1, D] each."""
+
+
+class CachedAttention(Protocol):
+    """Attention of one layer, as `layers.CoreAttention` has it."""
+
+    window: int | None
+    """Keys that a query sees, itself included; None: all before it."""
+
+    def cached(
+        self, q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """See `layers.CoreAttention.cached`."""
+        ...
 
 
 class KVCache:
@@ -32,18 +48,19 @@ class KVCache:
         if not old:
             self._end = longest
         self._begins += [self._end - length for length in lengths]
-        first, counts = self._end - longest, self.tensor(lengths)
-        positions = torch.arange(longest, device=self.device) - (longest - counts[:, None])
+        first, counts = self._end - longest, torch.tensor(lengths)
+        positions = torch.arange(longest) - (longest - counts[:, None])  # on the CPU, where counting waits for nobody
         row, column = (positions >= 0).nonzero(as_tuple=True)
+        positions, row, column = (send(values, self.device) for values in (positions[row, column], row, column))
         return Pass(
             cache=self,
             rows=slice(old, old + len(lengths)),
             columns=slice(first, self._end),
-            positions=positions[row, column],
+            positions=positions,
             first_key=self._first_key(self._begins[old:], first),
             places=(row + old, column + first),
             padded=(row, column),
-            last_tokens=counts.cumsum(0) - 1,
+            last_tokens=send(counts.cumsum(0) - 1, self.device),
         )
 
     def begin_tokens(self) -> "Pass":
@@ -87,9 +104,23 @@ class KVCache:
         self._begins = [self._begins[row] for row in order]
         return order
 
+    def reorder(self, rows: Sequence[int], first_column: int = 0) -> None:
+        """Row i becomes what row `rows[i]` is; a row may be taken several times, and those not taken are forgotten.
+
+        first_column: columns before it are known to hold the same in both rows, and stay as they are.
+        """
+        columns = slice(max(first_column, min(self._begins)), self._end)
+        moved = [row for row, old in enumerate(rows) if row != old]
+        if moved:
+            old = self.tensor([rows[row] for row in moved])
+            moved = self.tensor(moved)
+            for layer in self._stored:  # one by one, since what is taken is a copy
+                layer[:, moved, :, columns] = layer[:, old, :, columns]
+        self._begins = [self._begins[row] for row in rows]
+
     def tensor(self, values: Sequence[int]) -> Tensor:
         """int64 tensor on the cache's device."""
-        return torch.tensor(values, device=self.device)
+        return send(torch.tensor(values, dtype=torch.int64), self.device)
 
     def _first_key(self, begins: Sequence[int], first: int) -> Tensor | None:
         hidden = [begin - first for begin in begins]
@@ -123,13 +154,13 @@ class Pass:
     """int64 [B]: number of each row's last token among the T; None for one token a row."""
 
     def rotation(self, table: Tensor, dtype: torch.dtype) -> Rotation:
-        """The rotation of the pass's tokens, of all angles in `table` [positions, 1, 1, D]; the same for all layers."""
-        angles = table[self.positions].squeeze(1)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        """The rotation of the pass's tokens, see `rotation_at`; the same for all layers."""
+        return rotation_at(self.positions, table, dtype)
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """See `KVCache.store`."""
-        return self.cache.store(layer, key, value, self)
+    def attend(self, layer: int, attention: CachedAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Remember keys and values [T, groups, D] of a layer, and let queries [T, heads, D] see them: [T, heads, D]."""
+        key, value = self.cache.store(layer, key, value, self)
+        return self.unpad(attention.cached(self.pad(query), key, value, self.first_key))
 
     def pad(self, values: Tensor) -> Tensor:
         """[T, ...] of the pass's tokens -> [B, Sq, ...], zeros before a row's first token."""
@@ -147,6 +178,12 @@ class Pass:
     def last(self, values: Tensor) -> Tensor:
         """[T, ...] of the pass's tokens -> [B, ...] of each row's last token."""
         return values if self.last_tokens is None else values[self.last_tokens]
+
+
+def rotation_at(positions: Tensor, table: Tensor, dtype: torch.dtype) -> Rotation:
+    """The rotation of tokens at `positions`, int64 [T], of all angles in `table` [positions, 1, 1, D]."""
+    angles = table[positions].squeeze(1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

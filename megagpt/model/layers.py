@@ -28,6 +28,7 @@ from megagpt.kernels.bias_dropout_add import bias_dropout_add
 from megagpt.kernels.decode import decode_attention
 from megagpt.kernels.norm import layer_norm, rms_norm
 from megagpt.model.kv_cache import Pass, Rotation, rotate
+from megagpt.model.tree_pass import TreePass
 
 
 def block_spec(
@@ -165,9 +166,11 @@ def fused_bias_dropout_add(training: bool, fused: bool) -> Callable:
 
 
 class SelfAttention(MegatronSelfAttention):
-    """Megatron's self-attention, and the same over a pass of a `KVCache`."""
+    """Megatron's self-attention, and the same over a pass of a `KVCache` or a `TokenPool`."""
 
-    def cached(self, hidden: Tensor, current: Pass, rotation: Rotation | None) -> tuple[Tensor, Tensor | None]:
+    def cached(
+        self, hidden: Tensor, current: Pass | TreePass, rotation: Rotation | None
+    ) -> tuple[Tensor, Tensor | None]:
         """[T, H] of the pass -> [T, H] and the bias that is still to be added, if any."""
         mixed, _ = self.linear_qkv(hidden)
         groups, width = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
@@ -177,15 +180,14 @@ class SelfAttention(MegatronSelfAttention):
             query, key = self.q_layernorm(query), self.k_layernorm(key)
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        key, value = current.append(self.layer_number, key, value)
-        out = self.core_attention.cached(current.pad(query), key, value, current.first_key)
-        return self.linear_proj(current.unpad(out).flatten(1))
+        out = current.attend(self.layer_number, self.core_attention, query, key, value)
+        return self.linear_proj(out.flatten(1))
 
 
 class TransformerLayer(MegatronTransformerLayer):
-    """Megatron's layer, and the same over a pass of a `KVCache`, without dropout, recompute or offload."""
+    """Megatron's layer, and the same over a pass of a `KVCache` or a `TokenPool`, without dropout or recompute."""
 
-    def cached(self, hidden: Tensor, current: Pass, rotation: Rotation | None) -> Tensor:
+    def cached(self, hidden: Tensor, current: Pass | TreePass, rotation: Rotation | None) -> Tensor:
         """[T, H] of the pass -> [T, H]."""
         hidden = _add(hidden, *self.self_attention.cached(self.input_layernorm(hidden), current, rotation))
         return _add(hidden, *self.mlp(self.pre_mlp_layernorm(hidden)))
@@ -219,11 +221,16 @@ class CoreAttention(torch.nn.Module):
             out = attention(q, k, v, window=self.window, dropout=dropout, backend=self.backend, **options)
         return out.transpose(0, 1).reshape(query.shape[0], query.shape[1], -1)
 
-    def cached(self, q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None) -> Tensor:
+    def cached(
+        self, q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """[B, Sq, heads, D], [B, Sk, groups, D] twice -> [B, Sq, heads, D]; the last query stands at the last key.
 
-        first_key: int32 [B], keys of a row before it are hidden; None hides none.
+        first_key: int32 [B], keys of a row before it are hidden; None hides none. mask: bool [B, 1, Sq, Sk], True hides
+        a key; it is complete in itself, with the band of a banded layer.
         """
+        if mask is not None:  # which PyTorch's alone takes
+            return attention(q, k, v, causal=False, mask=mask, backend="sdpa")
         if self.backend == "triton" and q.shape[1] == 1:
             return decode_attention(q, k, v, self.window, first_key=first_key, backend="triton")
         # Padding on the left, which the flash-attn package cannot take, goes through PyTorch.
@@ -238,13 +245,3 @@ def _masking(attention_mask: Tensor | None) -> dict[str, Tensor | bool]:
     if attention_mask.dtype == torch.bool:
         return {"causal": False, "mask": attention_mask}
     return {"cu_seqlens": attention_mask}
-
-
-def document_lengths(document_ids: Tensor) -> Tensor:
-    """Attention mask, int32 [N + 1], of packed documents: their cumulative lengths over the rows of the batch.
-
-    document_ids: int64 [B, S], the number of every token's document.
-    """
-    begins = torch.ones_like(document_ids, dtype=torch.bool)
-    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return torch.cat((begins.flatten().nonzero()[:, 0], begins.new_tensor([begins.numel()], dtype=torch.int64))).int()

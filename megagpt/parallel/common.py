@@ -20,20 +20,24 @@ def sums_of(loss: torch.Tensor, count: torch.Tensor, metrics: tuple[torch.Tensor
 
 
 def means(
-    sums: list[torch.Tensor], names: tuple[str, ...], device: torch.device, counts_here: bool
-) -> tuple[float, int, dict[str, float]]:
+    sums: list[torch.Tensor], names: tuple[str, ...], device: torch.device, counts_here: bool, wishes_stop: bool
+) -> tuple[float, int, dict[str, float], bool]:
     """Mean loss, count and means of the metrics `names`, over the micro-batches of all ranks. Collective.
+
+    The last is whether any rank `wishes_stop`, which needs no message of its own.
 
     sums: a vector of `sums_of` for each micro-batch; only ranks for which `counts_here` contribute, so that those
     which computed the same are not counted twice.
     """
-    total = torch.zeros(2 + len(names), dtype=torch.float64, device=device)
+    total = torch.zeros(3 + len(names), dtype=torch.float64, device=device)
+    total[0] = float(wishes_stop)
     if sums and counts_here:
-        total += torch.stack(sums).sum(0)
+        total[1:] += torch.stack(sums).sum(0)
     dist.all_reduce(total)
-    loss, count, *metrics = total.tolist()
+    wishes, loss, count, *metrics = total.tolist()
     divisor = max(count, 1)
-    return loss / divisor, int(count), {name: m / divisor for name, m in zip(names, metrics, strict=True)}
+    found = {name: metric / divisor for name, metric in zip(names, metrics, strict=True)}
+    return loss / divisor, int(count), found, wishes > 0
 
 
 def split(name: str, data: torch.Tensor, span: tuple[int, int] | None, boxes: list[Box]) -> Iterator[Shard]:

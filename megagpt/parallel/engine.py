@@ -1,6 +1,6 @@
 """What the training loop asks of whatever executes its steps, in any layout, and what a stage gives in return."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +46,8 @@ class StepResult:
     """False if the loss or a gradient was not finite; then no parameter and no moment has changed."""
     metrics: dict[str, float]
     """Means of the objective's further sums."""
+    stop: bool = False
+    """Whether any rank wished the run to stop, see `Engine.wishes_stop`."""
 
 
 class Engine(Protocol):
@@ -54,7 +56,10 @@ class Engine(Protocol):
     dims: ParallelDims
     device: torch.device
     modules: list[torch.nn.Module]
-    """This rank's chunks of the model, in order."""
+    """This rank's chunks of the model, in order. Asking for them is collective over replicas, which may have to
+    exchange what they have updated; a list that is kept may be behind after a step."""
+    wishes_stop: Callable[[], bool]
+    """Asked in every step: whether this rank wishes the run to stop. It rides on the sums that are reduced anyway."""
 
     def train_step(self, batches: Iterator[Batch], num_micro_batches: int, lr: float) -> StepResult:
         """Accumulate gradients over `num_micro_batches` and update the parameters. Collective over all ranks."""

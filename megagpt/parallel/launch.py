@@ -1,11 +1,13 @@
 """Brings up `torch.distributed` and Megatron-Core's process groups, and takes them down."""
 
+import contextlib
 import ctypes
 import datetime
 import gc
 import logging
 import signal
 import sys
+import threading
 
 import torch
 import torch.distributed as dist
@@ -18,8 +20,13 @@ from megagpt.parallel import cpu
 log = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
-DATA_PARALLEL_SEED_STRIDE = 100_003
-"""Distance between the random streams of data-parallel ranks."""
+SEED_STRIDE = 100_003
+"""Distance between the seeds of two groups of tensor-parallel ranks; Megatron-Core adds up to 2,718 + TP within one."""
+
+YEAR_SECONDS = 31_536_000.0
+
+FIRST_WORD_SECONDS = 5.0
+"""How long a rank that failed waits to hear whether it was the first; without an answer it speaks."""
 
 
 def initialize(parallel: ParallelConfig, seed: int) -> torch.device:
@@ -31,6 +38,9 @@ def initialize(parallel: ParallelConfig, seed: int) -> torch.device:
     timeout = datetime.timedelta(minutes=parallel.timeout_minutes)
     if env.launcher_has_store():
         _stop_with_launcher()
+    env.keep_compiled_kernels_here()
+    if parallel.tensor_parallel_size > 1:  # Megatron-Core's overlap of these ranks' messages depends on it
+        env.start_kernels_in_order()
     if torch.cuda.is_available():
         torch.cuda.set_device(env.local_rank())
     if dist.is_initialized():
@@ -96,11 +106,18 @@ def form_groups(parallel: ParallelConfig) -> None:
 
 
 def seed_streams(seed: int) -> None:
-    """Seed this rank's random streams, in the layout whose groups are formed."""
+    """Seed this rank's random streams, in the layout whose groups are formed.
+
+    Dropout has to differ between replicas and between pipeline stages. Tensor-parallel ranks hold the same residual
+    stream and drop the same there; what they share out (heads, and the sequence under sequence parallelism) has
+    Megatron-Core's model-parallel stream, which differs among them.
+    """
     from megatron.core import parallel_state, tensor_parallel
 
-    torch.manual_seed(seed + DATA_PARALLEL_SEED_STRIDE * parallel_state.get_data_parallel_rank())
-    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    stage, replicas = parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    own = seed + SEED_STRIDE * (stage * replicas + parallel_state.get_data_parallel_rank())
+    torch.manual_seed(own)
+    tensor_parallel.model_parallel_cuda_manual_seed(own, force_reset_rng=True)
 
 
 def leave_groups() -> None:
@@ -114,8 +131,21 @@ def leave_groups() -> None:
             dist.destroy_process_group(group)
 
 
+def wait_at_least(seconds: float) -> None:
+    """Have the collectives of every group that is formed wait at least so long for other ranks before they fail.
+
+    NCCL ends a process that has waited too long, without a word of what it was doing: the watchdog must be first.
+    """
+    wanted = datetime.timedelta(seconds=min(seconds, YEAR_SECONDS))
+    for group in dist.distributed_c10d._world.pg_map:
+        for device in group._device_types:
+            backend = group._get_backend(device)
+            if backend.options._timeout < wanted:
+                backend._set_default_timeout(wanted)
+
+
 def shutdown() -> None:
-    """Leave the groups; safe to call when `initialize` failed half-way."""
+    """Leave the groups in good order; safe to call when `initialize` failed half-way. A rank that failed may not."""
     if "megatron.core.parallel_state" in sys.modules:
         from megatron.core import parallel_state
 
@@ -124,15 +154,32 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
+def abandon() -> None:
+    """Give up the groups after a failure, without waiting for anybody.
+
+    To destroy a group waits for ranks that may sit in a collective for ever, and on NCCL for what is queued on the GPU.
+    So a rank that is not alone leaves that to the end of its process, which `log.run_tool` brings about at once.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        shutdown()
+
+
 def is_first_failure() -> bool:
     """Whether no other rank has failed before: the first cause is worth reporting, what follows from it is not."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return True
-    rank = str(dist.get_rank())
-    try:
-        return dist.distributed_c10d._get_default_store().compare_set("first failure", "", rank).decode() == rank
-    except RuntimeError:  # the rank that serves the store is gone
-        return True
+    rank, answers = str(dist.get_rank()), []
+
+    def ask() -> None:
+        with contextlib.suppress(RuntimeError):  # the rank that serves the store is gone
+            store = dist.distributed_c10d._get_default_store()
+            answers.append(store.compare_set("first failure", "", rank).decode() == rank)
+
+    asking = threading.Thread(target=ask, daemon=True)  # another thread may hold the store, and its server hang
+    with contextlib.suppress(RuntimeError):  # there is no memory for a thread
+        asking.start()
+        asking.join(FIRST_WORD_SECONDS)
+    return answers[0] if answers else True
 
 
 def is_lost_contact(error: BaseException) -> bool:

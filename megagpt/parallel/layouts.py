@@ -78,7 +78,13 @@ class EngineInLayout:
         self.layout = layout
         with layout.active():
             self.engine = make()
-        self.dims, self.device, self.modules = self.engine.dims, self.engine.device, self.engine.modules
+        self.dims, self.device = self.engine.dims, self.engine.device
+
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        """See `Engine.modules`."""
+        with self.layout.active():
+            return self.engine.modules
 
     def train_step(self, batches: Iterator[Batch], num_micro_batches: int, lr: float) -> StepResult:
         """See `Engine.train_step`."""

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
+from megatron.core import ModelParallelConfig
 from megatron.core import optimizer as optimizers
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, distrib_optimizer, get_megatron_optimizer
@@ -27,27 +28,52 @@ from megagpt.parallel.engine import Objective, StepResult
 from megagpt.parallel.shards import Shard
 
 
+def set_pipeline_messages(settings: ModelParallelConfig, device: torch.device, virtual_size: int) -> None:
+    """Choose how pipeline stages talk: an interleaved schedule has other work to do while a message is on its way."""
+    settings.overlap_p2p_comm = virtual_size > 1
+    settings.batch_p2p_comm = device.type == "cuda" and virtual_size == 1  # gloo has no batched calls
+    settings.batch_p2p_sync = False  # it synchronises the device after every message, for old versions of PyTorch
+
+
 class MegatronEngine:
     """Implements `megagpt.parallel.engine.Engine`. Needs the groups of `launch.initialize`."""
 
     def __init__(self, config: Config, objective: Objective, training: bool = True) -> None:
         """Build this rank's part of the model and, if `training`, its gradient buffers and optimizer."""
         self.config, self.objective = config, objective
+        self.wishes_stop: Callable[[], bool] = lambda: False
         self.dims = ParallelDims.of(config.parallel, dist.get_rank(), dist.get_world_size())
         self.device = cpu.device()
         self.dtype = torch.bfloat16 if config.optim.precision == "bf16" else torch.float32
         # A single replica has nobody to share with, and would still pay for the collectives.
         self.shards_optimizer = config.parallel.zero_stage == 1 and self.dims.data_size > 1
-        self.modules = [self._build(stage) for stage in range(self.dims.virtual_size)]
-        self.chunks: list[torch.nn.Module] = self.modules
+        self.overlaps_gathering = self.shards_optimizer and config.parallel.overlap_param_gather
+        self._modules = [self._build(stage) for stage in range(self.dims.virtual_size)]
+        self.chunks: list[torch.nn.Module] = self._modules
+        self._incomplete = False  # whether parameters that other replicas have updated are still to be gathered
         self.optimizer = None
         if training:
-            self.chunks = [self._with_gradients(index, module) for index, module in enumerate(self.modules)]
-            if config.parallel.overlap_grad_reduce:  # only the last micro-batch's backward pass communicates
+            self.chunks = [self._with_gradients(index, module) for index, module in enumerate(self._modules)]
+            if config.parallel.overlaps_reduction:  # only the last micro-batch's backward pass communicates
                 no_sync = [chunk.no_sync for chunk in self.chunks]
-                self.modules[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+                self._modules[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
             self.optimizer = self._build_optimizer()
+            self._incomplete = self.overlaps_gathering
+            self._gather()  # Megatron-Core would else do so in the first pass of any kind
         self.schedule = get_forward_backward_func()
+
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        """This rank's chunks of the model, in order, with all that replicas have updated. Collective over replicas."""
+        self._gather()
+        return self._modules
+
+    def _gather(self) -> None:
+        """Gather the parameters now where the next step's forward pass would, bucket by bucket on its way."""
+        if self._incomplete:
+            for chunk in self.chunks:
+                chunk.start_param_sync(force_sync=True)
+            self._incomplete = False
 
     def _build(self, virtual_stage: int) -> torch.nn.Module:
         last = self.dims.virtual_size - 1
@@ -60,14 +86,15 @@ class MegatronEngine:
         settings = module.config
         settings.calculate_per_token_loss = True
         settings.finalize_model_grads_func = finalize_model_grads
-        settings.batch_p2p_comm = self.device.type == "cuda"  # gloo has no batched point-to-point calls
+        set_pipeline_messages(settings, self.device, self.dims.virtual_size)
         return module.to(self.device, self.dtype)
 
     def _with_gradients(self, index: int, module: torch.nn.Module) -> DistributedDataParallel:
         ddp_config = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             use_distributed_optimizer=self.shards_optimizer,
-            overlap_grad_reduce=self.config.parallel.overlap_grad_reduce,
+            overlap_grad_reduce=self.config.parallel.overlaps_reduction and self.dims.data_size > 1,
+            overlap_param_gather=self.overlaps_gathering,
         )
         return DistributedDataParallel(module.config, ddp_config, module, disable_bucketing=index > 0)
 
@@ -106,13 +133,14 @@ class MegatronEngine:
             chunk.train()
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        loss, count, metrics = self._run(batches, num_micro_batches, forward_only=False)
+        loss, count, metrics, stop = self._run(batches, num_micro_batches, forward_only=False)
+        self._incomplete = self.overlaps_gathering  # until the next step's forward pass, where Megatron-Core does it
         self.optimizer.prepare_grads()
         grad_norm = self._grad_norm()
         applied = math.isfinite(loss) and math.isfinite(grad_norm)
         if applied:
             self._update(grad_norm, lr)
-        return StepResult(loss, count, grad_norm, applied, metrics)
+        return StepResult(loss, count, grad_norm, applied, metrics, stop)
 
     @torch.no_grad()
     def _grad_norm(self) -> float:
@@ -136,25 +164,30 @@ class MegatronEngine:
     @torch.no_grad()
     def evaluate(self, batches: Iterator[Batch], num_micro_batches: int) -> StepResult:
         """See `Engine.evaluate`."""
+        self._gather()
         for chunk in self.chunks:
             chunk.eval()
-        loss, count, metrics = self._run(batches, num_micro_batches, forward_only=True)
-        return StepResult(loss, count, 0.0, False, metrics)
+        loss, count, metrics, stop = self._run(batches, num_micro_batches, forward_only=True)
+        return StepResult(loss, count, 0.0, False, metrics, stop)
 
-    def _run(self, batches: Iterator[Batch], num_micro_batches: int, forward_only: bool) -> tuple[float, int, dict]:
-        """Pass micro-batches through the pipeline; returns mean loss, count and mean metrics over all ranks."""
+    def _run(
+        self, batches: Iterator[Batch], num_micro_batches: int, forward_only: bool
+    ) -> tuple[float, int, dict, bool]:
+        """Pass micro-batches through the pipeline; returns what `means` makes of all ranks'."""
         sums = self._pass(self._forward_step, batches, num_micro_batches, forward_only)
-        return means(sums, self.objective.metric_names, self.device, counts_here=self.dims.tensor_rank == 0)
+        names, counts_here = self.objective.metric_names, self.dims.tensor_rank == 0
+        return means(sums, names, self.device, counts_here, self.wishes_stop())
 
     @torch.no_grad()
     def outputs(self, batches: Iterator[Batch], num_micro_batches: int, training: bool = False) -> list[torch.Tensor]:
         """See `Engine.outputs`."""
+        self._gather()
         for chunk in self.chunks:
             chunk.train(training)
         outputs = self._pass(self._output_step, batches, num_micro_batches, forward_only=True)
         if self.dims.pipeline_size == 1:
             return outputs
-        group, last = self.modules[0].pg_collection.pp, self.dims.pipeline_size - 1
+        group, last = self._modules[0].pg_collection.pp, self.dims.pipeline_size - 1
         shape = torch.tensor(outputs[0].shape if outputs else (0, 0), device=self.device)
         dist.broadcast(shape, group=group, group_src=last)
         stacked = torch.empty(num_micro_batches, *shape.tolist(), device=self.device)

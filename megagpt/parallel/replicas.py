@@ -36,6 +36,17 @@ def fingerprint(data: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def fingerprints(shards: Iterable[Shard]) -> dict[str, int]:
+    """The fingerprint of every shard by its label, brought here once from each device that shards lie on."""
+    by_device: dict[torch.device, dict[str, torch.Tensor]] = defaultdict(dict)
+    for shard in shards:
+        by_device[shard.data.device][shard.label] = fingerprint(shard.data)
+    found: dict[str, int] = {}
+    for hashes in by_device.values():
+        found |= zip(hashes, torch.stack(list(hashes.values())).tolist(), strict=True)
+    return found
+
+
 class Replicas:
     """Finds the shards that several ranks hold, once, and compares them as often as asked."""
 
@@ -61,10 +72,9 @@ class Replicas:
         if self.group is None or not any(self.held):
             return
         wanted = set(self.labels)
-        hashes = {shard.label: fingerprint(shard.data) for shard in shards if shard.label in wanted}
+        hashes = fingerprints(shard for shard in shards if shard.label in wanted)
         vector = torch.zeros(max(map(len, self.held)), dtype=torch.int64)
-        if hashes:
-            vector[: len(self.labels)] = torch.stack([hashes[label] for label in self.labels]).cpu()
+        vector[: len(self.labels)] = torch.tensor([hashes[label] for label in self.labels], dtype=torch.int64)
         vectors = [torch.empty_like(vector) for _ in self.held]
         dist.all_gather(vectors, vector, group=self.group)
         values = defaultdict(dict)

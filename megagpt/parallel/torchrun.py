@@ -45,8 +45,22 @@ NOISY = tuple(f"torch.distributed.elastic.{module}.api" for module in ("multipro
 LOOK_SECONDS = 0.5
 """Time between two looks for ranks that have not had a signal yet."""
 
-CONSEQUENCES = (HUNG, DistributedError.exit_code, 1, STOPPED_BY_SIGNAL, 128 + signal.SIGTERM, 0)
-"""Exit codes of ranks that may have done nothing wrong, from the most telling to the least."""
+CONSEQUENCES = (
+    HUNG,
+    DistributedError.exit_code,
+    1,
+    128 + signal.SIGABRT,
+    STOPPED_BY_SIGNAL,
+    128 + signal.SIGTERM,
+    0,
+)
+"""Exit codes of ranks that may have done nothing wrong, from the most telling to the least.
+
+NCCL ends a rank by SIGABRT when another does not come: whatever a rank has said itself tells more.
+"""
+
+OVERDUE_SECONDS = 15
+"""What ends by SIGKILL so long after the first failure was ended by torchrun, after 30 s without heed of SIGTERM."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -144,10 +158,12 @@ def verdict(failures: dict[int, ProcessFailure]) -> tuple[int, str]:
 
     Of ranks that fail together most only lost contact, or were ended by torchrun.
     """
-    codes = {
-        rank: failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
-        for rank, failure in failures.items()
-    }
+    first = min(failure.timestamp for failure in failures.values())
+    codes = {}
+    for rank, failure in failures.items():
+        overdue = failure.exitcode == -signal.SIGKILL and failure.timestamp - first >= OVERDUE_SECONDS
+        number = signal.SIGTERM if overdue else -failure.exitcode
+        codes[rank] = 128 + number if number > 0 else failure.exitcode
     rank = min(codes, key=lambda rank: cause(codes[rank]))
     return codes[rank], f"rank {rank} on {socket.gethostname()}: {_message(codes[rank])}"
 

@@ -6,7 +6,7 @@ import io
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class DeepSpeedEngine:
         Raises ConfigError when DeepSpeed, what it compiles with, or space on disk is missing.
         """
         self.config, self.objective = config, objective
+        self.wishes_stop: Callable[[], bool] = lambda: False
         self.dims = ParallelDims.of(config.parallel, dist.get_rank(), dist.get_world_size())
         self.device = cpu.device()
         module = GPT(config)
@@ -127,7 +128,7 @@ class DeepSpeedEngine:
             loss, micro_sums = self._forward(next(batches))
             sums.append(micro_sums)
             if index == num_micro_batches - 1:
-                mean, count, metrics = self._means(sums)
+                mean, count, metrics, stop = self._means(sums)
                 if not math.isfinite(mean):
                     loss = loss * torch.nan  # on every rank, so that DeepSpeed skips the step
             self.engine.backward(loss, scale_wrt_gas=False)
@@ -135,7 +136,7 @@ class DeepSpeedEngine:
         self.engine.step()
         self.zero.custom_loss_scaler = False  # it would also multiply the next losses
         grad_norm = float(self.engine.get_global_grad_norm())
-        return StepResult(mean, count, grad_norm, not self.zero.overflow, metrics)
+        return StepResult(mean, count, grad_norm, not self.zero.overflow, metrics, stop)
 
     def divide_gradients(self, divisor: float) -> None:
         """Turn sums of gradients into means; all gradients of the step are there, and the update comes next."""
@@ -148,8 +149,9 @@ class DeepSpeedEngine:
     def evaluate(self, batches: Iterator[Batch], num_micro_batches: int) -> StepResult:
         """See `Engine.evaluate`."""
         self.engine.eval()
-        mean, count, metrics = self._means([self._forward(next(batches))[1] for _ in range(num_micro_batches)])
-        return StepResult(mean, count, 0.0, False, metrics)
+        sums = [self._forward(next(batches))[1] for _ in range(num_micro_batches)]
+        mean, count, metrics, stop = self._means(sums)
+        return StepResult(mean, count, 0.0, False, metrics, stop)
 
     @torch.no_grad()
     def outputs(self, batches: Iterator[Batch], num_micro_batches: int, training: bool = False) -> list[torch.Tensor]:
@@ -162,8 +164,9 @@ class DeepSpeedEngine:
         loss, count, metrics = self.objective.loss(self.objective.forward(self.engine, batch), batch)
         return loss, sums_of(loss, count, metrics)
 
-    def _means(self, sums: list[torch.Tensor]) -> tuple[float, int, dict[str, float]]:
-        return means(sums, self.objective.metric_names, self.device, counts_here=self.dims.tensor_rank == 0)
+    def _means(self, sums: list[torch.Tensor]) -> tuple[float, int, dict[str, float], bool]:
+        names, counts_here = self.objective.metric_names, self.dims.tensor_rank == 0
+        return means(sums, names, self.device, counts_here, self.wishes_stop())
 
     def shards(self, for_saving: bool) -> Iterator[Shard]:
         """See `Engine.shards`. Names are `model/...`, `optimizer/{exp_avg,exp_avg_sq,master}/...`."""
@@ -299,7 +302,7 @@ def deepspeed_config(config: Config, sizes: list[int], replicas: int) -> dict[st
     bucket = min(LARGEST_BUCKET, max(sum(sizes) // BUCKETS, 1))
     zero: dict[str, Any] = {
         "stage": parallel.zero_stage,
-        "overlap_comm": parallel.overlap_grad_reduce,
+        "overlap_comm": parallel.overlaps_reduction,
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
         "stage3_prefetch_bucket_size": bucket,

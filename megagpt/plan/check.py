@@ -11,10 +11,11 @@ from pathlib import Path
 
 from megagpt import checkpoint
 from megagpt.checkpoint import World
-from megagpt.config.load import from_saved
 from megagpt.config.schema import Config, CorpusConfig, ModelConfig
 from megagpt.data.conversations import read_conversations
+from megagpt.data.corpus.text.mixture import LARGEST_EPOCHS
 from megagpt.data.fim import fim_ids
+from megagpt.data.identity import changes, identity
 from megagpt.data.indexed import check_corpus, check_hashes, corpus_files
 from megagpt.data.pair_loader import PairLoader
 from megagpt.data.rankings import read_rankings
@@ -25,8 +26,6 @@ from megagpt.plan.devices import GB
 from megagpt.plan.parameters import total_parameters
 from megagpt.train.schedules import describe_schedule, misfits
 
-LARGEST_EPOCHS = 4
-"""Epochs over a corpus beyond which repeated tokens are worth clearly less than new ones (arXiv 2305.16264)."""
 CHECKPOINT_BYTES = {"bf16": 14, "fp32": 12}
 """Of each parameter: the weight, its fp32 master in bf16, and two moments."""
 NOT_OF_THE_WEIGHTS = ("name", "hidden_dropout", "attention_dropout")
@@ -177,7 +176,10 @@ def _checkpoint(config: Config) -> Findings:
     if newest is None:
         yield False, f"no checkpoint in {own}: the run starts from scratch"
         return
-    saved = from_saved(checkpoint.read_manifest(newest)["config"]).model
+    manifest = checkpoint.read_manifest(newest)
+    if not may_grow:
+        yield from ((True, text) for text in changes(checkpoint.data_of(newest, manifest), identity(config)))
+    saved = checkpoint.config_of(newest, manifest).model
     if may_grow and saved.vocab_size < config.model.vocab_size:
         saved = dataclasses.replace(saved, vocab_size=config.model.vocab_size)
     head = config.model.head
@@ -204,7 +206,7 @@ def _scoring_models(config: Config) -> Findings:
         if source is None:
             continue
         folder = checkpoint.find(Path(source), World())
-        saved = from_saved(checkpoint.read_manifest(folder)["config"]).model
+        saved = checkpoint.config_of(folder).model
         if field != "ppo.critic" and saved.head != "scalar":
             yield True, f"{field} ({source}) was never trained to score text: give a run of stage reward"
             continue

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from megagpt.config.nearest import nearest
+from megagpt.config.regular import require_file
 from megagpt.errors import ConfigError
 from megagpt.train.flops import PEAK_TFLOPS
 
@@ -113,7 +114,7 @@ def find_device(name: str, devices: dict[str, Device]) -> Device:
 
 def _read(path: Any) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load((require_file(path) if isinstance(path, Path) else path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not a readable list of devices: {error}") from error
     if not isinstance(values, dict):

@@ -207,7 +207,7 @@ def _after_backward(job: Job, device: Device, backward: float) -> dict[str, floa
     if job.data_size > 1:
         rate = device.link_rate(*ring_ranks(device, job.tensor_size, job.data_size))
         reduction, gathering = (sent / rate for sent in _data_parallel_bytes(job))
-    if parallel.overlap_grad_reduce:
+    if parallel.overlaps_reduction:
         reduction = max(0.0, reduction - backward)
     if job.pipeline_size > 1 and job.config.model.shares_embeddings:
         # The first and the last pipeline stage add up the gradients of the table that they share.

@@ -200,7 +200,7 @@ def _communication(job: Job, parameters: int) -> float:
         buffers += 2 * stream / job.sequence_size  # what comes from both neighbours
     if parallel.engine == "deepspeed":
         bucket = _bucket(parameters)
-        buffers += FP32 * bucket * (2 if parallel.overlap_grad_reduce else 1)
+        buffers += FP32 * bucket * (2 if parallel.overlaps_reduction else 1)
         if parallel.zero_stage == 3:
             buffers += size * min(parameters, bucket + 2 * _largest_layer(job, model))
     return buffers

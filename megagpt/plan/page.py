@@ -27,7 +27,7 @@ pre { overflow-x: auto; font: 13px/1.25 ui-monospace, Menlo, Consolas, monospace
 def build_page(plan: Estimate, refusal: str = "") -> str:
     """The page's HTML. refusal: what is said of a plan that does not fit. Raises ConfigError without plotly."""
     title = f"{plan.job.config.model.name} on {plan.job.gpus} x {plan.device.name}"
-    texts = "".join(_text(table) for table in (tables.summary(plan), tables.time(plan)))
+    texts = "".join(_text(table) for table in (tables.summary(plan), tables.time(plan), tables.assumed(plan)))
     refused = f'<pre class="refused">{escape(refusal)}</pre>' if refusal else ""
     figures = [_memory(plan), _timeline(plan)]
     drawn = "".join(

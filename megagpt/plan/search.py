@@ -10,6 +10,7 @@ from typing import Any
 from megagpt.config.rules import check
 from megagpt.config.schema import Config
 from megagpt.errors import ConfigError
+from megagpt.plan.assumptions import doubts
 from megagpt.plan.devices import Device
 from megagpt.plan.estimate import Estimate
 from megagpt.plan.job import Job
@@ -32,19 +33,41 @@ class Layout:
 
 
 def search(config: Config, gpus: int, device: Device, count: int = 10) -> list[Layout]:
-    """The `count` fastest layouts of `config` on `gpus` that fit, the fastest first; none when none fits."""
+    """The `count` fastest layouts of `config` on `gpus` that fit, the fastest first; none when none fits.
+
+    Those whose time is not to be trusted come after all others.
+    """
     found = []
     for changes in _layouts(config, gpus, device):
         job = changed(config, gpus, changes)
         if job is not None and fits(job, device):
-            found.append((estimate(job, device, simulated=False).step_seconds, changes, job))
-    found.sort(key=lambda entry: entry[0])
-    layouts = [Layout(_overrides(config, job), estimate(job, device)) for _, _, job in found[: SIMULATED * count]]
-    return sorted(layouts, key=lambda layout: layout.plan.step_seconds)[:count]
+            found.append(estimate(job, device, simulated=False))
+    found.sort(key=_rank)
+    layouts = [Layout(_overrides(config, one.job), estimate(one.job, device)) for one in found[: SIMULATED * count]]
+    return sorted(layouts, key=lambda layout: _rank(layout.plan))[:count]
+
+
+def nearest(config: Config, gpus: int, device: Device) -> tuple[Layout | None, list[Layout]]:
+    """Of layouts of which none fits, the one that needs least memory, and what makes it fit (offload, for one).
+
+    None where no layout even keeps the rules. The overrides of all start from `config`.
+    """
+    jobs = [changed(config, gpus, changes) for changes in _layouts(config, gpus, device)]
+    kept = [job for job in jobs if job is not None and job.config.parallel.recompute == "full"]
+    smallest = min((job.config.parallel.micro_batch_size for job in kept), default=0)
+    plans = [estimate(job, device, False) for job in kept if job.config.parallel.micro_batch_size == smallest]
+    if not plans:
+        return None, []
+    least = min(plans, key=lambda plan: plan.peak_bytes)
+    fitting = [Layout(_overrides(config, one.plan.job), one.plan) for one in remedies(least.job, device)]
+    return Layout(_overrides(config, least.job), least), fitting
 
 
 def remedies(job: Job, device: Device, count: int = 3) -> list[Layout]:
-    """Up to `count` changes to a job that make it fit, those that cost least time first: one change each, or two."""
+    """Up to `count` changes to a job that make it fit, one change each, or two.
+
+    Those that cost least time come first, in the order of `search`.
+    """
     parallel, config = job.config.parallel, job.config
     single: list[dict[str, Any]] = [
         {"parallel.recompute": "full"},
@@ -70,10 +93,16 @@ def remedies(job: Job, device: Device, count: int = 3) -> list[Layout]:
             other = changed(config, job.gpus, changes)
             if other is None or not fits(other, device):
                 continue
+            other = dataclasses.replace(job, config=other.config)  # with the same assumptions
             overrides = _overrides(config, other)
             if not any(smaller <= frozenset(overrides) for smaller in found):  # less does already
                 found[frozenset(overrides)] = Layout(overrides, estimate(other, device, simulated=False))
-    return sorted(found.values(), key=lambda layout: layout.plan.step_seconds)[:count]
+    return sorted(found.values(), key=lambda layout: _rank(layout.plan))[:count]
+
+
+def _rank(plan: Estimate) -> tuple[bool, float]:
+    """A plan's place among others: its time says nothing where it is known to be far too good."""
+    return bool(doubts(plan)), plan.step_seconds
 
 
 def changed(config: Config, gpus: int, changes: dict[str, Any]) -> Job | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from megagpt.plan import embed
+from megagpt.plan.assumptions import assumptions, attention_pattern, doubts
 from megagpt.plan.devices import GIB
 from megagpt.plan.embed import EmbedEstimate
 from megagpt.plan.estimate import BOUNDS, DAY_SECONDS, Estimate
@@ -31,6 +32,7 @@ def summary(plan: Estimate) -> Table:
     table = Table(title=f"{model.name} on {job.gpus} x {plan.device.name}", show_header=False, title_justify="left")
     for row in (
         ("parameters", f"{total_parameters(model) / 1e9:.3f} billion"),
+        *(("WARNING", doubt) for doubt in doubts(plan)),
         ("layout", f"{parallel.engine}: {_layout(job)}, ZeRO {parallel.zero_stage}, recompute {parallel.recompute}"),
         (
             "step",
@@ -53,6 +55,14 @@ def summary(plan: Estimate) -> Table:
         ),
     ):
         table.add_row(*row)
+    return table
+
+
+def assumed(plan: Estimate) -> Table:
+    """What the figures rest on."""
+    table = Table(title="what the figures assume", show_header=False, title_justify="left")
+    for name, text in assumptions(plan.job, plan.device).items():
+        table.add_row(name, text)
     return table
 
 
@@ -189,16 +199,23 @@ def compare(plan: Estimate, traced: "list[StageTrace]") -> list[dict[str, float]
 
 
 def layouts(found: list[Layout]) -> Table:
-    """A search's result."""
-    table = Table(
-        "", "engine", "DP", "TP", "PP", "VPP", "micro", "recompute", "GiB", "step s", "MFU", "days", "bound by"
+    """A search's result; layouts whose time is in doubt carry a question mark."""
+    columns = ("", "engine", "DP", "TP", "PP", "VPP", "micro", "recompute", "GiB", "step s", "MFU", "days", "bound by")
+    table = Table(*columns, title_justify="left", caption_justify="left")
+    job = found[0].plan.job
+    table.title = (
+        f"{job.config.model.name} on {job.gpus} x {found[0].plan.device.name}, {attention_pattern(job.config.model)}"
+    )
+    doubtful = list(dict.fromkeys(doubt for layout in found for doubt in doubts(layout.plan)))
+    table.caption = "\n".join(
+        ["Steps that differ by a few percent are the same for this plan.", *(f"(?) {doubt}" for doubt in doubtful)]
     )
     for number, layout in enumerate(found, start=1):
         plan, job = layout.plan, layout.plan.job
         parallel = job.config.parallel
         table.add_row(
             str(number),
-            f"{parallel.engine} ZeRO {parallel.zero_stage}",
+            f"{parallel.engine} ZeRO {parallel.zero_stage}{_mark(layout.plan)}",
             str(job.data_size),
             str(job.tensor_size),
             str(job.pipeline_size),
@@ -212,6 +229,10 @@ def layouts(found: list[Layout]) -> Table:
             plan.bound_by,
         )
     return table
+
+
+def _mark(plan: Estimate) -> str:
+    return " (?)" if doubts(plan) else ""
 
 
 def refusal(plan: Estimate, changes: list[Layout]) -> str:
@@ -232,7 +253,10 @@ def refusal(plan: Estimate, changes: list[Layout]) -> str:
         cost = step / plan.step_seconds - 1
         lines.append(
             f"  {' '.join(layout.overrides)}: {layout.plan.peak_bytes / GIB:.1f} GiB, step {step:.3f} s ({cost:+.0%})"
+            f"{_mark(layout.plan)}"
         )
+    doubtful = dict.fromkeys(doubt for layout in changes for doubt in doubts(layout.plan))
+    lines += [f"  (?) {doubt}" for doubt in doubtful]
     if not changes:
         lines.append("  no one or two changes of its layout fit: take more GPUs, or see --search")
     return "\n".join(lines)

@@ -65,15 +65,24 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(R - V) / Var(R) over `mask`: 1 for a perfect critic, 0 for a constant; NaN where R does not vary."""
+    """1 - Var(R - V) / Var(R) over `mask`: 1 for a perfect critic, 0 for a constant.
+
+    NaN where R does not vary but for rounding: returns are sums of advantages and values, so that rounding is of the
+    size of the larger of the two.
+    """
     kept = mask.bool()
-    spread = returns[kept].var(unbiased=False)
-    return float(1 - (returns - values)[kept].var(unbiased=False) / spread) if spread > 0 else float("nan")
+    real, guessed = returns[kept].double(), values[kept].double()
+    rounding = torch.finfo(returns.dtype).eps * max(real.abs().max(), guessed.abs().max())
+    spread = real.var(unbiased=False)
+    if not spread.sqrt() > 8 * rounding:
+        return float("nan")
+    return float(1 - (real - guessed).var(unbiased=False) / spread)
 
 
 def adapted_kl_coefficient(coefficient: float, kl: float, target: float, episodes: int, horizon: int) -> float:
     """The coefficient after `episodes` with a mean divergence of `kl` nats each, on its way to `target`.
 
-    It grows by the share (kl / target - 1), held within 0.2, times episodes / horizon (arXiv 1909.08593, 2.2).
+    It grows by the share (kl / target - 1), held within 0.2, times episodes / horizon (arXiv 1909.08593, 2.2). More
+    episodes than the horizon count as many as it: one update changes the coefficient by a fifth at most.
     """
-    return coefficient * (1 + min(max(kl / target - 1, -0.2), 0.2) * episodes / horizon)
+    return coefficient * (1 + min(max(kl / target - 1, -0.2), 0.2) * min(episodes / horizon, 1.0))

@@ -34,10 +34,13 @@ def read_prompts(tokenizer: Tokenizer, conversations: Sequence[Conversation], pp
         if messages and messages[-1].role == "assistant":
             messages = messages[:-1]
         if not messages or messages[-1].role != "user":
-            raise DataError(f"a conversation of data.conversations has no user's turn to answer: {messages!r:.200}")
+            raise DataError(f"{conversation.place}: there is no user's turn to answer: {messages!r:.200}")
         check = conversation.extra.get("check")
         if ppo.reward == "checker" and not isinstance(check, dict):
-            raise DataError(f'ppo.reward is checker, but a record has no "check": {messages[-1].content!r:.200}')
+            raise DataError(
+                f'{conversation.place}: ppo.reward is checker, but this record has no "check": '
+                f"{messages[-1].content!r:.200}"
+            )
         tokens = chat_prompt(tokenizer, messages)
         if len(tokens) <= ppo.max_prompt_tokens:
             prompts.append(Prompt(messages, tokens, check))

@@ -48,4 +48,5 @@ class CheckerReward:
 
 def response_text(episodes: Episodes, row: int, tokenizer: Tokenizer) -> str:
     """The text of an episode's response, without the token that ended it."""
-    return tokenizer.decode(episodes.tokens[row, episodes.prompt_lengths[row] : episodes.lengths[row]].tolist())
+    first, last = int(episodes.prompt_lengths[row]), int(episodes.lengths[row])
+    return tokenizer.decode(episodes.tokens[row, first:last].tolist())

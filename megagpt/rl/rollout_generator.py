@@ -22,9 +22,13 @@ class RolloutGenerator:
     def __init__(self, config: Config, policy: Engine, rollout_copy: Engine | None, tokenizer: Tokenizer) -> None:
         """rollout_copy: takes the policy's weights over before it generates. None: the policy generates itself."""
         self.config, self.policy, self.rollout_copy = config, policy, rollout_copy
-        engine = rollout_copy or policy
-        self.dims = engine.dims
-        self.generator = Generator(engine.modules, config, tokenizer, config.ppo.generation_batch_size)
+        self.engine, self.tokenizer = rollout_copy or policy, tokenizer
+        self.dims = self.engine.dims
+
+    @property
+    def generator(self) -> Generator:
+        """Generates with the weights as they are now."""
+        return Generator(self.engine.modules, self.config, self.tokenizer, self.config.ppo.generation_batch_size)
 
     def generate(self, episodes: Episodes, prompts: list[Prompt], iteration: int) -> None:
         """Respond to all prompts, each replica to its share, and give the responses to every rank. Collective."""

@@ -8,21 +8,24 @@ def run(config: Config) -> int:
     """Run the stage that `config.stage.name` names, in this process, as its rank. Returns the exit code.
 
     When ranks fail, the first one raises its error; the others only return an exit code, since theirs follows from it.
+    A rank that failed is to end its process: it has left its groups as they were, see `launch.abandon`.
     """
     from megagpt.parallel import launch
     from megagpt.stages.session import run_stage
 
     try:
-        return run_stage(config)
+        code = run_stage(config)
     except Exception as error:
+        launch.abandon()
         if not launch.is_first_failure():
             return error.exit_code if isinstance(error, MegaGPTError) else 1
         if launch.is_lost_contact(error):
             raise DistributedError(
                 "lost contact with another rank: it was killed, crashed, or took longer than parallel.timeout_minutes "
-                f"({config.parallel.timeout_minutes:g}). Look for the first message of that rank; the newest "
-                f"checkpoint is good, and the same command goes on from it ({str(error).splitlines()[0]})"
+                f"({config.parallel.timeout_minutes:g}; while a run trains, twice its longest reliability.*_timeout). "
+                "Look for the first message of that rank; the newest checkpoint is good, and the same command goes on "
+                f"from it ({str(error).splitlines()[0]})"
             ) from error
         raise
-    finally:
-        launch.shutdown()
+    launch.shutdown()
+    return code

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from megagpt.evaluate.held_out import evaluate
 from megagpt.parallel.build import build_engine
 from megagpt.parallel.engine import Engine, Objective
 from megagpt.parallel.shards import Shard
+from megagpt.stages import tasks
 from megagpt.train.metrics import replace_file
 from megagpt.train.state import TrainState
 from megagpt.train.trainer import Trainer
@@ -20,6 +22,14 @@ log = logging.getLogger(__name__)
 
 BEFORE, AFTER = "evaluation_before.json", "evaluation.json"
 """Files of a run folder: metrics before the first step, and of the trained model."""
+
+TEXT_METRICS = ("loss", "perplexity", "bits_per_byte")
+"""What evaluations say of held-out text."""
+
+
+def has_documents(loader: Loader) -> bool:
+    """Whether there is held-out text to evaluate on."""
+    return len(loader.evaluation_batches("validation", None)) > 0
 
 
 class BaseStage:
@@ -54,6 +64,11 @@ class BaseStage:
         """Whether this rank writes the run's files."""
         return self.engine.dims.rank == 0
 
+    @property
+    def sources(self) -> dict[str, Path]:
+        """See `Stage.sources`; none."""
+        return {}
+
     def begin(self, state: TrainState) -> None:
         """See `Stage.begin`; nothing is measured."""
 
@@ -67,12 +82,19 @@ class BaseStage:
                 watched = trainer.watchdog.batches(batches)
                 trainer.end_step(step, self.engine.train_step(watched, step.num_micro_batches, step.lr))
 
+    @property
+    def evaluation_metrics(self) -> list[str]:
+        """See `Stage.evaluation_metrics`."""
+        return [f"validation_{name}" for name in TEXT_METRICS] if has_documents(self.loader) else []
+
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """See `Stage.evaluate`: the loss on the validation split, of at most `stage.eval_tokens`."""
         values = evaluate(self.engine, self.loader, "validation", self.config.stage.eval_tokens)
-        return {
-            f"validation_{name}": values[name] for name in ("loss", "perplexity", "bits_per_byte") if name in values
-        }
+        return {f"validation_{name}": values[name] for name in TEXT_METRICS if name in values}
+
+    def ask_tasks(self, state: TrainState) -> dict[str, float]:
+        """See `Stage.ask_tasks`."""
+        return tasks.measure(self.config, self.engine, self.loader.tokenizer)
 
     def finish(self, state: TrainState) -> None:
         """See `Stage.finish`; nothing is measured."""
@@ -89,13 +111,25 @@ class BaseStage:
         """See `Stage.checkpoint_extras`; there are none."""
         return {}
 
-    def write_evaluation(self, name: str, state: TrainState, values: dict[str, Any]) -> None:
-        """Write metrics of the validation split to the file `name` of the run folder, and log them."""
+    def write_evaluation(
+        self, name: str, state: TrainState, values: dict[str, Any], new: dict[str, Any] | None = None
+    ) -> None:
+        """Write metrics of the validation split to the file `name` of the run folder, and log them.
+
+        What is not finite is null in the file: JSON has no NaN.
+
+        new: those of them that have not been logged before; by default all.
+        """
         if not self.is_main or not values:
             return
         about = {"step": state.step, "split": "validation"}
-        replace_file(self.run_dir / name, json.dumps(about | values, indent=2) + "\n")
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items() if isinstance(value, int | float))
+        known = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        replace_file(self.run_dir / name, json.dumps(about | known, indent=2, allow_nan=False) + "\n")
+        shown = (values if new is None else new).items()
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in shown if isinstance(value, int | float))
         log.info("held out: %s", shown)
 
     def write_samples(self, state: TrainState, samples: Sequence[dict[str, Any]]) -> None:

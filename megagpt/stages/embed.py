@@ -81,6 +81,12 @@ class Embed(BaseStage):
                 batches = with_gradients(vectors, on_device, self.config.embed, self.objective.group)
         return engine.train_step(iter(batches), count, step.lr)
 
+    @property
+    def evaluation_metrics(self) -> list[str]:
+        """See `Stage.evaluation_metrics`."""
+        of_pairs = ["validation_loss", "validation_mrr"] if self.loader.pairs["validation"] else []
+        return of_pairs + (["validation_spearman"] if self.scored else [])
+
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """See `Stage.evaluate`: of held-out pairs of at most `stage.eval_tokens`, and of the scored pairs."""
         values = self._measure(self.config.stage.eval_tokens)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from megagpt import checkpoint
 from megagpt.config.embedding import EmbedConfig
-from megagpt.config.load import from_saved
 from megagpt.config.schema import ParallelConfig
 from megagpt.errors import ConfigError
 from megagpt.evaluate.embedder import Embedder
@@ -20,7 +19,7 @@ def load_embedder(path: Path, parallel: ParallelConfig) -> Embedder:
     not fit the layout.
     """
     folder = checkpoint.find(path)
-    head = from_saved(checkpoint.read_manifest(folder)["config"]).model.head
+    head = checkpoint.config_of(folder).model.head
     if head != "embedding":
         raise ConfigError(
             f"{path} has a {head} head (model.head), so it gives no vectors of texts: take a run of stage embed, as in"

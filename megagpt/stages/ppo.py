@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from megagpt.rl.prompts import Prompt, PromptOrder, read_prompts
 from megagpt.rl.rewards import response_text
 from megagpt.rl.scoring import compute_log_probs, compute_values
 from megagpt.rl.weight_average import WeightAverage
-from megagpt.stages.base import AFTER, BEFORE, BaseStage
+from megagpt.stages.base import AFTER, BEFORE, TEXT_METRICS, BaseStage, has_documents
 from megagpt.stages.ppo_models import PPOModels
 from megagpt.train.state import TrainState
 from megagpt.train.trainer import Step, Trainer
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 CRITIC = "critic/"
 """Beginning of the names of the critic's tensors in a checkpoint."""
+
+EPISODE_METRICS = ("score", "kl", "response_tokens", "eos_rate")
+"""What evaluations say of the responses to held-out prompts."""
 
 SAMPLES = 8
 """Episodes of an evaluation that are kept as text."""
@@ -50,17 +54,20 @@ class PPO(BaseStage):
         config = with_schedule(config)
         self.tokenizer = load_tokenizer(config)
         conversations = split_conversations(read_conversations(config.data.conversations), config.data.split)
-        self.prompts = self._prompts(config, conversations["train"])
+        self.prompts = self._prompts(config, conversations["train"], "training")
         self.validation_prompts = None
         if conversations["validation"]:
-            self.validation_prompts = self._prompts(config, conversations["validation"])
+            self.validation_prompts = self._prompts(config, conversations["validation"], "held out")
         self.text = _pretraining_loader(config)
         self.minibatches = Minibatches(config, self.text)
         self.config, self.sample_tokens = config, config.ppo.row_length
 
-    def _prompts(self, config: Config, conversations: list[Conversation]) -> PromptOrder:
-        prompts = read_prompts(self.tokenizer, conversations, config.ppo)
-        return PromptOrder(prompts, config.ppo.rollout_batch_size, config.seed)
+    def _prompts(self, config: Config, conversations: list[Conversation], use: str) -> PromptOrder:
+        prompts, count = read_prompts(self.tokenizer, conversations, config.ppo), config.ppo.rollout_batch_size
+        log.info("%s: %d prompts, of which an iteration (ppo.rollout_batch_size) takes %d", use, len(prompts), count)
+        if len(prompts) < count:
+            log.warning("%s: an iteration has each prompt more than once, with other random numbers", use)
+        return PromptOrder(prompts, count, config.seed)
 
     def build(self) -> None:
         """See `Stage.build`: the policy, its copy for rollouts, the critic, the reference and the reward model."""
@@ -70,7 +77,7 @@ class PPO(BaseStage):
         self.episodes, self.held_out = (
             Episodes(ppo.rollout_batch_size, ppo.row_length, ppo.kl_coefficient, self.engine.device) for _ in range(2)
         )
-        self.updates = torch.zeros(2, dtype=torch.int64)
+        self.updates = torch.zeros(2, dtype=torch.int64, device=self.engine.device)
         """Updates of the policy and of the critic so far."""
         self.average = None
         if ppo.ema_decay:
@@ -80,6 +87,11 @@ class PPO(BaseStage):
     def engines(self) -> list[Engine]:
         """See `Stage.engines`."""
         return self.models.engines
+
+    @property
+    def sources(self) -> dict[str, Path]:
+        """See `Stage.sources`: those of the reference, the critic and the reward model."""
+        return self.models.sources
 
     def fit(self, trainer: Trainer) -> None:
         """Iterations of PPO: generate, score, compute advantages, then learn from minibatches, one a step.
@@ -146,18 +158,24 @@ class PPO(BaseStage):
         """Measure the policy before the first step, into evaluation_before.json."""
         self.write_evaluation(BEFORE, state, self.evaluate(state))
 
+    @property
+    def evaluation_metrics(self) -> list[str]:
+        """See `Stage.evaluation_metrics`."""
+        names = TEXT_METRICS if self.text is not None and has_documents(self.text) else ()
+        return [f"validation_{name}" for name in (*names, *(EPISODE_METRICS if self.validation_prompts else ()))]
+
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """See `Stage.evaluate`: the loss on pretraining text, and the reward of an iteration of held-out prompts."""
         values = {}
         if self.text is not None:
             text = evaluate(self.engine, self.text, "validation", self.config.stage.eval_tokens)
-            values = {name: text[name] for name in ("loss", "perplexity", "bits_per_byte") if name in text}
+            values = {name: text[name] for name in TEXT_METRICS if name in text}
         if self.validation_prompts is not None:
             prompts = self.validation_prompts.of_iteration(0)  # the same prompts and random numbers each time
             self.models.rollouts.generate(self.held_out, prompts, iteration=0)
             self.score(self.held_out, prompts)
             metrics = compute_advantages(self.held_out, self.config.ppo)
-            values |= {name: metrics[name] for name in ("score", "kl", "response_tokens", "eos_rate")}
+            values |= {name: metrics[name] for name in EPISODE_METRICS}
             self.write_samples(state, self._samples(prompts))
         return {f"validation_{name}": value for name, value in values.items()}
 
@@ -214,6 +232,13 @@ def with_schedule(config: Config) -> Config:
     """
     ppo, model = config.ppo, dataclasses.replace(config.model, hidden_dropout=0.0, attention_dropout=0.0)
     iterations = max(1, ppo.episodes // ppo.rollout_batch_size)
+    if iterations * ppo.rollout_batch_size != ppo.episodes:
+        log.warning(
+            "the run has %d episodes, in iterations of ppo.rollout_batch_size (%d), where ppo.episodes asks for %d",
+            iterations * ppo.rollout_batch_size,
+            ppo.rollout_batch_size,
+            ppo.episodes,
+        )
     tokens = iterations * ppo.rollout_batch_size * ppo.epochs * ppo.row_length
     optim = dataclasses.replace(config.optim, train_tokens=tokens)
     optim = dataclasses.replace(optim, decay_tokens=max(tokens, optim.schedule.warmup_tokens))

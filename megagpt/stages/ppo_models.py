@@ -1,6 +1,7 @@
 """The models of PPO, each in its layout: policy, its copy for rollouts, critic, reference, and reward model."""
 
 import dataclasses
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -30,6 +31,8 @@ class PPOModels:
         self.config, ppo = config, config.ppo
         self.engines: list[Engine] = []
         """Every model's engine."""
+        self.sources: dict[str, Path] = {}
+        """The checkpoints that models were filled from, by the fields that name them."""
         self._layouts = Layouts(config.parallel)
         self.policy = build_engine(config, PolicyObjective(ppo, tokenizer.vocab_size))
         self.engines.append(self.policy)
@@ -53,7 +56,10 @@ class PPOModels:
     def _filled(self, name: str, config: Config, objective: Objective) -> TokenModel:
         """The model of `config.checkpoint.load` as PPO's model `name`."""
         engine = self._build(name, config, objective)
-        load_weights(config, engine)
+        source = load_weights(config, engine)
+        for field, given in (("checkpoint", "load"), ("ppo", "reward_model"), ("ppo", "critic")):
+            if getattr(getattr(self.config, field), given) == config.checkpoint.load:
+                self.sources[f"{field}.{given}"] = source
         own = self.config.ppo.layout(name, self.config.parallel)
         return TokenModel(engine, own.micro_batch_size, offload=self.config.ppo.offload and name != "critic")
 

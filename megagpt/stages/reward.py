@@ -15,6 +15,7 @@ from megagpt.stages.base import AFTER, BaseStage
 from megagpt.stages.supervised import with_epochs
 from megagpt.train.objectives import RewardObjective
 from megagpt.train.state import TrainState
+from megagpt.train.trainer import may_be_best
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,11 @@ class Reward(BaseStage):
         super().__init__(config, loader, RewardObjective())
         self.demonstrations = demonstrations(config, loader)
 
+    @property
+    def evaluation_metrics(self) -> list[str]:
+        """See `Stage.evaluation_metrics`."""
+        return ["validation_loss", "validation_accuracy"] if self.loader.held_out("validation", 1) else []
+
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """See `Stage.evaluate`: loss and accuracy on held-out rankings, of at most `stage.eval_tokens`."""
         values = self._measure(self.config.stage.eval_tokens)
@@ -42,11 +48,19 @@ class Reward(BaseStage):
 
     def checkpoint_extras(self, state: TrainState) -> dict[str, Any]:
         """See `Stage.checkpoint_extras`: `score_offset`, where another model may learn from this one."""
-        if state.tokens < self.config.optim.train_tokens and state.best_step != state.step:
+        finished = state.tokens >= self.config.optim.train_tokens
+        if not (finished or state.best_step == state.step or may_be_best(self.config, state)):
             return {}
-        offset = float(score(self.engine, self.config, self.loader.tokenizer, self.demonstrations).mean())
+        offset = self._score_of_demonstrations()
         log.info("demonstrations scored %.4f on average, which is taken off all scores", offset)
         return {"score_offset": offset}
+
+    def begin(self, state: TrainState) -> None:
+        """Score the demonstrations: what fails in it is to fail now, and not before the last step is saved."""
+        self._score_of_demonstrations()
+
+    def _score_of_demonstrations(self) -> float:
+        return float(score(self.engine, self.config, self.loader.tokenizer, self.demonstrations).mean())
 
     def finish(self, state: TrainState) -> None:
         """Measure the trained model on all held-out rankings, into evaluation.json."""

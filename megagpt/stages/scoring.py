@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from megagpt import checkpoint
 from megagpt.config.layout_rules import LAYOUT_RULES
-from megagpt.config.load import from_saved, raise_all
+from megagpt.config.load import raise_all
 from megagpt.config.schema import Config, ModelConfig
 from megagpt.errors import ConfigError
 from megagpt.parallel import cpu
@@ -40,8 +40,8 @@ def with_scalar_head(config: Config, source: str) -> Config:
     return dataclasses.replace(config, model=model, checkpoint=load)
 
 
-def frozen_engine(config: Config, objective: Objective) -> MegatronEngine:
-    """The model of `checkpoint.load` in the run's layout, without gradients and optimizer.
+def frozen_engine(config: Config, objective: Objective) -> tuple[MegatronEngine, Path]:
+    """The model of `checkpoint.load` in the run's layout, without gradients and optimizer; and its checkpoint.
 
     Raises ConfigError when the model does not fit the layout.
     """
@@ -49,10 +49,10 @@ def frozen_engine(config: Config, objective: Objective) -> MegatronEngine:
     parallel = dataclasses.replace(config.parallel, engine="megatron", zero_stage=1)
     before = random_state(cpu.device())
     engine = MegatronEngine(dataclasses.replace(config, parallel=parallel), objective, training=False)
-    load_weights(config, engine)
+    source = load_weights(config, engine)
     set_random_state(cpu.device(), before)  # training draws the same numbers whether a model looks on or not
-    return engine
+    return engine, source
 
 
 def _saved_model(source: str) -> ModelConfig:
-    return from_saved(checkpoint.read_manifest(checkpoint.find(Path(source)))["config"]).model
+    return checkpoint.buildable_config(checkpoint.find(Path(source))).model

@@ -25,7 +25,7 @@ from megagpt.stages.weights import TOKENIZER
 from megagpt.train.attempts import Attempts, give_up_if_hopeless
 from megagpt.train.metrics import MetricsWriter
 from megagpt.train.schedules import describe_schedule, misfits
-from megagpt.train.trainer import Stage, Trainer
+from megagpt.train.trainer import Stage, Trainer, check_best_metric
 from megagpt.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ def open_run(config: Config, make: Callable[[Config], Stage] | None = None) -> I
     log.info("run %s in %s: %d ranks on %s", config.run_name, run_dir, dist.get_world_size(), device.type)
     with Checkpointer(run_dir / "checkpoints", config.checkpoint) as checkpointer:
         stage = (make or STAGES[config.stage.name])(config)
+        check_best_metric(stage)
         stage.build()
         yield _open_trainer(stage, checkpointer)
 
@@ -88,7 +89,7 @@ def _open_trainer(stage: Stage, checkpointer: Checkpointer) -> Trainer:
     failures = checkpointer.world.broadcast(attempts.repeated() if is_main else None)
     give_up_if_hopeless(failures, config.reliability.max_failures)
     log.info(describe_schedule(config.optim))
-    for warning in misfits(config.optim):
+    for warning in misfits(config.optim, stage.sample_tokens):
         log.warning(warning)
     checkpoints = RunCheckpoints(stage, checkpointer)
     state = checkpoints.restore()

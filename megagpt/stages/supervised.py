@@ -21,6 +21,9 @@ from megagpt.train.state import TrainState
 
 log = logging.getLogger(__name__)
 
+NOTABLE = 0.05
+"""Rounding to whole steps is said where it changes the length of a run by more than this share."""
+
 
 class Supervised(BaseStage):
     """Learns conversations for `optim.train_epochs` or `train_tokens`; held-out ones are measured before and after."""
@@ -43,11 +46,21 @@ class Supervised(BaseStage):
         """See `Stage.build`; with `stage.reward_model`, where there is one."""
         super().build()
         if self.scored is not None:
-            self.reward_engine = frozen_engine(self.scored, RewardObjective())
+            self.reward_engine, self.reward_source = frozen_engine(self.scored, RewardObjective())
+
+    @property
+    def sources(self) -> dict[str, Path]:
+        """See `Stage.sources`: that of the reward model."""
+        return {} if self.scored is None else {"stage.reward_model": self.reward_source}
 
     def begin(self, state: TrainState) -> None:
         """Measure the loaded model, into evaluation_before.json."""
         self.write_evaluation(BEFORE, state, self._measure())
+
+    @property
+    def evaluation_metrics(self) -> list[str]:
+        """See `Stage.evaluation_metrics`."""
+        return super().evaluation_metrics + ([] if self.scored is None else ["validation_reward"])
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """See `Stage.evaluate`; with `validation_reward`, the mean score of responses to held-out prompts."""
@@ -74,8 +87,9 @@ class Supervised(BaseStage):
         count = len(pairs)
         return {
             "edits": count,
+            "edits_too_long": responses.count(None),
             "edit_exact_match": sum(edit.output == response for edit, response in pairs) / count,
-            "edit_similarity": sum(similarity(edit.output, response) for edit, response in pairs) / count,
+            "edit_similarity": sum(similarity(edit.output, response or "") for edit, response in pairs) / count,
             "unchanged_similarity": sum(similarity(edit.output, edit.input) for edit in self.edits) / count,
         }
 
@@ -130,7 +144,19 @@ def with_epochs(config: Config, samples: int, sample_tokens: int) -> Config:
     if optim.train_epochs is None:
         return config
     steps = max(1, round(optim.train_epochs * samples / optim.global_batch_size))
-    tokens = steps * optim.global_batch_size * sample_tokens
+    rows = steps * optim.global_batch_size
+    if abs(rows / (optim.train_epochs * samples) - 1) > NOTABLE:
+        log.warning(
+            "optim.train_epochs (%g) of %d samples are %g; in whole steps of optim.global_batch_size (%d) the run takes"
+            " %d of them, which is %.2f epochs",
+            optim.train_epochs,
+            samples,
+            optim.train_epochs * samples,
+            optim.global_batch_size,
+            rows,
+            rows / samples,
+        )
+    tokens = rows * sample_tokens
     optim = dataclasses.replace(optim, train_tokens=tokens, decay_tokens=tokens)
     optim = dataclasses.replace(optim, warmup_tokens=min(optim.schedule.warmup_tokens, tokens))
     return dataclasses.replace(config, optim=optim)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch.distributed as dist
 
 from megagpt import checkpoint, env
 from megagpt.checkpoint import Shard, current_world
+from megagpt.checkpoint.files import shown
 from megagpt.config.embedding import EmbedConfig
 from megagpt.config.layout_rules import world_size_fits
-from megagpt.config.load import from_saved, raise_all
+from megagpt.config.load import raise_all
 from megagpt.config.rules import check
 from megagpt.config.schema import Config, CorpusConfig, DataConfig, ModelConfig, OptimConfig, ParallelConfig
 from megagpt.data.tokenizer import Tokenizer
@@ -31,8 +33,10 @@ HEADS = ("model/scalar_head.", "model/embedding_head.")
 """Beginnings of the names of heads' tensors that a language model does not have."""
 
 
-def load_weights(config: Config, engine: Engine) -> None:
+def load_weights(config: Config, engine: Engine) -> Path:
     """Fill the engine's model from `checkpoint.load`, and grow its vocabulary to `model.vocab_size`. Collective.
+
+    Returns the checkpoint that was found there.
 
     A model with another head takes everything else from a language model, whose output projection is left out; from a
     model with its own kind of head it takes the head too. The `score_offset` of a reward model is taken off its bias.
@@ -42,7 +46,7 @@ def load_weights(config: Config, engine: Engine) -> None:
     """
     source = checkpoint.find(Path(config.checkpoint.load))
     manifest = checkpoint.read_manifest(source)
-    saved = from_saved(manifest["config"])
+    saved = checkpoint.buildable_config(source)
     old = saved.model
     _check_vocabulary(config, source, old.vocab_size)
     _check_head(config, source, old)
@@ -55,6 +59,7 @@ def load_weights(config: Config, engine: Engine) -> None:
     if config.model.head == old.head == "scalar":
         _subtract_offset(shards, manifest)
     log.info("loaded the weights of %s", source)
+    return source
 
 
 def load_model(
@@ -69,7 +74,7 @@ def load_model(
     raise_all(list(world_size_fits(Config(parallel=parallel), env.world_size())))
     launch.initialize(parallel, seed=0)
     folder = checkpoint.find(path)
-    config = from_saved(checkpoint.read_manifest(folder)["config"])
+    config = checkpoint.buildable_config(folder)
     tokenizer = folder.parent.parent / TOKENIZER
     if not tokenizer.exists():
         if not config.data.tokenizer:
@@ -118,9 +123,12 @@ def _load_growing(model: ModelConfig, old: ModelConfig, source: Path, shards: li
 
 def _subtract_offset(shards: list[Shard], manifest: dict[str, Any]) -> None:
     """Take a reward model's `score_offset` off the bias of its head, so that demonstrations score 0 on average."""
+    offset = manifest.get("score_offset", 0.0)
+    if not isinstance(offset, int | float):
+        raise CheckpointError(f"the manifest's score_offset is {shown(offset)}, not a number")
     for shard in shards:
         if shard.name == "model/scalar_head.bias":
-            shard.data.sub_(manifest.get("score_offset", 0.0))
+            shard.data.sub_(offset)
 
 
 def _check_layout(model: ModelConfig, parallel: ParallelConfig) -> None:
@@ -165,8 +173,9 @@ def _check_vocabulary(config: Config, source: Path, old_size: int) -> None:
     older, newer = Tokenizer.load(beside), Tokenizer.load(config.data.tokenizer)
     index = newer.first_difference(older)
     if index is not None:
+        extend = f"`megagpt data tokenizer --extend {shlex.quote(str(beside))} --output NEW`"
         raise ConfigError(
             f"data.tokenizer ({config.data.tokenizer}) does not begin with the tokens of {beside}, which "
             f"checkpoint.load was trained with: they differ from id {index} on, so rows of the embedding would mean "
-            f"other tokens. Take that tokenizer, or extend it: `megagpt data tokenizer --extend {beside} --output NEW`"
+            f"other tokens. Take that tokenizer, or extend it: {extend}"
         )

@@ -1,6 +1,7 @@
 """Finds hangs: a thread on every rank sees how long nothing has moved, here and on the next rank."""
 
 import logging
+import math
 import threading
 import time
 from dataclasses import asdict
@@ -15,6 +16,10 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
 """Time between two looks. Detection takes this much longer than the time-out, and naming a few times this."""
+
+UNTIMED = ("tasks",)
+"""Sections that take as long as they take: what a task in context costs depends on its data. Ranks that stop are still
+found by their heartbeat."""
 
 SIGN_TICKS = 4
 """Looks in which every rank that is alive gives a sign."""
@@ -47,10 +52,10 @@ class HangDetector:
         self.heartbeat.beat(idle=0.0)  # a rank may stop before its thread has looked once
         self._thread.start()
 
-    def stop(self) -> None:
-        """Watch no longer, and tell the others."""
+    def stop(self, seconds: float | None = None) -> None:
+        """Watch no longer, and tell the others; wait for that at most this long."""
         self._done.set()
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _run(self) -> None:
         last = time.monotonic()
@@ -76,7 +81,7 @@ class HangDetector:
         if hang := self.heartbeat.announced():
             self.post_mortem.end(Hang(**hang))
         name = f"{section}_timeout"
-        limit = getattr(self.config, name)
+        limit = math.inf if section in UNTIMED else getattr(self.config, name)
         if self.progress.first_step and self.config.start_timeout > limit:
             name, limit = "start_timeout", self.config.start_timeout
         if idle > limit:

@@ -11,6 +11,7 @@ import shlex
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ WANDB_NAMES = {
     **{f"validation_{name}": f"validation/{name}" for name in ("loss", "perplexity", "bits_per_byte")},
     **{f"validation_{name}": f"validation/{name}" for name in ("accuracy", "reward")},
 }
-"""Names on Weights & Biases, whose panels are grouped by what stands before the slash; others go under `train/`."""
+"""Names on Weights & Biases, whose panels are grouped by what stands before the slash; tasks
+in context go under `tasks/`, others under `train/`."""
 
 INIT_TIMEOUT_SECONDS = 60.0
 FINISH_TIMEOUT_SECONDS = 60.0
@@ -55,7 +57,8 @@ FINISH_TIMEOUT_SECONDS = 60.0
 
 def wandb_name(metric: str) -> str:
     """Name on Weights & Biases of a metric of metrics.jsonl."""
-    return WANDB_NAMES.get(metric, f"train/{metric}")
+    section = "tasks" if metric.startswith("task_") else "train"
+    return WANDB_NAMES.get(metric, f"{section}/{metric.removeprefix('task_')}")
 
 
 def describe_run() -> dict[str, Any]:
@@ -70,6 +73,14 @@ def describe_run() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "ranks": env.world_size(),
     }
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss); infinity where that is beyond what a number can hold."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 class MetricsWriter:
@@ -108,6 +119,13 @@ class MetricsWriter:
         except OSError as error:
             self._warn(error)
 
+    def holds(self, step: int, names: Iterable[str]) -> bool:
+        """Whether the metrics `names` of a step are there already, which a run evaluates again when it goes on."""
+        if not self.enabled or not self.path.exists():
+            return False
+        lines = read_jsonl(self.path)
+        return all(any(line.get("step") == step and name in line for line in lines) for name in names)
+
     def log(self, **metrics: Any) -> None:
         """Append one line, with the time in seconds since 1970. Numbers may be 0-dimensional tensors.
 
@@ -127,8 +145,8 @@ class MetricsWriter:
         except OSError as error:
             self._warn(error)
         if self._wandb:
-            if values.get("loss") is not None:
-                values["perplexity"] = math.exp(min(values["loss"], 100.0))
+            if values.get("loss") is not None and math.isfinite(found := perplexity(values["loss"])):
+                values["perplexity"] = found
             self._wandb.put({wandb_name(name): value for name, value in values.items() if value is not None})
 
     def finish(self) -> None:

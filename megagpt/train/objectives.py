@@ -6,7 +6,6 @@ from torch import Tensor
 
 from megagpt.data.batch import Batch
 from megagpt.data.ranked_loader import RankedBatch
-from megagpt.model.layers import document_lengths
 
 
 class LanguageModelObjective:
@@ -16,7 +15,7 @@ class LanguageModelObjective:
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """See `Objective.forward`; the last stage gives the loss of every token, float32 [B, S]."""
-        mask = None if batch.document_ids is None else document_lengths(batch.document_ids)
+        mask = None if batch.document_ids is None else batch.document_lengths
         return model(batch.tokens, batch.position_ids, mask, labels=batch.labels)
 
     def loss(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor, tuple]:

@@ -43,8 +43,13 @@ def describe_schedule(optim: OptimConfig) -> str:
     return f"{line}; scaled from the published {published:,} tokens" if "(scaled)" in line else line
 
 
-def misfits(optim: OptimConfig) -> Iterator[str]:
-    """A warning for each part of the schedule that is longer than the run, with the value that would fit."""
+def misfits(optim: OptimConfig, sample_tokens: int | None = None) -> Iterator[str]:
+    """A warning for each part of the schedule that is longer than the run, with the value that would fit.
+
+    sample_tokens: tokens of a sample, where whole steps may make the run notably longer than was asked for.
+    """
+    if sample_tokens is not None:
+        yield from _longer_by_whole_steps(optim, sample_tokens)
     schedule, end = optim.schedule, optim.train_tokens
     fitting = dataclasses.replace(optim, warmup_tokens=None, decay_tokens=None, ramp_tokens=None).schedule
     effects = {
@@ -61,6 +66,18 @@ def misfits(optim: OptimConfig) -> Iterator[str]:
                 f"optim.{name} ({getattr(schedule, name):,}) is longer than the run, optim.train_tokens ({end:,}), so"
                 f" that {effects[name]}: set optim.{name}={getattr(fitting, name)}, or null for just that"
             )
+
+
+def _longer_by_whole_steps(optim: OptimConfig, sample_tokens: int) -> Iterator[str]:
+    tokens, steps = 0, 0
+    while tokens < optim.train_tokens and steps < 10:  # more steps are rounded up by less than a tenth
+        tokens += sample_tokens * global_batch_size(optim, tokens, 1)
+        steps += 1
+    if tokens > 1.1 * optim.train_tokens:
+        yield (
+            f"optim.train_tokens ({optim.train_tokens:,}) is no whole number of steps: the run takes {steps} of them,"
+            f" {tokens:,} tokens"
+        )
 
 
 def _parts(optim: OptimConfig) -> list[str]:

@@ -1,12 +1,9 @@
-"""Turns SIGTERM, SIGINT and SIGUSR1 into a wish to stop that all ranks agree on at the next step boundary."""
+"""Turns SIGTERM, SIGINT and SIGUSR1 into a wish to stop, of which every rank learns with the result of a step."""
 
 import logging
 import signal
 import time
 from types import FrameType
-
-import torch
-import torch.distributed as dist
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +19,6 @@ class StopSignal:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._received_at = 0.0
-        # A CPU group: agreeing must not wait for the GPU.
-        self._group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -42,9 +37,6 @@ class StopSignal:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
 
-    def agreed(self) -> bool:
-        """Whether any rank has received a signal. Collective: all ranks get the same answer."""
-        flag = torch.tensor([int(self.received is not None)])
-        if self._group is not None:
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-        return bool(flag)
+    def was_received(self) -> bool:
+        """Whether this rank has received a signal. See `Engine.wishes_stop`."""
+        return self.received is not None

@@ -19,8 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class Stragglers:
-    """Times this rank's forward passes and compares them with the other ranks' now and then.
+    """Times this rank's forward passes in training and compares them with the other ranks' now and then.
 
+    Evaluations and generated tokens are not timed: replicas have more or fewer of them, and an event of the device for
+    each of many tokens would cost more than it tells.
     Tensor-parallel ranks wait for each other within a forward pass: a slow one is named together with its group.
     """
 
@@ -32,12 +34,8 @@ class Stragglers:
         dist.all_gather_object(self.hosts, socket.gethostname(), self.group)
         self._clock = _CudaClock() if torch.cuda.is_available() else _Clock()
         for module in modules:
-            module.register_forward_pre_hook(lambda *_: self._clock.start())
-            module.register_forward_hook(lambda *_: self._clock.stop())
-
-    def forget(self) -> None:
-        """Start anew: what was timed so far, such as an evaluation, does not count."""
-        self._clock.take()
+            module.register_forward_pre_hook(lambda module, *_: self._clock.start() if module.training else None)
+            module.register_forward_hook(lambda module, *_: self._clock.stop() if module.training else None)
 
     def check(self, step: int) -> list[int]:
         """Compare the times since the last comparison; log and return slow ranks. Collective."""

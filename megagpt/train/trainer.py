@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from megagpt.config.nearest import nearest
 from megagpt.config.schema import Config
 from megagpt.errors import ConfigError, TrainingDiverged
 from megagpt.log import STARTED, progress
@@ -51,6 +53,10 @@ class Stage(Protocol):
     """All engines, whose progress the watchdog sees."""
     sample_tokens: int
     """Tokens that a training sample counts for, padding included."""
+    evaluation_metrics: list[str]
+    """Names of the metrics that `evaluate` gives of the data that was opened."""
+    sources: dict[str, Path]
+    """Checkpoints of other runs that `build` filled models from, by the fields that name them."""
 
     def build(self) -> None:
         """Build the models; the data has been opened by the constructor. Collective."""
@@ -63,6 +69,9 @@ class Stage(Protocol):
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of the model on held-out data, the same on every rank. Collective."""
+
+    def ask_tasks(self, state: TrainState) -> dict[str, float]:
+        """Metrics of the tasks in context of `stage.tasks`, the same on every rank. Collective."""
 
     def finish(self, state: TrainState) -> None:
         """Measure the trained model and show samples. Collective."""
@@ -82,6 +91,9 @@ class Checkpoints(Protocol):
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint."""
+
+    def name_best(self, state: TrainState) -> None:
+        """Have the checkpoint of this state, which was saved, be the best one."""
 
     def rewind(self, step: int) -> TrainState:
         """Fill the stage from the newest checkpoint of at most `step`, and forget later ones."""
@@ -149,10 +161,11 @@ class Trainer:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Watch ranks and signals while a stage trains. The last step is saved on the way out, unless it failed."""
-        with StopSignal() as self._signal, self.watchdog, self._progress() as self._bar:
+        """Watch ranks and signals while a stage trains; on the way out, wait until the last step is on disk."""
+        with StopSignal() as signal, self.watchdog, self._progress() as self._bar:
+            self.engine.wishes_stop = signal.was_received
+            self._evaluate_what_was_missed()
             yield
-            self._save()
             with self.watchdog.within("save"):
                 self.checkpoints.poll(wait=True)
         self.attempts.end()
@@ -180,7 +193,7 @@ class Trainer:
         return step
 
     def end_step(self, step: Step, result: StepResult) -> None:
-        """Count the step and log it; then evaluate, save, go back from a loss spike or stop, where that is due."""
+        """Count the step and log it; then save, evaluate, ask tasks, go back from a loss spike or stop, where due."""
         state = self.state
         state.step = step.number
         state.samples = step.first_sample + step.batch_size
@@ -193,15 +206,17 @@ class Trainer:
             log.info("first step after %.1f s", time.perf_counter() - STARTED)
         if self.spikes and result.applied and (spike := self.spikes.check(state, step.first_sample, result.loss)):
             self._roll_back(spike)
-            return  # the step that the run is back at was evaluated and saved when it was taken
+            return  # the step that the run is back at was saved when it was taken
         self._compare_ranks()
         if self.config.checkpoint.asynchronous:
             self.checkpoints.poll()
-        self._stopping = self._signal.agreed()
+        self._stopping = result.stop
+        if self._stopping or self.finished or _due(state.step, self.config.checkpoint.interval):
+            self._save()  # before an evaluation, which may fail
         if self._evaluation_is_due():
             self._evaluate()
-        if self._stopping or _due(state.step, self.config.checkpoint.interval) or state.best_step == state.step:
-            self._save()
+        if self._tasks_are_due():
+            self._ask_tasks()
 
     def _roll_back(self, spike: Spike) -> None:
         """Go on from a checkpoint before the spike, without the samples around it."""
@@ -222,6 +237,7 @@ class Trainer:
         self._saved_step = restored.step
         self.metrics.resume(restored.step)
         self._bar.update(min(restored.tokens, self._bar.total) - self._bar.n)
+        self._evaluate_what_was_missed()
 
     def _compare_ranks(self) -> None:
         """Look for silent damage and for slow ranks, at their intervals."""
@@ -299,36 +315,76 @@ class Trainer:
         A step that ends the run, or this part of it, is not evaluated here: the stage does so at the end. Where a best
         checkpoint is chosen it is, since it may be the best, which must not depend on where a run was interrupted.
         """
-        due = _due(self.state.step, self.config.stage.eval_interval)
         if self.config.checkpoint.best_metric is not None:
-            return due or self.finished
-        return due and self.unfinished
+            return may_be_best(self.config, self.state)
+        return _due(self.state.step, self.config.stage.eval_interval) and self.unfinished
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, again: bool = False) -> None:
+        """Evaluate the step. again: it may have been evaluated, and logged, before the run was interrupted."""
         with self.watchdog.within("evaluation"):
             values = self.stage.evaluate(self.state)
-        if self.stragglers:
-            self.stragglers.forget()
-        self.metrics.log(step=self.state.step, tokens=self.state.tokens, **values)
+        self._log_held_out(values, again)
         self._consider(values)
+
+    def _evaluate_what_was_missed(self) -> None:
+        """Evaluate the step that a run goes on from, where it may be the best: it was saved before it was evaluated."""
+        state = self.state
+        if state.step and may_be_best(self.config, state) and state.best_step != state.step:
+            self._evaluate(again=True)
+
+    def _tasks_are_due(self) -> bool:
+        """Whether to ask the tasks now: at their interval, unless a signal asked the run to stop, and at the end."""
+        tasks = self.config.stage.tasks
+        due = _due(self.state.step, tasks.every) and not self._stopping
+        return bool(tasks.names) and (due or self.finished)
+
+    def _ask_tasks(self) -> None:
+        with self.watchdog.within("tasks"):
+            values = self.stage.ask_tasks(self.state)
+        self._log_held_out(values)
+
+    def _log_held_out(self, values: dict[str, float], again: bool = False) -> None:
+        """Log what was measured of the step's model, once."""
+        if not (again and self.metrics.holds(self.state.step, values)):
+            self.metrics.log(step=self.state.step, tokens=self.state.tokens, **values)
         described = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         log.info("step %d: %s", self.state.step, described)
 
     def _consider(self, values: dict[str, float]) -> None:
-        """Note whether this step is the best so far. Every rank has the same values and decides the same."""
+        """Name this step's checkpoint the best where it is. Every rank has the same values and decides the same."""
         metric, mode = self.config.checkpoint.best_metric, self.config.checkpoint.best_mode
         if metric is None:
             return
-        if metric not in values:
-            raise ConfigError(
-                f"checkpoint.best_metric ({metric}) is not among what this run's evaluations give: {', '.join(values)}"
-            )
         lowest = mode == "min" or (mode is None and metric.endswith(LOWER_IS_BETTER))
         self.state.consider(metric, values[metric], lowest=lowest)
+        if self.state.best_step == self.state.step:
+            self._save()
+            self.checkpoints.name_best(self.state)
 
     def _progress(self) -> Any:
         total = self.config.optim.train_tokens
         return progress(total, "tokens", self.config.run_name, initial=min(self.state.tokens, total))
+
+
+def check_best_metric(stage: Stage) -> None:
+    """Raise ConfigError where `checkpoint.best_metric` is not among what the stage's evaluations give."""
+    metric, given = stage.config.checkpoint.best_metric, stage.evaluation_metrics
+    if metric is None or metric in given:
+        return
+    if not given:
+        raise ConfigError(
+            f"checkpoint.best_metric ({metric}) is measured on held-out data, of which this run has none: give"
+            " data.split a validation share, or set best_metric=null"
+        )
+    like = nearest(metric, given)
+    hint = f"did you mean {like}?" if like else f"they give {', '.join(given)}"
+    raise ConfigError(f"checkpoint.best_metric ({metric}) is not among what this run's evaluations give; {hint}")
+
+
+def may_be_best(config: Config, state: TrainState) -> bool:
+    """Whether a best checkpoint is chosen, and the step is evaluated for it."""
+    finished = state.tokens >= config.optim.train_tokens
+    return config.checkpoint.best_metric is not None and (finished or _due(state.step, config.stage.eval_interval))
 
 
 def _due(step: int, interval: int) -> bool:

@@ -8,6 +8,7 @@ looks at them, `diagnosis.py` who is to blame, `post_mortem.py` the end.
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,11 +17,23 @@ import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from megagpt.config.schema import ReliabilityConfig
+from megagpt.parallel import launch
 from megagpt.train.hang_detector import HangDetector
 from megagpt.train.heartbeat import Heartbeat, Progress
 from megagpt.train.post_mortem import GRACE_SECONDS, PostMortem
 
 T = TypeVar("T")
+
+TIMES_LONGER = 2
+"""Collectives wait this many times the longest time-out: NCCL counts from when one was queued, not from its turn."""
+
+FAREWELL_SECONDS = 10.0
+"""How long a rank that failed waits for its watchdog, which may be about to end the job for a hang."""
+
+
+def longest_timeout(config: ReliabilityConfig) -> float:
+    """Seconds after which the watchdog has ended any hang that it sees."""
+    return max(getattr(config, item.name) for item in fields(config) if item.name.endswith("_timeout"))
 
 
 class Watchdog:
@@ -49,7 +62,7 @@ class Watchdog:
 
     @contextmanager
     def within(self, phase: str) -> Iterator[None]:
-        """Watch a block as `phase`, whatever sections it enters: save, evaluation, or a phase of PPO."""
+        """Watch a block as `phase`, whatever sections it enters: save, evaluation, tasks, or a phase of PPO."""
         before, section = self._phase, self.progress.section
         self._phase = phase
         self.enter(phase)
@@ -84,11 +97,12 @@ class Watchdog:
         heartbeat = Heartbeat(self.progress)
         self._detector = HangDetector(self.config, self.progress, heartbeat, self._post_mortem, stacks)
         self._optimizer_hook = register_optimizer_step_pre_hook(lambda *_: self.enter("optimizer"))
+        launch.wait_at_least(TIMES_LONGER * longest_timeout(self.config))
         self._detector.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._detector.stop()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._detector.stop(FAREWELL_SECONDS if kind else None)  # after a failure, the store may not answer
         self._post_mortem.close()
         self._optimizer_hook.remove()
         self._detector = self._post_mortem = None

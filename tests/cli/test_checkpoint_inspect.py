@@ -105,6 +105,7 @@ def test_other_formats(tool, tmp_path, tensors, form):
 
 
 def test_what_is_no_checkpoint_is_refused(tool, tmp_path):
-    for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(CheckpointError, match="not a checkpoint of a known format"):
-            tool(path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of a known format"):
+        tool(tmp_path)
+    with pytest.raises(CheckpointError, match="absent does not exist"):
+        tool(tmp_path / "absent")

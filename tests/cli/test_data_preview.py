@@ -29,12 +29,30 @@ def test_what_counts_is_marked_and_all_is_counted(preview):
     assert out.startswith("<|user|>the cat<|endoftext|><|assistant|>[[sat é<|endoftext|>]]\n\n")
     example = encode_chat(TOKENIZER, [Message("user", "the cat"), Message("assistant", "sat é")])
     length, trained = len(example.tokens) - 1, int(example.trained.sum())
-    assert "2 conversations, 1 of them left out as too long" in out
+    assert "a.jsonl: 2 records, read as instruction, input, output\n" in out
+    assert "2 records, 1 of them learnt\n  1 left out: their first answer ends beyond 40 tokens\n" in out
     assert f"{length} tokens, {trained} ({trained / length:.1%}) count; the longest has {length}" in out
     assert f"packed: 1 sequences of 40, {length / 40:.1%} full" in out
     several = preview(records[:1] * 30, "--sequence-length", "40", "--samples", "0")
     assert f"packed: {len(pack([length] * 30, 40))} sequences" in several
     assert not re.search(r"\[\[", several)
+
+
+def test_what_is_left_out_or_not_read_is_said_with_its_reason(preview):
+    talk = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat", "name": "tom"}]
+    records = [
+        {"messages": talk, "id": 7},
+        {"messages": talk, "label": 0},
+        {"messages": talk[:1], "id": 8},
+        {"messages": [talk[0], talk[1] | {"weight": 0}]},
+        {"messages": [talk[0], {"role": "assistant", "content": "x" * 90}]},
+    ]
+    out = preview(records, "--sequence-length", "40")
+    assert "not read, with their records: messages[].name (3), id (2)" in out
+    assert "5 records, 1 of them learnt" in out
+    assert "1 left out: their label is false" in out
+    assert "2 left out: they have no answer to be learnt" in out
+    assert "1 left out: their first answer ends beyond 40 tokens" in out
 
 
 def test_what_training_would_refuse_is_refused(preview):

@@ -41,6 +41,20 @@ def test_options_are_refused(capsys):
     assert "No such option '--k'" in capsys.readouterr().err
 
 
+def test_problems_that_cannot_be_judged_are_counted_and_named(tmp_path, megagpt):
+    problem = {"prompt": "def f(x):\n", "canonical_solution": "    return 1\n", "entry_point": "f"}
+    right = {"task_id": "right", "test": "def check(candidate):\n    assert candidate(3) == 1"}
+    broken = {"task_id": "broken", "test": "import no_such_package"}
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(problem | one) + "\n" for one in (right, broken)))
+    completions = [{"task_id": name, "completion": "    return 1"} for name in ("right", "broken")]
+    (tmp_path / "given.jsonl").write_text("".join(json.dumps(one) + "\n" for one in completions))
+    given = ["task=humaneval", f"data={tmp_path}/set.jsonl", f"completions={tmp_path}/given.jsonl", "sandbox=none"]
+    out = megagpt("evaluate", *given, f"output={tmp_path}/out", "timeout=120")
+    assert "1 of 1 samples passed, 1 problems" in out
+    assert "1 problems left out of all figures, since their own reference solutions fail their tests:" in out
+    assert "  broken: ModuleNotFoundError: No module named 'no_such_package'" in out
+
+
 @pytest.mark.slow
 def test_model_from_end_to_end(tmp_path, megagpt):
     tokenizer = train_tokenizer(["def f(x):\n    return x + 1\n"], 280)

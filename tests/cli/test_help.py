@@ -93,7 +93,9 @@ def test_defaults_are_those_of_the_library():
     from megagpt.checkpoint.convert.verify import TOLERANCES
     from megagpt.data import instructions
     from megagpt.data.code_tokens import LONGEST_RUN
-    from megagpt.data.corpus.build import Options, Slurm
+    from megagpt.data.corpus.cluster import Ray, Slurm
+    from megagpt.data.corpus.code.options import Options
+    from megagpt.data.corpus.text.options import Options as TextOptions
     from megagpt.data.edits import make
     from megagpt.data.preprocess import MAX_RECORD_MB
     from megagpt.data.text_batch import SIDES
@@ -116,11 +118,16 @@ def test_defaults_are_those_of_the_library():
     sampling = fields(GenerationConfig)
     for name in ("max_new_tokens", "top_p", "top_k", "repetition_penalty", "seed"):
         assert default("generate", name) == sampling[name]
-    corpus = fields(Options) | fields(Options.__dataclass_fields__["limits"].default_factory)
-    for name in options("data corpus") & set(corpus) - {"languages", "licences", "decontaminate"}:
-        assert default("data corpus", name) == corpus[name]
+    without = {"kind", "recipe", "languages", "shard_mb"}
+    code = fields(Options) | fields(Options.__dataclass_fields__["limits"].default_factory)
+    for corpus in (code, fields(TextOptions)):
+        for name in options("data corpus") & {name for name in corpus if corpus[name] not in ((), None)} - without:
+            assert default("data corpus", name) == corpus[name]
     for name in ("time", "tasks", "memory_gb"):
         assert default("data corpus", f"slurm_{name}") == fields(Slurm)[name]
+    assert default("data corpus", "ray_memory_gb") == fields(Ray)["memory_gb"]
+    (shard,) = (one for one in commands["data corpus"].params if one.name == "shard_mb")
+    assert f"default: {code['shard_mb']} of code, {fields(TextOptions)['shard_mb']} of other files" in shard.help
     assert default("data tokenizer", "max_record_mb") == default("data preprocess", "max_record_mb") == MAX_RECORD_MB
     assert default("data tokenizer", "longest_run") == LONGEST_RUN
     tolerance = next(one for one in commands["checkpoint convert"].params if one.name == "tolerance")

@@ -5,6 +5,7 @@ import re
 from functools import partial
 
 import pytest
+from plan_published import TABLES, plan
 
 from megagpt.errors import ConfigError
 
@@ -61,3 +62,59 @@ def test_search(run):
     assert "the fastest: " in out
     found = json.loads(run("experiment=pretrain_2_7b", "--gpus", "16", "--search", "--json"))
     assert len(found) == 10
+
+
+def test_the_output_names_what_it_assumes(run):
+    out = run("experiment=pretrain_1_3b", "--gpus", "8")
+    assert "1 dense, 1 banded (256 tokens) in turn: 12 dense, 12 banded (256 tokens)" in out
+    assert "WARNING" not in out
+    dense = ("experiment=pretrain_1_3b", "model.attention_pattern=[dense]", "--gpus", "8", "--json")
+    report = json.loads(run(*dense))
+    assert report["assumes"]["attention"].startswith("all 24 layers dense; a fused kernel")
+    assert report["not_trustworthy"] == []
+    assert "behind the last backward pass" in report["assumes"]["messages"]
+    off = json.loads(run(*dense, "parallel.overlap_grad_reduce=false"))
+    assert "behind nothing" in off["assumes"]["messages"] and off["step_seconds"] > report["step_seconds"]
+    device = report["device"]
+    links = f"{device['inter_node_gbs']} GB/s between, {device['inter_node']:.0%} reached"
+    assert links in report["assumes"]["device's links"]
+    changed = ("parallel=zero2", "parallel.offload_optimizer=cpu", "parallel.recompute=full")
+    report = json.loads(run("experiment=reward_1_3b", *changed, "--gpus", "8", "--json"))
+    assert "9 answers to each prompt" in report["assumes"]["sequences"]
+    assert f"{device['host_gbs']} GB/s" in report["assumes"]["host"]
+
+
+def test_zero_3_over_several_nodes_is_marked(run):
+    for gpus, marked in (("8", False), ("16", True)):
+        report = json.loads(run("experiment=pretrain_13b", "parallel=zero3", "--gpus", gpus, "--json"))
+        assert bool(report["not_trustworthy"]) == marked
+    assert "NOT TRUSTWORTHY" in run("experiment=pretrain_13b", "parallel=zero3", "--gpus", "16")
+
+
+def test_assumptions_of_published_runs_change_the_plan(run):
+    arguments = ("experiment=pretrain_13b", "parallel=3d", "--gpus", "16", "parallel.sequence_parallel=false", "--json")
+    plain, fused, scattered = (
+        json.loads(run(*arguments, *flags)) for flags in ((), ("--fused-accumulation",), ("--scattered-messages",))
+    )
+    assert fused["step_seconds"] < plain["step_seconds"]
+    assert "inside the matrix product" in fused["assumes"]["weights' gradients"]
+    assert scattered["step_parts_seconds"]["pipeline"] < plain["step_parts_seconds"]["pipeline"]
+    assert "share the sending" in scattered["assumes"]["messages"]
+    with pytest.raises(ConfigError, match="--search"):
+        run("experiment=pretrain_13b", "--search", "--fused-accumulation")
+
+
+def test_a_search_says_why_nothing_is_found(run):
+    with pytest.raises(ConfigError, match=r"optim.global_batch_size \(512\) must be a multiple of the replicas"):
+        run("experiment=pretrain_1_3b", "--search", "--gpus", "7")
+    with pytest.raises(ConfigError, match=r"needs least memory .*\n.*parallel.offload_optimizer=cpu"):
+        run("experiment=pretrain_6_7b", "--search", "--gpus", "1")
+
+
+@pytest.mark.parametrize("rows", TABLES.values(), ids=lambda rows: rows.__name__)
+def test_commands_of_published_runs_give_what_the_page_shows(run, rows):
+    arguments, _ = next(rows())
+    report = json.loads(run(*arguments.words, "--json"))
+    assert report["step_seconds"] == pytest.approx(plan(arguments).step_seconds, rel=1e-12)
+    assert "dense" in report["assumes"]["attention"]
+    assert "banded" not in report["assumes"]["attention"]

@@ -113,6 +113,31 @@ def test_curves_hold_the_runs_numbers(tmp_path: Path):
     assert bits["references"] == [{"label": "gzip -9", "y": 1.75}, {"label": "xz -9", "y": 1.5}]
 
 
+def test_tasks_have_a_panel_each_and_a_curve_for_each_number_of_demonstrations(tmp_path: Path):
+    folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b"), make_run(tmp_path / "c")]
+    for folder, gain in zip(folders, (0.01, 0.02), strict=False):
+        lines = [
+            {"step": step, "tokens": 1000 * step, "task_two_words_0shot": 0.25, "task_two_words_8shot": gain * step}
+            for step in (10, 20)
+        ]
+        lines.append({"step": 30, "tokens": 30_000, f"task_{HOSTILE}_0shot": 0.5})
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    runs = read_runs(folders)
+    html = build_report(runs)
+    assert "img" not in Page(html).tags
+    panels = {panel["title"]: panel for panel in panels_of(html)}
+    assert f"Task: {HOSTILE}" in panels
+    curves = {(trace["run"], trace["label"]): trace for trace in panels["Task: two_words"]["traces"]}
+    assert set(curves) == {(0, "0-shot"), (0, "8-shot"), (1, "0-shot"), (1, "8-shot")}
+    assert curves[1, "8-shot"]["y"] == [0.2, 0.4]
+    assert curves[1, "8-shot"]["step"] == [10, 20]
+    assert curves[0, "0-shot"]["series"] != curves[0, "8-shot"]["series"]
+    assert panels["Held-out loss"]["traces"][0]["step"] == [10, 20, 30, 40]  # tasks do not hide evaluations
+    rows = dict(summary_rows(runs))
+    assert rows["two_words, 8-shot"] == ["0.2000", "0.4000", ""]
+
+
 def test_summary(tmp_path: Path):
     rows = dict(summary_rows(read_runs([make_run(tmp_path / "a"), make_run(tmp_path / "b", steps=20)])))
     assert rows["Steps"] == ["40", "20"]
@@ -223,7 +248,7 @@ def draw(page: Path) -> tuple[str, list[str]]:
         "--virtual-time-budget=10000",
     ]
     command = [CHROMIUM, *options, f"--user-data-dir={page.with_suffix('.profile')}", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
@@ -231,19 +256,24 @@ def draw(page: Path) -> tuple[str, list[str]]:
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 def test_chromium_draws_every_plot(tmp_path: Path):
     folders = [make_run(tmp_path / "a"), make_run(tmp_path / "b", steps=20)]
+    for folder in folders:
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 10, "tokens": 10_000, "task_two_0shot": 0.25, "task_two_8shot": 0.5}) + "\n")
     page = tmp_path / "page.html"
     subprocess.run([*REPORT, *folders, "--output", page], check=True, capture_output=True)
     panels = panels_of(page.read_text())
     traces = [trace for panel in panels for trace in panel["traces"]]
-    references = sum(len(panel["references"]) for panel in panels)
+    others = sum(len(panel["references"]) for panel in panels) + 2  # and the symbols of the task's two curves
 
     dom, console = draw(page)
     assert not console
     assert 'data-drawn="tokens"' in dom
     assert len(re.findall(r'class="plot js-plotly-plot"', dom)) == len(panels)
-    assert len(re.findall(r'class="trace scatter ', dom)) == len(traces) + references
+    assert len(re.findall(r'class="trace scatter ', dom)) == len(traces) + others
     assert len(re.findall(r'<path class="js-line" d="M', dom)) > len(panels)
     assert "gzip -9  1.75" in dom
+    legends = re.findall(r'class="legendtext"[^>]*>(.*?)<', dom)
+    assert legends == ["0-shot", "8-shot"]  # by their symbols, since each run has one colour
 
     # The same page with someone clicking on "Steps" and hiding run b; the policy would forbid such a script.
     clicks = "for (const button of ['[data-axis=step]', '[data-run=\"1\"]']) document.querySelector(button).click();"
@@ -254,4 +284,4 @@ def test_chromium_draws_every_plot(tmp_path: Path):
     assert not console
     assert 'data-drawn="step"' in dom
     of_first = [trace for trace in traces if trace["run"] == 0]
-    assert len(re.findall(r'class="trace scatter ', dom)) == len(of_first) + references
+    assert len(re.findall(r'class="trace scatter ', dom)) == len(of_first) + others

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,15 @@ def run(installed, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_it_has_every_task_file(installed):
+    (wheel,) = installed.parents[1].glob("*.whl")
+    tasks = {str(path.relative_to(ROOT)) for path in (ROOT / "megagpt/evaluate/in_context/tasks").rglob("*.yaml")}
+    assert "megagpt/evaluate/in_context/tasks/rules/_rules.yaml" in tasks
+    assert tasks <= set(zipfile.ZipFile(wheel).namelist())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_from_text_to_report(run):
     where = Path(run("-c", "import megagpt; print(megagpt.__file__)", program="python").strip())
     assert ROOT not in where.parents and where.parts[-3] == "site-packages"
@@ -82,6 +92,9 @@ def test_from_text_to_report(run):
     assert said.startswith("the cat")
     assert "runs/first/report.html" in run("report", "runs/first")
     assert "plotly" in (run.folder / "runs/first/report.html").read_text()
+    asked = ("tasks=[rules_words]", "shots=[0,1]", "limit=2", "output=tasks")  # questions that are made, not read
+    assert run("evaluate", *asked, "checkpoint=runs/first").count("2 examples") == 2
+    assert "tasks/report.html" in run("report", "tasks")
     facts = json.loads(run("checkpoint", "inspect", "runs/first", "--json"))
     assert facts["model"]["vocab_size"] == 300
     run("checkpoint", "convert", "runs/first", "hf", "--to", "huggingface")

@@ -181,7 +181,7 @@ def test_dropout_is_off_in_evaluation():
 
 @pytest.mark.parametrize("base", [TINY, LLAMA])
 def test_documents_do_not_see_each_other(base: ModelConfig):
-    from megagpt.model.layers import document_lengths
+    from megagpt.data.batch import cumulative_lengths
 
     model = replace(base, attention_pattern=("dense", "banded"), attention_window=4)
     gpt = build(model)
@@ -189,7 +189,7 @@ def test_documents_do_not_see_each_other(base: ModelConfig):
     tokens, _, _ = inputs(model, batch=1, length=sum(lengths))
     ids = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    packed = gpt(tokens, positions, document_lengths(ids))
+    packed = gpt(tokens, positions, cumulative_lengths(ids))
     apart = [gpt(part, torch.arange(part.shape[1])[None], None) for part in tokens.split(lengths, dim=1)]
     torch.testing.assert_close(packed, torch.cat(apart, dim=1), atol=1e-5, rtol=0)
 

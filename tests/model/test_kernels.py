@@ -7,6 +7,7 @@ import torch
 
 from megagpt.config.load import load
 from megagpt.errors import ConfigError
+from megagpt.kernels.backend import chip_like
 from megagpt.model.gpt import GPT
 from megagpt.model.kernels import choose_kernels
 from megagpt.model.kv_cache import KVCache
@@ -107,3 +108,37 @@ def test_what_was_chosen_is_logged(one_rank, caplog):
 def test_what_the_kernels_lack_is_refused(setting, message):
     with pytest.raises(ConfigError, match=message):
         choose_kernels(load([*SMALL, setting, "kernels.attention=triton"]))
+
+
+def test_a_gpu_that_no_launch_settings_fit_computes_with_torch(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "megagpt")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr("megagpt.model.kernels.chip", lambda: None)
+    chosen = choose_kernels(load(SMALL))
+    assert chosen.attention == "sdpa"
+    assert "triton" not in vars(chosen).values()
+    assert "and this one has 7.5" in caplog.text
+    monkeypatch.setattr("megagpt.model.kernels.interpreted", lambda: False)
+    with pytest.raises(ConfigError, match=r"kernels.norm=triton needs .* compute capability 8.0 .* this one has 7.5"):
+        choose_kernels(load([*SMALL, "kernels.norm=triton"]))
+
+
+@pytest.mark.parametrize(
+    ("capability", "shared_kib", "chip"),
+    [
+        (75, 64, None),  # T4
+        (80, 163, 80),  # A100
+        (86, 99, 86),  # RTX 3090
+        (87, 163, 86),  # Orin
+        (89, 99, 89),  # RTX 4090, L4
+        (90, 227, 90),  # H100
+        (100, 227, 100),  # B200
+        (103, 227, 103),  # B300
+        (110, 227, 103),  # Thor
+        (120, 99, 120),  # RTX 5090
+        (121, 99, 120),  # GB10
+    ],
+)
+def test_a_gpu_takes_the_newest_launch_settings_that_fit_it(capability, shared_kib, chip):
+    assert chip_like(capability, shared_kib) == chip

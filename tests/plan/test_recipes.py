@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +143,13 @@ def test_175b_is_as_published_on_1024_gpus():
     assert parallel.virtual_pipeline_size > 1
     assert parallel.sequence_parallel
     assert (parallel.recompute, parallel.zero_stage) == ("selective", 1)
+
+
+@pytest.mark.parametrize(("size", "gpus"), [("350m", 8), ("1_3b", 8), ("6_7b", 8), ("175b", 128)])
+def test_the_page_has_what_the_plan_says_of_embeddings(size, gpus):
+    page = (Path(__file__).parent.parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith(f"| `embed_text_{size}` |"))
+    found = estimate(Job(load([f"experiment=embed_text_{size}"]), gpus), load_devices()["H100-80"])
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[-2:] == [f"{found.peak_bytes / 2**30:.1f}", f"{found.step_seconds:.1f}"]
+    assert cells[3] == f"{found.job.config.optim.global_batch_size:,}"

@@ -9,6 +9,7 @@ from timing import cpu_seconds
 from megagpt.config.load import load
 from megagpt.config.rules import check
 from megagpt.errors import ConfigError
+from megagpt.plan.assumptions import doubts
 from megagpt.plan.devices import find_device, load_devices
 from megagpt.plan.job import Job
 from megagpt.plan.run import estimate
@@ -43,6 +44,19 @@ def test_the_formula_is_near_the_simulation():
     for layout in found:
         quick = estimate(layout.plan.job, A100, simulated=False)
         assert quick.step_seconds == pytest.approx(layout.plan.step_seconds, rel=0.05)
+
+
+def test_layouts_whose_time_is_in_doubt_come_last():
+    found = search(load(["experiment=demo", "optim.global_batch_size=64"]), 16, H100, count=1000)
+    doubtful = [layout for layout in found if doubts(layout.plan)]
+    assert doubtful == [layout for layout in found if layout.plan.job.config.parallel.zero_stage == 3]
+    assert 0 < len(doubtful) < len(found)
+    assert doubtful == found[-len(doubtful) :]
+    others = found[: -len(doubtful)]
+    assert doubtful[0].plan.step_seconds < others[-1].plan.step_seconds  # by time alone they would be mixed
+    for layouts in (others, doubtful):
+        steps = [layout.plan.step_seconds for layout in layouts]
+        assert steps == sorted(steps)
 
 
 def test_nothing_fits():

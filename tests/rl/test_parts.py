@@ -9,7 +9,7 @@ from dist import run_distributed
 
 from megagpt.config.schema import Config, PPOConfig
 from megagpt.data.chat import Message, chat_prompt, grow_for_chat
-from megagpt.data.conversations import Conversation
+from megagpt.data.conversations import Conversation, read_conversations
 from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import ConfigError, DataError
 from megagpt.parallel.dims import ParallelDims
@@ -78,6 +78,13 @@ def test_a_prompt_is_a_conversation_without_its_last_answer(tokenizer):
 def test_prompts_that_cannot_be_used_are_refused(tokenizer, turns, ppo, message):
     with pytest.raises(DataError, match=message):
         read_prompts(tokenizer, [conversation(*turns)], ppo)
+
+
+def test_an_unusable_prompt_is_named_by_its_line(tokenizer, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "to be?", "check": {}}\n{"prompt": "or not?"}\n')
+    with pytest.raises(DataError, match=r"prompts\.jsonl:2: .*no \"check\""):
+        read_prompts(tokenizer, read_conversations([path]), PPOConfig(reward="checker"))
 
 
 def test_prompts_that_are_too_long_are_counted(tokenizer, caplog):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,23 @@ def _run_some(runs: dict[str, list[str]], stop: int) -> dict[str, dict]:
     return _run_in_turn(runs, parts=stop)
 
 
+def _go_on_from_other_weights(settings: list[str]) -> dict[str, dict]:
+    """The run `parts` once more: with other weights under the name of its base, and with the base under another name.
+
+    The base is back in its place afterwards.
+    """
+    folder = _folder(settings)
+    base, renamed = folder / "base", folder / "renamed"
+    base.rename(renamed)
+    shutil.copytree(folder / "whole", base)
+    names = [f"checkpoint.load={renamed}", f"ppo.critic={renamed}"]
+    parts = [*settings, "run_name=parts"]
+    found = {"other_weights": _run(parts), "renamed": _run([*parts, *names])}
+    shutil.rmtree(base)
+    renamed.rename(base)
+    return found
+
+
 def _folder(settings: list[str]) -> Path:
     return Path(next(text for text in settings if text.startswith("runs_dir=")).partition("=")[2])
 
@@ -99,7 +117,8 @@ def one(settings) -> dict[str, dict]:
         "no_end": [*settings, "ppo.max_new_tokens=1", f"ppo.max_prompt_tokens={PROMPT + RESPONSE - 1}"],
     }
     first = run_distributed(_run_some, 1, runs, STOP)[0]
-    return first | run_distributed(_run_in_turn, 1, {"parts": settings})[0]
+    results = first | run_distributed(_run_in_turn, 1, {"parts": settings})[0]
+    return results | run_distributed(_go_on_from_other_weights, 1, settings)[0]
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +164,15 @@ def test_resume_in_the_middle_of_an_iteration_is_bit_exact(one):
         assert np.array_equal(a.data, b.data), a.name
     kinds = {shard.name.split("/")[0] for shard in whole["shards"]}
     assert kinds == {"model", "optimizer", "critic", "ema", "episodes", "updates"}
+
+
+def test_a_run_keeps_the_weights_that_it_started_from(one, settings):
+    said, base = one["other_weights"]["error"], _folder(settings) / "base"
+    assert said.startswith("ConfigError")
+    for field in ("checkpoint.load", "ppo.critic"):
+        was = f"(from {base}/checkpoints/step_"
+        assert f"{field} ({base}) holds other weights than when the run was started {was}" in said
+    assert one["renamed"]["begun"] == len([line for line in one["whole"]["lines"] if "loss" in line])
 
 
 def test_the_first_minibatch_of_an_iteration_sees_the_policy_that_answered(one):

@@ -113,6 +113,14 @@ def test_explained_variance(episodes):
     assert math.isnan(ppo_math.explained_variance(returns, torch.ones_like(returns), mask))
 
 
+def test_explained_variance_is_none_where_only_rounding_varies():
+    """Answers of one token whose scores are all the same: advantages and values add up to it, but for rounding."""
+    values = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
+    returns = (0.7 - values) + values
+    assert returns.var() > 0
+    assert math.isnan(ppo_math.explained_variance(values, returns, torch.ones_like(values)))
+
+
 def test_the_divergence_that_is_penalised_is_in_the_mean_that_of_the_distributions():
     generator = torch.Generator().manual_seed(2)
     policy, reference = torch.randn(2, 6, dtype=torch.float64, generator=generator).log_softmax(-1)
@@ -129,3 +137,10 @@ def test_the_divergence_that_is_penalised_is_in_the_mean_that_of_the_distributio
 @pytest.mark.parametrize(("kl", "expected"), [(6.0, 0.1), (60.0, 0.1 * 1.02), (0.0, 0.1 * 0.98), (6.6, 0.1 * 1.01)])
 def test_the_coefficient_follows_the_divergence(kl, expected):
     assert math.isclose(ppo_math.adapted_kl_coefficient(0.1, kl, 6.0, 1000, 10_000), expected)
+
+
+def test_the_coefficient_stays_above_0_where_an_iteration_is_longer_than_the_horizon():
+    coefficient = 0.02
+    for _ in range(50):
+        coefficient = ppo_math.adapted_kl_coefficient(coefficient, kl=0.0, target=6.0, episodes=100_000, horizon=10)
+    assert math.isclose(coefficient, 0.02 * 0.8**50)

@@ -28,13 +28,14 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 GresTypes=gpu
 SlurmdParameters=config_overrides
-SlurmdTimeout=10
+SlurmdTimeout=30
 ReturnToService=2
 KillWait=10
 SchedulerParameters=sched_interval=2,batch_sched_delay=1
 {nodes}
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+# SlurmdTimeout: on a busy machine a daemon may not answer for a while, and is not dead.
 # cred_expire: a job that goes back into the queue waits as long as its credential lives, two minutes by default.
 # linuxproc: a step's processes are known by their descent, for torchrun's ranks leave its process group.
 
@@ -77,7 +78,8 @@ class Cluster:
         self.run("slurmctld", "-f", f"{self.folder}/slurm.conf")
         for name in self.running:
             self.start_node(name)
-        wait(lambda: len(self.run("sinfo", "-hNt", "idle", "-o", "%N").split()) == len(self.running), 60)
+        idle = ("sinfo", "-hNt", "idle", "-o", "%N")
+        wait(lambda: len(self.run(*idle).split()) == len(self.running), 60, "the nodes do not become idle")
 
     def start_node(self, name: str) -> None:
         self.run("slurmd", "-N", name, "-f", f"{self.folder}/slurm.conf")
@@ -98,11 +100,11 @@ class Cluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-def wait(condition, seconds: float, what: str = "") -> None:
-    """Wait for a condition to become true."""
+def wait(condition, seconds: float, what: object) -> None:
+    """Wait for a condition to become true; if it does not, the failure says `what`."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, what or condition
+        assert time.monotonic() < deadline, what
         time.sleep(0.2)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -148,8 +149,94 @@ def test_another_way_to_choose_the_best_begins_anew(overrides, tmp_path):
     turns = ((10, "null"), (15, "null"), (20, "max"))
     runs = [_named("run", chosen, tmp_path, steps, f"checkpoint.best_mode={mode}") for steps, mode in turns]
     states = [result["state"] for result in run_distributed(_run_in_turn, 1, runs)[0]]
-    assert [state["best_step"] for state in states] == [10, 15, 20]  # losses fall: 20 is the highest of itself alone
-    assert states[2]["best_value"] < states[1]["best_value"] < states[0]["best_value"]
+    # Losses fall. The last run begins with the step that it goes on from, whose loss is higher than that of step 20.
+    assert [state["best_step"] for state in states] == [10, 15, 15]
+    assert states[2]["best_value"] == states[1]["best_value"] < states[0]["best_value"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [5, 10, 15, 20]  # 10 and 15 were seen twice
+
+
+def _fail_at_the_first_evaluation(overrides: list[str]) -> str:
+    from megagpt.config.load import load
+    from megagpt.stages.session import open_run
+
+    def evaluate(state):
+        raise RuntimeError("out of memory")
+
+    with open_run(load(overrides)) as trainer:
+        trainer.stage.evaluate = evaluate
+        try:
+            trainer.stage.fit(trainer)
+        except RuntimeError as error:
+            return f"{error} at step {trainer.state.step}"
+    return "no evaluation"
+
+
+def _fail_and_go_on(runs: list[list[str]], whole: list[str]) -> tuple[list[str], list[dict]]:
+    """What runs say whose first evaluation fails; then they go on, and `whole` trains without an interruption."""
+    from megatron.core import parallel_state
+
+    said = []
+    for overrides in runs:
+        said.append(_fail_at_the_first_evaluation(overrides))
+        parallel_state.destroy_model_parallel()
+    return said, _run_in_turn([*runs, whole])
+
+
+def test_an_evaluation_that_fails_loses_no_step(overrides, tmp_path):
+    """The step is there, and it is the best all the same (losses fall): the run that goes on evaluates it."""
+    often = [*overrides, "stage.eval_interval=5"]
+    best = [
+        *often,
+        "checkpoint.best_metric=validation_loss",
+        "checkpoint.best_mode=max",
+    ]  # losses fall: the first is it
+    runs = [_named("failing", often, tmp_path, 12), _named("best", best, tmp_path, 12)]
+    runs.append(_named("at_the_end", [*best, "checkpoint.interval=0"], tmp_path, 5))
+    ((said, (failing, *others, whole)),) = run_distributed(
+        _fail_and_go_on, 1, runs, _named("whole", best, tmp_path, 12)
+    )
+    assert said == ["out of memory at step 5"] * 3
+    assert failing["digest"] == others[0]["digest"] == whole["digest"]
+    assert others[0]["state"] == whole["state"]
+    for name, result in (("best", others[0]), ("at_the_end", others[1]), ("whole", whole)):
+        assert result["state"]["best_step"] == 5
+        assert (tmp_path / name / "checkpoints/best").read_text() == "step_00000005\n"
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        evaluated = [line["step"] for line in lines if "validation_loss" in line]
+        assert evaluated == ([5] if name == "at_the_end" else [5, 10, 12])
+
+
+def test_data_may_move_and_must_not_change(overrides, tmp_path):
+    (place,) = [text for text in overrides if text.startswith("data.corpora=")]
+    here = Path(re.search(r"path: (\S+)}", place)[1])
+    for name in ("moved", "other"):
+        (tmp_path / name).mkdir()
+        for suffix in ("bin", "idx", "json"):
+            shutil.copy(f"{here}.{suffix}", tmp_path / name / f"web.{suffix}")
+    blank = tmp_path / "other" / "web.bin"
+    blank.write_bytes(bytes(blank.stat().st_size))
+    changes = [f"data.corpora=[{{path: {tmp_path}/{name}/web}}]" for name in ("moved", "other")]
+    runs = [_named("run", overrides, tmp_path, 2, "seed=1234")]
+    runs += [_named("run", overrides, tmp_path, 4, change) for change in changes]
+    ((first, moved, other),) = run_distributed(_run_in_turn, 1, runs)
+    assert sorted(moved["losses"]) == [1, 2, 3, 4]
+    assert {step: moved["losses"][step] for step in (1, 2)} == first["losses"]
+    assert other["error"].startswith("ConfigError")
+    assert f"data.corpora[0] ({tmp_path}/other/web) holds other data than when the run was started" in other["error"]
+
+
+def test_a_metric_that_no_evaluation_gives_is_refused_before_the_first_step(overrides, tmp_path):
+    changes = {
+        "checkpoint.best_metric=validation_los": "did you mean validation_loss?",
+        "checkpoint.best_metric=accuracy": "they give validation_loss, validation_perplexity, validation_bits_per_byte",
+        "data.split=[1,0,0]": "give data.split a validation share",
+    }
+    wanted = [*overrides, "checkpoint.best_metric=validation_loss", "stage.eval_interval=5"]
+    runs = [_named(f"run{place}", wanted, tmp_path, 2, change) for place, change in enumerate(changes)]
+    for message, result in zip(changes.values(), run_distributed(_run_in_turn, 1, runs)[0], strict=True):
+        assert result["error"].startswith("ConfigError") and message in result["error"]
+    assert not list(tmp_path.glob("*/metrics.jsonl"))
 
 
 @pytest.mark.slow
@@ -199,6 +286,7 @@ def test_what_a_run_must_keep(overrides, tmp_path):
         "data.split=[0.9,0.05,0.05]": "data.split",
         "model.init_std=0.1": "model.init_std",
         "checkpoint.resume=false": "checkpoint.resume is false",
+        "optim.precision=bf16": "optim.precision is bf16, but the run was started with fp32",
     }
     runs = [
         _named("run", overrides, tmp_path, steps, change)

@@ -53,7 +53,7 @@ def _run(overrides: list[str]) -> dict:
         trainer.stage.fit(trainer)
         rankings = evaluate_rankings(engine, config, loader.tokenizer, loader.held_out("validation", None))
         saved = reward_model_config(config, config.run_dir, "run_name")
-        shown = score(frozen_engine(saved, RewardObjective()), saved, loader.tokenizer, trainer.stage.demonstrations)
+        shown = score(frozen_engine(saved, RewardObjective())[0], saved, loader.tokenizer, trainer.stage.demonstrations)
         result = {"begun": begun, "rankings": rankings, "shown": shown}
     shards = [shard for shard in engine.shards(for_saving=False) if shard.name.startswith("model/")]
     result["shards"] = [replace(shard, data=shard.data.detach().clone().numpy()) for shard in shards]
@@ -109,7 +109,7 @@ def _shown_at(overrides: list[str], folder: Path) -> np.ndarray:
     launch.initialize(config.parallel, config.seed)
     scored = reward_model_config(config, str(folder), "the checkpoint")
     loader = RankedLoader(config)
-    shown = score(frozen_engine(scored, RewardObjective()), scored, loader.tokenizer, demonstrations(config, loader))
+    shown = score(frozen_engine(scored, RewardObjective())[0], scored, loader.tokenizer, demonstrations(config, loader))
     parallel_state.destroy_model_parallel()
     return shown
 

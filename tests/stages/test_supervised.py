@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from megagpt.data.edits.edit import Edit
 from megagpt.data.edits.make import make_edits
 from megagpt.data.shapes import edit_messages
 from megagpt.data.tokenizer import Tokenizer
+from megagpt.errors import MegaGPTError
 
 LENGTH, BATCH, STEPS, STOP, LEARNING_STEPS = 64, 4, 8, 5, 250
 LAYOUTS = {
@@ -79,6 +81,27 @@ def _run_in_turn(runs: dict[str, list[str]]) -> dict[str, dict]:
     return {name: _run([*overrides, f"run_name={name}"]) for name, overrides in runs.items()}
 
 
+def _go_on_from_other_weights(settings: list[str]) -> dict[str, str]:
+    """What the run `parts` says, once more, without its base, and with other weights in its place."""
+    from megatron.core import parallel_state
+
+    (load,) = [text.partition("=")[2] for text in settings if text.startswith("checkpoint.load=")]
+    base, kept, said = Path(load), Path(f"{load}_kept"), {}
+    base.rename(kept)
+    for name in ("gone", "other_weights"):
+        if name == "other_weights":
+            shutil.copytree(base.with_name("whole"), base)
+        try:
+            _run([*settings, "run_name=parts"])
+            said[name] = ""
+        except MegaGPTError as error:
+            said[name] = str(error)
+            parallel_state.destroy_model_parallel()
+    shutil.rmtree(base)
+    kept.rename(base)
+    return said
+
+
 @pytest.fixture(scope="module")
 def settings(overrides, tmp_path_factory) -> list[str]:
     """Overrides of a run that learns edits from a model of a few steps."""
@@ -127,7 +150,8 @@ def one(settings) -> dict[str, dict]:
         "learnt": [*settings, f"optim.train_tokens={learning}", f"optim.decay_tokens={learning}"],
     }
     first = run_distributed(_run_in_turn, 1, runs)[0]
-    return first | run_distributed(_run_in_turn, 1, {"parts": settings})[0]
+    results = first | run_distributed(_run_in_turn, 1, {"parts": settings})[0]
+    return results | run_distributed(_go_on_from_other_weights, 1, settings)[0]
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +174,12 @@ def test_resume_is_bit_exact(one):
     assert parts["losses"] == whole["losses"]
     for a, b in zip(whole["shards"], parts["shards"], strict=True):
         assert np.array_equal(a.data, b.data), a.name
+
+
+def test_weights_that_a_run_started_from_may_go_and_must_not_change(one):
+    assert one["gone"] == ""
+    assert "checkpoint.load (" in one["other_weights"]
+    assert "holds other weights than when the run was started (from " in one["other_weights"]
 
 
 def test_held_out_edits_are_learnt(one):

@@ -1,6 +1,7 @@
-"""The benchmark of preprocessing on some hundred kilobytes: equal work, honest ratios, and a verdict."""
+"""The benchmark of preprocessing on some hundred kilobytes: equal work, honest medians, and a verdict."""
 
 import json
+import random
 
 import bench_preprocess
 import pytest
@@ -8,31 +9,34 @@ import pytest
 from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import DataError
 
-NAMES = ("preprocess", "encode_batch", "encode_batch_fast")
+COMMANDS = ("preprocess", "preprocess_by_tokenizers")
+NAMES = (*COMMANDS, "encode_batch", "encode_batch_fast")
+STAGES = ("reading", "parsing", "tokenizing", "writing", "joining")
 REPEATS = 2
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Runs the tool with a tokenizer that is trained in no time."""
-    write_input = bench_preprocess.write_input
-    monkeypatch.setattr(bench_preprocess, "write_input", lambda path, size: write_input(path, min(size, 0.4)))
+    """Runs the tool on some hundred kilobytes, with a tokenizer that is trained in no time."""
+    texts = bench_preprocess.standard_library()[:8]
+    monkeypatch.setattr(bench_preprocess, "standard_library", lambda: texts)
     monkeypatch.setattr(bench_preprocess, "train_tokenizer", lambda texts, _: train_tokenizer(texts, 300))
+    monkeypatch.setattr(bench_preprocess, "REQUIRED", 0.0)
+    monkeypatch.setattr(bench_preprocess, "REQUIRED_MB", 0.0)
 
     def call(*options: str) -> int:
-        given = ["--mb", "0.3", "--repeats", str(REPEATS), "--cores", "1", "--output", str(tmp_path / "out/p.json")]
+        given = ["--mb", "0.5", "--repeats", str(REPEATS), "--cores", "1", "--output", str(tmp_path / "out/p.json")]
         monkeypatch.setattr("sys.argv", ["bench_preprocess.py", *given, *options])
         return bench_preprocess.main()
 
     return call
 
 
-def test_report(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(bench_preprocess, "REQUIRED", 0.0)
+def test_report(run, tmp_path):
     assert run() == 0
     report = json.loads((tmp_path / "out/p.json").read_text())
-    assert {"cpu", "python", "tokenizers", "numpy", "date", "command"} <= set(report)
-    assert 300_000 <= report["bytes"] < 1_000_000 and report["documents"] > 1 and report["cores"] == 1
+    assert {"cpu", "python", "gigatoken", "tokenizers", "numpy", "date", "command"} <= set(report)
+    assert 500_000 <= report["bytes"] < 1_000_000 and report["documents"] > 8 and report["cores"] == 1
     for by, rates in (("seconds", "mb_per_second_per_core"), ("cpu_seconds", "mb_per_cpu_second")):
         assert set(report[by]) == set(report[rates]) == set(NAMES)
         for name in NAMES:
@@ -40,40 +44,52 @@ def test_report(run, monkeypatch, tmp_path):
             assert len(seconds) == REPEATS and min(seconds) > 0
             median = sum(seconds) / 2
             assert report[rates][name] == pytest.approx(report["bytes"] / 1e6 / median, rel=0.1)
-    rates, cpu_rates = report["mb_per_second_per_core"], report["mb_per_cpu_second"]
-    for ratio, (ours, theirs) in {
-        "ratio": (rates["preprocess"], rates["encode_batch"]),
-        "ratio_by_cpu_time": (cpu_rates["preprocess"], cpu_rates["encode_batch"]),
-        "ratio_to_encode_batch_fast": (rates["preprocess"], rates["encode_batch_fast"]),
-        "ratio_to_encode_batch_fast_by_cpu_time": (cpu_rates["preprocess"], cpu_rates["encode_batch_fast"]),
-    }.items():
-        assert report[ratio] == pytest.approx(ours / theirs, abs=0.02)
+    for ratio, rates in (
+        ("ratio_by_tokenizers", report["mb_per_second_per_core"]),
+        ("ratio_by_tokenizers_by_cpu_time", report["mb_per_cpu_second"]),
+    ):
+        assert report[ratio] == pytest.approx(rates["preprocess_by_tokenizers"] / rates["encode_batch"], rel=0.1)
+    assert set(report["peak_mb"]) == set(report["cpu_ms_per_mb"]) == set(COMMANDS)
+    for name in COMMANDS:
+        assert 10 < report["peak_mb"][name]["worker"] < 2000 and 10 < report["peak_mb"][name]["parent"] < 2000
+        assert set(report["cpu_ms_per_mb"][name]) == set(STAGES) and min(report["cpu_ms_per_mb"][name].values()) > 0
+    fast, usual = (report["cpu_ms_per_mb"][name]["tokenizing"] for name in COMMANDS)
+    assert fast < usual
 
 
-def test_too_slow_fails_and_each_is_first_in_turn(run, monkeypatch):
+@pytest.mark.parametrize("limit", ["REQUIRED", "REQUIRED_MB"])
+def test_too_slow_fails_and_each_is_first_in_turn(run, limit, monkeypatch):
     order = []
     for name in ("ours", "direct"):
         inner = getattr(bench_preprocess, name)
 
-        def noting(*arguments, inner=inner):
-            order.append(arguments[0] if isinstance(arguments[0], str) else "preprocess")
-            return inner(*arguments)
+        def noting(first, *rest, inner=inner):
+            order.append({"gigatoken": NAMES[0], "tokenizers": NAMES[1]}.get(first, first))
+            return inner(first, *rest)
 
         monkeypatch.setattr(bench_preprocess, name, noting)
-    monkeypatch.setattr(bench_preprocess, "REQUIRED", 1e9)
+    monkeypatch.setattr(bench_preprocess, limit, 1e9)
     assert run() == 1
     assert order == [*NAMES, *NAMES[1:], NAMES[0]]
 
 
 def test_other_tokens_are_refused(run, monkeypatch, tmp_path):
-    ours = bench_preprocess.ours
-    monkeypatch.setattr(bench_preprocess, "ours", lambda *args: (*ours(*args)[:2], ours(*args)[2] + 1))
-    with pytest.raises(DataError, match=r"encode_batch gives \d+ tokens, and another \d+"):
+    direct = bench_preprocess.direct
+    monkeypatch.setattr(bench_preprocess, "direct", lambda *args: direct(*args)._replace(tokens=5))
+    with pytest.raises(DataError, match=r"not all give as many tokens: .*'encode_batch': 5"):
         run()
     assert not (tmp_path / "out").exists()
 
 
-def test_memory(run, monkeypatch, tmp_path, capsys):
+def test_a_share_of_the_words_is_spelled_anew():
+    text = "the cat sat on a mat " * 2000
+    for share in (0.05, 0.5, 1.0):
+        words = bench_preprocess.respelled(text, random.Random(1), share).split()
+        new = sum(word != old for word, old in zip(words, text.split(), strict=True)) / len(words)
+        assert new == pytest.approx(share, abs=0.02 if share < 1 else 0.2)
+
+
+def test_memory(run, tmp_path, capsys):
     assert run("--memory-mb", "0.2", "0.4") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" MB: parent ")[0] for line in lines] == ["0", "0"]

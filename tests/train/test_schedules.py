@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from megagpt.config.load import load
-from megagpt.config.schema import OptimConfig, Schedule
+from megagpt.config.schema import Config, OptimConfig, Schedule
+from megagpt.stages.supervised import with_epochs
 from megagpt.train.schedules import describe_schedule, global_batch_size, learning_rate, misfits
 
 OPTIM = OptimConfig(lr=3e-4, warmup_tokens=100, decay_tokens=1100, global_batch_size=64, ramp_start=8, ramp_tokens=700)
@@ -49,6 +50,23 @@ def test_batch_ramp(multiple):
     for tokens in range(OPTIM.ramp_tokens):
         exact = OPTIM.ramp_start + (OPTIM.global_batch_size - OPTIM.ramp_start) * tokens / OPTIM.ramp_tokens
         assert exact - multiple < sizes[tokens] <= exact
+
+
+def test_a_run_that_whole_steps_make_longer_says_so():
+    optim = OptimConfig(global_batch_size=32, train_tokens=520, warmup_tokens=0, decay_tokens=520)
+    (warning,) = [text for text in misfits(optim, sample_tokens=16) if "whole number of steps" in text]
+    assert "takes 2 of them, 1,024 tokens" in warning
+    assert not list(misfits(dataclasses.replace(optim, train_tokens=1024, decay_tokens=1024), sample_tokens=16))
+
+
+def test_epochs_that_are_no_whole_steps_are_said(caplog):
+    optim = OptimConfig(global_batch_size=8, train_epochs=1.0, train_tokens=None)
+    config = with_epochs(Config(optim=optim), samples=11, sample_tokens=4)
+    assert config.optim.train_tokens == 8 * 4
+    assert "the run takes 8 of them, which is 0.73 epochs" in caplog.text
+    caplog.clear()
+    with_epochs(Config(optim=optim), samples=160, sample_tokens=4)
+    assert not caplog.text
 
 
 def test_no_ramp():

@@ -1,5 +1,6 @@
 """Who is named for a hang, and what counts as progress; tests/faults/test_ranks.py has what becomes of them."""
 
+import math
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 import torch.distributed as dist
 from dist import run_distributed
 
-from megagpt.config.schema import ReliabilityConfig
+from megagpt.config.schema import ParallelConfig, ReliabilityConfig
 from megagpt.train.post_mortem import Hang, PostMortem
 from megagpt.train.watchdog import Watchdog
 
@@ -82,6 +83,29 @@ def test_a_phase_is_watched_by_its_own_name_and_left_by_an_exception(phase, tmp_
     assert f"reliability.{phase}_timeout=0.3" in said
 
 
+def _slow_tasks(folder: Path) -> tuple[list[str], list[str]]:
+    """Reports during tasks that take longer than anything may, and after them, in a section that does."""
+    limits = dict.fromkeys((f"{name}_timeout" for name in ("start", "evaluation", "save", "forward", "optimizer")), 0.3)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        hangs = noted(monkeypatch)
+        watchdog = Watchdog(ReliabilityConfig(**limits), folder)
+        watchdog.first_step_done()
+        with watchdog:
+            with watchdog.within("tasks"):
+                watchdog.enter("forward")
+                time.sleep(2.5)
+                during = list(hangs.texts)
+            watchdog.enter("forward")
+            hangs.wait()
+        return during, hangs.texts
+
+
+def test_tasks_take_as_long_as_they_take(tmp_path):
+    ((during, after),) = run_distributed(_slow_tasks, 1, tmp_path)
+    assert during == []
+    assert "no progress in forward" in after[0]
+
+
 def _first_step(folder: Path) -> list[str]:
     """Reports of a first step that takes longer than its section may, and then longer than a first step may."""
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -115,3 +139,27 @@ def test_every_micro_batch_and_pass_is_progress(tmp_path):
     ((sections, entered),) = run_distributed(_observed, 1, tmp_path)
     assert sections == ["forward", "backward"] * 2
     assert entered == 1 + 2 * (1 + 2 + 1)  # load; then forward twice, backward, and load again
+
+
+def _timeouts(folder: Path) -> list[dict[str, float]]:
+    """How long each group's collectives wait while the watchdog watches, by the group's name."""
+    from megagpt.parallel import launch
+
+    parallel = ParallelConfig(tensor_parallel_size=2, timeout_minutes=0.1)
+    launch.initialize(parallel, seed=0)
+    seen = []
+    for config in (ReliabilityConfig(), ReliabilityConfig(save_timeout=math.inf)):
+        with Watchdog(config, folder):
+            groups = dist.distributed_c10d._world.pg_map
+            backends = {group.group_name: group._get_backend(torch.device("cpu")) for group in groups}
+            seen.append({name: backend.options._timeout.total_seconds() for name, backend in backends.items()})
+    return seen
+
+
+def test_collectives_wait_longer_than_the_watchdog(tmp_path):
+    """NCCL ends a process that waits too long by SIGABRT, and nobody would learn who hangs."""
+    longest = max(value for name, value in vars(ReliabilityConfig()).items() if name.endswith("_timeout"))
+    for first, endless in run_distributed(_timeouts, 2, tmp_path):
+        assert len(first) > 5  # of all layouts, and the default one
+        assert min(first.values()) >= 2 * longest, first
+        assert min(endless.values()) > 24 * 3600, endless

@@ -4,7 +4,19 @@ from megagpt.cli.group import Group
 
 command = Group(
     "data",
-    ("tokenizer", "preprocess", "corpus", "preview", "edits", "instructions", "pairs"),
+    (
+        "tokenizer",
+        "preprocess",
+        "corpus",
+        "quality",
+        "overlap",
+        "mixture",
+        "preview",
+        "edits",
+        "instructions",
+        "rules",
+        "pairs",
+    ),
     package="megagpt.cli.data",
     help="""Make tokenizers, corpora and instructions to train on.
 

@@ -1,115 +1,119 @@
 """`megagpt data corpus`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from megagpt.cli import options
+from megagpt.cli.data import corpus_options as options
 from megagpt.cli.group import Command
-from megagpt.errors import ConfigError
+from megagpt.cli.options import INPUT
 
 if TYPE_CHECKING:
-    from megagpt.data.corpus.build import Result
-    from megagpt.data.corpus.options import Slurm
-
-
-def number(name: str, default: float, text: str) -> options.Decorator:
-    """An option for a number."""
-    return click.option(name, type=type(default), default=default, show_default=True, help=text)
-
-
-limits = options.together(
-    number("--max-bytes", 1_000_000, "Size of the largest file."),
-    number("--max-mean-line", 100.0, "Mean line length, in characters."),
-    number("--max-line", 1000, "Length of the longest line, in characters."),
-    number("--min-alphanumeric", 0.25, "Share of letters and digits."),
-    number("--generated-lines", 5, "First lines that are searched for marks of generated code; 0: none."),
-)
-"""Thresholds of the rules; the fields of rules.Limits."""
-
-slurm = options.together(
-    click.option("--slurm-partition", help="Submit the work there instead of doing it here."),
-    click.option("--slurm-time", default="20:00:00", show_default=True, help="Limit for each job."),
-    number("--slurm-tasks", 100, "Tasks that run at a time."),
-    number("--slurm-memory-gb", 4, "Memory for each task."),
-    click.option("--slurm-option", multiple=True, metavar="NAME=VALUE", help="Another of sbatch; may be repeated."),
-)
-"""How to run on a cluster."""
+    from megagpt.data.corpus.cluster import Ray, Slurm
+    from megagpt.data.corpus.job import Result
 
 
 @click.command(
-    "corpus", cls=Command, goes_on=True, short_help="Make a corpus of source code: filtered and deduplicated."
+    "corpus", cls=Command, goes_on=True, short_help="Make a corpus of text or code: filtered and deduplicated."
 )
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--output", required=True, metavar="FOLDER", help="Where the corpus goes.")
-@options.words("--languages", required=True, metavar="NAME,...", help="Languages to keep.")
-@number("--workers", 1, "Processes.")
-@limits
-@options.words("--licences", metavar="SPDX,...", help="Allowed licences, or `permissive` [default: any, and none].")
-@click.option("--decontaminate", multiple=True, metavar="FILE", help="Evaluation data, jsonl(.gz); may be repeated.")
-@number("--ngram", 13, "Words in a row that no file may share with evaluation data.")
-@number("--minhash-words", 5, "Words in the runs that near-duplicates are compared by.")
-@number("--minhash-buckets", 14, "Chances to be found alike.")
-@number("--minhash-hashes", 8, "Hashes that must agree in a bucket.")
-@click.option(
-    "--compression", type=click.Choice(("zst", "gz", "none")), default="zst", show_default=True, help="Of the shards."
-)
-@number("--samples", 20, "Files that the report shows for each rule.")
-@number("--shard-mb", 16.0, "Source code in a shard, in MB.")
-@slurm
-def command(inputs: tuple[str, ...], output: str, workers: int, **settings: Any) -> None:
-    """Make a corpus of source code: filtered, free of evaluation data and secrets, and without duplicates.
+@click.argument("inputs", nargs=-1, type=INPUT, required=True, metavar="INPUT...")
+@click.option("--kind", type=click.Choice(options.KINDS), required=True, help="What the inputs are.")
+@click.option("--output", type=INPUT, required=True, metavar="FOLDER", help="Where the corpus goes.")
+@options.both
+@options.text
+@options.code
+@options.clusters
+@click.pass_context
+def command(ctx: click.Context, inputs: tuple[str, ...], kind: str, output: str, workers: int, **settings: Any) -> None:
+    """Make a corpus of text or source code: filtered, without duplicates, and free of evaluation data.
 
     \b
     Examples
-      megagpt data corpus src/ checkout/ sources.tar.gz --languages python --output data/code
-      megagpt data corpus repos/ --languages c,c++ --licences permissive --workers 16 --output data/c \\
-          --decontaminate HumanEval.jsonl.gz --decontaminate mbpp.jsonl
-      megagpt data corpus /shared/repos --languages python --output /shared/code --slurm-partition cpu
+      megagpt data corpus crawl/*.warc.wet.gz --kind web --recipe fineweb --workers 16 --output data/web
+      megagpt data corpus enwiki.xml.bz2 --kind wiki --recipe gpt3 --set quality=null --output data/wiki
+      megagpt data corpus crawl/ --kind web --recipe gpt3 --quality-model model --against data/wiki \\
+          --decontaminate lambada.jsonl --output data/web --slurm-partition cpu
+      megagpt data corpus repos/ --kind code --languages c,c++ --licences permissive --output data/c
 
-    Inputs are folders, git checkouts (their tracked files) and archives (zip, tar, tar.gz, tar.bz2, tar.xz; nothing is
-    extracted), also inside of folders. The output is FOLDER/*.jsonl.zst with text, path, language and licence, for
-    `megagpt data preprocess`, and report.md and report.json, which account for every file of the input. An interrupted
-    run goes on where it stopped when the command is given again. docs/corpus.md explains the rules.
+    \b
+    Kinds
+      web        WARC and WET (.gz), parquet, jsonl and HTML
+      wiki       MediaWiki's dumps (.xml, .bz2) and jsonl
+      books      plain text, EPUB and jsonl
+      articles   parquet, jsonl, plain text and HTML
+      code       folders, git checkouts (their tracked files) and archives (zip, tar; nothing is extracted)
+
+    The output is FOLDER/*.jsonl.zst for `megagpt data preprocess`, and report.html, report.md and report.json, which
+    account for every record of the input. An interrupted run goes on where it stopped when the command is given again.
+    docs/text_corpora.md and docs/code_corpora.md explain the steps.
     """
-    from megagpt.data.corpus.build import build
-    from megagpt.data.corpus.options import Options
-    from megagpt.data.corpus.rules import Limits
-
-    cluster = slurm_of(**{name: settings.pop(name) for name in list(settings) if name.startswith("slurm_")})
-    thresholds = Limits(**{name: settings.pop(name) for name in Limits.__dataclass_fields__})
-    result = build(inputs, output, Options(limits=thresholds, **settings), workers, cluster)
+    options.refuse_foreign(ctx, kind)
+    cluster = options.cluster_of(**options.taken(settings, "slurm_", "ray"))
+    of_kind = {name: settings.pop(name) for name in options.OF_KIND["code" if kind == "code" else "text"]}
+    both = {name: settings[name] for name in ("decontaminate", "compression", "samples")}
+    if settings["shard_mb"] is not None:
+        both["shard_mb"] = settings["shard_mb"]
+    make = _code if kind == "code" else _text
+    result = make(kind, inputs, output, both | of_kind, workers, cluster)
     if result.report is not None:
+        from megagpt.evaluate.corpus_page import write_corpus_page
+
+        page = write_corpus_page(Path(output))
         show(result, output)
+        click.echo(page)
 
 
-def slurm_of(
-    slurm_partition: str | None,
-    slurm_time: str,
-    slurm_tasks: int,
-    slurm_memory_gb: int,
-    slurm_option: tuple[str, ...],
-) -> "Slurm | None":
-    """How to run on Slurm, where that is asked for."""
-    from megagpt.data.corpus.options import Slurm
+def _code(
+    kind: str,
+    inputs: tuple[str, ...],
+    output: str,
+    settings: dict[str, Any],
+    workers: int,
+    cluster: "Slurm | Ray | None",
+) -> "Result":
+    from megagpt.data.corpus.code.build import build
+    from megagpt.data.corpus.code.options import Options
+    from megagpt.data.corpus.code.rules import Limits
 
-    if not slurm_partition:
-        return None
-    if wrong := [item for item in slurm_option if "=" not in item]:
-        raise ConfigError(f"--slurm-option {wrong[0]}: give it as NAME=VALUE, for example account=me")
-    more = dict(item.lstrip("-").split("=", 1) for item in slurm_option)
-    return Slurm(partition=slurm_partition, time=slurm_time, tasks=slurm_tasks, memory_gb=slurm_memory_gb, sbatch=more)
+    thresholds = Limits(**{name: settings.pop(name) for name in Limits.__dataclass_fields__})
+    return build(inputs, output, Options(limits=thresholds, **settings), workers, cluster)
+
+
+def _text(
+    kind: str,
+    inputs: tuple[str, ...],
+    output: str,
+    settings: dict[str, Any],
+    workers: int,
+    cluster: "Slurm | Ray | None",
+) -> "Result":
+    from megagpt.data.corpus.job import needed
+
+    with needed("making a corpus of text"):
+        from megagpt.data.corpus.text.build import build
+        from megagpt.data.corpus.text.options import Options
+        from megagpt.data.corpus.text.recipe import load_recipe
+
+    name, overrides, model = (settings.pop(key) for key in ("recipe", "overrides", "quality_model"))
+    model = [f"quality.model={model}"] if model else []
+    return build(inputs, output, Options(kind, load_recipe(name, [*overrides, *model]), **settings), workers, cluster)
 
 
 def show(result: "Result", output: str) -> None:
     """Print what each rule dropped, and how fast."""
     found, corpus = result.report["input"], result.report["corpus"]
-    click.echo(f"{'rule':20} {'files':>10} {'share':>8} {'MB':>12}")
-    rows = [("input", found["files"], found["bytes"])]
-    rows += [(rule, count["files"], count["bytes"]) for rule, count in result.report["dropped"].items()]
+    what = "files" if "files" in found else "documents"
+    click.echo(f"{'rule':20} {what:>10} {'share':>8} {'MB':>12}")
+    rows = [("input", found[what], found["bytes"])]
+    rows += [(rule, count[what], count["bytes"]) for rule, count in result.report["dropped"].items()]
     rows += [("kept", corpus["documents"], corpus["source_bytes"])]
-    for name, files, size in rows:
-        click.echo(f"{name:20} {files:10,} {files / found['files']:8.2%} {size / 1e6:12,.3f}")
+    for name, count, size in rows:
+        click.echo(f"{name:20} {count:10,} {count / max(1, found[what]):8.2%} {size / 1e6:12,.3f}")
+    if unread := result.report.get("unread_fields"):
+        from megagpt.data.unread import described
+
+        click.echo(f"fields that are not read, with their records: {described(unread)}")
     if result.mb_per_second_core:
         click.echo(f"{result.mb_per_second_core:.2f} MB/s a core, {result.mb_per_cpu_second:.2f} MB a CPU second")
     click.echo(f"{output}: {corpus['documents']:,} documents; report.md has samples of what was dropped")

@@ -12,7 +12,7 @@ from megagpt.errors import ConfigError
 
 
 @click.command("edits", cls=Command, short_help="Make edits by instruction out of any text and code.")
-@click.argument("inputs", nargs=-1, metavar="[INPUT]...")
+@click.argument("inputs", nargs=-1, type=options.INPUT, metavar="[INPUT]...")
 @click.option("--output", type=options.FILE, required=True, help=".jsonl to write.")
 @click.option("--count", type=int, default=10_000, show_default=True, help="Edits to make, the kinds in equal shares.")
 @options.words("--kinds", metavar="KIND,...", help="Of the kinds above [default: all].")

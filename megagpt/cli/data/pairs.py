@@ -63,7 +63,7 @@ selection = options.together(
 
 
 @click.command("pairs", cls=Command, short_help="Make pairs of texts for embeddings: text, code, labelled sets.")
-@click.argument("inputs", nargs=-1, metavar="[INPUT]...")
+@click.argument("inputs", nargs=-1, type=options.INPUT, metavar="[INPUT]...")
 @click.option("--kind", type=click.Choice(KINDS), required=True, help="See above.")
 @click.option("--output", type=options.FILE, help=".jsonl or .jsonl.gz to write, with a report beside it.")
 @click.option("--preview", type=int, metavar="N", help="Print N pairs and write nothing.")

@@ -1,6 +1,7 @@
 """`megagpt data preprocess`."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -9,11 +10,18 @@ from megagpt.cli.group import Command
 
 
 @click.command("preprocess", cls=Command, goes_on=True, short_help="Tokenize files of text into a corpus.")
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.argument("inputs", nargs=-1, type=options.INPUT, required=True, metavar="INPUT...")
 @options.tokenizer
-@click.option("--output", required=True, metavar="PREFIX", help="Where the corpus goes, without .bin.")
+@click.option(
+    "--output", type=options.INPUT, required=True, metavar="PREFIX", help="Where the corpus goes, without .bin."
+)
 @options.text_files
 @click.option("--workers", type=int, help="Tokenizing processes [default: one a core].")
+@click.option(
+    "--engine",
+    type=click.Choice(("gigatoken", "tokenizers")),
+    help="What tokenizes [default: GigaToken where it gives the same ids].",
+)
 @options.rejection
 def command(
     inputs: tuple[str, ...],
@@ -22,6 +30,7 @@ def command(
     key: str,
     patterns: tuple[str, ...],
     workers: int | None,
+    engine: Literal["gigatoken", "tokenizers"] | None,
     max_rejected: int,
     max_record_mb: float,
 ) -> None:
@@ -49,6 +58,7 @@ def command(
         workers=workers,
         max_rejected=max_rejected,
         max_record_mb=max_record_mb,
+        engine=engine,
     )
     per_token = about["bytes"] / about["tokens"]
     click.echo(f"{output}: {about['documents']:,} documents, {about['tokens']:,} tokens, {per_token:.2f} bytes a token")

@@ -1,6 +1,7 @@
 """`megagpt data preview`."""
 
 import sys
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,19 +30,22 @@ def command(files: tuple[Path, ...], tokenizer: Path, sequence_length: int, samp
       megagpt data preview demonstrations.jsonl --tokenizer data/chat_tokenizer.json --sequence-length 2048
 
     What counts in the loss is marked, in a terminal by colour, otherwise by [[ ]]. Files (.jsonl or .json, also .gz) in
-    which nothing or everything counts are refused, as training refuses them.
+    which nothing or everything counts are refused, as training refuses them. Then: how each file was read, which fields
+    are not read, and how many conversations are left out for which reason.
     """
-    from megagpt.data.chat import truncate_to_context
+    from megagpt.data.chat import has_answer, truncate_to_context
     from megagpt.data.conversation_loader import check_masks
-    from megagpt.data.conversations import read_conversations
+    from megagpt.data.conversations import SAYS_NOTHING, Account, read_conversations
     from megagpt.data.packing import pack
     from megagpt.data.tokenizer import Tokenizer
+    from megagpt.data.unread import described
 
     for name, value in (("--sequence-length", sequence_length), ("--samples", samples)):
         if value < 0:
             raise ConfigError(f"{name} is {value}; it must not be negative")
     known = Tokenizer.load(tokenizer)
-    conversations = read_conversations(files)
+    account = Account()
+    conversations = read_conversations(files, account)
     fitting = [truncate_to_context(known, one.messages, sequence_length + 1) for one in conversations]
     examples = [example for example in fitting if example is not None]
     if not examples:
@@ -53,7 +57,22 @@ def command(files: tuple[Path, ...], tokenizer: Path, sequence_length: int, samp
     lengths = [len(example.tokens) - 1 for example in examples]
     trained = sum(int(example.trained.sum()) for example in examples)
     rows = len(pack(lengths, sequence_length))
-    click.echo(f"{len(conversations)} conversations, {len(fitting) - len(examples)} of them left out as too long")
+    for path, (shape, count) in account.files.items():
+        click.echo(f"{path}: {count} records, read as {shape}")
+        if account.unread[path]:
+            click.echo(f"  not read, with their records: {described(account.unread[path])}")
+    silent = sum(not has_answer(one.messages) for one in conversations)
+    reasons = account.left_out + Counter(
+        {
+            "they have no answer to be learnt": silent,
+            f"their first answer ends beyond {sequence_length} tokens": len(fitting) - len(examples) - silent,
+        }
+    )
+    click.echo(f"{account.records} records, {len(examples)} of them learnt")
+    for reason, count in reasons.items():
+        click.echo(f"  {count} left out: {reason}")
+    if account.empty:
+        click.echo(f"  {account.empty} {SAYS_NOTHING}")
     click.echo(f"{sum(lengths)} tokens, {trained} ({trained / sum(lengths):.1%}) count; the longest has {max(lengths)}")
     share = sum(lengths) / (rows * sequence_length)
     click.echo(f"packed: {rows} sequences of {sequence_length}, {share:.1%} full")

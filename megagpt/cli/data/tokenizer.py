@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("tokenizer", cls=Command, short_help="Train a byte-level BPE tokenizer, or add tokens to one.")
-@click.argument("inputs", nargs=-1, metavar="[INPUT]...")
+@click.argument("inputs", nargs=-1, type=options.INPUT, metavar="[INPUT]...")
 @click.option("--output", type=options.FILE, required=True, help="tokenizer.json to write.")
 @click.option("--vocab-size", type=int, help="Tokens, end-of-text included (GPT-3: 50257).")
 @click.option("--extend", type=options.FILE, metavar="OLD", help="A tokenizer.json to add tokens to.")
