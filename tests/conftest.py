@@ -88,6 +88,24 @@ def launched(monkeypatch) -> list[str]:
     return names
 
 
+class FailuresAtOnce:
+    """Names each failed test when it fails: a run that is cut short still says what it found."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = crash.message.partition("\n")[0][:200] if crash else ""
+            self.config.get_terminal_writer().line(f"\nFAILED {report.when} of {report.nodeid}: {reason}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # pytest-xdist tells its controller of what workers saw
+        config.pluginmanager.register(FailuresAtOnce(config))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give slow tests time on a busy machine, unless they say how much they need, and begin with their files.
