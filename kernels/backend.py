@@ -58,7 +58,13 @@ def choose_backend(backend: str, tensor: Tensor, others: tuple[str, ...] = ("tor
     return backend
 
 
-@torch.compiler.assume_constant_result
+def _constant(function: Callable) -> Callable:
+    """As `torch.compiler.assume_constant_result`, which imports the whole compiler, a second's work, to set this."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
 def interpreted() -> bool:
     """Whether Triton is installed and interprets kernels on the CPU (TRITON_INTERPRET=1) instead of compiling them."""
     return _interpreted()
@@ -94,7 +100,7 @@ def _mend_interpreter() -> None:
     InterpreterBuilder.create_dot = create_dot_of_numbers
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def chip() -> int | None:
     """Key of SHARED_KIB whose launch settings the current GPU takes, such as 90 on sm_90.
 
