@@ -3,7 +3,8 @@
 # make chatgpt that model, taught to talk: demonstrations, a reward model, PPO
 # make embed   that GPT, taught to find functions by their docstrings, and a map of the functions
 # make incontext  a small GPT that finds a rule in the examples of its prompt: accuracy by number of examples
-# make test    the tests that are run before every commit; make test-slow the others; make test-all both
+# make test    the tests that are run before every commit; make test-slow the others; make test-all both;
+#              make test-thorough both, with every case of those that have many
 # make lint    ruff
 .DELETE_ON_ERROR:
 .ONESHELL:
@@ -29,7 +30,7 @@ RANKS ?= 2
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 OVERRIDES ?=
 
-.PHONY: train code chatgpt embed incontext test test-slow test-all lint install clean
+.PHONY: train code chatgpt embed incontext test test-slow test-all test-thorough lint install clean
 
 install: $(VENV)/installed
 
@@ -185,6 +186,10 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) -m slow --durations 25
+
+# All cases of tests that have many: hours.
+test-thorough: $(VENV)/installed-dev
+	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) --durations 25 --thorough
 
 test-all: $(VENV)/installed-dev
 	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) --durations 25

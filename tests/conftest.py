@@ -103,6 +103,18 @@ class FailuresAtOnce:
             self.config.get_terminal_writer().line(f"\nFAILED {report.when} of {report.nodeid}: {reason}")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough", action="store_true", help="more cases in tests whose number of cases is a matter of patience"
+    )
+
+
+@pytest.fixture(scope="session")
+def thorough(pytestconfig: pytest.Config) -> bool:
+    """Whether a test of many cases tries all of them, as `make test-thorough` does, and not a part."""
+    return pytestconfig.getoption("--thorough")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # pytest-xdist tells its controller of what workers saw
         config.pluginmanager.register(FailuresAtOnce(config))

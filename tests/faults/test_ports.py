@@ -33,20 +33,20 @@ def listeners(pids: list[int]) -> set[tuple[str, int]]:
 @pytest.mark.slow
 def test_f43_only_loopback_listens_and_strangers_do_no_harm(overrides, tmp_path):
     log, port = tmp_path / "log", job.free_port()
-    settings = [*job.settings(overrides, tmp_path, "run", steps=300), "checkpoint.interval=0", "parallel=data"]
+    settings = [*job.settings(overrides, tmp_path, "run", steps=100), "checkpoint.interval=0", "parallel=data"]
     process = job.start([*LAUNCHER, f"--master-port={port}", "-m", "megagpt", *settings], log)
     job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
     found = listeners([process.pid, *job.ranks_of(process.pid)])
     assert port in {number for _, number in found}
     assert {address for address, _ in found} == {"0100007F"}  # 127.0.0.1, in the order of this machine's bytes
     with contextlib.ExitStack() as clients:
-        for number in range(200):
+        for number in range(100):
             client = clients.enter_context(socket.create_connection(("127.0.0.1", port)))
             if number % 10 == 0:
                 client.sendall(os.urandom(300))
         assert process.wait(timeout=job.PATIENCE) == 0, log.read_text()
 
-    plain = [*job.settings(overrides, tmp_path, "plain", steps=300), "checkpoint.interval=0", "parallel=data"]
+    plain = [*job.settings(overrides, tmp_path, "plain", steps=100), "checkpoint.interval=0", "parallel=data"]
     process = job.start(job.command(2, plain), tmp_path / "plain.log")
     assert process.wait(timeout=job.PATIENCE) == 0, (tmp_path / "plain.log").read_text()
     assert job.losses(tmp_path / "run") == job.losses(tmp_path / "plain")

@@ -81,7 +81,8 @@ def test_175b_as_traced(process):
 @pytest.mark.slow
 def test_ppo_as_traced(process):
     copy = ["ppo.rollout_parallel.tensor_parallel_size=8", "ppo.rollout_parallel.pipeline_parallel_size=4"]
-    found = process(traced.compare_models, ["experiment=ppo_175b", "data.corpora=[{path: text}]", *copy], 128)
+    half = ["model.num_layers=48", "ppo.scoring_model.num_layers=8"]  # one layer a chunk, where there are two
+    found = process(traced.compare_models, ["experiment=ppo_175b", "data.corpora=[{path: text}]", *half, *copy], 128)
     assert {name: len(stages) for name, stages in found.items()} == {
         **{"policy": 3, "reference": 3, "rollout": 3},  # of a pipeline the first stage, the last, and one between
         **{"critic": 1, "reward": 1},
