@@ -46,11 +46,8 @@ def _soak(overrides: list[str]) -> list[tuple[int, int, int, int]]:
 
 @pytest.mark.slow
 def test_f36_nothing_grows_in_a_long_run(thorough, overrides, tmp_path):
-    settings = [
-        *job.settings(overrides, tmp_path, "run", STEPS if not thorough else 2 * STEPS),
-        "checkpoint.interval=50",
-        "stage.eval_interval=25",
-    ]
+    steps = 3 * STEPS if thorough else STEPS
+    settings = [*job.settings(overrides, tmp_path, "run", steps), "checkpoint.interval=50", "stage.eval_interval=25"]
     settings += ["stage.eval_tokens=256", "model.num_layers=1", "reliability.replica_interval=10"]
     settings += ["reliability.straggler_interval=10", "checkpoint.asynchronous=true"]
     for rank, seen in enumerate(run_distributed(_soak, 2, settings, timeout=300)):
