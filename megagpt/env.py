@@ -115,6 +115,11 @@ def stay_on_loopback() -> None:
         os.environ.setdefault(name, "lo")
 
 
+def connect_when_needed() -> None:
+    """Let a rank connect over gloo to those ranks that it talks to, and not to all: each of N would have N sockets."""
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+
+
 def become_rank(rank: int, world_size: int, gpus: bool) -> None:
     """Make this process what torchrun would make of rank `rank` on one machine; without `gpus` it sees none."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}

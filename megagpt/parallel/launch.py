@@ -39,6 +39,7 @@ def initialize(parallel: ParallelConfig, seed: int) -> torch.device:
     if env.launcher_has_store():
         _stop_with_launcher()
     env.keep_compiled_kernels_here()
+    env.connect_when_needed()
     if parallel.tensor_parallel_size > 1:  # Megatron-Core's overlap of these ranks' messages depends on it
         env.start_kernels_in_order()
     if torch.cuda.is_available():

@@ -86,18 +86,22 @@ def main_frame() -> tuple[str, bool]:
 
 
 class Heartbeat:
-    """Gives this rank's signs of life and reads those of all ranks."""
+    """Gives this rank's signs of life and reads those of all ranks. Every method costs the store one request a sign."""
 
     CONTEXTS = itertools.count(1)
     """Numbers of this process's heartbeats, each of which has keys of its own in the store."""
 
-    def __init__(self, progress: Progress) -> None:
-        """Connect to the store. All ranks make their heartbeats in the same order."""
-        self.progress = progress
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+    def __init__(self, progress: Progress, rank: int, size: int, store: dist.Store) -> None:
+        """store: holds the signs of all `size` ranks and nothing else."""
+        self.progress, self.rank, self.size, self.store = progress, rank, size, store
         self.process = this_process()
-        self.store = launch.side_store(f"watchdog{next(self.CONTEXTS)}")
         self._number = 0
+
+    @classmethod
+    def of_this_rank(cls, progress: Progress) -> "Heartbeat":
+        """Connect to the job's store. All ranks make their heartbeats in the same order."""
+        store = launch.side_store(f"watchdog{next(cls.CONTEXTS)}")
+        return cls(progress, dist.get_rank(), dist.get_world_size(), store)
 
     def beat(self, idle: float, left: bool = False) -> None:
         """Give a sign. idle: seconds since this rank entered its section. left: whether it is the last one."""
@@ -119,20 +123,31 @@ class Heartbeat:
 
     def last_beat(self, rank: int) -> Beat:
         """The last sign of a rank. A rank that stops early may never have given one, and must not be overlooked."""
-        if not self.store.check([f"beat{rank}"]):
+        if not (found := self._read(f"beat{rank}")):
             return Beat.unheard(rank)
-        values = json.loads(self.store.get(f"beat{rank}"))
+        values = json.loads(found)
         return Beat(**values | {"process": tuple(values["process"])})
 
     def last_beats(self) -> list[Beat]:
         """The last sign of every rank, by rank."""
         return [self.last_beat(rank) for rank in range(self.size)]
 
+    def may_report(self, attempt: int) -> bool:
+        """Whether this rank is to find out what hangs. Every attempt is the first rank's that asks.
+
+        When a collective hangs, all ranks find out at the same time; all of them reading the signs of all would drown
+        the store.
+        """
+        return self.store.compare_set(f"reporter{attempt}", "", str(self.rank)).decode() == str(self.rank)
+
     def announce(self, hang: dict) -> dict:
         """Tell all ranks of a hang; returns the one that was announced first, which all ranks believe."""
-        self.store.compare_set("hang", "", json.dumps(hang))
-        return json.loads(self.store.get("hang"))
+        return json.loads(self.store.compare_set("hang", "", json.dumps(hang)))
 
     def announced(self) -> dict | None:
         """The hang that a rank has announced; None when there is none."""
-        return json.loads(self.store.get("hang")) if self.store.check(["hang"]) else None
+        return json.loads(found) if (found := self._read("hang")) else None
+
+    def _read(self, key: str) -> str:
+        """The value of a key, empty where it has none. To ask first whether there is one would be a request more."""
+        return self.store.compare_set(key, "", "").decode()

@@ -94,7 +94,7 @@ class Watchdog:
         stacks = self.run_dir / "stacks"
         rank = dist.get_rank()
         self._post_mortem = PostMortem(rank, stacks / f"rank_{rank:05d}.txt")
-        heartbeat = Heartbeat(self.progress)
+        heartbeat = Heartbeat.of_this_rank(self.progress)
         self._detector = HangDetector(self.config, self.progress, heartbeat, self._post_mortem, stacks)
         self._optimizer_hook = register_optimizer_step_pre_hook(lambda *_: self.enter("optimizer"))
         launch.wait_at_least(TIMES_LONGER * longest_timeout(self.config))

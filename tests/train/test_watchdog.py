@@ -10,6 +10,8 @@ import torch.distributed as dist
 from dist import run_distributed
 
 from megagpt.config.schema import ParallelConfig, ReliabilityConfig
+from megagpt.train.hang_detector import HangDetector, tick_seconds
+from megagpt.train.heartbeat import Heartbeat, Progress
 from megagpt.train.post_mortem import Hang, PostMortem
 from megagpt.train.watchdog import Watchdog
 
@@ -163,3 +165,56 @@ def test_collectives_wait_longer_than_the_watchdog(tmp_path):
         assert len(first) > 5  # of all layouts, and the default one
         assert min(first.values()) >= 2 * longest, first
         assert min(endless.values()) > 24 * 3600, endless
+
+
+class Ended:
+    """Stands for a rank's `PostMortem`."""
+
+    def __init__(self) -> None:
+        self.hangs: list[Hang] = []
+
+    def end(self, hang: Hang) -> None:
+        self.hangs.append(hang)
+
+
+def stuck_ranks(count: int, store: dist.Store, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[int]]:
+    """What the ranks of a job that hangs as a whole are told, and the ranks that read the signs of all."""
+    monkeypatch.setattr("megagpt.train.hang_detector.TICK_SECONDS", 0.05)
+    readers, last_beats = [], Heartbeat.last_beats
+    monkeypatch.setattr(Heartbeat, "last_beats", lambda self: readers.append(self.rank) or last_beats(self))
+    config, detectors, ended = ReliabilityConfig(forward_timeout=0.2), [], []
+    for rank in range(count):
+        progress = Progress(step=3, section="forward", entered=5, first_step=False)
+        ended.append(Ended())
+        heartbeat = Heartbeat(progress, rank, count, store)
+        detectors.append(HangDetector(config, progress, heartbeat, ended[-1], Path("stacks")))
+    for detector in detectors:
+        detector.start()
+    deadline = time.monotonic() + 60
+    while not all(post_mortem.hangs for post_mortem in ended):
+        assert time.monotonic() < deadline, "not all ranks were told"
+        time.sleep(0.02)
+    seen = list(readers)
+    for detector in detectors:
+        detector.stop(10)
+    return [post_mortem.hangs[0].text for post_mortem in ended], seen
+
+
+def test_one_rank_finds_out_for_all_what_hangs(monkeypatch):
+    texts, readers = stuck_ranks(12, dist.HashStore(), monkeypatch)
+    assert len(set(texts)) == 1
+    assert "step 3: no progress in forward for" in texts[0]
+    assert len(set(readers)) == 1
+
+
+def test_where_that_rank_is_gone_another_does(monkeypatch):
+    store = dist.HashStore()
+    store.set("reporter0", "99")
+    texts, readers = stuck_ranks(3, store, monkeypatch)
+    assert len(set(texts)) == 1
+    assert len(set(readers)) == 1
+
+
+@pytest.mark.parametrize(("ranks", "seconds"), [(1, 0.5), (1024, 0.5), (16_384, 2.0)])
+def test_many_ranks_look_less_often(ranks, seconds):
+    assert tick_seconds(ranks) == seconds
