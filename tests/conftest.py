@@ -104,9 +104,7 @@ class FailuresAtOnce:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--thorough", action="store_true", help="more cases in tests whose number of cases is a matter of patience"
-    )
+    parser.addoption("--thorough", action="store_true", help="run tests marked so, and all cases of some others")
 
 
 @pytest.fixture(scope="session")
@@ -121,11 +119,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give slow tests time on a busy machine, unless they say how much they need, and begin with their files.
 
     What waits for time-outs and for Slurm then does so beside what computes, and no long test is left for the end.
     """
+    if not config.getoption("--thorough"):
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker(pytest.mark.skip(reason="one of `make test-thorough`"))
     slow = [item for item in items if item.get_closest_marker("slow")]
     for item in slow:
         if not item.get_closest_marker("timeout"):

@@ -30,7 +30,10 @@ def _engine(name: str) -> list[str]:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "steps", "kills_wanted"), [("megatron", 100, 2), ("deepspeed", 50, 1)])
+@pytest.mark.parametrize(
+    ("engine", "steps", "kills_wanted"),
+    [("megatron", 100, 2), pytest.param("deepspeed", 50, 1, marks=pytest.mark.thorough)],
+)
 def test_kill_9_again_and_again(thorough, engine, steps, kills_wanted, overrides, tmp_path):
     """Ranks killed at random moments and restarted by torchrun end with the parameters of a run never killed."""
     if thorough:

@@ -50,6 +50,7 @@ def test_equals_megatron_on_one_rank(model, precision, layouts, tolerance):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @needs_deepspeed
 @pytest.mark.skipif(not has_libaio(), reason="libaio's headers or a C++ compiler are not installed")
 @pytest.mark.timeout(1200)  # the first to run compiles DeepSpeed's reader

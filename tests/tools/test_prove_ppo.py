@@ -9,6 +9,7 @@ from megagpt.errors import ConfigError
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_ppo_learns_is_held_near_its_reference_and_keeps_its_text(tmp_path, monkeypatch, capsys):
     small = ["--seeds", "1", "--tokens", "400000", "--episodes", "5120", "--margin", "0.1", "--jobs", "2"]
     files = ["--output", f"{tmp_path}/found.json", "--plot", f"{tmp_path}/curves.svg"]
