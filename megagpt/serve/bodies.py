@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, from_json
 
+from megagpt.data.text_batch import Side
 from megagpt.data.tokenizer import END_OF_TEXT
 from megagpt.serve.errors import ApiError
 
@@ -143,6 +144,11 @@ class Generation(Sampling):
     top_k: Annotated[int, Field(ge=0)] = 0
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
 
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
     @model_validator(mode="after")
     def _options_belong_to_streams(self) -> "Generation":
         if self.stream_options is not None and not self.stream:
@@ -168,15 +174,11 @@ class CompletionBody(Generation):
     @model_validator(mode="after")
     def _fields_agree(self) -> "CompletionBody":
         if self.sampled < self.n:
-            raise wrong(
-                f"has best_of {self.sampled} below n {self.n}: of so many, no {self.n} can be chosen", "best_of"
-            )
+            raise wrong(f"has best_of {self.sampled} below n {self.n}: so many cannot be chosen of it", "best_of")
         if self.sampled > self.n and self.stream:
             raise wrong("has best_of above n with stream: the best is known only when all have ended", "best_of")
         if self.suffix is not None and self.echo:
-            raise wrong(
-                "has suffix with echo: a prompt and its completion are no whole text without the suffix", "echo"
-            )
+            raise wrong("has suffix with echo: the completion alone can be given with a suffix", "echo")
         return self
 
 
@@ -238,6 +240,7 @@ class EmbeddingBody(Body):
     model: str
     input: Annotated[Texts, BeforeValidator(_inputs)]
     encoding_format: Literal["float", "base64"] = "float"
+    side: Side = "document"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None
 

@@ -60,7 +60,7 @@ def busy(retry_after: float) -> ApiError:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What a client is told of any error. Failures of the server itself are logged, and are not explained to clients."""
+    """What a client is told of any error. Failures of the server are logged, and clients are not told their causes."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Busy):
@@ -69,11 +69,6 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(str(error))
     log.error("a request failed", exc_info=error)
     return ApiError("the server failed to answer this request: its log says why", status=500, code="internal_error")
-
-
-async def api_error(_: Request, error: Exception) -> Response:
-    """Starlette's handler of errors that endpoints raise."""
-    return as_api_error(error).response()
 
 
 async def routing_error(request: Request, error: Exception) -> Response:
