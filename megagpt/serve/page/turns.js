@@ -1,0 +1,69 @@
+// How one turn of a conversation looks, and the text area that changes it in place.
+
+import { button, copyButton, grow, iconButton, isEnter, make } from "./dom.js";
+import { showText } from "./markdown.js";
+
+const ENDED = { length: "Cut off at the most tokens that it may have.", stopped: "Stopped.", broken: "Broken off." };
+
+/**
+ * A turn as an element with `update()`, which draws what changed in `turn`. `acts`: {edit, remove, again}, each called
+ * with the turn, or null where the turn cannot do that.
+ */
+export function turnElement(turn, acts) {
+  const body = make("div", { class: "body" });
+  const note = make("small", { class: "note" });
+  const name = turn.role === "user" ? "You" : (turn.model ?? "Assistant");
+  const buttons = make(
+    "div",
+    { class: "actions" },
+    copyButton(() => turn.content, "Copy"),
+    acts.edit && iconButton("edit", "Edit", () => acts.edit(turn)),
+    acts.again && iconButton("again", turn.role === "user" ? "Answer this" : "Answer again", () => acts.again(turn)),
+    acts.remove && iconButton("trash", "Delete this message and its answer", () => acts.remove(turn)),
+  );
+  const element = make("article", { class: `turn ${turn.role}`, "aria-label": name }, make("h3", { text: name }), body, make("footer", {}, buttons, note));
+  element.update = (running = false) => {
+    element.classList.toggle("running", running);
+    element.setAttribute("aria-busy", String(running));
+    showText(body, turn.content);
+    note.textContent = running ? "" : about(turn);
+  };
+  element.update();
+  return element;
+}
+
+/** What is said below an answer: how long it is, how fast it came, and why it ended where that needs saying. */
+function about(turn) {
+  if (turn.role === "user") return "";
+  const parts = [];
+  if (turn.tokens) parts.push(turn.tokens === 1 ? "1 token" : `${turn.tokens.toLocaleString("en")} tokens`);
+  if (turn.tokens > 1 && turn.seconds > 0) parts.push(`${(turn.tokens / turn.seconds).toPrecision(2)} a second`);
+  const length = parts.length ? [parts.join(", ")] : [];
+  if (!turn.content && turn.ended === "stop") length.push("The model wrote nothing.");
+  if (turn.leftOut) length.push(`${turn.leftOut} earlier messages did not fit and were left out.`);
+  if (ENDED[turn.ended]) length.push(ENDED[turn.ended]);
+  return length.join(" · ");
+}
+
+/** Puts a text area in place of a turn's text. `done(text)` is called with the new text, or with null
+ * when it shall stay as it was. */
+export function editInPlace(element, turn, label, done) {
+  const area = make("textarea", { class: "edit", "aria-label": "Edit the message" });
+  area.value = turn.content;
+  const save = () => done(area.value.trim() ? area.value : null);
+  const cancel = () => done(null);
+  area.addEventListener("input", () => grow(area));
+  area.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      event.stopPropagation(); // it ends the editing and nothing else
+      cancel();
+    } else if (isEnter(event)) {
+      event.preventDefault();
+      save();
+    }
+  });
+  element.querySelector(".body").replaceChildren(area, make("div", { class: "row" }, button(label, save, "main"), button("Cancel", cancel)));
+  element.classList.add("editing");
+  grow(area);
+  area.focus();
+}
