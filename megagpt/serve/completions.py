@@ -29,7 +29,7 @@ class CompletionWriter:
     @property
     def mean_logprob(self) -> float:
         """By which the best of several is chosen."""
-        return self._sum / self._count
+        return self._sum / max(1, self._count)
 
     def pieces(self, item: Item) -> list[Json]:
         """A piece for an item that adds something."""

@@ -42,7 +42,6 @@ class Guard:
         """key: what clients must send; None for none. hosts: names that requests may be meant for; None for any."""
         self._app, self._service, self._hosts = app, service, hosts
         self._key = None if key is None else key.encode()
-        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -61,14 +60,12 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        self._running += 1
-        metrics.in_progress.inc()
+        self._service.running += 1
         try:
             problem = self._problem(scope)
             await (problem.response() if problem else self._app)(scope, receive, send_with_headers)
         finally:
-            self._running -= 1
-            metrics.in_progress.dec()
+            self._service.running -= 1
             path = scope["path"] if scope["path"] in PATHS else "other"
             metrics.requests.labels(path, str(status)).inc()
             metrics.seconds.labels(path).observe(time.perf_counter() - began)
@@ -89,7 +86,7 @@ class Guard:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        if scope["method"] == "POST" and self._running > self._service.bounds.requests:
+        if scope["method"] == "POST" and self._service.running > self._service.bounds.requests:
             return busy(1)
         return None
 

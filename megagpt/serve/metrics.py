@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -43,7 +43,6 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(_Loads(models))
         self.requests = Counter("megagpt_requests", "Answered requests.", ["path", "status"], registry=self._registry)
-        self.in_progress = Gauge("megagpt_requests_in_progress", "Requests in work.", registry=self._registry)
         self.seconds = Histogram(
             "megagpt_request_seconds",
             "Time from a request's head to its answer's end.",

@@ -119,8 +119,8 @@ def room_for_new(
     most = service.bounds.completions
     if len(prompts) * each > most:
         raise ApiError(
-            f"the request asks for {len(prompts) * each:,} completions, {each} for each of its {len(prompts):,} prompts; "
-            f"{most} are allowed",
+            f"the request asks for {len(prompts) * each:,} completions, {each} for each of {len(prompts):,} prompts, "
+            f"but {most} are allowed",
             param="n" if len(prompts) == 1 else "prompt",
             code="too_many_completions",
         )

@@ -4,16 +4,19 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 
+from megagpt import env
+from megagpt.config.schema import ParallelConfig
 from megagpt.errors import ConfigError
 from megagpt.serve.app import build_app
 from megagpt.serve.bounds import Bounds
 from megagpt.serve.guard import LOCAL_HOSTS
-from megagpt.serve.interface import ModelHost
+from megagpt.serve.interface import Limits, ModelHost
 from megagpt.serve.service import Service
 
 log = logging.getLogger(__name__)
@@ -61,13 +64,48 @@ class Server(uvicorn.Server):
             for number, handler in old.items():
                 signal.signal(number, handler)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        for model in self._service.models.values():
+            log.info("%s: %s; %d tokens of context", model.name, ", ".join(sorted(model.abilities)), model.window)
+        for bound in sockets or ():
+            address, port = bound.getsockname()[:2]
+            name = f"[{address}]" if ":" in address else address
+            log.info("listening: page http://%s:%d/, API http://%s:%d/v1; Ctrl-C ends", name, port, name, port)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nothing more, and wait for what runs."""
-        running = int(self._service.running)
-        if running:
-            log.info("closing: %d requests have %g s to finish", running, self._grace)
+        if self._service.running:
+            log.info("closing: %d requests have %g s to finish", self._service.running, self._grace)
         asyncio.get_running_loop().call_later(self._grace, self._service.closing.set)
         await super().shutdown(sockets)
+
+
+def run(
+    checkpoints: Mapping[str, Path],
+    parallel: ParallelConfig,
+    limits: Limits,
+    bounds: Bounds,
+    *,
+    host: str,
+    port: int,
+    key: str | None,
+    hosts: Collection[str],
+    grace: float,
+) -> None:
+    """Load checkpoints, by the names of their models, and serve them until a signal; all ranks call it.
+
+    Rank 0 listens. Its address is taken before the models are loaded, and answers afterwards. Raises MegaGPTError.
+    """
+    from megagpt.serve.host import open_models
+
+    bound = bind(host, port) if env.rank() == 0 else None
+    with open_models(checkpoints, parallel, limits) as opened:
+        if bound is None:
+            opened.follow()
+        else:
+            asyncio.run(serve(opened, bound, key=key, hosts=hosts, bounds=bounds, grace=grace))
 
 
 async def serve(
@@ -82,10 +120,13 @@ async def serve(
     """Serve the models until a signal ends it. Raises the MegaGPTError that ends the models.
 
     key: what clients must send. hosts: names, beside those of this machine, that requests may be meant for; they count
-    only without a key on a loopback address, where pages of the web could reach the server by a name of their own.
+    only without a key on a loopback address, which a page of the web could otherwise reach by a name of its own. grace:
+    seconds for running requests at the end.
     """
     service = Service(host.models, bounds)
     checked = key is None and is_loopback(bound)
+    if key is None and not checked:
+        log.warning("whoever reaches this address can use the models: --api-key asks for a key")
     config = uvicorn.Config(
         build_app(service, key, LOCAL_HOSTS | set(hosts) if checked else None),
         http="h11",

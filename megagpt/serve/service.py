@@ -32,6 +32,8 @@ class Service:
         self.models = {model.name: model for model in models}
         self.bounds = bounds or Bounds()
         self.metrics = Metrics(models)
+        self.running = 0
+        """Requests in work."""
         self.closing = asyncio.Event()
         """Set when what is still running shall end."""
 
