@@ -43,12 +43,7 @@ class Browser:
     def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
         """The result of a command. Events that come meanwhile are kept."""
         self._number += 1
-        message = {
-            "id": self._number,
-            "method": method,
-            "params": params,
-            **({"sessionId": session} if session else {}),
-        }
+        message = {"id": self._number, "method": method, "params": params, **({"sessionId": session} if session else {})}
         os.write(self._commands, json.dumps(message).encode() + b"\0")
         while (answer := self._read()).get("id") != self._number:
             self.events.append(answer)
