@@ -4,7 +4,8 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Collection, Iterator, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from megagpt.errors import ConfigError
 from megagpt.serve.app import build_app
 from megagpt.serve.bounds import Bounds
 from megagpt.serve.guard import LOCAL_HOSTS
-from megagpt.serve.interface import Limits, ModelHost
+from megagpt.serve.interface import Limits, ModelHost, ServedModel
 from megagpt.serve.service import Service
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,13 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take the signals, and do not raise them again at the end, as uvicorn does: the process ends with 0."""
+        """Take the signals, and do not raise them again at the end, as uvicorn does: the process ends with 0.
+
+        Only a main thread gets signals.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         old = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -80,6 +87,11 @@ class Server(uvicorn.Server):
             log.info("closing: %d requests have %g s to finish", self._service.running, self._grace)
         asyncio.get_running_loop().call_later(self._grace, self._service.closing.set)
         await super().shutdown(sockets)
+
+    def end_now(self) -> None:
+        """End without giving anything time to finish."""
+        self._grace = 0.0
+        self.should_exit = True
 
 
 def run(
@@ -105,25 +117,26 @@ def run(
         if bound is None:
             opened.follow()
         else:
-            asyncio.run(serve(opened, bound, key=key, hosts=hosts, bounds=bounds, grace=grace))
+            server = build_server(opened.models, bound, key=key, hosts=hosts, bounds=bounds, grace=grace)
+            asyncio.run(serve(server, opened, bound))
 
 
-async def serve(
-    host: ModelHost,
+def build_server(
+    models: Sequence[ServedModel],
     bound: socket.socket,
     *,
     key: str | None = None,
     hosts: Collection[str] = (),
     bounds: Bounds | None = None,
     grace: float = 10.0,
-) -> None:
-    """Serve the models until a signal ends it. Raises the MegaGPTError that ends the models.
+) -> Server:
+    """A server of `models` that is to listen on `bound`.
 
     key: what clients must send. hosts: names, beside those of this machine, that requests may be meant for; they count
     only without a key on a loopback address, which a page of the web could otherwise reach by a name of its own. grace:
     seconds for running requests at the end.
     """
-    service = Service(host.models, bounds)
+    service = Service(models, bounds)
     checked = key is None and is_loopback(bound)
     if key is None and not checked:
         log.warning("whoever reaches this address can use the models: --api-key asks for a key")
@@ -139,13 +152,16 @@ async def serve(
         timeout_keep_alive=60,
         timeout_graceful_shutdown=int(grace) + LAST_SECONDS,
     )
-    server = Server(config, service, grace)
+    return Server(config, service, grace)
+
+
+async def serve(server: Server, host: ModelHost, bound: socket.socket) -> None:
+    """Serve until a signal ends it. Raises the MegaGPTError that ends the models."""
     serving, failing = asyncio.create_task(server.serve([bound])), asyncio.create_task(host.failed())
     await asyncio.wait({serving, failing}, return_when=asyncio.FIRST_COMPLETED)
     if failing.done():
-        server.should_exit = True
-        service.closing.set()
+        server.end_now()
     await serving
-    failing.cancel()
     if failing.done():
         failing.result()
+    failing.cancel()

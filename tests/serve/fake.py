@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,7 @@ WINDOW = 64
 DIMENSIONS = 8
 
 
+@cache
 def tokenizer(*special: str) -> Tokenizer:
     """Of 300 tokens, and the special ones."""
     return train_tokenizer(TEXTS, 300).with_special_tokens(special)
@@ -27,8 +29,10 @@ def tokenizer(*special: str) -> Tokenizer:
 class FakeModel:
     """A served model without weights."""
 
-    def __init__(self, name: str, abilities: set[str], seconds: float = 0.0, places: int = 1000) -> None:
-        """seconds: for every token. places: completions at a time; with more it is busy."""
+    def __init__(
+        self, name: str, abilities: set[str], seconds: float = 0.0, places: int = 1000, endless: bool = False
+    ) -> None:
+        """seconds: for every token. places: completions at a time; with more it is busy. endless: it ends no text."""
         self.name, self.abilities, self.created, self.window = name, frozenset(abilities), 1_700_000_000, WINDOW
         special = [
             *(FIM_TOKENS if "suffix" in abilities else ()),
@@ -40,6 +44,8 @@ class FakeModel:
         self.active, self.made, self.requests = 0, 0, []
         size = self.tokenizer.vocab_size
         logits = np.random.default_rng(len(name)).normal(0, 2, (size, size))
+        if endless:
+            logits[:, self.tokenizer.end_of_text_id] = -1e9
         self.logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         """float64 [V, V]: of every token after every other one."""
 

@@ -103,8 +103,9 @@ SCHEMAS = {
     "models": exactly(object=one_of("list"), data=many(exactly(**MODEL["properties"], **OWN))),
     "error": exactly(error=exactly(message=TEXT, type=TEXT, param=or_null(TEXT), code=or_null(TEXT))),
 }
+VALIDATORS = {name: jsonschema.Draft202012Validator(schema) for name, schema in SCHEMAS.items()}
 
 
 def check(name: str, value: Any) -> None:
     """Raises ValidationError for a response that is not as it is described."""
-    jsonschema.validate(value, SCHEMAS[name])
+    VALIDATORS[name].validate(value)
