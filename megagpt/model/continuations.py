@@ -19,8 +19,9 @@ from megagpt.config.schema import Config
 from megagpt.data.batch import send
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import DataError, TrainingDiverged
-from megagpt.model.generation import Generator, for_generation
+from megagpt.model.generation import Generator
 from megagpt.model.gpt import GPT
+from megagpt.model.staged_model import for_generation
 from megagpt.model.token_tree import Row, token_rows
 from megagpt.model.tree_pass import PlacedRow, TokenPool, TreePass
 from megagpt.model.tree_schedule import passes

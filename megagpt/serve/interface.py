@@ -11,7 +11,7 @@ import numpy as np
 from megagpt.config.schema import ParallelConfig
 from megagpt.data.text_batch import Side
 from megagpt.data.tokenizer import Tokenizer
-from megagpt.model.generation import FinishReason, GenerationConfig
+from megagpt.model.generation_config import FinishReason, GenerationConfig
 
 Ability = Literal["completions", "suffix", "chat", "edits", "embeddings"]
 """What a checkpoint can be asked for."""
@@ -184,6 +184,7 @@ class OpenModels(Protocol):
                     asyncio.run(serve(host))  # which also waits for host.failed()
 
         Leaving the context ends what is being written: its iterators raise MegaGPTError. Raises ConfigError for more or
-        fewer ranks than the layout needs and for a reward model or a critic, CheckpointError without a valid checkpoint.
+        fewer ranks than the layout needs and for a reward model or a critic, CheckpointError where a checkpoint is not
+        valid.
         """
         ...
