@@ -108,12 +108,16 @@ class Generator(StagedModel):
         repeat: number of the completion among those of the same prompt, which get different random numbers.
         Raises DataError for a bias on an unknown token.
         """
-        for token, _ in settings.logit_bias:
-            if not 0 <= token < self.tokenizer.vocab_size:
-                raise DataError(f"logit_bias has token {token}, which is not in 0..{self.tokenizer.vocab_size - 1}")
+        self.check_bias(settings)
         limit = min(settings.max_new_tokens, self.window - len(prompt))
         numbers = uniforms(settings.seed, prompt, repeat, limit)
         return Row(key, prompt, settings, limit, numbers, alternatives, prompt_alternatives)
+
+    def check_bias(self, settings: GenerationConfig) -> None:
+        """Raises DataError for a bias on an unknown token."""
+        for token, _ in settings.logit_bias:
+            if not 0 <= token < self.tokenizer.vocab_size:
+                raise DataError(f"logit_bias has token {token}, which is not in 0..{self.tokenizer.vocab_size - 1}")
 
     def _rows(self, prompts: Sequence, settings: GenerationConfig, seeds: Sequence[int] | None) -> list[Row]:
         rows, repeats = [], {}

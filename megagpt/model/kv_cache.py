@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from megagpt.config.schema import Config
 from megagpt.data.batch import send
 
 Rotation = tuple[Tensor, Tensor]
@@ -317,6 +318,14 @@ class JointPass:
     def last(self, values: Tensor) -> Tensor:
         """See `Pass.last`."""
         return values[self.asked]
+
+
+def tokens_within(gib: float, config: Config, dtype: torch.dtype) -> int:
+    """Tokens whose keys and values take so many GiB on the rank with the most layers; the same on all ranks."""
+    parallel, model = config.parallel, config.model
+    layers = -(-model.num_layers // parallel.pipeline_parallel_size)
+    numbers = 2 * layers * -(-model.query_groups // parallel.tensor_parallel_size) * model.head_dim
+    return int(gib * 2**30 / (numbers * dtype.itemsize))
 
 
 def rotation_at(positions: Tensor, table: Tensor, dtype: torch.dtype) -> Rotation:
