@@ -1,17 +1,14 @@
 """What the HTTP side of the server needs of a model: the one file that both sides know."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 
-from megagpt.config.schema import ParallelConfig
 from megagpt.data.text_batch import Side
 from megagpt.data.tokenizer import Tokenizer
-from megagpt.model.generation import FinishReason, GenerationConfig
+from megagpt.model.generation_config import FinishReason, GenerationConfig
 
 Ability = Literal["completions", "suffix", "chat", "edits", "embeddings"]
 """What a checkpoint can be asked for."""
@@ -163,27 +160,5 @@ class ModelHost(Protocol):
         """On other ranks than the first: work with it until it leaves the context of `open_models`.
 
         Raises MegaGPTError when a rank fails.
-        """
-        ...
-
-
-class OpenModels(Protocol):
-    """The function `megagpt.serve.host.open_models`."""
-
-    def __call__(
-        self, checkpoints: Mapping[str, Path], parallel: ParallelConfig, limits: Limits
-    ) -> AbstractContextManager[ModelHost]:
-        """Load checkpoints, by the names that they have in the API, each in the layout `parallel`, and run them.
-
-        All ranks call it, in `ranks.one_voice`:
-
-            with open_models({"ppo": Path("runs/ppo")}, ParallelConfig(), Limits()) as host:
-                if env.rank() > 0:
-                    host.follow()
-                else:
-                    asyncio.run(serve(host))  # which also waits for host.failed()
-
-        Leaving the context ends what is being written: its iterators raise MegaGPTError. Raises ConfigError for more or
-        fewer ranks than the layout needs and for a reward model or a critic, CheckpointError without a valid checkpoint.
         """
         ...
