@@ -122,7 +122,8 @@ def command(
         named,
         ParallelConfig(tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size),
         Limits(max_batch_size, max_queue, prefill_tokens, prefix_memory),
-        Bounds(completions=max_completions, new_tokens=max_new_tokens),
+        # Completions that no queue could ever hold would be told to try again for ever.
+        Bounds(completions=min(max_completions, max_batch_size + max_queue), new_tokens=max_new_tokens),
         host=host,
         port=port,
         key=key,

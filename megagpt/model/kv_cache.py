@@ -185,8 +185,8 @@ class KVCache:
 
     def _make_room(self, rows: int, longest: int, count: int) -> None:
         """Move all rows as far to the left as `longest` allows, into more memory if need be: see `reserve`."""
-        old, first = len(self._begins), min(self._begins, default=0)
-        width = self._end - first if old else 0
+        old, first = len(self._begins), min(self._begins, default=self._end)
+        width = self._end - first
         end = max(width, longest - count)
         room = (
             _grown(self._room[0], old + rows, self.rows),

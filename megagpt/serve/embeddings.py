@@ -37,7 +37,8 @@ async def _count(model: ServedModel, inputs: Sequence[str] | Sequence[Sequence[i
     if not texts:
         ids = [one for one in inputs if not isinstance(one, str)]
         check_ids(model, ids, "input")
-        counts = [len(one) for one in ids]
+        around = model.count_tokens([""])  # what the model reads besides a text
+        counts = [len(one) + around for one in ids]
     else:
         if not all(texts):
             raise ApiError(f"text {texts.index('')} is empty: an empty text has no vector", param="input")

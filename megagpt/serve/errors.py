@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from megagpt.errors import DataError
+from megagpt.errors import ConfigError, DataError, MegaGPTError
 from megagpt.serve.interface import Busy
 
 log = logging.getLogger(__name__)
@@ -65,9 +65,10 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, Busy):
         return busy(error.retry_after)
-    if isinstance(error, DataError):
+    if isinstance(error, DataError | ConfigError):
         return ApiError(str(error))
-    log.error("a request failed", exc_info=error)
+    # An error of ours says all in its message, and one that ends many requests has a part of its traceback from each.
+    log.error("a request failed: %s", error, exc_info=None if isinstance(error, MegaGPTError) else error)
     return ApiError("the server failed to answer this request: its log says why", status=500, code="internal_error")
 
 

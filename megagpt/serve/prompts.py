@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from megagpt.data.chat import Message, Role, chat_prompt
 from megagpt.data.tokenizer import END_OF_TEXT
-from megagpt.model.generation import GenerationConfig
+from megagpt.model.generation_config import GenerationConfig
 from megagpt.serve.bodies import EditBody, Generation, MessageBody, Texts
 from megagpt.serve.errors import ApiError
 from megagpt.serve.interface import ServedModel

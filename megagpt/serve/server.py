@@ -17,6 +17,7 @@ from megagpt.errors import ConfigError
 from megagpt.serve.app import build_app
 from megagpt.serve.bounds import Bounds
 from megagpt.serve.guard import LOCAL_HOSTS
+from megagpt.serve.host import open_models
 from megagpt.serve.interface import Limits, ModelHost, ServedModel
 from megagpt.serve.service import Service
 
@@ -74,8 +75,6 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say where."""
         await super().startup(sockets)
-        for model in self._service.models.values():
-            log.info("%s: %s; %d tokens of context", model.name, ", ".join(sorted(model.abilities)), model.window)
         for bound in sockets or ():
             address, port = bound.getsockname()[:2]
             name = f"[{address}]" if ":" in address else address
@@ -110,8 +109,6 @@ def run(
 
     Rank 0 listens. Its address is taken before the models are loaded, and answers afterwards. Raises MegaGPTError.
     """
-    from megagpt.serve.host import open_models
-
     bound = bind(host, port) if env.rank() == 0 else None
     with open_models(checkpoints, parallel, limits) as opened:
         if bound is None:
