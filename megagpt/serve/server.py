@@ -83,7 +83,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept nothing more, and wait for what runs."""
         if self._service.running:
-            log.info("closing: %d requests have %g s to finish", self._service.running, self._grace)
+            log.info("closing in %g s at most: requests in work: %d", self._grace, self._service.running)
         asyncio.get_running_loop().call_later(self._grace, self._service.closing.set)
         await super().shutdown(sockets)
 

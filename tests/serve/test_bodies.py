@@ -26,7 +26,7 @@ WRONG = [
     ("completions", {"logprobs": 6}, "logprobs", "5"),
     ("completions", {"logprobs": True}, "logprobs", "true"),
     ("completions", {"echo": 1}, "echo", "true or false"),
-    ("completions", {"stop": ["a"] * 5}, "stop", "at most 4"),
+    ("completions", {"stop": ["a"] * 17}, "stop", "at most 16"),
     ("completions", {"stop": ""}, "stop", "1 to 256 characters"),
     ("completions", {"stop": "x" * 257}, "stop", "1 to 256 characters"),
     ("completions", {"stop": [1]}, "stop", "stop"),
