@@ -67,7 +67,8 @@ def open_models(checkpoints: Mapping[str, Path], parallel: ParallelConfig, limit
             f"{env.world_size()}: for more replicas start more servers, on other ports, behind a balancer"
         )
     launch.initialize(parallel, seed=0)
-    runners = [_load(path, parallel, limits) for path in checkpoints.values()]
+    folders = [checkpoint.find(path) for path in checkpoints.values()]
+    runners = [_load(folder, parallel, limits) for folder in folders]
     loop = ModelLoop(runners, datetime.timedelta(minutes=parallel.timeout_minutes))
     with ExitStack() as stack:
         for runner in runners:
@@ -77,8 +78,8 @@ def open_models(checkpoints: Mapping[str, Path], parallel: ParallelConfig, limit
             yield Host(loop, [])
             return
         models: list[ServedModel] = []
-        for number, ((name, path), runner) in enumerate(zip(checkpoints.items(), runners, strict=True)):
-            created = int(checkpoint.read_manifest(checkpoint.find(path)).get("time", 0))
+        for number, (name, folder, runner) in enumerate(zip(checkpoints, folders, runners, strict=True)):
+            created = int(checkpoint.read_manifest(folder).get("time", 0))
             kind = TextModel if isinstance(runner, TextRunner) else VectorModel
             models.append(kind(name, created, runner, loop, number, limits))
             log.info("%s: %s", name, ", ".join(sorted(models[-1].abilities)))
@@ -89,15 +90,15 @@ def open_models(checkpoints: Mapping[str, Path], parallel: ParallelConfig, limit
             loop.close()
 
 
-def _load(path: Path, parallel: ParallelConfig, limits: Limits) -> TextRunner | VectorRunner:
+def _load(folder: Path, parallel: ParallelConfig, limits: Limits) -> TextRunner | VectorRunner:
     """The model of a checkpoint on this rank. Raises ConfigError for one that neither writes nor makes vectors."""
-    head = checkpoint.config_of(checkpoint.find(path)).model.head
+    head = checkpoint.config_of(folder).model.head
     if head == "embedding":
-        return VectorRunner(load_embedder(path, parallel, load_another))
+        return VectorRunner(load_embedder(folder, parallel, load_another))
     if head != "tokens":
         raise ConfigError(
-            f"{path} is a reward model or a critic (model.head={head}), which a server has no use for: serve a language"
-            " model or an embedding model"
+            f"{folder} is of a reward model or a critic (model.head={head}), which a server has no use for: serve a"
+            " language model or an embedding model"
         )
-    config, engine, tokenizer = load_another(path, parallel)
+    config, engine, tokenizer = load_another(folder, parallel)
     return TextRunner(Generator(engine.modules, config, tokenizer), config, limits)

@@ -188,7 +188,7 @@ def test_vectors_are_the_embedders(runs):
 def test_what_cannot_be_served_is_refused(runs):
     from megagpt.serve.host import open_models
 
-    with pytest.raises(ConfigError, match=r"reward model or a critic \(model.head=scalar\)"):
+    with pytest.raises(ConfigError, match=r"of a reward model or a critic \(model.head=scalar\)"):
         open_models({"reward": runs["reward"]}, ParallelConfig(), LIMITS).__enter__()
     with pytest.raises(ConfigError, match="take 2 ranks, not 1"):
         open_models({"text": runs["text"]}, ParallelConfig(tensor_parallel_size=2), LIMITS).__enter__()
