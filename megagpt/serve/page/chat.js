@@ -16,6 +16,7 @@ export function createChat(page) {
   const log = byId("log");
   const turns = byId("turns");
   const message = byId("message");
+  let atTheEnd = true;
   let conversation = conversations().find((one) => one.id === load("conversation", "")) ?? newConversation("");
   const settings = buildSettings(byId("settings-chat"), "chat", SETTINGS);
   const answering = startStop(byId("send"), { work: (signal, again) => (again ? answer(signal) : send(signal)), show: showSend, failed });
@@ -36,11 +37,11 @@ export function createChat(page) {
   async function open(other) {
     await answering.stop();
     conversation = other;
-    save("conversation", other.id);
     show();
   }
 
   function show() {
+    save("conversation", conversation.id);
     byId("system").value = conversation.system;
     byId("title").value = conversation.title;
     draw();
@@ -50,6 +51,7 @@ export function createChat(page) {
   function draw() {
     turns.replaceChildren(...conversation.turns.map(element));
     if (!conversation.turns.length) turns.append(welcome());
+    byId("told").textContent = conversation.system.trim() ? `System prompt: ${conversation.system}` : "";
     byId("chat").classList.toggle("empty", !conversation.turns.length);
     log.scrollTop = log.scrollHeight;
   }
@@ -57,7 +59,7 @@ export function createChat(page) {
   function welcome() {
     const model = page.model("chat");
     const size = model?.context_length ? `, which reads up to ${model.context_length.toLocaleString("en")} tokens` : "";
-    return make("div", { class: "welcome" }, make("h2", { text: "Talk to a model" }), model && make("p", { text: `This is ${model.id}${size}. What you write stays in this browser and on the server.` }));
+    return make("div", { class: "welcome" }, make("h2", { text: "Talk to a model" }), model && make("p", { text: `This is ${model.id}${size}. Conversations are kept in this browser.` }));
   }
 
   function element(turn) {
@@ -149,7 +151,7 @@ export function createChat(page) {
 
   async function answer(signal) {
     const model = page.model("chat");
-    if (!model) throw new Error(page.missing("chat"));
+    if (!model) throw page.missing("chat");
     const turn = { role: "assistant", content: "", model: model.id, ended: "broken" };
     const asked = conversation.turns.slice();
     conversation.turns.push(turn);
@@ -166,8 +168,8 @@ export function createChat(page) {
       const place = isNearEnd() ? Infinity : log.scrollTop;
       draw();
       log.scrollTop = Math.min(place, log.scrollHeight);
+      announce(turn.content);
     }
-    announce(turn.content);
   }
 
   const isNearEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_THE_END;
@@ -244,12 +246,20 @@ export function createChat(page) {
       if (conversation.turns.length) changed();
     });
   }
+  byId("system").addEventListener("change", draw);
+  new ResizeObserver(() => {
+    if (atTheEnd) log.scrollTop = log.scrollHeight;
+    grow(message);
+  }).observe(log);
+  log.addEventListener("scroll", () => {
+    atTheEnd = isNearEnd();
+  });
   addEventListener("pagehide", () => answering.running() && keep(conversation));
   whenChangedElsewhere(() => list());
 
   return {
     ability: () => "chat",
-    stop: () => answering.stop(),
+    run: answering,
     opened: () => {
       if (!answering.running()) show();
       grow(message);

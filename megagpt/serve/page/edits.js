@@ -18,7 +18,7 @@ export function createEdits(page) {
 
   async function edit(signal) {
     const model = page.model("edits");
-    if (!model) throw new Error(page.missing("edits"));
+    if (!model) throw page.missing("edits");
     if (!instruction.value.trim()) {
       instruction.focus();
       throw new Error("Write in the instruction what shall be changed.");
@@ -63,7 +63,7 @@ export function createEdits(page) {
     });
   }
 
-  return { ability: () => "edits", stop: () => running.stop(), opened: () => {} };
+  return { ability: () => "edits", run: running, opened: () => {} };
 }
 
 /** An edited text: its differences, or as it is now. */

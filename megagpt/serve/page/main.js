@@ -19,7 +19,7 @@ let tab = null;
 const page = {
   /** The model that a tab uses, or null. */
   model: (name) => chosen(models ?? [], name, views[name].ability()),
-  /** Why a tab has no model. */
+  /** The error that says why a tab has no model. */
   missing: (name) => missing(models ?? [], views[name].ability()),
   /** A tab calls this when it needs another ability than before. */
   abilityChanged: (name) => {
@@ -56,7 +56,7 @@ function open(name) {
 function showModels() {
   if (models === null) return;
   fillPicker(byId("model"), models, tab, views[tab].ability());
-  byId("trouble").replaceChildren(...(page.model(tab) ? [] : [errorBox({ message: page.missing(tab) }, button("Look again", refresh))]));
+  byId("trouble").replaceChildren(...(page.model(tab) ? [] : [errorBox(page.missing(tab), button("Look again", refresh))]));
 }
 
 async function refresh() {
@@ -100,7 +100,9 @@ document.querySelector("[role=tablist]").addEventListener("keydown", moveTab);
 addEventListener("hashchange", () => open(location.hash.slice(1)));
 addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || byId("key-dialog").open) return;
-  if (!settings.close() && !conversations.close()) views[tab].stop();
+  const { run } = views[tab];
+  if (run.running()) run.stop();
+  else if (!settings.close()) conversations.close();
 });
 byId("model").addEventListener("change", (event) => {
   choose(tab, event.target.value);

@@ -10,7 +10,7 @@ import { hideTip, pieces, tokenGroup } from "./tokens.js";
 const GAP = "[insert]";
 const SETTINGS = ["max_tokens", "temperature", "top_p", "n", "seed", "presence_penalty", "frequency_penalty", "stop"];
 const ALTERNATIVES = 5;
-const ENDED = { length: "Cut off at the most tokens.", stopped: "Stopped.", broken: "Broken off." };
+const ENDED = { length: "Cut off at the limit of tokens.", stopped: "Stopped.", broken: "Broken off." };
 
 export function createPlayground(page) {
   const prompt = byId("prompt");
@@ -49,7 +49,7 @@ export function createPlayground(page) {
     const model = page.model("playground");
     const [prefix, suffix, more] = prompt.value.split(GAP);
     if (more !== undefined) throw new Error(`The text has more than one ${GAP}. Keep one: a model fills one gap at a time.`);
-    if (!model) throw new Error(page.missing("playground"));
+    if (!model) throw page.missing("playground");
     const inserted = suffix === undefined ? {} : { suffix };
     const body = { model: model.id, prompt: prefix, ...inserted, logprobs: ALTERNATIVES, ...settings() };
     const shown = Array.from({ length: body.n ?? 1 }, () => resultElement(prefix, suffix ?? "", use));
@@ -93,7 +93,7 @@ export function createPlayground(page) {
 
   return {
     ability: () => ability,
-    stop: () => running.stop(),
+    run: running,
     opened: read,
   };
 }

@@ -6,7 +6,7 @@ import { load, save } from "./store.js";
 const FIELDS = {
   temperature: { label: "Temperature", note: "0 takes the likeliest token; more is more varied.", from: 0, to: 2, step: 0.05, usual: 1 },
   top_p: { label: "Top p", note: "Choose among the likeliest tokens that have this probability together.", from: 0.05, to: 1, step: 0.05, usual: 1 },
-  max_tokens: { label: "Most new tokens", note: "Empty: as the server decides.", whole: true, from: 1 },
+  max_tokens: { label: "Max tokens", note: "Empty: as the server decides.", whole: true, from: 1 },
   n: { label: "Results", note: "Written side by side, each with its own random numbers.", whole: true, from: 1, to: 8 },
   seed: { label: "Seed", note: "The same seed and text give the same result. Empty: another one each time.", whole: true },
   presence_penalty: { label: "Presence penalty", note: "Above 0, tokens that came once come less often.", from: -2, to: 2, step: 0.1, usual: 0 },

@@ -3,7 +3,7 @@
 import { button, copyButton, grow, iconButton, isEnter, make } from "./dom.js";
 import { showText } from "./markdown.js";
 
-const ENDED = { length: "Cut off at the most tokens that it may have.", stopped: "Stopped.", broken: "Broken off." };
+const ENDED = { length: "Cut off at the limit of tokens.", stopped: "Stopped.", broken: "Broken off." };
 
 /**
  * A turn as an element with `update()`, which draws what changed in `turn`. `acts`: {edit, remove, again}, each called
@@ -37,7 +37,7 @@ function about(turn) {
   if (turn.role === "user") return "";
   const parts = [];
   if (turn.tokens) parts.push(turn.tokens === 1 ? "1 token" : `${turn.tokens.toLocaleString("en")} tokens`);
-  if (turn.tokens > 1 && turn.seconds > 0) parts.push(`${(turn.tokens / turn.seconds).toPrecision(2)} a second`);
+  if (turn.tokens > 1 && turn.seconds > 0) parts.push(`${rounded(turn.tokens / turn.seconds)} a second`);
   const length = parts.length ? [parts.join(", ")] : [];
   if (!turn.content && turn.ended === "stop") length.push("The model wrote nothing.");
   if (turn.leftOut) length.push(`${turn.leftOut} earlier messages did not fit and were left out.`);
@@ -45,10 +45,12 @@ function about(turn) {
   return length.join(" · ");
 }
 
+const rounded = (speed) => (speed < 10 ? speed.toFixed(1) : Math.round(speed).toLocaleString("en"));
+
 /** Puts a text area in place of a turn's text. `done(text)` is called with the new text, or with null
  * when it shall stay as it was. */
 export function editInPlace(element, turn, label, done) {
-  const area = make("textarea", { class: "edit", "aria-label": "Edit the message" });
+  const area = make("textarea", { class: "rewrite", "aria-label": "Edit the message" });
   area.value = turn.content;
   const save = () => done(area.value.trim() ? area.value : null);
   const cancel = () => done(null);
