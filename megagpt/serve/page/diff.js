@@ -7,7 +7,8 @@ const WORDS = /[\p{L}\p{N}_]+|\s+|[^\p{L}\p{N}_\s]/gu;
 const words = (text) => text.match(WORDS) ?? [];
 
 /** Parts of the two texts in order: [kind, text], where kind is "same", "out" or "in". */
-export const difference = (before, after) => joined(changes(words(before), words(after)).map(([kind, list]) => [kind, list.join("")]));
+export const difference = (before, after) =>
+  joined(changes(words(before), words(after)).map(([kind, list]) => [kind, list.join("")]));
 
 /** The same of two lists, as parts with lists. */
 export function changes(a, b) {
@@ -21,14 +22,19 @@ export function changes(a, b) {
 
 function between(a, b) {
   const trace = search(a, b);
-  if (trace === null) return [["out", a], ["in", b]];
+  if (trace === null)
+    return [
+      ["out", a],
+      ["in", b],
+    ];
   const parts = [];
   let x = a.length;
   let y = b.length;
   for (let changes = trace.length - 1; changes > 0; changes -= 1) {
     const reached = trace[changes - 1]; // how far in `a` each diagonal came with one change fewer
     const diagonal = x - y;
-    const down = diagonal === -changes || (diagonal !== changes && at(reached, diagonal - 1) < at(reached, diagonal + 1));
+    const down =
+      diagonal === -changes || (diagonal !== changes && at(reached, diagonal - 1) < at(reached, diagonal + 1));
     const from = down ? diagonal + 1 : diagonal - 1;
     const oldX = at(reached, from);
     const oldY = oldX - from;
@@ -53,7 +59,8 @@ function search(a, b) {
       let x = 0;
       if (changes > 0) {
         const before = trace[changes - 1];
-        const down = diagonal === -changes || (diagonal !== changes && at(before, diagonal - 1) < at(before, diagonal + 1));
+        const down =
+          diagonal === -changes || (diagonal !== changes && at(before, diagonal - 1) < at(before, diagonal + 1));
         x = down ? at(before, diagonal + 1) : at(before, diagonal - 1) + 1;
       }
       while (x < a.length && x - diagonal < b.length && a[x] === b[x - diagonal]) x += 1;
@@ -105,4 +112,6 @@ function joined(parts) {
 
 /** How many words the parts of a kind have. */
 export const countWords = (parts, kind) =>
-  parts.filter(([one]) => one === kind).reduce((sum, [, text]) => sum + words(text).filter((word) => word.trim()).length, 0);
+  parts
+    .filter(([one]) => one === kind)
+    .reduce((sum, [, text]) => sum + words(text).filter((word) => word.trim()).length, 0);

@@ -28,7 +28,12 @@ export function createPlayground(page) {
     save("prompt", prompt.value);
     const gaps = prompt.value.split(GAP).length - 1;
     byId("mark-gap").textContent = gaps ? "Remove the gap" : "Mark a gap";
-    byId("prompt-note").textContent = gaps > 1 ? `Keep one ${GAP}: a model fills one gap at a time.` : gaps ? `The model writes where ${GAP} stands.` : "Ctrl+Enter starts, Esc stops.";
+    byId("prompt-note").textContent =
+      gaps > 1
+        ? `Keep one ${GAP}: a model fills one gap at a time.`
+        : gaps
+          ? `The model writes where ${GAP} stands.`
+          : "Ctrl+Enter starts, Esc stops.";
     if (!running.running()) showButton(false);
     const needed = gaps ? "suffix" : "completions";
     if (needed !== ability) {
@@ -48,7 +53,8 @@ export function createPlayground(page) {
   async function complete(signal) {
     const model = page.model("playground");
     const [prefix, suffix, more] = prompt.value.split(GAP);
-    if (more !== undefined) throw new Error(`The text has more than one ${GAP}. Keep one: a model fills one gap at a time.`);
+    if (more !== undefined)
+      throw new Error(`The text has more than one ${GAP}. Keep one: a model fills one gap at a time.`);
     if (!model) throw page.missing("playground");
     const inserted = suffix === undefined ? {} : { suffix };
     const body = { model: model.id, prompt: prefix, ...inserted, logprobs: ALTERNATIVES, ...settings() };
@@ -78,7 +84,12 @@ export function createPlayground(page) {
   }
 
   function failed(error) {
-    results.prepend(errorBox(error, button("Try again", () => running.start())));
+    results.prepend(
+      errorBox(
+        error,
+        button("Try again", () => running.start()),
+      ),
+    );
   }
 
   prompt.value = load("prompt", "");
@@ -106,8 +117,24 @@ function resultElement(prefix, suffix, use) {
   const place = make("mark");
   const note = make("small", { class: "note" });
   const whole = () => prefix + text + suffix;
-  const footer = make("footer", {}, make("div", { class: "actions" }, copyButton(() => text, "Copy what was written"), button("Go on with this text", () => use(whole()))), note);
-  const body = make("div", { class: "body given" }, make("span", { text: prefix }), place, make("span", { text: suffix }));
+  const footer = make(
+    "footer",
+    {},
+    make(
+      "div",
+      { class: "actions" },
+      copyButton(() => text, "Copy what was written"),
+      button("Go on with this text", () => use(whole())),
+    ),
+    note,
+  );
+  const body = make(
+    "div",
+    { class: "body given" },
+    make("span", { text: prefix }),
+    place,
+    make("span", { text: suffix }),
+  );
   const element = make("article", { class: "card running", "aria-busy": "true" }, body, footer);
 
   function add(choice) {
