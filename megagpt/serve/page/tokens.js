@@ -41,7 +41,7 @@ export function tokenGroup(list) {
       tabindex: group.children.length ? -1 : 0,
       "aria-describedby": "tip",
     });
-    token.style.setProperty("--unlikely", String(Math.min(1, Math.max(0, -piece.logprob / 5))));
+    token.style.setProperty("--unlikely", String(Math.min(1, Math.max(0, -piece.logprob / 4))));
     for (const event of ["pointerenter", "focus"]) token.addEventListener(event, () => showTip(token, piece));
     for (const event of ["pointerleave", "blur"]) token.addEventListener(event, hideTip);
     group.append(token);
