@@ -288,12 +288,22 @@ def test_errors_say_what_to_do(page, server):
     page.click(".error button")
     page.wait(f"{READY} && !document.querySelector('.error') && document.querySelectorAll('.turn').length === 4")
 
-    full = {"message": "too long", "code": "context_length_exceeded"}
-    server.refusals = [(400, full, {})]
-    say(page, "more")  # the oldest exchange is left out
-    assert [message["content"] for message in server.last("chat/completions")["messages"]] == ["there", "there", "more"]
+
+def test_oldest_exchanges_make_room(page, server):
+    server.models = [{**model, "context_length": 24} for model in server.models]
+    page.reload()
+    for word in ("one", "two", "six"):
+        say(page, f"{word} {word} {word}")
+        sent = [message["content"][:3] for message in server.last("chat/completions")["messages"]]
+    assert sent == ["two", "two", "six"]  # 9 words; with the first exchange 15, and half of the context is the answer's
     assert "2 earlier messages did not fit" in page.text(f"{LAST} .note")
-    server.refusals = [(400, full, {})] * 4
+
+    refusal = (400, {"message": "too long", "code": "context_length_exceeded"}, {})
+    server.refusals = [refusal]
+    say(page, "ten")
+    assert [message["content"] for message in server.last("chat/completions")["messages"]] == ["ten"]
+    assert "6 earlier messages did not fit" in page.text(f"{LAST} .note")
+    server.refusals = [refusal] * 4
     page.type("longest")
     page.press("Enter")
     assert "Shorten the text" in page.text(".error")

@@ -182,7 +182,9 @@ export function createChat(page) {
     const follow = follower(elements.get(turn));
     follow();
     try {
-      await writeAnswer(turn, { system: conversation.system, asked, settings: settings(), signal, written: follow });
+      const { system } = conversation;
+      const context = model.context_length ?? Infinity;
+      await writeAnswer(turn, { system, asked, context, settings: settings(), signal, written: follow });
     } finally {
       if (signal.aborted) turn.ended = "stopped";
       if (!turn.content && turn.ended !== "stop") conversation.turns.pop();

@@ -68,6 +68,7 @@ export function createPlayground(page) {
       }
     } finally {
       for (const result of shown) result.end(signal.aborted);
+      if (shown.every((result) => !result.began())) results.replaceChildren();
     }
     announce(shown.map((result) => result.text()).join("\n"));
   }
@@ -156,5 +157,5 @@ function resultElement(prefix, suffix, use) {
     element.setAttribute("aria-busy", "false");
   }
 
-  return { element, add, end, text: () => text };
+  return { element, add, end, text: () => text, began: () => text !== "" || ended !== null };
 }
