@@ -37,7 +37,7 @@ export function createEmbeddings(page) {
       );
     if (input.length > MOST_TEXTS)
       throw new Error(
-        `These are ${input.length} texts. The page compares ${MOST_TEXTS}; \`megagpt search map\` draws larger maps.`,
+        `These are ${input.length} texts. The page compares ${MOST_TEXTS}; megagpt search map draws larger maps.`,
       );
     results.replaceChildren(make("p", { class: "waiting", text: "The model is reading" }));
     announce("The model is reading.");

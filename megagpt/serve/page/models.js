@@ -58,6 +58,6 @@ export function missing(models, ability) {
     completions: "runs/demo",
   }[ability];
   const served = models.length ? `Served now: ${models.map((model) => model.id).join(", ")}. ` : "";
-  const advice = `${served}Start the server with one that can, such as \`megagpt serve ${trained}\`.`;
+  const advice = `${served}Start the server with one that can, for example: megagpt serve ${trained}`;
   return new ApiError(`No model here can ${DOES[ability]}.`, { advice });
 }
