@@ -19,7 +19,8 @@ OPTIONS = (
 PATIENCE = 15
 """Seconds to wait for what should happen at once; the machine may be busy."""
 
-KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowRight": (39, ""), "ArrowUp": (38, "")}
+KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, "")}
+KEYS |= {name: (code, "") for code, name in enumerate(("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown"), 37)}
 MODIFIERS = {"alt": 1, "ctrl": 2, "shift": 8}
 
 
@@ -43,7 +44,12 @@ class Browser:
     def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
         """The result of a command. Events that come meanwhile are kept."""
         self._number += 1
-        message = {"id": self._number, "method": method, "params": params, **({"sessionId": session} if session else {})}
+        message = {
+            "id": self._number,
+            "method": method,
+            "params": params,
+            **({"sessionId": session} if session else {}),
+        }
         os.write(self._commands, json.dumps(message).encode() + b"\0")
         while (answer := self._read()).get("id") != self._number:
             self.events.append(answer)

@@ -95,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "completions":
             self.stream(completion_chunks(body, self.words(" and so on")), body)
         else:
-            self.stream(chat_chunks(self.words(body["messages"][-1]["content"])), body)
+            self.stream(chat_chunks(body["messages"], self.words(body["messages"][-1]["content"])), body)
 
     def allowed(self) -> bool:
         wanted = self.server.key
@@ -141,14 +141,15 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def chat_chunks(words: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """Chunks of chat.completion.chunk: the role, the words, the reason of the end, and what was used."""
+def chat_chunks(messages: list[dict[str, str]], words: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Chunks of chat.completion.chunk: the role, the words, why it ended, and what was used: a word is a token."""
     yield {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
     count = 0
     for count, word in enumerate(words, 1):  # noqa: B007
         yield {"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]}
     yield {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-    yield {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": count, "total_tokens": count + 1}}
+    asked = sum(len(message["content"].split()) for message in messages)
+    yield {"choices": [], "usage": {"prompt_tokens": asked, "completion_tokens": count, "total_tokens": asked + count}}
 
 
 def completion_chunks(body: dict[str, Any], words: Iterator[str]) -> Iterator[dict[str, Any]]:

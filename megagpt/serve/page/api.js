@@ -29,9 +29,24 @@ export function whenKeyIsNeeded(ask) {
   askForKey = ask;
 }
 
+let key = null;
+
 /** The key is forgotten with the browser's tab. */
-export function setKey(key) {
-  sessionStorage.setItem(KEY, key);
+export function setKey(given) {
+  key = given;
+  try {
+    sessionStorage.setItem(KEY, given);
+  } catch {
+    // the browser is told to keep nothing: the key is forgotten when the page is loaded anew
+  }
+}
+
+function storedKey() {
+  try {
+    return sessionStorage.getItem(KEY);
+  } catch {
+    return null;
+  }
 }
 
 /** Parsed JSON of a GET. */
@@ -49,7 +64,9 @@ export async function* stream(path, body, signal) {
     if (chunk.error) throw refusal(500, chunk, null);
     yield chunk;
   }
-  throw new ApiError("The connection ended before the answer did.", { advice: "Try again. If it goes on, look at the server's log." });
+  throw new ApiError("The connection ended before the answer did.", {
+    advice: "Try again. If it goes on, look at the server's log.",
+  });
 }
 
 function posted(body, signal) {
@@ -57,14 +74,16 @@ function posted(body, signal) {
 }
 
 async function send(path, options) {
-  const key = sessionStorage.getItem(KEY);
+  key ??= storedKey();
   const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   let response;
   try {
     response = await fetch(new URL(`v1/${path}`, document.baseURI), { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError("The server does not answer.", { advice: "See whether it still runs, and whether this machine reaches it; then try again." });
+    throw new ApiError("The server does not answer.", {
+      advice: "See whether it still runs, and whether this machine reaches it; then try again.",
+    });
   }
   if (response.ok) return response;
   if (response.status === 401 && (await askForKey(Boolean(key)))) return send(path, options);

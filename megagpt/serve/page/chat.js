@@ -1,6 +1,6 @@
 // The chat: one conversation at a time, of those that the browser keeps.
 
-import { stream } from "./api.js";
+import { writeAnswer } from "./answer.js";
 import { listConversations } from "./conversations.js";
 import { announce, button, byId, errorBox, grow, icon, isEnter, make, toast } from "./dom.js";
 import { startStop } from "./run.js";
@@ -16,9 +16,15 @@ export function createChat(page) {
   const log = byId("log");
   const turns = byId("turns");
   const message = byId("message");
+  let atTheEnd = true;
   let conversation = conversations().find((one) => one.id === load("conversation", "")) ?? newConversation("");
+  const elements = new WeakMap(); // of turns
   const settings = buildSettings(byId("settings-chat"), "chat", SETTINGS);
-  const answering = startStop(byId("send"), { work: (signal, again) => (again ? answer(signal) : send(signal)), show: showSend, failed });
+  const answering = startStop(byId("send"), {
+    work: (signal, again) => (again ? answer(signal) : send(signal)),
+    show: showSend,
+    failed,
+  });
 
   function showSend(running) {
     byId("send").replaceChildren(icon(running ? "stop" : "send"));
@@ -36,34 +42,46 @@ export function createChat(page) {
   async function open(other) {
     await answering.stop();
     conversation = other;
-    save("conversation", other.id);
     show();
   }
 
   function show() {
+    save("conversation", conversation.id);
     byId("system").value = conversation.system;
     byId("title").value = conversation.title;
     draw();
+    toTheEnd();
     list();
   }
 
+  /** Draws the turns. Those that are there already stay, and with them the focus and what is marked. */
   function draw() {
-    turns.replaceChildren(...conversation.turns.map(element));
-    if (!conversation.turns.length) turns.append(welcome());
+    const wanted = conversation.turns.length ? conversation.turns.map(element) : [welcome()];
+    wanted.forEach((one, place) => {
+      if (turns.children[place] !== one) turns.insertBefore(one, turns.children[place] ?? null);
+    });
+    while (turns.children.length > wanted.length) turns.lastElementChild.remove();
+    byId("told").textContent = conversation.system.trim() ? `System prompt: ${conversation.system}` : "";
     byId("chat").classList.toggle("empty", !conversation.turns.length);
-    log.scrollTop = log.scrollHeight;
   }
 
   function welcome() {
     const model = page.model("chat");
     const size = model?.context_length ? `, which reads up to ${model.context_length.toLocaleString("en")} tokens` : "";
-    return make("div", { class: "welcome" }, make("h2", { text: "Talk to a model" }), model && make("p", { text: `This is ${model.id}${size}. What you write stays in this browser and on the server.` }));
+    return make(
+      "div",
+      { class: "welcome" },
+      make("h2", { text: "Talk to a model" }),
+      model && make("p", { text: `This is ${model.id}${size}. Conversations are kept in this browser.` }),
+    );
   }
 
   function element(turn) {
-    const last = turn === conversation.turns.at(-1);
-    const user = turn.role === "user";
-    return turnElement(turn, { edit, remove: user ? removeTurn : null, again: last ? again : null });
+    const remove = turn.role === "user" ? removeTurn : null;
+    const made = elements.get(turn) ?? turnElement(turn, { edit, remove, again });
+    elements.set(turn, made);
+    made.update({ last: turn === conversation.turns.at(-1) });
+    return made;
   }
 
   /** Keeps the conversation, and draws the list anew. */
@@ -130,8 +148,13 @@ export function createChat(page) {
   }
 
   function failed(error) {
-    turns.append(errorBox(error, button("Try again", () => again(conversation.turns.at(-1)))));
-    log.scrollTop = log.scrollHeight;
+    turns.append(
+      errorBox(
+        error,
+        button("Try again", () => again(conversation.turns.at(-1))),
+      ),
+    );
+    toTheEnd();
   }
 
   // Talking to the model
@@ -149,79 +172,51 @@ export function createChat(page) {
 
   async function answer(signal) {
     const model = page.model("chat");
-    if (!model) throw new Error(page.missing("chat"));
+    if (!model) throw page.missing("chat");
     const turn = { role: "assistant", content: "", model: model.id, ended: "broken" };
     const asked = conversation.turns.slice();
     conversation.turns.push(turn);
     draw();
+    toTheEnd();
     announce("The answer is being written.");
-    const article = turns.lastElementChild;
-    article.update(true);
+    const follow = follower(elements.get(turn));
+    follow();
     try {
-      await write(turn, asked, signal, () => follow(article));
+      const { system } = conversation;
+      const context = model.context_length ?? Infinity;
+      await writeAnswer(turn, { system, asked, context, settings: settings(), signal, written: follow });
     } finally {
       if (signal.aborted) turn.ended = "stopped";
       if (!turn.content && turn.ended !== "stop") conversation.turns.pop();
       changed();
-      const place = isNearEnd() ? Infinity : log.scrollTop;
       draw();
-      log.scrollTop = Math.min(place, log.scrollHeight);
-    }
-    announce(turn.content);
-  }
-
-  const isNearEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_THE_END;
-
-  function follow(article) {
-    const following = isNearEnd();
-    article.update(true);
-    if (following) log.scrollTop = log.scrollHeight;
-  }
-
-  /** Writes an answer into `turn`, leaving the oldest exchanges out when they do not fit. */
-  async function write(turn, asked, signal, written) {
-    const system = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
-    for (;;) {
-      const messages = [...system, ...asked.slice(turn.leftOut ?? 0).map(({ role, content }) => ({ role, content }))];
-      const { max_tokens, ...rest } = settings();
-      const length = max_tokens === undefined ? {} : { max_completion_tokens: max_tokens };
-      const body = { model: turn.model, messages, ...rest, ...length, stream_options: { include_usage: true } };
-      try {
-        return await read(stream("chat/completions", body, signal), turn, written);
-      } catch (error) {
-        const next = asked.findIndex((other, place) => place > (turn.leftOut ?? 0) && other.role === "user");
-        if (error.code !== "context_length_exceeded" || next < 0) throw error;
-        turn.leftOut = next;
-      }
+      if (atTheEnd) toTheEnd();
+      announce(turn.content);
     }
   }
 
-  async function read(chunks, turn, written) {
-    let began = null; // when the first text came
+  /** A function that draws what was written of an answer, with the next picture, and keeps it now and then. */
+  function follower(article) {
     let kept = Date.now();
-    let waiting = 0;
-    try {
-      for await (const { choices, usage } of chunks) {
-        const [choice] = choices;
-        if (choice?.delta?.content) {
-          began ??= performance.now();
-          turn.content += choice.delta.content;
-          waiting ||= requestAnimationFrame(() => {
-            waiting = 0;
-            written();
-          });
-        }
-        if (choice?.finish_reason) turn.ended = choice.finish_reason;
-        if (usage) turn.tokens = usage.completion_tokens;
-        if (Date.now() - kept > KEPT_EVERY) {
-          keep(conversation);
-          kept = Date.now();
-        }
+    let waiting = false;
+    return () => {
+      if (Date.now() - kept > KEPT_EVERY) {
+        keep(conversation);
+        kept = Date.now();
       }
-      if (began !== null) turn.seconds = (performance.now() - began) / 1000;
-    } finally {
-      cancelAnimationFrame(waiting);
-    }
+      if (waiting) return;
+      waiting = true;
+      requestAnimationFrame(() => {
+        waiting = false;
+        article.update({ last: true, running: answering.running() });
+        if (atTheEnd) toTheEnd();
+      });
+    };
+  }
+
+  function toTheEnd() {
+    atTheEnd = true;
+    log.scrollTop = log.scrollHeight;
   }
 
   message.addEventListener("input", () => grow(message));
@@ -229,7 +224,7 @@ export function createChat(page) {
     if (isEnter(event)) {
       event.preventDefault();
       if (!answering.running()) answering.start();
-    } else if (event.key === "ArrowUp" && !message.value) {
+    } else if (event.key === "ArrowUp" && !message.value && !answering.running()) {
       const last = conversation.turns.findLast((turn) => turn.role === "user");
       if (last) {
         event.preventDefault();
@@ -244,12 +239,20 @@ export function createChat(page) {
       if (conversation.turns.length) changed();
     });
   }
+  byId("system").addEventListener("change", draw);
+  new ResizeObserver(() => {
+    if (atTheEnd) toTheEnd();
+    grow(message);
+  }).observe(log);
+  log.addEventListener("scroll", () => {
+    atTheEnd = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_THE_END;
+  });
   addEventListener("pagehide", () => answering.running() && keep(conversation));
   whenChangedElsewhere(() => list());
 
   return {
     ability: () => "chat",
-    stop: () => answering.stop(),
+    run: answering,
     opened: () => {
       if (!answering.running()) show();
       grow(message);

@@ -6,7 +6,13 @@ import { conversations } from "./store.js";
 const TITLE = 60; // characters
 
 export function titleOf(conversation) {
-  const first = conversation.title || conversation.turns.find((turn) => turn.role === "user")?.content.trim().replace(/\s+/g, " ") || "New conversation";
+  const first =
+    conversation.title ||
+    conversation.turns
+      .find((turn) => turn.role === "user")
+      ?.content.trim()
+      .replace(/\s+/g, " ") ||
+    "New conversation";
   return first.length > TITLE ? `${first.slice(0, TITLE).trimEnd()}...` : first;
 }
 
@@ -14,9 +20,22 @@ export function titleOf(conversation) {
 export function listConversations(current, open, remove) {
   const items = conversations().map((conversation) => {
     const title = titleOf(conversation);
-    const show = make("button", { type: "button", class: "open", text: title, title, "aria-current": conversation.id === current ? "true" : null });
+    const show = make("button", {
+      type: "button",
+      class: "open",
+      text: title,
+      title,
+      "aria-current": conversation.id === current ? "true" : null,
+    });
     show.addEventListener("click", () => open(conversation));
-    return make("li", {}, show, iconButton("trash", `Delete ${title}`, () => remove(conversation)));
+    return make(
+      "li",
+      {},
+      show,
+      iconButton("trash", `Delete ${title}`, () => remove(conversation)),
+    );
   });
-  byId("conversations").querySelector("ul").replaceChildren(...items);
+  byId("conversations")
+    .querySelector("ul")
+    .replaceChildren(...items);
 }

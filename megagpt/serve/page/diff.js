@@ -7,27 +7,34 @@ const WORDS = /[\p{L}\p{N}_]+|\s+|[^\p{L}\p{N}_\s]/gu;
 const words = (text) => text.match(WORDS) ?? [];
 
 /** Parts of the two texts in order: [kind, text], where kind is "same", "out" or "in". */
-export function difference(before, after) {
-  const a = words(before);
-  const b = words(after);
+export const difference = (before, after) =>
+  joined(changes(words(before), words(after)).map(([kind, list]) => [kind, list.join("")]));
+
+/** The same of two lists, as parts with lists. */
+export function changes(a, b) {
   let start = 0;
   while (start < a.length && start < b.length && a[start] === b[start]) start += 1;
   let end = 0;
   while (end < a.length - start && end < b.length - start && a[a.length - 1 - end] === b[b.length - 1 - end]) end += 1;
-  const parts = [["same", a.slice(0, start)], ...middle(a.slice(start, a.length - end), b.slice(start, b.length - end)), ["same", a.slice(a.length - end)]];
-  return joined(parts.map(([kind, list]) => [kind, list.join("")]));
+  const middle = between(a.slice(start, a.length - end), b.slice(start, b.length - end));
+  return [["same", a.slice(0, start)], ...middle, ["same", a.slice(a.length - end)]];
 }
 
-function middle(a, b) {
+function between(a, b) {
   const trace = search(a, b);
-  if (trace === null) return [["out", a], ["in", b]];
+  if (trace === null)
+    return [
+      ["out", a],
+      ["in", b],
+    ];
   const parts = [];
   let x = a.length;
   let y = b.length;
   for (let changes = trace.length - 1; changes > 0; changes -= 1) {
     const reached = trace[changes - 1]; // how far in `a` each diagonal came with one change fewer
     const diagonal = x - y;
-    const down = diagonal === -changes || (diagonal !== changes && at(reached, diagonal - 1) < at(reached, diagonal + 1));
+    const down =
+      diagonal === -changes || (diagonal !== changes && at(reached, diagonal - 1) < at(reached, diagonal + 1));
     const from = down ? diagonal + 1 : diagonal - 1;
     const oldX = at(reached, from);
     const oldY = oldX - from;
@@ -52,7 +59,8 @@ function search(a, b) {
       let x = 0;
       if (changes > 0) {
         const before = trace[changes - 1];
-        const down = diagonal === -changes || (diagonal !== changes && at(before, diagonal - 1) < at(before, diagonal + 1));
+        const down =
+          diagonal === -changes || (diagonal !== changes && at(before, diagonal - 1) < at(before, diagonal + 1));
         x = down ? at(before, diagonal + 1) : at(before, diagonal - 1) + 1;
       }
       while (x < a.length && x - diagonal < b.length && a[x] === b[x - diagonal]) x += 1;
@@ -67,24 +75,36 @@ function search(a, b) {
   return null;
 }
 
-/** Neighbours of one kind become one part; what goes out stands before what comes in. */
+/**
+ * Neighbours of one kind become one part; what goes out stands before what comes in. A space between two words that
+ * both became others is taken to be replaced with them, since "old words" for "new ones" is easier to read.
+ */
 function joined(parts) {
   const result = [];
   let out = "";
   let into = "";
+  let same = "";
   const flush = () => {
+    if (out.endsWith(" ") && into.endsWith(" ")) [out, into, same] = [out.slice(0, -1), into.slice(0, -1), ` ${same}`];
     if (out) result.push(["out", out]);
     if (into) result.push(["in", into]);
-    out = into = "";
+    if (same) result.push(["same", same]);
+    out = into = same = "";
   };
   for (const [kind, text] of parts) {
-    if (kind === "out") out += text;
-    else if (kind === "in") into += text;
-    else if (text) {
-      flush();
-      if (result.at(-1)?.[0] === "same") result.at(-1)[1] += text;
-      else result.push(["same", text]);
+    if (kind === "same") {
+      same += text;
+      continue;
     }
+    if (same === " " && out && into) {
+      out += same;
+      into += same;
+      same = "";
+    } else if (same) {
+      flush();
+    }
+    if (kind === "out") out += text;
+    else into += text;
   }
   flush();
   return result;
@@ -92,4 +112,6 @@ function joined(parts) {
 
 /** How many words the parts of a kind have. */
 export const countWords = (parts, kind) =>
-  parts.filter(([one]) => one === kind).reduce((sum, [, text]) => sum + words(text).filter((word) => word.trim()).length, 0);
+  parts
+    .filter(([one]) => one === kind)
+    .reduce((sum, [, text]) => sum + words(text).filter((word) => word.trim()).length, 0);

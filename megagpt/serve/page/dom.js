@@ -2,23 +2,24 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const ICONS = {
-  copy: "M7 7V4.5A1.5 1.5 0 0 1 8.5 3H15.500A1.5 1.5 0 0 1 17 4.500V11.500A1.5 1.5 0 0 1 15.5 13H13M4.5 7H11.500A1.5 1.5 0 0 1 13 8.500V15.500A1.5 1.5 0 0 1 11.5 17H4.500A1.5 1.5 0 0 1 3 15.500V8.500A1.5 1.5 0 0 1 4.5 7Z",
+  copy: "M7 7V4.5L8.5 3H15.5L17 4.5V11.5L15.5 13H13M4.5 7H11.5L13 8.5V15.5L11.5 17H4.5L3 15.5V8.5Z",
   check: "M4 10.5 8.2 15 16 5.5",
   edit: "M4 16V13L13 4 16 7 7 16ZM11 6 14 9",
-  trash: "M4 6H16M8 6V4H12V6M5.5 6 6.3 16.500H13.700L14.5 6M8.5 9V13.500M11.5 9V13.5",
-  again: "M16 10A6 6 0 1 1 14.2 5.700L16 7.500M16 3.500V7.500H12",
+  trash: "M4 6H16M8 6V4H12V6M5.5 6 6.3 16.5H13.7L14.5 6M8.5 9V13.5M11.5 9V13.5",
+  again: "M16 10A6 6 0 1 1 14.2 5.7L16 7.5M16 3.5V7.5H12",
   send: "M10 16V4M5 9 10 4 15 9",
   stop: "M6 6H14V14H6Z",
 };
 
-/** An element. `props`: class, text, hidden and on (listeners by event) have a meaning of their own, others are attributes. */
+/** An element. `props`: class, text and on (listeners by event) have a meaning of their own, others are attributes. */
 export function make(tag, props = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
     if (value === null || value === undefined || value === false) continue;
     if (name === "text") made.textContent = value;
     else if (name === "class") made.className = value;
-    else if (name === "on") for (const [event, listener] of Object.entries(value)) made.addEventListener(event, listener);
+    else if (name === "on")
+      for (const [event, listener] of Object.entries(value)) made.addEventListener(event, listener);
     else made.setAttribute(name, value === true ? "" : String(value));
   }
   made.append(...children.filter((child) => child !== null && child !== undefined));
@@ -58,7 +59,12 @@ export function toast(text, undo = null) {
     undo();
   };
   place.replaceChildren(
-    make("div", {}, make("span", { text }), undo && make("button", { type: "button", text: "Undo", on: { click: back } })),
+    make(
+      "div",
+      {},
+      make("span", { text }),
+      undo && make("button", { type: "button", text: "Undo", on: { click: back } }),
+    ),
   );
   clearTimeout(hiding);
   hiding = setTimeout(hide, undo ? 8000 : 2500);
@@ -97,7 +103,8 @@ export function errorBox(error, ...buttons) {
   );
 }
 
-export const button = (text, click, kind = "plain") => make("button", { type: "button", class: kind, text, on: { click } });
+export const button = (text, click, kind = "plain") =>
+  make("button", { type: "button", class: kind, text, on: { click } });
 
 /** Whether a key press means "do it": Enter alone, and not one that ends the input of a composed character. */
 export const isEnter = (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing;

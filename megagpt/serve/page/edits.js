@@ -18,7 +18,7 @@ export function createEdits(page) {
 
   async function edit(signal) {
     const model = page.model("edits");
-    if (!model) throw new Error(page.missing("edits"));
+    if (!model) throw page.missing("edits");
     if (!instruction.value.trim()) {
       instruction.focus();
       throw new Error("Write in the instruction what shall be changed.");
@@ -27,7 +27,11 @@ export function createEdits(page) {
     results.replaceChildren(make("p", { class: "waiting", text: "The model is editing" }));
     announce("The model is editing.");
     try {
-      const { choices } = await post("edits", { model: model.id, input: before, instruction: instruction.value, ...settings() }, signal);
+      const { choices } = await post(
+        "edits",
+        { model: model.id, input: before, instruction: instruction.value, ...settings() },
+        signal,
+      );
       results.replaceChildren(...choices.map(({ text }) => resultElement(before, text, use)));
       announce(results.querySelector(".note").textContent);
     } finally {
@@ -47,7 +51,12 @@ export function createEdits(page) {
   }
 
   function failed(error) {
-    results.replaceChildren(errorBox(error, button("Try again", () => running.start())));
+    results.replaceChildren(
+      errorBox(
+        error,
+        button("Try again", () => running.start()),
+      ),
+    );
   }
 
   const kept = load("edit", {});
@@ -63,7 +72,7 @@ export function createEdits(page) {
     });
   }
 
-  return { ability: () => "edits", stop: () => running.stop(), opened: () => {} };
+  return { ability: () => "edits", run: running, opened: () => {} };
 }
 
 /** An edited text: its differences, or as it is now. */
@@ -72,9 +81,17 @@ function resultElement(before, after, use) {
   const tags = { same: "span", out: "del", in: "ins" };
   const changes = make("div", { class: "body" }, ...parts.map(([kind, text]) => make(tags[kind], { text })));
   const result = make("div", { class: "body", text: after, hidden: true });
-  const views = [["Changes", changes], ["Result", result]];
+  const views = [
+    ["Changes", changes],
+    ["Result", result],
+  ];
   const choices = views.map(([label, view]) =>
-    make("button", { type: "button", text: label, "aria-pressed": String(view === changes), on: { click: () => show(view) } }),
+    make("button", {
+      type: "button",
+      text: label,
+      "aria-pressed": String(view === changes),
+      on: { click: () => show(view) },
+    }),
   );
 
   function show(chosen) {
@@ -85,8 +102,20 @@ function resultElement(before, after, use) {
   }
 
   const note = make("small", { class: "note", text: summary(parts) });
-  const actions = make("div", { class: "actions" }, copyButton(() => after, "Copy the result"), button("Edit this further", () => use(after)));
-  return make("article", { class: "card" }, make("div", { class: "switch", role: "group", "aria-label": "What is shown" }, ...choices), changes, result, make("footer", {}, actions, note));
+  const actions = make(
+    "div",
+    { class: "actions" },
+    copyButton(() => after, "Copy the result"),
+    button("Edit this further", () => use(after)),
+  );
+  return make(
+    "article",
+    { class: "card" },
+    make("div", { class: "switch", role: "group", "aria-label": "What is shown" }, ...choices),
+    changes,
+    result,
+    make("footer", {}, actions, note),
+  );
 }
 
 function summary(parts) {

@@ -9,6 +9,7 @@ import { choose, chosen, fetchModels, fillPicker, missing } from "./models.js";
 import { sheet } from "./panels.js";
 import { createPlayground } from "./playground.js";
 import { load, save, whenFull } from "./store.js";
+import { hideTip } from "./tokens.js";
 
 const TABS = ["chat", "playground", "edits", "embeddings"];
 
@@ -19,7 +20,7 @@ let tab = null;
 const page = {
   /** The model that a tab uses, or null. */
   model: (name) => chosen(models ?? [], name, views[name].ability()),
-  /** Why a tab has no model. */
+  /** The error that says why a tab has no model. */
   missing: (name) => missing(models ?? [], views[name].ability()),
   /** A tab calls this when it needs another ability than before. */
   abilityChanged: (name) => {
@@ -56,7 +57,9 @@ function open(name) {
 function showModels() {
   if (models === null) return;
   fillPicker(byId("model"), models, tab, views[tab].ability());
-  byId("trouble").replaceChildren(...(page.model(tab) ? [] : [errorBox({ message: page.missing(tab) }, button("Look again", refresh))]));
+  byId("trouble").replaceChildren(
+    ...(page.model(tab) ? [] : [errorBox(page.missing(tab), button("Look again", refresh))]),
+  );
 }
 
 async function refresh() {
@@ -73,21 +76,29 @@ async function refresh() {
 /** Resolves to whether a key was given. `refused`: one was, and the server did not take it. */
 function askForKey(refused) {
   const dialog = byId("key-dialog");
-  byId("key-note").textContent = refused ? "It did not take the last one. Check it and try again." : "Whoever started the server knows it.";
+  byId("key-note").textContent = refused
+    ? "It did not take the last one. Check it and try again."
+    : "Whoever started the server knows it.";
   byId("key").value = "";
   dialog.returnValue = "";
   if (!dialog.open) dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => {
-      if (dialog.returnValue === "use") setKey(byId("key").value.trim());
-      resolve(dialog.returnValue === "use");
-    }, { once: true });
+    dialog.addEventListener(
+      "close",
+      () => {
+        if (dialog.returnValue === "use") setKey(byId("key").value.trim());
+        resolve(dialog.returnValue === "use");
+      },
+      { once: true },
+    );
   });
 }
 
 function moveTab(event) {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-  const place = step ? (TABS.indexOf(tab) + step + TABS.length) % TABS.length : { Home: 0, End: TABS.length - 1 }[event.key];
+  const place = step
+    ? (TABS.indexOf(tab) + step + TABS.length) % TABS.length
+    : { Home: 0, End: TABS.length - 1 }[event.key];
   if (place === undefined) return;
   event.preventDefault();
   open(TABS[place]);
@@ -95,12 +106,16 @@ function moveTab(event) {
 }
 
 for (const name of TABS) byId(`tab-${name}`).addEventListener("click", () => open(name));
-for (const form of document.querySelectorAll("main form")) form.addEventListener("submit", (event) => event.preventDefault());
+for (const form of document.querySelectorAll("main form"))
+  form.addEventListener("submit", (event) => event.preventDefault());
 document.querySelector("[role=tablist]").addEventListener("keydown", moveTab);
 addEventListener("hashchange", () => open(location.hash.slice(1)));
 addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || byId("key-dialog").open) return;
-  if (!settings.close() && !conversations.close()) views[tab].stop();
+  hideTip();
+  const { run } = views[tab];
+  if (run.running()) run.stop();
+  else if (!settings.close()) conversations.close();
 });
 byId("model").addEventListener("change", (event) => {
   choose(tab, event.target.value);
@@ -108,7 +123,7 @@ byId("model").addEventListener("change", (event) => {
 });
 byId("no-key").addEventListener("click", () => byId("key-dialog").close());
 whenKeyIsNeeded(askForKey);
-whenFull(() => toast("The browser has no room to keep more: delete old conversations."));
+whenFull(() => toast("The browser keeps no more: delete old conversations, or let this page store data."));
 
 open(location.hash.slice(1) || load("tab", "chat"));
 refresh();

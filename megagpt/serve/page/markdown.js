@@ -4,7 +4,7 @@ import { copyButton, make } from "./dom.js";
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`\n]*$/;
 
-/** Blocks of a text: {code: false, text} and {code: true, text, language}. A fence without an end reaches to the end. */
+/** Blocks of a text: {code: false, text} and {code: true, text, language}. A fence may lack its end. */
 export function blocks(text) {
   const found = [];
   let lines = [];
@@ -54,8 +54,18 @@ export function showText(place, text) {
 
 function codeBlock({ language }) {
   const code = make("code");
-  const head = make("div", { class: "head" }, make("span", { text: language || "text" }), copyButton(() => code.textContent, "Copy code"));
-  return make("div", { class: "code" }, head, make("pre", { tabindex: 0, "aria-label": `Code, ${language || "text"}` }, code));
+  const head = make(
+    "div",
+    { class: "head" },
+    make("span", { text: language || "text" }),
+    copyButton(() => code.textContent, "Copy code"),
+  );
+  return make(
+    "div",
+    { class: "code" },
+    head,
+    make("pre", { tabindex: 0, "aria-label": `Code, ${language || "text"}` }, code),
+  );
 }
 
 /** Text with `code` between single backticks. */

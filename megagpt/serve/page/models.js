@@ -1,6 +1,6 @@
 // The models that the server has, and a picker for each place that offers only those which can do what it needs.
 
-import { get } from "./api.js";
+import { ApiError, get } from "./api.js";
 import { make } from "./dom.js";
 import { load, save } from "./store.js";
 
@@ -30,7 +30,10 @@ export function fillPicker(select, models, place, ability) {
   const others = models.filter((model) => !model.abilities.includes(ability));
   const current = chosen(models, place, ability);
   const options = able.map((model) => make("option", { value: model.id, text: model.id, selected: model === current }));
-  if (!able.length) options.push(make("option", { value: "", text: models.length ? `none can ${DOES[ability]}` : "no model", selected: true }));
+  if (!able.length)
+    options.push(
+      make("option", { value: "", text: models.length ? `none can ${DOES[ability]}` : "no model", selected: true }),
+    );
   if (others.length) {
     const names = others.map((model) => make("option", { text: `${model.id} (${about(model)})`, disabled: true }));
     options.push(make("optgroup", { label: `Cannot ${DOES[ability]}` }, ...names));
@@ -42,11 +45,19 @@ export function choose(place, id) {
   save(`model.${place}`, id);
 }
 
-const about = (model) => model.abilities.map((ability) => (ability === "suffix" ? "insertion" : ability)).join(", ") || "nothing";
+const about = (model) =>
+  model.abilities.map((ability) => (ability === "suffix" ? "insertion" : ability)).join(", ") || "nothing";
 
-/** What a place without a model says: which are missing, and how to serve one. */
+/** What a place without a model says, as an error: which ability is missing, and how to serve a model that has it. */
 export function missing(models, ability) {
-  const trained = { chat: "runs/ppo", edits: "runs/edit", embeddings: "runs/embed", suffix: "runs/code", completions: "runs/demo" }[ability];
+  const trained = {
+    chat: "runs/ppo",
+    edits: "runs/edit",
+    embeddings: "runs/embed",
+    suffix: "runs/code",
+    completions: "runs/demo",
+  }[ability];
   const served = models.length ? `Served now: ${models.map((model) => model.id).join(", ")}. ` : "";
-  return `No model here can ${DOES[ability]}. ${served}Start the server with one that can, such as \`megagpt serve ${trained}\`.`;
+  const advice = `${served}Start the server with one that can, for example: megagpt serve ${trained}`;
+  return new ApiError(`No model here can ${DOES[ability]}.`, { advice });
 }

@@ -31,7 +31,8 @@ export function sheet({ opener, element, closer = null }) {
   byId("shade").addEventListener("click", close);
   narrow.addEventListener("change", close);
   element.addEventListener("focusout", ({ relatedTarget }) => {
-    if (narrow.matches && isOpen() && relatedTarget && relatedTarget !== opener && !element.contains(relatedTarget)) set(false);
+    if (narrow.matches && isOpen() && relatedTarget && relatedTarget !== opener && !element.contains(relatedTarget))
+      set(false);
   });
   return { close };
 }

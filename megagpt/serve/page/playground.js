@@ -10,7 +10,7 @@ import { hideTip, pieces, tokenGroup } from "./tokens.js";
 const GAP = "[insert]";
 const SETTINGS = ["max_tokens", "temperature", "top_p", "n", "seed", "presence_penalty", "frequency_penalty", "stop"];
 const ALTERNATIVES = 5;
-const ENDED = { length: "Cut off at the most tokens.", stopped: "Stopped.", broken: "Broken off." };
+const ENDED = { length: "Cut off at the limit of tokens.", stopped: "Stopped.", broken: "Broken off." };
 
 export function createPlayground(page) {
   const prompt = byId("prompt");
@@ -28,7 +28,12 @@ export function createPlayground(page) {
     save("prompt", prompt.value);
     const gaps = prompt.value.split(GAP).length - 1;
     byId("mark-gap").textContent = gaps ? "Remove the gap" : "Mark a gap";
-    byId("prompt-note").textContent = gaps > 1 ? `Keep one ${GAP}: a model fills one gap at a time.` : gaps ? `The model writes where ${GAP} stands.` : "Ctrl+Enter starts, Esc stops.";
+    byId("prompt-note").textContent =
+      gaps > 1
+        ? `Keep one ${GAP}: a model fills one gap at a time.`
+        : gaps
+          ? `The model writes where ${GAP} stands.`
+          : "Ctrl+Enter starts, Esc stops.";
     if (!running.running()) showButton(false);
     const needed = gaps ? "suffix" : "completions";
     if (needed !== ability) {
@@ -48,8 +53,9 @@ export function createPlayground(page) {
   async function complete(signal) {
     const model = page.model("playground");
     const [prefix, suffix, more] = prompt.value.split(GAP);
-    if (more !== undefined) throw new Error(`The text has more than one ${GAP}. Keep one: a model fills one gap at a time.`);
-    if (!model) throw new Error(page.missing("playground"));
+    if (more !== undefined)
+      throw new Error(`The text has more than one ${GAP}. Keep one: a model fills one gap at a time.`);
+    if (!model) throw page.missing("playground");
     const inserted = suffix === undefined ? {} : { suffix };
     const body = { model: model.id, prompt: prefix, ...inserted, logprobs: ALTERNATIVES, ...settings() };
     const shown = Array.from({ length: body.n ?? 1 }, () => resultElement(prefix, suffix ?? "", use));
@@ -62,6 +68,7 @@ export function createPlayground(page) {
       }
     } finally {
       for (const result of shown) result.end(signal.aborted);
+      if (shown.every((result) => !result.began())) results.replaceChildren();
     }
     announce(shown.map((result) => result.text()).join("\n"));
   }
@@ -78,7 +85,12 @@ export function createPlayground(page) {
   }
 
   function failed(error) {
-    results.prepend(errorBox(error, button("Try again", () => running.start())));
+    results.prepend(
+      errorBox(
+        error,
+        button("Try again", () => running.start()),
+      ),
+    );
   }
 
   prompt.value = load("prompt", "");
@@ -93,7 +105,7 @@ export function createPlayground(page) {
 
   return {
     ability: () => ability,
-    stop: () => running.stop(),
+    run: running,
     opened: read,
   };
 }
@@ -106,8 +118,24 @@ function resultElement(prefix, suffix, use) {
   const place = make("mark");
   const note = make("small", { class: "note" });
   const whole = () => prefix + text + suffix;
-  const footer = make("footer", {}, make("div", { class: "actions" }, copyButton(() => text, "Copy what was written"), button("Go on with this text", () => use(whole()))), note);
-  const body = make("div", { class: "body given" }, make("span", { text: prefix }), place, make("span", { text: suffix }));
+  const footer = make(
+    "footer",
+    {},
+    make(
+      "div",
+      { class: "actions" },
+      copyButton(() => text, "Copy what was written"),
+      button("Go on with this text", () => use(whole())),
+    ),
+    note,
+  );
+  const body = make(
+    "div",
+    { class: "body given" },
+    make("span", { text: prefix }),
+    place,
+    make("span", { text: suffix }),
+  );
   const element = make("article", { class: "card running", "aria-busy": "true" }, body, footer);
 
   function add(choice) {
@@ -129,5 +157,5 @@ function resultElement(prefix, suffix, use) {
     element.setAttribute("aria-busy", "false");
   }
 
-  return { element, add, end, text: () => text };
+  return { element, add, end, text: () => text, began: () => text !== "" || ended !== null };
 }

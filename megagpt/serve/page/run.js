@@ -1,8 +1,9 @@
 // Work that a button starts and stops.
 
 /**
- * Makes `button` start `work(signal)`, and stop it while it runs; `show(running)` draws the button. `failed(error)` gets
- * what went wrong; stopping is no error. Returns {start, stop, running}; start and stop resolve when the work has ended.
+ * Makes `button` start `work(signal)`, and stop it while it runs; `show(running)` draws the button. `failed(error)`
+ * gets what went wrong; stopping is no error. Returns {start, stop, running}; the first two resolve when the work has
+ * ended.
  */
 export function startStop(button, { work, show, failed }) {
   let controller = null;

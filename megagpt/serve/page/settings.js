@@ -4,15 +4,56 @@ import { make } from "./dom.js";
 import { load, save } from "./store.js";
 
 const FIELDS = {
-  temperature: { label: "Temperature", note: "0 takes the likeliest token; more is more varied.", from: 0, to: 2, step: 0.05, usual: 1 },
-  top_p: { label: "Top p", note: "Choose among the likeliest tokens that have this probability together.", from: 0.05, to: 1, step: 0.05, usual: 1 },
-  max_tokens: { label: "Most new tokens", note: "Empty: as the server decides.", whole: true, from: 1 },
+  temperature: {
+    label: "Temperature",
+    note: "0 takes the likeliest token; more is more varied.",
+    from: 0,
+    to: 2,
+    step: 0.05,
+    usual: 1,
+  },
+  top_p: {
+    label: "Top p",
+    note: "Choose among the likeliest tokens that have this probability together.",
+    from: 0.05,
+    to: 1,
+    step: 0.05,
+    usual: 1,
+  },
+  max_tokens: { label: "Max tokens", note: "Empty: as the server decides.", whole: true, from: 1 },
   n: { label: "Results", note: "Written side by side, each with its own random numbers.", whole: true, from: 1, to: 8 },
-  seed: { label: "Seed", note: "The same seed and text give the same result. Empty: another one each time.", whole: true },
-  presence_penalty: { label: "Presence penalty", note: "Above 0, tokens that came once come less often.", from: -2, to: 2, step: 0.1, usual: 0 },
-  frequency_penalty: { label: "Frequency penalty", note: "Above 0, tokens come less the more often they came.", from: -2, to: 2, step: 0.1, usual: 0 },
-  stop: { label: "Stop at", note: "Up to four, one a line; \\n is a line break. The answer ends before the first of them.", lines: 4 },
-  dimensions: { label: "Numbers a vector", note: "Fewer than the model's own, for models that were trained for it. Empty: all.", whole: true, from: 1 },
+  seed: {
+    label: "Seed",
+    note: "The same seed and text give the same result. Empty: another one each time.",
+    whole: true,
+  },
+  presence_penalty: {
+    label: "Presence penalty",
+    note: "Above 0, tokens that came once come less often.",
+    from: -2,
+    to: 2,
+    step: 0.1,
+    usual: 0,
+  },
+  frequency_penalty: {
+    label: "Frequency penalty",
+    note: "Above 0, tokens come less the more often they came.",
+    from: -2,
+    to: 2,
+    step: 0.1,
+    usual: 0,
+  },
+  stop: {
+    label: "Stop at",
+    note: "Up to four, one a line; \\n is a line break. The answer ends before the first of them.",
+    lines: 4,
+  },
+  dimensions: {
+    label: "Numbers a vector",
+    note: "Fewer than the model's own, for models that were trained for it. Empty: all.",
+    whole: true,
+    from: 1,
+  },
 };
 
 /** Appends a field for each of `names` to `place`; `defaults` are the values of those that are not empty at first. */
@@ -51,7 +92,15 @@ function field(view, name, value, changed) {
     return make("div", { class: "field" }, make("label", { for: id, text: label }), area, about);
   }
   if (usual === undefined) {
-    const input = make("input", { ...props, type: "number", inputmode: "numeric", min: from, max: to, step: 1, autocomplete: "off" });
+    const input = make("input", {
+      ...props,
+      type: "number",
+      inputmode: "numeric",
+      min: from,
+      max: to,
+      step: 1,
+      autocomplete: "off",
+    });
     input.value = shown(name, value);
     input.addEventListener("input", () => changed(input.value));
     return make("div", { class: "field" }, make("label", { for: id, text: label }), input, about);
@@ -78,11 +127,16 @@ function request(names, values) {
     const { whole, lines, usual, from = -Infinity, to = Infinity } = FIELDS[name];
     const value = values[name];
     if (lines) {
-      const strings = String(value ?? "").split("\n").filter(Boolean).slice(0, lines).map(unescape);
+      const strings = String(value ?? "")
+        .split("\n")
+        .filter(Boolean)
+        .slice(0, lines)
+        .map(unescape);
       if (strings.length) body[name] = strings;
     } else if (whole) {
       const number = Math.trunc(Number(value));
-      if (value !== "" && value !== undefined && Number.isSafeInteger(number)) body[name] = Math.min(Math.max(number, from), to);
+      if (value !== "" && value !== undefined && Number.isSafeInteger(number))
+        body[name] = Math.min(Math.max(number, from), to);
     } else if (Number.isFinite(value) && value !== usual) {
       body[name] = value;
     }

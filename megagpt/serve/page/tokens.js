@@ -29,10 +29,19 @@ export function pieces(text, { tokens, token_logprobs, top_logprobs, text_offset
 
 /** Elements of pieces in a group that the arrow keys walk through. */
 export function tokenGroup(list) {
-  const group = make("span", { class: "tokens", role: "group", "aria-label": "Generated text; the arrow keys walk through its tokens" });
+  const group = make("span", {
+    class: "tokens",
+    role: "group",
+    "aria-label": "Generated text; the arrow keys walk through its tokens",
+  });
   for (const piece of list) {
-    const token = make("span", { class: "token", text: piece.text, tabindex: group.children.length ? -1 : 0, "aria-describedby": "tip" });
-    token.style.setProperty("--unlikely", String(Math.min(1, Math.max(0, -piece.logprob / 5))));
+    const token = make("span", {
+      class: "token",
+      text: piece.text,
+      tabindex: group.children.length ? -1 : 0,
+      "aria-describedby": "tip",
+    });
+    token.style.setProperty("--unlikely", String(Math.min(1, Math.max(0, -piece.logprob / 4))));
     for (const event of ["pointerenter", "focus"]) token.addEventListener(event, () => showTip(token, piece));
     for (const event of ["pointerleave", "blur"]) token.addEventListener(event, hideTip);
     group.append(token);
@@ -54,9 +63,20 @@ function showTip(token, { text, logprob, top }) {
   const others = top.map(([other, value]) => {
     const bar = make("i");
     bar.style.width = `${100 * Math.exp(value)}%`;
-    return make("tr", { class: other === text ? "chosen" : null }, make("th", { scope: "row", text: visible(other) }), make("td", { text: percent(value) }), make("td", { class: "bar" }, bar));
+    return make(
+      "tr",
+      { class: other === text ? "chosen" : null },
+      make("th", { scope: "row", text: visible(other) }),
+      make("td", { text: percent(value) }),
+      make("td", { class: "bar" }, bar),
+    );
   });
-  const head = make("p", {}, make("b", { text: visible(text) }), ` ${percent(logprob)}, log-probability ${logprob.toFixed(2)}`);
+  const head = make(
+    "p",
+    {},
+    make("b", { text: visible(text) }),
+    ` ${percent(logprob)}, log-probability ${logprob.toFixed(2)}`,
+  );
   tip.replaceChildren(head, ...(others.length ? [make("table", {}, make("tbody", {}, ...others))] : []));
   tip.hidden = false;
   const [box] = token.getClientRects();

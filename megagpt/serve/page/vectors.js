@@ -43,8 +43,9 @@ export function principal(vectors) {
 
 /** The largest eigenvalue of a symmetric matrix and its direction, across the directions given: power iteration. */
 function leading(matrix, across) {
-  const clear = (vector) => across.reduce((rest, other) => rest.map((value, place) => value - dot(rest, other) * other[place]), vector);
-  let direction = unit(clear(matrix.map((_, place) => Math.sin(place + 1)))); // any start that favours nobody, the same each time
+  const clear = (vector) =>
+    across.reduce((rest, other) => rest.map((value, place) => value - dot(rest, other) * other[place]), vector);
+  let direction = unit(clear(matrix.map((_, place) => Math.sin(place + 1)))); // any start, the same each time
   const least = CLOSE * trace(matrix);
   let value = 0;
   for (let round = 0; round < ROUNDS; round += 1) {
