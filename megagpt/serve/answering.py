@@ -76,7 +76,9 @@ class Job:
                     self.answered = True
                     self.service.metrics.first_token.labels(self.model.name).observe(time.perf_counter() - self.began)
                 self.new_tokens += sum(isinstance(item, NewToken) for _, item in items)
-                yield [piece for number, item in items for piece in self.writers[number].pieces(item)]
+                pieces = [piece for number, item in items for piece in self.writers[number].pieces(item)]
+                if pieces or not items:
+                    yield pieces
 
     async def finish(self) -> None:
         """Write all completions to their ends."""
