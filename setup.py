@@ -19,5 +19,6 @@ setup(
         "megagpt.evaluate.in_context": ["published.json"],
         "megagpt.evaluate.in_context.tasks": ["*.yaml", "*/*.yaml"],
         "megagpt.plan": ["devices.yaml"],
+        "megagpt.serve": ["page/*"],
     },
 )

@@ -63,6 +63,11 @@ def wandb_mode() -> str | None:
     return (os.environ.get("WANDB_MODE") or "").lower() or None
 
 
+def api_key() -> str | None:
+    """Value of MEGAGPT_API_KEY, the key that clients of a server must send; None when it is not set or empty."""
+    return os.environ.get("MEGAGPT_API_KEY") or None
+
+
 def launcher_has_store() -> bool:
     """Whether torchrun itself serves the store at the master address, so that no rank has to."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

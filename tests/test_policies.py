@@ -34,6 +34,7 @@ ORDER = [
     {"checkpoint"},
     {"rl", "evaluate", "plan"},
     {"stages"},
+    {"serve"},
     {"cli"},
 ]
 # Modules beside the packages, which every package may import, in the order in which they may import each other.

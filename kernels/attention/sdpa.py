@@ -39,6 +39,8 @@ def sdpa(
     plain_causal = causal and not banded and mask is None and queries == keys
     if plain_causal or (mask is None and not banded and (not causal or queries == 1)):
         visible = None
+    elif not causal and not banded:
+        visible = ~mask
     else:
         visible = _visible_keys(queries, keys, causal, window if banded else None, q.device)
         visible = visible if mask is None else visible & ~mask

@@ -10,7 +10,20 @@ from megagpt import __version__, env
 from megagpt.cli.group import Group, reported_by_first_rank
 from megagpt.log import run_tool
 
-COMMANDS = ("train", "generate", "chat", "score", "embed", "search", "evaluate", "plan", "report", "data", "checkpoint")
+COMMANDS = (
+    "train",
+    "generate",
+    "chat",
+    "serve",
+    "score",
+    "embed",
+    "search",
+    "evaluate",
+    "plan",
+    "report",
+    "data",
+    "checkpoint",
+)
 
 command = Group(
     "megagpt",

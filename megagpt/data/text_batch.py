@@ -51,10 +51,14 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str], side: Side) -> tuple[list[np.ndarray], np.ndarray]:
         """The texts as tokens, int64 [length] each, and whether each of them lost its end, bool [n]."""
-        (before, after), room = self._around[side], self.room(side)
         found = self.tokenizer.encode_batch(texts)
-        rows = [np.array([*before, *tokens[:room], *after], np.int64) for tokens in found]
-        return rows, np.array([len(tokens) > room for tokens in found], bool)
+        rows = [self.row(tokens, side) for tokens in found]
+        return rows, np.array([len(tokens) > self.room(side) for tokens in found], bool)
+
+    def row(self, tokens: Sequence[int], side: Side) -> np.ndarray:
+        """int64 [length]: a text's tokens between the delimiters; what there is no room for is left out."""
+        before, after = self._around[side]
+        return np.array([*before, *tokens[: self.room(side)], *after], np.int64)
 
     def batch(self, rows: Sequence[np.ndarray], count: int, length: int) -> TextBatch:
         """A batch of `count` rows of `length` tokens: the given ones, and rows that fill it.

@@ -53,6 +53,10 @@ class Embedder:
             if not text.strip():
                 raise DataError(f"text {number} of {len(texts)} is empty: it has no vector")
         rows, cut = self.encoder.encode(texts, side)
+        return self.of_rows(rows, label), int(cut.sum())
+
+    def of_rows(self, rows: Sequence[np.ndarray], label: str = "") -> np.ndarray:
+        """The head's own vectors, float32 [n, H], of texts as `TextEncoder` makes tokens of them. Collective."""
         result = torch.zeros(len(rows), self.size)
         order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))  # little padding
         dims, budget = self.engine.dims, self.config.parallel.micro_batch_size * self.config.model.sequence_length
@@ -70,7 +74,7 @@ class Embedder:
                     result[part] = output[: len(part)].float().cpu()
                 if bar is not None:
                     bar.update(len(together))
-        return self._of_all_replicas(result), int(cut.sum())
+        return self._of_all_replicas(result)
 
     def _of_all_replicas(self, result: torch.Tensor) -> np.ndarray:
         dims = self.engine.dims

@@ -12,8 +12,10 @@ import torch
 
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import TrainingDiverged
-from megagpt.model.generation import Completion, FinishReason, Generator, for_generation, require
+from megagpt.model.generation import Generator
+from megagpt.model.generation_config import Completion, FinishReason, require
 from megagpt.model.kv_cache import KVCache, Pass
+from megagpt.model.staged_model import for_generation
 from megagpt.model.text_stream import TextStream
 
 
@@ -186,9 +188,8 @@ class _Search:
 
 def _run(generator: Generator, searches: list[_Search], num_beams: int) -> None:
     """Search for all of `searches` at a time, to their ends; a beam is a row of the cache."""
-    layers = sum(len(module.decoder.layers) for module in generator.modules)
     columns = max(len(search.prompt) for search in searches) + max(search.limit for search in searches) - 1
-    cache = KVCache(layers, len(searches) * num_beams, columns, generator.device)
+    cache = KVCache(generator.layers, len(searches) * num_beams, columns, generator.device)
     current = cache.begin_prompts([len(search.prompt) for search in searches])
     tokens = [token for search in searches for token in search.prompt]
     prompt_columns, owners = current.columns.stop, searches

@@ -19,8 +19,10 @@ from megagpt.config.schema import Config
 from megagpt.data.batch import send
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import DataError, TrainingDiverged
-from megagpt.model.generation import Generator, for_generation
+from megagpt.model.generation import Generator
 from megagpt.model.gpt import GPT
+from megagpt.model.kv_cache import tokens_within
+from megagpt.model.staged_model import for_generation
 from megagpt.model.token_tree import Row, token_rows
 from megagpt.model.tree_pass import PlacedRow, TokenPool, TreePass
 from megagpt.model.tree_schedule import passes
@@ -87,13 +89,7 @@ class ContinuationScorer:
         self.window, self.device = config.model.sequence_length, self.generator.device
         self.groups = self.generator.groups
         self.batch_tokens = batch_tokens or (16384 if self.device.type == "cuda" else 2048)
-        parallel, model = config.parallel, config.model
-        # Of the stage with the most layers, so that all ranks keep the same stems.
-        layers = -(-model.num_layers // parallel.pipeline_parallel_size)
-        numbers = 2 * layers * -(-model.query_groups // parallel.tensor_parallel_size) * model.head_dim
-        self.kept_tokens = max(
-            self.window, int(prefix_memory * 2**30 / (numbers * modules[0].config.params_dtype.itemsize))
-        )
+        self.kept_tokens = max(self.window, tokens_within(prefix_memory, config, modules[0].config.params_dtype))
         self.counts = Counts()
 
     def score(self, requests: Sequence[Request], done: Callable[[int], None] = lambda count: None) -> list[Scores]:

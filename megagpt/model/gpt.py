@@ -10,11 +10,10 @@ from megagpt.config.schema import Config
 from megagpt.kernels.cross_entropy import cross_entropy
 from megagpt.model.heads import EmbeddingHead, ScalarHead
 from megagpt.model.kernels import choose_kernels
-from megagpt.model.kv_cache import Pass
 from megagpt.model.layers import block_spec
 from megagpt.model.losses import projected_cross_entropy
 from megagpt.model.parameters import initialize
-from megagpt.model.tree_pass import TreePass
+from megagpt.model.tree_pass import CachePass, TreePass
 
 NORMALIZATION = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
 POSITION_EMBEDDING = {"learned": "learned_absolute", "rope": "rope"}
@@ -114,7 +113,7 @@ class GPT(GPTModel):
         self.to(settings.params_dtype)
         initialize(self, config)
 
-    def forward(self, input_ids: Tensor, *args, cache_pass: Pass | TreePass | None = None, **kwargs) -> Tensor:
+    def forward(self, input_ids: Tensor, *args, cache_pass: CachePass | None = None, **kwargs) -> Tensor:
         """See the class; with a `cache_pass`, that pass's tokens [T] -> see `_cached`."""
         if cache_pass is not None:
             return self._cached(input_ids, cache_pass)
@@ -125,8 +124,8 @@ class GPT(GPTModel):
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         return self.output_layer(hidden, weight=weight, runtime_gather_output=gather)[0]
 
-    def _cached(self, tokens: Tensor, current: Pass | TreePass) -> Tensor:
-        """Hidden states [T, H]; on the last pipeline stage logits of each row's last token [B, padded vocabulary].
+    def _cached(self, tokens: Tensor, current: CachePass) -> Tensor:
+        """Hidden states [T, H]; on the last pipeline stage logits of the tokens asked for [n, padded vocabulary].
 
         Of a `TreePass`, the last stage returns the hidden states behind the final norm, [n, H], that the pass asks for.
 

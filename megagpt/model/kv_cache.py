@@ -1,12 +1,14 @@
 """Keys and values of the tokens that went through the model, so that the next token costs one token's work."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from megagpt.config.schema import Config
 from megagpt.data.batch import send
 
 Rotation = tuple[Tensor, Tensor]
@@ -18,6 +20,8 @@ class CachedAttention(Protocol):
 
     window: int | None
     """Keys that a query sees, itself included; None: all before it."""
+    takes_masks: bool
+    """Whether hidden keys are given as a mask, which layers can share."""
 
     def cached(
         self, q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None = None, mask: Tensor | None = None
@@ -26,68 +30,114 @@ class CachedAttention(Protocol):
         ...
 
 
+SPARE_COLUMNS = 64
+"""Columns of the cache beyond the longest sequence, so that sequences that come later seldom make all others move."""
+
+FIRST_ROOM = (4, 256)
+"""Rows and columns that a cache has at first, where it grows."""
+
+
 class KVCache:
     """Keys (already rotated) and values of some sequences, for every layer of this rank.
 
-    A sequence is a row. All rows end at the same column, so a shorter one begins later. A pass reads either the prompts
-    of new rows or one more token of every row: `begin_prompts` and `begin_tokens` return it. Give the pass and its
-    tokens, one after the other without padding, to all GPT chunks of the rank before the next one begins.
+    A sequence is a row. All rows end at the same column, so a shorter one begins later. A pass reads new tokens of
+    every row or the prompts of new rows: `begin_tokens` and `begin_prompts` return it. Give the pass and its tokens,
+    one after the other without padding, to all GPT chunks of the rank before the next one begins; or both, joined.
     """
 
-    def __init__(self, layers: int, rows: int, columns: int, device: torch.device) -> None:
-        """Room for `rows` sequences of up to `columns` tokens in each of `layers` layers."""
+    def __init__(self, layers: int, rows: int, columns: int, device: torch.device, grows: bool = False) -> None:
+        """Room for `rows` sequences of up to `columns` tokens in each of `layers` layers.
+
+        grows: memory for them is taken when they come, and not all at once.
+        """
         self.layers, self.rows, self.columns, self.device = layers, rows, columns, device
+        self._room = (min(rows, FIRST_ROOM[0]), min(columns, FIRST_ROOM[1])) if grows else (rows, columns)
         self._begins: list[int] = []  # first column of each row
         self._end = 0
         self._stored: Tensor | None = None  # [layers, 2, rows, groups, columns, D]: the tokens of a head lie together
         self._slots: dict[int, int] = {}  # place of a layer in `_stored`, by its number
+        self._begin_columns: tuple[list[int], Tensor] = ([], torch.empty(0))  # the begins, and they on the device
 
-    def begin_prompts(self, lengths: Sequence[int]) -> "Pass":
-        """A pass over sequences of these lengths, none longer than those there, which become the last rows."""
+    def reserve(self, rows: int = 0, longest: int = 0, count: int = 1) -> None:
+        """Make room for `count` more tokens of every row, and then for new rows with up to `longest` tokens."""
+        end = max(self._end + count, longest) if self._begins else longest
+        moves = self._begins and longest > self._end + count
+        if moves or end > self._room[1] or len(self._begins) + rows > self._room[0]:
+            self._make_room(rows, longest, count)
+
+    def begin_prompts(self, lengths: Sequence[int], kept: Sequence[Tensor | None] | None = None) -> "Pass":
+        """A pass over sequences of these lengths, which become the last rows.
+
+        Where there are rows, none is longer than those, or `reserve` has been told. kept: of each sequence, the keys
+        and values of its first tokens, [layers, 2, groups, n, D] with n below its length; these are no part of the
+        pass.
+        """
         longest, old = max(lengths), len(self._begins)
         if not old:
+            self.reserve(len(lengths), longest)
             self._end = longest
+        kept = kept or [None] * len(lengths)
+        known = [0 if held is None else held.shape[3] for held in kept]
         self._begins += [self._end - length for length in lengths]
-        first, counts = self._end - longest, torch.tensor(lengths)
-        positions = torch.arange(longest) - (longest - counts[:, None])  # on the CPU, where counting waits for nobody
-        row, column = (positions >= 0).nonzero(as_tuple=True)
-        positions, row, column = (send(values, self.device) for values in (positions[row, column], row, column))
+        for row, (begin, held) in enumerate(zip(self._begins[old:], kept, strict=True), old):
+            if held is not None:
+                self._allocate(held[0, 0].transpose(0, 1))[:, :, row, :, begin : begin + held.shape[3]] = held
+        first, counts = self._end - longest, torch.tensor(lengths) - torch.tensor(known)  # on the CPU: nobody waits
+        queries = int(counts.max())
+        before = queries - counts[:, None]  # places of padding
+        place = torch.arange(queries)
+        row, column = (place >= before).nonzero(as_tuple=True)
+        positions = (place - before + torch.tensor(known)[:, None])[row, column]
+        even = len(positions) == queries * len(lengths)
+        positions, row, column = (send(values, self.device) for values in (positions, row, column))
         return Pass(
             cache=self,
             rows=slice(old, old + len(lengths)),
             columns=slice(first, self._end),
+            queries=queries,
             positions=positions,
             first_key=self._first_key(self._begins[old:], first),
-            places=(row + old, column + first),
-            padded=(row, column),
-            last_tokens=send(counts.cumsum(0) - 1, self.device),
+            padded=None if even else (row, column),
+            asked=send(counts.cumsum(0) - 1, self.device),
         )
 
-    def begin_tokens(self) -> "Pass":
-        """A pass over one more token of every row."""
-        if self._end == self.columns:
-            self._make_room()
-        self._end += 1
-        rows, first = slice(len(self._begins)), min(self._begins)
+    def begin_tokens(self, count: int = 1) -> "Pass":
+        """A pass over `count` more tokens of every row."""
+        self.reserve(count=count)
+        self._end += count
+        if self._begin_columns[0] != self._begins:
+            self._begin_columns = list(self._begins), self.tensor(self._begins)
+        positions = self._end - 1 - self._begin_columns[1]
+        if count > 1:
+            positions = (positions[:, None] - torch.arange(count - 1, -1, -1, device=self.device)).flatten()
+        rows, first = len(self._begins), min(self._begins)
         return Pass(
             cache=self,
-            rows=rows,
+            rows=slice(rows),
             columns=slice(first, self._end),
-            positions=self._end - 1 - self.tensor(self._begins),
+            queries=count,
+            positions=positions,
             first_key=self._first_key(self._begins, first),
-            places=(rows, self._end - 1),
+            asked=None if count == 1 else torch.arange(count - 1, count * rows, count, device=self.device),
         )
 
     def store(self, layer: int, key: Tensor, value: Tensor, current: "Pass") -> tuple[Tensor, Tensor]:
         """Remember a pass's `key` and `value` [T, groups, D]; returns those that it sees, [B, Sk, groups, D]."""
-        if self._stored is None:  # zeros, because hidden keys must be finite too
-            _, groups, width = key.shape
-            self._stored = key.new_zeros(self.layers, 2, self.rows, groups, self.columns, width)
-        keys, values = self._stored[self._slots.setdefault(layer, len(self._slots))].unbind()
-        row, column = current.places
-        keys[row, :, column], values[row, :, column] = key, value
+        keys, values = self._allocate(key)[self._slots.setdefault(layer, len(self._slots))].unbind()
+        if current.padded is None:
+            new = slice(current.columns.stop - current.queries, current.columns.stop)
+            keys[current.rows, :, new] = current.pad(key).transpose(1, 2)
+            values[current.rows, :, new] = current.pad(value).transpose(1, 2)
+        else:
+            row, column = current.places
+            keys[row, :, column], values[row, :, column] = key, value
         keys, values = (held[current.rows, :, current.columns].transpose(1, 2) for held in (keys, values))
         return keys, values
+
+    def of_row(self, row: int, count: int) -> Tensor:
+        """Keys and values of the first `count` tokens of a row, [layers, 2, groups, count, D], a view."""
+        begin = self._begins[row]
+        return self._stored[:, :, row, :, begin : begin + count]
 
     def drop(self, rows: Sequence[int]) -> list[int]:
         """Forget these rows; returns the old number of each row that is left. The last rows move into the gaps."""
@@ -126,32 +176,69 @@ class KVCache:
         hidden = [begin - first for begin in begins]
         return self.tensor(hidden).int() if any(hidden) else None
 
-    def _make_room(self) -> None:
-        """Move all rows to the left as far as possible."""
-        rows, first = slice(len(self._begins)), min(self._begins)
-        self._stored[:, :, rows, :, : self._end - first] = self._stored[:, :, rows, :, first : self._end].clone()
-        self._begins, self._end = [begin - first for begin in self._begins], self._end - first
+    def _allocate(self, like: Tensor) -> Tensor:
+        """The memory, in dtype and heads as `like` [T, groups, D]."""
+        if self._stored is None:  # zeros, because hidden keys must be finite too
+            rows, columns = self._room
+            self._stored = like.new_zeros(self.layers, 2, rows, like.shape[1], columns, like.shape[2])
+        return self._stored
+
+    def _make_room(self, rows: int, longest: int, count: int) -> None:
+        """Move all rows as far to the left as `longest` allows, into more memory if need be: see `reserve`."""
+        old, first = len(self._begins), min(self._begins, default=self._end)
+        width = self._end - first
+        end = max(width, longest - count)
+        room = (
+            _grown(self._room[0], old + rows, self.rows),
+            _grown(self._room[1], end + max(count, SPARE_COLUMNS), self.columns),
+        )
+        if self._stored is not None and (old or room != self._room):
+            used = self._stored[:, :, :old, :, first : self._end]
+            if room == self._room:
+                used = used.clone()
+            else:
+                shape = list(self._stored.shape)
+                shape[2], shape[4] = room
+                self._stored = self._stored.new_zeros(shape)
+            self._stored[:, :, :old, :, end - width : end] = used
+        self._room, shift = room, end - self._end
+        self._begins, self._end = [begin + shift for begin in self._begins], end
+
+
+def _grown(size: int, needed: int, limit: int) -> int:
+    """`size`, doubled as often as `needed` asks for, up to `limit`."""
+    while size < min(needed, limit):
+        size = min(2 * size, limit)
+    return size
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass through the model over T tokens of B rows: whole prompts, or one token of every row."""
+    """One pass through the model over T tokens of B rows: new tokens of every row, or the prompts of new rows."""
 
     cache: KVCache
     rows: slice
     """Its rows."""
     columns: slice
     """Columns that it sees; the last is that of its newest tokens."""
+    queries: int
+    """Most tokens that it has of a row, Sq."""
     positions: Tensor
     """int64 [T]: position of each token in its sequence."""
     first_key: Tensor | None
     """int32 [B]: number of columns before each row's first token, among those that the pass sees; None: all are 0."""
-    places: tuple[Tensor | slice, Tensor | int]
-    """Row and column of the cache for each token."""
     padded: tuple[Tensor, Tensor] | None = None
-    """Row and column of each token in [B, Sq]; None for one token a row, where nothing is padded."""
-    last_tokens: Tensor | None = None
-    """int64 [B]: number of each row's last token among the T; None for one token a row."""
+    """Row and column of each token in [B, Sq]; None where nothing is padded."""
+    asked: Tensor | None = None
+    """int64 [n]: numbers among the T tokens of those whose logits are wanted; None: all."""
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+    """Those of `mask` by window, which many layers share."""
+
+    @cached_property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Row and column of the cache for each token."""
+        row, column = self.padded
+        return row + self.rows.start, column + self.columns.stop - self.queries
 
     def rotation(self, table: Tensor, dtype: torch.dtype) -> Rotation:
         """The rotation of the pass's tokens, see `rotation_at`; the same for all layers."""
@@ -159,25 +246,86 @@ class Pass:
 
     def attend(self, layer: int, attention: CachedAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Remember keys and values [T, groups, D] of a layer, and let queries [T, heads, D] see them: [T, heads, D]."""
-        key, value = self.cache.store(layer, key, value, self)
-        return self.unpad(attention.cached(self.pad(query), key, value, self.first_key))
+        keys, values = self.cache.store(layer, key, value, self)
+        query = self.pad(query)
+        if self.first_key is None or not attention.takes_masks:
+            return self.unpad(attention.cached(query, keys, values, self.first_key))
+        mask = self.mask(attention.window)
+        unseen = keys.shape[1] - mask.shape[-1]
+        return self.unpad(attention.cached(query, keys[:, unseen:], values[:, unseen:], mask=mask))
+
+    def mask(self, window: int | None) -> Tensor:
+        """Bool [B, 1, Sq, Sk], True where a query does not see a key, of the last Sk columns: the rest no query sees.
+
+        A query sees itself and what is before it in its row, of that the last `window` keys, itself included.
+        """
+        if window not in self.masks:
+            width = self.columns.stop - self.columns.start
+            seen = width if window is None else min(width, self.queries + window - 1)
+            key = torch.arange(width - seen, width, device=self.first_key.device)
+            hidden = (key < self.first_key[:, None])[:, None, None]
+            if self.queries > 1:
+                age = torch.arange(width - self.queries, width, device=key.device)[:, None] - key
+                hidden = hidden | (age < 0)
+                hidden = hidden if window is None else hidden | (age >= window)
+            self.masks[window] = hidden
+        return self.masks[window]
 
     def pad(self, values: Tensor) -> Tensor:
         """[T, ...] of the pass's tokens -> [B, Sq, ...], zeros before a row's first token."""
         if self.padded is None:
-            return values[:, None]
-        width = self.columns.stop - self.columns.start
-        padded = values.new_zeros(len(self.last_tokens), width, *values.shape[1:])
+            return values.view(-1, self.queries, *values.shape[1:])
+        rows = self.rows.stop - self.rows.start
+        padded = values.new_zeros(rows, self.queries, *values.shape[1:])
         padded[self.padded] = values
         return padded
 
     def unpad(self, values: Tensor) -> Tensor:
         """[B, Sq, ...] -> [T, ...]: the reverse of `pad`."""
-        return values[:, 0] if self.padded is None else values[self.padded]
+        return values.flatten(0, 1) if self.padded is None else values[self.padded]
 
     def last(self, values: Tensor) -> Tensor:
-        """[T, ...] of the pass's tokens -> [B, ...] of each row's last token."""
-        return values if self.last_tokens is None else values[self.last_tokens]
+        """[T, ...] of the pass's tokens -> [n, ...] of those asked for."""
+        return values if self.asked is None else values[self.asked]
+
+
+class JointPass:
+    """Several passes at once: their tokens, one pass's after the other's, share all work but attention's."""
+
+    def __init__(self, parts: Sequence[Pass]) -> None:
+        """parts: of different rows or caches; each began when those before it had begun."""
+        self.parts, self.sizes = parts, [len(part.positions) for part in parts]
+        self.positions = torch.cat([part.positions for part in parts])
+        firsts = [sum(self.sizes[:number]) for number in range(len(parts))]
+        self.asked = torch.cat(
+            [
+                first + (torch.arange(size, device=self.positions.device) if part.asked is None else part.asked)
+                for part, first, size in zip(parts, firsts, self.sizes, strict=True)
+            ]
+        )
+
+    def rotation(self, table: Tensor, dtype: torch.dtype) -> Rotation:
+        """See `Pass.rotation`."""
+        return rotation_at(self.positions, table, dtype)
+
+    def attend(self, layer: int, attention: CachedAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See `Pass.attend`."""
+        shares = zip(*(values.split(self.sizes) for values in (query, key, value)), strict=True)
+        return torch.cat(
+            [part.attend(layer, attention, *share) for part, share in zip(self.parts, shares, strict=True)]
+        )
+
+    def last(self, values: Tensor) -> Tensor:
+        """See `Pass.last`."""
+        return values[self.asked]
+
+
+def tokens_within(gib: float, config: Config, dtype: torch.dtype) -> int:
+    """Tokens whose keys and values take so many GiB on the rank with the most layers; the same on all ranks."""
+    parallel, model = config.parallel, config.model
+    layers = -(-model.num_layers // parallel.pipeline_parallel_size)
+    numbers = 2 * layers * -(-model.query_groups // parallel.tensor_parallel_size) * model.head_dim
+    return int(gib * 2**30 / (numbers * dtype.itemsize))
 
 
 def rotation_at(positions: Tensor, table: Tensor, dtype: torch.dtype) -> Rotation:

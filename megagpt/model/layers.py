@@ -27,8 +27,8 @@ from megagpt.kernels.attention import attention
 from megagpt.kernels.bias_dropout_add import bias_dropout_add
 from megagpt.kernels.decode import decode_attention
 from megagpt.kernels.norm import layer_norm, rms_norm
-from megagpt.model.kv_cache import Pass, Rotation, rotate
-from megagpt.model.tree_pass import TreePass
+from megagpt.model.kv_cache import Rotation, rotate
+from megagpt.model.tree_pass import CachePass
 
 
 def block_spec(
@@ -168,9 +168,7 @@ def fused_bias_dropout_add(training: bool, fused: bool) -> Callable:
 class SelfAttention(MegatronSelfAttention):
     """Megatron's self-attention, and the same over a pass of a `KVCache` or a `TokenPool`."""
 
-    def cached(
-        self, hidden: Tensor, current: Pass | TreePass, rotation: Rotation | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def cached(self, hidden: Tensor, current: CachePass, rotation: Rotation | None) -> tuple[Tensor, Tensor | None]:
         """[T, H] of the pass -> [T, H] and the bias that is still to be added, if any."""
         mixed, _ = self.linear_qkv(hidden)
         groups, width = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
@@ -187,7 +185,7 @@ class SelfAttention(MegatronSelfAttention):
 class TransformerLayer(MegatronTransformerLayer):
     """Megatron's layer, and the same over a pass of a `KVCache` or a `TokenPool`, without dropout or recompute."""
 
-    def cached(self, hidden: Tensor, current: Pass | TreePass, rotation: Rotation | None) -> Tensor:
+    def cached(self, hidden: Tensor, current: CachePass, rotation: Rotation | None) -> Tensor:
         """[T, H] of the pass -> [T, H]."""
         hidden = _add(hidden, *self.self_attention.cached(self.input_layernorm(hidden), current, rotation))
         return _add(hidden, *self.mlp(self.pre_mlp_layernorm(hidden)))
@@ -205,6 +203,7 @@ class CoreAttention(torch.nn.Module):
         self.config = config
         self.window = model.window(layer_number - 1)  # Megatron counts layers from 1
         self.backend = backend
+        self.takes_masks = backend in ("sdpa", "flash_attn")  # the flash-attn package cannot take padding either way
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_) -> Tensor:
         """[Sq, B, heads, D], [Sk, B, groups, D] twice -> [Sq, B, heads x D].
@@ -233,9 +232,7 @@ class CoreAttention(torch.nn.Module):
             return attention(q, k, v, causal=False, mask=mask, backend="sdpa")
         if self.backend == "triton" and q.shape[1] == 1:
             return decode_attention(q, k, v, self.window, first_key=first_key, backend="triton")
-        # Padding on the left, which the flash-attn package cannot take, goes through PyTorch.
-        backend = "sdpa" if self.backend == "flash_attn" and first_key is not None else self.backend
-        return attention(q, k, v, window=self.window, first_key=first_key, backend=backend)
+        return attention(q, k, v, window=self.window, first_key=first_key, backend=self.backend)
 
 
 def _masking(attention_mask: Tensor | None) -> dict[str, Tensor | bool]:

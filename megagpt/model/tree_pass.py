@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megagpt.data.batch import send
-from megagpt.model.kv_cache import CachedAttention, Rotation, rotation_at
+from megagpt.model.kv_cache import CachedAttention, JointPass, Pass, Rotation, rotation_at
 from megagpt.model.token_tree import Row
 
 
@@ -167,3 +167,7 @@ class TreePass:
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return send(torch.from_numpy(values), self.device)
+
+
+CachePass = Pass | JointPass | TreePass
+"""What one call of a model reads: tokens of rows of caches, or of rows of a tree."""

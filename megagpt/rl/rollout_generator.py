@@ -6,7 +6,8 @@ import torch
 
 from megagpt.config.schema import Config
 from megagpt.data.tokenizer import Tokenizer
-from megagpt.model.generation import Completion, GenerationConfig, Generator
+from megagpt.model.generation import Generator
+from megagpt.model.generation_config import Completion, GenerationConfig
 from megagpt.parallel.engine import Engine
 from megagpt.parallel.layouts import EngineInLayout
 from megagpt.parallel.transfer import copy_weights

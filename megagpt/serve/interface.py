@@ -6,8 +6,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from megagpt.data.text_batch import Side
 from megagpt.data.tokenizer import Tokenizer
-from megagpt.model.generation import FinishReason, GenerationConfig
+from megagpt.model.generation_config import FinishReason, GenerationConfig
 
 Ability = Literal["completions", "suffix", "chat", "edits", "embeddings"]
 """What a checkpoint can be asked for."""
@@ -40,6 +41,37 @@ class NewToken:
     """As many as the request asked for."""
     finish_reason: FinishReason | None
     """Set on the last token of a completion."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the models of a server take on at a time."""
+
+    max_rows: int = 32
+    """Completions that each model writes at a time."""
+    max_waiting: int = 256
+    """Completions, or texts to embed, that may wait for each model; with more, it is Busy."""
+    chunk_tokens: int = 512
+    """Tokens of prompts that go through a model between two tokens of those who read along, at most."""
+    prefix_memory: float = 0.25
+    """GiB for each model to keep the keys and values of ended completions in, for prompts that begin alike; 0 keeps
+    none."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a model is doing, and what it has done since it was loaded."""
+
+    running: int
+    """Completions that are being written, or texts that are being embedded."""
+    waiting: int
+    """Those that wait for a place."""
+    prompt_tokens: int
+    """Tokens of all prompts, or of all texts."""
+    reused_tokens: int
+    """Of these, the tokens whose keys and values were there already."""
+    new_tokens: int
+    """Generated tokens."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +124,41 @@ class ServedModel(Protocol):
         """Token ids after which the model writes what belongs between the two."""
         ...
 
-    async def embed(self, inputs: Sequence[str] | Sequence[Sequence[int]], dimensions: int | None) -> np.ndarray:
-        """Vectors of length 1, float32 [n, dimensions or `dimensions`]. Raises Busy as `generate` does."""
+    async def embed(
+        self, inputs: Sequence[str] | Sequence[Sequence[int]], dimensions: int | None, side: Side = "document"
+    ) -> np.ndarray:
+        """Vectors of length 1, float32 [n, dimensions or `dimensions`]. Raises Busy as `generate` does.
+
+        side: what the texts are to a model that was trained on queries and documents with delimiters of their own.
+        Raises DataError for an empty text, ConfigError for dimensions that the vectors do not have.
+        """
         ...
 
     def count_tokens(self, inputs: Sequence[str]) -> int:
         """Tokens of texts that `embed` reads, as usage counts them."""
+        ...
+
+    def load(self) -> Load:
+        """What it is doing now."""
+        ...
+
+
+class ModelHost(Protocol):
+    """The models of a server, with the thread that runs them; see `host.open_models`, which makes one."""
+
+    models: Sequence[ServedModel]
+    """In the order of the checkpoints; none on other ranks than the first."""
+
+    async def failed(self) -> None:
+        """Waits, on the first rank, for as long as the models work; raises the MegaGPTError that ended them.
+
+        From then on every request raises it too, and so does the end of the context of `open_models`.
+        """
+        ...
+
+    def follow(self) -> None:
+        """On other ranks than the first: work with it until it leaves the context of `open_models`.
+
+        Raises MegaGPTError when a rank fails.
+        """
         ...

@@ -1,6 +1,7 @@
 """Embedding models of other runs, to turn texts into vectors."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from megagpt import checkpoint
@@ -12,8 +13,10 @@ from megagpt.stages.weights import load_model
 from megagpt.train.contrastive import ContrastiveObjective
 
 
-def load_embedder(path: Path, parallel: ParallelConfig) -> Embedder:
+def load_embedder(path: Path, parallel: ParallelConfig, load: Callable = load_model) -> Embedder:
     """The model of a checkpoint, or of a run folder's best or newest one, laid out as `parallel`. Collective.
+
+    load: `load_model`, or `load_another`.
 
     Raises CheckpointError when there is no valid checkpoint, ConfigError when it was not trained by stage embed or does
     not fit the layout.

@@ -73,6 +73,13 @@ def load_model(
     """
     raise_all(list(world_size_fits(Config(parallel=parallel), env.world_size())))
     launch.initialize(parallel, seed=0)
+    return load_another(path, parallel, objective)
+
+
+def load_another(
+    path: Path, parallel: ParallelConfig, objective: Objective | None = None
+) -> tuple[Config, MegatronEngine, Tokenizer]:
+    """See `load_model`; for ranks that have met, in the layout `parallel`, in which they may have other models."""
     folder = checkpoint.find(path)
     config = checkpoint.buildable_config(folder)
     tokenizer = folder.parent.parent / TOKENIZER

@@ -102,7 +102,7 @@ def test_places_of_ended_sequences_go_to_those_that_wait(model, monkeypatch):
         monkeypatch.setattr(KVCache, call.__name__, spy)
     ours.batch_size = 4
     same(ours.generate(prompts, choice, range(14)), alone)
-    assert {("begin_prompts", 3), ("_make_room", 4)} <= set(calls)
+    assert ("begin_prompts", 3) in calls and any(name == "_make_room" and rows > 1 for name, rows in calls)
     assert len(calls) < sum(len(completion.tokens) for completion in alone) / 2
 
 
@@ -233,6 +233,8 @@ def test_bad_prompts_and_tokenizers_are_refused():
             ours.generate([[token]], settings())
     with pytest.raises(ConfigError, match=r"290 tokens.*model.vocab_size is 280"):
         Generator(*build(replace(GPT3, vocab_size=280)), ours.tokenizer)
+    with pytest.raises(DataError, match=r"logit_bias has token 290.*0\.\.289"):
+        ours.generate([[1]], settings(logit_bias={VOCAB: 1.0}))
     assert ours.generate([], settings()) == []
 
 
@@ -247,6 +249,9 @@ def test_bad_prompts_and_tokenizers_are_refused():
         ("top_p", 1.01),
         ("repetition_penalty", 0.0),
         ("stop", ("a", "")),
+        ("frequency_penalty", float("inf")),
+        ("presence_penalty", float("nan")),
+        ("logit_bias", {3: float("nan")}),
     ],
 )
 def test_bad_settings_are_refused_by_name(name, value):

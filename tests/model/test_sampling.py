@@ -70,6 +70,34 @@ def test_frequencies_are_the_probabilities(logits, temperature, top_k, top_p):
     torch.testing.assert_close(logprobs.double(), expected[tokens].log(), atol=1e-5, rtol=1e-5)
 
 
+def test_top_p_over_many_tokens_keeps_the_smallest_set_of_that_probability():
+    """Where a CPU looks among the most likely ones first: a peaked row, a flat one, which needs all, and between."""
+    logits = torch.randn(3, 3000, generator=torch.Generator().manual_seed(2)) * torch.tensor([[9.0], [0.01], [2.0]])
+    for p in (0.3, 0.95):
+        found = support(keep_top_p(logits, p))
+        for row, kept in zip(logits.double().softmax(-1), found, strict=True):
+            ordered = row.sort(descending=True)
+            count = int((ordered.values.cumsum(-1) < p).sum()) + 1
+            assert abs(len(kept) - count) <= 1  # float32 sums may differ by the last token
+            assert kept == set(ordered.indices[: len(kept)].tolist())
+    columns = torch.tensor([[0.3], [0.9], [1.0]])
+    together = support(keep_top_p(logits, columns))
+    assert together == [support(keep_top_p(logits[row : row + 1], float(p)))[0] for row, p in enumerate(columns)]
+
+
+def test_rows_with_settings_of_their_own_get_what_each_gets_alone(logits):
+    temperatures = [(0.0, 0.6, 1.0, 2.0)[row % 4] for row in range(50)]
+    top_k = [(0, 3, 9, 100)[row // 4 % 4] for row in range(50)]
+    top_p = [(1.0, 0.8, 0.4)[row % 3] for row in range(50)]
+    uniforms = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    tokens, logprobs = choose_tokens(logits, uniforms, temperatures, top_k, top_p)
+    for row in range(50):
+        own = slice(row, row + 1)
+        alone = choose_tokens(logits[own], uniforms[own], temperatures[row], top_k[row], top_p[row])
+        assert (tokens[row], logprobs[row]) == alone
+    assert len(set(tokens.tolist())) > 10
+
+
 def test_greedy_takes_the_largest_and_tells_its_probability(logits):
     tokens, logprobs = choose_tokens(logits, torch.zeros(50, dtype=torch.float64), temperature=0, top_k=3, top_p=0.1)
     assert tokens.tolist() == [max(range(VOCAB), key=row.__getitem__) for row in logits.tolist()]

@@ -20,7 +20,7 @@ STEP = {
     "item _grad_norm": 1,
 }
 """Waits of a training step, however many micro-batches it has, at most."""
-TOKEN = {"tolist _continue": 1}
+TOKEN = {"tolist _choose": 1}
 """Waits of a generated token of all answers, at most."""
 PPO_MICRO_BATCH = {
     "index by a mask forward": 2,  # logits and labels of the chosen tokens; the values likewise
@@ -60,11 +60,11 @@ def run_stage(name: str, folder: Path, stand_in: bool, more: tuple[str, ...] = (
         steps.append((count, by_function(waits)))
         return result
 
-    def counted_tokens(generator, waiting, settings):
+    def counted_tokens(generator, waiting):
         with standin.WAITS.counted() as waits:
-            yield from continued(generator, waiting, settings)
+            yield from continued(generator, waiting)
         if len(waiting) <= generator.batch_size:  # so that a pass has a token of every answer that has not ended
-            tokens.append((max(len(sequence.tokens) for sequence in waiting), by_function(waits)))
+            tokens.append((max(len(row.tokens) for row in waiting), by_function(waits)))
 
     config = load([*gpu_stages.overrides(name, folder), "optim.precision=fp32", f"run_name={run_name}", *more])
     MegatronEngine.train_step, Generator._continue = counted_step, counted_tokens

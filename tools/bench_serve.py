@@ -1,0 +1,260 @@
+"""Tokens a second of the server's models, and of the server, beside transformers' continuous batching.
+
+    python tools/bench_serve.py engine --output docs/benchmarks/serve_engine_cpu.json
+    python tools/bench_serve.py http http://127.0.0.1:8000 http://127.0.0.1:8001 --models demo runs/demo_hf
+
+`engine` stays in one process, and on the same random weights and the same threads: clients that each send one request
+after another are served by a `ContinuousBatch` (continuous), by batches that begin together and wait for their longest
+(static), and by transformers' continuous batching. `http` asks two servers that are running, ours first, whose models
+have the same weights: each client streams one completion after another. Prompts are texts, answers greedy. All sides
+have the same requests, in turns, after some that do not count. Figures are medians over the rounds.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from measured_on import measured_on
+
+from megagpt.data.tokenizer import Tokenizer, train_tokenizer
+from megagpt.errors import ConfigError, MegaGPTError
+from megagpt.log import run_tool
+from megagpt.model.generation_config import GenerationConfig
+
+CLIENTS = (1, 8, 32)
+WORDS = ("time", "river", "stone", "light", "green", "small", "walks", "under", "never", "seven", "house", "cloud")
+
+
+class Job(NamedTuple):
+    """One request."""
+
+    prompt: str
+    new_tokens: int
+
+
+def make_jobs(count: int, seed: int) -> list[Job]:
+    """Requests of 4 to 60 words, for 16 to 96 tokens."""
+    draw = random.Random(seed)
+    return [Job(" ".join(draw.choices(WORDS, k=draw.randint(4, 60))), draw.randint(16, 96)) for _ in range(count)]
+
+
+# In one process
+
+
+def save_models(folder: Path, size: str) -> tuple[Path, Path]:
+    """A run of random weights in the shape `size`, and the same for transformers."""
+    from megagpt.checkpoint import Checkpointer
+    from megagpt.checkpoint.convert.convert import convert
+    from megagpt.config.load import load, to_dict
+    from megagpt.parallel import launch
+    from megagpt.parallel.megatron import MegatronEngine
+
+    run = folder / "run"
+    run.mkdir()
+    tokenizer = train_tokenizer([" ".join(job.prompt for job in make_jobs(200, seed=9))], 400)
+    tokenizer.save(run / "tokenizer.json")
+    config = load([f"model={size}", "model.attention_pattern=[dense]", "optim.precision=fp32", "model.init_std=0.1"])
+    launch.initialize(config.parallel, config.seed)
+    engine = MegatronEngine(config, objective=None, training=False)
+    with Checkpointer(run / "checkpoints", config.checkpoint) as checkpointer:
+        checkpointer.save(1, engine.shards(for_saving=True), {}, {}, {"config": to_dict(config)})
+    convert(run, folder / "transformers", "huggingface", prove=False)
+    return run, folder / "transformers"
+
+
+def engine(args: argparse.Namespace) -> dict[str, Any]:
+    """The three sides in this process. Raises MegaGPTError where they write different tokens."""
+    from transformers import AutoModelForCausalLM
+
+    from megagpt.config.schema import ParallelConfig
+    from megagpt.model.generation import Generator
+    from megagpt.stages.weights import load_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        run, exported = save_models(Path(folder), args.size)
+        config, loaded, tokenizer = load_model(run, ParallelConfig())
+        peer = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
+    ours = Generator(loaded.modules, config, tokenizer)
+    result: dict[str, Any] = {"size": args.size, "rounds": args.rounds, "threads": torch.get_num_threads()}
+    for clients in CLIENTS:
+        count = max(4, args.jobs * clients // CLIENTS[-1])
+        sides: dict[str, Callable[[list[Job]], list[list[int]]]] = {
+            "continuous": lambda jobs, rows=clients: continuous(ours, jobs, rows, at_once=len(jobs)),
+            "static": lambda jobs, rows=clients: continuous(ours, jobs, rows, at_once=rows),
+            "transformers": lambda jobs, rows=clients: transformers_batching(peer, tokenizer, jobs, rows),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        for number in range(args.rounds + 1):  # the first warms up
+            jobs, answers = make_jobs(count, number), {}
+            for name in sorted(sides, reverse=number % 2 == 1):
+                begun = time.perf_counter()
+                answers[name] = sides[name](jobs)
+                rates[name].append(sum(map(len, answers[name])) / (time.perf_counter() - begun))
+            if any(answer != answers["static"] for answer in answers.values()):
+                raise MegaGPTError(f"the sides wrote different tokens with {clients} clients in round {number}")
+        result[f"{clients} clients"] = {
+            "requests": count,
+            "tokens_per_second": {name: statistics.median(values[1:]) for name, values in rates.items()},
+            "times_transformers": statistics.median(rates["continuous"][1:])
+            / statistics.median(rates["transformers"][1:]),
+        }
+        print(json.dumps(result[f"{clients} clients"]), flush=True)
+    return measured_on("torch", "transformers") | result
+
+
+def continuous(generator: Any, jobs: list[Job], rows: int, at_once: int) -> list[list[int]]:
+    """The new tokens of every job; as many as `at_once` come together, when all before them have ended."""
+    from megagpt.model.continuous_batching import ContinuousBatch
+    from megagpt.model.staged_model import for_generation
+
+    batch, made = ContinuousBatch(generator, rows, None, 512), []
+    with for_generation(generator.modules):
+        for first in range(0, len(jobs), at_once):
+            for prompt, new_tokens in jobs[first : first + at_once]:
+                settings = GenerationConfig(new_tokens, temperature=0.0)
+                made.append(generator.row(len(made), generator.tokenizer.encode(prompt), settings))
+                batch.add(made[-1])
+            while batch.busy:
+                batch.step()
+    return [row.tokens for row in made]
+
+
+def transformers_batching(peer: Any, tokenizer: Tokenizer, jobs: list[Job], rows: int) -> list[list[int]]:
+    """The same by transformers, of which `rows` are under way at a time."""
+    from transformers import GenerationConfig as TheirConfig
+
+    settings = TheirConfig(
+        do_sample=False, eos_token_id=tokenizer.end_of_text_id, pad_token_id=tokenizer.end_of_text_id
+    )
+    made: dict[str, list[int]] = {}
+    with peer.continuous_batching_context_manager(generation_config=settings) as manager:
+        coming = [(str(number), job) for number, job in enumerate(jobs)]
+        for request, job in coming[:rows]:
+            manager.add_request(tokenizer.encode(job.prompt), request, max_new_tokens=job.new_tokens)
+        coming = coming[rows:]
+        while len(made) < len(jobs):
+            result = manager.get_result(timeout=60)
+            if result is None:
+                raise MegaGPTError("transformers gave no result for a minute")
+            if result.is_finished():
+                made[result.request_id] = result.generated_tokens
+                if coming:
+                    request, job = coming.pop(0)
+                    manager.add_request(tokenizer.encode(job.prompt), request, max_new_tokens=job.new_tokens)
+    return [made[str(number)] for number in range(len(jobs))]
+
+
+# Over HTTP
+
+
+class Asked(NamedTuple):
+    """What one request took."""
+
+    tokens: int
+    first_seconds: float
+    """To the first text."""
+
+
+async def ask(client: Any, url: str, model: str, job: Job) -> Asked:
+    """Stream a completion. Raises MegaGPTError for any other answer."""
+    body = {
+        "model": model,
+        "prompt": job.prompt,
+        "max_tokens": job.new_tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    begun, first, usage = time.perf_counter(), None, None
+    async with client.stream("POST", f"{url}/v1/completions", json=body) as response:
+        if response.status_code != 200:
+            raise MegaGPTError(f"{url} answers {response.status_code}: {(await response.aread())[:500]!r}")
+        async for line in response.aiter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            chunk = json.loads(line.removeprefix("data: "))
+            if "error" in chunk:
+                raise MegaGPTError(f"{url} fails: {chunk['error']}")
+            usage = chunk.get("usage") or usage
+            if first is None and any(choice["text"] for choice in chunk["choices"]):
+                first = time.perf_counter() - begun
+    if usage is None:
+        raise MegaGPTError(f"{url} does not say how many tokens it wrote")
+    return Asked(usage["completion_tokens"], time.perf_counter() - begun if first is None else first)
+
+
+async def load(url: str, model: str, jobs: list[Job], clients: int) -> tuple[float, list[float]]:
+    """Tokens a second of so many clients, which share the jobs, and the seconds to each first text."""
+    import httpx
+
+    coming, asked = list(reversed(jobs)), []
+    async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=clients)) as client:
+
+        async def one() -> None:
+            while coming:
+                asked.append(await ask(client, url, model, coming.pop()))
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(one() for _ in range(clients)))
+        seconds = time.perf_counter() - begun
+    return sum(each.tokens for each in asked) / seconds, [each.first_seconds for each in asked]
+
+
+def http(args: argparse.Namespace) -> dict[str, Any]:
+    """Both servers, in turns."""
+    if len(args.models) != len(args.urls):
+        raise ConfigError(f"there are {len(args.urls)} servers, but --models names {len(args.models)}")
+    servers = list(zip(("megagpt", "transformers"), args.urls, args.models, strict=True))
+    result: dict[str, Any] = {"rounds": args.rounds}
+    for clients in CLIENTS:
+        count = max(4, args.jobs * clients // CLIENTS[-1])
+        rates: dict[str, list[float]] = {name: [] for name, _, _ in servers}
+        firsts: dict[str, list[float]] = {name: [] for name, _, _ in servers}
+        for number in range(args.rounds + 1):  # the first warms up
+            for name, url, model in servers[:: -1 if number % 2 else 1]:
+                rate, seconds = asyncio.run(load(url, model, make_jobs(count, number), clients))
+                if number:
+                    rates[name].append(rate)
+                    firsts[name] += seconds
+        result[f"{clients} clients"] = {
+            "requests": count,
+            "tokens_per_second": {name: statistics.median(values) for name, values in rates.items()},
+            "seconds_to_first_text": {name: statistics.median(values) for name, values in firsts.items()},
+            "times_transformers": statistics.median(rates["megagpt"]) / statistics.median(rates["transformers"]),
+        }
+        print(json.dumps(result[f"{clients} clients"]), flush=True)
+    return measured_on("torch", "transformers", "httpx") | result
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    modes = parser.add_subparsers(dest="mode", required=True)
+    inside = modes.add_parser("engine", help="in one process")
+    inside.add_argument("--size", default="demo", help="shape of the model (default: %(default)s)")
+    outside = modes.add_parser("http", help="over HTTP")
+    outside.add_argument("urls", nargs=2, metavar="URL", help="base address of megagpt's server, then of the other")
+    outside.add_argument("--models", nargs=2, required=True, metavar="ID", help="names of the model there")
+    for mode in (inside, outside):
+        mode.add_argument(
+            "--jobs", type=int, default=64, help="requests of 32 clients in a round (default: %(default)s)"
+        )
+        mode.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+        mode.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
+    args = parser.parse_args()
+    result = engine(args) if args.mode == "engine" else http(args)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_tool(main)
