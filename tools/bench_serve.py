@@ -59,9 +59,12 @@ def save_models(folder: Path, size: str) -> tuple[Path, Path]:
 
     run = folder / "run"
     run.mkdir()
-    tokenizer = train_tokenizer([" ".join(job.prompt for job in make_jobs(200, seed=9))], 400)
-    tokenizer.save(run / "tokenizer.json")
     config = load([f"model={size}", "model.attention_pattern=[dense]", "optim.precision=fp32", "model.init_std=0.1"])
+    texts = (path.read_text(encoding="utf-8") for path in sorted(Path(json.__file__).parents[1].glob("*.py")))
+    tokenizer = train_tokenizer(texts, config.model.vocab_size)
+    if tokenizer.vocab_size != config.model.vocab_size:  # transformers would write the tokens that have no text
+        raise ConfigError(f"the standard library gives {tokenizer.vocab_size} tokens, not {config.model.vocab_size}")
+    tokenizer.save(run / "tokenizer.json")
     launch.initialize(config.parallel, config.seed)
     engine = MegatronEngine(config, objective=None, training=False)
     with Checkpointer(run / "checkpoints", config.checkpoint) as checkpointer:
