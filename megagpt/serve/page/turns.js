@@ -3,6 +3,7 @@
 import { button, copyButton, grow, iconButton, isEnter, make } from "./dom.js";
 import { showText } from "./markdown.js";
 
+const SHORTEST = 0.1; // seconds from which a speed says something
 const ENDED = { length: "Cut off at the limit of tokens.", stopped: "Stopped.", broken: "Broken off." };
 
 /**
@@ -46,7 +47,7 @@ function about(turn) {
   if (turn.role === "user") return "";
   const parts = [];
   if (turn.tokens) parts.push(turn.tokens === 1 ? "1 token" : `${turn.tokens.toLocaleString("en")} tokens`);
-  if (turn.tokens > 1 && turn.seconds > 0) parts.push(`${rounded(turn.tokens / turn.seconds)} a second`);
+  if (turn.tokens > 1 && turn.seconds > SHORTEST) parts.push(`${rounded(turn.tokens / turn.seconds)} a second`);
   const length = parts.length ? [parts.join(", ")] : [];
   if (!turn.content && turn.ended === "stop") length.push("The model wrote nothing.");
   if (turn.leftOut) length.push(`${turn.leftOut} earlier messages did not fit and were left out.`);

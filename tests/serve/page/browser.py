@@ -16,7 +16,7 @@ OPTIONS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync "
     "--disable-component-update --disable-extensions --disable-dev-shm-usage --remote-debugging-pipe"
 )
-PATIENCE = 15
+PATIENCE = 30
 """Seconds to wait for what should happen at once; the machine may be busy."""
 
 KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, "")}
@@ -75,37 +75,36 @@ class Browser:
 
 
 class Page:
-    """A tab with storage of its own."""
+    """A tab that shows the page at an address."""
 
     def __init__(self, browser: Browser, url: str) -> None:
         self.browser = browser
         self.url = url
-        context = browser.call("Target.createBrowserContext")["browserContextId"]
-        target = browser.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        target = browser.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self._context = context
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        grant = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"], "browserContextId": context}
-        browser.call("Browser.grantPermissions", **grant)
-        self.open()
+        browser.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         return self.browser.call(method, self.session, **params)
 
-    def open(self) -> None:
-        """Loads the page, anew where it is loaded already."""
-        self.call("Runtime.evaluate", expression="window.before = true")
-        self.call("Page.navigate", url=self.url)
-        self.wait("!window.before && document.readyState === 'complete' && document.querySelector('#model option')")
+    def visit(self) -> None:
+        """Loads the page as for the first time, on a wide and light screen; what happened before is forgotten."""
+        self.browser.events.clear()
+        self.resize(1280, 800)
+        self.darken(False)
+        self.evaluate("location.protocol === 'about:' || (localStorage.clear(), sessionStorage.clear())")
+        self.load("Page.navigate", url=self.url)
 
     def reload(self) -> None:
-        self.call("Runtime.evaluate", expression="window.before = true")
-        self.call("Page.reload")
-        self.wait("!window.before && document.readyState === 'complete' && document.querySelector('#model option')")
+        self.load("Page.reload")
 
-    def close(self) -> None:
-        self.browser.call("Target.disposeBrowserContext", browserContextId=self._context)
+    def load(self, method: str, **params: Any) -> None:
+        """Does what loads the page, and waits until it has the models."""
+        self.evaluate("window.before = true")
+        self.call(method, **params)
+        self.wait("!window.before && document.readyState === 'complete' && document.querySelector('#model option')")
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression, awaited where it is a promise."""
@@ -186,7 +185,8 @@ class Page:
 
     def darken(self, dark: bool) -> None:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        still = {"name": "prefers-reduced-motion", "value": "reduce"}  # no pictures are drawn where nothing happens
+        self.call("Emulation.setEmulatedMedia", features=[scheme, still])
 
     def picture(self, path: Path) -> None:
         """Writes what is on the screen as PNG."""
