@@ -132,13 +132,17 @@ def continuous(generator: Any, jobs: list[Job], rows: int, at_once: int) -> list
 
 def transformers_batching(peer: Any, tokenizer: Tokenizer, jobs: list[Job], rows: int) -> list[list[int]]:
     """The same by transformers, of which `rows` are under way at a time."""
+    from transformers import ContinuousBatchingConfig
     from transformers import GenerationConfig as TheirConfig
 
     settings = TheirConfig(
         do_sample=False, eos_token_id=tokenizer.end_of_text_id, pad_token_id=tokenizer.end_of_text_id
     )
     made: dict[str, list[int]] = {}
-    with peer.continuous_batching_context_manager(generation_config=settings) as manager:
+    # By itself it would take most of the memory; a page holds the tokens of one request.
+    memory = ContinuousBatchingConfig(num_blocks=2 * rows, max_batch_tokens=512)
+    batching = {"generation_config": settings, "continuous_batching_config": memory}
+    with peer.continuous_batching_context_manager(**batching) as manager:
         coming = [(str(number), job) for number, job in enumerate(jobs)]
         for request, job in coming[:rows]:
             manager.add_request(tokenizer.encode(job.prompt), request, max_new_tokens=job.new_tokens)

@@ -1,7 +1,6 @@
 """A generative checkpoint in a server."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 from megagpt.config.schema import Config
@@ -89,7 +88,7 @@ class TextModel:
         self._open.check()
         (prompt,) = self._generator.encode([request.prompt])
         self._generator.check_bias(request.settings)
-        details = asdict(request) | {"prompt": prompt}
+        details = {**vars(request), "prompt": prompt, "settings": vars(request.settings)}
         return TokenStream(self._loop, self._number, details, self._open)
 
     def infill_prompt(self, prefix: str, suffix: str) -> list[int]:

@@ -103,6 +103,8 @@ def test_defaults_are_those_of_the_library():
     from megagpt.evaluate.map_page import MAX_POINTS
     from megagpt.model.generation import GenerationConfig
     from megagpt.plan.check import LARGEST_EPOCHS
+    from megagpt.serve.bounds import Bounds
+    from megagpt.serve.interface import Limits
 
     commands = {" ".join(words): command for words, command in TREE}
 
@@ -118,6 +120,16 @@ def test_defaults_are_those_of_the_library():
     sampling = fields(GenerationConfig)
     for name in ("max_new_tokens", "top_p", "top_k", "repetition_penalty", "seed"):
         assert default("generate", name) == sampling[name]
+    limits, bounds = fields(Limits), fields(Bounds)
+    for option, value in (
+        ("max_batch_size", limits["max_rows"]),
+        ("max_queue", limits["max_waiting"]),
+        ("prefill_tokens", limits["chunk_tokens"]),
+        ("prefix_memory", limits["prefix_memory"]),
+        ("max_completions", bounds["completions"]),
+        ("max_new_tokens", bounds["new_tokens"]),
+    ):
+        assert default("serve", option) == value
     without = {"kind", "recipe", "languages", "shard_mb"}
     code = fields(Options) | fields(Options.__dataclass_fields__["limits"].default_factory)
     for corpus in (code, fields(TextOptions)):

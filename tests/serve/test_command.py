@@ -132,7 +132,7 @@ def test_lm_eval_gets_the_numbers_of_the_evaluator_in_process(served, own, runs,
     assert {greedy for _, greedy in scores} == {True, False}
 
     wanted = {"until": ["t", "\n"], "max_gen_toks": 10, "temperature": 0.0}
-    texts = ["the cat", "def f(x", "naïve café", "<|user|>", "a"]
+    texts = ["the cat", "def f(x", "naïve café", "a"]
     asked = [Instance("generate_until", {}, (text, dict(wanted)), number) for number, text in enumerate(texts)]
     assert theirs.generate_until(asked) == own.generate_until(asked, disable_tqdm=True)
 
