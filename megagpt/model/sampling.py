@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from megagpt.data.batch import send
-
-HEAD = 256
-"""Most likely tokens among which a CPU looks for the nucleus of top-p before it sorts all."""
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float | Tensor) -> Tensor:
@@ -36,33 +34,29 @@ def keep_top_k(logits: Tensor, k: int | Tensor) -> Tensor:
 def keep_top_p(logits: Tensor, p: float | Tensor) -> Tensor:
     """Logits [B, V] with -inf outside the nucleus: the fewest most likely tokens that have probability p together.
 
-    p: for all rows, or float32 [B, 1].
+    p: for all rows, or float32 [B, 1]. Of equally likely tokens, those with lower ids come first.
     """
-    if logits.is_cpu and logits.shape[-1] > 4 * HEAD:  # to sort all of it takes a CPU longer than to run a small model
-        ordered, tokens = logits.topk(HEAD)
-        probabilities = (ordered - logits.logsumexp(-1, keepdim=True)).exp()
-        cut = _outside_nucleus(logits, probabilities, tokens, p, beyond=True)
-        spread = (probabilities.sum(-1, keepdim=True) < p).squeeze(-1)  # rows whose nucleus has more tokens
-        if spread.any():
-            cut[spread] = _keep_top_p(logits[spread], p if isinstance(p, float) else p[spread])
-        return cut
-    return _keep_top_p(logits, p)
+    if not logits.is_cpu:
+        ordered, tokens = logits.sort(descending=True, stable=True)
+        hidden = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, tokens, _outside(ordered, p))
+        return logits.masked_fill(hidden, float("-inf"))
+    # On a CPU PyTorch sorts values with their places, in more time than a small model takes; NumPy sorts values alone.
+    ordered = -torch.from_numpy(np.sort((-logits).numpy(), axis=-1))
+    count = (~_outside(ordered, p)).sum(-1, keepdim=True)
+    least = ordered.gather(-1, count - 1)
+    above, equal = logits > least, logits == least
+    left = count - above.sum(-1, keepdim=True)
+    if (equal.sum(-1, keepdim=True) > left).any():
+        equal &= equal.cumsum(-1) <= left
+    return logits.masked_fill(~(above | equal), float("-inf"))
 
 
-def _keep_top_p(logits: Tensor, p: float | Tensor) -> Tensor:
-    ordered, tokens = logits.sort(descending=True, stable=True)
-    return _outside_nucleus(logits, ordered.softmax(-1), tokens, p, beyond=False)
-
-
-def _outside_nucleus(logits: Tensor, probabilities: Tensor, tokens: Tensor, p: float | Tensor, beyond: bool) -> Tensor:
-    """Logits with -inf outside the nucleus, which is among `tokens` [B, n] with `probabilities`, largest first.
-
-    beyond: whether there are other tokens.
-    """
+def _outside(ordered: Tensor, p: float | Tensor) -> Tensor:
+    """Bool [B, V]: which of the logits, largest first, are outside the nucleus; the first never is."""
+    probabilities = ordered.softmax(-1)
     outside = probabilities.cumsum(-1) - probabilities >= p
     outside[:, 0] = False
-    hidden = torch.full_like(logits, beyond, dtype=torch.bool).scatter_(-1, tokens, outside)
-    return logits.masked_fill(hidden, float("-inf"))
+    return outside
 
 
 def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:

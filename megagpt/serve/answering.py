@@ -24,6 +24,8 @@ Json = dict[str, Any]
 FINISH = {"end_of_text": "stop", "stop": "stop", "length": "length", "context": "length"}
 """finish_reason in the API."""
 
+ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))
+
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache, no-transform",
@@ -95,12 +97,12 @@ async def whole(job: Job, request: Request, envelope: Json, choose: Callable[[],
 
 def stream(job: Job, envelope: Json, include_usage: bool) -> "EventStream":
     """The response as server-sent events, a piece of one choice in each."""
-    usage: Json = {"usage": None} if include_usage else {}
+    head = b"data: " + dumps(envelope | ({"usage": None} if include_usage else {}))[:-1] + b',"choices":['
 
     async def events() -> AsyncIterator[bytes]:
         async with aclosing(job.pieces(job.service.bounds.ping_seconds)) as batches:
             async for batch in batches:
-                yield b"".join(event(envelope | {"choices": [piece]} | usage) for piece in batch) or b": waiting\n\n"
+                yield b"".join(head + dumps(piece) + b"]}\n\n" for piece in batch) or b": waiting\n\n"
         if include_usage:
             yield event(envelope | {"choices": [], "usage": job.usage})
         yield b"data: [DONE]\n\n"
@@ -169,4 +171,4 @@ def json_response(value: Json) -> Response:
 
 def dumps(value: Json) -> bytes:
     """JSON in few bytes."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return ENCODER.encode(value).encode()

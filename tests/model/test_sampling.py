@@ -71,7 +71,7 @@ def test_frequencies_are_the_probabilities(logits, temperature, top_k, top_p):
 
 
 def test_top_p_over_many_tokens_keeps_the_smallest_set_of_that_probability():
-    """Where a CPU looks among the most likely ones first: a peaked row, a flat one, which needs all, and between."""
+    """A peaked row, a flat one, and one between."""
     logits = torch.randn(3, 3000, generator=torch.Generator().manual_seed(2)) * torch.tensor([[9.0], [0.01], [2.0]])
     for p in (0.3, 0.95):
         found = support(keep_top_p(logits, p))
@@ -83,6 +83,13 @@ def test_top_p_over_many_tokens_keeps_the_smallest_set_of_that_probability():
     columns = torch.tensor([[0.3], [0.9], [1.0]])
     together = support(keep_top_p(logits, columns))
     assert together == [support(keep_top_p(logits[row : row + 1], float(p)))[0] for row, p in enumerate(columns)]
+
+
+def test_of_equally_likely_tokens_the_first_are_in_the_nucleus():
+    logits = torch.tensor(
+        [[0.0, 1.0, 0.0, 1.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0, 2.0, 2.0], [5.0, 0.0, 0.0, 0.0, 5.0, 5.0]]
+    )
+    assert support(keep_top_p(logits, 0.6)) == [{0, 1, 3}, {0, 1, 2, 3}, {0, 4}]
 
 
 def test_rows_with_settings_of_their_own_get_what_each_gets_alone(logits):
