@@ -1,5 +1,7 @@
 """Examples that break each rule of the configuration once; see test_rules.py."""
 
+from tests.config.broken_optimizers import OPTIMIZERS
+
 TENSOR, STAGES = "parallel.tensor_parallel_size", "parallel.pipeline_parallel_size"
 
 # rule, ranks, overrides of the demo, and what the message names: fields with their values, then the fix
@@ -375,31 +377,7 @@ BROKEN = [
         [*PPO, "ppo.reference_parallel={engine: deepspeed, zero_stage: 3}"],
         ["ppo.reference_parallel.engine (deepspeed)", "zero_stage (3)", "megatron and 1"],
     ),
-    (
-        "muon_has_its_engine",
-        2,
-        ["optim.optimizer=muon", "parallel.engine=deepspeed"],
-        ["optim.optimizer (muon)", "parallel.engine is deepspeed", "parallel.zero_stage=1", "optim.optimizer=adam"],
-    ),
-    ("muon_has_its_engine", 1, ["optim.optimizer=muon", "optim.fused=te"], ["optim.fused (te)", "auto or torch"]),
-    (
-        "optimizer_options",
-        1,
-        ["optim.muon_momentum=0.9"],
-        ["optim.muon_momentum (0.9)", "optim.optimizer is adam", "optim.optimizer=muon", "0.95"],
-    ),
-    (
-        "optimizer_options",
-        1,
-        ["optim.decay_shape=linear"],
-        ["optim.decay_shape (linear)", "optim.schedule is cosine", "optim.schedule=wsd", "sqrt"],
-    ),
-    (
-        "warmup_before_decay",
-        1,
-        ["optim.schedule=wsd", "optim.decay_fraction=0.97"],
-        ["optim.warmup_tokens (50000)", "36000", "optim.decay_fraction (0.97)", "optim.decay_tokens (1200000)"],
-    ),
+    *OPTIMIZERS,
     ("split_is_whole", 1, ["data.split=[0.9,0.2,0.1]"], ["data.split (0.9, 0.2, 0.1)", "1.2"]),
     ("split_is_whole", 1, ["data.split=[1.5,-0.5,0]"], ["data.split (1.5, -0.5, 0.0)"]),
     ("split_is_whole", 1, ["data.split=[0,1,0]"], ["data.split (0.0, 1.0, 0.0)"]),
