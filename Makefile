@@ -5,6 +5,7 @@
 # make incontext  a small GPT that finds a rule in the examples of its prompt: accuracy by number of examples
 # make test    the tests that are run before every commit; make test-slow the others; make test-all both;
 #              make test-thorough both, with every case of those that have many
+# make test-megatron-core VERSION=0.19.2  what megagpt asks of Megatron-Core, with another version than the installed one
 # make lint    ruff
 .DELETE_ON_ERROR:
 .ONESHELL:
@@ -24,13 +25,14 @@ CHAT := runs/chatgpt
 EMBED := runs/embed
 INCONTEXT := runs/incontext
 RANKS ?= 2
+VERSION ?= 0.19.2
 # More at a time than two cores have, since tests wait much of their time.
 # A worker takes whole files, whose fixtures are expensive, in the order of tests/conftest.py: ordered by their number
 # of tests, the few long tests would all come last.
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 OVERRIDES ?=
 
-.PHONY: train code chatgpt embed incontext test test-slow test-all test-thorough lint install clean
+.PHONY: train code chatgpt embed incontext test test-slow test-all test-thorough test-megatron-core lint install clean
 
 install: $(VENV)/installed
 
@@ -193,6 +195,18 @@ test-thorough: $(VENV)/installed-dev
 
 test-all: $(VENV)/installed-dev
 	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) --durations 25
+
+# The wheel for this Python is taken whatever Python the version asks for, and comes first on the path.
+MEGATRON := $(VENV)/megatron-core-$(VERSION)
+MEGATRON_TESTS := tests/parallel tests/model tests/checkpoint/convert/test_megatron.py \
+	tests/checkpoint/convert/test_megatron_dist.py tests/data/test_indexed.py tests/plan/test_trace.py \
+	tests/stages/test_resume.py tests/rl/test_ppo.py
+
+test-megatron-core: $(VENV)/installed-dev
+	$(PYTHON) -m pip install --quiet --target $(MEGATRON) --upgrade --no-deps --ignore-requires-python megatron-core==$(VERSION)
+	export PYTHONPATH=$(CURDIR)/$(MEGATRON)
+	$(PYTHON) -c 'import megatron.core; assert megatron.core.__version__ == "$(VERSION)", megatron.core.__file__'
+	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) --durations 10 $(MEGATRON_TESTS)
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

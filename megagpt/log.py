@@ -85,8 +85,9 @@ def setup(run_dir: str | Path | None = None) -> None:
     stderr.setFormatter(_Short(rank))
     root.addHandler(stderr)
     logging.getLogger("megagpt").setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    # Megatron-Core warns that it does not know our feed-forward layer.
-    logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
+    # Megatron-Core warns that it does not know our feed-forward layer, and 0.19 that it lays out parameters itself.
+    for module in ("transformer.transformer_layer", "distributed.distributed_data_parallel"):
+        logging.getLogger(f"megatron.core.{module}").setLevel(logging.ERROR)
     for module, category in QUIET:
         warnings.filterwarnings("ignore", category=category, module=module)
     if run_dir is None or rank != 0:

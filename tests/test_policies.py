@@ -48,6 +48,7 @@ MEGATRON = {
     "megagpt/model/layers.py",
     "megagpt/model/losses.py",
     "megagpt/model/megatron_import.py",
+    "megagpt/model/megatron_versions.py",
     "megagpt/parallel/common.py",
     "megagpt/parallel/launch.py",
     "megagpt/parallel/layouts.py",
@@ -219,7 +220,7 @@ def test_every_direct_dependency_has_a_tested_version():
     direct = {re.split(r"[\[<>=~!; ]", line)[0].lower() for line in wanted}
     direct -= {"megagpt", "triton"}  # PyTorch for CUDA says which Triton it takes
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+(; python_version (<|>=) \"[\d.]+\")?", line) for line in lines)
     assert direct <= {line.split("==")[0].lower() for line in lines}
 
 

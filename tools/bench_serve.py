@@ -88,7 +88,7 @@ def engine(args: argparse.Namespace) -> dict[str, Any]:
     ours = Generator(loaded.modules, config, tokenizer)
     result: dict[str, Any] = {"size": args.size, "rounds": args.rounds, "threads": torch.get_num_threads()}
     for clients in CLIENTS:
-        count = max(4, args.jobs * clients // CLIENTS[-1])
+        count = max(4, 2 * clients, args.jobs * clients // CLIENTS[-1])
         sides: dict[str, Callable[[list[Job]], list[list[int]]]] = {
             "continuous": lambda jobs, rows=clients: continuous(ours, jobs, rows, at_once=len(jobs)),
             "static": lambda jobs, rows=clients: continuous(ours, jobs, rows, at_once=rows),
@@ -222,7 +222,7 @@ def http(args: argparse.Namespace) -> dict[str, Any]:
     servers = list(zip(("megagpt", "transformers"), args.urls, args.models, strict=True))
     result: dict[str, Any] = {"rounds": args.rounds}
     for clients in CLIENTS:
-        count = max(4, args.jobs * clients // CLIENTS[-1])
+        count = max(4, 2 * clients, args.jobs * clients // CLIENTS[-1])
         rates: dict[str, list[float]] = {name: [] for name, _, _ in servers}
         firsts: dict[str, list[float]] = {name: [] for name, _, _ in servers}
         for number in range(args.rounds + 1):  # the first warms up

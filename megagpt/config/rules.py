@@ -23,7 +23,7 @@ from megagpt.config.layout_rules import (
     rope_pairs_dimensions,
 )
 from megagpt.config.load import raise_all
-from megagpt.config.schema import Config
+from megagpt.config.schema import Config, OptimConfig
 from megagpt.config.task_rules import TASK_RULES
 
 
@@ -69,6 +69,40 @@ def fused_optimizer(config: Config, world_size: int) -> Iterator[str]:
         )
 
 
+def muon_has_its_engine(config: Config, world_size: int) -> Iterator[str]:
+    """Muon updates whole matrices, which DeepSpeed's flat partitions do not show, and brings PyTorch's AdamW."""
+    if config.optim.optimizer != "muon":
+        return
+    if config.parallel.engine == "deepspeed":
+        yield (
+            "optim.optimizer (muon) updates whole matrices, but parallel.engine is deepspeed, whose ZeRO hands its"
+            " optimizer flat pieces: set parallel.engine=megatron, whose parallel.zero_stage=1 divides Muon's state"
+            " too, or optim.optimizer=adam"
+        )
+    if config.optim.fused in ("apex", "te"):
+        yield (
+            f"optim.fused ({config.optim.fused}) cannot be had with optim.optimizer (muon), beside which Adam is"
+            " PyTorch's: set optim.fused=auto or torch"
+        )
+
+
+def optimizer_options(config: Config, world_size: int) -> Iterator[str]:
+    """An option of something that the run does not use would be without effect."""
+    for field, wanted, names in (
+        ("optimizer", "muon", ("muon_momentum", "muon_rms")),
+        ("schedule", "wsd", ("decay_fraction", "decay_shape")),
+    ):
+        if (chosen := getattr(config.optim, field)) == wanted:
+            continue
+        for name in names:
+            value, default = getattr(config.optim, name), OptimConfig.__dataclass_fields__[name].default
+            if value != default:
+                yield (
+                    f"optim.{name} ({value}) is of optim.{field}={wanted}, but optim.{field} is {chosen}: set"
+                    f" optim.{field}={wanted}, or leave optim.{name} at {default}"
+                )
+
+
 def batch_ramp(config: Config, world_size: int) -> Iterator[str]:
     """A ramp has a start and a length, and grows."""
     optim = config.optim
@@ -86,8 +120,14 @@ def batch_ramp(config: Config, world_size: int) -> Iterator[str]:
 
 def warmup_before_decay(config: Config, world_size: int) -> Iterator[str]:
     """The decay, warm-up included, lasts at least as long as the warm-up."""
-    schedule = config.optim.schedule
-    if schedule.warmup_tokens > schedule.decay_tokens:
+    schedule, optim = config.optim.lengths, config.optim
+    if optim.schedule == "wsd" and schedule.warmup_tokens > optim.decay_begin:
+        yield (
+            f"optim.warmup_tokens ({schedule.warmup_tokens}) is above {optim.decay_begin}, where the decay of"
+            f" optim.schedule (wsd) begins, as optim.decay_fraction ({optim.decay_fraction:g}) of optim.decay_tokens"
+            f" ({schedule.decay_tokens}) says: lower the first or the second"
+        )
+    elif schedule.warmup_tokens > schedule.decay_tokens:
         yield (
             f"optim.warmup_tokens ({schedule.warmup_tokens}) is above optim.decay_tokens ({schedule.decay_tokens}),"
             " which includes it: lower the first or raise the second"
@@ -262,6 +302,8 @@ RULES = (
     attention_pattern,
     *LAYOUT_RULES,
     fused_optimizer,
+    muon_has_its_engine,
+    optimizer_options,
     batch_ramp,
     warmup_before_decay,
     kept_checkpoints_exist,

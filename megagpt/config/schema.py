@@ -86,12 +86,22 @@ class Schedule:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimisation: AdamW, a schedule counted in tokens, and numeric precision, as published for GPT-3."""
+    """Optimisation: AdamW or Muon, a schedule counted in tokens, and numeric precision; by default as for GPT-3."""
 
+    optimizer: Literal["adam", "muon"] = "adam"
+    """adam: AdamW. muon: the matrices inside the layers have orthogonal updates, of the size of Adam's; the rest has
+    Adam. Both take the same lr and weight_decay."""
     lr: PositiveFloat = 6e-4
     """Peak learning rate."""
     min_lr_ratio: Fraction = 0.1
     """The learning rate decays to this fraction of the peak."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """Learning rate after the warm-up. cosine: it decays from there on. wsd (warm-up, stable, decay): it stays at the
+    peak until the last decay_fraction."""
+    decay_fraction: FractionBelowOne = 0.1
+    """Share of the schedule that its decay takes, where it is wsd."""
+    decay_shape: Literal["sqrt", "linear"] = "sqrt"
+    """Decay of wsd. sqrt: by 1 - sqrt(share that is over), fast at first; linear: by equal steps."""
     train_tokens: PositiveInt = 300_000_000_000
     """Tokens to train on."""
     train_epochs: PositiveFloat | None = None
@@ -102,8 +112,8 @@ class OptimConfig:
     warmup_start_ratio: Fraction = 0.0
     """The warm-up begins at this fraction of the peak."""
     decay_tokens: PositiveInt | None = None
-    """Tokens after which the cosine decay, warm-up included, reaches its minimum. null: published.decay_tokens in
-    proportion to train_tokens."""
+    """Tokens after which the learning rate is at its minimum, warm-up included. null: with cosine
+    published.decay_tokens in proportion to train_tokens, with wsd train_tokens."""
     global_batch_size: PositiveInt = 256
     """Sequences in one optimizer step. In stage reward: prompts, each with all of its responses; in
     stage embed: pairs, whose documents are negatives of all other queries."""
@@ -122,29 +132,40 @@ class OptimConfig:
     """Adam's decay of the second moment."""
     eps: PositiveFloat = 1e-8
     """Adam's epsilon."""
+    muon_momentum: FractionBelowOne = 0.95
+    """Muon's decay of the momentum, which is Nesterov's."""
+    muon_rms: PositiveFloat = 0.2
+    """Size of Muon's updates, as the root mean square of elements at lr=1: about that of Adam's."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay of matrices; biases and norms have none."""
     fused: Literal["auto", "torch", "apex", "te"] = "auto"
     """Implementation of the fused AdamW. auto: Transformer Engine's (te) or NVIDIA Apex's where one is installed on a
-    GPU, else PyTorch's. With the engine deepspeed it is always PyTorch's."""
+    GPU, else PyTorch's. With the engine deepspeed, and beside Muon, it is always PyTorch's."""
     clip_grad: NonNegativeFloat = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     max_skipped_steps: PositiveInt = 10
     """Steps in a row with a non-finite loss or gradient, all skipped, before the run stops."""
 
     @property
-    def schedule(self) -> Schedule:
-        """The run's schedule: own lengths where they are given, else the published ones in proportion."""
+    def lengths(self) -> Schedule:
+        """Lengths of the run's schedule: own ones where they are given, else the published ones in proportion."""
 
         def length(own: int | None, published: int) -> int:
             return published * self.train_tokens // self.published.train_tokens if own is None else own
 
+        published, to_the_end = self.published, self.schedule == "wsd"
         return Schedule(
             train_tokens=self.train_tokens,
-            warmup_tokens=length(self.warmup_tokens, self.published.warmup_tokens),
-            decay_tokens=length(self.decay_tokens, self.published.decay_tokens),
-            ramp_tokens=length(self.ramp_tokens, self.published.ramp_tokens),
+            warmup_tokens=length(self.warmup_tokens, published.warmup_tokens),
+            decay_tokens=length(self.decay_tokens, published.train_tokens if to_the_end else published.decay_tokens),
+            ramp_tokens=length(self.ramp_tokens, published.ramp_tokens),
         )
+
+    @property
+    def decay_begin(self) -> int:
+        """Tokens at which the learning rate leaves its peak."""
+        end = self.lengths.decay_tokens
+        return end - round(self.decay_fraction * end) if self.schedule == "wsd" else self.lengths.warmup_tokens
 
 
 @dataclass(frozen=True)

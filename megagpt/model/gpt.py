@@ -1,8 +1,12 @@
-"""From a `Config` to this rank's part of Megatron-Core's GPTModel."""
+"""From a `Config` to this rank's part of a GPT, on the modules of Megatron-Core that all its versions keep."""
 
 import torch
-from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -12,6 +16,7 @@ from megagpt.model.heads import EmbeddingHead, ScalarHead
 from megagpt.model.kernels import choose_kernels
 from megagpt.model.layers import block_spec
 from megagpt.model.losses import projected_cross_entropy
+from megagpt.model.megatron_versions import NO_CUDA_GRAPHS, mark_sharded
 from megagpt.model.parameters import initialize
 from megagpt.model.tree_pass import CachePass, TreePass
 
@@ -57,12 +62,12 @@ def transformer_config(config: Config) -> TransformerConfig:
         gradient_accumulation_fusion=False,
         bias_dropout_fusion=False,
         persist_layer_norm=False,
-        cuda_graph_scope=[],
+        **NO_CUDA_GRAPHS,
     )
 
 
-class GPT(GPTModel):
-    """One pipeline rank's chunk of the model: Megatron-Core's GPTModel with our layers, initial values and loss.
+class GPT(LanguageModule):
+    """One pipeline rank's chunk of the model: Megatron-Core's block with our layers, heads, initial values and loss.
 
     `model(tokens, position_ids, attention_mask, labels=labels)` takes int64 tokens, positions and labels [B, S] and
     returns losses, float32 [B, S], on the last pipeline stage and hidden states [S, B, H] on the others; without
@@ -82,42 +87,91 @@ class GPT(GPTModel):
         pre_process: it holds the embedding. post_process: it holds the final norm and the head. vp_stage: index of the
         chunk where the pipeline is interleaved. Needs the groups of `megagpt.parallel.launch.initialize`.
         """
-        model = config.model
         settings = transformer_config(config)
-        kernels = choose_kernels(config)
-        super().__init__(
-            settings,
-            block_spec(model, kernels, settings, vp_stage),
-            vocab_size=model.padded_vocab_size,
-            max_sequence_length=model.sequence_length,
-            pre_process=pre_process,
-            post_process=post_process,
-            share_embeddings_and_output_weights=model.shares_embeddings,
-            position_embedding_type=POSITION_EMBEDDING[model.position_embedding],
-            rotary_base=model.rope_base,
-            vp_stage=vp_stage,
-        )
+        super().__init__(settings)
+        model, kernels = config.model, choose_kernels(config)
+        self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
+        self.model_type = ModelType.encoder_or_decoder  # which schedules ask for
+        self.share_embeddings_and_output_weights = model.shares_embeddings
+        self.max_sequence_length = model.sequence_length
+        self.position_embedding_type = POSITION_EMBEDDING[model.position_embedding]
         self.real_vocab_size, self.head = model.vocab_size, model.head
         self.cross_entropy_backend = kernels.cross_entropy
         self.fuse_output_projection = kernels.fuse_output_projection
         if pre_process:
-            set_tensor_model_parallel_attributes(self.embedding.word_embeddings.weight, True, 0, 1)
-        if post_process and model.head == "scalar":
-            del self.output_layer
-            self.scalar_head = ScalarHead(settings, self.pg_collection.tp)
-        elif post_process and model.head == "embedding":
-            del self.output_layer
-            self.embedding_head = EmbeddingHead(config.embed, settings, self.pg_collection.tp)
-        elif post_process and self.output_layer.weight is not None:
-            set_tensor_model_parallel_attributes(self.output_layer.weight, True, 0, 1)
+            self.embedding = LanguageModelEmbedding(
+                settings,
+                model.padded_vocab_size,
+                model.sequence_length,
+                self.position_embedding_type,
+                tp_group=self.tp_group,
+            )
+            mark_sharded(self.embedding.word_embeddings.weight, 0)
+        if self.position_embedding_type == "rope":
+            self.rotary_pos_emb = RotaryEmbedding(
+                settings.kv_channels,
+                rotary_percent=1.0,
+                rotary_base=model.rope_base,
+                use_cpu_initialization=settings.use_cpu_initialization,
+                cp_group=self.cp_group,
+            )
+        spec = block_spec(model, kernels, settings, vp_stage)
+        self.decoder = TransformerBlock(
+            settings, spec, True, pre_process, post_process, self.pg_collection, vp_stage=vp_stage
+        )
+        if post_process:
+            self._add_head(config)
+        if self.head == "tokens" and (pre_process or post_process):
+            self.setup_embeddings_and_output_layer()
         self.to(settings.params_dtype)
         initialize(self, config)
 
-    def forward(self, input_ids: Tensor, *args, cache_pass: CachePass | None = None, **kwargs) -> Tensor:
+    def _add_head(self, config: Config) -> None:
+        if self.head == "scalar":
+            self.scalar_head = ScalarHead(self.config, self.tp_group)
+        elif self.head == "embedding":
+            self.embedding_head = EmbeddingHead(config.embed, self.config, self.tp_group)
+        else:
+            tied_here = self.pre_process and self.share_embeddings_and_output_weights
+            self.output_layer = ColumnParallelLinear(
+                self.config.hidden_size,
+                config.model.padded_vocab_size,
+                config=self.config,
+                init_method=self.config.init_method,
+                bias=False,
+                gather_output=False,
+                skip_weight_param_allocation=tied_here,
+                tp_group=self.tp_group,
+            )
+            if not tied_here:
+                mark_sharded(self.output_layer.weight, 0)
+
+    def set_input_tensor(self, input_tensor: Tensor | list[Tensor]) -> None:
+        """Have the next forward pass begin with the previous stage's hidden states [S, B, H], or a list of those."""
+        self.decoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache_pass: CachePass | None = None,
+    ) -> Tensor:
         """See the class; with a `cache_pass`, that pass's tokens [T] -> see `_cached`."""
         if cache_pass is not None:
             return self._cached(input_ids, cache_pass)
-        return super().forward(input_ids, *args, **kwargs)
+        hidden = self.embedding(input_ids, position_ids) if self.pre_process else None
+        rotary = None
+        if self.position_embedding_type == "rope":
+            length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, hidden, self.config, None)
+            rotary = self.rotary_pos_emb(length)
+        hidden = self.decoder(hidden, attention_mask, rotary_pos_emb=rotary)
+        return self._output(hidden, labels) if self.post_process else hidden
+
+    def shared_embedding_or_output_weight(self) -> Tensor:
+        """The embedding's weight on the first stage, the output layer's on the last; Megatron-Core keeps them equal."""
+        return self.embedding.word_embeddings.weight if self.pre_process else self.output_layer.weight
 
     def vocabulary_logits(self, hidden: Tensor, gather: bool = False) -> Tensor:
         """[n, H] behind the final norm -> [n, padded vocabulary / tp], or with `gather` [n, padded vocabulary]."""
@@ -145,23 +199,27 @@ class GPT(GPTModel):
         hidden = self.decoder.final_layernorm(current.last(hidden))
         return hidden if isinstance(current, TreePass) else self.vocabulary_logits(hidden, gather=True)
 
-    def _postprocess(self, hidden_states: Tensor, *, labels: Tensor | None, **others) -> Tensor:
-        if self.post_process and self.head == "scalar":
-            return self.scalar_head(hidden_states)
-        if self.post_process and self.head == "embedding":
-            return self.embedding_head(hidden_states, labels)
-        if not (self.fuse_output_projection and self.post_process) or labels is None:
-            return super()._postprocess(hidden_states=hidden_states, labels=labels, **others)
+    def _output(self, hidden: Tensor, labels: Tensor | None) -> Tensor:
+        """Hidden states behind the final norm [S, B, H] -> what the last stage returns, see the class."""
+        if self.head == "scalar":
+            return self.scalar_head(hidden)
+        if self.head == "embedding":
+            return self.embedding_head(hidden, labels)
         tied = self.share_embeddings_and_output_weights
-        return projected_cross_entropy(
-            hidden_states,
-            self.shared_embedding_or_output_weight() if tied else self.output_layer.weight,
-            labels,
-            self.real_vocab_size,
-            self.pg_collection.tp,
-            self.config.sequence_parallel,
-            self.cross_entropy_backend,
-        )
+        if labels is not None and self.fuse_output_projection:
+            return projected_cross_entropy(
+                hidden,
+                self.shared_embedding_or_output_weight() if tied else self.output_layer.weight,
+                labels,
+                self.real_vocab_size,
+                self.tp_group,
+                self.config.sequence_parallel,
+                self.cross_entropy_backend,
+            )
+        logits = self.vocabulary_logits(hidden)
+        if labels is None:
+            return logits.transpose(0, 1).contiguous()
+        return self.compute_language_model_loss(labels, logits)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross-entropy of every token, float32 [B, S], computed in float32 whatever the logits' dtype.

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer.attention import SelfAttention as MegatronSelfAttention
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -28,6 +27,7 @@ from megagpt.kernels.bias_dropout_add import bias_dropout_add
 from megagpt.kernels.decode import decode_attention
 from megagpt.kernels.norm import layer_norm, rms_norm
 from megagpt.model.kv_cache import Rotation, rotate
+from megagpt.model.megatron_versions import mark_sharded
 from megagpt.model.tree_pass import CachePass
 
 
@@ -106,7 +106,7 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
 
     def __init__(self, *args, stride: int = 1, **kwargs):
         super().__init__(*args, stride=stride, **kwargs)
-        set_tensor_model_parallel_attributes(self.weight, True, 0, stride)
+        mark_sharded(self.weight, 0, stride)
 
     def forward(
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
@@ -122,7 +122,7 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        set_tensor_model_parallel_attributes(self.weight, True, 1, 1)
+        mark_sharded(self.weight, 1)
 
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """Output [S, B, out] and the bias that is still to be added, if any."""
@@ -134,7 +134,7 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
 class MLP(MegatronMLP):
     """Feed-forward layer: GELU (tanh approximation) or SwiGLU between two linears."""
 
-    def __init__(self, config: TransformerConfig, backend: str):
+    def __init__(self, config: TransformerConfig, backend: str, **_):
         super().__init__(
             config,
             MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),

@@ -20,8 +20,10 @@ def import_megatron() -> None:
         return
     with _without_compiler(), _without_wandb(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that Apex is not installed, which megagpt does not need
-        import megatron.core.models.gpt.gpt_model
-        import megatron.core.optimizer  # noqa: F401
+        warnings.simplefilter("ignore", DeprecationWarning)  # of its own modules, by each other
+        import megatron.core.models.common.language_module.language_module
+        import megatron.core.optimizer
+        import megatron.core.transformer.transformer_block  # noqa: F401
 
 
 @contextmanager

@@ -52,11 +52,15 @@ def _global_name(chunk: torch.nn.Module, name: str) -> str:
 
 
 def _boxes(chunk: torch.nn.Module, parameter: torch.nn.Parameter) -> list[Box]:
+    return boxes_of(parameter, chunk.tp_group.size(), chunk.tp_group.rank())
+
+
+def boxes_of(parameter: torch.nn.Parameter, ranks: int, rank: int) -> list[Box]:
+    """The boxes that a parameter is on the tensor-parallel `rank` of `ranks`; see `named_boxes`."""
     local = tuple(parameter.shape)
     if not getattr(parameter, "tensor_model_parallel", False):
         return [Box(local, (0,) * len(local), local)]
     dim, parts = parameter.partition_dim, parameter.partition_stride
-    ranks, rank = chunk.tp_group.size(), chunk.tp_group.rank()
     size = local[dim] // parts
 
     def along(length: int, elsewhere: tuple[int, ...]) -> tuple[int, ...]:

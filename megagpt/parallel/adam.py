@@ -8,6 +8,7 @@ import torch
 
 from megagpt.errors import ConfigError
 from megagpt.parallel.common import MOMENTS
+from megagpt.parallel.muon import Muon
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ def prepare(adam: torch.optim.Optimizer) -> None:
         if counts_by_parameter(adam):
             group |= {"fused": True, "foreach": False}
         for parameter in group["params"]:
-            state = {key: torch.zeros_like(parameter, memory_format=torch.preserve_format) for key in MOMENTS}
+            keys = adam.state_names(parameter) if isinstance(adam, Muon) else MOMENTS
+            state = {key: torch.zeros_like(parameter, memory_format=torch.preserve_format) for key in keys}
             if counts_by_parameter(adam):
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             adam.state[parameter] = state

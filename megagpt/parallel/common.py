@@ -13,6 +13,9 @@ from megagpt.parallel.shards import Shard
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's state of a parameter, as torch names it."""
 
+MOMENTUM = "momentum"
+"""Muon's state of a matrix."""
+
 
 def sums_of(loss: torch.Tensor, count: torch.Tensor, metrics: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """The result of `Objective.loss` for a micro-batch, as one float64 vector."""

@@ -8,23 +8,26 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from megatron.core import ModelParallelConfig
+from megatron.core import ModelParallelConfig, parallel_state
 from megatron.core import optimizer as optimizers
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, distrib_optimizer, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
+from megatron.core.transformer.module import param_is_not_shared
 
 from megagpt.config.schema import Config
 from megagpt.data.batch import Batch
 from megagpt.model.gpt import GPT
-from megagpt.model.parameters import Box, named_boxes
+from megagpt.model.parameters import Box, boxes_of, named_boxes
 from megagpt.parallel import cpu
 from megagpt.parallel.adam import choose_adam, prepare, scale_gradients, set_step
-from megagpt.parallel.common import MOMENTS, means, random_state, set_random_state, split, sums_of
+from megagpt.parallel.common import MOMENTS, MOMENTUM, means, random_state, set_random_state, split, sums_of
 from megagpt.parallel.dims import ParallelDims
 from megagpt.parallel.engine import Objective, StepResult
+from megagpt.parallel.muon import Matrix, Muon, is_hidden_matrix
 from megagpt.parallel.shards import Shard
 
 
@@ -100,7 +103,7 @@ class MegatronEngine:
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         optim = self.config.optim
-        chosen = choose_adam(optim.fused, self.device)
+        chosen = choose_adam("torch" if optim.optimizer == "muon" else optim.fused, self.device)
         # Left to itself, Megatron-Core would take Transformer Engine's or Apex's wherever they can be imported.
         optimizers.USING_PYTORCH_OPTIMIZER, optimizers.Adam = chosen is torch.optim.AdamW, chosen
         distrib_optimizer.Adam = chosen  # it admits no other
@@ -124,8 +127,21 @@ class MegatronEngine:
             group["weight_decay"] = optim.weight_decay * group["wd_mult"]
         (inner,) = optimizer.chained_optimizers
         if not inner.is_stub_optimizer:
+            if optim.optimizer == "muon":
+                inner.optimizer = self._muon(inner)
             prepare(inner.optimizer)
         return optimizer
+
+    def _muon(self, inner: MegatronOptimizer) -> Muon:
+        """Muon in the place of Adam. Replicas that share the optimizer's state share its matrices out too."""
+        matrices, tp_group = [], self._modules[0].tp_group
+        for name, parameter, _ in named_boxes(self._modules):
+            if is_hidden_matrix(name):
+                boxes = [boxes_of(parameter, tp_group.size(), rank) for rank in range(tp_group.size())]
+                main, span = _held(inner, parameter)
+                matrices.append(Matrix(name, boxes, main, span or (0, parameter.numel())))
+        group = parallel_state.get_tensor_and_data_parallel_group() if self.shards_optimizer else tp_group
+        return Muon(inner.optimizer, matrices, group, tp_group.rank(), self.config, self.device)
 
     def train_step(self, batches: Iterator[Batch], num_micro_batches: int, lr: float) -> StepResult:
         """See `Engine.train_step`."""
@@ -147,10 +163,21 @@ class MegatronEngine:
         """Norm of the whole model's gradient. Megatron-Core's, without Apex, waits for the device at every tensor."""
         (inner,) = self.optimizer.chained_optimizers
         square = torch.zeros((), device=self.device)
-        if grads := inner.get_main_grads_for_grad_norm():
+        if grads := self._own_gradients(inner):
             square += torch.stack(torch._foreach_norm(grads)).square().sum()
         dist.all_reduce(square, group=inner.get_grad_stats_parallel_group())
         return math.sqrt(square.item())
+
+    def _own_gradients(self, inner: MegatronOptimizer) -> list[torch.Tensor]:
+        """Gradients that this rank adds to the norm: of what several ranks hold alike, one rank's."""
+        tp_group = self._modules[0].tp_group
+        return [
+            parameter.grad
+            for parameter in inner.get_parameters()
+            if parameter.grad is not None
+            and param_is_not_shared(parameter)
+            and param_is_not_tensor_parallel_duplicate(parameter, tp_group)
+        ]
 
     def _update(self, grad_norm: float, lr: float) -> None:
         (inner,) = self.optimizer.chained_optimizers
@@ -241,15 +268,11 @@ class MegatronEngine:
     def _optimizer_shards(
         self, inner: MegatronOptimizer, name: str, parameter: torch.nn.Parameter, boxes: list[Box]
     ) -> Iterator[Shard]:
-        main, span = getattr(parameter, "main_param", parameter), None
-        if isinstance(inner, DistributedOptimizer):
-            if parameter not in inner.model_param_group_index_map:
-                return  # other replicas hold all of its state
-            group, order = inner.model_param_group_index_map[parameter]
-            main = inner.optimizer.param_groups[group]["params"][order]
-            held = inner._get_model_param_range_map(parameter)["param"]
-            span = (held.start, held.end)
-        state = {key: inner.optimizer.state[main][key] for key in MOMENTS}
+        main, span = _held(inner, parameter)
+        if main is None:
+            return  # other replicas hold all of its state
+        held = inner.optimizer.state[main]
+        state = {key: held[key] for key in (*MOMENTS, MOMENTUM) if key in held}
         if self.dtype != torch.float32:
             state["master"] = main.detach()
         for key, value in state.items():
@@ -272,3 +295,19 @@ class MegatronEngine:
     def set_random_state(self, state: dict[str, torch.Tensor]) -> None:
         """See `Engine.set_random_state`."""
         set_random_state(self.device, state)
+
+
+def _held(
+    inner: MegatronOptimizer, parameter: torch.nn.Parameter
+) -> tuple[torch.Tensor | None, tuple[int, int] | None]:
+    """What the optimizer updates of a parameter on this rank, in fp32, and which elements it is; None means all.
+
+    (None, (0, 0)) where other replicas hold all of it.
+    """
+    if not isinstance(inner, DistributedOptimizer):
+        return getattr(parameter, "main_param", parameter), None
+    if parameter not in inner.model_param_group_index_map:
+        return None, (0, 0)
+    group, order = inner.model_param_group_index_map[parameter]
+    held = inner._get_model_param_range_map(parameter)["param"]
+    return inner.optimizer.param_groups[group]["params"][order], (held.start, held.end)

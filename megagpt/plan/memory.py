@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from megagpt.config.schema import ModelConfig
 from megagpt.plan.job import BF16, FP32, Job
-from megagpt.plan.parameters import stage_parameters, vocabulary_parameters
+from megagpt.plan.parameters import matrix_parameters, stage_parameters, vocabulary_parameters
 
 MASK = 1  # byte of an element of a dropout mask
 
@@ -51,6 +51,10 @@ def stage_memory(job: Job, stage: int) -> StageMemory:
     last = stage == job.pipeline_size - 1
     working, logits = _layer_working(job), logits_bytes(job) if last else 0.0
     weights, gradients, optimizer = _model_states(job, parameters)
+    if job.config.optim.optimizer == "muon":  # one moment of a matrix, where Adam has two
+        layers = job.layers_per_chunk * job.virtual_size
+        spared = FP32 * layers * matrix_parameters(job.config.model, job.tensor_size)
+        optimizer -= spared / (job.data_size if job.config.parallel.zero_stage >= 1 else 1)
     return StageMemory(
         weights=weights,
         gradients=gradients,

@@ -6,14 +6,26 @@ from megagpt.plan.job import Job
 
 def layer_parameters(model: ModelConfig, tensor: int = 1) -> int:
     """Parameters of one transformer layer on each of `tensor` tensor-parallel ranks."""
-    hidden, heads = model.hidden_size, model.num_attention_heads * model.head_dim
+    hidden = model.hidden_size
     bias = int(model.bias)
     norm = hidden * (2 if model.normalization == "layernorm" else 1)
-    qkv = heads + 2 * model.query_groups * model.head_dim
-    inner = model.ffn_size * (2 if model.activation == "swiglu" else 1)
-    sharded = (hidden + bias) * (qkv + inner) + hidden * (heads + model.ffn_size)
     head_norms = 2 * model.head_dim * norm // hidden if model.qk_layernorm else 0
-    return sharded // tensor + 2 * hidden * bias + 2 * norm + head_norms
+    biases = bias * (_qkv(model) + _inner(model)) // tensor + 2 * hidden * bias
+    return matrix_parameters(model, tensor) + biases + 2 * norm + head_norms
+
+
+def matrix_parameters(model: ModelConfig, tensor: int = 1) -> int:
+    """Elements of the matrices of one transformer layer on each of `tensor` tensor-parallel ranks."""
+    heads = model.num_attention_heads * model.head_dim
+    return model.hidden_size * (_qkv(model) + _inner(model) + heads + model.ffn_size) // tensor
+
+
+def _qkv(model: ModelConfig) -> int:
+    return (model.num_attention_heads + 2 * model.query_groups) * model.head_dim
+
+
+def _inner(model: ModelConfig) -> int:
+    return model.ffn_size * (2 if model.activation == "swiglu" else 1)
 
 
 def vocabulary_parameters(model: ModelConfig, tensor: int = 1) -> int:

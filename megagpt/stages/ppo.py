@@ -241,7 +241,7 @@ def with_schedule(config: Config) -> Config:
         )
     tokens = iterations * ppo.rollout_batch_size * ppo.epochs * ppo.row_length
     optim = dataclasses.replace(config.optim, train_tokens=tokens)
-    optim = dataclasses.replace(optim, decay_tokens=max(tokens, optim.schedule.warmup_tokens))
+    optim = dataclasses.replace(optim, decay_tokens=max(tokens, optim.lengths.warmup_tokens))
     return dataclasses.replace(config, model=model, optim=optim)
 
 

@@ -39,8 +39,8 @@ CHANGES_SAMPLES = ("seed", "data.", "model.sequence_length", "stage.name")
 KEPT_INPUTS = (*CHANGES_SAMPLES, *WEIGHTS)
 """Inputs whose content a run keeps."""
 
-CHANGES_STATE = ("optim.precision",)
-"""Fields on which the dtypes of weights and optimizer state depend."""
+CHANGES_STATE = ("optim.precision", "optim.optimizer")
+"""Fields on which optimizer state depends: what there is, and its dtypes."""
 
 CHANGES_EMBEDDING = ("embed.", "optim.global_batch_size")
 """What a run of stage embed keeps besides: its batches are drawn as a whole, and its vectors mean what it says."""
@@ -222,7 +222,7 @@ def _state_of(path: Path, values: Any) -> TrainState:
 
 def with_lengths(config: Config) -> Config:
     """`config` with the lengths of its schedule as numbers, and nothing to derive them from."""
-    lengths = dataclasses.asdict(config.optim.schedule)
+    lengths = dataclasses.asdict(config.optim.lengths)
     return dataclasses.replace(config, optim=dataclasses.replace(config.optim, **lengths, published=Schedule()))
 
 

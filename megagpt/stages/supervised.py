@@ -158,5 +158,5 @@ def with_epochs(config: Config, samples: int, sample_tokens: int) -> Config:
         )
     tokens = rows * sample_tokens
     optim = dataclasses.replace(optim, train_tokens=tokens, decay_tokens=tokens)
-    optim = dataclasses.replace(optim, warmup_tokens=min(optim.schedule.warmup_tokens, tokens))
+    optim = dataclasses.replace(optim, warmup_tokens=min(optim.lengths.warmup_tokens, tokens))
     return dataclasses.replace(config, optim=optim)

@@ -8,21 +8,31 @@ from megagpt.config.schema import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, tokens: int) -> float:
-    """Learning rate of the step that ends at `tokens`: linear warm-up, then a cosine to the minimum."""
-    schedule = optim.schedule
-    if tokens < schedule.warmup_tokens:
+    """Learning rate of the step that ends at `tokens`: linear warm-up, then what `optim.schedule` says.
+
+    cosine: half a cosine to the minimum. wsd: the peak until `optim.decay_begin`, then 1 - sqrt (Haegele et al., arXiv
+    2405.18392) or a line to the minimum.
+    """
+    lengths, begin = optim.lengths, optim.decay_begin
+    if tokens < lengths.warmup_tokens:
         start = optim.warmup_start_ratio
-        return optim.lr * (start + (1 - start) * tokens / schedule.warmup_tokens)
+        return optim.lr * (start + (1 - start) * tokens / lengths.warmup_tokens)
     minimum = optim.lr * optim.min_lr_ratio
-    if tokens >= schedule.decay_tokens:
+    if tokens >= lengths.decay_tokens:
         return minimum
-    progress = (tokens - schedule.warmup_tokens) / (schedule.decay_tokens - schedule.warmup_tokens)
-    return minimum + (optim.lr - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
+    if tokens <= begin:
+        return optim.lr
+    progress = (tokens - begin) / (lengths.decay_tokens - begin)
+    if optim.schedule == "cosine":
+        left = 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        left = 1 - (math.sqrt(progress) if optim.decay_shape == "sqrt" else progress)
+    return minimum + (optim.lr - minimum) * left
 
 
 def global_batch_size(optim: OptimConfig, tokens: int, multiple: int) -> int:
     """Sequences in the step that starts after `tokens`: grows linearly, rounded down to a multiple of `multiple`."""
-    ramp_tokens = optim.schedule.ramp_tokens
+    ramp_tokens = optim.lengths.ramp_tokens
     if optim.ramp_start is None or tokens >= ramp_tokens:
         return optim.global_batch_size
     size = optim.ramp_start + (optim.global_batch_size - optim.ramp_start) * tokens // ramp_tokens
@@ -31,14 +41,19 @@ def global_batch_size(optim: OptimConfig, tokens: int, multiple: int) -> int:
 
 def describe_schedule(optim: OptimConfig) -> str:
     """The run's schedule in a line, which says where it is the published one in proportion."""
-    schedule, published = optim.schedule, optim.published.train_tokens
+    schedule, published = optim.lengths, optim.published.train_tokens
+    stable = f"stays until {optim.decay_begin:,} and " if optim.schedule == "wsd" else ""
     texts = {
         "warmup_tokens": f"warm-up over {schedule.warmup_tokens:,}",
-        "decay_tokens": f"lr {optim.lr:g} decays to {optim.lr * optim.min_lr_ratio:g} at {schedule.decay_tokens:,}",
+        "decay_tokens": (
+            f"lr {optim.lr:g} {stable}decays to {optim.lr * optim.min_lr_ratio:g} at {schedule.decay_tokens:,}"
+        ),
         "ramp_tokens": f"batch {optim.ramp_start} to {optim.global_batch_size} over {schedule.ramp_tokens:,}",
     }
-    scaled = schedule.train_tokens != published
-    parts = [texts[name] + (" (scaled)" if scaled and getattr(optim, name) is None else "") for name in _parts(optim)]
+    scaled = {name for name in texts if schedule.train_tokens != published and getattr(optim, name) is None}
+    if optim.schedule == "wsd":  # whose decay ends with the run
+        scaled.discard("decay_tokens")
+    parts = [texts[name] + (" (scaled)" if name in scaled else "") for name in _parts(optim)]
     line = "; ".join([f"schedule of {schedule.train_tokens:,} tokens", *parts])
     return f"{line}; scaled from the published {published:,} tokens" if "(scaled)" in line else line
 
@@ -50,8 +65,8 @@ def misfits(optim: OptimConfig, sample_tokens: int | None = None) -> Iterator[st
     """
     if sample_tokens is not None:
         yield from _longer_by_whole_steps(optim, sample_tokens)
-    schedule, end = optim.schedule, optim.train_tokens
-    fitting = dataclasses.replace(optim, warmup_tokens=None, decay_tokens=None, ramp_tokens=None).schedule
+    schedule, end = optim.lengths, optim.train_tokens
+    fitting = dataclasses.replace(optim, warmup_tokens=None, decay_tokens=None, ramp_tokens=None).lengths
     effects = {
         "warmup_tokens": f"the learning rate never reaches its peak ({optim.lr:g})",
         "decay_tokens": (
@@ -83,7 +98,7 @@ def _longer_by_whole_steps(optim: OptimConfig, sample_tokens: int) -> Iterator[s
 def _parts(optim: OptimConfig) -> list[str]:
     """The parts of the schedule that this run has."""
     parts = {
-        "warmup_tokens": optim.schedule.warmup_tokens > 0,
+        "warmup_tokens": optim.lengths.warmup_tokens > 0,
         "decay_tokens": optim.min_lr_ratio < 1,
         "ramp_tokens": optim.ramp_start is not None,
     }

@@ -1,5 +1,7 @@
 """Examples that break each rule of the configuration once; see test_rules.py."""
 
+from tests.config.broken_optimizers import OPTIMIZERS
+
 TENSOR, STAGES = "parallel.tensor_parallel_size", "parallel.pipeline_parallel_size"
 
 # rule, ranks, overrides of the demo, and what the message names: fields with their values, then the fix
@@ -375,6 +377,7 @@ BROKEN = [
         [*PPO, "ppo.reference_parallel={engine: deepspeed, zero_stage: 3}"],
         ["ppo.reference_parallel.engine (deepspeed)", "zero_stage (3)", "megatron and 1"],
     ),
+    *OPTIMIZERS,
     ("split_is_whole", 1, ["data.split=[0.9,0.2,0.1]"], ["data.split (0.9, 0.2, 0.1)", "1.2"]),
     ("split_is_whole", 1, ["data.split=[1.5,-0.5,0]"], ["data.split (1.5, -0.5, 0.0)"]),
     ("split_is_whole", 1, ["data.split=[0,1,0]"], ["data.split (0.0, 1.0, 0.0)"]),

@@ -96,7 +96,7 @@ def test_code_is_the_model_with_codex_schedule(size):
     lengths = {"warmup_tokens": 175 * step, "decay_tokens": 10**11, "train_tokens": 10**11}
     published = dataclasses.replace(base.optim.published, **lengths)
     assert config.optim == dataclasses.replace(base.optim, train_tokens=10**11, published=published, ramp_start=None)
-    assert config.optim.schedule == published
+    assert config.optim.lengths == published
     assert (config.data.fim_rate, config.data.fim_spm_rate) == (0.5, 0.5)
 
 
@@ -120,7 +120,7 @@ def test_larger_models_have_larger_batches_and_smaller_rates():
     )
     rates = [config.optim.lr for config in configs]
     batches = [config.optim.global_batch_size for config in configs]
-    ramps = [config.optim.schedule.ramp_tokens for config in configs]
+    ramps = [config.optim.lengths.ramp_tokens for config in configs]
     assert rates == sorted(set(rates), reverse=True)
     assert batches == sorted(batches)
     assert ramps == sorted(ramps)
@@ -134,9 +134,9 @@ PUBLISHED_RAMPS = dict(zip(GPT3, map(int, (4e9, 8e9, 12e9, 6e9, 6e9, 4e9, 8e9, 4
 def test_published_recipes_keep_their_numbers(option):
     optim = load(f"experiment={option.replace('gpt3', 'pretrain')}").optim
     ramp = PUBLISHED_RAMPS[option]
-    assert optim.schedule == Schedule(300 * 10**9, 375 * 10**6, 260 * 10**9, ramp)
+    assert optim.lengths == Schedule(300 * 10**9, 375 * 10**6, 260 * 10**9, ramp)
     third = load(f"experiment={option.replace('gpt3', 'pretrain')}", "optim.train_tokens=3e9").optim
-    assert third.schedule == Schedule(3 * 10**9, 3_750_000, 2_600_000_000, ramp // 100)
+    assert third.lengths == Schedule(3 * 10**9, 3_750_000, 2_600_000_000, ramp // 100)
 
 
 def test_a_model_file_holds_only_what_differs():

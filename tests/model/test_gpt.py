@@ -1,4 +1,4 @@
-"""Our model against transformers' models with the same weights, and against itself under recompute and a KV cache."""
+"""Our model against transformers' models with the same weights, and against itself under recompute."""
 
 from dataclasses import replace
 
@@ -202,26 +202,6 @@ def test_a_given_mask_replaces_causality():
     for mask, sees_the_end in ((None, False), (torch.zeros(1, 1, 8, 8, dtype=torch.bool), True)):
         same = torch.equal(gpt(tokens, positions, mask)[:, 0], gpt(changed, positions, mask)[:, 0])
         assert same != sees_the_end
-
-
-@pytest.mark.parametrize("base", [TINY, LLAMA])
-@torch.no_grad()
-def test_kv_cache(base: ModelConfig):
-    from megatron.core.inference.contexts import StaticInferenceContext
-
-    model = replace(base, attention_pattern=("dense", "banded"), attention_window=6)
-    gpt = build(model).eval()
-    tokens, positions, _ = inputs(model, batch=2, length=20)
-    expected = gpt(tokens, positions, None)
-    cache = StaticInferenceContext(2, 32)
-    cache.materialize_only_last_token_logits = False
-    start = 0
-    for end in (9, 13, 14, 15, 20):  # a prompt, a chunk, single tokens, a chunk
-        part = slice(start, end)
-        logits = gpt(tokens[:, part], positions[:, part], None, inference_context=cache, runtime_gather_output=True)
-        cache.sequence_len_offset += end - start
-        torch.testing.assert_close(logits, expected[:, part], atol=1e-5, rtol=0)
-        start = end
 
 
 def test_bf16():

@@ -60,7 +60,7 @@ def test_the_families_fit(family, name):
 
 
 def test_the_warm_up_is_a_twentieth_of_the_run():
-    schedule = load(["experiment=embed_text_350m", "optim.train_tokens=200_000"]).optim.schedule
+    schedule = load(["experiment=embed_text_350m", "optim.train_tokens=200_000"]).optim.lengths
     assert (schedule.warmup_tokens, schedule.decay_tokens) == (10_000, 200_000)
 
 

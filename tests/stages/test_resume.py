@@ -131,6 +131,27 @@ def test_same_layout_is_bit_exact(world_size, layout, overrides, tmp_path):
         assert last["state"] == whole["state"]
 
 
+def _branch(long: list[str], short: list[str], folder: Path) -> list[dict]:
+    """A run, one that goes on from a copy of its checkpoint of step 10, and one as long that begins at step 0."""
+    results = _run_in_turn([[*long, "checkpoint.keep_every=5"]])
+    (folder / "branch/checkpoints").mkdir(parents=True)
+    shutil.copytree(folder / "long/checkpoints/step_00000010", folder / "branch/checkpoints/step_00000010")
+    return results + _run_in_turn([[*short, "run_name=branch"], [*short, "run_name=whole"]])
+
+
+def test_a_run_branches_off_from_the_stable_phase_of_another(overrides, tmp_path):
+    """What differs is where the decay begins; with Muon, for once."""
+    wsd = [*overrides, "optim.schedule=wsd", "optim.decay_tokens=null", "optim.optimizer=muon"]
+    long = _named("long", wsd, tmp_path, STEPS)
+    short = [*_named("short", wsd, tmp_path, 14), "optim.decay_fraction=0.2"]
+    assert 0.8 * _tokens(14) > _tokens(10)
+    first, branch, whole = run_distributed(_branch, 1, long, short, tmp_path)[0]
+    assert (branch["digest"], branch["state"]) == (whole["digest"], whole["state"])
+    assert {step: whole["losses"][step] for step in branch["losses"]} == branch["losses"]
+    assert first["losses"][10] == whole["losses"][10] and first["losses"][14] != whole["losses"][14]
+    assert min(branch["losses"]) == 11
+
+
 def test_a_checkpoint_with_old_keys_goes_on(overrides, tmp_path):
     first, whole = (_named(name, overrides, tmp_path, steps) for name, steps in (("old", 3), ("whole", 6)))
     second = _named("old", overrides, tmp_path, 6)

@@ -29,6 +29,42 @@ def test_equals_torch_schedulers():
         theirs.step()
 
 
+WSD = dataclasses.replace(OPTIM, schedule="wsd", decay_fraction=0.2)
+
+
+@pytest.mark.parametrize("shape", ["sqrt", "linear"])
+def test_wsd_equals_torchs_scheduler_of_the_published_formula(shape):
+    """Haegele et al., arXiv 2405.18392: 1 - sqrt((n - N + D) / D) over the last D of N, or by equal steps."""
+    decay, stable = 220, 880
+    left = {"sqrt": lambda n: 1 - ((n - stable) / decay) ** 0.5, "linear": lambda n: (1100 - n) / decay}[shape]
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+
+    def factor(n: int) -> float:
+        return n / 100 if n < 100 else 1.0 if n < stable else 0.1 + 0.9 * left(n)
+
+    theirs = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    optim = dataclasses.replace(WSD, decay_shape=shape)
+    for tokens in range(1101):
+        expected = 3e-4 * optimizer.param_groups[0]["lr"]
+        assert learning_rate(optim, tokens) == pytest.approx(expected, rel=1e-9, abs=1e-15)
+        optimizer.step()
+        theirs.step()
+    assert learning_rate(optim, 10**9) == pytest.approx(3e-5)
+
+
+def test_wsd_decays_at_the_end_of_the_run_and_longer_runs_share_their_stable_phase():
+    short = OptimConfig(schedule="wsd", train_tokens=10**6, warmup_tokens=10**4)
+    longer = dataclasses.replace(short, train_tokens=3 * 10**6)
+    assert (short.lengths.decay_tokens, short.decay_begin) == (10**6, 900_000)
+    for tokens in range(0, short.decay_begin + 1, 10**4):
+        assert learning_rate(short, tokens) == learning_rate(longer, tokens)
+    assert learning_rate(short, 990_000) < learning_rate(longer, 990_000) == short.lr
+    assert learning_rate(short, 10**6) == pytest.approx(0.1 * short.lr)
+    assert not list(misfits(short))
+    assert "lr 0.0006 stays until 900,000 and decays to 6e-05 at 1,000,000;" in describe_schedule(short) + ";"
+
+
 def test_stays_at_the_minimum():
     minimum = OPTIM.lr * OPTIM.min_lr_ratio
     assert learning_rate(OPTIM, OPTIM.decay_tokens) == pytest.approx(minimum)
@@ -92,10 +128,10 @@ def test_train_tokens_alone_shorten_a_published_recipe(size):
 
 def test_lengths_that_are_given_win():
     overrides = ["experiment=pretrain_1_3b", "optim.train_tokens=3e9", "optim.warmup_tokens=1e6"]
-    assert load(overrides).optim.schedule == Schedule(3 * 10**9, 10**6, 2_600_000_000, 60_000_000)
+    assert load(overrides).optim.lengths == Schedule(3 * 10**9, 10**6, 2_600_000_000, 60_000_000)
     overrides += ["optim.decay_tokens=260e9", "optim.ramp_tokens=6e9"]
     optim = load(overrides).optim
-    assert optim.schedule == Schedule(3 * 10**9, 10**6, 260 * 10**9, 6 * 10**9)
+    assert optim.lengths == Schedule(3 * 10**9, 10**6, 260 * 10**9, 6 * 10**9)
     assert "scaled" not in describe_schedule(optim)
 
 
@@ -118,7 +154,7 @@ def test_a_part_longer_than_the_run_is_warned_of_with_what_fits(name, length, ef
     advised = int(re.search(rf"set optim.{name}=(\d+)", warning)[1])
     mended = dataclasses.replace(optim, **{name: advised})
     assert not [text for text in misfits(mended) if name in text]
-    assert advised == getattr(fitting.schedule, name)
+    assert advised == getattr(fitting.lengths, name)
 
 
 def test_parts_that_a_run_does_not_have_are_not_warned_of():

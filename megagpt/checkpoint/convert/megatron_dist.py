@@ -1,5 +1,7 @@
 """Megatron-Core's sharded checkpoints (torch_dist): torch.distributed.checkpoint's files, and common.pt beside them.
 
+Versions since 0.19 have no common.pt: what it held is one of the shards. They read both.
+
 A tensor is cut in chunks by rank, and those of all layers may be one tensor whose first axis counts the layers, which
 is how they are written here. Weights go along; the optimizer's state stays behind.
 """
@@ -68,6 +70,8 @@ BACKENDS = {
     "common_backend_version": 1,
 }
 FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
+COMMON_STATE = "common_state/shard_0_1"
+"""The shard that is there in the place of common.pt."""
 STACKED = re.compile(r"decoder\.layers\.(?!\d)(.*)")
 PIECES_LIMIT = 1 << 20
 """Most pieces of a tensor's layers."""
@@ -125,17 +129,17 @@ class _Tensor:
 
 
 def detect(path: Path) -> bool:
-    """Whether there are a .metadata and a common.pt, in `path` or in the iteration that its tracker file names."""
+    """Whether there are Megatron-Core's files, in `path` or in the iteration that its tracker file names."""
     folder = iteration_folder(path) if path.is_dir() else path
-    return os.path.lexists(folder / METADATA) and os.path.lexists(folder / COMMON)
+    return os.path.lexists(folder / METADATA) and any(os.path.lexists(folder / name) for name in (COMMON, CONFIG))
 
 
 def open_source(path: Path, like: ModelConfig | None) -> Source:
     """Opens a checkpoint. Raises CheckpointError naming the file and the tensor."""
     folder = iteration_folder(path)
-    common = load(folder / COMMON)
+    common = load(folder / COMMON) if os.path.lexists(folder / COMMON) else _common_state(folder)
     if not isinstance(common, dict):
-        raise CheckpointError(f"{folder / COMMON} does not hold what Megatron-LM saves")
+        raise CheckpointError(f"{folder}: {COMMON}, or the shard in its place, does not hold what Megatron-LM saves")
     model = find_model([folder, path], like) or model_of(arguments(common, folder), folder)
     found = dict(_tensors(folder))
     check_parameters(folder, {name: tensor.shape for name, tensor in found.items()}, model)
@@ -146,6 +150,30 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
         readers[f"model/{name}"] = lambda tensor=found[name], rows=rows: tensor.read(rows)
     step = common.get("iteration", 0)
     return LazySource(path, NAME, model, step if type(step) is int else 0, tensors, readers)
+
+
+def _common_state(folder: Path) -> Any:
+    """What versions since 0.19 keep in the place of common.pt. Raises CheckpointError."""
+    where = folder / METADATA
+    metadata = load_plain(where)
+    try:
+        placed = metadata.state["storage_data"]
+        found = [info.state for index, info in placed.items() if index.state["fqn"] == COMMON_STATE]
+        if len(found) != 1:
+            raise CheckpointError(f"{folder} has neither {COMMON} nor one {COMMON_STATE}")
+        chunk = _chunk(folder, _files(folder), ShardMetadata(COMMON_STATE, (1,), (0,), (1,), None), found[0])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{where} is not torch.distributed.checkpoint's: {type(error).__name__} {error!s:.300}"
+        ) from None
+    held = load(chunk.file, chunk.start, chunk.length)
+    return held[0] if isinstance(held, list) and len(held) == 1 else held
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """Sizes of the regular files in a folder."""
+    inside = {file.name: file.lstat() for file in folder.iterdir()}
+    return {name: about.st_size for name, about in inside.items() if stat.S_ISREG(about.st_mode)}
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, _Tensor]]:
@@ -172,8 +200,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, _Tensor]]:
 
 def _chunks(folder: Path, described: Mapping[str, Record], placed: Mapping[Record, Record]) -> dict[str, list[_Chunk]]:
     """Where the chunks of the model's tensors are, each in bytes of its own. Raises CheckpointError."""
-    inside = {file.name: file.lstat() for file in folder.iterdir()}
-    files = {name: about.st_size for name, about in inside.items() if stat.S_ISREG(about.st_mode)}
+    files = _files(folder)
     boxes: dict[str, dict[tuple[int, ...], tuple[int, ...]]] = {}
     found: dict[str, list[_Chunk]] = {}
     for index, info in placed.items():
