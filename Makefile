@@ -1,6 +1,6 @@
 # make train   a GPT from raw text to report, in minutes on two cores
 # make code    that GPT, trained on to fill in code, then to edit by instruction
-# make chatgpt that model, taught to talk: demonstrations, a reward model, PPO
+# make chatgpt that model, taught to talk: demonstrations, a reward model, PPO; then a page to talk to it
 # make embed   that GPT, taught to find functions by their docstrings, and a map of the functions
 # make incontext  a small GPT that finds a rule in the examples of its prompt: accuracy by number of examples
 # make test    the tests that are run before every commit; make test-slow the others; make test-all both;
@@ -24,6 +24,8 @@ EDITS := --kinds uppercase,lowercase,number_lines,reverse_lines,sort_lines,singl
 CHAT := runs/chatgpt
 EMBED := runs/embed
 INCONTEXT := runs/incontext
+# What `megagpt serve` can serve after `make chatgpt`: its models, and those of other demos that have been made.
+SERVED = runs/ppo $(CODE) $(patsubst %/evaluation.json,%,$(wildcard $(EDIT)/evaluation.json $(EMBED)/evaluation.json))
 RANKS ?= 2
 VERSION ?= 0.19.2
 # More at a time than two cores have, since tests wait much of their time.
@@ -104,11 +106,17 @@ $(EDIT)/evaluation.json: $(CODE)/data/edits.jsonl | $(CODE)/evaluation.json
 $(EDIT)/report.html: $(EDIT)/evaluation.json $(CODE)/report.html
 	$(MEGAGPT) report $(EDIT)
 
-chatgpt: $(CHAT)/report.html
+$(VENV)/installed-serve: $(VENV)/installed
+	$(PIP) --no-build-isolation --editable ".[serve]"
+	touch $@
+
+chatgpt: $(CHAT)/report.html $(VENV)/installed-serve
 	@echo
 	echo "report:    $(CHAT)/report.html (open it in a browser): every stage's curves"
 	echo "figures:   evaluation.json, and evaluation_before.json, in runs/sft, runs/reward and runs/ppo"
 	echo "try it:    $(MEGAGPT) chat --checkpoint runs/ppo --greedy"
+	echo "chat page: $(MEGAGPT) serve $(SERVED)"
+	echo "           then open http://127.0.0.1:8000/ in a browser; programs take http://127.0.0.1:8000/v1 (docs/serving.md)"
 
 $(CHAT)/data/conversations.jsonl: | $(VENV)/installed
 	$(MEGAGPT) data instructions --count 6000 --output-dir $(@D)

@@ -252,17 +252,26 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
     if tokenizer:
         tokenizer.save(folder / TOKENIZER)
     kept = extras.fitting(source.extras, tokenizer)
-    if tokenizer and extras.TOKENIZER_CONFIG not in kept:
-        settings = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
-            "model_max_length": source.model.sequence_length,
-        }
-        if tokenizer.special_ids.keys() >= set(ROLE_TOKENS.values()):
-            settings["chat_template"] = CHAT_TEMPLATE
-        write_json(folder / extras.TOKENIZER_CONFIG, settings)
+    if tokenizer:
+        kept[extras.TOKENIZER_CONFIG] = _tokenizer_config(kept, tokenizer, source.model.sequence_length)
     write_model(source, folder, bar, tokenizer.end_of_text_id if tokenizer else None, kept=kept)
     extras.write(kept, folder)
+
+
+def _tokenizer_config(kept: Mapping[str, Any], tokenizer: Tokenizer, length: int) -> dict[str, Any]:
+    """What the folder that the model came from said of the tokenizer, or ours.
+
+    A tokenizer that has the roles gets a chat template, without which other servers refuse conversations.
+    """
+    ours = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
+        "model_max_length": length,
+    }
+    settings = dict(kept.get(extras.TOKENIZER_CONFIG, ours))
+    if extras.TEMPLATE not in kept and tokenizer.special_ids.keys() >= set(ROLE_TOKENS.values()):
+        settings.setdefault("chat_template", CHAT_TEMPLATE)
+    return settings
 
 
 def write_model(
@@ -291,13 +300,17 @@ def write_model(
     first = next(name for name in source.tensors if name.startswith("model/"))
     dtype = str(source.tensors[first].dtype).removeprefix("torch.")
     files = about.files(architecture, source.model, dtype, end_of_text)
-    files["config.json"] |= kept.get(CONFIG, {})
+    files[CONFIG] |= kept.get(CONFIG, {})
+    if extras.GENERATION in kept:
+        generation = files[extras.GENERATION] = dict(kept[extras.GENERATION])
+        if generation.get("eos_token_id") is None and end_of_text is not None:
+            generation["eos_token_id"] = end_of_text
     outputs = list(outputs_of(source, architecture, bar))
     if base:
         del files["generation_config.json"]
         files["config.json"] |= {"architectures": [BASES[architecture]], "dtype": "float32"}
         outputs = [(name.partition(".")[2], info, read) for name, info, read in outputs]
-    for name, values in ((name, values) for name, values in files.items() if name == CONFIG or name not in kept):
+    for name, values in files.items():
         write_json(folder / name, values)
     write_shards(folder, outputs)
 

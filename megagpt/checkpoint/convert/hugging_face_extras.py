@@ -26,7 +26,7 @@ OBJECTS = (GENERATION, TOKENIZER_CONFIG, "special_tokens_map.json")
 TEMPLATE = "chat_template.jinja"
 OF_TOKENIZER = (TOKENIZER_CONFIG, "special_tokens_map.json", TEMPLATE)
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
-"""Keys of config.json that say which tokens are special."""
+"""Keys of config.json and generation_config.json that say which tokens are special."""
 CODE = ("auto_map", "custom_generate", "trust_remote_code")
 """Keys that name code, which is not passed on."""
 
@@ -84,13 +84,16 @@ def fitting(extras: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str,
     kept = {name: extras[name] for name in (*OBJECTS, TEMPLATE, CONFIG) if name in extras}
     if lost := [name for name in OF_TOKENIZER if name in kept and not same]:
         log.warning("%s are of another tokenizer than tokenizer.json, and are written anew", ", ".join(lost))
+    if tokenizer is not None and not same:  # ids of special tokens are the old one's, too
+        for name in kept.keys() & {GENERATION, CONFIG}:
+            kept[name] = {key: value for key, value in kept[name].items() if key not in SPECIAL}
     return {name: value for name, value in kept.items() if name not in lost}
 
 
 def write(kept: Mapping[str, Any], folder: Path) -> None:
-    """Writes them into a folder of transformers; config.json is the model's to write."""
+    """Writes them into a folder of transformers; config.json and generation_config.json are the model's to write."""
     for name, value in kept.items():
         if name == TEMPLATE:
             write_text(folder / name, value)
-        elif name != CONFIG:
+        elif name not in (CONFIG, GENERATION):
             write_json(folder / name, value)
