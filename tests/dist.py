@@ -9,7 +9,7 @@ from megagpt.errors import DistributedError
 from megagpt.parallel.spawn import run_ranks
 
 
-def run_distributed(function: Callable, world_size: int, *args: Any, timeout: float = 120) -> list[Any]:
+def run_distributed(function: Callable, world_size: int, *args: Any, timeout: float = 600) -> list[Any]:
     """See `megagpt.parallel.spawn.run_ranks`; a rank that fails fails the test, with its traceback."""
     try:
         return run_ranks(function, world_size, *args, timeout=timeout)

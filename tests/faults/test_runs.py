@@ -30,14 +30,10 @@ def _engine(name: str) -> list[str]:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("engine", "steps", "kills_wanted"),
-    [("megatron", 100, 2), pytest.param("deepspeed", 50, 1, marks=pytest.mark.thorough)],
-)
-def test_kill_9_again_and_again(thorough, engine, steps, kills_wanted, overrides, tmp_path):
+@pytest.mark.thorough
+@pytest.mark.parametrize(("engine", "steps", "kills_wanted"), [("megatron", 250, 5), ("deepspeed", 100, 2)])
+def test_kill_9_again_and_again(engine, steps, kills_wanted, overrides, tmp_path):
     """Ranks killed at random moments and restarted by torchrun end with the parameters of a run never killed."""
-    if thorough:
-        steps, kills_wanted = 3 * steps, 3 * kills_wanted
     settings = ["parallel=data", "checkpoint.interval=5", *_engine(engine)]
     whole = job.start(
         job.command(2, [*job.settings(overrides, tmp_path, "whole", steps), *settings]), tmp_path / "whole.log"

@@ -59,7 +59,7 @@ def test_training_with_kernels_equals_training_without(one_rank, launched, shape
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernels", [TRITON, TORCH], ids=["triton", "torch"])
+@pytest.mark.parametrize("kernels", [pytest.param(TRITON, marks=pytest.mark.thorough), TORCH], ids=["triton", "torch"])
 @pytest.mark.parametrize("shape", [[], [*MODERN, "model.tie_embeddings=false"]], ids=["gpt3", "modern"])
 def test_fused_output_projection_trains_alike(one_rank, shape, kernels):
     settings = [*shape, "optim.precision=fp32", *kernels]

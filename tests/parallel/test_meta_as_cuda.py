@@ -165,6 +165,7 @@ def test_layouts_of_two_ranks_mix_no_devices_and_agree_with_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_ppo_with_offloaded_models_and_a_rollout_copy_mixes_no_devices(tmp_path):
     first, second = run_distributed(ppo_with_a_copy, 2, tmp_path / "two", timeout=600)
     assert first == second and first

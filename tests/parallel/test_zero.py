@@ -38,7 +38,7 @@ LAYOUTS = [
     ("model", "precision", "layouts", "tolerance"),
     [
         pytest.param(GPT3, "fp32", LAYOUTS, 1e-4, id="fp32", marks=pytest.mark.slow),
-        pytest.param(MODERN, "bf16", LAYOUTS[:6], 1e-2, id="bf16", marks=pytest.mark.slow),
+        pytest.param(MODERN, "bf16", LAYOUTS[:6], 1e-2, id="bf16", marks=[pytest.mark.slow, pytest.mark.thorough]),
     ],
 )
 def test_equals_megatron_on_one_rank(model, precision, layouts, tolerance):
@@ -113,7 +113,7 @@ def _step(engine: Engine, config: Config, step: int) -> tuple[float, float]:
 
 @needs_deepspeed
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.thorough)])
 def test_every_stage_divides_what_it_should(ranks):
     small = ["model=tiny", "model.num_layers=8", "model.hidden_size=128", "model.vocab_size=512", "data.corpora=[]"]
     config = load([*small, "model.sequence_length=32", "optim.precision=bf16"])

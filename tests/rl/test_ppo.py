@@ -124,7 +124,7 @@ def one(settings) -> dict[str, dict]:
 @pytest.fixture(scope="module")
 def two(settings, one) -> list[dict[str, dict]]:
     """Results of every layout of two ranks, by rank."""
-    return run_distributed(_run_in_turn, 2, {name: [*settings, *extra] for name, extra in LAYOUTS.items()}, timeout=240)
+    return run_distributed(_run_in_turn, 2, {name: [*settings, *extra] for name, extra in LAYOUTS.items()})
 
 
 METRICS = ("loss", "value_loss", "score", "reward", "kl", "entropy", "ratio", "pretraining_loss", "explained_variance")

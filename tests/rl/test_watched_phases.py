@@ -58,7 +58,7 @@ def test_every_phase_is_named_with_its_own_time_out(settings):
     # The time-outs of training on batches have nothing to say here: PPO once ran under the name of the data loader.
     limits += [f"reliability.{section}_timeout=0.01" for section in ("load", "forward", "backward")]
     run = [*settings, *limits, "run_name=held_up", "ppo.epochs=1", "ppo.episodes=32"]
-    (said,) = run_distributed(_hold_up, 1, run, timeout=240)
+    (said,) = run_distributed(_hold_up, 1, run)
     for phase in PHASES:
         reports = [text for text in said if f"no progress in {phase} for" in text]
         assert reports, (phase, said)
@@ -94,7 +94,7 @@ def _count_progress(overrides: list[str]) -> dict[str, int]:
 def test_passes_of_every_model_are_progress(settings):
     """On two ranks with a rollout copy of its own layout: each response token, and each micro-batch of a model."""
     run = [*settings, "run_name=watched", "ppo.reward=model", "ppo.rollout_parallel.tensor_parallel_size=2"]
-    for moved in run_distributed(_count_progress, 2, run, timeout=240):
+    for moved in run_distributed(_count_progress, 2, run):
         assert set(moved) == {"rollout copy", "critic", "reference", "reward model"}
         assert all(count >= 2 for count in moved.values()), moved
         assert moved["rollout copy"] >= 2 * 2, moved  # at least two passes, each entered and left

@@ -60,6 +60,7 @@ def processes_of(node: str) -> Iterator[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_a_corpus_of_text_survives_the_death_of_a_node(cluster, tmp_path):
     dice = random.Random(0)

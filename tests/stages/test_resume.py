@@ -110,7 +110,11 @@ def slow(world_size: int, *layout: str):
         slow(2, *DEEPSPEED, "parallel.zero_stage=1", "optim.precision=bf16"),
         slow(2, *DEEPSPEED, "parallel.zero_stage=2", "parallel.offload_optimizer=cpu"),
         slow(2, *DEEPSPEED, "parallel.zero_stage=3", "checkpoint.asynchronous=true", "optim.precision=bf16"),
-        slow(2, *DEEPSPEED, "parallel.zero_stage=3", *ON_DISK, "model.hidden_size=128"),  # swapped from 1 MiB upward
+        pytest.param(
+            2,
+            [*DEEPSPEED, "parallel.zero_stage=3", *ON_DISK, "model.hidden_size=128"],  # swapped from 1 MiB upward
+            marks=[pytest.mark.slow, pytest.mark.thorough],
+        ),
     ],
     ids=["one", "dp2-async", "tp2-sp", "pp2-bf16", "zero1-bf16", "zero2-offload", "zero3-bf16-async", "zero3-nvme"],
 )

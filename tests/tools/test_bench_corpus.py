@@ -55,6 +55,7 @@ def run(monkeypatch, tmp_path, data_dir, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_report(run, monkeypatch):
     monkeypatch.setattr(bench_corpus, "REQUIRED", 0.0)
     report = run()

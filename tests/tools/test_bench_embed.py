@@ -27,6 +27,7 @@ def run(monkeypatch, *arguments: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_report(options, monkeypatch, tmp_path, capsys):
     pytest.importorskip("sentence_transformers")
     output = tmp_path / "out/embed.json"

@@ -99,6 +99,7 @@ def test_what_is_not_a_number_is_not_equal():
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_what_other_stages_learn_is_held_to_one_rank_too(monkeypatch, tmp_path, capsys):
     arguments = ["--stages", "--ranks", "2", "--steps", "2", "--only", "SP ZeRO-1, full", "--output"]
     monkeypatch.setattr("sys.argv", ["check_layouts.py", *arguments, str(tmp_path / "proof.json")])

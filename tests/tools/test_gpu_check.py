@@ -111,6 +111,7 @@ def test_without_a_gpu_nothing_is_measured_and_that_is_no_error(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_every_part_can_be_rehearsed(tmp_path):
     """Every case runs on the CPU at tiny sizes."""
     options = Namespace(device="cpu", output=tmp_path, minutes=60, commit=None)

@@ -112,6 +112,7 @@ def test_no_gain_fails(monkeypatch, tmp_path, mean, message):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_proof(monkeypatch, tmp_path, data_dir):
     """All of it, with a model that learns next to nothing: the figures are there, whatever they are."""
     output = tmp_path / "proof.json"

@@ -74,6 +74,7 @@ def test_scores_are_sums_over_the_answers_tokens():
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_that_is_too_short_is_told_with_its_figures(tmp_path, monkeypatch, capsys):
     small = ["--seeds", "5", "--tokens", "40960", "--documents", "2000", "--questions", "20", "--ranks", "1"]
     files = ["--folder", f"{tmp_path}/runs", "--output", f"{tmp_path}/found.json"]

@@ -65,7 +65,7 @@ def saved(tmp_path_factory) -> tuple[Path, dict]:
     """Checkpoints that DeepSpeed wrote on four ranks, and what its engines held."""
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     folder = tmp_path_factory.mktemp("deepspeed")
-    return folder, run_distributed(write_all, 4, str(folder), CASES, timeout=300)[0]
+    return folder, run_distributed(write_all, 4, str(folder), CASES)[0]
 
 
 @pytest.mark.slow
