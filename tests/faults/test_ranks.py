@@ -13,7 +13,7 @@ from tests.faults import job
 
 STEPS = 45
 TIMEOUT, HEARTBEAT = 12.0, 5.0  # a rank that gives no sign of life is to be noticed as that
-OFTEN = ("kill@3@1", "stop@7@1", "forward@19@1", "lock@23@0", "optimizer@31@1", "save@40@1")
+OFTEN = ("kill@3@1", "stop@7@1", "exception@11@1", "forward@19@1", "lock@23@0", "optimizer@31@1", "save@40@1")
 """Those that are tried every time; the others fail in the same ways in other sections."""
 
 FAULTS = {
