@@ -16,6 +16,9 @@ from megagpt.serve.errors import ApiError
 
 MOST_STOPS = 16  # OpenAI takes 4; tasks of lm-eval have more
 MOST_INPUTS = 2048
+MOST_MESSAGES = 2048
+MOST_BIASES = 10_000
+MOST_FIELDS = 100
 STOP_CHARS = 256
 
 TokenIds = list[int]
@@ -53,6 +56,13 @@ def _inputs(value: Any) -> Any:
     return texts
 
 
+def _messages(value: Any) -> Any:
+    """Counted before they are looked at, since each can have errors of its own."""
+    if isinstance(value, list) and len(value) > MOST_MESSAGES:
+        raise wrong(f"must have at most {MOST_MESSAGES:,} messages, but it has {len(value):,}")
+    return value
+
+
 def _same(value: Any, other: Any) -> bool:
     """Equality in JSON, where 0 is not false."""
     return type(value) is type(other) and value == other
@@ -70,6 +80,8 @@ def _stops(value: Any) -> Any:
 
 
 def _biases(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MOST_BIASES:
+        raise wrong(f"must have at most {MOST_BIASES:,} tokens, but it has {len(value):,}")
     if isinstance(value, dict) and all(key.isascii() and key.isdecimal() and len(key) < 10 for key in value):
         return {int(key): bias for key, bias in value.items()}
     raise wrong('must be an object whose keys are token ids, such as {"50256": -100}')
@@ -208,7 +220,7 @@ class ChatBody(Generation):
         "reasoning_effort": ("none",),
     }
 
-    messages: Annotated[list[MessageBody], Field(min_length=1)]
+    messages: Annotated[list[MessageBody], BeforeValidator(_messages), Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
@@ -276,6 +288,8 @@ def parse(content: bytes, kind: type[Kind]) -> Kind:
         raise ApiError(f"the body is no JSON that can be read: {error}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError("the body must be a JSON object", code="invalid_json")
+    if len(value) > MOST_FIELDS:  # every unknown one would be an error of its own
+        raise ApiError(f"the body has {len(value):,} fields; no request has so many", code="invalid_value")
     try:
         return kind.model_validate(value)
     except ValidationError as error:

@@ -10,7 +10,7 @@ from megagpt.data.shapes import edit_messages
 from megagpt.serve.answering import FINISH, Job, Json, envelope_of, json_response, stream, whole
 from megagpt.serve.bodies import ChatBody, EditBody, parse
 from megagpt.serve.interface import GenerateRequest, NewToken, ServedModel
-from megagpt.serve.prompts import conversation, conversation_prompt, room_for_new, seed_of, settings
+from megagpt.serve.prompts import check_count, conversation, conversation_prompt, room_for_new, seed_of, settings
 from megagpt.serve.running import Item
 from megagpt.serve.service import Service
 from megagpt.serve.spelling import Spelling, chat_logprob
@@ -61,6 +61,7 @@ async def create_chat(service: Service, request: Request) -> Response:
     """Answer a conversation. Raises ApiError, ClientGone, and what the model raises."""
     body = parse(await service.read(request), ChatBody)
     model = service.able(body.model, "chat")
+    check_count(service, 1, body.n)
     prompt = await conversation_prompt(model, conversation(body.messages), "messages")
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     (room,) = room_for_new(service, model, [prompt], body.n, getattr(body, name), name)
@@ -76,6 +77,7 @@ async def create_edit(service: Service, request: Request) -> Response:
     """Write a text anew as an instruction says. Raises ApiError, ClientGone, and what the model raises."""
     body = parse(await service.read(request), EditBody)
     model = service.able(body.model, "edits")
+    check_count(service, 1, body.n)
     prompt = await conversation_prompt(model, edit_messages(body.instruction, body.input), "input")
     (room,) = room_for_new(service, model, [prompt], body.n, None, "n")
     writers = [ChatWriter(index, None) for index in range(body.n)]

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from megagpt.serve.answering import FINISH, Job, Json, envelope_of, stream, whole
 from megagpt.serve.bodies import CompletionBody, parse
 from megagpt.serve.interface import GenerateRequest, NewToken, ServedModel
-from megagpt.serve.prompts import completion_prompts, room_for_new, seed_of, settings
+from megagpt.serve.prompts import check_count, completion_prompts, room_for_new, seed_of, settings
 from megagpt.serve.running import Item
 from megagpt.serve.service import Service
 from megagpt.serve.spelling import CompletionLogprobs, Spelled, Spelling
@@ -65,6 +65,7 @@ async def create(service: Service, request: Request) -> Response:
     model = service.able(body.model, "completions")
     if body.suffix is not None:
         service.able(body.model, "suffix", "suffix")
+    check_count(service, len(body.prompt), body.sampled)  # before the work of encoding them
     prompts = await completion_prompts(model, body.prompt, body.suffix)
     asked = body.max_tokens if "max_tokens" in body.model_fields_set else None
     room = room_for_new(service, model, prompts, body.sampled, asked, "max_tokens")

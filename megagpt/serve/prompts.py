@@ -109,6 +109,17 @@ def too_long(model: ServedModel, what: str, param: str) -> ApiError:
     )
 
 
+def check_count(service: Service, prompts: int, each: int) -> None:
+    """Raises ApiError for more completions, `each` for each of the prompts, than a request may ask for."""
+    if prompts * each > service.bounds.completions:
+        raise ApiError(
+            f"the request asks for {prompts * each:,} completions, {each} for each of {prompts:,} prompts, "
+            f"but {service.bounds.completions} are allowed",
+            param="n" if prompts == 1 else "prompt",
+            code="too_many_completions",
+        )
+
+
 def room_for_new(
     service: Service, model: ServedModel, prompts: Sequence[Sequence[int]], each: int, asked: int | None, param: str
 ) -> list[int]:
@@ -116,14 +127,6 @@ def room_for_new(
 
     asked: what the client set, which must fit whole; None: as many as there is room for. Raises ApiError.
     """
-    most = service.bounds.completions
-    if len(prompts) * each > most:
-        raise ApiError(
-            f"the request asks for {len(prompts) * each:,} completions, {each} for each of {len(prompts):,} prompts, "
-            f"but {most} are allowed",
-            param="n" if len(prompts) == 1 else "prompt",
-            code="too_many_completions",
-        )
     share = service.bounds.new_tokens // (len(prompts) * each)
     if asked is None:
         return [min(share, model.window - len(prompt)) for prompt in prompts]

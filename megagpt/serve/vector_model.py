@@ -1,5 +1,6 @@
 """An embedding checkpoint in a server."""
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,8 @@ class VectorModel:
         if dimensions is not None and not 0 < dimensions <= self.dimensions:
             raise ConfigError(f"the vectors have {self.dimensions} dimensions, not {dimensions}")
         self._open.check(len(inputs))
-        rows = self._rows(inputs, side)
+        rows = await asyncio.to_thread(self._rows, inputs, side)
+        self._open.check(len(inputs))  # others may have come meanwhile
         number, answer = self._loop.ask(self._number, "embed", {"rows": [row.tolist() for row in rows]})
         begun = self._open.add(len(rows))
         try:

@@ -1,6 +1,8 @@
 """Bodies that are wrong: each is refused with 400, by the name of what is wrong."""
 
 import asyncio
+import json
+import time
 
 import pytest
 
@@ -85,6 +87,8 @@ WRONG = [
     ("chat/completions", CHAT | {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20"),
     ("chat/completions", CHAT | {"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "differ"),
     ("chat/completions", CHAT | {"max_tokens": 0}, "max_tokens", "0"),
+    ("chat/completions", {"messages": [{}] * 2049}, "messages", "at most 2,048 messages"),
+    ("completions", {"logit_bias": dict.fromkeys(map(str, range(10_001)), 200)}, "logit_bias", "at most 10,000"),
     ("edits", {}, "instruction", "instruction is missing"),
     ("edits", {"instruction": "a", "seed": 1}, "seed", "seed is no field"),
     ("edits", {"instruction": "a", "n": 21}, "n", "20"),
@@ -140,6 +144,29 @@ def test_what_is_no_json(model, client, content):
     response = client.ask("POST", "/v1/completions", content=content, headers={"Content-Type": "text/plain"})
     assert response.status_code == 400
     assert response.json()["error"]["code"] in ("invalid_json", "invalid_value")
+    assert not model.requests
+
+
+def test_hostile_bodies_cost_little_before_they_are_refused(model, client, monkeypatch):
+    """Four MiB of fields that are all wrong, or of texts that are too many, stop nobody else."""
+    monkeypatch.setattr(model, "infill_prompt", None)
+    monkeypatch.setattr(model, "tokenizer", None)
+    turn = {"role": "system", "content": "a"}
+    bodies = {
+        "fields": ("completions", {f"f{number}": 1 for number in range(300_000)}),
+        "prompts": ("completions", {"prompt": ["a"] * 700_000}),
+        "gaps": ("completions", {"prompt": ["a"] * 700_000, "suffix": "b"}),
+        "messages": ("chat/completions", {"messages": [turn] * 100_000}),
+        "wrong messages": ("chat/completions", {"messages": [{"a": 1, "b": 2}] * 180_000}),
+        "biases": ("completions", {"logit_bias": {str(number): "x" for number in range(250_000)}}),
+    }
+    for path, body in bodies.values():
+        content = json.dumps({"model": "gpt", **body}).encode()
+        assert len(content) < 4 << 20
+        began = time.process_time()
+        response = client.ask("POST", f"/v1/{path}", content=content)
+        assert response.status_code == 400 and len(response.content) < 1000
+        assert time.process_time() - began < 1.5
     assert not model.requests
 
 

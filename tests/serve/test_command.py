@@ -1,14 +1,8 @@
 """`megagpt serve` with real models: other people's evaluators and clients get the numbers that the models give here."""
 
 import json
-import os
 import random
 import re
-import signal
-import subprocess
-import sys
-import threading
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -19,58 +13,20 @@ import torch
 
 from megagpt import cli
 from megagpt.cli.serve import by_name
-from megagpt.config.schema import Config, OptimConfig, ParallelConfig
-from megagpt.data.chat import Message, chat_prompt, grow_for_chat
-from megagpt.data.code_tokens import grow_for_code
+from megagpt.config.schema import ParallelConfig
+from megagpt.data.chat import Message, chat_prompt
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError
 from megagpt.serve.server import bind
-from tests.model.tiny import GPT3, tokenizer
-from tests.runs import save_random_run
+from tests.model.tiny import GPT3
+from tests.serve.real import Command, save_models
 
 WINDOW = GPT3.sequence_length
-FP32 = OptimConfig(precision="fp32")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
-    """Folders of a GPT with alternating dense and banded layers that knows all special tokens, and of an embedding."""
-    folder = tmp_path_factory.mktemp("runs")
-    grown = grow_for_chat(grow_for_code(tokenizer(), longest_run=4))
-    text = Config(model=replace(GPT3, init_std=0.3), optim=FP32, seed=1)
-    vectors = Config(model=replace(GPT3, head="embedding", init_std=0.3), optim=FP32, seed=2)
-    return {
-        "text": save_random_run(folder / "text", text, grown, noise=0.1),
-        "vectors": save_random_run(folder / "vectors", vectors, tokenizer(), noise=0.1),
-    }
-
-
-class Command:
-    """A server in a process of its own."""
-
-    def __init__(self, *arguments: object) -> None:
-        words = [sys.executable, "-m", "megagpt.cli", "serve", "--port", "0", *map(str, arguments)]
-        self.process = subprocess.Popen(
-            words, stderr=subprocess.PIPE, text=True, env=os.environ | {"MEGAGPT_API_KEY": "secret"}
-        )
-        self.log = ""
-        while (found := re.search(r"API (http://\S+)/v1", self.log)) is None:
-            line = self.process.stderr.readline()
-            assert line, self.log
-            self.log += line
-        self.url = found[1]
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        self.log += self.process.stderr.read()
-
-    def end(self) -> int:
-        """The exit code after SIGTERM."""
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(60)
-        self._reader.join(10)
-        return code
+    return save_models(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")

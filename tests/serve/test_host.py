@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,6 +185,29 @@ def test_vectors_are_the_embedders(runs):
     for found in (whole, by_tokens, np.concatenate(single)):
         np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(short, embedder.embed(texts, "query", 8), atol=1e-5)
+
+
+def test_other_requests_are_answered_while_long_texts_are_encoded(runs, monkeypatch):
+    from megagpt.serve.host import open_models
+
+    with open_models({"vectors": runs["vectors"]}, ParallelConfig(), Limits(max_rows=1, max_waiting=1)) as host:
+        (model,) = host.models
+        encode, may_go_on = model._rows, threading.Event()
+
+        def slow(*given):
+            assert may_go_on.wait(30)  # which the event loop must set meanwhile
+            return encode(*given)
+
+        async def ask() -> None:
+            monkeypatch.setattr(model, "_rows", slow)
+            asked = [asyncio.ensure_future(model.embed(["a", "b"], None)) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            may_go_on.set()
+            found = await asyncio.gather(*asked, return_exceptions=True)
+            assert sorted(type(one).__name__ for one in found) == ["Busy", "ndarray"]  # still one queue, and bounded
+            assert (model.load().running, model.load().waiting) == (0, 0)
+
+        asyncio.run(ask())
 
 
 def test_what_cannot_be_served_is_refused(runs):
