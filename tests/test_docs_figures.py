@@ -345,3 +345,20 @@ def test_mixture_of_gpt3():
     for _, tokens, weight, *cells, _printed in rows:
         share = int(weight.rstrip("%")) / whole
         shown(cells, [100 * share, 300 * share / int(tokens.removesuffix(" B"))])
+
+
+def test_control_plane():
+    found = recorded("control_plane_cpu")
+    rows = table("reliability", "ranks", "a look every")
+    assert rows == [
+        [
+            f"{job['ranks']:,}",
+            f"{job['tick_seconds']:g} s",
+            f"{100 * job['store_share_of_a_processor']:.1f}%",
+            f"{job['look_median_ms']:.2f} ms, {job['look_p99_ms']:.2f} ms",
+            f"{job['named_after_seconds']:.1f} s",
+        ]
+        for job in found["jobs"]
+    ]
+    eager, lazy = (found["open_files_of_a_rank_in_a_group"][name]["gathered"] for name in ("eager", "lazy"))
+    assert f"took {eager:g} open files of each rank when all connect to all, and takes {lazy:g}." in page("reliability")

@@ -7,10 +7,8 @@ import logging
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from megagpt.data.corpus.duplicates.steps import Cluster, FindRepeated, Match
 from megagpt.data.preprocess import preprocess
 from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import ConfigError, DataError
+from tests.data.corpus.killing import kill_while_filtering
 
 ROOT = Path(__file__).parents[4]
 QUESTION = "def most_frequent_letter(sentence, alphabet): return the letter of the alphabet that the sentence has most"
@@ -249,16 +248,7 @@ def command(source: Path, output: Path, *more: str) -> list[str]:
 
 def test_killed_it_goes_on_to_the_same_bytes(source, made, tmp_path):
     output = tmp_path / "corpus"
-    process = subprocess.Popen(
-        command(source, output, "--workers", "2"), start_new_session=True, stderr=subprocess.PIPE
-    )
-    completed = Path(f"{output}.work") / "logs" / "filter" / "completions"
-    until = time.monotonic() + 60
-    while not (completed.is_dir() and any(completed.iterdir())) and time.monotonic() < until:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert any(completed.iterdir()) and not (output / "report.json").exists()
+    kill_while_filtering(command(source, output, "--workers", "2"), output)
     again = subprocess.run(command(source, output), capture_output=True, text=True, check=True)
     assert "going on" in again.stderr and "26 documents" in again.stdout and "MB/s a core" not in again.stdout
     assert content(output) == content(made)

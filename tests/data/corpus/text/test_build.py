@@ -6,10 +6,8 @@ import json
 import logging
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from megagpt.data.corpus.text.limits import Decontamination, Duplicates, Near, Q
 from megagpt.data.corpus.text.options import Options
 from megagpt.data.corpus.text.recipe import Recipe
 from megagpt.errors import ConfigError, DataError
+from tests.data.corpus.killing import kill_while_filtering
 
 RECIPE = Recipe(
     duplicates=Duplicates(urls=True, documents=True, spans=3, near=Near(hashes=4, verify=0.5)),
@@ -330,16 +329,7 @@ def command(source: Path, output: Path, *more: str) -> list[str]:
 
 def test_killed_it_goes_on_to_the_same_bytes(source, made, tmp_path):
     output = tmp_path / "corpus"
-    process = subprocess.Popen(
-        command(source, output, "--workers", "2"), start_new_session=True, stderr=subprocess.PIPE
-    )
-    completed = Path(f"{output}.work") / "logs" / "filter" / "completions"
-    until = time.monotonic() + 60
-    while not (completed.is_dir() and any(completed.iterdir())) and time.monotonic() < until:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert any(completed.iterdir()) and not (output / "report.json").exists()
+    kill_while_filtering(command(source, output, "--workers", "2"), output)
     again = subprocess.run(command(source, output), capture_output=True, text=True, check=True)
     assert "going on" in again.stderr and "33 documents" in again.stdout
     assert content(output) == content(made)
