@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import time
 
@@ -75,7 +76,8 @@ def test_killed_rank_is_named(overrides, tmp_path):
     job.wait_for(lambda: job.steps(tmp_path / "run") > 2, process, log)
     os.kill(job.ranks_of(process.pid)[1], signal.SIGKILL)
     assert process.wait(timeout=job.PATIENCE) != 0
-    assert "(exitcode: -9) local_rank: 1" in log.read_text()
+    # Where the other rank ends within one look of the launcher, that one may be called the first failure.
+    assert re.search(r"rank +: 1 \(local_rank: 1\)\s+exitcode +: -9 ", log.read_text())
     assert "megagpt/stages" not in log.read_text()  # no traceback of ours; torchrun prints its own
 
 
