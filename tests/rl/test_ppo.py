@@ -1,6 +1,5 @@
 """Stage ppo: the same in every layout, exactly resumable in the middle of an iteration, and right in its figures."""
 
-import importlib.util
 import json
 import math
 import shutil
@@ -13,16 +12,12 @@ import torch
 from dist import run_distributed
 
 from megagpt.errors import MegaGPTError
+from tests.layouts import ON_TWO_RANKS, cases, tried
 from tests.rl.tiny_ppo import BATCH, PROMPT, RESPONSE, run_stage_once
 
 STOP = 3
 """Steps before the interruption, in the middle of an iteration."""
-LAYOUTS = {
-    "dp2": [],
-    "tp2": ["parallel.tensor_parallel_size=2"],
-    "tp2_sp": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
-    "pp2": ["parallel.pipeline_parallel_size=2"],
-    "interleaved": ["parallel.pipeline_parallel_size=2", "parallel.virtual_pipeline_size=2"],
+LAYOUTS = ON_TWO_RANKS | {
     "each_its_own": [
         "ppo.rollout_parallel.tensor_parallel_size=2",
         "ppo.reference_parallel.pipeline_parallel_size=2",
@@ -31,20 +26,20 @@ LAYOUTS = {
         "ppo.critic_parallel.micro_batch_size=4",
         "ppo.offload=true",
     ],
-    "tp2_answers_apart": ["parallel.tensor_parallel_size=2", "ppo.rollout_parallel.micro_batch_size=1"],
+    "tensor_answers_apart": ["parallel.tensor_parallel_size=2", "ppo.rollout_parallel.micro_batch_size=1"],
     "scored": ["ppo.reward=model", "ppo.reward_parallel.tensor_parallel_size=2"],
-    "scored_by_pp2": ["ppo.reward=model", "parallel.pipeline_parallel_size=2", "ppo.offload=true"],
-    "pp2_answers_apart": ["parallel.pipeline_parallel_size=2", "ppo.rollout_parallel.tensor_parallel_size=2"],
+    "scored_by_pipeline": ["ppo.reward=model", "parallel.pipeline_parallel_size=2", "ppo.offload=true"],
+    "pipeline_answers_apart": ["parallel.pipeline_parallel_size=2", "ppo.rollout_parallel.tensor_parallel_size=2"],
 }
-if importlib.util.find_spec("deepspeed"):
-    LAYOUTS |= {f"zero{stage}": ["parallel.engine=deepspeed", f"parallel.zero_stage={stage}"] for stage in (1, 2, 3)}
-    LAYOUTS["zero3_with_tp2"] = [*LAYOUTS["zero3"], "ppo.rollout_parallel.tensor_parallel_size=2"]
-    LAYOUTS["critic_zero3"] = [
+if "deepspeed_3" in ON_TWO_RANKS:
+    LAYOUTS["deepspeed_3_with_tensor"] = [*LAYOUTS["deepspeed_3"], "ppo.rollout_parallel.tensor_parallel_size=2"]
+    LAYOUTS["critic_deepspeed_3"] = [
         "parallel.tensor_parallel_size=2",
         "ppo.critic_parallel.engine=deepspeed",
         "ppo.critic_parallel.zero_stage=3",
         "ppo.critic_parallel.micro_batch_size=2",
     ]
+OFTEN = {"sequence", "interleaved", "each_its_own", "scored_by_pipeline", "deepspeed_3_with_tensor"}
 
 
 def _run(overrides: list[str], stop: int | None = None) -> dict:
@@ -122,16 +117,17 @@ def one(settings) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def two(settings, one) -> list[dict[str, dict]]:
+def two(settings, one, thorough) -> list[dict[str, dict]]:
     """Results of every layout of two ranks, by rank."""
-    return run_distributed(_run_in_turn, 2, {name: [*settings, *extra] for name, extra in LAYOUTS.items()})
+    layouts = tried(LAYOUTS, thorough, OFTEN)
+    return run_distributed(_run_in_turn, 2, {name: [*settings, *extra] for name, extra in layouts.items()})
 
 
 METRICS = ("loss", "value_loss", "score", "reward", "kl", "entropy", "ratio", "pretraining_loss", "explained_variance")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", cases(LAYOUTS, OFTEN))
 def test_every_layout_learns_as_one_rank(one, two, layout):
     expected, found = one["scored" if "ppo.reward=model" in LAYOUTS[layout] else "whole"], two[0][layout]
     assert np.array_equal(found["episodes"]["tokens"], expected["episodes"]["tokens"])

@@ -12,7 +12,7 @@ import torch
 from dist import run_distributed
 
 from megagpt.config.load import load
-from tests.layouts import ON_TWO_RANKS as LAYOUTS
+from tests.layouts import ON_TWO_RANKS, cases, tried
 
 BATCH, STEPS, STOP = 16, 5, 3
 FOUR = {
@@ -116,8 +116,7 @@ def _one_rank(settings: list[str]) -> dict[str, dict]:
     return found | _run_in_turn({"resumed": [*settings, *DROPOUT]})
 
 
-def _several(settings: list[str]) -> dict:
-    layouts = {name: [*settings, *layout] for name, layout in LAYOUTS.items()}
+def _several(layouts: dict[str, list[str]]) -> dict:
     return {
         "runs": _run_in_turn(layouts),
         "passes": _two_passes({name: [*overrides, *DROPOUT] for name, overrides in layouts.items()}),
@@ -160,13 +159,14 @@ def one(settings) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def two(settings, one) -> list[dict]:
+def two(settings, one, thorough) -> list[dict]:
     """Results of both ranks in every layout of two."""
-    return run_distributed(_several, 2, settings, timeout=600)
+    layouts = {name: [*settings, *layout] for name, layout in tried(ON_TWO_RANKS, thorough).items()}
+    return run_distributed(_several, 2, layouts, timeout=600)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", cases(ON_TWO_RANKS))
 def test_every_layout_learns_as_one_rank(one, two, layout):
     expected = one["whole"]
     assert len(expected["curve"]) == STEPS
@@ -185,7 +185,7 @@ def test_layouts_of_four_learn_as_one_rank(one, settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", cases(ON_TWO_RANKS))
 def test_dropout_drops_the_same_in_both_passes(two, layout):
     seen = 0
     for rank in two:

@@ -20,7 +20,7 @@ from megagpt.data.rankings import read_rankings
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import MegaGPTError
 from megagpt.stages.reward import demonstrations
-from tests.layouts import ON_TWO_RANKS as LAYOUTS
+from tests.layouts import ON_TWO_RANKS, cases, tried
 
 BATCH, STOP, LEARNING = 16, 2, 8
 
@@ -88,7 +88,7 @@ def _one_rank(settings: list[str]) -> dict[str, dict]:
 def _choose(engine: str, settings: list[str]) -> dict[str, dict]:
     """A run that chooses its best checkpoint, the same from its first one on, and that one's scores."""
     overrides = [*settings, "checkpoint.best_metric=validation_loss", "stage.eval_interval=1", "checkpoint.interval=0"]
-    overrides += LAYOUTS.get(engine, [])
+    overrides += ON_TWO_RANKS.get(engine, [])
     result, runs = _run_in_turn({f"chosen_{engine}": overrides}), Path(load(settings).runs_dir)
     begin = Path("checkpoints", "step_00000001")  # the best so far, as the first always is
     shown = {"shown": _shown_at(settings, runs / f"chosen_{engine}" / begin)}
@@ -195,14 +195,16 @@ def one(settings) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def two(settings, one) -> list[dict[str, dict]]:
+def two(settings, one, thorough) -> list[dict[str, dict]]:
     """Results of both ranks in every layout of two."""
     small = ["parallel.micro_batch_size=1"]  # the interleaved schedule takes as many micro-batches as stages
-    return run_distributed(_run_in_turn, 2, {name: [*settings, *small, *o] for name, o in LAYOUTS.items()})
+    return run_distributed(
+        _run_in_turn, 2, {name: [*settings, *small, *o] for name, o in tried(ON_TWO_RANKS, thorough).items()}
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", cases(ON_TWO_RANKS))
 def test_every_layout_learns_and_scores_as_one_rank(one, two, layout):
     expected = one["whole"]
     for rank in two:

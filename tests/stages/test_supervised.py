@@ -1,6 +1,5 @@
 """Stages edit and sft: what is learnt from conversations, in every layout, and going on exactly."""
 
-import importlib.util
 import json
 import random
 import shutil
@@ -18,17 +17,9 @@ from megagpt.data.edits.make import make_edits
 from megagpt.data.shapes import edit_messages
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import MegaGPTError
+from tests.layouts import ON_TWO_RANKS, cases, tried
 
 LENGTH, BATCH, STEPS, STOP, LEARNING_STEPS = 64, 4, 8, 5, 250
-LAYOUTS = {
-    "dp2": [],
-    "tp2": ["parallel.tensor_parallel_size=2"],
-    "tp2_sp": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
-    "pp2": ["parallel.pipeline_parallel_size=2"],
-    "interleaved": ["parallel.pipeline_parallel_size=2", "parallel.virtual_pipeline_size=2"],
-}
-if importlib.util.find_spec("deepspeed"):
-    LAYOUTS |= {f"zero{stage}": ["parallel.engine=deepspeed", f"parallel.zero_stage={stage}"] for stage in (1, 2, 3)}
 
 
 def _asked(edit: Edit) -> str:
@@ -155,14 +146,16 @@ def one(settings) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def two(settings, one) -> dict[str, dict]:
+def two(settings, one, thorough) -> dict[str, dict]:
     """Results of the first rank in every layout of two."""
     small = ["parallel.micro_batch_size=1"]  # the interleaved schedule takes as many micro-batches as stages
-    return run_distributed(_run_in_turn, 2, {name: [*settings, *small, *o] for name, o in LAYOUTS.items()})[0]
+    return run_distributed(
+        _run_in_turn, 2, {name: [*settings, *small, *o] for name, o in tried(ON_TWO_RANKS, thorough).items()}
+    )[0]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", cases(ON_TWO_RANKS))
 def test_every_layout_learns_as_one_rank(one, two, layout):
     torch.testing.assert_close(two[layout]["losses"], one["whole"]["losses"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(two[layout]["held_out"], one["whole"]["held_out"], rtol=1e-5, atol=1e-6)
