@@ -102,8 +102,8 @@ def settings(overrides: list[str], folder: Path, steps: int) -> list[str]:
 
 # ---- the job that survives ----------------------------------------------------------------------------------------
 
-STEPS = 1300
-"""More than are done, at ten a second, while the job lives through everything."""
+STEPS = 520
+"""More than are done, at three a second, while the job lives through everything."""
 
 
 def live_through_everything(job: Job) -> None:
@@ -150,7 +150,7 @@ def small(survivor, cluster, overrides, tmp_path) -> Job:
 @pytest.mark.slow
 def test_f27_a_cancelled_job_leaves_a_good_checkpoint_and_can_be_submitted_again(small):
     small.submit()
-    small.wait_for_step(30)
+    small.wait_for_step(26)
     small.cluster.run("scancel", small.number)
     small.wait_for("CANCELLED")
     wait(lambda: not small.processes(), LONG, "processes outlive the job")
@@ -159,7 +159,7 @@ def test_f27_a_cancelled_job_leaves_a_good_checkpoint_and_can_be_submitted_again
     step = int(newest.name.removeprefix("step_"))
 
     small.submit()
-    small.wait_for_step(step + 30)
+    small.wait_for_step(step + 5)
     small.cluster.run("scancel", "--batch", "--signal=INT", small.number)
     small.wait_for("COMPLETED")
     assert small.status()["state"] == "stopped"

@@ -10,7 +10,7 @@ if "RANK" in os.environ and sys.argv[:1] == ["-m"]:  # a rank of `python -m mega
     begin_step = Trainer.begin_step
 
     def slow(self):
-        time.sleep(0.08)
+        time.sleep(0.3)
         return begin_step(self)
 
     Trainer.begin_step = slow
