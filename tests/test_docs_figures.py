@@ -276,6 +276,21 @@ def test_proof_of_corpora():
     assert f"What that command gave on {found['date']}" in text
 
 
+def test_grammar_of_the_demo():
+    found = recorded("blimp_demo_cpu")
+    model, ngrams = found["model"], found["3-grams"]
+    *tasks, means = table("in_context", "BLiMP's task")
+    assert [row[0].replace(" ", "_") for row in tasks] == [task.removeprefix("blimp_") for task in model["tasks"]]
+    for (_, *cells), task in zip(tasks, model["tasks"], strict=True):
+        shown(cells, [model["tasks"][task], ngrams["tasks"][task]])
+    shown(means[1:], [model["accuracy"], ngrams["accuracy"]])
+    (low, high), (other_low, other_high) = model["interval_95"], ngrams["interval_95"]
+    said = f"overlap ({low:.3f} to {high:.3f}, {other_low:.3f} to {other_high:.3f})"
+    assert low < other_high
+    assert said in page("in_context")
+    assert f"On {found['pairs']:,} pairs" in page("in_context")
+
+
 def test_learning_in_context():
     found = recorded("in_context_learning_cpu")
     shots = [str(count) for count in found["shots"]]
