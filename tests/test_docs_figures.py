@@ -276,6 +276,17 @@ def test_proof_of_corpora():
     assert f"What that command gave on {found['date']}" in text
 
 
+def test_speed_of_serving():
+    inside, outside = recorded("serve_engine_cpu"), recorded("serve_http_cpu")
+    for count, *cells in table("serving", "requests at a time"):
+        found = inside[f"{count} clients"]
+        shown(cells, [*found["tokens_per_second"].values(), found["times_transformers"]])
+    for count, *cells in table("serving", "clients"):
+        found = outside[f"{count} clients"]
+        rates, seconds = found["tokens_per_second"].values(), found["seconds_to_first_text"].values()
+        shown(cells, [*rates, found["times_transformers"], *(1e3 * value for value in seconds)])
+
+
 def test_grammar_of_the_demo():
     found = recorded("blimp_demo_cpu")
     model, ngrams = found["model"], found["3-grams"]

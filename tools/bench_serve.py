@@ -1,13 +1,15 @@
 """Tokens a second of the server's models, and of the server, beside transformers' continuous batching.
 
     python tools/bench_serve.py engine --output docs/benchmarks/serve_engine_cpu.json
-    python tools/bench_serve.py http http://127.0.0.1:8000 http://127.0.0.1:8001 --models demo runs/demo_hf
+    python tools/bench_serve.py models runs/bench_serve
+    python tools/bench_serve.py http URL URL --models run runs/bench_serve/transformers
 
 `engine` stays in one process, and on the same random weights and the same threads: clients that each send one request
 after another are served by a `ContinuousBatch` (continuous), by batches that begin together and wait for their longest
 (static), and by transformers' continuous batching. `http` asks two servers that are running, ours first, whose models
-have the same weights: each client streams one completion after another. Prompts are texts, answers greedy. All sides
-have the same requests, in turns, after some that do not count. Figures are medians over the rounds.
+have the same weights, such as those that `models` writes: each client streams one completion after another. Prompts
+are texts, answers greedy. All sides have the same requests, in turns, after some that do not count. Figures are medians
+over the rounds.
 """
 
 import argparse
@@ -58,7 +60,7 @@ def save_models(folder: Path, size: str) -> tuple[Path, Path]:
     from megagpt.parallel.megatron import MegatronEngine
 
     run = folder / "run"
-    run.mkdir()
+    run.mkdir(parents=True)
     config = load([f"model={size}", "model.attention_pattern=[dense]", "optim.precision=fp32", "model.init_std=0.1"])
     texts = (path.read_text(encoding="utf-8") for path in sorted(Path(json.__file__).parents[1].glob("*.py")))
     tokenizer = train_tokenizer(texts, config.model.vocab_size)
@@ -89,7 +91,7 @@ def engine(args: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {"size": args.size, "rounds": args.rounds, "threads": torch.get_num_threads()}
     for clients in CLIENTS:
         count = max(4, 2 * clients, args.jobs * clients // CLIENTS[-1])
-        sides: dict[str, Callable[[list[Job]], list[list[int]]]] = {
+        sides: dict[str, Callable[[list[Job]], tuple[list[list[int]], float]]] = {
             "continuous": lambda jobs, rows=clients: continuous(ours, jobs, rows, at_once=len(jobs)),
             "static": lambda jobs, rows=clients: continuous(ours, jobs, rows, at_once=rows),
             "transformers": lambda jobs, rows=clients: transformers_batching(peer, tokenizer, jobs, rows),
@@ -98,9 +100,8 @@ def engine(args: argparse.Namespace) -> dict[str, Any]:
         for number in range(args.rounds + 1):  # the first warms up
             jobs, answers = make_jobs(count, number), {}
             for name in sorted(sides, reverse=number % 2 == 1):
-                begun = time.perf_counter()
-                answers[name] = sides[name](jobs)
-                rates[name].append(sum(map(len, answers[name])) / (time.perf_counter() - begun))
+                answers[name], seconds = sides[name](jobs)
+                rates[name].append(sum(map(len, answers[name])) / seconds)
             if any(answer != answers["static"] for answer in answers.values()):
                 raise MegaGPTError(f"the sides wrote different tokens with {clients} clients in round {number}")
         result[f"{clients} clients"] = {
@@ -113,12 +114,12 @@ def engine(args: argparse.Namespace) -> dict[str, Any]:
     return measured_on("torch", "transformers") | result
 
 
-def continuous(generator: Any, jobs: list[Job], rows: int, at_once: int) -> list[list[int]]:
-    """The new tokens of every job; as many as `at_once` come together, when all before them have ended."""
+def continuous(generator: Any, jobs: list[Job], rows: int, at_once: int) -> tuple[list[list[int]], float]:
+    """The new tokens of every job, and the seconds; as many as `at_once` come together, when all before have ended."""
     from megagpt.model.continuous_batching import ContinuousBatch
     from megagpt.model.staged_model import for_generation
 
-    batch, made = ContinuousBatch(generator, rows, None, 512), []
+    batch, made, begun = ContinuousBatch(generator, rows, None, 512), [], time.perf_counter()
     with for_generation(generator.modules):
         for first in range(0, len(jobs), at_once):
             for prompt, new_tokens in jobs[first : first + at_once]:
@@ -127,11 +128,11 @@ def continuous(generator: Any, jobs: list[Job], rows: int, at_once: int) -> list
                 batch.add(made[-1])
             while batch.busy:
                 batch.step()
-    return [row.tokens for row in made]
+    return [row.tokens for row in made], time.perf_counter() - begun
 
 
-def transformers_batching(peer: Any, tokenizer: Tokenizer, jobs: list[Job], rows: int) -> list[list[int]]:
-    """The same by transformers, of which `rows` are under way at a time."""
+def transformers_batching(peer: Any, tokenizer: Tokenizer, jobs: list[Job], rows: int) -> tuple[list[list[int]], float]:
+    """The same by transformers, of which `rows` are under way at a time; its thread has begun when time begins."""
     from transformers import ContinuousBatchingConfig
     from transformers import GenerationConfig as TheirConfig
 
@@ -143,6 +144,10 @@ def transformers_batching(peer: Any, tokenizer: Tokenizer, jobs: list[Job], rows
     memory = ContinuousBatchingConfig(num_blocks=2 * rows, max_batch_tokens=512)
     batching = {"generation_config": settings, "continuous_batching_config": memory}
     with peer.continuous_batching_context_manager(**batching) as manager:
+        manager.add_request(tokenizer.encode(jobs[0].prompt), "first", max_new_tokens=4)
+        while (result := manager.get_result(timeout=60)) is not None and not result.is_finished():
+            pass
+        begun = time.perf_counter()
         coming = [(str(number), job) for number, job in enumerate(jobs)]
         for request, job in coming[:rows]:
             manager.add_request(tokenizer.encode(job.prompt), request, max_new_tokens=job.new_tokens)
@@ -156,7 +161,8 @@ def transformers_batching(peer: Any, tokenizer: Tokenizer, jobs: list[Job], rows
                 if coming:
                     request, job = coming.pop(0)
                     manager.add_request(tokenizer.encode(job.prompt), request, max_new_tokens=job.new_tokens)
-    return [made[str(number)] for number in range(len(jobs))]
+        seconds = time.perf_counter() - begun
+    return [made[str(number)] for number in range(len(jobs))], seconds
 
 
 # Over HTTP
@@ -246,10 +252,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
     inside = modes.add_parser("engine", help="in one process")
-    inside.add_argument("--size", default="demo", help="shape of the model (default: %(default)s)")
     outside = modes.add_parser("http", help="over HTTP")
     outside.add_argument("urls", nargs=2, metavar="URL", help="base address of megagpt's server, then of the other")
     outside.add_argument("--models", nargs=2, required=True, metavar="ID", help="names of the model there")
+    models = modes.add_parser("models", help="write a run of random weights and the same for transformers, for http")
+    models.add_argument("folder", type=Path)
+    for mode in (inside, models):
+        mode.add_argument("--size", default="demo", help="shape of the model (default: %(default)s)")
     for mode in (inside, outside):
         mode.add_argument(
             "--jobs", type=int, default=64, help="requests of 32 clients in a round (default: %(default)s)"
@@ -257,6 +266,9 @@ def main() -> None:
         mode.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
         mode.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
+    if args.mode == "models":
+        print(*save_models(args.folder, args.size))
+        return
     result = engine(args) if args.mode == "engine" else http(args)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)

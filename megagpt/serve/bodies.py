@@ -283,7 +283,7 @@ WORDS = {
 def parse(content: bytes, kind: type[Kind]) -> Kind:
     """The body of a request. Raises ApiError, which names the field that is wrong."""
     try:
-        value = from_json(content, allow_inf_nan=False)
+        value = from_json(content, allow_inf_nan=False, cache_strings="keys")  # texts of users are not kept
     except ValueError as error:
         raise ApiError(f"the body is no JSON that can be read: {error}", code="invalid_json") from None
     if not isinstance(value, dict):
