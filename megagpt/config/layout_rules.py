@@ -20,10 +20,10 @@ def query_groups_divide_heads(config: Config, world_size: int) -> Iterator[str]:
 def rope_pairs_dimensions(config: Config, world_size: int) -> Iterator[str]:
     """Rotary embeddings turn pairs of a head's dimensions."""
     model = config.model
-    if model.position_embedding == "rope" and model.head_dim % 2:
+    if model.position_embedding == "rope" and model.head_size % 2:
         yield (
             f"model.position_embedding (rope) needs an even head size, but model.hidden_size ({model.hidden_size}) /"
-            f" model.num_attention_heads ({model.num_attention_heads}) = {model.head_dim}: change one of the two"
+            f" model.num_attention_heads ({model.num_attention_heads}) = {model.head_size}: change one of the two"
         )
 
 

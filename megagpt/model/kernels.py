@@ -75,8 +75,8 @@ def _attention_lacks(config: Config) -> str:
     model = config.model
     if model.attention_dropout:
         return f"model.attention_dropout={model.attention_dropout}"
-    if not triton_supports(torch.bfloat16, model.head_dim):
-        return f"a head dimension of {model.head_dim}"
+    if not triton_supports(torch.bfloat16, model.head_size):
+        return f"a head dimension of {model.head_size}"
     if config.optim.precision == "fp32" and config.kernels.attention == "auto":
         return "optim.precision=fp32"
     return ""

@@ -324,7 +324,7 @@ def tokens_within(gib: float, config: Config, dtype: torch.dtype) -> int:
     """Tokens whose keys and values take so many GiB on the rank with the most layers; the same on all ranks."""
     parallel, model = config.parallel, config.model
     layers = -(-model.num_layers // parallel.pipeline_parallel_size)
-    numbers = 2 * layers * -(-model.query_groups // parallel.tensor_parallel_size) * model.head_dim
+    numbers = 2 * layers * -(-model.query_groups // parallel.tensor_parallel_size) * model.head_size
     return int(gib * 2**30 / (numbers * dtype.itemsize))
 
 

@@ -176,7 +176,7 @@ def projections(name: str, whole: Tensor, model: ModelConfig) -> list[Tensor]:
     They are queries, keys and values of attention, and gate and value of SwiGLU.
     """
     if name.endswith("linear_qkv.weight"):
-        groups = whole.view(model.query_groups, -1, model.head_dim, whole.shape[1])
+        groups = whole.view(model.query_groups, -1, model.head_size, whole.shape[1])
         return [groups[:, :-2], groups[:, -2], groups[:, -1]]
     if name.endswith("linear_fc1.weight") and model.activation == "swiglu":
         return list(whole.chunk(2))

@@ -98,8 +98,8 @@ def layer_activations(job: Job, recompute: str | None = None) -> float:
     stream = tokens * model.hidden_size / job.sequence_size  # elements of the residual stream
     if recompute == "full":
         return size * stream
-    tensor, heads = job.tensor_size, model.num_attention_heads * model.head_dim
-    keys = 2 * model.query_groups * model.head_dim
+    tensor, heads = job.tensor_size, model.num_attention_heads * model.head_size
+    keys = 2 * model.query_groups * model.head_size
     # Our kernel drops by a seed, from which the backward pass knows the mask.
     masks = 2 * MASK * stream if model.hidden_dropout and job.config.kernels.bias_dropout_add == "torch" else 0.0
     norms = size * 2 * stream + _norm_statistics(job)

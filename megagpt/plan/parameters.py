@@ -9,19 +9,19 @@ def layer_parameters(model: ModelConfig, tensor: int = 1) -> int:
     hidden = model.hidden_size
     bias = int(model.bias)
     norm = hidden * (2 if model.normalization == "layernorm" else 1)
-    head_norms = 2 * model.head_dim * norm // hidden if model.qk_layernorm else 0
+    head_norms = 2 * model.head_size * norm // hidden if model.qk_layernorm else 0
     biases = bias * (_qkv(model) + _inner(model)) // tensor + 2 * hidden * bias
     return matrix_parameters(model, tensor) + biases + 2 * norm + head_norms
 
 
 def matrix_parameters(model: ModelConfig, tensor: int = 1) -> int:
     """Elements of the matrices of one transformer layer on each of `tensor` tensor-parallel ranks."""
-    heads = model.num_attention_heads * model.head_dim
+    heads = model.num_attention_heads * model.head_size
     return model.hidden_size * (_qkv(model) + _inner(model) + heads + model.ffn_size) // tensor
 
 
 def _qkv(model: ModelConfig) -> int:
-    return (model.num_attention_heads + 2 * model.query_groups) * model.head_dim
+    return (model.num_attention_heads + 2 * model.query_groups) * model.head_size
 
 
 def _inner(model: ModelConfig) -> int:

@@ -211,7 +211,7 @@ def _responses_at_a_time(job: Job) -> tuple[int, int]:
 def _key_bytes(job: Job, tokens: float) -> float:
     """Keys and values of so many tokens on a rank."""
     model = job.config.model
-    width = model.query_groups * model.head_dim / job.tensor_size
+    width = model.query_groups * model.head_size / job.tensor_size
     return 2 * job.itemsize * tokens * width * job.layers_per_chunk * job.virtual_size
 
 

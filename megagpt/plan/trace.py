@@ -189,7 +189,7 @@ def _gpu_kernels(config: Config) -> KernelsConfig:
     """The kernels that `auto` means on a GPU: ours, if they support the model."""
     model = config.model
     ours = config.optim.precision == "bf16" and triton_supports(
-        torch.bfloat16, model.head_dim, dropout=model.attention_dropout
+        torch.bfloat16, model.head_size, dropout=model.attention_dropout
     )
     chosen = {
         field.name: "triton"

@@ -94,9 +94,9 @@ class Work:
 
     def _products(self) -> Iterator[Product]:
         model, tensor, rows = self.model, self.job.tensor_size, self.job.tokens
-        heads = model.num_attention_heads * model.head_dim
+        heads = model.num_attention_heads * model.head_size
         gates = 2 if model.activation == "swiglu" else 1
-        yield Product(rows, model.hidden_size, (heads + 2 * model.query_groups * model.head_dim) / tensor)
+        yield Product(rows, model.hidden_size, (heads + 2 * model.query_groups * model.head_size) / tensor)
         yield Product(rows, heads / tensor, model.hidden_size)
         yield Product(rows, model.hidden_size, gates * model.ffn_size / tensor)
         yield Product(rows, model.ffn_size / tensor, model.hidden_size)
@@ -127,14 +127,14 @@ class Work:
         length, heads = job.row_length, model.num_attention_heads / job.tensor_size
         matrices = job.rows * heads
         if job.unfused_attention:
-            product = self._product_seconds(Product(length, model.head_dim, length))
+            product = self._product_seconds(Product(length, model.head_size, length))
             # Half of the scores are read, all probabilities written, read, dropped and written with the mask.
             score_bytes = 3 + (5 if model.attention_dropout else 0)
             return 2 * matrices * product, self._moved(matrices * length**2 * score_bytes)
         seen = min(window or length, length)
         pairs = length * seen - seen * (seen - 1) / 2  # of queries and keys: causal, or a band
         rate = self.peak * self.device.attention
-        return 4 * matrices * pairs * model.head_dim / rate, 0.0
+        return 4 * matrices * pairs * model.head_size / rate, 0.0
 
     def _element_wise_bytes(self) -> float:
         """Norms, residual additions with bias and dropout, activation and rotation of one layer."""
@@ -148,7 +148,7 @@ class Work:
                 2
                 * self.size
                 * job.tokens
-                * model.head_dim
+                * model.head_size
                 * (model.num_attention_heads + model.query_groups)
                 / job.tensor_size
             )

@@ -78,11 +78,11 @@ def parameters(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     norms = ("weight", "bias") if model.normalization == "layernorm" else ("weight",)
     linears = {
         "self_attention.linear_proj": (hidden, hidden),
-        "self_attention.linear_qkv": ((heads + 2 * model.query_groups) * model.head_dim, hidden),
+        "self_attention.linear_qkv": ((heads + 2 * model.query_groups) * model.head_size, hidden),
         "mlp.linear_fc1": (ffn * (2 if model.activation == "swiglu" else 1), hidden),
         "mlp.linear_fc2": (hidden, ffn),
     }
-    head_norms = {"self_attention.q_layernorm": model.head_dim, "self_attention.k_layernorm": model.head_dim}
+    head_norms = {"self_attention.q_layernorm": model.head_size, "self_attention.k_layernorm": model.head_size}
     layer = {f"{norm}.{kind}": (hidden,) for norm in ("input_layernorm", "pre_mlp_layernorm") for kind in norms}
     layer |= {
         f"{name}.{kind}": shape[: 2 if kind == "weight" else 1] for name, shape in linears.items() for kind in kinds

@@ -112,7 +112,7 @@ def parts(architecture: str, name: str, shape: tuple[int, ...], model: ModelConf
             return [_fused(named(), shape, model)]
         if architecture == "GPTNeoForCausalLM" and kind == "bias":
             return []
-        scale = 1 / math.sqrt(model.head_dim) if architecture == "GPTNeoForCausalLM" else 1.0
+        scale = 1 / math.sqrt(model.head_size) if architecture == "GPTNeoForCausalLM" else 1.0
         return [_head_rows(named(part), part, shape, model, scale if part == "q" else 1.0) for part in "qkv"]
     if architecture == "GPT2LMHeadModel" and layer is not None and len(shape) == 2:
         return [Part(named(), shape[::-1], lambda ours: ours.t(), lambda ours, theirs: ours.copy_(theirs.t()))]
@@ -132,7 +132,7 @@ def _rows(name: str, start: int, count: int, shape: tuple[int, ...]) -> Part:
 def _heads(ours: Tensor, part: str, model: ModelConfig) -> Tensor:
     """View [groups, heads of a group, head_dim, ...] of the queries, keys or values in the fused projection."""
     per_group = model.num_attention_heads // model.query_groups
-    grouped = ours.view(model.query_groups, per_group + 2, model.head_dim, *ours.shape[1:])
+    grouped = ours.view(model.query_groups, per_group + 2, model.head_size, *ours.shape[1:])
     return grouped.split((per_group, 1, 1), dim=1)["qkv".index(part)]
 
 
@@ -148,7 +148,7 @@ def _head_rows(name: str, part: str, shape: tuple[int, ...], model: ModelConfig,
         place = _heads(ours, part, model)
         place.copy_((theirs if scale == 1.0 else theirs / scale).view(place.shape))
 
-    return Part(name, (heads * model.head_dim, *shape[1:]), take, put)
+    return Part(name, (heads * model.head_size, *shape[1:]), take, put)
 
 
 def _fused(name: str, shape: tuple[int, ...], model: ModelConfig) -> Part:

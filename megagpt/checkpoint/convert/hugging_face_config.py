@@ -114,7 +114,7 @@ def files(architecture: str, model: ModelConfig, dtype: str, end_of_text: int | 
         "intermediate_size": model.ffn_size,
         "num_attention_heads": model.num_attention_heads,
         "num_key_value_heads": model.query_groups,
-        "head_dim": model.head_dim,
+        "head_dim": model.head_size,
         "max_position_embeddings": model.sequence_length,
         "rope_theta": model.rope_base,
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_base},

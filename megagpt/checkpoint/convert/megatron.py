@@ -113,7 +113,7 @@ class _Reader:
         """Rows of query, key and value as they are since version 2: together, head by head."""
         if ".linear_qkv." not in self.name or self.version >= 2:
             return shard
-        size, rest = self.model.head_dim, shard.shape[1:]
+        size, rest = self.model.head_size, shard.shape[1:]
         if self.version < 1:
             return shard.view(3, -1, size, *rest).transpose(0, 1).reshape(shard.shape)
         return shard.view(-1, size, 3, *rest).transpose(1, 2).reshape(shard.shape)
