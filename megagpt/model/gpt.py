@@ -94,7 +94,7 @@ class GPT(LanguageModule):
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.model_type = ModelType.encoder_or_decoder  # which schedules ask for
         self.share_embeddings_and_output_weights = model.shares_embeddings
-        self.real_vocab_size, self.head = model.vocab_size, model.head
+        self.real_vocab_size, self.head, self.logit_softcap = model.vocab_size, model.head, model.logit_softcap
         self.cross_entropy_backend = kernels.cross_entropy
         self.fuse_output_projection = kernels.fuse_output_projection
         if pre_process:
@@ -134,7 +134,7 @@ class GPT(LanguageModule):
                 config.model.padded_vocab_size,
                 config=self.config,
                 init_method=self.config.init_method,
-                bias=False,
+                bias=config.model.output_bias,
                 gather_output=False,
                 skip_weight_param_allocation=tied_here,
                 tp_group=self.tp_group,
@@ -173,7 +173,8 @@ class GPT(LanguageModule):
     def vocabulary_logits(self, hidden: Tensor, gather: bool = False) -> Tensor:
         """[n, H] behind the final norm -> [n, padded vocabulary / tp], or with `gather` [n, padded vocabulary]."""
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        return self.output_layer(hidden, weight=weight, runtime_gather_output=gather)[0]
+        logits = self.output_layer(hidden, weight=weight, runtime_gather_output=gather)[0]
+        return logits if self.logit_softcap is None else (logits / self.logit_softcap).tanh() * self.logit_softcap
 
     def _cached(self, tokens: Tensor, current: CachePass) -> Tensor:
         """Hidden states [T, H]; on the last pipeline stage logits of the tokens asked for [n, padded vocabulary].
