@@ -10,7 +10,14 @@ from dataclasses import dataclass, fields
 
 from megagpt.config.schema import ModelConfig
 from megagpt.plan.job import BF16, FP32, Job
-from megagpt.plan.parameters import matrix_parameters, stage_parameters, vocabulary_parameters
+from megagpt.plan.parameters import (
+    inner_width,
+    layer_norms,
+    matrix_parameters,
+    qkv_width,
+    stage_parameters,
+    vocabulary_parameters,
+)
 
 MASK = 1  # byte of an element of a dropout mask
 
@@ -99,21 +106,29 @@ def layer_activations(job: Job, recompute: str | None = None) -> float:
     if recompute == "full":
         return size * stream
     tensor, heads = job.tensor_size, model.num_attention_heads * model.head_size
-    keys = 2 * model.query_groups * model.head_size
+    mixed = qkv_width(model, tensor)
+    keys = (mixed - heads / tensor) / 2
     # Our kernel drops by a seed, from which the backward pass knows the mask.
     masks = 2 * MASK * stream if model.hidden_dropout and job.config.kernels.bias_dropout_add == "torch" else 0.0
-    norms = size * 2 * stream + _norm_statistics(job)
-    linear_inputs = size * (2 * stream + tokens * (heads + model.ffn_size) / tensor)
-    qkv = size * tokens * (heads + keys) / tensor
+    streams = size * _kept_streams(model) * stream + layer_norms(model) * _norm_statistics(job)
+    linear_inputs = size * tokens * (heads + model.ffn_size) / tensor
+    qkv = size * tokens * mixed
     rope, grouped = model.position_embedding == "rope", model.query_groups < model.num_attention_heads
     if rope or model.qk_layernorm:  # new queries and keys beside the projection's
-        qkv += size * tokens * (heads + keys / 2) / tensor
+        qkv += size * tokens * (heads / tensor + keys)
     if grouped and (model.qk_layernorm or not rope):  # queries of all groups, put together
         qkv += size * tokens * heads / tensor
     if job.rows > 1 and tensor == 1 and not job.unfused_attention:
         qkv += size * tokens * heads  # attention's output, which PyTorch's product copies transposed
-    inner = size * tokens * model.ffn_size * (2 if model.activation == "swiglu" else 1) / tensor
-    return norms + linear_inputs + qkv + inner + masks + attention_bytes(job, recompute)
+    inner = size * tokens * inner_width(model) / tensor
+    return streams + linear_inputs + qkv + inner + masks + attention_bytes(job, recompute)
+
+
+def _kept_streams(model: ModelConfig) -> int:
+    """Tensors of the residual stream's shape that a layer saves: inputs of its norms, and of its two projections out of
+    the stream. A norm behind a sublayer saves that one's output; parallel sublayers share the layer's input."""
+    shared = {"none": 0, "two_norms": 1, "one_norm": 2}[model.parallel_block]
+    return 4 - shared + (2 if model.norm_placement == "both" else 0)
 
 
 def attention_bytes(job: Job, recompute: str) -> float:
@@ -125,12 +140,14 @@ def attention_bytes(job: Job, recompute: str) -> float:
     if recompute == "selective":
         return 0.0
     element = job.itemsize + (job.itemsize + MASK if model.attention_dropout else 0)  # probabilities, dropped, mask
+    element += job.itemsize if model.attention_softcap else 0  # the hyperbolic tangent of scores
     return element * queries * job.row_length
 
 
 def _norm_statistics(job: Job) -> float:
+    """Bytes of one norm's deviations, and means where it has them."""
     each = 2 if job.config.model.normalization == "layernorm" else 1
-    return 2 * each * FP32 * job.tokens / job.sequence_size
+    return each * FP32 * job.tokens / job.sequence_size
 
 
 def _stage_activations(job: Job, stage: int) -> float:
@@ -150,7 +167,7 @@ def _stage_activations(job: Job, stage: int) -> float:
         kept = (
             1 if model.head == "embedding" else 2
         )  # inputs of the final norm and, unless a few states do, of the head
-        activations += size * kept * stream + _norm_statistics(job) / 2
+        activations += size * kept * stream + _norm_statistics(job)
     return activations
 
 
@@ -185,7 +202,7 @@ def logits_bytes(job: Job) -> float:
 def _layer_working(job: Job) -> float:
     """Bytes that one layer's backward pass needs for a moment, at most in its feed-forward half."""
     model, tokens, size = job.config.model, job.tokens, job.itemsize
-    inner = tokens * model.ffn_size * (2 if model.activation == "swiglu" else 1) / job.tensor_size
+    inner = tokens * inner_width(model) / job.tensor_size
     stream = tokens * model.hidden_size
     weight = model.hidden_size * max(inner / tokens, model.ffn_size / job.tensor_size)
     working = size * (inner + 2 * stream / job.sequence_size + weight)
