@@ -88,6 +88,8 @@ _activation_backward = define_op(
 
 def _save(ctx, inputs: tuple, output: Tensor) -> None:
     x, bias, ctx.kind = inputs
+    if ctx.kind == "relu":  # its output tells the slope too, and the next layer keeps that anyway
+        x, bias = output, None if bias is None else torch.zeros_like(bias)
     ctx.save_for_backward(x, bias)
 
 

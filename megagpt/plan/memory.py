@@ -15,6 +15,7 @@ from megagpt.plan.parameters import (
     layer_norms,
     matrix_parameters,
     qkv_width,
+    rank_groups,
     stage_parameters,
     vocabulary_parameters,
 )
@@ -106,8 +107,9 @@ def layer_activations(job: Job, recompute: str | None = None) -> float:
     if recompute == "full":
         return size * stream
     tensor, heads = job.tensor_size, model.num_attention_heads * model.head_size
-    mixed = qkv_width(model, tensor)
-    keys = (mixed - heads / tensor) / 2
+    keys = rank_groups(model, tensor) * model.head_size
+    # Ranks that share a group gather queries, keys and values, of which the values stay a part.
+    mixed = qkv_width(model, 1 if model.query_groups < tensor else tensor)
     # Our kernel drops by a seed, from which the backward pass knows the mask.
     masks = 2 * MASK * stream if model.hidden_dropout and job.config.kernels.bias_dropout_add == "torch" else 0.0
     streams = size * _kept_streams(model) * stream + layer_norms(model) * _norm_statistics(job)
@@ -116,11 +118,14 @@ def layer_activations(job: Job, recompute: str | None = None) -> float:
     rope, grouped = model.position_embedding == "rope", model.query_groups < model.num_attention_heads
     if rope or model.qk_layernorm:  # new queries and keys beside the projection's
         qkv += size * tokens * (heads / tensor + keys)
+    if model.qk_layernorm and model.qk_norm_scope == "all_heads" and tensor > 1:  # normed in fp32, over all ranks
+        qkv += 2 * FP32 * tokens * (heads / tensor + keys)
     if grouped and (model.qk_layernorm or not rope):  # queries of all groups, put together
         qkv += size * tokens * heads / tensor
     if job.rows > 1 and tensor == 1 and not job.unfused_attention:
         qkv += size * tokens * heads  # attention's output, which PyTorch's product copies transposed
-    inner = size * tokens * inner_width(model) / tensor
+    # What the activation saves; ReLU saves its output, which counts among the linear inputs.
+    inner = 0.0 if model.activation == "relu" else size * tokens * inner_width(model) / tensor
     return streams + linear_inputs + qkv + inner + masks + attention_bytes(job, recompute)
 
 
@@ -176,6 +181,7 @@ def saved_logits(job: Job) -> float:
     if job.config.kernels.fuse_output_projection or job.config.model.head != "tokens":
         return 0.0
     size = FP32 if job.config.kernels.cross_entropy == "torch" else job.itemsize
+    size += job.itemsize if job.config.model.logit_softcap else 0  # their hyperbolic tangent
     return job.tokens * job.config.model.padded_vocab_size / job.tensor_size * size
 
 
@@ -194,9 +200,9 @@ def logits_bytes(job: Job) -> float:
     projection = vocabulary_parameters(model, job.tensor_size) * size + 2 * size * job.tokens * model.hidden_size
     if job.config.kernels.fuse_output_projection:
         return job.tokens * rows / 16 * size + projection + FP32 * job.tokens * model.hidden_size
-    if job.config.kernels.cross_entropy == "torch":
-        return job.tokens * rows * (FP32 + size) + projection
-    return job.tokens * rows * size + projection
+    each = FP32 + size if job.config.kernels.cross_entropy == "torch" else size
+    each += size if model.logit_softcap else 0  # their hyperbolic tangent
+    return job.tokens * rows * each + projection
 
 
 def _layer_working(job: Job) -> float:

@@ -14,8 +14,8 @@ def layer_parameters(model: ModelConfig, tensor: int = 1) -> int:
     biases += model.bias * (inner_width(model) // tensor + hidden)
     norms = layer_norms(model) * _norm_parameters(model, hidden)
     if model.qk_layernorm:
-        every = qkv_width(model, tensor) - _groups(model, tensor) * model.head_size // tensor  # all but the values
-        norms += _norm_parameters(model, every if model.qk_norm_scope == "all_heads" else 2 * model.head_size)
+        heads = model.num_attention_heads // tensor + rank_groups(model, tensor)
+        norms += _norm_parameters(model, model.head_size * (heads if model.qk_norm_scope == "all_heads" else 2))
     return matrix_parameters(model, tensor) + biases + norms
 
 
@@ -34,17 +34,17 @@ def matrix_parameters(model: ModelConfig, tensor: int = 1) -> int:
 
 def qkv_width(model: ModelConfig, tensor: int = 1) -> int:
     """Columns of the projection to queries, keys and values on each of `tensor` ranks."""
-    return (model.num_attention_heads + 2 * _groups(model, tensor)) * model.head_size // tensor
+    return (model.num_attention_heads + 2 * model.query_groups) * model.head_size // tensor
+
+
+def rank_groups(model: ModelConfig, tensor: int) -> int:
+    """Key and value heads that each of `tensor` ranks computes with: where there are fewer, ranks share one."""
+    return max(model.query_groups // tensor, 1)
 
 
 def inner_width(model: ModelConfig) -> int:
     """Columns of the projection into the feed-forward layer, on all ranks together."""
     return model.ffn_size * (2 if model.is_gated else 1)
-
-
-def _groups(model: ModelConfig, tensor: int) -> int:
-    """Key and value heads of all ranks together: where there are fewer than ranks, some ranks hold the same."""
-    return max(model.query_groups, tensor)
 
 
 def _norm_parameters(model: ModelConfig, width: int) -> int:

@@ -167,7 +167,10 @@ class Work:
     def tensor_parallel_bytes(self) -> float:
         """Bytes that a rank sends in one layer's forward pass (arXiv 2104.04473, section 3.2)."""
         tensor = self.job.tensor_size
-        return 2 * 2 * self.size * self.job.tokens * self.model.hidden_size * (tensor - 1) / tensor
+        width = 4 * self.model.hidden_size
+        if self.model.query_groups < tensor:  # ranks that share a group gather queries, keys and values
+            width += qkv_width(self.model)
+        return self.size * self.job.tokens * width * (tensor - 1) / tensor
 
     def _ring(self, sent: float) -> float:
         inside = min(self.job.tensor_size, self.device.gpus_per_node)

@@ -18,6 +18,9 @@ from transformers import (
 )
 
 from megagpt.config.architecture import ModelConfig
+from megagpt.config.load import load
+from megagpt.plan.job import Job
+from megagpt.plan.memory import layer_activations
 from megagpt.plan.parameters import layer_parameters, qkv_width, total_parameters
 from megagpt.train.flops import flops_per_token, matmul_parameters
 
@@ -163,14 +166,14 @@ def built(config: PretrainedConfig) -> int:
     return counts[0] + (layers - 1) * (counts[1] - counts[0])
 
 
-def test_ranks_that_share_a_key_head_hold_copies():
-    """Falcon's one group on four ranks: each has all of its key and value, and a share of the rest."""
+def test_ranks_that_share_a_key_head():
+    """Falcon's one group on four ranks: they divide the projection's rows, and each has a norm of that group's keys."""
     model = ModelConfig(
         hidden_size=256, num_attention_heads=8, num_query_groups=1, normalization="rmsnorm", activation="geglu",
-        ffn_hidden_size=512, bias=False,
+        ffn_hidden_size=512, bias=False, qk_layernorm=True, qk_norm_scope="all_heads",
     )  # fmt: skip
-    assert qkv_width(model, 4) == (2 + 2) * 32
-    assert layer_parameters(model, 4) == 256 * (4 * 32 + 2 * 32 + 2 * 128 + 128) + 2 * 256
+    assert qkv_width(model, 4) == (8 + 2) * 32 // 4
+    assert layer_parameters(model, 4) == 256 * (80 + 2 * 32 + 2 * 128 + 128) + (2 + 1) * 32 + 2 * 256
 
 
 def test_norm_over_all_heads_is_shared():
@@ -191,3 +194,16 @@ def test_flops(name: str):
     assert matmul_parameters(model) == weights
     attention = 12 * model.num_layers * model.sequence_length * widths[0]
     assert flops_per_token(model) == 6 * weights + attention
+
+
+def test_scores_that_no_fused_kernel_caps_are_in_memory():
+    """By 128 MiB a layer: of 8 heads' scores in bf16 the hyperbolic tangents and the probabilities."""
+    base = ["model=tiny", "data.corpora=[]", "model.sequence_length=2048", "model.num_attention_heads=8"]
+
+    def kept(*overrides: str) -> float:
+        return layer_activations(Job(load([*base, "optim.precision=bf16", *overrides]), 1))
+
+    capped = "model.attention_softcap=50.0"
+    assert kept(capped, "model.head_dim=64") == kept("model.head_dim=64")
+    pairs, statistics = 8 * 2048**2, 4 * 8 * 2048
+    assert kept(capped, "model.head_dim=32") - kept("model.head_dim=32") == 2 * 2 * pairs - statistics
