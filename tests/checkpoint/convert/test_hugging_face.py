@@ -132,12 +132,16 @@ def test_shards_have_an_index(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2}}, "rope_"),
-        ("llama", {"attention_bias": True}, "attention_bias=True"),
-        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ("gpt2", {"activation_function": "relu"}, "activation_function='relu'"),
+        ("llama", {"rope_scaling": {"type": "longrope", "factor": 2}}, "rope_type='longrope'.* the nearest is"),
+        ("llama", {"attention_bias": True}, "self_attn.q_proj.bias is missing"),
+        ("llama", {"hidden_act": "tanh"}, "hidden_act='tanh'; known are silu"),
+        ("gpt2", {"activation_function": "tanh"}, "activation_function='tanh'; known are gelu_new"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
-        ("gpt2", {"model_type": "bloom"}, "model_type 'bloom'"),
+        ("gpt2", {"model_type": "bloom"}, "model_type 'bloom'.* ALiBi .*; the nearest that is read is Pythia"),
+        ("gpt2", {"model_type": "mixtral"}, "a mixture of experts.*; the nearest that is read is Mistral"),
+        ("gpt2", {"model_type": "new", "num_experts": 8}, "a mixture of experts"),
+        ("gpt2", {"model_type": "new"}, "model_type 'new': known are gpt2, gpt_neo, llama"),
+        ("gpt2", {"quantization_config": {"quant_method": "gptq"}}, "gptq.* not quantized.* the nearest is the model"),
         ("gpt2", {"n_head": 5}, "hidden_size \\(48\\) is not a multiple of model.num_attention_heads \\(5\\)"),
         ("gpt2", {"n_layer": "many"}, "not a complete config"),
         ("gpt2", {"n_layer": 3}, "transformer.h.2.ln_1.weight is missing"),
@@ -205,8 +209,12 @@ def test_hostile_folders_are_refused(kind, message, tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (ModelConfig(position_embedding="rope"), "model.position_embedding=rope"),
-        (ModelConfig(num_query_groups=2), "num_query_groups"),
+        (
+            ModelConfig(position_embedding="rope", num_query_groups=2, attention_softcap=5.0),
+            "model.attention_softcap=5",
+        ),
+        (ModelConfig(num_query_groups=2), "GPT2LMHeadModel lacks model.num_query_groups=2"),
+        (ModelConfig(logit_softcap=30.0), "GPT2LMHeadModel lacks model.logit_softcap=30.0"),
     ],
 )
 def test_models_without_architecture_are_refused(model, message):
