@@ -20,7 +20,8 @@ from megagpt.checkpoint.convert.common import LazySource, parameters, raise_prob
 from megagpt.checkpoint.convert.families.registry import BY_CLASS
 from megagpt.checkpoint.convert.families.tensors import Parameter, Part
 from megagpt.checkpoint.convert.folding import fold_qkv_bias, has_qkv_bias
-from megagpt.checkpoint.convert.safetensors_files import Stored, equal, inside, open_folder, write_shards
+from megagpt.checkpoint.convert.safetensors_files import inside, write_shards
+from megagpt.checkpoint.convert.weights import Weight, equal, open_folder
 from megagpt.checkpoint.files import allocate
 from megagpt.config.schema import ModelConfig
 from megagpt.data.chat import CHAT_TEMPLATE, ROLE_TOKENS
@@ -63,7 +64,7 @@ def detect(path: Path) -> bool:
     return os.path.lexists(path / CONFIG) and not (path / "manifest.json").exists()
 
 
-def stored_tensors(path: Path) -> tuple[str, ModelConfig, dict[str, Any], dict[str, Stored]]:
+def stored_tensors(path: Path) -> tuple[str, ModelConfig, dict[str, Any], dict[str, Weight]]:
     """A folder's class, model, checked settings (see `about.read`) and tensors, by the names of the class with a head.
 
     Raises CheckpointError naming the setting that megagpt lacks, or the file and the tensor.
@@ -120,7 +121,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
 class _Reader:
     folder: Path
     info: TensorInfo
-    parts: list[tuple[Part, Stored]]
+    parts: list[tuple[Part, Weight]]
 
     def __call__(self) -> Tensor:
         ours = allocate(self.info.shape, self.info.dtype, self.folder).zero_()

@@ -118,6 +118,27 @@ def test_gpt2_without_head_prefix_and_with_buffers(tmp_path):
     assert convert(theirs, tmp_path / "ours", "megagpt").difference < 1e-4
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+def test_weights_of_torch_save_are_read_without_running_code(shards, tmp_path):
+    """As older folders have them; half precision stays as it is."""
+    theirs = saved("gpt2-untied", tmp_path / "theirs")
+    before = {name: value.half() for name, value in weights(theirs).items()}
+    (theirs / "model.safetensors").unlink()
+    names = [f"pytorch_model-{n + 1:05d}-of-{shards:05d}.bin" for n in range(shards)] if shards > 1 else []
+    placed = {name: names[number % shards] for number, name in enumerate(before)} if names else {}
+    for file in names:
+        torch.save({name: before[name] for name in before if placed[name] == file}, theirs / file)
+    if names:
+        (theirs / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": placed}))
+    else:
+        torch.save(before, theirs / "pytorch_model.bin")
+    convert(theirs, tmp_path / "ours", "megagpt", prove=False)
+    convert(tmp_path / "ours", tmp_path / "back", "huggingface", prove=False)
+    after = weights(tmp_path / "back")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
 def test_shards_have_an_index(tmp_path, monkeypatch):
     monkeypatch.setattr("megagpt.checkpoint.convert.safetensors_files.SHARD_BYTES", 50_000)
     saved("llama", tmp_path / "theirs")
@@ -180,7 +201,12 @@ def hostile(kind: str, theirs: Path) -> None:
         shutil.move(file, theirs.parent / "elsewhere")
         file.symlink_to(theirs.parent / "elsewhere")
     elif kind == "pickle":
+        file.unlink()
+        torch.save({"transformer.wte.weight": torch.nn.Linear(2, 2)}, theirs / "pytorch_model.bin")
+    elif kind == "misnamed":
         file.rename(theirs / "pytorch_model.bin")
+    elif kind == "nothing":
+        file.unlink()
     elif kind == "misplaced":
         index.write_text(json.dumps({"weight_map": {"transformer.wpe.weight": "model.safetensors"}}))
 
@@ -194,7 +220,9 @@ def hostile(kind: str, theirs: Path) -> None:
         ("overlap", "overlap or leave a gap"),
         ("integers", "not a floating-point type"),
         ("link", "symbolic link"),
-        ("pickle", "pytorch_model.bin is pickled"),
+        ("pickle", "pytorch_model.bin is refused: it asks for torch.nn.modules.linear.Linear"),
+        ("misnamed", "pytorch_model.bin is not a zip file"),
+        ("nothing", "has neither model.safetensors nor pytorch_model.bin"),
         ("misplaced", "does not place there"),
     ],
 )
