@@ -127,6 +127,11 @@ class ModelConfig:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
+    def rotary_size(self) -> int:
+        """Dimensions of a head that rotary embeddings turn."""
+        return round(self.head_size * self.rotary_fraction)
+
+    @property
     def is_gated(self) -> bool:
         """Whether the feed-forward layer multiplies two projections."""
         return self.activation in ("swiglu", "geglu", "geglu_exact")
