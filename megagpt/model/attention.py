@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megagpt.config.schema import KernelsConfig, ModelConfig
-from megagpt.kernels.attention import attention
+from megagpt.kernels.attention import attention, pytorch_backend
 from megagpt.kernels.decode import decode_attention
 from megagpt.model.linears import ColumnParallelLinear, RowParallelLinear
 from megagpt.model.norms import NORMS, AllHeadsNorm
@@ -121,7 +121,8 @@ class CoreAttention(torch.nn.Module):
         """layer_number: counted from 1, as Megatron counts."""
         super().__init__()
         self.config = config
-        self.window, self.scale = model.window(layer_number - 1), model.attention_scale
+        self.window = model.window(layer_number - 1)
+        self.scores = {"scale": model.attention_scale, "softcap": model.attention_softcap}
         self.backend = backend
         self.takes_masks = backend in ("sdpa", "flash_attn")  # the flash-attn package cannot take padding either way
 
@@ -138,7 +139,7 @@ class CoreAttention(torch.nn.Module):
         fork = dropout and not self.config.sequence_parallel
         with tensor_parallel.get_cuda_rng_tracker().fork() if fork else nullcontext():
             out = attention(
-                q, k, v, window=self.window, scale=self.scale, dropout=dropout, backend=self.backend, **options
+                q, k, v, window=self.window, dropout=dropout, backend=self.backend, **self.scores, **options
             )
         return out.transpose(0, 1).reshape(query.shape[0], query.shape[1], -1)
 
@@ -151,10 +152,11 @@ class CoreAttention(torch.nn.Module):
         a key; it is complete in itself, with the band of a banded layer.
         """
         if mask is not None:  # which PyTorch's alone takes
-            return attention(q, k, v, causal=False, scale=self.scale, mask=mask, backend="sdpa")
+            backend = pytorch_backend(self.scores["softcap"])
+            return attention(q, k, v, causal=False, mask=mask, backend=backend, **self.scores)
         if self.backend == "triton" and q.shape[1] == 1:
-            return decode_attention(q, k, v, self.window, self.scale, first_key=first_key, backend="triton")
-        return attention(q, k, v, window=self.window, scale=self.scale, first_key=first_key, backend=self.backend)
+            return decode_attention(q, k, v, self.window, first_key=first_key, backend="triton", **self.scores)
+        return attention(q, k, v, window=self.window, first_key=first_key, backend=self.backend, **self.scores)
 
 
 def _masking(attention_mask: Tensor | None) -> dict[str, Tensor | bool]:

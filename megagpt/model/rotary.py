@@ -60,7 +60,7 @@ def rotary_frequencies(model: ModelConfig, banded: bool = False) -> tuple[Tensor
     scaling, local = model.rope_scaling, banded and model.rope_local_base is not None
     base, size = model.rope_local_base if local else model.rope_base, model.rotary_size
     periods = base ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
-    frequencies, original = 1.0 / periods, scaling.original_length or model.sequence_length
+    frequencies, original = 1.0 / periods, scaling.original_length
     if local or scaling.kind in ("none", "dynamic"):
         return frequencies, 1.0
     if scaling.kind == "linear":

@@ -17,13 +17,8 @@ from megagpt.checkpoint.files import parse_json, read_bytes, write_text
 from megagpt.checkpoint.format import MAX_ELEMENTS
 from megagpt.config.bounds import out_of_range
 from megagpt.config.embedding import EmbedConfig
-from megagpt.config.layout_rules import (
-    attention_pattern,
-    heads_divide_hidden_size,
-    query_groups_divide_heads,
-    rope_pairs_dimensions,
-)
 from megagpt.config.load import from_dict
+from megagpt.config.model_rules import MODEL_RULES
 from megagpt.config.schema import Config, ModelConfig
 from megagpt.errors import CheckpointError, ConfigError
 
@@ -33,7 +28,6 @@ COMPANION_LIMIT = 1 << 20
 NAMES_SHOWN = 10
 LAYERS_LIMIT = 4096
 """Most layers of a model that is read; GPT-3 has 96."""
-MODEL_RULES = (heads_divide_hidden_size, query_groups_divide_heads, rope_pairs_dimensions, attention_pattern)
 COLUMN_PARALLEL = ("linear_qkv", "linear_fc1")
 ROW_PARALLEL = ("linear_proj", "linear_fc2")
 HEAD_NORMS = ("q_layernorm", "k_layernorm")
