@@ -27,6 +27,8 @@ TEMPLATE = "chat_template.jinja"
 OF_TOKENIZER = (TOKENIZER_CONFIG, "special_tokens_map.json", TEMPLATE)
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of config.json and generation_config.json that say which tokens are special."""
+MODEL_TYPE = "model_type"
+"""Key of config.json with the family, to which the model goes back if that still has it."""
 CODE = ("auto_map", "custom_generate", "trust_remote_code")
 """Keys that name code, which is not passed on."""
 
@@ -37,7 +39,8 @@ def read(folder: Path) -> dict[str, Any]:
     if os.path.lexists(folder / TEMPLATE):
         found[TEMPLATE] = _text(folder)
     config = _object(folder, CONFIG)
-    return found | {CONFIG: {key: config[key] for key in SPECIAL if _is_special(config.get(key))}}
+    kept = {key: config[key] for key in SPECIAL if _is_special(config.get(key))}
+    return found | {CONFIG: kept | {key: config[key] for key in (MODEL_TYPE,) if isinstance(config.get(key), str)}}
 
 
 def _object(folder: Path, name: str) -> dict[str, Any]:
