@@ -169,11 +169,11 @@ def gated_backward_kernel(
         tl.store(partial_ptr + columns, tl.sum(up_sum, 0), mask=column < columns)
 
 
-def geometry(x: Tensor, columns: int) -> tuple[int, int, int]:
+def geometry(x: Tensor, columns: int, forward_rows: int = FORWARD_ROWS) -> tuple[int, int, int]:
     """Rows of x, programs of a forward kernel that gives `columns` columns, and groups of rows of a backward kernel."""
     rows, tiles = x.numel() // max(x.shape[-1], 1), triton.cdiv(columns, COLUMNS)
     groups = PROGRAMS * multiprocessors(x.device) // max(tiles, 1)
-    return rows, triton.cdiv(rows, FORWARD_ROWS) * tiles, max(1, min(groups, triton.cdiv(rows, BACKWARD_ROWS)))
+    return rows, triton.cdiv(rows, forward_rows) * tiles, max(1, min(groups, triton.cdiv(rows, BACKWARD_ROWS)))
 
 
 def activation(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
@@ -181,9 +181,10 @@ def activation(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
     x, gated = x.contiguous(), kind in GATED
     columns = x.shape[-1] // 2 if gated else x.shape[-1]
     y = torch.empty(*x.shape[:-1], columns, dtype=x.dtype, device=x.device)
-    rows, programs, _ = geometry(x, columns)
+    row_tile = FORWARD_ROWS // 2 if kind == "geglu_exact" else FORWARD_ROWS  # for the error function's registers
+    rows, programs, _ = geometry(x, columns, row_tile)
     kernel = gated_forward_kernel if gated else activation_forward_kernel
-    kernel[(programs,)](x, bias, y, rows, columns, **_flags(kind, bias), ROWS=FORWARD_ROWS, COLUMNS=COLUMNS, **LAUNCH)
+    kernel[(programs,)](x, bias, y, rows, columns, **_flags(kind, bias), ROWS=row_tile, COLUMNS=COLUMNS, **LAUNCH)
     return y
 
 
