@@ -142,8 +142,7 @@ def find_answer(template: ChatTemplate, turns: Sequence[Turn], number: int, text
     prompt = template.render(turns[:number], add_generation_prompt=True)
     if text.startswith(prompt):
         return len(prompt), len(text) - len(after)
-    beginning = template.render(turns[:number])
-    generation = prompt.removeprefix(beginning) if prompt.startswith(beginning) else ""
+    generation = prompt[_common(template.render(turns[:number]), prompt) :]
     place = text.rfind(generation, 0, common) if generation else -1
     if place < 0:
         raise _unclear(number, "the turn does not begin with the prompt that the model would answer")

@@ -93,16 +93,16 @@ class Companions:
 
     @cached_property
     def templates(self) -> dict[str, str]:
-        """Chat templates by name, a single one as "default"; chat_template.jinja is read before tokenizer_config.json."""
+        """Chat templates by name, a single one as "default"; chat_template.jinja counts, where there is one."""
         if TEMPLATE in self.texts:
             return {"default": self.texts[TEMPLATE]}
         given = self.parsed(TOKENIZER_CONFIG).get("chat_template")
         if isinstance(given, str):
             return {"default": given}
-        if isinstance(given, list):
-            given = {one.get("name"): one.get("template") for one in given if isinstance(one, dict)}
-        found = given if isinstance(given, dict) else {}
-        if given is not None and not all(isinstance(text, str) for pair in found.items() for text in pair):
+        if isinstance(given, list) and all(isinstance(one, dict) for one in given):
+            given = {one.get("name"): one.get("template") for one in given}
+        found = {} if given is None else given
+        if not isinstance(found, dict) or not all(isinstance(text, str) for pair in found.items() for text in pair):
             raise DataError(f"chat_template of {TOKENIZER_CONFIG} holds neither a text nor texts by name")
         return found
 

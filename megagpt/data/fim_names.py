@@ -20,4 +20,6 @@ FIM_STYLES = (
     FimTokens("<fim-prefix>", "<fim-middle>", "<fim-suffix>", "<fim-pad>"),  # SantaCoder
     FimTokens("\u2581<PRE>", "\u2581<MID>", "\u2581<SUF>", None),  # CodeLlama
 )
-FIM_NAMES = frozenset(name for style in FIM_STYLES for name in style if name)
+END_OF_MIDDLE = "\u2581<EOT>"
+"""Ends what CodeLlama inserts; for others it is end-of-text."""
+FIM_NAMES = frozenset(name for style in FIM_STYLES for name in style if name) | {END_OF_MIDDLE}

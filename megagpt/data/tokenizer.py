@@ -20,6 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from megagpt.config.inputs import how_to_make
 from megagpt.data.companions import Companions, companion_path, end_of_text, read_companions
 from megagpt.data.files import open_input, write_atomic
+from megagpt.data.fim_names import END_OF_MIDDLE
 from megagpt.data.token_bytes import decoding
 from megagpt.data.unspellable import Unspellable
 from megagpt.errors import DataError
@@ -67,7 +68,8 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._border = _border(spec)
-        self._content, self._name = content, name
+        self.content, self._name = content, name
+        """The bytes of the tokenizer.json."""
         self.end_of_text, self.end_of_text_id = ending, self.special_ids[ending]
         """The token that ends every document, and its id."""
         self.vocab_size: int = self._tokenizer.get_vocab_size()
@@ -92,16 +94,13 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer.json to `path`, whole or not at all, and what is known of it beside."""
-        write_atomic(path, self._content)
-        beside = companion_path(path)
-        if self.companions.texts:
-            write_atomic(beside, self.companions.dump(self.sha256).encode())
-        else:
-            beside.unlink(missing_ok=True)
+        write_atomic(path, self.content)
+        if self.companions.texts or self.companions.config:
+            write_atomic(companion_path(path), self.companions.dump(self.sha256).encode())
 
     def to_json(self) -> str:
         """The tokenizer.json as the installed library writes it, whatever version wrote the file."""
-        return tokenizers.Tokenizer.from_str(self._content.decode()).to_str()
+        return tokenizers.Tokenizer.from_str(self.content.decode()).to_str()
 
     def with_special_tokens(self, names: Sequence[str]) -> "Tokenizer":
         """This tokenizer with further special tokens after its own, whose ids stay; what it has is not added again."""
@@ -142,6 +141,13 @@ class Tokenizer:
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of the beginning of a document; of no text, what starts a document."""
         return [*self.start_ids, *self.encode(text)] or [self.end_of_text_id]
+
+    def encode_part(self, text: str) -> list[int]:
+        """Token ids of a text that goes on after another: SentencePiece's have no space put before it."""
+        if not self.puts_space:
+            return self.encode(text)
+        ids = self.encode(f"\0{text}")  # a byte of its own, which no piece joins
+        return ids[ids.index(self._zero) + 1 :]
 
     def encode_marked(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a text in which special tokens are meant, spelled as `unspellable` has them, and for each the
@@ -213,7 +219,8 @@ class Tokenizer:
         special = self.special_ids
         named = special.get(self.companions.special_tokens.get("eos_token", self.end_of_text))
         ends = {self.end_of_text_id, *(index for index in self.companions.ends if index in special.values())}
-        return frozenset(ends if named is None else {*ends, named})
+        inserted = special.get(END_OF_MIDDLE)
+        return frozenset({*ends, *(index for index in (named, inserted) if index is not None)})
 
     @property
     def bos_id(self) -> int | None:
@@ -236,6 +243,10 @@ class Tokenizer:
         """The first id of `older` that is another token here, or none; None when all of them are here."""
         name, was = self.unspellable.name_of, older.unspellable.name_of
         return next((index for index in range(older.vocab_size) if name(index) != was(index)), None)
+
+    @cached_property
+    def _zero(self) -> int:
+        return self._tokenizer.token_to_id("<0x00>")
 
     @cached_property
     def _bytes_of_token(self) -> list[bytes]:

@@ -25,6 +25,7 @@ from megagpt.config.layout_rules import (
 )
 from megagpt.config.load import from_dict
 from megagpt.config.schema import Config, ModelConfig
+from megagpt.data.companions import Companions
 from megagpt.errors import CheckpointError, ConfigError
 
 COMPANION = "megagpt.json"
@@ -51,7 +52,7 @@ class LazySource:
     readers: Mapping[str, Callable[[], torch.Tensor]]
     tokenizer: Path | None = None
     embed: EmbedConfig | None = None
-    extras: Mapping[str, Any] = field(default_factory=dict)
+    extras: Companions = field(default_factory=Companions)
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor `name`, contiguous, on the CPU. Raises CheckpointError."""
