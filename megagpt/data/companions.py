@@ -27,7 +27,9 @@ OBJECTS = (GENERATION, TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS)
 FILES = (*OBJECTS, TEMPLATE)
 """Files that are kept, word by word."""
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-"""Keys of config.json that say which tokens are special; nothing else is kept of it."""
+"""Keys of config.json that say which tokens are special."""
+MODEL_TYPE = "model_type"
+"""Key of config.json with the family, to which the model goes back if that still has it."""
 ENDS = (
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -48,7 +50,7 @@ class Companions:
     texts: Mapping[str, str] = field(default_factory=dict)
     """By name, of FILES."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The SPECIAL_IDS of config.json."""
+    """The SPECIAL_IDS and the MODEL_TYPE of config.json; nothing else is kept of it."""
     tokenizer_sha256: str | None = None
     """Of the tokenizer.json that they describe; None where they lie beside it in a folder of transformers."""
 
@@ -142,7 +144,7 @@ def read_companions(tokenizer: str | Path, sha256: str) -> Companions:
         return Companions()
     texts = {name: _text(folder / name) for name in FILES if os.path.lexists(folder / name)}
     config = _object(_text(folder / CONFIG), folder / CONFIG) if texts and os.path.lexists(folder / CONFIG) else {}
-    return checked(Companions(texts, special_ids(config)), folder)
+    return checked(Companions(texts, facts_of_config(config)), folder)
 
 
 def parse_store(text: str, where: Path) -> Companions:
@@ -160,7 +162,7 @@ def parse_store(text: str, where: Path) -> Companions:
     config, sha256 = values.get(CONFIG, {}), values.get("tokenizer_sha256")
     if not isinstance(config, dict):
         raise DataError(f"{where}: {CONFIG} is not an object")
-    return checked(Companions(texts, special_ids(config), sha256 if isinstance(sha256, str) else None), where)
+    return checked(Companions(texts, facts_of_config(config), sha256 if isinstance(sha256, str) else None), where)
 
 
 def checked(companions: Companions, where: Path) -> Companions:
@@ -173,9 +175,10 @@ def checked(companions: Companions, where: Path) -> Companions:
     return companions
 
 
-def special_ids(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says of special tokens: ids, or lists of them."""
-    return {key: config[key] for key in SPECIAL_IDS if is_special(config.get(key))}
+def facts_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of config.json: special tokens, ids or lists of them, and the family."""
+    known = {key: config[key] for key in SPECIAL_IDS if is_special(config.get(key))}
+    return known | {key: config[key] for key in (MODEL_TYPE,) if isinstance(config.get(key), str)}
 
 
 def is_special(value: Any) -> bool:

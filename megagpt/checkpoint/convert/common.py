@@ -37,7 +37,8 @@ LAYERS_LIMIT = 4096
 MODEL_RULES = (heads_divide_hidden_size, query_groups_divide_heads, rope_pairs_dimensions, attention_pattern)
 COLUMN_PARALLEL = ("linear_qkv", "linear_fc1")
 ROW_PARALLEL = ("linear_proj", "linear_fc2")
-VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
+HEAD_NORMS = ("q_layernorm", "k_layernorm")
 
 
 @dataclass(frozen=True)
@@ -74,41 +75,50 @@ def checked_model(model: ModelConfig, where: Path) -> ModelConfig:
 
 def parameters(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and whole shapes of the model's parameters, in the order of the network, but for those of a head."""
-    hidden, ffn, heads = model.hidden_size, model.ffn_size, model.num_attention_heads
-    kinds = ("weight", "bias") if model.bias else ("weight",)
-    norms = ("weight", "bias") if model.normalization == "layernorm" else ("weight",)
+    hidden, ffn, width = model.hidden_size, model.ffn_size, model.head_size
+    heads, groups = model.num_attention_heads, model.query_groups
+    norm_kinds = ("weight", "bias") if model.normalization == "layernorm" else ("weight",)
     linears = {
-        "self_attention.linear_proj": (hidden, hidden),
-        "self_attention.linear_qkv": ((heads + 2 * model.query_groups) * model.head_size, hidden),
-        "mlp.linear_fc1": (ffn * (2 if model.activation == "swiglu" else 1), hidden),
-        "mlp.linear_fc2": (hidden, ffn),
+        "self_attention.linear_proj": ((hidden, heads * width), model.has_attention_output_bias),
+        "self_attention.linear_qkv": (((heads + 2 * groups) * width, hidden), model.has_qkv_bias),
+        "mlp.linear_fc1": ((ffn * (2 if model.is_gated else 1), hidden), model.bias),
+        "mlp.linear_fc2": ((hidden, ffn), model.bias),
     }
-    head_norms = {"self_attention.q_layernorm": model.head_size, "self_attention.k_layernorm": model.head_size}
-    layer = {f"{norm}.{kind}": (hidden,) for norm in ("input_layernorm", "pre_mlp_layernorm") for kind in norms}
-    layer |= {
-        f"{name}.{kind}": shape[: 2 if kind == "weight" else 1] for name, shape in linears.items() for kind in kinds
-    }
+    layer = {f"{norm}.{kind}": (hidden,) for norm in _norms(model) for kind in norm_kinds}
+    for name, (shape, has_bias) in linears.items():
+        layer |= {f"{name}.weight": shape} | ({f"{name}.bias": shape[:1]} if has_bias else {})
     if model.qk_layernorm:
-        layer |= {f"{norm}.{kind}": (size,) for norm, size in head_norms.items() for kind in norms}
+        together = model.qk_norm_scope == "all_heads"
+        sizes = {"q": heads * width if together else width, "k": groups * width if together else width}
+        layer |= {f"self_attention.{x}_layernorm.{kind}": (size,) for x, size in sizes.items() for kind in norm_kinds}
     shapes = {"embedding.word_embeddings.weight": (model.padded_vocab_size, hidden)}
     if model.position_embedding == "learned":
         shapes["embedding.position_embeddings.weight"] = (model.sequence_length, hidden)
     for number in range(model.num_layers):
         shapes |= {f"decoder.layers.{number}.{name}": shape for name, shape in layer.items()}
-    shapes |= {f"decoder.final_layernorm.{kind}": (hidden,) for kind in norms}
-    if model.head != "tokens" or model.tie_embeddings:
-        return shapes
-    return shapes | {"output_layer.weight": (model.padded_vocab_size, hidden)}
+    shapes |= {f"decoder.final_layernorm.{kind}": (hidden,) for kind in norm_kinds}
+    if model.head == "tokens" and not model.tie_embeddings:
+        shapes["output_layer.weight"] = (model.padded_vocab_size, hidden)
+    if model.head == "tokens" and model.output_bias:
+        shapes["output_layer.bias"] = (model.padded_vocab_size,)
+    return shapes
+
+
+def _norms(model: ModelConfig) -> list[str]:
+    """The norms of a layer's sublayers."""
+    before = ["input_layernorm"] + ["pre_mlp_layernorm"] * (model.parallel_block != "one_norm")
+    after = ["post_attention_layernorm", "post_mlp_layernorm"]
+    return before * (model.norm_placement != "post") + after * (model.norm_placement != "pre")
 
 
 def cut(name: str, model: ModelConfig) -> tuple[int | None, int]:
     """The axis along which tensor-parallel ranks cut a parameter (None: all hold it), and how many parts of it.
 
-    SwiGLU's first linear has two parts, gate and value: each rank holds a share of one, then of the other.
+    A gated activation's first linear has two parts, gate and value: each rank holds a share of one, then of the other.
     """
     module, kind = name.split(".")[-2:]
-    if name in VOCABULARY or module in COLUMN_PARALLEL:
-        return 0, 2 if module == "linear_fc1" and model.activation == "swiglu" else 1
+    if name in VOCABULARY or module in COLUMN_PARALLEL or (module in HEAD_NORMS and model.qk_norm_scope == "all_heads"):
+        return 0, 2 if module == "linear_fc1" and model.is_gated else 1
     return (1, 1) if module in ROW_PARALLEL and kind == "weight" else (None, 1)
 
 

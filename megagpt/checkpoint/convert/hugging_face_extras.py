@@ -24,8 +24,8 @@ from megagpt.data.companions import (
     STORE,
     TOKENIZER_CONFIG,
     Companions,
+    facts_of_config,
     parse_store,
-    special_ids,
 )
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError, DataError
@@ -38,12 +38,12 @@ CODE = ("auto_map", "custom_generate", "trust_remote_code")
 
 
 def read(folder: Path) -> Companions:
-    """The texts of the files of a folder of transformers, and of config.json the special tokens.
+    """The texts of the files of a folder of transformers, and of config.json the special tokens and the family.
 
     Raises CheckpointError.
     """
     texts = {name: _text(folder, name) for name in FILES if os.path.lexists(folder / name)}
-    return Companions(texts, special_ids(_object(folder, CONFIG)))
+    return Companions(texts, facts_of_config(_object(folder, CONFIG)))
 
 
 def _text(folder: Path, name: str) -> str:
@@ -98,7 +98,8 @@ def fitting(extras: Companions, tokenizer: Tokenizer | None) -> Companions:
     if GENERATION in texts:  # ids of special tokens are the old one's, too
         kept = {key: value for key, value in extras.parsed(GENERATION).items() if key not in SPECIAL_IDS}
         texts[GENERATION] = dumped(kept)
-    return Companions(texts)
+    config = {key: value for key, value in extras.config.items() if key not in SPECIAL_IDS}
+    return Companions(texts, config)
 
 
 def completed(kept: Companions, tokenizer: Tokenizer, length: int) -> Companions:

@@ -47,7 +47,7 @@ NAME = "megatron"
 FILE = "model_optim_rng.pt"
 RANK = re.compile(r"mp_rank_([0-9]{2,4})(?:_([0-9]{3,4}))?(_[0-9]{3,4})?")
 LAYER = re.compile(r"decoder\.layers\.([0-9]{1,6})\.(.*)")
-EMBEDDING, OUTPUT = VOCABULARY
+EMBEDDING, OUTPUT = VOCABULARY[:2]
 NAME_LIMIT = 300
 """Characters that no parameter's name reaches."""
 
