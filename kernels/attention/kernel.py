@@ -9,9 +9,9 @@ from torch import Tensor
 from megagpt.kernels.attention import reference
 from megagpt.kernels.attention.backward import attention_delta_kernel, attention_dkdv_kernel, attention_dq_kernel
 from megagpt.kernels.attention.forward import attention_forward_kernel
+from megagpt.kernels.attention.softcap import score_factors
 from megagpt.kernels.backend import check_tiles, chip, descriptor_memory, has_tiles
 
-LOG2_E = 1.4426950408889634
 DELTA_ROWS = 64  # queries a program of the delta kernel; also what lse and delta are padded to a multiple of, twice
 
 
@@ -76,10 +76,11 @@ def attention_forward(
     causal: bool,
     window: int,
     scale: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.attention_forward`, which also computes float32."""
     if q.dtype == torch.float32:
-        return reference.attention_forward(q, k, v, start, end, first_key, causal, window, scale)
+        return reference.attention_forward(q, k, v, start, end, first_key, causal, window, scale, softcap)
     check_tiles(q=q, k=k, v=v)
     batch, queries, heads, depth = q.shape
     keys = k.shape[1]
@@ -93,8 +94,8 @@ def attention_forward(
     descriptor_memory()
     attention_forward_kernel[(triton.cdiv(queries, launch.queries) * batch * heads,)](
         q, k, v, out, lse, start, end, first_key, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        heads, heads // k.shape[2], queries, keys, window, scale * LOG2_E, D=depth, BLOCK_D=block_d, **flags,
-        WARP_SPECIALIZE=launch.warp_specialize and flags | {"CAUSAL": False} == dict.fromkeys(flags, False),
+        heads, heads // k.shape[2], queries, keys, window, *score_factors(scale, softcap), D=depth, BLOCK_D=block_d,
+        **flags, WARP_SPECIALIZE=launch.warp_specialize and flags | {"CAUSAL": False} == dict.fromkeys(flags, False),
         **launch.options,
     )  # fmt: skip
     return out, lse
@@ -113,10 +114,11 @@ def attention_backward(
     causal: bool,
     window: int,
     scale: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.attention_backward`, which also computes float32. The same in every run."""
     if q.dtype == torch.float32:
-        return reference.attention_backward(dout, dlse, q, k, v, out, lse, start, end, causal, window, scale)
+        return reference.attention_backward(dout, dlse, q, k, v, out, lse, start, end, causal, window, scale, softcap)
     batch, queries, heads, depth = q.shape
     keys, kv_heads = k.shape[1:3]
     dq, dk, dv = (torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in (q, k, v))
@@ -133,7 +135,7 @@ def attention_backward(
     )  # fmt: skip
 
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *dout.stride()[:3])
-    sizes = (heads, heads // kv_heads, queries, padded, keys, window, scale, scale * LOG2_E)
+    sizes = (heads, heads // kv_heads, queries, padded, keys, window, scale, *score_factors(scale, softcap))
     settings = {"D": depth, "BLOCK_D": block_d, "CAUSAL": causal, "BANDED": window > 0, "PACKED": start is not None}
     descriptor_memory()
     launch = _launch(DKDV_PACKED if start is not None else DKDV, block_d)

@@ -21,7 +21,7 @@ class RopeScalingConfig:
     factor: PositiveFloat = 1.0
     """The new context length as a multiple of the original one."""
     original_length: PositiveInt | None = None
-    """Context length in tokens before the extension; null: sequence_length."""
+    """Context length in tokens before the extension, which llama3 and yarn need."""
     low_freq_factor: PositiveFloat = 1.0
     """llama3: waves longer than original_length / low_freq_factor are divided by factor."""
     high_freq_factor: PositiveFloat = 4.0
@@ -99,7 +99,7 @@ class ModelConfig:
     head: Literal["tokens", "scalar", "embedding"] = "tokens"
     """Head on the last layer. tokens: logits of the next token. scalar: one number for every token, for reward models
     and critics. embedding: a vector for every text, its state at the text's last token. The last two have no output
-    projection, and tie_embeddings has no effect."""
+    projection: tie_embeddings, output_bias and logit_softcap have no effect then."""
     qk_layernorm: bool = False
     """Whether queries and keys are normalised before attention."""
     qk_norm_scope: Literal["head", "all_heads"] = "head"
@@ -125,6 +125,11 @@ class ModelConfig:
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def rotary_size(self) -> int:
+        """Dimensions of a head that rotary embeddings turn."""
+        return round(self.head_size * self.rotary_fraction)
 
     @property
     def is_gated(self) -> bool:

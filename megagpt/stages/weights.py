@@ -22,7 +22,7 @@ from megagpt.errors import CheckpointError, ConfigError
 from megagpt.parallel import launch
 from megagpt.parallel.engine import Engine, Objective
 from megagpt.parallel.megatron import MegatronEngine
-from megagpt.stages.vocabulary import TABLES, fill_rows, old_rows
+from megagpt.stages.vocabulary import TABLES, fill_rows, old_rows, tables_of
 
 log = logging.getLogger(__name__)
 
@@ -113,17 +113,16 @@ def _load_growing(model: ModelConfig, old: ModelConfig, source: Path, shards: li
     tables = [shard for shard in shards if shard.name in TABLES]
     wanted = [shard for shard in shards if shard.name not in TABLES]
     wanted += [old_rows(shard, old.vocab_size, old.padded_vocab_size) for shard in tables]
-    names = TABLES if model.head == "tokens" and not model.tie_embeddings else TABLES[:1]
+    tables_before = tables_of(dataclasses.replace(old, head=model.head))
     wholes = []
     if grows and world.rank == 0:  # no rank but this one has to hold a whole table
-        shape = (old.padded_vocab_size, old.hidden_size)
-        wholes = [Shard.whole(name, torch.empty(shape)) for name in names]
+        wholes = [Shard.whole(name, torch.empty(shape)) for name, shape in tables_before.items()]
     checkpoint.load(source, [*wanted, *wholes], strict=False, cast=True, world=world)
     if grows:
-        rows = world.broadcast([whole.data[: old.vocab_size].double().mean(0).tolist() for whole in wholes])
-        means = {name: torch.tensor(row) for name, row in zip(names, rows, strict=True)}
+        means = [whole.data[: old.vocab_size].double().mean(0, keepdim=True).flatten().tolist() for whole in wholes]
+        rows = dict(zip(tables_before, map(torch.tensor, world.broadcast(means)), strict=True))
         for shard in tables:
-            fill_rows(shard, old.vocab_size, model.vocab_size, means[shard.name])
+            fill_rows(shard, old.vocab_size, model.vocab_size, rows[shard.name])
         new = model.vocab_size - old.vocab_size
         log.info("%d new tokens' rows are the mean of the %d old ones", new, old.vocab_size)
 

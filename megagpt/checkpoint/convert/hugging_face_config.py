@@ -50,7 +50,8 @@ def read(path: Path) -> tuple[str, ModelConfig, dict[str, Any]]:
         raise CheckpointError(f"{path} is of model_type {shown(kind)}: {error}") from None
     config = Values(path, kind, values)
     model = checked_model(family.read(config), path)
-    if unknown := sorted(key for key in set(values) - set(config.used) if not HARMLESS.fullmatch(key)):
+    asked = config.used.keys() | config.objects
+    if unknown := sorted(key for key in set(values) - asked if not HARMLESS.fullmatch(key)):
         more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         log.warning("%s: nothing was made of %s%s", path, ", ".join(map(shown, unknown[:10])), more)
     return family.architecture, model, config.used

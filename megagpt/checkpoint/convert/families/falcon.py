@@ -15,6 +15,7 @@ NAMES = {"gelu": "gelu_exact"} | PLAIN
 def _read(config: Values) -> ModelConfig:
     if config.flag("alibi", False):
         raise config.refusal("alibi=True, as Falcon-RW has; the nearest is Falcon-7B, which has rotary positions")
+    config.only(apply_residual_connection_post_layernorm=(False,))
     hidden = config.integer("hidden_size", None) or config.integer("n_embed", REQUIRED)
     heads = config.integer("num_attention_heads", REQUIRED)
     groups, is_new = (

@@ -84,12 +84,12 @@ def _bases(config: Values) -> dict[str, Any]:
     both = config.object("rope_parameters") or {}
     if unknown := sorted(set(both) - {"full_attention", "sliding_attention"}):
         raise config.refusal(f"rope_parameters.{shown(unknown[0])} beside full_attention and sliding_attention")
-    old = {"rope_theta": config.number("rope_theta", None), "local": config.number("rope_local_base_freq", None)}
+    base, local_base = config.number("rope_theta", None), config.number("rope_local_base_freq", None)
     inner = Values(config.path, config.kind, both)
     full = dict(inner.object("full_attention") or {}) | (config.object("rope_scaling") or {})
     local = dict(inner.object("sliding_attention") or {})
-    full.setdefault("rope_theta", old["rope_theta"] or GLOBAL_BASE)
-    local.setdefault("rope_theta", old["local"] or LOCAL_BASE)
+    full.setdefault("rope_theta", GLOBAL_BASE if base is None else base)
+    local.setdefault("rope_theta", LOCAL_BASE if local_base is None else local_base)
     sides = [Values(config.path, config.kind, {"rope_parameters": values}) for values in (full, local)]
     found, beside = rope.read(sides[0]), rope.read(sides[1])
     if beside["rope_scaling"] != RopeScalingConfig():
@@ -98,9 +98,6 @@ def _bases(config: Values) -> dict[str, Any]:
         "full_attention": sides[0].used["rope_parameters"],
         "sliding_attention": sides[1].used["rope_parameters"],
     }
-    for key in old.keys() & config.used.keys():
-        del config.used[key]
-    config.used.pop("rope_local_base_freq", None)
     return found | {"rope_local_base": beside["rope_base"]}
 
 

@@ -15,6 +15,7 @@ def _rotary(model: ModelConfig) -> int:
 
 
 def _read(config: Values) -> ModelConfig:
+    config.only(scale_attn_weights=(True,), rotary=(True,))
     fields = shape(config, length=2048, tied=False, dropout=0.0)
     width = max(1, fields["hidden_size"] // fields["num_attention_heads"])
     turned = config.integer("rotary_dim", 64)

@@ -10,7 +10,7 @@ from megagpt.checkpoint.files import shown
 from megagpt.config.schema import ModelConfig
 
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu_exact"}
-"""OPT's and Galactica's."""
+"""What the published models have; GPT-2 has the others."""
 OFFSET = 2
 """Rows of the table of positions before the first token's."""
 EPSILON = 1e-5
@@ -80,7 +80,7 @@ OPT = Family(
     "opt",
     "OPTForCausalLM",
     "OPTModel",
-    "OPT, Galactica",
+    "OPT",
     _read,
     _write,
     _tensors,

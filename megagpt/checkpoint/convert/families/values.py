@@ -19,7 +19,7 @@ HARMLESS = re.compile(
     "|n_ctx|reorder_and_upcast_attn|gradient_checkpointing|return_dict|output_(attentions|hidden_states|past)"
     "|pretraining_tp|attention_layers|sliding_window|max_window_layers|is_(decoder|encoder_decoder)|id2label|label2id"
     "|cache_implementation|_?sliding_window_pattern|(scale_)?attention_softmax_in_fp32|layerdrop|prefix|finetuning_task"
-    "|attention_dropout|embedding_dropout|chunk_size_feed_forward|tokenizer_class|hidden_act"
+    "|attention_dropout|embedding_dropout|chunk_size_feed_forward|tokenizer_class|hidden_act|ff_factor"
 )
 """Keys that do not change what the model computes, in families that do not ask for them."""
 GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu": "gelu_exact"}
@@ -43,6 +43,8 @@ class Values:
     values: Mapping[str, Any]
     used: dict[str, Any] = field(default_factory=dict)
     """What was asked for: the part of the file that transformers may be given."""
+    objects: set[str] = field(default_factory=set)
+    """Keys of the objects that were asked for; what transformers may be given of them is put into `used`."""
 
     def get(self, key: str, default: Any, fits: Callable[[Any], bool], what: str, null: bool = False) -> Any:
         """The value, or `default` where there is none. None fits where it is the default, or with `null`."""
@@ -99,6 +101,7 @@ class Values:
 
     def object(self, key: str) -> dict[str, Any] | None:
         """An object, whose own values are not checked here; None where there is none."""
+        self.objects.add(key)
         value = self.values.get(key)
         if not isinstance(value, dict | None):
             raise CheckpointError(f"{self.path}: {key} is {shown(value)}, not an object")
