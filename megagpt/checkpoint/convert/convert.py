@@ -18,11 +18,11 @@ from megagpt.checkpoint.convert import (
     sentence_transformers,
 )
 from megagpt.checkpoint.convert.base import Format, Source
+from megagpt.checkpoint.convert.tokenizers import check_tokenizer
 from megagpt.checkpoint.convert.verify import TOLERANCES, compared, largest_difference
 from megagpt.checkpoint.files import explain, sync_folder
 from megagpt.config.schema import ModelConfig
-from megagpt.data.tokenizer import Tokenizer
-from megagpt.errors import CheckpointError, DataError
+from megagpt.errors import CheckpointError
 from megagpt.log import progress
 
 FORMATS = {
@@ -41,7 +41,6 @@ FORMATS = {
 
 WITH_TOKENIZER = (native.NAME, hugging_face.NAME, sentence_transformers.NAME)
 """Formats that a tokenizer goes along to."""
-SENTENCEPIECE = "tokenizer.model"
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def convert(
     source = opened(found, path, like)
     _check_head(path, source.model.head, found, wanted)
     if to in WITH_TOKENIZER:
-        _check_tokenizer(path, source)
+        check_tokenizer(path, source)
     what = compared(source.model)
     of = " of their spread" if what == "logits" else ""
     tolerance = TOLERANCES[what] if tolerance is None else tolerance
@@ -133,26 +132,6 @@ def convert(
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(temporary)
     return Result(source, dropped, difference)
-
-
-def _check_tokenizer(path: Path, source: Source) -> None:
-    """Raises CheckpointError unless the tokenizer beside the weights is one that megagpt can use, or there is none."""
-    advice = "to convert the weights alone, move it out of the folder"
-    file = source.tokenizer
-    if file is None:
-        if os.path.lexists(path / SENTENCEPIECE):
-            raise CheckpointError(
-                f"{path / SENTENCEPIECE} is a SentencePiece tokenizer; megagpt's are byte-level BPE, in a"
-                f" tokenizer.json. {advice.capitalize()}"
-            )
-        return
-    try:
-        tokenizer = Tokenizer.load(file)
-        size = len(tokenizer.token_bytes)
-    except DataError as error:
-        raise CheckpointError(f"{error}. {advice.capitalize()}") from None
-    if size > source.model.vocab_size:
-        raise CheckpointError(f"{file} has {size:,} tokens, the model {source.model.vocab_size:,}: {advice}")
 
 
 def _check_head(path: Path, head: str, found: Format, wanted: Format) -> None:

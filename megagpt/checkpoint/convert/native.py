@@ -129,7 +129,7 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
     sync_folder(step.parent)
     tokenizer = Tokenizer.load(source.tokenizer) if source.tokenizer else None
     if tokenizer:
-        tokenizer.save(folder / TOKENIZER)
+        write_text(folder / TOKENIZER, tokenizer.content.decode())
     extras.save(source.extras, tokenizer, folder)
 
 
