@@ -62,6 +62,20 @@ def detect(path: Path, formats: Sequence[Format]) -> Format | None:
         return next((form for form in formats if form.detect(path)), None)
 
 
+def recognised(path: Path) -> Format:
+    """The format of what is at `path`. Raises CheckpointError where there is none."""
+    if (found := detect(path, list(FORMATS.values()))) is None:
+        raise CheckpointError(f"{path} holds no checkpoint of a known format: {', '.join(FORMATS)}")
+    return found
+
+
+def sorted_out(source: Source, wanted: Format) -> tuple[list[str], tuple[str, ...]]:
+    """Names of the tensors that go along to a format, and kinds of those that do not."""
+    carried = [name for name in source.tensors if name.startswith("model/") or wanted.carries_optimizer]
+    dropped = {name.split("/")[0] for name in source.tensors} - {name.split("/")[0] for name in carried}
+    return carried, tuple(sorted(dropped))
+
+
 def opened(form: Format, path: Path, like: ModelConfig | None) -> Source:
     """The checkpoint, opened as one of a format. Raises CheckpointError, whatever is wrong with its files."""
     with _named_errors(path):
@@ -99,18 +113,15 @@ def convert(
     """
     if target.exists() or target.is_symlink():
         raise CheckpointError(f"{target} exists: give a new name, or remove it")
-    found, wanted = detect(path, list(FORMATS.values())), FORMATS[to]
-    if found is None:
-        raise CheckpointError(f"{path} holds no checkpoint of a known format: {', '.join(FORMATS)}")
+    found, wanted = recognised(path), FORMATS[to]
     source = opened(found, path, like)
-    _check_head(path, source.model.head, found, wanted)
+    check_head(path, source.model.head, found, wanted)
     if to in WITH_TOKENIZER:
         check_tokenizer(path, source)
     what = compared(source.model)
     of = " of their spread" if what == "logits" else ""
     tolerance = TOLERANCES[what] if tolerance is None else tolerance
-    carried = [name for name in source.tensors if name.startswith("model/") or wanted.carries_optimizer]
-    dropped = tuple(sorted({name.split("/")[0] for name in source.tensors} - {name.split("/")[0] for name in carried}))
+    carried, dropped = sorted_out(source, wanted)
     temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
     size = sum(source.tensors[name].size for name in carried)
     try:
@@ -134,7 +145,7 @@ def convert(
     return Result(source, dropped, difference)
 
 
-def _check_head(path: Path, head: str, found: Format, wanted: Format) -> None:
+def check_head(path: Path, head: str, found: Format, wanted: Format) -> None:
     """Raises CheckpointError unless the wanted format holds models with this head."""
     name = sentence_transformers.NAME
     if head == "scalar":

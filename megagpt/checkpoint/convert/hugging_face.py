@@ -63,8 +63,10 @@ def detect(path: Path) -> bool:
     return os.path.lexists(path / CONFIG) and not (path / "manifest.json").exists()
 
 
-def stored_tensors(path: Path) -> tuple[str, ModelConfig, dict[str, Any], dict[str, Weight]]:
+def stored_tensors(path: Path, compare: bool = True) -> tuple[str, ModelConfig, dict[str, Any], dict[str, Weight]]:
     """A folder's class, model, checked settings (see `about.read`) and tensors, by the names of the class with a head.
+
+    compare: read an output projection that is tied to the embedding, to be sure that they are equal.
 
     Raises CheckpointError naming the setting that megagpt lacks, or the file and the tensor.
     """
@@ -80,7 +82,7 @@ def stored_tensors(path: Path) -> tuple[str, ModelConfig, dict[str, Any], dict[s
         stored[head] = stored.pop(HEAD)
     if model.tie_embeddings and head in stored:
         output, embedding = stored.pop(head), stored.get(part.name)
-        if embedding is not None and not equal(output, embedding):
+        if compare and embedding is not None and not equal(output, embedding):
             raise CheckpointError(
                 f"{path / CONFIG} ties {head} to {embedding.name} (tie_word_embeddings), but they differ: set"
                 f" tie_word_embeddings to false if both are meant, or remove {head}"
@@ -88,9 +90,12 @@ def stored_tensors(path: Path) -> tuple[str, ModelConfig, dict[str, Any], dict[s
     return architecture, model, settings, stored
 
 
-def open_source(path: Path, like: ModelConfig | None) -> Source:
-    """Opens a folder. Raises CheckpointError naming the setting that megagpt lacks, or the file and the tensor."""
-    architecture, model, _, stored = stored_tensors(path)
+def open_source(path: Path, like: ModelConfig | None, compare: bool = True) -> Source:
+    """Opens a folder; compare: see `stored_tensors`.
+
+    Raises CheckpointError naming the setting that megagpt lacks, or the file and the tensor.
+    """
+    architecture, model, _, stored = stored_tensors(path, compare)
     wanted = {name: parts(architecture, name, shape, model) for name, shape in parameters(model).items()}
     theirs = {part.name: part for group in wanted.values() for part in group}
     given = {name for name in theirs if name in stored}
@@ -112,8 +117,21 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
         info = TensorInfo(parameters(model)[name], own)
         tensors[f"model/{name}"] = info
         readers[f"model/{name}"] = _Reader(path, info, [(part, stored[part.name]) for part in group])
-    tokenizer = inside(path, TOKENIZER) if os.path.lexists(path / TOKENIZER) else None
-    return LazySource(path, NAME, model, 0, tensors, readers, tokenizer, extras=extras.read(path))
+    return LazySource(path, NAME, model, 0, tensors, readers, _tokenizer(path), extras=extras.read(path))
+
+
+def promised(path: Path, dtype: torch.dtype) -> Source:
+    """The source that a folder with config.json alone would be with weights of `dtype`; it cannot be read.
+
+    Raises CheckpointError naming the setting that megagpt lacks.
+    """
+    _, model, _ = about.read(path / CONFIG)
+    tensors = {f"model/{name}": TensorInfo(shape, dtype) for name, shape in parameters(model).items()}
+    return LazySource(path, NAME, model, 0, tensors, {}, _tokenizer(path), extras=extras.read(path))
+
+
+def _tokenizer(path: Path) -> Path | None:
+    return inside(path, TOKENIZER) if os.path.lexists(path / TOKENIZER) else None
 
 
 @dataclass(frozen=True)
