@@ -3,7 +3,9 @@
 Both compute the probabilities again from the saved log-sum-exp: with P = exp(scale q k^T - lse) and
 delta = rowsum(dout * out) - dlse,
 
-    dv = P^T dout,   dS = P * (dout v^T - delta),   dk = scale dS^T q,   dq = scale dS k.
+    dv = P^T dout,   dS = P * (dout v^T - delta),   dk = scale dS^T q,   dq = scale dS k,
+
+and with soft-capped scores softcap x t, t = tanh(scale q k^T / softcap), dS is multiplied by 1 - t^2.
 
 No two programs write to the same place, so the result is the same in every run; that costs two matrix products more
 than adding up dq atomically would.
@@ -13,6 +15,7 @@ import triton
 import triton.language as tl
 
 from megagpt.kernels.attention.ranges import keys_of_queries, queries_of_keys, visible
+from megagpt.kernels.attention.softcap import squash
 
 
 @triton.jit(do_not_specialize=["heads", "queries"])
@@ -50,7 +53,7 @@ def attention_delta_kernel(
 def attention_dkdv_kernel(
     q_ptr, k_ptr, v_ptr, dout_ptr, lse_log2_ptr, delta_ptr, dk_ptr, dv_ptr, start_ptr, end_ptr,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, dout_batch, dout_row, dout_head,
-    heads, group, queries, padded, keys, window, scale, scale_log2,
+    heads, group, queries, padded, keys, window, scale, scale_log2, squash_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, BANDED: tl.constexpr, PACKED: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
     WARP_SPECIALIZE: tl.constexpr,
@@ -101,7 +104,10 @@ def attention_dkdv_kernel(
         at = head * padded + rows
         q = q_tile.load([head, row, 0]).reshape(BLOCK_M, BLOCK_D)
         lse = tl.load(lse_log2_ptr + at)
-        probabilities = tl.exp2(tl.dot(k, q.T) * scale_log2 - lse[None, :])  # [BN, BM]
+        scores = tl.dot(k, q.T)  # [BN, BM]
+        if squash_scale is not None:
+            scores = squash(scores, squash_scale)
+        probabilities = tl.exp2(scores * scale_log2 - lse[None, :])
         if CAUSAL or BANDED or PACKED:
             seen = visible(
                 rows[None, :], columns[:, None], rows[None, :], start[:, None], end[:, None], 0, queries, keys, window,
@@ -114,6 +120,8 @@ def attention_dkdv_kernel(
         if DK:
             delta = tl.load(delta_ptr + at)
             dscores = probabilities * (tl.dot(v, dout.T) - delta[None, :])  # [BN, BM]
+            if squash_scale is not None:
+                dscores *= 1.0 - scores * scores
             dk = tl.dot(dscores.to(q.dtype), q, dk)
 
     depth = tl.arange(0, BLOCK_D)
@@ -127,13 +135,16 @@ def attention_dkdv_kernel(
 
 @triton.jit
 def _add_keys(
-    dq, q, dout, lse, delta, k_tile, v_tile, rows, start, end, lo, hi, queries, keys, window, scale_log2,
+    dq, q, dout, lse, delta, k_tile, v_tile, rows, start, end, lo, hi, queries, keys, window, scale_log2, squash_scale,
     BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, BANDED: tl.constexpr, PACKED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Add what keys [lo, hi) contribute to dq [BM, D], not scaled yet."""
     for column in tl.range(lo, hi, BLOCK_N):
         k = k_tile.load([column, 0])  # [BN, D]
-        probabilities = tl.exp2(tl.dot(q, k.T) * scale_log2 - lse[:, None])  # [BM, BN]
+        scores = tl.dot(q, k.T)  # [BM, BN]
+        if squash_scale is not None:
+            scores = squash(scores, squash_scale)
+        probabilities = tl.exp2(scores * scale_log2 - lse[:, None])
         if MASKED:
             columns = (column + tl.arange(0, BLOCK_N))[None, :]
             seen = visible(
@@ -143,6 +154,8 @@ def _add_keys(
             probabilities = tl.where(seen, probabilities, 0.0)
         v = v_tile.load([column, 0])  # [BN, D]
         dscores = probabilities * (tl.dot(dout, v.T) - delta[:, None])
+        if squash_scale is not None:
+            dscores *= 1.0 - scores * scores
         dq = tl.dot(dscores.to(k.dtype), k, dq)
     return dq
 
@@ -151,7 +164,7 @@ def _add_keys(
 def attention_dq_kernel(
     q_ptr, k_ptr, v_ptr, dout_ptr, lse_log2_ptr, delta_ptr, dq_ptr, start_ptr, end_ptr,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, dout_batch, dout_row, dout_head,
-    heads, group, queries, padded, keys, window, scale, scale_log2,
+    heads, group, queries, padded, keys, window, scale, scale_log2, squash_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, BANDED: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
@@ -192,15 +205,15 @@ def attention_dq_kernel(
     if BANDED or PACKED:
         dq = _add_keys(
             dq, q, dout, lse, delta, k_tile, v_tile, rows, start, end, lo, tl.minimum(full_lo, hi), queries, keys,
-            window, scale_log2, BLOCK_N, CAUSAL, BANDED, PACKED, True,
+            window, scale_log2, squash_scale, BLOCK_N, CAUSAL, BANDED, PACKED, True,
         )  # fmt: skip
     dq = _add_keys(
         dq, q, dout, lse, delta, k_tile, v_tile, rows, start, end, full_lo, full_hi, queries, keys, window,
-        scale_log2, BLOCK_N, CAUSAL, BANDED, PACKED, False,
+        scale_log2, squash_scale, BLOCK_N, CAUSAL, BANDED, PACKED, False,
     )  # fmt: skip
     dq = _add_keys(
         dq, q, dout, lse, delta, k_tile, v_tile, rows, start, end, full_hi, hi, queries, keys, window, scale_log2,
-        BLOCK_N, CAUSAL, BANDED, PACKED, True,
+        squash_scale, BLOCK_N, CAUSAL, BANDED, PACKED, True,
     )  # fmt: skip
 
     depth = tl.arange(0, BLOCK_D)

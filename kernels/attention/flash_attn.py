@@ -1,5 +1,8 @@
 """Attention by the flash-attn package (Dao, arXiv 2307.08691), on GPUs where it is installed."""
 
+from collections.abc import Callable
+from inspect import signature
+
 from torch import Tensor
 
 
@@ -11,9 +14,13 @@ def flash_attn(
     window: int | None,
     cu_seqlens: Tensor | None,
     scale: float,
+    softcap: float | None,
     dropout: float,
 ) -> Tensor:
-    """Output [B, Sq, H, D]; the arguments are those of `op.attention`. Raises ValueError without the package."""
+    """Output [B, Sq, H, D]; the arguments are those of `op.attention`.
+
+    Raises ValueError without the package, and for a softcap with dropout or with a version that has none (before 2.6).
+    """
     try:
         from flash_attn import flash_attn_func, flash_attn_varlen_func
     except ImportError as error:
@@ -27,8 +34,19 @@ def flash_attn(
         "causal": causal,
         "window_size": (-1, -1) if window is None else (window - 1, 0 if causal else -1),
     }
+    if softcap is not None:
+        check_softcap(flash_attn_func, dropout)
+        options["softcap"] = softcap
     if cu_seqlens is None:
         return flash_attn_func(q, k, v, **options)
     bounds, longest = cu_seqlens.int(), q.shape[1]  # no document is longer than a row
     flat = [part.flatten(0, 1) for part in (q, k, v)]
     return flash_attn_varlen_func(*flat, bounds, bounds, longest, longest, **options).view(q.shape)
+
+
+def check_softcap(flash_attn_func: Callable, dropout: float) -> None:
+    """Raise ValueError unless this version of the package's function takes a softcap, and `dropout` beside it."""
+    if "softcap" not in signature(flash_attn_func).parameters:
+        raise ValueError("softcap needs flash-attn 2.6 or newer: upgrade the package, or use 'auto'")
+    if dropout:
+        raise ValueError("softcap and dropout together are not supported by backend 'flash_attn': use 'unfused'")

@@ -7,11 +7,13 @@ import triton
 import triton.language as tl
 
 from megagpt.kernels.attention.ranges import keys_of_queries, visible
+from megagpt.kernels.attention.softcap import squash
 
 
 @triton.jit
 def _attend(
     acc, total, largest, q, k_tile, v_tile, rows, start, end, lo, hi, first_key, queries, keys, window, scale_log2,
+    squash_scale,
     BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, BANDED: tl.constexpr, PACKED: tl.constexpr, PADDED: tl.constexpr,
     MASKED: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
@@ -19,6 +21,8 @@ def _attend(
     for column in tl.range(lo, hi, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
         k = k_tile.load([column, 0])  # [BN, D]
         scores = tl.dot(q, k.T)  # [BM, BN]
+        if squash_scale is not None:
+            scores = squash(scores, squash_scale)
         if MASKED:
             columns = (column + tl.arange(0, BLOCK_N))[None, :]
             seen = visible(
@@ -41,16 +45,17 @@ def _attend(
 def attention_forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, start_ptr, end_ptr, first_key_ptr,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head,
-    heads, group, queries, keys, window, scale_log2,
+    heads, group, queries, keys, window, scale_log2, squash_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr, BANDED: tl.constexpr, PACKED: tl.constexpr, PADDED: tl.constexpr,
     WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """out = softmax(scale q k^T) v and lse = log(sum(exp(scale q k^T))) of one tile of queries of one head.
 
-    q, k, v: [B, S, heads, D] by strides; out: contiguous [B, Sq, H, D]; lse: float32 [B, H, Sq]. Among the tiles of a
-    head those with the most keys come first, so that the last ones to run are short. WARP_SPECIALIZE: a warp loads
-    while the others compute; Triton can do that for one loop only, which then masks every block.
+    q, k, v: [B, S, heads, D] by strides; out: contiguous [B, Sq, H, D]; lse: float32 [B, H, Sq]; scale_log2 and
+    squash_scale: see `score_factors`. Among the tiles of a head those with the most keys come first, so that the last
+    ones to run are short. WARP_SPECIALIZE: a warp loads while the others compute; Triton can do that for one loop only,
+    which then masks every block.
     """
     tiles = tl.cdiv(queries, BLOCK_M)
     row = (tiles - 1 - tl.program_id(0) % tiles) * BLOCK_M
@@ -88,21 +93,21 @@ def attention_forward_kernel(
     if WARP_SPECIALIZE:
         acc, total, largest = _attend(
             acc, total, largest, q, k_tile, v_tile, rows, start, end, lo, hi, first_key, queries, keys, window,
-            scale_log2, BLOCK_N, CAUSAL, BANDED, PACKED, PADDED, True, True,
+            scale_log2, squash_scale, BLOCK_N, CAUSAL, BANDED, PACKED, PADDED, True, True,
         )  # fmt: skip
     else:
         if BANDED or PACKED or PADDED:
             acc, total, largest = _attend(
                 acc, total, largest, q, k_tile, v_tile, rows, start, end, lo, tl.minimum(full_lo, hi), first_key,
-                queries, keys, window, scale_log2, BLOCK_N, CAUSAL, BANDED, PACKED, PADDED, True, False,
+                queries, keys, window, scale_log2, squash_scale, BLOCK_N, CAUSAL, BANDED, PACKED, PADDED, True, False,
             )  # fmt: skip
         acc, total, largest = _attend(
             acc, total, largest, q, k_tile, v_tile, rows, start, end, full_lo, full_hi, first_key, queries, keys,
-            window, scale_log2, BLOCK_N, CAUSAL, BANDED, PACKED, PADDED, False, False,
+            window, scale_log2, squash_scale, BLOCK_N, CAUSAL, BANDED, PACKED, PADDED, False, False,
         )  # fmt: skip
         acc, total, largest = _attend(
             acc, total, largest, q, k_tile, v_tile, rows, start, end, full_hi, hi, first_key, queries, keys, window,
-            scale_log2, BLOCK_N, CAUSAL, BANDED, PACKED, PADDED, True, False,
+            scale_log2, squash_scale, BLOCK_N, CAUSAL, BANDED, PACKED, PADDED, True, False,
         )  # fmt: skip
 
     seen = total > 0.0

@@ -9,9 +9,9 @@ from torch import Tensor
 from megagpt.kernels.attention import reference
 from megagpt.kernels.attention.backward import attention_delta_kernel, attention_dkdv_kernel, attention_dq_kernel
 from megagpt.kernels.attention.forward import attention_forward_kernel
+from megagpt.kernels.attention.softcap import score_factors
 from megagpt.kernels.backend import check_tiles, chip, descriptor_memory, has_tiles
 
-LOG2_E = 1.4426950408889634
 DELTA_ROWS = 64  # queries a program of the delta kernel; also what lse and delta are padded to a multiple of, twice
 
 
@@ -60,6 +60,14 @@ DQ = {
     100: {64: Launch(128, 128, 8, 2), 128: Launch(64, 64, 8, 3), 256: Launch(64, 64, 8, 2)},
     120: {64: Launch(128, 64, 8, 2), 128: Launch(32, 32, 4, 2), 256: Launch(16, 32, 4, 1)},
 }
+# Soft-capped scores are kept beside their probabilities, which takes registers.
+DKDV_SOFTCAP = {**DKDV, 90: {**DKDV[90], 128: Launch(32, 128, 8, 2), 256: Launch(16, 64, 8, 2)}}
+DQ_SOFTCAP = {
+    **DQ,
+    90: {**DQ[90], 64: Launch(128, 64, 8, 2)},
+    100: {**DQ[100], 64: Launch(128, 64, 8, 2), 128: Launch(64, 64, 8, 2)},
+    120: {**DQ[120], 64: Launch(64, 64, 8, 2)},
+}
 
 
 def _launch(table: dict[int, dict[int, Launch]], block_d: int) -> Launch:
@@ -76,10 +84,11 @@ def attention_forward(
     causal: bool,
     window: int,
     scale: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.attention_forward`, which also computes float32."""
     if q.dtype == torch.float32:
-        return reference.attention_forward(q, k, v, start, end, first_key, causal, window, scale)
+        return reference.attention_forward(q, k, v, start, end, first_key, causal, window, scale, softcap)
     check_tiles(q=q, k=k, v=v)
     batch, queries, heads, depth = q.shape
     keys = k.shape[1]
@@ -93,8 +102,8 @@ def attention_forward(
     descriptor_memory()
     attention_forward_kernel[(triton.cdiv(queries, launch.queries) * batch * heads,)](
         q, k, v, out, lse, start, end, first_key, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        heads, heads // k.shape[2], queries, keys, window, scale * LOG2_E, D=depth, BLOCK_D=block_d, **flags,
-        WARP_SPECIALIZE=launch.warp_specialize and flags | {"CAUSAL": False} == dict.fromkeys(flags, False),
+        heads, heads // k.shape[2], queries, keys, window, *score_factors(scale, softcap), D=depth, BLOCK_D=block_d,
+        **flags, WARP_SPECIALIZE=launch.warp_specialize and flags | {"CAUSAL": False} == dict.fromkeys(flags, False),
         **launch.options,
     )  # fmt: skip
     return out, lse
@@ -113,10 +122,11 @@ def attention_backward(
     causal: bool,
     window: int,
     scale: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.attention_backward`, which also computes float32. The same in every run."""
     if q.dtype == torch.float32:
-        return reference.attention_backward(dout, dlse, q, k, v, out, lse, start, end, causal, window, scale)
+        return reference.attention_backward(dout, dlse, q, k, v, out, lse, start, end, causal, window, scale, softcap)
     batch, queries, heads, depth = q.shape
     keys, kv_heads = k.shape[1:3]
     dq, dk, dv = (torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in (q, k, v))
@@ -133,17 +143,18 @@ def attention_backward(
     )  # fmt: skip
 
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *dout.stride()[:3])
-    sizes = (heads, heads // kv_heads, queries, padded, keys, window, scale, scale * LOG2_E)
+    sizes = (heads, heads // kv_heads, queries, padded, keys, window, scale, *score_factors(scale, softcap))
     settings = {"D": depth, "BLOCK_D": block_d, "CAUSAL": causal, "BANDED": window > 0, "PACKED": start is not None}
     descriptor_memory()
-    launch = _launch(DKDV_PACKED if start is not None else DKDV, block_d)
+    dkdv = DKDV if start is None else DKDV_PACKED
+    launch = _launch(dkdv if softcap is None else DKDV_SOFTCAP, block_d)
     launches = [(True, True)] if block_d < 256 else [(True, False), (False, True)]
     for makes_dk, makes_dv in launches:
         attention_dkdv_kernel[(triton.cdiv(keys, launch.keys) * batch * kv_heads,)](
             q, k, v, dout, lse_log2, delta, dk, dv, start, end, *strides, *sizes, **settings, DK=makes_dk, DV=makes_dv,
             WARP_SPECIALIZE=launch.warp_specialize and not window and start is None, **launch.options,
         )  # fmt: skip
-    launch = _launch(DQ, block_d)
+    launch = _launch(DQ if softcap is None else DQ_SOFTCAP, block_d)
     attention_dq_kernel[(triton.cdiv(queries, launch.queries) * batch * heads,)](
         q, k, v, dout, lse_log2, delta, dq, start, end, *strides, *sizes, **settings, **launch.options
     )

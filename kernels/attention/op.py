@@ -25,6 +25,7 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     first_key: Tensor | None = None,
@@ -39,26 +40,35 @@ def attention(
 
     causal: a query sees the keys up to its own position; the last query stands at the last key, so Sq < Sk is a KV
     cache. window: and of the keys before it only the last `window`, itself included. scale: positive; 1/sqrt(D) when
-    None. cu_seqlens: int32 or int64 [N + 1], cumulative lengths of the documents packed into the B x S tokens, row by
-    row, from 0 to B S; tokens see only their own document; needs Sq = Sk. first_key: int32 [B], keys of a row before it
-    are hidden (padding on the left); not differentiable with Triton. mask: bool, broadcastable to [B, H, Sq, Sk], True
-    hides the key. All of these combine. dropout: probability of dropping an attention probability. return_lse: return
-    also log(sum(exp(scores))), float32 [B, H, Sq], -inf for a query that sees no key.
+    None. softcap: positive; scores s, scaled, become softcap x tanh(s / softcap) before masks and softmax (Gemma 2,
+    arXiv 2408.00118). cu_seqlens: int32 or int64 [N + 1], cumulative lengths of the documents packed into the B x S
+    tokens, row by row, from 0 to B S; tokens see only their own document; needs Sq = Sk. first_key: int32 [B], keys of
+    a row before it are hidden (padding on the left); not differentiable with Triton. mask: bool, broadcastable to [B,
+    H, Sq, Sk], True hides the key. All of these combine. dropout: probability of dropping an attention probability.
+    return_lse: return also log(sum(exp(scores))), float32 [B, H, Sq], -inf for a query that sees no key.
 
     backend: `triton` (bfloat16 and float16; float32 takes the reference; head dimensions HEAD_DIMS; neither mask nor
-    dropout; the backward pass is deterministic), `flash`, `cudnn` or `sdpa` (PyTorch's implementations), `flash_attn`
-    (the package, on CUDA; neither mask nor first_key), `unfused` (two matrix products around `scale_mask_softmax`),
-    `reference` (the textbook in float32), or `auto`: see `choose_attention`.
+    dropout; the backward pass is deterministic), `flash`, `cudnn` or `sdpa` (PyTorch's implementations; no softcap),
+    `flash_attn` (the package, on CUDA; neither mask nor first_key), `unfused` (two matrix products around
+    `scale_mask_softmax`), `reference` (the textbook in float32), or `auto`: see `choose_attention`.
     Raises ValueError, naming the argument, for what cannot be.
     """
     _check(q, k, v, window, mask, cu_seqlens, first_key, dropout)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale is {scale}; it must be positive")
-    backend = choose_attention(backend, q, mask is not None, dropout, return_lse)
-    call = _Call(q, k, v, causal, window, scale, mask, cu_seqlens, first_key, dropout, return_lse, backend)
+    softcap = None if softcap is None else float(softcap)
+    for name, value in (("scale", scale), ("softcap", softcap)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be positive")
+    backend = choose_attention(backend, q, mask is not None, dropout, return_lse, softcap)
+    call = _Call(q, k, v, causal, window, scale, softcap, mask, cu_seqlens, first_key, dropout, return_lse, backend)
     run, instead = BACKENDS[backend]
-    given = {"mask": mask is not None, "first_key": first_key is not None, "dropout": dropout, "return_lse": return_lse}
+    given = {
+        "mask": mask is not None,
+        "first_key": first_key is not None,
+        "softcap": softcap is not None,
+        "dropout": dropout,
+        "return_lse": return_lse,
+    }
     for name, remedy in instead.items():
         if given[name]:
             raise ValueError(f"{name} is not supported by backend {backend!r}: use {remedy}")
@@ -74,6 +84,7 @@ class _Call(NamedTuple):
     causal: bool
     window: int | None
     scale: float
+    softcap: float | None
     mask: Tensor | None
     cu_seqlens: Tensor | None
     first_key: Tensor | None
@@ -115,30 +126,32 @@ def _run_reference(call: _Call) -> Tensor | tuple[Tensor, Tensor]:
 
 def _run_op(forward: Callable, call: _Call) -> Tensor | tuple[Tensor, Tensor]:
     start, end = call.bounds()
-    out, lse = forward(call.q, call.k, call.v, start, end, call.first_key, call.causal, call.window or 0, call.scale)
+    masking = (start, end, call.first_key, call.causal, call.window or 0)
+    out, lse = forward(call.q, call.k, call.v, *masking, call.scale, call.softcap)
     return (out, lse) if call.return_lse else out
 
 
-def _run_flash_attn(call: _Call) -> Tensor:
-    return flash_attn(call.q, call.k, call.v, call.causal, call.window, call.cu_seqlens, call.scale, call.dropout)
+def _run_flash_attn(c: _Call) -> Tensor:
+    return flash_attn(c.q, c.k, c.v, c.causal, c.window, c.cu_seqlens, c.scale, c.softcap, c.dropout)
 
 
-def _run_unfused(call: _Call) -> Tensor:
-    return unfused(call.q, call.k, call.v, call.causal, call.window, call.hidden(), call.scale, call.dropout)
+def _run_unfused(c: _Call) -> Tensor:
+    return unfused(c.q, c.k, c.v, c.causal, c.window, c.hidden(), c.scale, c.softcap, c.dropout)
 
 
-def _run_sdpa(call: _Call) -> Tensor:
-    return sdpa(call.q, call.k, call.v, call.causal, call.window, call.hidden(), call.scale, call.dropout, call.backend)
+def _run_sdpa(c: _Call) -> Tensor:
+    return sdpa(c.q, c.k, c.v, c.causal, c.window, c.hidden(), c.scale, c.dropout, c.backend)
 
 
 _NO_LSE = {"return_lse": "'triton' or 'reference'"}
+_NO_SOFTCAP = _NO_LSE | {"softcap": "'triton', 'flash_attn' or 'unfused'"}
 _NO_MASK = {"mask": "cu_seqlens, first_key, or 'sdpa'", "dropout": "0, 'sdpa' or 'unfused'"}
 
 BACKENDS: dict[str, tuple[Callable[[_Call], Tensor | tuple[Tensor, Tensor]], dict[str, str]]] = {
     "triton": (_run_triton, _NO_MASK),
-    "sdpa": (_run_sdpa, _NO_LSE),
-    "flash": (_run_sdpa, _NO_LSE),
-    "cudnn": (_run_sdpa, _NO_LSE),
+    "sdpa": (_run_sdpa, _NO_SOFTCAP),
+    "flash": (_run_sdpa, _NO_SOFTCAP),
+    "cudnn": (_run_sdpa, _NO_SOFTCAP),
     "flash_attn": (_run_flash_attn, _NO_LSE | {"mask": "'sdpa'", "first_key": "'sdpa'"}),
     "unfused": (_run_unfused, _NO_LSE),
     "reference": (_run_reference, _NO_MASK),
@@ -147,17 +160,26 @@ BACKENDS: dict[str, tuple[Callable[[_Call], Tensor | tuple[Tensor, Tensor]], dic
 
 
 def choose_attention(
-    backend: str, q: Tensor, masked: bool = False, dropout: float = 0.0, return_lse: bool = False
+    backend: str,
+    q: Tensor,
+    masked: bool = False,
+    dropout: float = 0.0,
+    return_lse: bool = False,
+    softcap: float | None = None,
 ) -> str:
-    """What `auto` means: Triton on CUDA where it can, otherwise PyTorch's, or the reference for `return_lse`.
+    """What `auto` means: Triton on CUDA where it can, otherwise the reference for `return_lse`, or `pytorch_backend`.
 
     masked: whether there is a boolean mask. Other back ends are returned as they are, once known to exist.
     """
+    otherwise = "reference" if return_lse else pytorch_backend(softcap)
     if backend == "auto" and not triton_supports(q.dtype, q.shape[-1], masked, dropout):
-        return "reference" if return_lse else "sdpa"
-    if backend == "auto" and not q.is_cuda and return_lse:
-        return "reference"
-    return choose_backend(backend, q, tuple(name for name in BACKENDS if name != "triton"))
+        return otherwise
+    return choose_backend(backend, q, (otherwise, *(name for name in BACKENDS if name not in ("triton", otherwise))))
+
+
+def pytorch_backend(softcap: float | None) -> str:
+    """The back end that needs PyTorch alone: `sdpa`, or `unfused` for a softcap, which no fused one of PyTorch has."""
+    return "sdpa" if softcap is None else "unfused"
 
 
 def triton_supports(dtype: torch.dtype, head_dim: int, masked: bool = False, dropout: float = 0.0) -> bool:
@@ -215,7 +237,7 @@ def check_triton(q: Tensor, k: Tensor, v: Tensor, window: int | None, first_key:
         raise ValueError(f"q has head dimension {q.shape[-1]}; backend 'triton' supports {known}")
 
 
-def _fake_forward(q, k, v, start, end, first_key, causal, window, scale):
+def _fake_forward(q, k, v, *_):
     lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.promote_types(torch.float32, q.dtype))
     return q.new_empty(q.shape), lse
 
@@ -238,7 +260,7 @@ def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 def _differentiate(ctx, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
     q, k, v, out, lse, start, end = ctx.saved_tensors
     dout = torch.zeros_like(out) if dout is None else dout
-    return *_backward(dout, dlse, q, k, v, out, lse, start, end, *ctx.settings), *(None,) * 6
+    return *_backward(dout, dlse, q, k, v, out, lse, start, end, *ctx.settings), *(None,) * 7
 
 
 torch.library.register_autograd("megagpt::attention", _differentiate, setup_context=_save)

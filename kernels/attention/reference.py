@@ -16,12 +16,14 @@ def attention_forward(
     causal: bool,
     window: int,
     scale: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Output [B, Sq, H, D] and log-sum-exp, float32 [B, H, Sq]; a query that sees no key gives zeros and -inf.
 
-    start, end: documents, as of `document_bounds`; first_key: int [B], keys before it are hidden; window: 0 for none.
+    start, end: documents, as of `document_bounds`; first_key: int [B], keys before it are hidden; window: 0 for none;
+    softcap: scores s, scaled, become softcap x tanh(s / softcap) before masks and softmax.
     """
-    probabilities, lse, _, v = _probabilities(q, k, v, start, end, first_key, causal, window, scale)
+    probabilities, lse, _, _, v = _probabilities(q, k, v, start, end, first_key, causal, window, scale, softcap)
     out = torch.einsum("bhqk,bkhd->bqhd", probabilities, v)
     return out.to(q.dtype).contiguous(), lse if q.dtype == torch.float64 else lse.float()
 
@@ -39,14 +41,16 @@ def attention_backward(
     causal: bool,
     window: int,
     scale: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v from those of the outputs of `attention_forward` (ppo_math: `backward.py`)."""
-    probabilities, _, wide_k, wide_v = _probabilities(q, k, v, start, end, None, causal, window, scale)
+    probabilities, _, slope, wide_k, wide_v = _probabilities(q, k, v, start, end, None, causal, window, scale, softcap)
     wide = probabilities.dtype
     delta = (dout.to(wide) * out.to(wide)).sum(-1).transpose(1, 2)
     delta = delta if dlse is None else delta - dlse
     dv = torch.einsum("bhqk,bqhd->bkhd", probabilities, dout.to(wide))
     dscores = probabilities * (torch.einsum("bqhd,bkhd->bhqk", dout.to(wide), wide_v) - delta[..., None])
+    dscores = dscores if slope is None else dscores * slope
     dq = torch.einsum("bhqk,bkhd->bqhd", dscores, wide_k) * scale
     dk = torch.einsum("bhqk,bqhd->bkhd", dscores, q.to(wide)) * scale
     dk, dv = (grad.unflatten(2, (k.shape[2], -1)).sum(3) for grad in (dk, dv))
@@ -63,8 +67,10 @@ def _probabilities(
     causal: bool,
     window: int,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Probabilities [B, H, Sq, Sk], log-sum-exp [B, H, Sq], k and v for every query head, all at least float32."""
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """Probabilities [B, H, Sq, Sk], log-sum-exp [B, H, Sq], the softcap's derivative at the scores or None, and k and v
+    for every query head, all at least float32."""
     wide = torch.promote_types(q.dtype, torch.float32)
     k, v = (part.to(wide).repeat_interleave(q.shape[2] // k.shape[2], 2) for part in (k, v))
     hidden = hidden_keys(q.shape[1], k.shape[1], causal, window or None, q.device)
@@ -72,6 +78,10 @@ def _probabilities(
         hidden = hidden | document_mask(start, end)
     if first_key is not None:
         hidden = hidden | padding_mask(first_key, k.shape[1])
-    scores = (torch.einsum("bqhd,bkhd->bhqk", q.to(wide), k) * scale).masked_fill(hidden, float("-inf"))
+    scores, slope = torch.einsum("bqhd,bkhd->bhqk", q.to(wide), k) * scale, None
+    if softcap is not None:
+        squashed = torch.tanh(scores / softcap)
+        scores, slope = softcap * squashed, 1 - squashed.square()
+    scores = scores.masked_fill(hidden, float("-inf"))
     lse = scores.logsumexp(-1)
-    return (scores - lse[..., None]).exp().masked_fill(hidden, 0.0), lse, k, v
+    return (scores - lse[..., None]).exp().masked_fill(hidden, 0.0), lse, slope, k, v

@@ -74,9 +74,13 @@ def unfused(
     window: int | None,
     mask: Tensor | None,
     scale: float,
+    softcap: float | None,
     dropout: float,
 ) -> Tensor:
-    """The same from two matrix products with `scale_mask_softmax` between them, so that all scores are in memory."""
+    """The same from two matrix products with `scale_mask_softmax` between them, so that all scores are in memory.
+
+    softcap: see `op.attention`.
+    """
     batch, queries, heads, _ = q.shape
     keys, groups = k.shape[1:3]
     grouped = q.unflatten(2, (groups, heads // groups))
@@ -84,6 +88,8 @@ def unfused(
     if window is not None and window < keys:
         band = ~_visible_keys(queries, keys, False, window, q.device)
         mask = band if mask is None else band | mask
+    if softcap is not None:
+        scores, scale = torch.tanh(scores * (scale / softcap)), softcap
     probabilities = scale_mask_softmax(scores, scale, mask, causal)
     probabilities = F.dropout(probabilities, dropout).unflatten(1, (groups, heads // groups))
     return torch.einsum("bgrqk,bkgd->bqgrd", probabilities, v).flatten(2, 3)

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from megagpt.kernels.attention.softcap import score_factors, squash
 from megagpt.kernels.backend import check_tiles, chip, descriptor_memory, multiprocessors
 from megagpt.kernels.decode import reference
 
-LOG2_E = 1.4426950408889634
 MOST_SPLITS = 64
 
 
@@ -20,7 +20,7 @@ MOST_SPLITS = 64
 def decode_attention_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, first_key_ptr,
     q_batch, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head,
-    kv_heads, group, keys, oldest, chunk, splits, scale_log2,
+    kv_heads, group, keys, oldest, chunk, splits, scale_log2, squash_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
     """Attention of a tile of query heads to keys [oldest + split * chunk, ... + chunk) of their key head.
@@ -53,8 +53,10 @@ def decode_attention_kernel(
     largest = tl.full([BLOCK_M], -1e30, tl.float32)
     for column in tl.range(lo, hi, BLOCK_N):
         k = k_tile.load([column, 0])  # [BN, D]
-        scores = tl.dot(q, k.T) * scale_log2  # [BM, BN]
-        scores = tl.where((column + tl.arange(0, BLOCK_N) < hi)[None, :], scores, float("-inf"))
+        scores = tl.dot(q, k.T)  # [BM, BN]
+        if squash_scale is not None:
+            scores = squash(scores, squash_scale)
+        scores = tl.where((column + tl.arange(0, BLOCK_N) < hi)[None, :], scores * scale_log2, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, 1))
         probabilities = tl.exp2(scores - new_largest[:, None])
         shrink = tl.exp2(largest - new_largest)
@@ -88,10 +90,12 @@ def decode_join_kernel(
     tl.store(out_ptr + row * D + depth, out.to(out_ptr.dtype.element_ty), depth < D)
 
 
-def decode_attention(q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None, window: int, scale: float) -> Tensor:
+def decode_attention(
+    q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None, window: int, scale: float, softcap: float | None
+) -> Tensor:
     """See `reference.decode_attention`, which also computes float32."""
     if q.dtype == torch.float32:
-        return reference.decode_attention(q, k, v, first_key, window, scale)
+        return reference.decode_attention(q, k, v, first_key, window, scale, softcap)
     check_tiles(q=q, k=k, v=v)
     batch, _, heads, depth = q.shape
     keys, kv_heads = k.shape[1:3]
@@ -111,8 +115,9 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None, 
     descriptor_memory()
     decode_attention_kernel[(programs * splits,)](
         q, k, v, parts, lse, first_key, q.stride(0), q.stride(2), *k.stride()[:3], *v.stride()[:3],
-        kv_heads, group, keys, oldest, chunk, splits, scale * LOG2_E, D=depth, BLOCK_D=block_d, BLOCK_M=block_m,
-        BLOCK_N=block_n, PADDED=first_key is not None, enable_fp_fusion=True, num_warps=4, num_stages=num_stages,
+        kv_heads, group, keys, oldest, chunk, splits, *score_factors(scale, softcap), D=depth, BLOCK_D=block_d,
+        BLOCK_M=block_m, BLOCK_N=block_n, PADDED=first_key is not None, enable_fp_fusion=True, num_warps=4,
+        num_stages=num_stages,
     )  # fmt: skip
     if splits > 1:
         block_s = max(16, triton.next_power_of_2(splits))

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from megagpt.kernels.attention.op import attention, check_triton
+from megagpt.kernels.attention.op import attention, check_triton, pytorch_backend
 from megagpt.kernels.backend import choose_backend, define_op
 from megagpt.kernels.decode import reference
 
@@ -17,24 +17,27 @@ def decode_attention(
     window: int | None = None,
     scale: float | None = None,
     first_key: Tensor | None = None,
+    softcap: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """softmax(scale * q k^T) v of the newest token of each sequence; [B, 1, H, D] in q's dtype.
 
     q is [B, 1, H, D]; k and v are [B, Sk, Hkv, D], its own key and value last, with H a multiple of Hkv. window: the
     last so many keys are seen. scale: 1/sqrt(D) when None. first_key: int32 [B], keys of a row before it are hidden
-    (padding on the left). backend: auto, triton (bfloat16 and float16; float32 takes the reference; head dimensions
-    as `attention`) or torch. Raises ValueError, naming the argument, for what is not supported; it has no gradient.
+    (padding on the left). softcap: as `attention`. backend: auto, triton (bfloat16 and float16; float32 takes the
+    reference; head dimensions as `attention`) or torch. Raises ValueError, naming the argument, for what is not
+    supported; it has no gradient.
     """
     if q.dim() != 4 or q.shape[1] != 1:
         raise ValueError(f"q has shape {list(q.shape)}; it must be [batch, 1, heads, head_dim]")
     if choose_backend(backend, q) == "torch":
-        return attention(q, k, v, True, window, scale, first_key=first_key, backend="sdpa")
+        options = {"first_key": first_key, "softcap": softcap, "backend": pytorch_backend(softcap)}
+        return attention(q, k, v, True, window, scale, **options)
     check_triton(q, k, v, window, first_key)
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise ValueError("decode_attention with backend 'triton' has no gradient: use torch.no_grad(), or `attention`")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    return _decode(q, k, v, first_key, window or 0, scale)
+    return _decode(q, k, v, first_key, window or 0, scale, softcap)
 
 
 _decode = define_op(

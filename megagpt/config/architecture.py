@@ -1,12 +1,39 @@
 """Architecture, parallel layout and kernels: three sections of the configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from megagpt.config.bounds import FractionBelowOne, PositiveFloat, PositiveInt
+from megagpt.config.bounds import FractionBelowOne, PositiveFloat, PositiveFraction, PositiveInt
 
 VOCAB_MULTIPLE = 128
 """The embedding's rows are padded to a multiple of this, whatever the layout, so that checkpoints fit every layout."""
+
+
+@dataclass(frozen=True)
+class RopeScalingConfig:
+    """Rotary frequencies of a model that was trained at a shorter context and then extended."""
+
+    kind: Literal["none", "linear", "dynamic", "llama3", "yarn"] = "none"
+    """linear: positions are divided by factor (arXiv 2306.15595). dynamic: the base grows with texts longer than
+    sequence_length, which megagpt refuses, so it changes nothing here and is kept for conversion. llama3: low
+    frequencies are divided by factor and middle ones in part (Llama 3.1). yarn: by the same idea with a ramp over the
+    frequencies, and warmer attention (arXiv 2309.00071)."""
+    factor: PositiveFloat = 1.0
+    """The new context length as a multiple of the original one."""
+    original_length: PositiveInt | None = None
+    """Context length in tokens before the extension, which llama3 and yarn need."""
+    low_freq_factor: PositiveFloat = 1.0
+    """llama3: waves longer than original_length / low_freq_factor are divided by factor."""
+    high_freq_factor: PositiveFloat = 4.0
+    """llama3: waves shorter than original_length / high_freq_factor stay as they are."""
+    beta_fast: PositiveFloat = 32.0
+    """yarn: frequencies with more turns than this within original_length stay as they are."""
+    beta_slow: PositiveFloat = 1.0
+    """yarn: frequencies with fewer turns than this are divided by factor."""
+    attention_factor: PositiveFloat | None = None
+    """yarn: queries and keys are multiplied by it after their rotation; null: 0.1 ln(factor) + 1."""
+    truncate: bool = True
+    """yarn: whether the ramp begins and ends at whole dimensions."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +50,10 @@ class ModelConfig:
     """Number of query heads."""
     num_query_groups: PositiveInt | None = None
     """Number of key and value heads (grouped-query attention); null means one for every query head."""
+    head_dim: PositiveInt | None = None
+    """Width of one attention head; null means hidden_size / num_attention_heads."""
     ffn_hidden_size: PositiveInt | None = None
-    """Width of the feed-forward layer; null means 4 x hidden_size (for swiglu 8/3 x, rounded up to 128)."""
+    """Width of the feed-forward layer; null means 4 x hidden_size (for swiglu and geglu 8/3 x, rounded up to 128)."""
     sequence_length: PositiveInt = 2048
     """Context length in tokens."""
     vocab_size: PositiveInt = 50257
@@ -33,22 +62,54 @@ class ModelConfig:
     """Learned absolute positions (GPT-3) or rotary position embedding (RoPE)."""
     rope_base: PositiveFloat = 10000.0
     """Base of the rotary frequencies."""
+    rope_local_base: PositiveFloat | None = None
+    """Base of the rotary frequencies in banded layers, where rope_scaling has no effect then (Gemma 3); null: banded
+    layers are as the others."""
+    rotary_fraction: PositiveFraction = 1.0
+    """Share of a head's dimensions, the first ones, that rotary embeddings turn."""
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+    """Extension of the context by rotary frequencies."""
+    embedding_scale: PositiveFloat | None = None
+    """Factor of the word embeddings at the model's start; null: 1. Gemma has sqrt(hidden_size)."""
     normalization: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """Pre-norm of every sublayer and of the output."""
+    """Norm of every sublayer and of the output."""
+    norm_placement: Literal["pre", "post", "both"] = "pre"
+    """pre: a sublayer's input is normalised (GPT-3, Llama). post: its output, before it is added to the residual
+    stream (OLMo 2). both: input and output (Gemma 2)."""
+    zero_centered_norm: bool = False
+    """Whether a norm multiplies by 1 + weight, with weights that begin at 0 (Gemma)."""
+    parallel_block: Literal["none", "one_norm", "two_norms"] = "none"
+    """Whether attention and feed-forward layer read the same residual stream, and are added to it together. one_norm:
+    both read one normalised input (GPT-J, Falcon 7B). two_norms: each has its own norm (GPT-NeoX)."""
     norm_epsilon: PositiveFloat = 1e-5
     """Added to the variance in every norm."""
-    activation: Literal["gelu", "swiglu"] = "gelu"
-    """Activation of the feed-forward layer; gelu is its tanh approximation, as in GPT-2 and GPT-3."""
+    activation: Literal["gelu", "gelu_exact", "relu", "squared_relu", "swiglu", "geglu", "geglu_exact"] = "gelu"
+    """Activation of the feed-forward layer. gelu is its tanh approximation, as in GPT-2 and GPT-3, gelu_exact the error
+    function's. swiglu, geglu (tanh) and geglu_exact multiply the activation of one projection with another one."""
     bias: bool = True
     """Whether linear layers have biases."""
+    qkv_bias: bool | None = None
+    """Whether the projection to queries, keys and values has a bias; null: as bias. Qwen2 has this one alone."""
+    attention_output_bias: bool | None = None
+    """Whether the projection behind attention has a bias; null: as bias."""
+    output_bias: bool = False
+    """Whether the output projection has a bias (GPT-J)."""
     tie_embeddings: bool = True
     """Whether the output projection shares the input embedding's weights."""
     head: Literal["tokens", "scalar", "embedding"] = "tokens"
     """Head on the last layer. tokens: logits of the next token. scalar: one number for every token, for reward models
     and critics. embedding: a vector for every text, its state at the text's last token. The last two have no output
-    projection, and tie_embeddings has no effect."""
+    projection: tie_embeddings, output_bias and logit_softcap have no effect then."""
     qk_layernorm: bool = False
-    """Whether queries and keys are normalised in every head before attention."""
+    """Whether queries and keys are normalised before attention."""
+    qk_norm_scope: Literal["head", "all_heads"] = "head"
+    """Over what: each head by itself (Qwen3), or all heads of a token together (OLMo 2)."""
+    attention_scale: PositiveFloat | None = None
+    """Factor of attention's scores; null: 1 / sqrt(head_dim)."""
+    attention_softcap: PositiveFloat | None = None
+    """Attention's scaled scores s become softcap x tanh(s / softcap) before masks and softmax (Gemma 2); null: none."""
+    logit_softcap: PositiveFloat | None = None
+    """The same of the logits at the model's end."""
     attention_pattern: tuple[Literal["dense", "banded"], ...] = ("dense",)
     """Kinds of attention, which the layers take in turn: [dense, banded] is GPT-3's alternation."""
     attention_window: PositiveInt = 256
@@ -61,9 +122,29 @@ class ModelConfig:
     """Standard deviation of initial weights; projections into the residual stream use init_std / sqrt(2 x layers)."""
 
     @property
-    def head_dim(self) -> int:
+    def head_size(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def rotary_size(self) -> int:
+        """Dimensions of a head that rotary embeddings turn."""
+        return round(self.head_size * self.rotary_fraction)
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the feed-forward layer multiplies two projections."""
+        return self.activation in ("swiglu", "geglu", "geglu_exact")
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """`qkv_bias`, decided."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def has_attention_output_bias(self) -> bool:
+        """`attention_output_bias`, decided."""
+        return self.bias if self.attention_output_bias is None else self.attention_output_bias
 
     @property
     def query_groups(self) -> int:
@@ -75,7 +156,7 @@ class ModelConfig:
         """Width of the feed-forward layer."""
         if self.ffn_hidden_size:
             return self.ffn_hidden_size
-        return -(-8 * self.hidden_size // (3 * 128)) * 128 if self.activation == "swiglu" else 4 * self.hidden_size
+        return -(-8 * self.hidden_size // (3 * 128)) * 128 if self.is_gated else 4 * self.hidden_size
 
     @property
     def padded_vocab_size(self) -> int:

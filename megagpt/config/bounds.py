@@ -30,6 +30,7 @@ PositiveFloat = Annotated[float, POSITIVE]
 NonNegativeInt = Annotated[int, NON_NEGATIVE]
 NonNegativeFloat = Annotated[float, NON_NEGATIVE]
 Fraction = Annotated[float, FRACTION]
+PositiveFraction = Annotated[float, POSITIVE, FRACTION]
 FractionBelowOne = Annotated[float, BELOW_ONE]
 Seed = Annotated[int, NON_NEGATIVE, UP_TO_LARGEST_SEED]
 

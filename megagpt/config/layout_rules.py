@@ -1,4 +1,4 @@
-"""Rules of the model and of its layout over ranks. See `rules.py`."""
+"""Rules of the layout over ranks, with the model in it. See `rules.py`."""
 
 from collections.abc import Iterator
 
@@ -6,40 +6,26 @@ from megagpt.config.fields import data_parallel_size, get, multiple, nearest_mul
 from megagpt.config.schema import Config
 
 
-def heads_divide_hidden_size(config: Config, world_size: int) -> Iterator[str]:
-    """Every head has the same width."""
-    yield from multiple(config, "model.hidden_size", "model.num_attention_heads")
-
-
-def query_groups_divide_heads(config: Config, world_size: int) -> Iterator[str]:
-    """Every key and value head serves the same number of query heads."""
-    if config.model.num_query_groups:
-        yield from multiple(config, "model.num_attention_heads", "model.num_query_groups")
-
-
-def rope_pairs_dimensions(config: Config, world_size: int) -> Iterator[str]:
-    """Rotary embeddings turn pairs of a head's dimensions."""
-    model = config.model
-    if model.position_embedding == "rope" and model.head_dim % 2:
-        yield (
-            f"model.position_embedding (rope) needs an even head size, but model.hidden_size ({model.hidden_size}) /"
-            f" model.num_attention_heads ({model.num_attention_heads}) = {model.head_dim}: change one of the two"
-        )
-
-
-def attention_pattern(config: Config, world_size: int) -> Iterator[str]:
-    """Layers take their kind of attention from a pattern."""
-    if not config.model.attention_pattern:
-        yield "model.attention_pattern ([]) is empty: set it to [dense], or [dense,banded] as GPT-3"
-
-
 def tensor_parallel_divides(config: Config, world_size: int) -> Iterator[str]:
     """Tensor-parallel ranks hold equal parts of every layer."""
     size = "parallel.tensor_parallel_size"
     yield from multiple(config, "model.num_attention_heads", size)
-    if config.model.num_query_groups:
-        yield from multiple(config, "model.num_query_groups", size)
     model, divisor = config.model, config.parallel.tensor_parallel_size
+    if model.query_groups % divisor and (divisor % model.query_groups or model.qk_norm_scope == "all_heads"):
+        fits = f"a multiple of {size} ({divisor})"
+        if model.qk_norm_scope != "all_heads":
+            fits += " or one of its divisors"
+        yield (
+            f"model.num_query_groups ({model.query_groups}) is not {fits}:"
+            f" {nearest_multiples(model.query_groups, divisor)}"
+        )
+    rows = (model.num_attention_heads + 2 * model.query_groups) * model.head_size
+    if divisor % model.query_groups == 0 and rows % divisor:
+        yield (
+            f"{size} ({divisor}) does not divide the {rows} rows of the projection to queries, keys and values, of"
+            f" model.num_attention_heads ({model.num_attention_heads}) + 2 x model.num_query_groups"
+            f" ({model.query_groups}) heads of {model.head_size}: use a size that does"
+        )
     if model.ffn_size % divisor:
         given = "" if model.ffn_hidden_size else f", from model.hidden_size {model.hidden_size},"
         yield (

@@ -15,14 +15,9 @@ from megagpt.config.bounds import out_of_range
 from megagpt.config.embedding_rules import EMBEDDING_RULES
 from megagpt.config.explain import fields
 from megagpt.config.fields import get, multiple
-from megagpt.config.layout_rules import (
-    LAYOUT_RULES,
-    attention_pattern,
-    heads_divide_hidden_size,
-    query_groups_divide_heads,
-    rope_pairs_dimensions,
-)
+from megagpt.config.layout_rules import LAYOUT_RULES
 from megagpt.config.load import raise_all
+from megagpt.config.model_rules import MODEL_RULES
 from megagpt.config.schema import Config, OptimConfig
 from megagpt.config.task_rules import TASK_RULES
 
@@ -296,10 +291,7 @@ RULES = (
     ranges,
     run_name,
     no_text_is_empty,
-    heads_divide_hidden_size,
-    query_groups_divide_heads,
-    rope_pairs_dimensions,
-    attention_pattern,
+    *MODEL_RULES,
     *LAYOUT_RULES,
     fused_optimizer,
     muon_has_its_engine,

@@ -2,7 +2,6 @@
 
 import torch
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.enums import ModelType
@@ -18,6 +17,7 @@ from megagpt.model.layers import block_spec
 from megagpt.model.losses import projected_cross_entropy
 from megagpt.model.megatron_versions import NO_CUDA_GRAPHS, mark_sharded
 from megagpt.model.parameters import initialize
+from megagpt.model.rotary import Rotary
 from megagpt.model.tree_pass import CachePass, TreePass
 
 NORMALIZATION = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
@@ -35,13 +35,14 @@ def transformer_config(config: Config) -> TransformerConfig:
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.query_groups,
-        kv_channels=model.head_dim,
+        kv_channels=model.head_size,
         ffn_hidden_size=model.ffn_size,
         normalization=NORMALIZATION[model.normalization],
         layernorm_epsilon=model.norm_epsilon,
-        gated_linear_unit=model.activation == "swiglu",
+        gated_linear_unit=model.is_gated,
         add_bias_linear=model.bias,
-        qk_layernorm=model.qk_layernorm,
+        # Which asks Megatron to sum gradients of head norms over ranks, where all ranks hold the same.
+        qk_layernorm=model.qk_layernorm and model.qk_norm_scope == "head",
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
         tensor_model_parallel_size=parallel.tensor_parallel_size,
@@ -93,9 +94,7 @@ class GPT(LanguageModule):
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.model_type = ModelType.encoder_or_decoder  # which schedules ask for
         self.share_embeddings_and_output_weights = model.shares_embeddings
-        self.max_sequence_length = model.sequence_length
-        self.position_embedding_type = POSITION_EMBEDDING[model.position_embedding]
-        self.real_vocab_size, self.head = model.vocab_size, model.head
+        self.real_vocab_size, self.head, self.logit_softcap = model.vocab_size, model.head, model.logit_softcap
         self.cross_entropy_backend = kernels.cross_entropy
         self.fuse_output_projection = kernels.fuse_output_projection
         if pre_process:
@@ -103,18 +102,15 @@ class GPT(LanguageModule):
                 settings,
                 model.padded_vocab_size,
                 model.sequence_length,
-                self.position_embedding_type,
+                POSITION_EMBEDDING[model.position_embedding],
                 tp_group=self.tp_group,
             )
             mark_sharded(self.embedding.word_embeddings.weight, 0)
-        if self.position_embedding_type == "rope":
-            self.rotary_pos_emb = RotaryEmbedding(
-                settings.kv_channels,
-                rotary_percent=1.0,
-                rotary_base=model.rope_base,
-                use_cpu_initialization=settings.use_cpu_initialization,
-                cp_group=self.cp_group,
-            )
+            if model.embedding_scale is not None:
+                # Gemma was trained with a factor in the weights' precision.
+                scale = torch.tensor(model.embedding_scale, dtype=settings.params_dtype).item()
+                self.embedding.word_embeddings.register_forward_hook(lambda module, inputs, words: words * scale)
+        self.rotary = Rotary(model) if model.position_embedding == "rope" else None
         spec = block_spec(model, kernels, settings, vp_stage)
         self.decoder = TransformerBlock(
             settings, spec, True, pre_process, post_process, self.pg_collection, vp_stage=vp_stage
@@ -138,7 +134,7 @@ class GPT(LanguageModule):
                 config.model.padded_vocab_size,
                 config=self.config,
                 init_method=self.config.init_method,
-                bias=False,
+                bias=config.model.output_bias,
                 gather_output=False,
                 skip_weight_param_allocation=tied_here,
                 tp_group=self.tp_group,
@@ -162,11 +158,12 @@ class GPT(LanguageModule):
         if cache_pass is not None:
             return self._cached(input_ids, cache_pass)
         hidden = self.embedding(input_ids, position_ids) if self.pre_process else None
-        rotary = None
-        if self.position_embedding_type == "rope":
-            length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, hidden, self.config, None)
-            rotary = self.rotary_pos_emb(length)
-        hidden = self.decoder(hidden, attention_mask, rotary_pos_emb=rotary)
+        rotations = None
+        if self.rotary is not None:
+            rotations = self.rotary.of_sequence(
+                input_ids.shape[1], self.decoder.input_tensor if hidden is None else hidden
+            )
+        hidden = self.decoder(hidden, attention_mask, rotary_pos_emb=rotations)
         return self._output(hidden, labels) if self.post_process else hidden
 
     def shared_embedding_or_output_weight(self) -> Tensor:
@@ -176,7 +173,8 @@ class GPT(LanguageModule):
     def vocabulary_logits(self, hidden: Tensor, gather: bool = False) -> Tensor:
         """[n, H] behind the final norm -> [n, padded vocabulary / tp], or with `gather` [n, padded vocabulary]."""
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        return self.output_layer(hidden, weight=weight, runtime_gather_output=gather)[0]
+        logits = self.output_layer(hidden, weight=weight, runtime_gather_output=gather)[0]
+        return logits if self.logit_softcap is None else (logits / self.logit_softcap).tanh() * self.logit_softcap
 
     def _cached(self, tokens: Tensor, current: CachePass) -> Tensor:
         """Hidden states [T, H]; on the last pipeline stage logits of the tokens asked for [n, padded vocabulary].
@@ -189,11 +187,9 @@ class GPT(LanguageModule):
         hidden = self.decoder.input_tensor
         if self.pre_process:
             hidden = self.embedding(tokens[None], current.positions[None]).squeeze(1)
-        rotation = None
-        if self.position_embedding_type == "rope":
-            rotation = current.rotation(self.rotary_pos_emb(self.max_sequence_length), hidden.dtype)
+        rotations = self.rotary.at(current.positions, hidden) if self.rotary is not None else None
         for layer in self.decoder.layers:
-            hidden = layer.cached(hidden, current, rotation)
+            hidden = layer.cached(hidden, current, rotations)
         if not self.post_process:
             return hidden
         hidden = self.decoder.final_layernorm(current.last(hidden))

@@ -8,7 +8,9 @@ import torch
 
 from megagpt.config.schema import Config, KernelsConfig
 from megagpt.errors import ConfigError
-from megagpt.kernels.attention import triton_supports
+from megagpt.kernels.attention import pytorch_backend, triton_supports
+from megagpt.kernels.attention.flash_attn import check_softcap
+from megagpt.kernels.attention.op import BACKENDS
 from megagpt.kernels.backend import SHARED_KIB, chip, interpreted
 
 log = logging.getLogger(__name__)
@@ -18,8 +20,9 @@ def choose_kernels(config: Config) -> KernelsConfig:
     """`config.kernels` without `auto`, logged.
 
     Raises ConfigError where Triton is asked for and there is no GPU that it fits, or its attention lacks what the
-    model needs.
+    model needs, and likewise where another attention is asked for that lacks the model's softcap.
     """
+    softcap = config.model.attention_softcap
     cuda = torch.cuda.is_available()
     fits = cuda and chip() is not None
     wanted = asdict(config.kernels)
@@ -30,10 +33,17 @@ def choose_kernels(config: Config) -> KernelsConfig:
         _check_flash_attn(config)
     lacks = _attention_lacks(config)
     if wanted["attention"] == "triton" and lacks:
-        raise ConfigError(f"kernels.attention=triton does not support {lacks}: use kernels.attention=sdpa")
+        raise ConfigError(
+            f"kernels.attention=triton does not support {lacks}: use kernels.attention={pytorch_backend(softcap)}"
+        )
+    if softcap and "softcap" in BACKENDS.get(wanted["attention"], (None, {}))[1]:
+        raise ConfigError(
+            f"kernels.attention={wanted['attention']} does not support model.attention_softcap={softcap}: use"
+            " kernels.attention=auto"
+        )
     chosen = {key: ("triton" if fits else "torch") if backend == "auto" else backend for key, backend in wanted.items()}
     if wanted["attention"] == "auto":
-        chosen["attention"] = "triton" if fits and not lacks else "sdpa"
+        chosen["attention"] = "triton" if fits and not lacks else pytorch_backend(softcap)
     because = ""
     if cuda and not fits and "auto" in wanted.values():
         because = f" (triton {_unfit(cuda)})"
@@ -58,7 +68,7 @@ def _unfit(cuda: bool) -> str:
 
 def _check_flash_attn(config: Config) -> None:
     try:
-        import flash_attn  # noqa: F401
+        import flash_attn
     except ImportError as error:
         raise ConfigError(
             f"kernels.attention=flash_attn needs the flash-attn package, which cannot be imported ({error}):"
@@ -68,6 +78,11 @@ def _check_flash_attn(config: Config) -> None:
         raise ConfigError(
             "kernels.attention=flash_attn computes in bf16 only: set optim.precision=bf16, or kernels.attention=sdpa"
         )
+    if config.model.attention_softcap:
+        try:
+            check_softcap(flash_attn.flash_attn_func, config.model.attention_dropout)
+        except ValueError as error:
+            raise ConfigError(f"model.attention_softcap={config.model.attention_softcap}: {error}") from error
 
 
 def _attention_lacks(config: Config) -> str:
@@ -75,8 +90,8 @@ def _attention_lacks(config: Config) -> str:
     model = config.model
     if model.attention_dropout:
         return f"model.attention_dropout={model.attention_dropout}"
-    if not triton_supports(torch.bfloat16, model.head_dim):
-        return f"a head dimension of {model.head_dim}"
+    if not triton_supports(torch.bfloat16, model.head_size):
+        return f"a head dimension of {model.head_size}"
     if config.optim.precision == "fp32" and config.kernels.attention == "auto":
         return "optim.precision=fp32"
     return ""

@@ -11,12 +11,9 @@ from torch import Tensor
 from megagpt.config.schema import Config
 from megagpt.data.batch import send
 
-Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of the rotary angles of a pass's tokens, [T, 1, D] each."""
-
 
 class CachedAttention(Protocol):
-    """Attention of one layer, as `layers.CoreAttention` has it."""
+    """Attention of one layer, as `attention.CoreAttention` has it."""
 
     window: int | None
     """Keys that a query sees, itself included; None: all before it."""
@@ -26,7 +23,7 @@ class CachedAttention(Protocol):
     def cached(
         self, q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """See `layers.CoreAttention.cached`."""
+        """See `attention.CoreAttention.cached`."""
         ...
 
 
@@ -240,10 +237,6 @@ class Pass:
         row, column = self.padded
         return row + self.rows.start, column + self.columns.stop - self.queries
 
-    def rotation(self, table: Tensor, dtype: torch.dtype) -> Rotation:
-        """The rotation of the pass's tokens, see `rotation_at`; the same for all layers."""
-        return rotation_at(self.positions, table, dtype)
-
     def attend(self, layer: int, attention: CachedAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Remember keys and values [T, groups, D] of a layer, and let queries [T, heads, D] see them: [T, heads, D]."""
         keys, values = self.cache.store(layer, key, value, self)
@@ -304,10 +297,6 @@ class JointPass:
             ]
         )
 
-    def rotation(self, table: Tensor, dtype: torch.dtype) -> Rotation:
-        """See `Pass.rotation`."""
-        return rotation_at(self.positions, table, dtype)
-
     def attend(self, layer: int, attention: CachedAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See `Pass.attend`."""
         shares = zip(*(values.split(self.sizes) for values in (query, key, value)), strict=True)
@@ -324,18 +313,5 @@ def tokens_within(gib: float, config: Config, dtype: torch.dtype) -> int:
     """Tokens whose keys and values take so many GiB on the rank with the most layers; the same on all ranks."""
     parallel, model = config.parallel, config.model
     layers = -(-model.num_layers // parallel.pipeline_parallel_size)
-    numbers = 2 * layers * -(-model.query_groups // parallel.tensor_parallel_size) * model.head_dim
+    numbers = 2 * layers * -(-model.query_groups // parallel.tensor_parallel_size) * model.head_size
     return int(gib * 2**30 / (numbers * dtype.itemsize))
-
-
-def rotation_at(positions: Tensor, table: Tensor, dtype: torch.dtype) -> Rotation:
-    """The rotation of tokens at `positions`, int64 [T], of all angles in `table` [positions, 1, 1, D]."""
-    angles = table[positions].squeeze(1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate queries or keys [T, heads, D] (rotary position embedding, halves paired)."""
-    cos, sin = rotation
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin

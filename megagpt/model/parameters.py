@@ -33,8 +33,9 @@ def named_boxes(chunks: Iterable[torch.nn.Module]) -> Iterator[tuple[str, torch.
     """Global name, parameter and boxes of every parameter of the GPT `chunks` that this rank holds.
 
     Layers are numbered from 0 over the whole model. The parameter, flattened, is its boxes flattened, in order; only
-    SwiGLU's first linear, whose gate and value are sharded apart, has two. The copy of tied embeddings that the last
-    pipeline stage holds has the embedding's name (and a `shared` attribute, which Megatron-Core gives it).
+    the first linear of a gated activation, whose gate and value are sharded apart, has two. The copy of tied embeddings
+    that the last pipeline stage holds has the embedding's name (and a `shared` attribute, which Megatron-Core gives
+    it).
     """
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
@@ -75,9 +76,10 @@ def initialize(chunk: torch.nn.Module, config: Config) -> None:
     """Fill the parameters of `chunk` with GPT-2's and GPT-3's initial values, equal in every layout and on any device.
 
     Weights and positions are N(0, init_std), projections into the residual stream N(0, init_std / sqrt(2 layers)),
-    norms 1, biases and rows of the padded vocabulary 0. A scalar head is N(0, 1 / sqrt(hidden size + 1)), so that its
-    values are of size 1 (arXiv 2009.01325); an embedding head begins with `embed.temperature`. Every global tensor is
-    drawn in float32 on the CPU from a stream of its own, seeded by config.seed and its name.
+    norms 1 (zero-centered ones 0), biases and rows of the padded vocabulary 0. A scalar head is
+    N(0, 1 / sqrt(hidden size + 1)), so that its values are of size 1 (arXiv 2009.01325); an embedding head begins with
+    `embed.temperature`. Every global tensor is drawn in float32 on the CPU from a stream of its own, seeded by
+    config.seed and its name.
     """
     for name, parameter, boxes in named_boxes([chunk]):
         full = _initial_value(name, boxes[0].global_shape, config)
@@ -91,7 +93,7 @@ def _initial_value(name: str, shape: tuple[int, ...], config: Config) -> Tensor:
     if name.endswith(".bias"):
         return torch.zeros(shape)
     if "norm" in name:
-        return torch.ones(shape)
+        return torch.zeros(shape) if model.zero_centered_norm else torch.ones(shape)
     std = model.init_std
     if name.endswith(("linear_proj.weight", "linear_fc2.weight")):  # into the residual stream
         std /= math.sqrt(2 * model.num_layers)

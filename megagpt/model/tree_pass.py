@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megagpt.data.batch import send
-from megagpt.model.kv_cache import CachedAttention, JointPass, Pass, Rotation, rotation_at
+from megagpt.model.kv_cache import CachedAttention, JointPass, Pass
 from megagpt.model.token_tree import Row
 
 
@@ -103,10 +103,6 @@ class TreePass:
             slots = np.concatenate([placed.slots for _, placed in stems])
             self._kept = self._tensor(tokens), self._tensor(slots)
         self._masks: dict[int | None, Tensor] = {}
-
-    def rotation(self, table: Tensor, dtype: torch.dtype) -> Rotation:
-        """The rotation of the pass's tokens, see `kv_cache.rotation_at`."""
-        return rotation_at(self.positions, table, dtype)
 
     def last(self, values: Tensor) -> Tensor:
         """[T, ...] of the pass's tokens -> [n, ...] of those asked for."""

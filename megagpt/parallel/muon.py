@@ -173,12 +173,12 @@ def _boxed(matrix: Matrix, locals_: list[Tensor]) -> list[Tensor]:
 def projections(name: str, whole: Tensor, model: ModelConfig) -> list[Tensor]:
     """Views [..., in] of the projections that a layer's weight [out, in] holds: what is one matrix to the model.
 
-    They are queries, keys and values of attention, and gate and value of SwiGLU.
+    They are queries, keys and values of attention, and gate and value of a gated activation.
     """
     if name.endswith("linear_qkv.weight"):
-        groups = whole.view(model.query_groups, -1, model.head_dim, whole.shape[1])
+        groups = whole.view(model.query_groups, -1, model.head_size, whole.shape[1])
         return [groups[:, :-2], groups[:, -2], groups[:, -1]]
-    if name.endswith("linear_fc1.weight") and model.activation == "swiglu":
+    if name.endswith("linear_fc1.weight") and model.is_gated:
         return list(whole.chunk(2))
     return [whole]
 

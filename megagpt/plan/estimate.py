@@ -166,7 +166,7 @@ def recomputed_flops(job: Job) -> float:
     model, recompute = job.config.model, job.config.parallel.recompute
     whole, length = job.flops_per_token, job.row_length
     keys = sum(min(model.window(layer) or length, length) for layer in range(model.num_layers))
-    attention = 4 * keys * model.num_attention_heads * model.head_dim
+    attention = 4 * keys * model.num_attention_heads * model.head_size
     if recompute == "none" or (recompute == "selective" and not job.unfused_attention):
         return 1.0
     if recompute == "selective":

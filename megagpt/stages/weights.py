@@ -22,12 +22,15 @@ from megagpt.errors import CheckpointError, ConfigError
 from megagpt.parallel import launch
 from megagpt.parallel.engine import Engine, Objective
 from megagpt.parallel.megatron import MegatronEngine
-from megagpt.stages.vocabulary import TABLES, fill_rows, old_rows
+from megagpt.stages.vocabulary import TABLES, fill_rows, old_rows, tables_of
 
 log = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
 """The copy of its tokenizer in a run's folder."""
+
+FREE_OPTIONS = ("name", "sequence_length", "vocab_size", "head", "hidden_dropout", "attention_dropout", "init_std")
+"""Options of a model that may change when another run goes on from its weights."""
 
 HEADS = ("model/scalar_head.", "model/embedding_head.")
 """Beginnings of the names of heads' tensors that a language model does not have."""
@@ -50,6 +53,7 @@ def load_weights(config: Config, engine: Engine) -> Path:
     old = saved.model
     _check_vocabulary(config, source, old.vocab_size)
     _check_head(config, source, old)
+    _warn_of_other_architecture(config.model, old, source)
     shards = [shard for shard in engine.shards(for_saving=False) if shard.name.startswith("model/")]
     if old.head == config.model.head == "embedding":
         _say_what_differs(saved.embed, config.embed, source)
@@ -113,17 +117,16 @@ def _load_growing(model: ModelConfig, old: ModelConfig, source: Path, shards: li
     tables = [shard for shard in shards if shard.name in TABLES]
     wanted = [shard for shard in shards if shard.name not in TABLES]
     wanted += [old_rows(shard, old.vocab_size, old.padded_vocab_size) for shard in tables]
-    names = TABLES if model.head == "tokens" and not model.tie_embeddings else TABLES[:1]
+    tables_before = tables_of(dataclasses.replace(old, head=model.head))
     wholes = []
     if grows and world.rank == 0:  # no rank but this one has to hold a whole table
-        shape = (old.padded_vocab_size, old.hidden_size)
-        wholes = [Shard.whole(name, torch.empty(shape)) for name in names]
+        wholes = [Shard.whole(name, torch.empty(shape)) for name, shape in tables_before.items()]
     checkpoint.load(source, [*wanted, *wholes], strict=False, cast=True, world=world)
     if grows:
-        rows = world.broadcast([whole.data[: old.vocab_size].double().mean(0).tolist() for whole in wholes])
-        means = {name: torch.tensor(row) for name, row in zip(names, rows, strict=True)}
+        means = [whole.data[: old.vocab_size].double().mean(0, keepdim=True).flatten().tolist() for whole in wholes]
+        rows = dict(zip(tables_before, map(torch.tensor, world.broadcast(means)), strict=True))
         for shard in tables:
-            fill_rows(shard, old.vocab_size, model.vocab_size, means[shard.name])
+            fill_rows(shard, old.vocab_size, model.vocab_size, rows[shard.name])
         new = model.vocab_size - old.vocab_size
         log.info("%d new tokens' rows are the mean of the %d old ones", new, old.vocab_size)
 
@@ -145,6 +148,14 @@ def _check_layout(model: ModelConfig, parallel: ParallelConfig) -> None:
     data = DataConfig(tokenizer=TOKENIZER, corpora=(CorpusConfig("unused"),))
     model = dataclasses.replace(model, head="tokens")  # another head belongs to another stage
     check(Config(model=model, parallel=parallel, optim=optim, data=data), ranks)
+
+
+def _warn_of_other_architecture(model: ModelConfig, old: ModelConfig, source: Path) -> None:
+    """Some options do not show in the shapes of weights, which would load and mean something else."""
+    for field in dataclasses.fields(ModelConfig):
+        before, now = getattr(old, field.name), getattr(model, field.name)
+        if before != now and field.name not in FREE_OPTIONS:
+            log.warning("model.%s is %s, but the model of %s was trained with %s", field.name, now, source, before)
 
 
 def _check_head(config: Config, source: Path, old: ModelConfig) -> None:

@@ -40,8 +40,8 @@ PEAK_TFLOPS = {
 def matmul_parameters(model: ModelConfig) -> int:
     """Weights that every token is multiplied by: all matrices and the head, not the embedding table."""
     hidden = model.hidden_size
-    attention = hidden * model.head_dim * 2 * (model.num_attention_heads + model.query_groups)
-    feed_forward = hidden * model.ffn_size * (3 if model.activation == "swiglu" else 2)
+    attention = hidden * model.head_size * 2 * (model.num_attention_heads + model.query_groups)
+    feed_forward = hidden * model.ffn_size * (3 if model.is_gated else 2)
     return model.num_layers * (attention + feed_forward) + hidden * model.output_size
 
 
@@ -55,7 +55,7 @@ def flops_per_token(model: ModelConfig) -> float:
     """
     windows = [model.window(layer) or model.sequence_length for layer in range(model.num_layers)]
     keys = sum(min(window, model.sequence_length) for window in windows)
-    return 6 * matmul_parameters(model) + 12 * keys * model.num_attention_heads * model.head_dim
+    return 6 * matmul_parameters(model) + 12 * keys * model.num_attention_heads * model.head_size
 
 
 def device_peak_tflops(name: str, precision: Literal["fp32", "bf16"]) -> float | None:

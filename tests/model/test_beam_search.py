@@ -82,7 +82,7 @@ def in_transformers(ours, model: ModelConfig):
                 intermediate_size=model.ffn_size,
                 num_attention_heads=heads,
                 num_key_value_heads=model.query_groups,
-                head_dim=model.head_dim,
+                head_dim=model.head_size,
                 vocab_size=VOCAB,
                 max_position_embeddings=length,
                 rope_parameters={"rope_type": "default", "rope_theta": model.rope_base},

@@ -123,7 +123,7 @@ def llama_settings(model: ModelConfig) -> dict:
         "intermediate_size": model.ffn_size,
         "num_attention_heads": model.num_attention_heads,
         "num_key_value_heads": model.query_groups,
-        "head_dim": model.head_dim,
+        "head_dim": model.head_size,
         "vocab_size": model.vocab_size,
         "max_position_embeddings": model.sequence_length,
         "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_base},

@@ -53,7 +53,7 @@ def test_grouped_queries_and_swiglu_as_counted_by_torch():
     )
     counted = counted_per_token(network, model)
     # The rotary table is a small matrix product of its own, forward only, that no convention counts.
-    rotary = 2 * model.head_dim // 2
+    rotary = 2 * model.head_size // 2
     assert flops.flops_per_token(model) == pytest.approx(counted, abs=2 * rotary)
 
 

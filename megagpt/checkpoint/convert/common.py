@@ -17,14 +17,10 @@ from megagpt.checkpoint.files import parse_json, read_bytes, write_text
 from megagpt.checkpoint.format import MAX_ELEMENTS
 from megagpt.config.bounds import out_of_range
 from megagpt.config.embedding import EmbedConfig
-from megagpt.config.layout_rules import (
-    attention_pattern,
-    heads_divide_hidden_size,
-    query_groups_divide_heads,
-    rope_pairs_dimensions,
-)
 from megagpt.config.load import from_dict
+from megagpt.config.model_rules import MODEL_RULES
 from megagpt.config.schema import Config, ModelConfig
+from megagpt.data.companions import Companions
 from megagpt.errors import CheckpointError, ConfigError
 
 COMPANION = "megagpt.json"
@@ -33,10 +29,10 @@ COMPANION_LIMIT = 1 << 20
 NAMES_SHOWN = 10
 LAYERS_LIMIT = 4096
 """Most layers of a model that is read; GPT-3 has 96."""
-MODEL_RULES = (heads_divide_hidden_size, query_groups_divide_heads, rope_pairs_dimensions, attention_pattern)
 COLUMN_PARALLEL = ("linear_qkv", "linear_fc1")
 ROW_PARALLEL = ("linear_proj", "linear_fc2")
-VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+HEAD_NORMS = ("q_layernorm", "k_layernorm")
+VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class LazySource:
     readers: Mapping[str, Callable[[], torch.Tensor]]
     tokenizer: Path | None = None
     embed: EmbedConfig | None = None
-    extras: Mapping[str, Any] = field(default_factory=dict)
+    extras: Companions = field(default_factory=Companions)
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor `name`, contiguous, on the CPU. Raises CheckpointError."""
@@ -73,41 +69,62 @@ def checked_model(model: ModelConfig, where: Path) -> ModelConfig:
 
 def parameters(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and whole shapes of the model's parameters, in the order of the network, but for those of a head."""
-    hidden, ffn, heads = model.hidden_size, model.ffn_size, model.num_attention_heads
-    kinds = ("weight", "bias") if model.bias else ("weight",)
-    norms = ("weight", "bias") if model.normalization == "layernorm" else ("weight",)
-    linears = {
-        "self_attention.linear_proj": (hidden, hidden),
-        "self_attention.linear_qkv": ((heads + 2 * model.query_groups) * model.head_dim, hidden),
-        "mlp.linear_fc1": (ffn * (2 if model.activation == "swiglu" else 1), hidden),
-        "mlp.linear_fc2": (hidden, ffn),
-    }
-    head_norms = {"self_attention.q_layernorm": model.head_dim, "self_attention.k_layernorm": model.head_dim}
-    layer = {f"{norm}.{kind}": (hidden,) for norm in ("input_layernorm", "pre_mlp_layernorm") for kind in norms}
-    layer |= {
-        f"{name}.{kind}": shape[: 2 if kind == "weight" else 1] for name, shape in linears.items() for kind in kinds
-    }
-    if model.qk_layernorm:
-        layer |= {f"{norm}.{kind}": (size,) for norm, size in head_norms.items() for kind in norms}
-    shapes = {"embedding.word_embeddings.weight": (model.padded_vocab_size, hidden)}
+    shapes = {"embedding.word_embeddings.weight": (model.padded_vocab_size, model.hidden_size)}
     if model.position_embedding == "learned":
-        shapes["embedding.position_embeddings.weight"] = (model.sequence_length, hidden)
+        shapes["embedding.position_embeddings.weight"] = (model.sequence_length, model.hidden_size)
+    layer = _of_layer(model)
     for number in range(model.num_layers):
         shapes |= {f"decoder.layers.{number}.{name}": shape for name, shape in layer.items()}
-    shapes |= {f"decoder.final_layernorm.{kind}": (hidden,) for kind in norms}
-    if model.head != "tokens" or model.tie_embeddings:
+    shapes |= _norm("decoder.final_layernorm", model.hidden_size, model)
+    if model.head != "tokens":
         return shapes
-    return shapes | {"output_layer.weight": (model.padded_vocab_size, hidden)}
+    if not model.tie_embeddings:
+        shapes["output_layer.weight"] = (model.padded_vocab_size, model.hidden_size)
+    return shapes | ({"output_layer.bias": (model.padded_vocab_size,)} if model.output_bias else {})
+
+
+def _of_layer(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    hidden, head, queries, groups = model.hidden_size, model.head_size, model.num_attention_heads, model.query_groups
+    normed = {
+        "input_layernorm": model.norm_placement != "post",
+        "pre_mlp_layernorm": model.norm_placement != "post" and model.parallel_block != "one_norm",
+        "post_attention_layernorm": model.norm_placement != "pre",
+        "post_mlp_layernorm": model.norm_placement != "pre",
+    }
+    linears = {
+        "self_attention.linear_proj": ((hidden, queries * head), model.has_attention_output_bias),
+        "self_attention.linear_qkv": (((queries + 2 * groups) * head, hidden), model.has_qkv_bias),
+        "mlp.linear_fc1": ((model.ffn_size * (2 if model.is_gated else 1), hidden), model.bias),
+        "mlp.linear_fc2": ((hidden, model.ffn_size), model.bias),
+    }
+    layer: dict[str, tuple[int, ...]] = {}
+    for name, has_norm in normed.items():
+        layer |= _norm(name, hidden, model) if has_norm else {}
+    for name, (shape, has_bias) in linears.items():
+        layer |= {f"{name}.weight": shape} | ({f"{name}.bias": shape[:1]} if has_bias else {})
+    if model.qk_layernorm:
+        together = model.qk_norm_scope == "all_heads"
+        for name, heads in (("q_layernorm", queries), ("k_layernorm", groups)):
+            layer |= _norm(f"self_attention.{name}", heads * head if together else head, model)
+    return layer
+
+
+def _norm(name: str, size: int, model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    kinds = ("weight", "bias") if model.normalization == "layernorm" else ("weight",)
+    return {f"{name}.{kind}": (size,) for kind in kinds}
 
 
 def cut(name: str, model: ModelConfig) -> tuple[int | None, int]:
     """The axis along which tensor-parallel ranks cut a parameter (None: all hold it), and how many parts of it.
 
-    SwiGLU's first linear has two parts, gate and value: each rank holds a share of one, then of the other.
+    The first linear of a gated activation has two parts, gate and value: each rank holds a share of one, then of the
+    other. Norms over all heads together are cut like the heads.
     """
     module, kind = name.split(".")[-2:]
     if name in VOCABULARY or module in COLUMN_PARALLEL:
-        return 0, 2 if module == "linear_fc1" and model.activation == "swiglu" else 1
+        return 0, 2 if module == "linear_fc1" and model.is_gated else 1
+    if module in HEAD_NORMS and model.qk_norm_scope == "all_heads":
+        return 0, 1
     return (1, 1) if module in ROW_PARALLEL and kind == "weight" else (None, 1)
 
 

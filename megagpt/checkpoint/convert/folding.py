@@ -27,7 +27,7 @@ def fold_qkv_bias(source: Source) -> Source:
     take.
     """
     model = source.model
-    width = model.head_dim
+    width = model.head_size
 
     @lru_cache(maxsize=1)  # a layer's tensors are read one after the other
     def shifts(layer: str) -> tuple[Tensor, Tensor]:

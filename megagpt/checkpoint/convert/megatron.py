@@ -47,7 +47,7 @@ NAME = "megatron"
 FILE = "model_optim_rng.pt"
 RANK = re.compile(r"mp_rank_([0-9]{2,4})(?:_([0-9]{3,4}))?(_[0-9]{3,4})?")
 LAYER = re.compile(r"decoder\.layers\.([0-9]{1,6})\.(.*)")
-EMBEDDING, OUTPUT = VOCABULARY
+EMBEDDING, OUTPUT = VOCABULARY[:2]
 NAME_LIMIT = 300
 """Characters that no parameter's name reaches."""
 
@@ -113,7 +113,7 @@ class _Reader:
         """Rows of query, key and value as they are since version 2: together, head by head."""
         if ".linear_qkv." not in self.name or self.version >= 2:
             return shard
-        size, rest = self.model.head_dim, shard.shape[1:]
+        size, rest = self.model.head_size, shard.shape[1:]
         if self.version < 1:
             return shard.view(3, -1, size, *rest).transpose(0, 1).reshape(shard.shape)
         return shard.view(-1, size, 3, *rest).transpose(1, 2).reshape(shard.shape)

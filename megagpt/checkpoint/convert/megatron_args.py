@@ -152,7 +152,7 @@ def namespace(model: ModelConfig, step: int) -> argparse.Namespace:
         num_attention_heads=model.num_attention_heads,
         group_query_attention=model.num_query_groups is not None,
         num_query_groups=model.query_groups,
-        kv_channels=model.head_dim,
+        kv_channels=model.head_size,
         seq_length=model.sequence_length,
         max_position_embeddings=model.sequence_length,
         vocab_size=model.vocab_size,

@@ -3,11 +3,11 @@
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,8 +26,8 @@ from megagpt.checkpoint.files import (
 from megagpt.checkpoint.format import CODES, DTYPES, MAX_DIMENSIONS, MAX_ELEMENTS, memory
 from megagpt.errors import CheckpointError
 
+T = TypeVar("T")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 SHARD_BYTES = 5_000_000_000
 HEADER_LIMIT = 16 << 20
@@ -47,48 +47,53 @@ class Stored:
 
     def read(self) -> torch.Tensor:
         """The tensor. Raises CheckpointError."""
-        whole = allocate(self.shape, self.dtype, self.path)
-        buffer = memory(whole)
+        return self.read_flat(0, prod(self.shape), allocate(self.shape, self.dtype, self.path))
+
+    def read_flat(self, first: int, count: int, out: torch.Tensor) -> torch.Tensor:
+        """`count` elements from the `first` one on, in row-major order, into `out`. Raises CheckpointError."""
+        buffer = memory(out)[: count * self.dtype.itemsize]
         with open_regular(self.path) as file:
-            file.seek(self.position)
+            file.seek(self.position + first * self.dtype.itemsize)
             while buffer:
-                count = file.readinto(buffer[:CHUNK])
-                if not count:
+                got = file.readinto(buffer[:CHUNK])
+                if not got:
                     raise CheckpointError(f"{self.path} ends inside {self.name}")
-                buffer = buffer[count:]
-        return whole
+                buffer = buffer[got:]
+        return out
 
 
 def open_folder(folder: Path) -> dict[str, Stored]:
     """Every tensor of a folder's model.safetensors, or of the files that its index names.
 
-    Raises CheckpointError naming the file: a name that leaves the folder, a link out of it, a header that does not fit
-    its file, two tensors of one name, a tensor that is not where the index says, or weights that are pickled.
+    Raises CheckpointError naming the file: a header that does not fit its file, or what `indexed` refuses.
     """
-    index = folder / INDEX
-    if not os.path.lexists(index):
-        if not os.path.lexists(folder / SINGLE):
-            pickled = [name for name in PICKLED if (folder / name).exists()]
-            advice = f"{pickled[0]} is pickled, and reading it could run code: " if pickled else ""
-            raise CheckpointError(
-                f"{folder} has no {SINGLE}: {advice}save the model with save_pretrained of transformers 4.35 or newer"
-            )
-        return read_header(inside(folder, SINGLE))
-    values = parse_json(read_bytes(inside(folder, INDEX), JSON_LIMIT), index)
+    if os.path.lexists(folder / INDEX):
+        return indexed(folder, INDEX, FILE_NAME, read_header)
+    return read_header(inside(folder, SINGLE))
+
+
+def indexed(folder: Path, index: str, names: re.Pattern[str], read: Callable[[Path], Mapping[str, T]]) -> dict[str, T]:
+    """Every tensor of the files that an index names, whose names are `names`.
+
+    Raises CheckpointError: a name that leaves the folder, a link out of it, two tensors of one name, or a tensor that
+    is not where the index says.
+    """
+    values = parse_json(read_bytes(inside(folder, index), JSON_LIMIT), folder / index)
     where = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(where, dict):
-        raise CheckpointError(f"{index} has no weight_map")
+        raise CheckpointError(f"{folder / index} has no weight_map")
     for file in where.values():
-        if not isinstance(file, str) or not FILE_NAME.fullmatch(file):
-            raise CheckpointError(f"{index} names {shown(file)}, which is not a safetensors file beside it")
-    found: dict[str, Stored] = {}
+        if not isinstance(file, str) or not names.fullmatch(file):
+            kind = index.removesuffix(".index.json").rpartition(".")[2]
+            raise CheckpointError(f"{folder / index} names {shown(file)}, which is not a {kind} file beside it")
+    found: dict[str, T] = {}
     for file in sorted(set(where.values())):
-        for name, stored in read_header(inside(folder, file)).items():
+        for name, stored in read(inside(folder, file)).items():
             if where.get(name) != file:
-                raise CheckpointError(f"{folder / file} holds {shown(name)}, which {INDEX} does not place there")
+                raise CheckpointError(f"{folder / file} holds {shown(name)}, which {index} does not place there")
             found[name] = stored
     if missing := sorted(set(where) - set(found)):
-        raise CheckpointError(f"{index} names {shown(missing[0])}, which is not in {where[missing[0]]}")
+        raise CheckpointError(f"{folder / index} names {shown(missing[0])}, which is not in {where[missing[0]]}")
     return found
 
 
@@ -101,22 +106,6 @@ def inside(folder: Path, name: str) -> Path:
     if real.parent != (folder / ".." / ".." / "blobs").resolve():
         raise CheckpointError(f"{path} is a symbolic link to {real}, out of its folder: copy the file there")
     return real
-
-
-def equal(one: Stored, other: Stored) -> bool:
-    """Whether two tensors hold the same; they are in memory one part at a time. Raises CheckpointError."""
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    left = prod(one.shape) * one.dtype.itemsize
-    with open_regular(one.path) as first, open_regular(other.path) as second:
-        first.seek(one.position)
-        second.seek(other.position)
-        while left:
-            data = first.read(min(left, CHUNK))
-            if not data or data != second.read(len(data)):
-                return False
-            left -= len(data)
-    return True
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -163,38 +152,49 @@ def _parse(path: Path, name: str, value: Any, data: int) -> tuple[Stored, tuple[
     return Stored(path, name, tuple(shape), dtype, data + offsets[0]), (offsets[0], offsets[1])
 
 
+def shards(infos: Sequence[TensorInfo]) -> dict[str, list[int]]:
+    """The files that hold tensors, by name, each with the numbers of its own."""
+    found: list[list[int]] = [[]]
+    for number, info in enumerate(infos):
+        if found[-1] and sum(infos[n].size for n in found[-1]) + info.size > SHARD_BYTES:
+            found.append([])
+        found[-1].append(number)
+    names = [f"model-{number + 1:05d}-of-{len(found):05d}.safetensors" for number in range(len(found))]
+    return dict(zip(names if len(found) > 1 else [SINGLE], found, strict=True))
+
+
+def header(tensors: Iterable[tuple[str, TensorInfo]]) -> tuple[bytes, int]:
+    """What stands in a file before the tensors' bytes, its own length included, and how many these are."""
+    values: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, info in tensors:
+        offsets = [position, position + info.size]
+        values[name] = {"dtype": CODES[info.dtype], "shape": list(info.shape), "data_offsets": offsets}
+        position += info.size
+    text = json.dumps(values, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, position
+
+
 def write_shards(folder: Path, tensors: list[tuple[str, TensorInfo, Callable[[], torch.Tensor]]]) -> None:
     """Writes tensors, each read when its turn comes, as model.safetensors or as shards with an index."""
-    shards: list[list[int]] = [[]]
-    for number, (_, info, _) in enumerate(tensors):
-        if shards[-1] and sum(tensors[n][1].size for n in shards[-1]) + info.size > SHARD_BYTES:
-            shards.append([])
-        shards[-1].append(number)
-    names = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
-    names = names if len(shards) > 1 else [SINGLE]
-    for name, shard in zip(names, shards, strict=True):
+    files = shards([info for _, info, _ in tensors])
+    for name, shard in files.items():
         _write(folder / name, [tensors[number] for number in shard])
-    if len(shards) > 1:
-        placed = {tensors[n][0]: name for name, shard in zip(names, shards, strict=True) for n in shard}
+    if len(files) > 1:
+        placed = {tensors[n][0]: name for name, shard in files.items() for n in shard}
         total = sum(info.size for _, info, _ in tensors)
         write_text(folder / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": placed}, indent=2))
 
 
 def _write(path: Path, tensors: list[tuple[str, TensorInfo, Callable[[], torch.Tensor]]]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, info, _ in tensors:
-        offsets = [position, position + info.size]
-        header[name] = {"dtype": CODES[info.dtype], "shape": list(info.shape), "data_offsets": offsets}
-        position += info.size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    beginning, size = header((name, info) for name, info, _ in tensors)
 
     def chunks():
-        yield memoryview(len(text).to_bytes(8, "little") + text)
+        yield memoryview(beginning)
         for _, _, read in tensors:
             data = memory(read())
             for start in range(0, len(data), CHUNK):
                 yield data[start : start + CHUNK]
 
-    write_file(path, chunks(), 8 + len(text) + position)
+    write_file(path, chunks(), len(beginning) + size)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from megagpt.checkpoint.convert import hugging_face
 from megagpt.checkpoint.convert.base import Source, TensorInfo
 from megagpt.checkpoint.convert.common import LazySource, parameters
+from megagpt.checkpoint.convert.families.registry import BY_CLASS
 from megagpt.config.embedding import EmbedConfig
 from megagpt.config.schema import Config, KernelsConfig, ModelConfig, OptimConfig, ParallelConfig
 from megagpt.data.text_batch import SIDES, TextEncoder
@@ -80,7 +80,8 @@ def _relative(source: Source, ours: torch.Tensor, theirs: torch.Tensor) -> float
 
 def _ordinary_weights(side: Source, architecture: str) -> Source:
     """A source of the same model with random weights, such that attention, norms and biases all matter."""
-    shapes = parameters(replace(side.model, bias=side.model.normalization == "layernorm"))
+    model = BY_CLASS[architecture].held(side.model)
+    shapes = parameters(model)
 
     def draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
@@ -88,11 +89,11 @@ def _ordinary_weights(side: Source, architecture: str) -> Source:
             return noise / math.sqrt(shape[1])
         if ".linear_qkv." in name and architecture == "GPTNeoForCausalLM":
             return torch.zeros(shape)  # it has no such bias
-        return noise * 0.2 + ("norm" in name and name.endswith("weight"))
+        return noise * 0.2 + ("norm" in name and name.endswith("weight") and not model.zero_centered_norm)
 
     tensors = {f"model/{name}": TensorInfo(shape, torch.float32) for name, shape in shapes.items()}
     readers = {f"model/{name}": partial(draw, name, shape) for name, shape in shapes.items()}
-    return LazySource(side.path, "random", side.model, 0, tensors, readers)
+    return LazySource(side.path, "random", model, 0, tensors, readers)
 
 
 def _logits(side: Source, tokens: torch.Tensor) -> torch.Tensor:
@@ -155,9 +156,10 @@ def _transformers(
     kind = getattr(transformers, architecture)
     module = kind(kind.config_class(**settings, attn_implementation="eager")).float().eval()
     for name, parameter in module.named_parameters():
-        if name not in weights:
+        read = weights.get(name) or weights.get(name.replace("lm_head.", f"{BY_CLASS[architecture].head}."))
+        if read is None:
             raise CheckpointError(f"transformers' {architecture} has {name}, which the folder lacks")
-        parameter.copy_(weights[name]())
+        parameter.copy_(read())
     return module(tokens, use_cache=False).logits.float()
 
 

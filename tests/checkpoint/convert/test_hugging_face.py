@@ -118,6 +118,27 @@ def test_gpt2_without_head_prefix_and_with_buffers(tmp_path):
     assert convert(theirs, tmp_path / "ours", "megagpt").difference < 1e-4
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+def test_weights_of_torch_save_are_read_without_running_code(shards, tmp_path):
+    """As older folders have them; half precision stays as it is."""
+    theirs = saved("gpt2-untied", tmp_path / "theirs")
+    before = {name: value.half() for name, value in weights(theirs).items()}
+    (theirs / "model.safetensors").unlink()
+    names = [f"pytorch_model-{n + 1:05d}-of-{shards:05d}.bin" for n in range(shards)] if shards > 1 else []
+    placed = {name: names[number % shards] for number, name in enumerate(before)} if names else {}
+    for file in names:
+        torch.save({name: before[name] for name in before if placed[name] == file}, theirs / file)
+    if names:
+        (theirs / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": placed}))
+    else:
+        torch.save(before, theirs / "pytorch_model.bin")
+    convert(theirs, tmp_path / "ours", "megagpt", prove=False)
+    convert(tmp_path / "ours", tmp_path / "back", "huggingface", prove=False)
+    after = weights(tmp_path / "back")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
 def test_shards_have_an_index(tmp_path, monkeypatch):
     monkeypatch.setattr("megagpt.checkpoint.convert.safetensors_files.SHARD_BYTES", 50_000)
     saved("llama", tmp_path / "theirs")
@@ -132,12 +153,16 @@ def test_shards_have_an_index(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2}}, "rope_"),
-        ("llama", {"attention_bias": True}, "attention_bias=True"),
-        ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ("gpt2", {"activation_function": "relu"}, "activation_function='relu'"),
+        ("llama", {"rope_scaling": {"type": "longrope", "factor": 2}}, "rope_type='longrope'.* the nearest is"),
+        ("llama", {"attention_bias": True}, "self_attn.q_proj.bias is missing"),
+        ("llama", {"hidden_act": "tanh"}, "hidden_act='tanh'; known are silu"),
+        ("gpt2", {"activation_function": "tanh"}, "activation_function='tanh'; known are gelu_new"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
-        ("gpt2", {"model_type": "bloom"}, "model_type 'bloom'"),
+        ("gpt2", {"model_type": "bloom"}, "model_type 'bloom'.* ALiBi .*; the nearest that is read is Pythia"),
+        ("gpt2", {"model_type": "mixtral"}, "a mixture of experts.*; the nearest that is read is Mistral"),
+        ("gpt2", {"model_type": "new", "num_experts": 8}, "a mixture of experts"),
+        ("gpt2", {"model_type": "new"}, "model_type 'new': known are gpt2, gpt_neo, llama"),
+        ("gpt2", {"quantization_config": {"quant_method": "gptq"}}, "gptq.* not quantized.* the nearest is the model"),
         ("gpt2", {"n_head": 5}, "hidden_size \\(48\\) is not a multiple of model.num_attention_heads \\(5\\)"),
         ("gpt2", {"n_layer": "many"}, "not a complete config"),
         ("gpt2", {"n_layer": 3}, "transformer.h.2.ln_1.weight is missing"),
@@ -176,7 +201,12 @@ def hostile(kind: str, theirs: Path) -> None:
         shutil.move(file, theirs.parent / "elsewhere")
         file.symlink_to(theirs.parent / "elsewhere")
     elif kind == "pickle":
+        file.unlink()
+        torch.save({"transformer.wte.weight": torch.nn.Linear(2, 2)}, theirs / "pytorch_model.bin")
+    elif kind == "misnamed":
         file.rename(theirs / "pytorch_model.bin")
+    elif kind == "nothing":
+        file.unlink()
     elif kind == "misplaced":
         index.write_text(json.dumps({"weight_map": {"transformer.wpe.weight": "model.safetensors"}}))
 
@@ -190,7 +220,9 @@ def hostile(kind: str, theirs: Path) -> None:
         ("overlap", "overlap or leave a gap"),
         ("integers", "not a floating-point type"),
         ("link", "symbolic link"),
-        ("pickle", "pytorch_model.bin is pickled"),
+        ("pickle", "pytorch_model.bin is refused: it asks for torch.nn.modules.linear.Linear"),
+        ("misnamed", "pytorch_model.bin is not a zip file"),
+        ("nothing", "has neither model.safetensors nor pytorch_model.bin"),
         ("misplaced", "does not place there"),
     ],
 )
@@ -205,8 +237,12 @@ def test_hostile_folders_are_refused(kind, message, tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (ModelConfig(position_embedding="rope"), "model.position_embedding=rope"),
-        (ModelConfig(num_query_groups=2), "num_query_groups"),
+        (
+            ModelConfig(position_embedding="rope", num_query_groups=2, attention_softcap=5.0),
+            "model.attention_softcap=5",
+        ),
+        (ModelConfig(num_query_groups=2), "GPT2LMHeadModel lacks model.num_query_groups=2"),
+        (ModelConfig(logit_softcap=30.0), "GPT2LMHeadModel lacks model.logit_softcap=30.0"),
     ],
 )
 def test_models_without_architecture_are_refused(model, message):

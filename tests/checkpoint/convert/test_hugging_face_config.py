@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from megagpt.checkpoint.convert import hugging_face_config as about
 from megagpt.checkpoint.convert.convert import convert
+from megagpt.checkpoint.convert.families import rope
 from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import CheckpointError
 from tests.checkpoint.convert.test_hugging_face import GPT2, GPT_NEO, LLAMA
@@ -89,9 +90,9 @@ WRONG = [
     *[("llama", "num_key_value_heads", value) for value in (5, 0, -1, "2")],
     *[
         ("llama", "rope_parameters", value)
-        for value in ([], "x", {"rope_type": "yarn"}, {"factor": 2}, {"rope_theta": 0})
+        for value in ([], "x", {"rope_type": "yarn"}, {"factor": 2}, {"rope_theta": 0}, {"rope_type": "longrope"})
     ],
-    *[("llama", "head_dim", value) for value in (16, 0)],
+    *[("llama", "head_dim", value) for value in (7, 0)],
     *[("llama", "partial_rotary_factor", value) for value in (0.5, "1")],
     *[("qwen3", "layer_types", value) for value in (["sliding_attention"] * 3, ["full_attention"], [[]])],
     ("gpt2", "quantization_config", {"quant_method": "evil"}),
@@ -102,7 +103,7 @@ WRONG = [
 def test_wrong_values_are_named(kind, key, value, tmp_path):
     name = {"n_head": "head", "resid_pdrop": "hidden_dropout", "layer_norm_epsilon": "epsilon"}.get(key, key)
     alias = {"num_key_value_heads": "num_key_value_heads|num_query_groups", "n_embd": "n_embd|hidden_size|parameters"}
-    alias |= {"n_layer": "n_layer|num_layers", "rope_parameters": "rope_"}
+    alias |= {"n_layer": "n_layer|num_layers", "rope_parameters": "rope_", "head_dim": "head_dim|head size"}
     with pytest.raises(CheckpointError, match=f"config.json.*({alias.get(key, name)})"):
         read(tmp_path, CONFIGS[kind] | {key: value})
 
@@ -162,7 +163,8 @@ def test_small_weights_hide_no_error(folder, scale, monkeypatch):
     """With another rotary base logits differ by less than a thousandth; with tiny weights, by nothing at all."""
     file = folder / "model.safetensors"
     save_file({name: value * (scale if value.dim() > 1 else 1) for name, value in load_file(file).items()}, file)
-    monkeypatch.setattr(about, "_rope_base", lambda config: 500.0)
+    read = rope.read
+    monkeypatch.setattr(rope, "read", lambda config, **options: read(config, **options) | {"rope_base": 500.0})
     with pytest.raises(CheckpointError, match=r"the logits of .* differ by .* of their spread, more than 0.001"):
         convert(folder, folder.parent / "ours", "megagpt")
 
@@ -205,15 +207,15 @@ def test_tokenizers_are_checked_before_the_work(folder):
     own = train_tokenizer(["to be or not to be " * 30], 290)
     wide = train_tokenizer([" ".join(f"{n:x}{n * n}" for n in range(3000))], 310)
     spec = json.loads(own.to_json())
-    spec["added_tokens"][0]["content"] = "<|end_of_text|>"
-    llama3 = json.dumps(spec)
+    spec["added_tokens"][0]["content"] = "<|other|>"
+    endless = json.dumps(spec)
     sentencepiece = json.dumps(json.loads(own.to_json()) | {"decoder": {"type": "Metaspace", "replacement": "_"}})
     cases = [
-        ("tokenizer.json", llama3, r"has no <\|endoftext\|> token"),
+        ("tokenizer.json", endless, r"has no <\|endoftext\|> token"),
         ("tokenizer.json", sentencepiece, "is not a"),
         ("tokenizer.json", "{}", "is not a tokenizer.json"),
         ("tokenizer.json", wide.to_json(), f"has {wide.vocab_size} tokens, the model 301"),
-        ("tokenizer.model", "anything", "is a SentencePiece tokenizer"),
+        ("tokenizer.model", "anything", "is a SentencePiece model"),
     ]
     for name, text, message in cases:
         (folder / name).write_text(text)

@@ -1,0 +1,117 @@
+"""The values of a config.json, of which every one that is asked for is checked and noted."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megagpt.checkpoint.convert.common import LAYERS_LIMIT
+from megagpt.checkpoint.files import shown
+from megagpt.errors import CheckpointError
+
+REQUIRED = object()
+"""Instead of a default: a key without which there is no model."""
+HARMLESS = re.compile(
+    "model_type|architectures|(torch_)?dtype|transformers_version|use_cache|_name_or_path|(bos|eos|pad|unk|sep)_token_id"
+    "|_?attn_implementation|attn_pdrop|(embd|resid)_pdrop|embed_dropout|classifier_dropout|summary_.*|task_specific_params"
+    "|n_ctx|reorder_and_upcast_attn|gradient_checkpointing|return_dict|output_(attentions|hidden_states|past)"
+    "|pretraining_tp|attention_layers|sliding_window|max_window_layers|is_(decoder|encoder_decoder)|id2label|label2id"
+    "|cache_implementation|_?sliding_window_pattern|(scale_)?attention_softmax_in_fp32|layerdrop|prefix|finetuning_task"
+    "|attention_dropout|embedding_dropout|chunk_size_feed_forward|tokenizer_class|hidden_act|ff_factor"
+)
+"""Keys that do not change what the model computes, in families that do not ask for them."""
+GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu": "gelu_exact"}
+PLAIN = GELU | {"relu": "relu", "relu2": "squared_relu"}
+GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu", "gelu": "geglu_exact"}
+"""Activations by transformers' names; of several names for one, the first is written."""
+
+
+def name_of(activation: str, names: Mapping[str, str]) -> str:
+    """transformers' name of an activation; of another one where the family lacks it, which `Family.held` finds."""
+    return next((theirs for theirs, ours in names.items() if ours == activation), next(iter(names)))
+
+
+@dataclass(frozen=True)
+class Values:
+    """A config.json, or an object in it. All methods raise CheckpointError naming the file and the key."""
+
+    path: Path
+    kind: str
+    """The `model_type`, for messages."""
+    values: Mapping[str, Any]
+    used: dict[str, Any] = field(default_factory=dict)
+    """What was asked for: the part of the file that transformers may be given."""
+    objects: set[str] = field(default_factory=set)
+    """Keys of the objects that were asked for; what transformers may be given of them is put into `used`."""
+
+    def get(self, key: str, default: Any, fits: Callable[[Any], bool], what: str, null: bool = False) -> Any:
+        """The value, or `default` where there is none. None fits where it is the default, or with `null`."""
+        value = self.values.get(key, default)
+        if value is REQUIRED:
+            raise self.flaw(f"{key} is missing")
+        if not (fits(value) or (value is None and (default is None or null))):
+            raise self.flaw(f"{key} is {shown(value)}, not {what}")
+        if key in self.values:
+            self.used[key] = value
+        return value
+
+    def flaw(self, message: str) -> CheckpointError:
+        """The error for a value that is missing or of the wrong kind."""
+        return CheckpointError(f"{self.path} is not a complete config of {self.kind}: {message}")
+
+    def refusal(self, message: str) -> CheckpointError:
+        """The error for what megagpt's models do not have."""
+        return CheckpointError(f"{self.path}: megagpt has no model with {message}")
+
+    def integer(self, key: str, default: int | object | None = None, null: bool = False) -> Any:
+        """A positive whole number."""
+        return self.get(
+            key, default, lambda value: type(value) is int and 0 < value < 1 << 40, "a positive integer", null
+        )
+
+    def layers(self, key: str) -> int:
+        """The number of layers."""
+        layers = self.integer(key, REQUIRED)
+        if layers > LAYERS_LIMIT:
+            raise self.flaw(f"{key} is {layers:,}; models of up to {LAYERS_LIMIT:,} layers are read")
+        return layers
+
+    def number(self, key: str, default: float | object | None, null: bool = False) -> Any:
+        """A finite number."""
+
+        def fits(value: Any) -> bool:
+            return type(value) in (int, float) and math.isfinite(value)
+
+        return self.get(key, default, fits, "a finite number", null)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        return self.get(key, default, lambda value: isinstance(value, bool), "true or false")
+
+    def choice(self, key: str, names: Mapping[str, str], default: str) -> str:
+        """megagpt's name of what transformers calls by one of `names`."""
+        value = self.values.get(key, default)
+        if not isinstance(value, str) or value not in names:
+            raise self.refusal(f"{key}={shown(value)}; known are {', '.join(names)}")
+        if key in self.values:
+            self.used[key] = value
+        return names[value]
+
+    def object(self, key: str) -> dict[str, Any] | None:
+        """An object, whose own values are not checked here; None where there is none."""
+        self.objects.add(key)
+        value = self.values.get(key)
+        if not isinstance(value, dict | None):
+            raise CheckpointError(f"{self.path}: {key} is {shown(value)}, not an object")
+        return value
+
+    def only(self, **allowed: Sequence[Any]) -> None:
+        """Raises for a key with another value than these."""
+        for key, good in allowed.items():
+            if key in self.values:
+                value = self.values[key]
+                if not any(type(value) is type(known) and value == known for known in good):
+                    raise self.refusal(f"{key}={shown(value)}")
+                self.used[key] = value

@@ -1,0 +1,42 @@
+"""Megatron-Core's linear layers that tensor-parallel ranks divide, as plain ones where there is one rank."""
+
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from torch import Tensor
+
+from megagpt.model.megatron_versions import mark_sharded
+
+
+class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
+    """Megatron's layer; on one tensor-parallel rank a plain linear that adds the bias inside the matrix product.
+
+    With `separate_bias` the bias is always left to be added, for a kernel that does it on the way.
+    """
+
+    separate_bias = False
+
+    def __init__(self, *args, stride: int = 1, **kwargs):
+        super().__init__(*args, stride=stride, **kwargs)
+        mark_sharded(self.weight, 0, stride)
+
+    def forward(
+        self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output [S, B, out / tp] and the bias that is still to be added, if any."""
+        if self.tp_group.size() > 1 or self.separate_bias:
+            return super().forward(input_, weight, runtime_gather_output)
+        return F.linear(input_, self.weight if weight is None else weight, self.bias), None
+
+
+class RowParallelLinear(tensor_parallel.RowParallelLinear):
+    """Megatron's layer; on one tensor-parallel rank a plain linear that adds the bias inside the matrix product."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        mark_sharded(self.weight, 1)
+
+    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Output [S, B, out] and the bias that is still to be added, if any."""
+        if self.tp_group.size() > 1:
+            return super().forward(input_)
+        return F.linear(input_, self.weight, self.bias), None
