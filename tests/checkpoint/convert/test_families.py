@@ -29,6 +29,7 @@ WITHOUT_EFFECT = {
     "attention_layers",
     "_sliding_window_pattern",
     "num_key_value_heads",  # of GPT-NeoX, which has no such key
+    "original_max_position_embeddings",  # of Phi-3, which reads it with longrope
     "embd_pdrop",
     "layerdrop",
 }
