@@ -78,7 +78,7 @@ def _write(model: ModelConfig) -> dict[str, Any]:
             "max_position_embeddings": model.sequence_length,
             "layer_norm_epsilon": model.norm_epsilon,
             "new_decoder_architecture": is_new,
-            "multi_query": model.query_groups == 1,
+            "multi_query": is_new or model.query_groups == 1,
             "parallel_attn": model.parallel_block != "none",
             "activation": name_of(model.activation, NAMES),
             "bias": model.bias,
