@@ -25,7 +25,8 @@ def architecture_of(model: ModelConfig, before: str | None = None) -> str:
 def files(architecture: str, model: ModelConfig, dtype: str, end_of_text: int | None) -> dict[str, dict[str, Any]]:
     """config.json and generation_config.json."""
     special = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
-    config = {"architectures": [architecture], "dtype": dtype} | BY_CLASS[architecture].config(model) | special
+    classes = {"architectures": [architecture], "dtype": dtype}
+    config = classes | BY_CLASS[architecture].config(model) | special | {"pad_token_id": None}
     return {"config.json": config, "generation_config.json": special}
 
 

@@ -130,7 +130,8 @@ def _our_model(side: Source) -> Iterator[torch.nn.Module]:
 
 
 def _config(side: Source, parallel: ParallelConfig) -> Config:
-    plain = KernelsConfig("sdpa", "torch", "torch", "torch", "torch")
+    attention = "unfused" if side.model.attention_softcap else "sdpa"
+    plain = KernelsConfig(attention, "torch", "torch", "torch", "torch")
     optim, embed = OptimConfig(precision="fp32"), side.embed or EmbedConfig()
     return Config(model=side.model, parallel=parallel, optim=optim, kernels=plain, embed=embed)
 
@@ -154,7 +155,8 @@ def _transformers(
             "the proof of a conversion needs transformers: pip install transformers, or give --no-verify"
         ) from None
     kind = getattr(transformers, architecture)
-    module = kind(kind.config_class(**settings, attn_implementation="eager")).float().eval()
+    config = kind.config_class(**settings, pad_token_id=None, attn_implementation="eager")
+    module = kind(config).float().eval()
     for name, parameter in module.named_parameters():
         read = weights.get(name) or weights.get(name.replace("lm_head.", f"{BY_CLASS[architecture].head}."))
         if read is None:

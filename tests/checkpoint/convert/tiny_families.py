@@ -17,6 +17,7 @@ LLAMA = {
     "intermediate_size": 80,
     "max_position_embeddings": 64,
 }
+FALCON = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
 GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64, "resid_pdrop": 0, "attn_pdrop": 0, "embd_pdrop": 0}
 GEMMA = LLAMA | {"head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 6, "hidden_size": 32}
 ROPE = {
@@ -98,19 +99,22 @@ TINY = {
         LLAMA | {"sliding_window": 6, "partial_rotary_factor": 0.5, "pad_token_id": None, "eos_token_id": 1},
     ),
     "gpt_neox": ("GPTNeoXForCausalLM", LLAMA | {"rotary_pct": 0.5, "rotary_emb_base": 700}),
-    "gpt_neox-serial": ("GPTNeoXForCausalLM", LLAMA | {"use_parallel_residual": False, "attention_bias": False}),
+    "gpt_neox-serial": (
+        "GPTNeoXForCausalLM",
+        LLAMA | {"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0},
+    ),
     "starcoder2": ("Starcoder2ForCausalLM", LLAMA | {"sliding_window": 6, "rope_theta": 500.0}),
     "olmo2": ("Olmo2ForCausalLM", LLAMA | scaled("default") | {"pad_token_id": None}),
-    "falcon": ("FalconForCausalLM", LLAMA),
+    "falcon": ("FalconForCausalLM", FALCON),
     "falcon-40b": (
         "FalconForCausalLM",
-        LLAMA | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True, "ffn_hidden_size": 80},
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True, "ffn_hidden_size": 80},
     ),
     "falcon-11b": (
         "FalconForCausalLM",
-        LLAMA | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
     ),
-    "falcon-serial": ("FalconForCausalLM", LLAMA | {"multi_query": False, "parallel_attn": False}),
+    "falcon-serial": ("FalconForCausalLM", FALCON | {"multi_query": False, "parallel_attn": False}),
 }
 """Name -> transformers' class and settings. Families with several ways of computing are there several times."""
 

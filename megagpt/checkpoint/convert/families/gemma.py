@@ -76,7 +76,10 @@ def _read_gemma3(config: Values) -> ModelConfig:
     """transformers stores a softcap of attention for Gemma 3 and does not use it, so that none may be given."""
     config.only(attn_logit_softcapping=(None,))
     period = config.integer("sliding_window_pattern", 6)
-    return ModelConfig(**_common(config, 131072, period), **_bases(config), qk_layernorm=True)
+    fields = _common(config, 131072, period) | _bases(config)
+    if "attention_pattern" not in fields:
+        del fields["rope_local_base"]  # no layer has it
+    return ModelConfig(**fields, qk_layernorm=True)
 
 
 def _bases(config: Values) -> dict[str, Any]:

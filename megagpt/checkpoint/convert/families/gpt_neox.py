@@ -16,7 +16,7 @@ NAMES = {"gelu_fast": "gelu"} | PLAIN
 def _read(config: Values) -> ModelConfig:
     has_bias = config.flag("attention_bias", True)
     return ModelConfig(
-        **shape(config),
+        **shape(config, grouped=False),
         **rope.read(config, base="rotary_emb_base", share="rotary_pct", fraction=0.25),
         norm_epsilon=config.number("layer_norm_eps", 1e-5),
         parallel_block="two_norms" if config.flag("use_parallel_residual", True) else "none",

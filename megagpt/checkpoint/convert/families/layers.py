@@ -11,17 +11,25 @@ KINDS = {"full_attention": "dense", "sliding_attention": "banded"}
 
 
 def shape(
-    config: Values, groups: int | None = None, head_dim: int | None = None, length: int = 2048, tied: bool = False
+    config: Values,
+    groups: int | None = None,
+    head_dim: int | None = None,
+    length: int = 2048,
+    tied: bool = False,
+    grouped: bool = True,
 ) -> dict[str, Any]:
-    """Fields of `ModelConfig` by the names that Llama gave them; the defaults are the family's."""
+    """Fields of `ModelConfig` by the names that Llama gave them; the defaults are the family's.
+
+    grouped: whether the family has fewer keys and values than queries, and heads of any width.
+    """
     heads, hidden = config.integer("num_attention_heads", REQUIRED), config.integer("hidden_size", REQUIRED)
-    width = config.integer("head_dim", head_dim, null=True)
+    width = config.integer("head_dim", head_dim, null=True) if grouped else None
     return {
         "name": config.path.parent.name,
         "num_layers": config.layers("num_hidden_layers"),
         "hidden_size": hidden,
         "num_attention_heads": heads,
-        "num_query_groups": config.integer("num_key_value_heads", groups, null=True) or heads,
+        "num_query_groups": config.integer("num_key_value_heads", groups, null=True) or heads if grouped else heads,
         "head_dim": None if width is None or width * heads == hidden else width,
         "ffn_hidden_size": config.integer("intermediate_size", REQUIRED),
         "sequence_length": config.integer("max_position_embeddings", length),

@@ -14,6 +14,7 @@ from megagpt.config.schema import ModelConfig
 
 
 def _read(config: Values) -> ModelConfig:
+    config.integer("original_max_position_embeddings")
     config.only(attention_bias=(False,), mlp_bias=(False,))
     return ModelConfig(
         **shape(config, length=4096),

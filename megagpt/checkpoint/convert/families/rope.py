@@ -51,7 +51,7 @@ def read(
     if not share:
         config.only(partial_rotary_factor=(1.0, 1))
     found = Values(config.path, f"{config.kind}, rope_parameters", inner)
-    scaling = _scaling(found, kinds, config.integer("original_max_position_embeddings"))
+    scaling = _scaling(found, kinds, config)
     theta, turned = found.number("rope_theta", None), found.number("partial_rotary_factor", None)
     if not share:
         found.only(partial_rotary_factor=(1.0, 1))
@@ -73,8 +73,8 @@ def read(
     }
 
 
-def _scaling(found: Values, kinds: Sequence[str], original: int | None) -> RopeScalingConfig:
-    """The scaling that an object describes. `original` stands outside of it and has priority, as in transformers."""
+def _scaling(found: Values, kinds: Sequence[str], config: Values) -> RopeScalingConfig:
+    """The scaling that an object in `config` describes. An original length outside of it counts first."""
     kind = found.values.get("rope_type", found.values.get("type", "default"))
     if kind in ("longrope", "su") or (kind == "yarn" and "yarn" not in kinds):
         raise found.refusal(
@@ -91,8 +91,9 @@ def _scaling(found: Values, kinds: Sequence[str], original: int | None) -> RopeS
     names = {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"} if kind == "llama3" else {}
     values = {ours: float(found.number(theirs, REQUIRED)) for theirs, ours in names.items()}
     if kind in ("llama3", "yarn"):
-        within = found.integer("original_max_position_embeddings")
-        values["original_length"] = original or within
+        key = "original_max_position_embeddings"
+        outside, within = config.integer(key), found.integer(key)
+        values["original_length"] = outside or within or config.integer("max_position_embeddings", REQUIRED)
     if kind == "yarn":
         if found.values.get("mscale") or found.values.get("mscale_all_dim"):
             raise found.refusal("rope_parameters.mscale: give the attention_factor that follows from it")
