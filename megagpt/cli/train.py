@@ -61,7 +61,7 @@ def show_section(ctx: click.Context, parameter: click.Parameter, name: str | Non
 @click.argument("overrides", nargs=-1)
 def command(overrides: tuple[str, ...], only_config: bool, base: Path | None) -> int:
     """Run the stage that the configuration names; OVERRIDES are group=option and key=value."""
-    from megagpt.config.base_run import base_overrides
+    from megagpt.cli.base_run import base_overrides
     from megagpt.config.inputs import check_inputs
     from megagpt.config.load import load, to_yaml
     from megagpt.config.rules import check

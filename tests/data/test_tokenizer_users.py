@@ -19,6 +19,8 @@ from megagpt.data.ranked_loader import encode_ranking
 from megagpt.data.rankings import Ranking
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import DataError
+from megagpt.model.generation_config import GenerationConfig
+from megagpt.model.row import Row
 from tests.data.chat_templates import FAMILIES, GEMMA
 from tests.data.tokenizer_kinds import KINDS, TEXTS, save
 
@@ -114,3 +116,10 @@ def test_a_refused_conversation_is_named_with_its_place(tmp_path):
         DataError, match=r"talk\.jsonl:1: the model's chat template refuses .*: there is no system turn"
     ):
         ConversationLoader(from_dict(values))
+
+
+def test_every_end_ends_a_text(ours):
+    for token in (*ours.end_ids, ours.encode_part("a")[0]):
+        row = Row(0, [1], GenerationConfig(max_new_tokens=9), 9, np.zeros(9))
+        row.advance(token, 0.0, ours)
+        assert row.finish_reason == ("end_of_text" if token in ours.end_ids else None)
