@@ -4,7 +4,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,12 +158,15 @@ def show(
     shown = prompts if instruction is None else [""] * len(prompts)
     if len(prompts) == 1 and not as_json:
         unsaid = shown[0]  # until the first text is there, since a prompt may be refused
+        first = instruction is not None
         for _, text in generator.stream(inputs, settings):
-            say(unsaid + text)
-            unsaid = ""
+            say(unsaid + (generator.tokenizer.without_start(text) if first else text))
+            unsaid, first = "", False
         say(f"{unsaid}{rest}\n")
         return
     for prompt, before, completion in zip(prompts, shown, generator.generate(inputs, settings), strict=True):
+        if instruction is not None:
+            completion = replace(completion, text=generator.tokenizer.without_start(completion.text))
         if as_json:
             say(json.dumps({"prompt": prompt} | around | asdict(completion), ensure_ascii=False) + "\n")
         else:

@@ -3,9 +3,12 @@
 Nothing heavy is imported before the configuration is known to be right, so that a misspelt key costs a second.
 """
 
+from pathlib import Path
+
 import click
 
 from megagpt import env
+from megagpt.cli import options
 from megagpt.cli.group import RankedCommand, reported_by_first_rank
 from megagpt.errors import ConfigError
 
@@ -49,15 +52,22 @@ def show_section(ctx: click.Context, parameter: click.Parameter, name: str | Non
     help="Show every key, or those of one section.",
 )
 @click.option("--config", "only_config", is_flag=True, help="Print the whole configuration and run nothing.")
+@click.option(
+    "--base",
+    type=options.FILE,
+    metavar="RUN",
+    help="Start from a run or a converted model: its model.*, data.tokenizer and checkpoint.load, before OVERRIDES.",
+)
 @click.argument("overrides", nargs=-1)
-def command(overrides: tuple[str, ...], only_config: bool) -> int:
+def command(overrides: tuple[str, ...], only_config: bool, base: Path | None) -> int:
     """Run the stage that the configuration names; OVERRIDES are group=option and key=value."""
+    from megagpt.cli.base_run import base_overrides
     from megagpt.config.inputs import check_inputs
     from megagpt.config.load import load, to_yaml
     from megagpt.config.rules import check
 
     try:
-        config = load(list(overrides))
+        config = load([*(base_overrides(base) if base else ()), *overrides])
         if only_config:
             click.echo(to_yaml(config), nl=False)
             return 0

@@ -25,7 +25,10 @@ class TextBatch(Batch):
 
 
 class TextEncoder:
-    """Texts to tokens: delimiter, text, delimiter, end-of-text. A text that is too long loses its end."""
+    """Texts to tokens: what starts a document of the model's, delimiter, text, delimiter, end-of-text.
+
+    A text that is too long loses its end.
+    """
 
     def __init__(self, settings: EmbedConfig, sequence_length: int, tokenizer: Tokenizer) -> None:
         """Raises ConfigError when the delimiters leave no room for a text."""
@@ -77,5 +80,5 @@ class TextEncoder:
         )
 
     def _delimiters(self, prefix: str, suffix: str) -> tuple[list[int], list[int]]:
-        encode = self.tokenizer.encode
-        return encode(prefix), [*encode(suffix), self.tokenizer.end_of_text_id]
+        encode, start = self.tokenizer.encode, self.tokenizer.start_ids
+        return [*start, *encode(prefix)], [*encode(suffix), self.tokenizer.end_of_text_id]

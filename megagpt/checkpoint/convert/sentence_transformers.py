@@ -31,7 +31,7 @@ from megagpt.checkpoint.files import sync_folder, write_text
 from megagpt.config.embedding import EmbedConfig, temperature_of
 from megagpt.config.schema import ModelConfig
 from megagpt.data.text_batch import SIDES, Side, TextEncoder
-from megagpt.data.tokenizer import END_OF_TEXT, Tokenizer
+from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError
 
 NAME = "sentence-transformers"
@@ -103,7 +103,7 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
     scale = source.read(SCALE).item() if SCALE in source.tensors else None
     facts = describe(source.embed, source.model, scale) | {"step": source.step}
     write_json(folder / ABOUT, _about(facts, routed))
-    write_text(folder / "README.md", _readme(facts, source.model))
+    write_text(folder / "README.md", _readme(facts, source.model, tokenizer.end_of_text))
     for inner in folder.iterdir():
         if inner.is_dir():
             sync_folder(inner)
@@ -142,7 +142,7 @@ def _write_tokenizer(path: Path, encoder: TextEncoder, side: Side, folder: Path)
     write_text(folder / hugging_face.TOKENIZER, tokenizer.to_str(pretty=True))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), END_OF_TEXT),
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), encoder.tokenizer.end_of_text),
         "model_max_length": encoder.max_tokens,
         "padding_side": "right",  # learned positions count from the first token, padding or not
         "truncation_side": "right",
@@ -188,9 +188,9 @@ def _about(facts: dict[str, Any], routed: bool) -> dict[str, Any]:
     }
 
 
-def _readme(facts: dict[str, Any], model: ModelConfig) -> str:
+def _readme(facts: dict[str, Any], model: ModelConfig, end_of_text: str) -> str:
     around = {
-        side: f"`{json.dumps(facts[f'{side}_prefix'])} + text + {json.dumps(facts[f'{side}_suffix'] + END_OF_TEXT)}`"
+        side: f"`{json.dumps(facts[f'{side}_prefix'])} + text + {json.dumps(facts[f'{side}_suffix'] + end_of_text)}`"
         for side in SIDES
     }
     text = f"""---

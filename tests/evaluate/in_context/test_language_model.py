@@ -14,7 +14,19 @@ from dist import run_distributed
 from megagpt.config.schema import ParallelConfig
 from megagpt.errors import ConfigError, DataError
 from megagpt.parallel import launch
-from tests.evaluate.in_context.peers import GPT2, GPT_NEO, LLAMA, MODELS, VOCAB, build, our_lm, their_lm, tokenizer
+from tests.data.tokenizer_kinds import save
+from tests.evaluate.in_context.peers import (
+    GPT2,
+    GPT_NEO,
+    LLAMA,
+    MODELS,
+    VOCAB,
+    build,
+    hugging_face_model,
+    our_lm,
+    their_lm,
+    tokenizer,
+)
 from tests.evaluate.in_context.small_tasks import small_tasks
 
 WINDOW = GPT2.sequence_length
@@ -97,6 +109,35 @@ def test_greedy_texts_are_greedy_and_ends_of_windows_agree_with_hf(model):
     same(dict(enumerate(found)), dict(enumerate(theirs._loglikelihood_tokens(requests, disable_tqdm=True))))
     assert [greedy for _, greedy in found[:6]] == [True] * 3 + [False] * 3
     assert ours.cut_requests == 5  # one token more than the window is what it takes
+
+
+@pytest.mark.parametrize("kind", ["llama2", "llama3", "qwen"])
+@pytest.mark.usefixtures("one_rank")
+def test_texts_begin_as_with_hf(kind, tmp_path):
+    """With bos before texts, and before those without a context, where the tokenizer has one."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerFast
+
+    from megagpt.data.tokenizer import Tokenizer
+    from megagpt.evaluate.in_context.language_model import MegaGPTLM
+
+    folder = save(kind, tmp_path)
+    known = Tokenizer.load(folder / "tokenizer.json")
+    model = replace(LLAMA, vocab_size=known.vocab_size)
+    modules, config = build(model)
+    ours = MegaGPTLM(modules, config, known)
+    fast = PreTrainedTokenizerFast.from_pretrained(folder)
+    theirs = HFLM(pretrained=hugging_face_model(modules, model), tokenizer=fast, backend="causal", device="cpu")
+    assert ours.prefix_token_id == theirs.prefix_token_id
+    asked = [("the cat", " sat on"), ("", "the cat sat"), ("x + 1\n", "def f(x):"), ("the dog ", "ate")]
+    assert [ours.tok_encode(text) for pair in asked for text in pair] == [
+        theirs.tok_encode(text) for pair in asked for text in pair
+    ]
+    found = [dict(enumerate(lm.loglikelihood(instances("loglikelihood", *asked)))) for lm in (ours, theirs)]
+    same(*found)
+    rolled = [("the cat sat on the mat, " * 20,), ("x",)]
+    both = [lm.loglikelihood_rolling(instances("loglikelihood_rolling", *rolled)) for lm in (ours, theirs)]
+    assert both[0] == pytest.approx(both[1], rel=1e-5)
 
 
 def _evaluate(lm) -> tuple:
