@@ -134,6 +134,7 @@ def attention(sizes: Sizes) -> Iterator[Problem]:
                     torch.float32,
                 )
     yield banded(sizes, ours)
+    yield softcapped(sizes, ours)
 
 
 def banded(sizes: Sizes, ours: Solver) -> Problem:
@@ -154,6 +155,22 @@ def banded(sizes: Sizes, ours: Solver) -> Problem:
         {OURS: partial(ours, causal=True, window=window), "megagpt dense": partial(ours, causal=True)},
         sdpa(None, False, visible),
         {"forward": Work(flops=flops, targets=targets), "backward": Work(flops=5 * flops // 2, targets=targets)},
+        torch.float32,
+    )
+
+
+def softcapped(sizes: Sizes, ours: Solver) -> Problem:
+    """Soft-capped scores, causal, at the target sequence length, beside our own without a cap."""
+    length, depth = sizes.target_sequence, 128
+    shape = (sizes.tokens // length, length, sizes.hidden // depth, depth)
+    flops = 2 * sizes.tokens * length * sizes.hidden
+    return Problem(
+        "attention",
+        f"causal, softcap 50, head dim {depth}, sequence {length}",
+        {name: random(sizes, *shape) for name in "qkv"},
+        {OURS: partial(ours, softcap=50.0), "megagpt without": ours},
+        partial(ours, softcap=50.0, backend="unfused"),
+        {"forward": Work(flops=flops), "backward": Work(flops=5 * flops // 2)},
         torch.float32,
     )
 
@@ -230,8 +247,8 @@ def norm(sizes: Sizes) -> Iterator[Problem]:
         y = F.layer_norm(h, h.shape[-1:], weight, bias)
         return y if residual is None else (y, h)
 
-    def plain_rms(x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], weight, 1e-5)
+    def plain_rms(x: Tensor, weight: Tensor, zero_centered: bool = False) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], weight + int(zero_centered), 1e-5)
 
     def apex_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         from apex.normalization.fused_layer_norm import fused_layer_norm_affine
@@ -261,10 +278,12 @@ def norm(sizes: Sizes) -> Iterator[Problem]:
     solvers = with_torch(layer_norm, plain_layer, sizes)
     fused = solvers | {"apex": apex_layer, "transformer engine": te_layer}
     rms = with_torch(rms_norm, plain_rms, sizes, apex=apex_rms) | {"transformer engine": te_rms}
+    plain_zero, zero = (partial(norm, zero_centered=True) for norm in (plain_rms, rms_norm))
     for case, inputs, solved, truth, passes in (
         ("LayerNorm", affine, fused, plain_layer, (2, 3)),
         ("LayerNorm of a sum", affine | {"residual": residual}, solvers, plain_layer, (4, 4)),
         ("RMSNorm", {"x": x, "weight": weight}, rms, plain_rms, (2, 3)),
+        ("RMSNorm, 1 + weight", {"x": x, "weight": weight}, with_torch(zero, plain_zero, sizes), plain_zero, (2, 3)),
     ):
         forward, backward = (2 * size * count for count in passes)
         work = {"forward": Work(forward, targets=FORWARD), "backward": Work(backward, targets=BACKWARD)}
@@ -272,33 +291,33 @@ def norm(sizes: Sizes) -> Iterator[Problem]:
 
 
 def activation(sizes: Sizes) -> Iterator[Problem]:
-    """bias + GELU, and SwiGLU."""
-    from megagpt.kernels.activation import bias_gelu, swiglu
+    """Activations with their bias, and gated ones without."""
+    from megagpt.kernels import activation as ours
 
-    def plain_gelu(x: Tensor, bias: Tensor) -> Tensor:
-        return F.gelu(x + bias, approximate="tanh")
+    def biased(x: Tensor, bias: Tensor, function: Solver) -> Tensor:
+        return function(x + bias)
 
-    def plain_swiglu(x: Tensor) -> Tensor:
+    def gated(x: Tensor, function: Solver) -> Tensor:
         gate, up = x.chunk(2, -1)
-        return F.silu(gate) * up
+        return function(gate) * up
 
+    tanh_gelu = partial(F.gelu, approximate="tanh")
     size, name = sizes.tokens * sizes.inner, f"{sizes.tokens} x {sizes.inner}"
-    yield Problem(
-        "activation",
-        f"bias + GELU, {name}",
-        {"x": random(sizes, sizes.tokens, sizes.inner), "bias": random(sizes, sizes.inner)},
-        with_torch(bias_gelu, plain_gelu, sizes),
-        plain_gelu,
-        {"forward": Work(4 * size, targets=FORWARD), "backward": Work(6 * size, targets=BACKWARD)},
-    )
-    yield Problem(
-        "activation",
-        f"SwiGLU, {name}",
-        {"x": random(sizes, sizes.tokens, 2 * sizes.inner)},
-        with_torch(swiglu, plain_swiglu, sizes),
-        plain_swiglu,
-        {"forward": Work(6 * size, targets=FORWARD), "backward": Work(10 * size, targets=BACKWARD)},
-    )
+    for case, op, function in (
+        ("bias + GELU", ours.bias_gelu, tanh_gelu),
+        ("bias + exact GELU", partial(ours.bias_gelu, approximate="none"), F.gelu),
+        ("bias + squared ReLU", ours.squared_relu, lambda u: F.relu(u).square()),
+        ("SwiGLU", ours.swiglu, F.silu),
+        ("GeGLU", ours.geglu, tanh_gelu),
+    ):
+        if case.startswith("bias"):
+            inputs = {"x": random(sizes, sizes.tokens, sizes.inner), "bias": random(sizes, sizes.inner)}
+            plain, forward, backward = partial(biased, function=function), 4 * size, 6 * size
+        else:
+            inputs = {"x": random(sizes, sizes.tokens, 2 * sizes.inner)}
+            plain, forward, backward = partial(gated, function=function), 6 * size, 10 * size
+        work = {"forward": Work(forward, targets=FORWARD), "backward": Work(backward, targets=BACKWARD)}
+        yield Problem("activation", f"{case}, {name}", inputs, with_torch(op, plain, sizes), plain, work)
 
 
 def bias_dropout_add(sizes: Sizes) -> Iterator[Problem]:

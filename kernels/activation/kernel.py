@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from megagpt.kernels.activation.reference import GATED
 from megagpt.kernels.backend import multiprocessors
 
 COLUMNS = 256  # of a tile: one 16-byte access a thread lets a warp cover a row in bfloat16
@@ -24,6 +25,8 @@ GELU_1 = tl.constexpr(2.302208198144325)
 GELU_3 = tl.constexpr(0.1029432395800235)
 SLOPE_0 = tl.constexpr(1.5957691216057308)
 SLOPE_2 = tl.constexpr(0.21406444881780073)
+SQRT_HALF = tl.constexpr(0.7071067811865476)
+NORMAL_0 = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi), the normal distribution's density at 0
 
 
 @triton.jit
@@ -48,47 +51,78 @@ def store(pointer, value, inside):
 
 
 @triton.jit
-def _gelu_gate(u):
-    """gelu(u) / u = (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3))) / 2 as a logistic function, which does not cancel."""
-    return 1.0 / (1.0 + tl.exp2(-u * (GELU_1 + GELU_3 * u * u)))
+def activate(u, KIND: tl.constexpr):
+    """(f(u), f'(u)) of a kind of `reference.POINTWISE`, in float32; what is not used of them compiles to nothing.
+
+    gelu and silu are u s(u) with a logistic function s, which does not cancel where tanh would.
+    """
+    if KIND == "relu" or KIND == "squared_relu":
+        u = tl.where(u <= 0.0, 0.0, u)  # lets NaN pass
+        value, slope = u, tl.where(u <= 0.0, 0.0, 1.0)
+        if KIND == "squared_relu":
+            value, slope = u * u, 2.0 * u
+    elif KIND == "gelu_exact":
+        s = 0.5 + 0.5 * tl.erf(u * SQRT_HALF)
+        value, slope = u * s, s + u * NORMAL_0 * tl.exp(-0.5 * u * u)
+    elif KIND == "gelu":
+        s = 1.0 / (1.0 + tl.exp2(-u * (GELU_1 + GELU_3 * u * u)))
+        value, slope = u * s, s * (1.0 + u * (1.0 - s) * (SLOPE_0 + SLOPE_2 * u * u))
+    else:
+        tl.static_assert(KIND == "silu")
+        s = 1.0 / (1.0 + tl.exp(-u))
+        value, slope = u * s, s * (1.0 + u * (1.0 - s))
+    return value, slope
 
 
 @triton.jit
-def bias_gelu_forward_kernel(x_ptr, bias_ptr, y_ptr, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """y = gelu(x + bias) in its tanh form: 0.5 u (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3)))."""
+def activation_forward_kernel(
+    x_ptr, bias_ptr, y_ptr, rows, columns,
+    KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """y = f(x + bias)."""
     tiles = tl.cdiv(columns, COLUMNS)
     row, column, inside = tile(tl.program_id(0) // tiles, tl.program_id(0) % tiles, rows, columns, ROWS, COLUMNS)
     offset = row[:, None] * columns + column[None, :]
-    u = load(x_ptr + offset, inside) + load(bias_ptr + column, column < columns)[None, :]
-    store(y_ptr + offset, u * _gelu_gate(u), inside)
+    u = load(x_ptr + offset, inside)
+    if HAS_BIAS:
+        u += load(bias_ptr + column, column < columns)[None, :]
+    value, _ = activate(u, KIND)
+    store(y_ptr + offset, value, inside)
 
 
 @triton.jit
-def bias_gelu_backward_kernel(
-    dy_ptr, x_ptr, bias_ptr, dx_ptr, partial_ptr, rows, columns, groups, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """dx = dy gelu'(x + bias); partial = sums of dx over the rows of a group."""
+def activation_backward_kernel(
+    dy_ptr, x_ptr, bias_ptr, dx_ptr, partial_ptr, rows, columns, groups,
+    KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """dx = dy f'(x + bias); partial = sums of dx over the rows of a group."""
     tiles = tl.cdiv(columns, COLUMNS)
     group, column_tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
-    bias = load(bias_ptr + column, column < columns)[None, :]
-    sum = tl.zeros((ROWS, COLUMNS), tl.float32)
+    if HAS_BIAS:
+        bias = load(bias_ptr + column, column < columns)[None, :]
+        sum = tl.zeros((ROWS, COLUMNS), tl.float32)
     for row_tile in range(group, tl.cdiv(rows, ROWS), groups):
         row, column, inside = tile(row_tile, column_tile, rows, columns, ROWS, COLUMNS)
         offset = row[:, None] * columns + column[None, :]
-        u = load(x_ptr + offset, inside) + bias
-        s = _gelu_gate(u)
-        dx = load(dy_ptr + offset, inside) * s * (1.0 + u * (1.0 - s) * (SLOPE_0 + SLOPE_2 * u * u))
+        u = load(x_ptr + offset, inside)
+        if HAS_BIAS:
+            u += bias
+        _, slope = activate(u, KIND)
+        dx = load(dy_ptr + offset, inside) * slope
         store(dx_ptr + offset, dx, inside)
-        sum += dx
-    tl.store(partial_ptr + group * columns + column, tl.sum(sum, 0), mask=column < columns)
+        if HAS_BIAS:
+            sum += dx
+    if HAS_BIAS:
+        tl.store(partial_ptr + group * columns + column, tl.sum(sum, 0), mask=column < columns)
 
 
 @triton.jit
-def swiglu_forward_kernel(
-    x_ptr, bias_ptr, y_ptr, rows, columns, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """y = gate / (1 + exp(-gate)) * up, with [gate, up] = x + bias and `columns` those of y."""
+def gated_forward_kernel(
+    x_ptr, bias_ptr, y_ptr, rows, columns,
+    KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """y = f(gate) up, with [gate, up] = x + bias and `columns` those of y."""
     tiles = tl.cdiv(columns, COLUMNS)
     row, column, inside = tile(tl.program_id(0) // tiles, tl.program_id(0) % tiles, rows, columns, ROWS, COLUMNS)
     offset = row[:, None] * columns * 2 + column[None, :]
@@ -96,24 +130,16 @@ def swiglu_forward_kernel(
     if HAS_BIAS:
         gate += load(bias_ptr + column, column < columns)[None, :]
         up += load(bias_ptr + columns + column, column < columns)[None, :]
-    store(y_ptr + row[:, None] * columns + column[None, :], gate / (1.0 + tl.exp(-gate)) * up, inside)
+    value, _ = activate(gate, KIND)
+    store(y_ptr + row[:, None] * columns + column[None, :], value * up, inside)
 
 
 @triton.jit
-def swiglu_backward_kernel(
-    dy_ptr,
-    x_ptr,
-    bias_ptr,
-    dx_ptr,
-    partial_ptr,
-    rows,
-    columns,
-    groups,
-    HAS_BIAS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """dgate = dy up s (1 + gate (1 - s)) with s = 1 / (1 + exp(-gate)), dup = dy gate s; partial = sums of both."""
+def gated_backward_kernel(
+    dy_ptr, x_ptr, bias_ptr, dx_ptr, partial_ptr, rows, columns, groups,
+    KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """dgate = dy up f'(gate), dup = dy f(gate); partial = sums of both over the rows of a group."""
     tiles = tl.cdiv(columns, COLUMNS)
     group, column_tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -130,8 +156,8 @@ def swiglu_backward_kernel(
             gate += gate_bias
             up += up_bias
         dy = load(dy_ptr + row[:, None] * columns + column[None, :], inside)
-        s = 1.0 / (1.0 + tl.exp(-gate))
-        dgate, dup = dy * up * s * (1.0 + gate * (1.0 - s)), dy * gate * s
+        value, slope = activate(gate, KIND)
+        dgate, dup = dy * up * slope, dy * value
         store(dx_ptr + offset, dgate, inside)
         store(dx_ptr + columns + offset, dup, inside)
         if HAS_BIAS:
@@ -143,62 +169,39 @@ def swiglu_backward_kernel(
         tl.store(partial_ptr + columns, tl.sum(up_sum, 0), mask=column < columns)
 
 
-def geometry(x: Tensor, columns: int) -> tuple[int, int, int]:
+def geometry(x: Tensor, columns: int, forward_rows: int = FORWARD_ROWS) -> tuple[int, int, int]:
     """Rows of x, programs of a forward kernel that gives `columns` columns, and groups of rows of a backward kernel."""
     rows, tiles = x.numel() // max(x.shape[-1], 1), triton.cdiv(columns, COLUMNS)
     groups = PROGRAMS * multiprocessors(x.device) // max(tiles, 1)
-    return rows, triton.cdiv(rows, FORWARD_ROWS) * tiles, max(1, min(groups, triton.cdiv(rows, BACKWARD_ROWS)))
+    return rows, triton.cdiv(rows, forward_rows) * tiles, max(1, min(groups, triton.cdiv(rows, BACKWARD_ROWS)))
 
 
-def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
-    """Launch `bias_gelu_forward_kernel`."""
-    x, columns = x.contiguous(), x.shape[-1]
-    y = torch.empty_like(x)
-    rows, programs, _ = geometry(x, columns)
-    bias_gelu_forward_kernel[(programs,)](x, bias, y, rows, columns, ROWS=FORWARD_ROWS, COLUMNS=COLUMNS, **LAUNCH)
-    return y
-
-
-def bias_gelu_backward(gradient: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Launch `bias_gelu_backward_kernel`."""
-    gradient, x, columns = gradient.contiguous(), x.contiguous(), x.shape[-1]
-    rows, _, groups = geometry(x, columns)
-    dx, partial = torch.empty_like(x), torch.empty(groups, columns, dtype=torch.float32, device=x.device)
-    bias_gelu_backward_kernel[(groups * triton.cdiv(columns, COLUMNS),)](
-        gradient, x, bias, dx, partial, rows, columns, groups, ROWS=BACKWARD_ROWS, COLUMNS=COLUMNS, **LAUNCH
-    )
-    return dx, partial.sum(0).to(bias.dtype)
-
-
-def swiglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Launch `swiglu_forward_kernel`."""
-    x, columns = x.contiguous(), x.shape[-1] // 2
+def activation(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+    """See `op.activation`."""
+    x, gated = x.contiguous(), kind in GATED
+    columns = x.shape[-1] // 2 if gated else x.shape[-1]
     y = torch.empty(*x.shape[:-1], columns, dtype=x.dtype, device=x.device)
-    rows, programs, _ = geometry(x, columns)
-    swiglu_forward_kernel[(programs,)](
-        x, bias, y, rows, columns, HAS_BIAS=bias is not None, ROWS=FORWARD_ROWS, COLUMNS=COLUMNS, **LAUNCH
-    )
+    row_tile = FORWARD_ROWS // 2 if kind == "geglu_exact" else FORWARD_ROWS  # for the error function's registers
+    rows, programs, _ = geometry(x, columns, row_tile)
+    kernel = gated_forward_kernel if gated else activation_forward_kernel
+    kernel[(programs,)](x, bias, y, rows, columns, **_flags(kind, bias), ROWS=row_tile, COLUMNS=COLUMNS, **LAUNCH)
     return y
 
 
-def swiglu_backward(gradient: Tensor, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Launch `swiglu_backward_kernel`."""
-    gradient, x, columns = gradient.contiguous(), x.contiguous(), x.shape[-1] // 2
+def activation_backward(gradient: Tensor, x: Tensor, bias: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+    """Gradients of x and bias; the second is empty where there is no bias."""
+    gradient, x, gated = gradient.contiguous(), x.contiguous(), kind in GATED
+    columns = x.shape[-1] // 2 if gated else x.shape[-1]
     rows, _, groups = geometry(x, columns)
     dx = torch.empty_like(x)
-    partial = torch.empty(groups, 0 if bias is None else 2 * columns, dtype=torch.float32, device=x.device)
-    swiglu_backward_kernel[(groups * triton.cdiv(columns, COLUMNS),)](
-        gradient,
-        x,
-        bias,
-        dx,
-        partial,
-        rows,
-        columns,
-        groups,
-        HAS_BIAS=bias is not None,
-        ROWS=BACKWARD_ROWS,
-        COLUMNS=COLUMNS,
-        **LAUNCH,
-    )
+    partial = torch.empty(groups, 0 if bias is None else x.shape[-1], dtype=torch.float32, device=x.device)
+    kernel = gated_backward_kernel if gated else activation_backward_kernel
+    kernel[(groups * triton.cdiv(columns, COLUMNS),)](
+        gradient, x, bias, dx, partial, rows, columns, groups,
+        **_flags(kind, bias), ROWS=BACKWARD_ROWS, COLUMNS=COLUMNS, **LAUNCH,
+    )  # fmt: skip
     return dx, partial.sum(0).to(x.dtype)
+
+
+def _flags(kind: str, bias: Tensor | None) -> dict[str, str | bool]:
+    return {"KIND": GATED.get(kind, kind), "HAS_BIAS": bias is not None}

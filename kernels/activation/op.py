@@ -4,79 +4,99 @@ import torch
 from torch import Tensor
 
 from megagpt.kernels.activation import reference
+from megagpt.kernels.activation.reference import GATED
 from megagpt.kernels.backend import check_tensor, choose_backend, define_op
 
 KERNEL = "megagpt.kernels.activation.kernel"
+KINDS = ("gelu", "gelu_exact", "relu", "squared_relu", *GATED)
+"""Activations of a feed-forward layer, as `model.activation` names them."""
+APPROXIMATE = {"tanh": "", "none": "_exact"}
+"""What is added to the name of a kind for PyTorch's names of GELU's two forms."""
 
 
-def bias_gelu(x: Tensor, bias: Tensor, backend: str = "auto") -> Tensor:
-    """gelu(x + bias), the tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415); x's shape and dtype.
+def activation(x: Tensor, bias: Tensor | None, kind: str, backend: str = "auto") -> Tensor:
+    """The activation `kind`, one of KINDS, of x + bias, in x's dtype: see the functions named after them.
 
-    x is [..., H], bias [H] with x's dtype: float32, bfloat16 or float16, computed in float32. backend: auto, triton or
-    torch. Raises ValueError, naming the argument, for what Triton cannot take.
+    x is [..., H], bias [H] with x's dtype or None: float32, bfloat16 or float16, computed in float32. The result is
+    [..., H], or for gated kinds [..., H/2]. backend: auto, triton or torch. Raises ValueError, naming the argument, for
+    an unknown kind and for what Triton cannot take.
     """
-    if choose_backend(backend, x) == "torch":
-        return reference.bias_gelu(x, bias)
-    _check(x, bias)
-    return _bias_gelu(x, bias)
-
-
-def swiglu(x: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:
-    """silu(gate) * up, where gate and up are the halves of x + bias (Shazeer, arXiv 2002.05202).
-
-    x is [..., 2F] with the gate first, bias [2F] with x's dtype or None; the result is [..., F]. dtypes, backend and
-    errors are as in `bias_gelu`.
-    """
-    if choose_backend(backend, x) == "torch":
-        return reference.swiglu(x, bias)
-    _check(x, bias)
-    if x.shape[-1] % 2:
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
+    if kind in GATED and x.dim() and x.shape[-1] % 2:
         raise ValueError(f"x has {x.shape[-1]} columns; their number must be even: those of the gate, then as many")
-    return _swiglu(x, bias)
-
-
-def _check(x: Tensor, bias: Tensor | None) -> None:
+    if choose_backend(backend, x) == "torch":
+        return reference.activation(x, bias, kind)
     check_tensor("x", x)
     if x.dim() == 0:
         raise ValueError("x has no dimension; it must be [..., H]")
     if bias is not None:
         check_tensor("bias", bias, like=x, shape=x.shape[-1:])
+    return _activation(x, bias, kind)
 
 
-def _fake_backward(gradient: Tensor, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    return _like(x), x.new_empty(0 if bias is None else x.shape[-1])
+def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str = "tanh", backend: str = "auto") -> Tensor:
+    """gelu(x + bias) (Hendrycks and Gimpel, arXiv 1606.08415); arguments as of `activation`.
+
+    approximate: "tanh" for 0.5 u (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3))), "none" for u (1 + erf(u / sqrt(2))) / 2.
+    """
+    return activation(x, bias, "gelu" + _suffix(approximate), backend)
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def relu(x: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """max(x + bias, 0); arguments as of `activation`."""
+    return activation(x, bias, "relu", backend)
 
 
-_bias_gelu = define_op("bias_gelu", reference.bias_gelu, f"{KERNEL}:bias_gelu", lambda x, bias: _like(x))
-_bias_gelu_backward = define_op(
-    "bias_gelu_backward", reference.bias_gelu_backward, f"{KERNEL}:bias_gelu_backward", _fake_backward
+def squared_relu(x: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """max(x + bias, 0)^2 (So et al., arXiv 2109.08668); arguments as of `activation`."""
+    return activation(x, bias, "squared_relu", backend)
+
+
+def swiglu(x: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """silu(gate) * up, where gate and up are the halves of x + bias (Shazeer, arXiv 2002.05202).
+
+    x is [..., 2F] with the gate first, bias [2F]; the result is [..., F]. Arguments as of `activation`.
+    """
+    return activation(x, bias, "swiglu", backend)
+
+
+def geglu(x: Tensor, bias: Tensor | None = None, approximate: str = "tanh", backend: str = "auto") -> Tensor:
+    """gelu(gate) * up, with the halves of x + bias as in `swiglu`, and `approximate` as in `bias_gelu`."""
+    return activation(x, bias, "geglu" + _suffix(approximate), backend)
+
+
+def _suffix(approximate: str) -> str:
+    if approximate not in APPROXIMATE:
+        raise ValueError(f"approximate is {approximate!r}; it must be one of {', '.join(APPROXIMATE)}")
+    return APPROXIMATE[approximate]
+
+
+def _fake_forward(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2) if kind in GATED else x.new_empty(x.shape)
+
+
+def _fake_backward(gradient: Tensor, x: Tensor, bias: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(0 if bias is None else x.shape[-1])
+
+
+_activation = define_op("activation", reference.activation, f"{KERNEL}:activation", _fake_forward)
+_activation_backward = define_op(
+    "activation_backward", reference.activation_backward, f"{KERNEL}:activation_backward", _fake_backward
 )
-_swiglu = define_op(
-    "swiglu",
-    reference.swiglu,
-    f"{KERNEL}:swiglu",
-    lambda x, bias=None: x.new_empty(*x.shape[:-1], x.shape[-1] // 2),
-)
-_swiglu_backward = define_op("swiglu_backward", reference.swiglu_backward, f"{KERNEL}:swiglu_backward", _fake_backward)
 
 
 def _save(ctx, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    x, bias, ctx.kind = inputs
+    if ctx.kind == "relu":  # its output tells the slope too, and the next layer keeps that anyway
+        x, bias = output, None if bias is None else torch.zeros_like(bias)
+    ctx.save_for_backward(x, bias)
 
 
-def _differentiate_bias_gelu(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    return _bias_gelu_backward(gradient, *ctx.saved_tensors)
-
-
-def _differentiate_swiglu(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+def _differentiate(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
     x, bias = ctx.saved_tensors
-    dx, dbias = _swiglu_backward(gradient, x, bias)
-    return dx, None if bias is None else dbias
+    dx, dbias = _activation_backward(gradient, x, bias, ctx.kind)
+    return dx, None if bias is None else dbias, None
 
 
-torch.library.register_autograd("megagpt::bias_gelu", _differentiate_bias_gelu, setup_context=_save)
-torch.library.register_autograd("megagpt::swiglu", _differentiate_swiglu, setup_context=_save)
+torch.library.register_autograd("megagpt::activation", _differentiate, setup_context=_save)

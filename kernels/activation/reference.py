@@ -1,31 +1,45 @@
 """Activations in plain PyTorch: differentiable, and the CPU face of the ops."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+aten = torch.ops.aten
 
-def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
-    """See `op.bias_gelu`."""
-    return F.gelu(x + bias, approximate="tanh")
+POINTWISE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "gelu": (partial(F.gelu, approximate="tanh"), partial(aten.gelu_backward, approximate="tanh")),
+    "gelu_exact": (F.gelu, aten.gelu_backward),
+    "relu": (F.relu, lambda gradient, u: aten.threshold_backward(gradient, u, 0)),
+    "squared_relu": (lambda u: F.relu(u).square(), lambda gradient, u: 2 * gradient * F.relu(u)),
+    "silu": (F.silu, aten.silu_backward),
+}
+"""Functions of one number: each with its gradient by that of its output and its input."""
 
-
-def bias_gelu_backward(gradient: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and bias."""
-    dx = torch.ops.aten.gelu_backward(gradient, x + bias, approximate="tanh")
-    return dx, sum_rows(dx)
-
-
-def swiglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """See `op.swiglu`."""
-    gate, up = (x if bias is None else x + bias).chunk(2, -1)
-    return F.silu(gate) * up
+GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_exact": "gelu_exact"}
+"""Activations that multiply one half of their input, put through a pointwise function, with the other half."""
 
 
-def swiglu_backward(gradient: Tensor, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def activation(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
+    """See `op.activation`."""
+    u = x if bias is None else x + bias
+    if kind not in GATED:
+        return POINTWISE[kind][0](u)
+    gate, up = u.chunk(2, -1)
+    return POINTWISE[GATED[kind]][0](gate) * up
+
+
+def activation_backward(gradient: Tensor, x: Tensor, bias: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
     """Gradients of x and bias; the second is empty where there is no bias."""
-    gate, up = (x if bias is None else x + bias).chunk(2, -1)
-    dx = torch.cat([torch.ops.aten.silu_backward(gradient * up, gate), gradient * F.silu(gate)], -1)
+    u = x if bias is None else x + bias
+    if kind in GATED:
+        forward, backward = POINTWISE[GATED[kind]]
+        gate, up = u.chunk(2, -1)
+        dx = torch.cat([backward(gradient * up, gate), gradient * forward(gate)], -1)
+    else:
+        dx = POINTWISE[kind][1](gradient, u)
     return dx, x.new_empty(0) if bias is None else sum_rows(dx)
 
 

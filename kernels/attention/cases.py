@@ -15,6 +15,7 @@ FLAGS = {
     "packed": {"causal": True, "window": 256, "packed": True},
     "padded": {"causal": True, "padded": True},
     "softcap": {"causal": True, "window": 256, "softcap": 50.0},
+    "packed softcap": {"causal": True, "window": 256, "packed": True, "softcap": 50.0},
 }
 
 
@@ -22,7 +23,11 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     """(name, call that launches) for each: all masks for one head dimension, for others the plainest and heaviest."""
     for depth in HEAD_DIMS:
         for name, flags in FLAGS.items():
-            if depth == 128 or name == "causal" or (name in ("packed", "softcap") and depth in (64, 256)):
+            if (
+                depth == 128
+                or name == "causal"
+                or (name in ("packed", "softcap", "packed softcap") and depth in (64, 256))
+            ):
                 yield f"attention bf16 {depth} {name}", lambda depth=depth, flags=flags: _run(depth, **flags)
     yield "attention fp16 128 causal", lambda: _run(128, causal=True, dtype=torch.float16)
 

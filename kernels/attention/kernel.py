@@ -60,6 +60,14 @@ DQ = {
     100: {64: Launch(128, 128, 8, 2), 128: Launch(64, 64, 8, 3), 256: Launch(64, 64, 8, 2)},
     120: {64: Launch(128, 64, 8, 2), 128: Launch(32, 32, 4, 2), 256: Launch(16, 32, 4, 1)},
 }
+# Soft-capped scores are kept beside their probabilities, which takes registers.
+DKDV_SOFTCAP = {**DKDV, 90: {**DKDV[90], 128: Launch(32, 128, 8, 2), 256: Launch(16, 64, 8, 2)}}
+DQ_SOFTCAP = {
+    **DQ,
+    90: {**DQ[90], 64: Launch(128, 64, 8, 2)},
+    100: {**DQ[100], 64: Launch(128, 64, 8, 2), 128: Launch(64, 64, 8, 2)},
+    120: {**DQ[120], 64: Launch(64, 64, 8, 2)},
+}
 
 
 def _launch(table: dict[int, dict[int, Launch]], block_d: int) -> Launch:
@@ -138,14 +146,15 @@ def attention_backward(
     sizes = (heads, heads // kv_heads, queries, padded, keys, window, scale, *score_factors(scale, softcap))
     settings = {"D": depth, "BLOCK_D": block_d, "CAUSAL": causal, "BANDED": window > 0, "PACKED": start is not None}
     descriptor_memory()
-    launch = _launch(DKDV_PACKED if start is not None else DKDV, block_d)
+    dkdv = DKDV if start is None else DKDV_PACKED
+    launch = _launch(dkdv if softcap is None else DKDV_SOFTCAP, block_d)
     launches = [(True, True)] if block_d < 256 else [(True, False), (False, True)]
     for makes_dk, makes_dv in launches:
         attention_dkdv_kernel[(triton.cdiv(keys, launch.keys) * batch * kv_heads,)](
             q, k, v, dout, lse_log2, delta, dk, dv, start, end, *strides, *sizes, **settings, DK=makes_dk, DV=makes_dv,
             WARP_SPECIALIZE=launch.warp_specialize and not window and start is None, **launch.options,
         )  # fmt: skip
-    launch = _launch(DQ, block_d)
+    launch = _launch(DQ if softcap is None else DQ_SOFTCAP, block_d)
     attention_dq_kernel[(triton.cdiv(queries, launch.queries) * batch * heads,)](
         q, k, v, dout, lse_log2, delta, dq, start, end, *strides, *sizes, **settings, **launch.options
     )

@@ -21,11 +21,12 @@ def cases() -> Iterator[tuple[str, Callable[[], None]]]:
     for columns in (1024, 4096, 8192, 2**15):
         for rms, residual in ((False, False), (True, False), (True, True)):
             yield from _cases(columns, torch.bfloat16, torch.bfloat16, rms, residual)
+        yield from _cases(columns, torch.bfloat16, torch.bfloat16, True, False, zero_centered=True)
         yield from _cases(columns, torch.float16, torch.float16, False, True)
 
 
 def _cases(
-    columns: int, dtype: torch.dtype, weights: torch.dtype, rms: bool, residual: bool
+    columns: int, dtype: torch.dtype, weights: torch.dtype, rms: bool, residual: bool, zero_centered: bool = False
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     x = torch.empty(16384, columns, dtype=dtype, device="meta")
     weight = torch.empty(columns, dtype=weights, device="meta")
@@ -33,5 +34,6 @@ def _cases(
     added, bias, mean = x if residual else None, None if rms else weight, statistics[:0] if rms else statistics
     kinds = f"{dtype} {weights}".replace("torch.", "")
     name = f"{'rms' if rms else 'layer'} norm {kinds} {columns}{' residual' if residual else ''}"
-    yield name, lambda: kernel.norm_forward(x, added, weight, bias, 1e-5)
-    yield f"{name} backward", lambda: kernel.norm_backward(x, added, x, weight, bias, mean, statistics)
+    name += " zero-centered" if zero_centered else ""
+    yield name, lambda: kernel.norm_forward(x, added, weight, bias, 1e-5, zero_centered)
+    yield f"{name} backward", lambda: kernel.norm_backward(x, added, x, weight, bias, mean, statistics, zero_centered)

@@ -33,9 +33,21 @@ def _input(x_ptr, residual_ptr, offset, inside, RESIDUAL: tl.constexpr):
 
 
 @triton.jit
-def _store_output(y_ptr, weight_ptr, bias_ptr, offset, column, normal, inside, columns, RMS: tl.constexpr):
+def _weight(weight_ptr, column, columns, ZERO_CENTERED: tl.constexpr):
+    """What rows are multiplied by, in float32."""
+    weight = tl.load(weight_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
+    if ZERO_CENTERED:
+        weight += 1.0
+    return weight
+
+
+@triton.jit
+def _store_output(
+    y_ptr, weight_ptr, bias_ptr, offset, column, normal, inside, columns,
+    RMS: tl.constexpr, ZERO_CENTERED: tl.constexpr,
+):  # fmt: skip
     """y = normal * weight + bias."""
-    y = normal * tl.load(weight_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
+    y = normal * _weight(weight_ptr, column, columns, ZERO_CENTERED)
     if not RMS:
         y += tl.load(bias_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
     tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=inside)
@@ -43,23 +55,10 @@ def _store_output(y_ptr, weight_ptr, bias_ptr, offset, column, normal, inside, c
 
 @triton.jit(do_not_specialize=["rows", "units"])
 def norm_forward_kernel(
-    x_ptr,
-    residual_ptr,
-    weight_ptr,
-    bias_ptr,
-    y_ptr,
-    h_ptr,
-    mean_ptr,
-    rstd_ptr,
-    eps,
-    rows,
-    units,
-    RMS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    VECTOR: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, h_ptr, mean_ptr, rstd_ptr, eps, rows, units,
+    RMS: tl.constexpr, ZERO_CENTERED: tl.constexpr, RESIDUAL: tl.constexpr, VECTOR: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """y = (h - mean) rstd weight + bias, h = x + residual; ROWS whole rows of units * VECTOR columns a program."""
     columns = units * VECTOR
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
@@ -75,26 +74,15 @@ def norm_forward_kernel(
         h = tl.where(column < columns, h - mean, 0.0)
     rstd = tl.rsqrt(tl.sum(h * h, 1) / columns + eps)[:, None]
     tl.store(rstd_ptr + row, rstd, mask=row < rows)
-    _store_output(y_ptr, weight_ptr, bias_ptr, offset, column, h * rstd, inside, columns, RMS)
+    _store_output(y_ptr, weight_ptr, bias_ptr, offset, column, h * rstd, inside, columns, RMS, ZERO_CENTERED)
 
 
 @triton.jit(do_not_specialize=["units"])
 def norm_forward_long_kernel(
-    x_ptr,
-    residual_ptr,
-    weight_ptr,
-    bias_ptr,
-    y_ptr,
-    h_ptr,
-    mean_ptr,
-    rstd_ptr,
-    eps,
-    units,
-    RMS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    VECTOR: tl.constexpr,
+    x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, h_ptr, mean_ptr, rstd_ptr, eps, units,
+    RMS: tl.constexpr, ZERO_CENTERED: tl.constexpr, RESIDUAL: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """One row a program, twice: mean and squared deviation, online in each lane (Welford) and then merged; then y."""
     columns = units * VECTOR
     start = tl.program_id(0).to(tl.int64) * columns
@@ -122,8 +110,8 @@ def norm_forward_long_kernel(
         h = _input(x_ptr, residual_ptr, start + column, column < columns, RESIDUAL)
         if RESIDUAL:
             tl.store(h_ptr + start + column, h.to(h_ptr.dtype.element_ty), mask=column < columns)
-        normal = (h - mean) * rstd
-        _store_output(y_ptr, weight_ptr, bias_ptr, start + column, column, normal, column < columns, columns, RMS)
+        normal, inside = (h - mean) * rstd, column < columns
+        _store_output(y_ptr, weight_ptr, bias_ptr, start + column, column, normal, inside, columns, RMS, ZERO_CENTERED)
 
 
 @triton.jit
@@ -145,23 +133,10 @@ def _store_dx(dx_ptr, dh_ptr, offset, inside, dx, RESIDUAL: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows", "units"])
 def norm_backward_kernel(
-    dy_ptr,
-    dh_ptr,
-    h_ptr,
-    weight_ptr,
-    mean_ptr,
-    rstd_ptr,
-    dx_ptr,
-    partial_ptr,
-    rows,
-    units,
-    RMS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    VECTOR: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    dy_ptr, dh_ptr, h_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, partial_ptr, rows, units,
+    RMS: tl.constexpr, ZERO_CENTERED: tl.constexpr, RESIDUAL: tl.constexpr, VECTOR: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """dx = rstd (g - mean(g) - n mean(g n)) + dh, g = weight * dy, n = (h - mean) rstd; ROWS rows at a time.
 
     A program takes every num_programs-th group of rows, and leaves in partial [2, programs, columns] its sums of dy * n
@@ -169,7 +144,7 @@ def norm_backward_kernel(
     """
     columns = units * VECTOR
     column = tl.arange(0, BLOCK)[None, :]
-    weight = tl.load(weight_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
+    weight = _weight(weight_ptr, column, columns, ZERO_CENTERED)
     dweight, dbias = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
     for group in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=STAGES):
         row = (group * ROWS + tl.arange(0, ROWS))[:, None]
@@ -200,18 +175,9 @@ def norm_backward_kernel(
 
 @triton.jit(do_not_specialize=["units"])
 def norm_sums_kernel(
-    dy_ptr,
-    h_ptr,
-    weight_ptr,
-    mean_ptr,
-    rstd_ptr,
-    average_ptr,
-    product_ptr,
-    units,
-    RMS: tl.constexpr,
-    VECTOR: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    dy_ptr, h_ptr, weight_ptr, mean_ptr, rstd_ptr, average_ptr, product_ptr, units,
+    RMS: tl.constexpr, ZERO_CENTERED: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """mean(g) and mean(g n) of one row a program, as in `norm_backward_kernel`, for rows of any length."""
     columns = units * VECTOR
     row = tl.program_id(0)
@@ -225,7 +191,7 @@ def norm_sums_kernel(
         column = first + tl.arange(0, BLOCK)
         inside = column < columns
         slope = tl.load(dy_ptr + start + column, mask=inside, other=0.0).to(tl.float32)
-        slope *= tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        slope *= _weight(weight_ptr, column, columns, ZERO_CENTERED)
         slopes += slope
         products += slope * _normal(h_ptr, mean, rstd, start + column, inside, RMS)
     tl.store(product_ptr + row, tl.sum(products, 0) / columns)
@@ -235,31 +201,18 @@ def norm_sums_kernel(
 
 @triton.jit(do_not_specialize=["rows", "units"])
 def norm_backward_long_kernel(
-    dy_ptr,
-    dh_ptr,
-    h_ptr,
-    weight_ptr,
-    mean_ptr,
-    rstd_ptr,
-    average_ptr,
-    product_ptr,
-    dx_ptr,
-    partial_ptr,
-    rows,
+    dy_ptr, dh_ptr, h_ptr, weight_ptr, mean_ptr, rstd_ptr, average_ptr, product_ptr, dx_ptr, partial_ptr, rows,
     units,
-    RMS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    VECTOR: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    RMS: tl.constexpr, ZERO_CENTERED: tl.constexpr, RESIDUAL: tl.constexpr, VECTOR: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """dx and partial sums as in `norm_backward_kernel`, from the results of `norm_sums_kernel`.
 
     A program takes BLOCK columns of every num_programs(1)-th group of ROWS rows.
     """
     columns = units * VECTOR
     column = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[None, :]
-    weight = tl.load(weight_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
+    weight = _weight(weight_ptr, column, columns, ZERO_CENTERED)
     dweight, dbias = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
     for group in range(tl.program_id(1), tl.cdiv(rows, ROWS), tl.num_programs(1)):
         row = (group * ROWS + tl.arange(0, ROWS))[:, None]
@@ -330,7 +283,7 @@ def _vector(columns: int) -> int:
 
 
 def norm_forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, zero_centered: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch `norm_forward_kernel`, or `norm_forward_long_kernel` for longer rows."""
     x = x.contiguous()
@@ -343,7 +296,7 @@ def norm_forward(
     mean = torch.empty(0 if bias is None else rows, dtype=torch.float32, device=x.device)
     rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
     tensors = (x, residual, weight, bias, y, h, mean, rstd)
-    options = {"RMS": bias is None, "RESIDUAL": residual is not None, "VECTOR": vector}
+    options = {"RMS": bias is None, "ZERO_CENTERED": zero_centered, "RESIDUAL": residual is not None, "VECTOR": vector}
     if rows == 0:
         return y, h, mean, rstd
     if columns > (FORWARD_ONE_PASS if vector > 1 else FORWARD_ONE_PASS // 2):
@@ -363,6 +316,7 @@ def norm_backward(
     bias: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
+    zero_centered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch `norm_backward_kernel`, or the two kernels of longer rows, and `norm_reduce_kernel`."""
     gradient, h = gradient.contiguous(), h.contiguous()
@@ -381,11 +335,12 @@ def norm_backward(
     dbias = weight.new_empty(0) if rms else torch.empty_like(bias)
     inputs = (gradient, h_gradient, h, weight, mean, rstd)
     sizes = (rows, columns // vector)
-    options = {"RMS": rms, "RESIDUAL": h_gradient is not None, "VECTOR": vector}
+    kind = {"RMS": rms, "ZERO_CENTERED": zero_centered, "VECTOR": vector}
+    options = {**kind, "RESIDUAL": h_gradient is not None}
     if rows and long:
         average, product = torch.empty_like(mean), torch.empty_like(rstd)
         sums = (gradient, h, weight, mean, rstd, average, product)
-        norm_sums_kernel[(rows,)](*sums, columns // vector, RMS=rms, VECTOR=vector, **LONG)
+        norm_sums_kernel[(rows,)](*sums, columns // vector, **kind, **LONG)
         grid = (triton.cdiv(columns, launch["BLOCK"]), programs)
         norm_backward_long_kernel[grid](*inputs, average, product, dx, partial, *sizes, **options, **launch)
     elif rows:

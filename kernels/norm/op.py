@@ -15,6 +15,7 @@ def layer_norm(
     bias: Tensor,
     eps: float = 1e-5,
     residual: Tensor | None = None,
+    zero_centered: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """(h - mean(h)) / sqrt(var(h) + eps) * weight + bias over the last dimension (Ba et al., arXiv 1607.06450).
@@ -23,21 +24,33 @@ def layer_norm(
     [..., H] in float32, bfloat16 or float16, residual and the results alike; weight and bias are [H] in x's dtype or
     float32. Computed in float32, from h as rounded to x's dtype. Gradients of weight and bias are those of the rows
     given, summed in a fixed order: of a part of the sequence, to be summed over ranks, and zero of no rows.
+    zero_centered: 1 + weight takes weight's place, added in float32 (Gemma, arXiv 2403.08295).
 
     backend: auto, triton or torch. Raises ValueError, naming the argument, for what Triton cannot take.
     """
-    return _norm(x, residual, weight, bias, eps, backend)
+    return _norm(x, residual, weight, bias, eps, zero_centered, backend)
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor, eps: float = 1e-5, residual: Tensor | None = None, backend: str = "auto"
+    x: Tensor,
+    weight: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    zero_centered: bool = False,
+    backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """h / sqrt(mean(h^2) + eps) * weight (Zhang and Sennrich, arXiv 1910.07467); arguments as of `layer_norm`."""
-    return _norm(x, residual, weight, None, eps, backend)
+    return _norm(x, residual, weight, None, eps, zero_centered, backend)
 
 
 def _norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, backend: str
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    zero_centered: bool,
+    backend: str,
 ) -> Tensor | tuple[Tensor, Tensor]:
     backend = choose_backend(backend, x)
     if x.dim() == 0 or x.shape[-1] == 0:
@@ -45,10 +58,10 @@ def _norm(
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual has shape {list(residual.shape)}; it must be that of x, {list(x.shape)}")
     if backend == "torch":
-        y, h = reference.norm(x, residual, weight, bias, eps)
+        y, h = reference.norm(x, residual, weight, bias, eps, zero_centered)
     else:
         _check(x, residual, weight, bias)
-        y, h, _, _ = _forward(x, residual, weight, bias, float(eps))
+        y, h, _, _ = _forward(x, residual, weight, bias, float(eps), zero_centered)
     return y if residual is None else (y, h)
 
 
@@ -67,7 +80,7 @@ def _check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | No
 
 
 def _fake_forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, zero_centered: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = x.numel() // x.shape[-1]
     h = x.new_empty(0 if residual is None else x.shape)
@@ -75,7 +88,7 @@ def _fake_forward(
     return x.new_empty(x.shape), h, mean, x.new_empty(rows, dtype=torch.float32)
 
 
-def _fake_backward(gradient, h_gradient, h, weight, bias, mean, rstd) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_backward(gradient, h_gradient, h, weight, bias, mean, rstd, _) -> tuple[Tensor, Tensor, Tensor]:
     dbias = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     return h.new_empty(h.shape), weight.new_empty(weight.shape), dbias
 
@@ -85,7 +98,7 @@ _backward = define_op("norm_backward", reference.norm_backward, f"{KERNEL}:norm_
 
 
 def _setup(ctx, inputs: tuple, output: tuple) -> None:
-    x, residual, weight, bias, _ = inputs
+    x, residual, weight, bias, _, ctx.zero_centered = inputs
     _, h, mean, rstd = output
     ctx.save_for_backward(x if residual is None else h, weight, bias, mean, rstd)
     ctx.residual = residual is not None
@@ -96,8 +109,9 @@ def _differentiate(ctx, gradient: Tensor | None, h_gradient: Tensor | None, *_) 
     h, weight, bias, mean, rstd = ctx.saved_tensors
     if gradient is None:
         gradient = torch.zeros_like(h)
-    dx, dweight, dbias = _backward(gradient, h_gradient if ctx.residual else None, h, weight, bias, mean, rstd)
-    return dx, dx if ctx.residual else None, dweight, None if bias is None else dbias, None
+    h_gradient = h_gradient if ctx.residual else None
+    dx, dweight, dbias = _backward(gradient, h_gradient, h, weight, bias, mean, rstd, ctx.zero_centered)
+    return dx, dx if ctx.residual else None, dweight, None if bias is None else dbias, None, None
 
 
 torch.library.register_autograd("megagpt::norm", _differentiate, setup_context=_setup)

@@ -1,15 +1,20 @@
 """LayerNorm and RMSNorm in plain PyTorch: differentiable, and the CPU face of the ops. No bias means RMSNorm."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+def norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, zero_centered: bool
+) -> tuple[Tensor, Tensor]:
     """Output, and x + residual. See `op.layer_norm` and `op.rms_norm`."""
     h = x if residual is None else x + residual
     same = all(tensor is None or tensor.dtype == x.dtype for tensor in (weight, bias))
-    value = h if same else h.float()  # PyTorch wants weights of the input's dtype
+    # PyTorch wants weights of the input's dtype, and 1 + weight would lose digits in a narrow one.
+    value = h if same and not zero_centered else h.to(torch.promote_types(h.dtype, torch.float32))
     weight = weight.to(value.dtype)
+    weight = 1 + weight if zero_centered else weight
     if bias is None:
         y = F.rms_norm(value, x.shape[-1:], weight, eps)
     else:
@@ -18,7 +23,7 @@ def norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None
 
 
 def norm_forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, zero_centered: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output; x + residual, or nothing; mean, or nothing in RMSNorm, and 1 / deviation of each row in float32."""
     h = x if residual is None else x + residual
@@ -26,7 +31,7 @@ def norm_forward(
     mean = rows.new_zeros(0) if bias is None else rows.mean(-1)
     centred = rows if bias is None else rows - mean[:, None]
     rstd = (centred.square().mean(-1) + eps).rsqrt()
-    y = centred * rstd[:, None] * weight.float()
+    y = centred * rstd[:, None] * (weight.float() + zero_centered)
     y = y if bias is None else y + bias.float()
     return y.to(x.dtype).view(x.shape), x.new_empty(0) if residual is None else h.contiguous(), mean, rstd
 
@@ -39,6 +44,7 @@ def norm_backward(
     bias: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
+    zero_centered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (and of the residual), the weight, and the bias (nothing in RMSNorm), by `norm_forward`'s output.
 
@@ -47,7 +53,7 @@ def norm_backward(
     columns = h.shape[-1]
     dy, rows = gradient.reshape(-1, columns).float(), h.reshape(-1, columns).float()
     normal = (rows if bias is None else rows - mean[:, None]) * rstd[:, None]
-    slope = weight.float() * dy
+    slope = (weight.float() + zero_centered) * dy
     dx = slope - normal * (slope * normal).mean(-1, keepdim=True)
     if bias is not None:
         dx = dx - slope.mean(-1, keepdim=True)

@@ -52,7 +52,7 @@ def command(
     line.
     """
     from megagpt.config.schema import ParallelConfig
-    from megagpt.data.chat import role_ids
+    from megagpt.data.chat import check_chat
     from megagpt.data.history import History
     from megagpt.model.generation import GenerationConfig, Generator
 
@@ -60,7 +60,7 @@ def command(
     layout = ParallelConfig(tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size)
     config, engine, tokenizer = restore_model(checkpoint, layout)
     generator = Generator(engine.modules, config, tokenizer)
-    role_ids(tokenizer)  # a model that was never told who speaks is refused here
+    check_chat(tokenizer)  # a model that was never told who speaks is refused here
     history = History(tokenizer, generator.window, min(max_new_tokens, generator.window // 2), system)
     for turn, line in enumerate(lines()):
         if not line.startswith("/"):
@@ -113,7 +113,8 @@ def answer(line: str, history: "History", generator: "Generator", settings: "Gen
         click.echo(f"(the context is full: the oldest {left_out} turns are left out)", err=True)
     parts = []
     try:
-        for _, text in generator.stream([prompt], settings):
+        for _, piece in generator.stream([prompt], settings):
+            text = piece if parts else generator.tokenizer.without_start(piece)
             say(text)
             parts.append(text)
     except KeyboardInterrupt:

@@ -4,14 +4,19 @@
 
 Each message is its role's token, its text and end-of-text, which also ends a generated response. The text of a
 message is always text: a role's token inside it is spelled out, so that it cannot speak for another.
+
+A model that came with a chat template of its own goes on with that one; special tokens in a message are text there too.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
+from megagpt.data.chat_template import ChatTemplate, find_answer
 from megagpt.data.tokenizer import END_OF_TEXT, Tokenizer
 from megagpt.errors import DataError
 
@@ -23,6 +28,12 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 """The same in Jinja, for transformers' `apply_chat_template`; that one takes special tokens in a text at their word."""
+
+
+def own_template(tokenizer: Tokenizer) -> str:
+    """CHAT_TEMPLATE with the tokenizer's own start and end of a text."""
+    start = "".join(map(tokenizer.unspellable.name_of, tokenizer.start_ids))
+    return start + CHAT_TEMPLATE.replace(END_OF_TEXT, tokenizer.end_of_text)
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,39 @@ class Example:
 
 
 def grow_for_chat(base: Tokenizer) -> Tokenizer:
-    """`base` with the roles' tokens, after its own, whose ids stay."""
-    return base.with_special_tokens(list(ROLE_TOKENS.values()))
+    """`base` with the roles' tokens, after its own, whose ids stay. A chat template of another form is left behind."""
+    grown = base.with_special_tokens(list(ROLE_TOKENS.values()))
+    grown.companions = grown.companions.without_templates()
+    return grown
+
+
+def has_roles(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer has the roles' tokens."""
+    return tokenizer.special_ids.keys() >= set(ROLE_TOKENS.values())
+
+
+def template_of(tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The template that the model came with; None for one without, or with ours. Raises DataError."""
+    templates = tokenizer.companions.templates
+    if not templates:
+        return None
+    source = templates.get("default", next(iter(templates.values())) if len(templates) == 1 else None)
+    if source is None:
+        raise DataError(f"the tokenizer has the chat templates {', '.join(templates)}: call the one to use default")
+    if has_roles(tokenizer) and source == own_template(tokenizer):
+        return None
+    return _compiled(source, tuple(tokenizer.companions.special_tokens.items()))
+
+
+@lru_cache(maxsize=8)
+def _compiled(source: str, special_tokens: tuple[tuple[str, str], ...]) -> ChatTemplate:
+    return ChatTemplate(source, dict(special_tokens))
+
+
+def check_chat(tokenizer: Tokenizer) -> None:
+    """Raise DataError unless the tokenizer can write conversations, by a template or by our roles' tokens."""
+    if template_of(tokenizer) is None:
+        role_ids(tokenizer)
 
 
 def role_ids(tokenizer: Tokenizer) -> dict[Role, int]:
@@ -62,14 +104,53 @@ def role_ids(tokenizer: Tokenizer) -> dict[Role, int]:
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> Example:
-    """A conversation as tokens; the assistant's tokens, end-of-text included, are trained on, where they are to be."""
+    """A conversation as tokens; the assistant's tokens, end-of-text included, are trained on, where they are to be.
+
+    A conversation that ends with an answer to be learnt ends with the token that ends the answer. Raises DataError
+    where the model's template refuses the conversation, or does not show what the assistant writes.
+    """
+    template = template_of(tokenizer)
+    if template is not None:
+        return _encode_by_template(tokenizer, template, messages)
     ids = role_ids(tokenizer)
-    tokens: list[int] = []
-    trained: list[bool] = []
+    tokens: list[int] = list(tokenizer.start_ids)
+    trained: list[bool] = [False] * len(tokens)
     for message, body in zip(messages, tokenizer.encode_batch([m.content for m in messages]), strict=True):
         tokens += [ids[message.role], *body, tokenizer.end_of_text_id]
         trained += [False, *[message.role == "assistant" and message.trained] * (len(body) + 1)]
     return Example(np.array(tokens, np.int64), np.array(trained, bool))
+
+
+def _encode_by_template(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> Example:
+    special = tokenizer.unspellable
+    filler, marker = special.fillers([message.content for message in messages])
+    turns = [{"role": message.role, "content": special.hide(message.content, filler)} for message in messages]
+    answers = [number for number, one in enumerate(messages) if one.role == "assistant"]
+    learnt = [number for number in answers if messages[number].trained]
+    text, marked = template.render_marked(turns)
+    if template.marks_answers and len(marked) != len(answers):
+        raise DataError(f"the chat template marks {len(marked)} answers of {len(answers)} by {{% generation %}}")
+    found = dict(zip(answers, marked, strict=True)) if template.marks_answers else {}
+    ends = re.compile("|".join(re.escape(special.name_of(index) or "") for index in sorted(tokenizer.end_ids)))
+    spans = []
+    for number in learnt:
+        first, last = found[number] if found else find_answer(template, turns, number, text, marker)
+        ending = next((end for end in ends.finditer(text, first)), None)
+        if ending is None or text[last : ending.start()].strip():
+            raise DataError(
+                f"the model's chat template does not end turn {number + 1} with a token that ends texts"
+                f" ({', '.join(map(str, map(special.name_of, sorted(tokenizer.end_ids))))}), so a model could not learn"
+                " to end its answers: name the token in generation_config.json's eos_token_id"
+            )
+        spans.append((first, max(last, ending.end())))
+    whole, places = special.mark(text, filler, [place for span in spans for place in span])
+    ids, offsets = tokenizer.encode_marked(whole)
+    starts = np.array([first for first, _ in offsets], np.int64)
+    trained = np.zeros(len(ids), bool)
+    for first, last in zip(places[::2], places[1::2], strict=True):
+        trained |= (starts >= first) & (starts < last)
+    count = int(np.flatnonzero(trained)[-1]) + 1 if learnt and learnt[-1] == len(messages) - 1 else len(ids)
+    return Example(np.array(ids[:count], np.int64), trained[:count])
 
 
 def has_answer(messages: Sequence[Message]) -> bool:
@@ -88,5 +169,11 @@ def truncate_to_context(tokenizer: Tokenizer, messages: Sequence[Message], lengt
 
 
 def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Token ids after which the assistant's response follows, then end-of-text."""
-    return [*encode_chat(tokenizer, messages).tokens.tolist(), role_ids(tokenizer)["assistant"]]
+    """Token ids after which the assistant's response follows, then a token that ends texts."""
+    template = template_of(tokenizer)
+    if template is None:
+        return [*encode_chat(tokenizer, messages).tokens.tolist(), role_ids(tokenizer)["assistant"]]
+    special = tokenizer.unspellable
+    filler, _ = special.fillers([message.content for message in messages])
+    turns = [{"role": message.role, "content": special.hide(message.content, filler)} for message in messages]
+    return tokenizer.encode_marked(special.mark(template.render(turns, True), filler, ())[0])[0]

@@ -4,11 +4,11 @@ import json
 
 from tokenizers.models import BPE
 
+from megagpt.data.fim_names import OWN
 from megagpt.data.tokenizer import Tokenizer
-from megagpt.errors import ConfigError
+from megagpt.errors import ConfigError, DataError
 
-FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, FIM_PAD = "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"
-FIM_TOKENS = (FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, FIM_PAD)
+FIM_TOKENS = FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, FIM_PAD = OWN
 """Fill-in-the-middle's special tokens, by the names that Megatron-LM gives them."""
 
 LONGEST_RUN = 32
@@ -28,6 +28,11 @@ def grow_for_code(base: Tokenizer, longest_run: int = LONGEST_RUN) -> Tokenizer:
     if longest_run < 1:
         raise ConfigError(f"the longest run of spaces is {longest_run}; it must be at least 1 (no tokens for runs)")
     spec = json.loads(base.to_json())
+    if not base.is_byte_level or spec["model"].get("ignore_merges"):
+        raise DataError(
+            "runs of spaces can be added to byte-level BPE as `megagpt data tokenizer` makes it, and this tokenizer is"
+            " of another kind: train with it as it is"
+        )
     vocab, merges, added = spec["model"]["vocab"], spec["model"]["merges"], spec["added_tokens"]
     for token in added:  # the library numbers added tokens after the model's, unless the model knows them too
         vocab.setdefault(token["content"], token["id"])
@@ -39,8 +44,7 @@ def grow_for_code(base: Tokenizer, longest_run: int = LONGEST_RUN) -> Tokenizer:
     for pair in runs[known:]:
         merges.append(list(pair))
         vocab.setdefault("".join(pair), len(vocab))
-    grown = Tokenizer(json.dumps(spec, ensure_ascii=False, indent=2).encode(), "the grown tokenizer")
-    return grown.with_special_tokens(FIM_TOKENS)
+    return base.replaced(spec).with_special_tokens(FIM_TOKENS)
 
 
 def _merge_run(length: int, runs: list[tuple[str, str]]) -> list[str]:

@@ -46,7 +46,7 @@ class ConversationLoader(PrefetchLoader):
 
     def _encode(self, conversations: list[Conversation], split: Split) -> list[Example]:
         length = self.config.model.sequence_length + 1
-        fitting = [truncate_to_context(self.tokenizer, item.messages, length) for item in conversations]
+        fitting = [_shortened(self.tokenizer, item, length) for item in conversations]
         examples = [example for example in fitting if example is not None]
         silent = sum(not has_answer(item.messages) for item in conversations)
         for count, why in (
@@ -104,6 +104,14 @@ class ConversationLoader(PrefetchLoader):
     def _batch(self, split: Split, rows: list[list[int]]) -> Batch:
         examples, length = self.examples[split], self.config.model.sequence_length
         return batch_of_rows([[examples[index] for index in row] for row in rows], length, self.tokenizer)
+
+
+def _shortened(tokenizer: Tokenizer, conversation: Conversation, length: int) -> Example | None:
+    """See `truncate_to_context`. Raises DataError with the place of a conversation that a chat template refuses."""
+    try:
+        return truncate_to_context(tokenizer, conversation.messages, length)
+    except DataError as error:
+        raise DataError(f"{conversation.place}: {error}") from None
 
 
 def check_masks(examples: Sequence[Example], tokenizer: Tokenizer) -> None:

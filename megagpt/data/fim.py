@@ -14,6 +14,7 @@ import re
 import numpy as np
 
 from megagpt.data.code_tokens import FIM_TOKENS
+from megagpt.data.fim_names import FIM_STYLES, OWN, FimTokens
 from megagpt.data.packed import hashes
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError
@@ -27,16 +28,27 @@ UNITS: dict[str, re.Pattern[str]] = {
 """Units that can be a middle: a line with the newline before it, or a word with the space before it."""
 
 
+def fim_style(tokenizer: Tokenizer) -> FimTokens | None:
+    """The names that the tokenizer has for these tokens; None where it lacks one."""
+    special = tokenizer.special_ids
+    return next((style for style in FIM_STYLES if special.keys() >= set(style[: 4 if style is OWN else 3])), None)
+
+
 def fim_ids(tokenizer: Tokenizer) -> tuple[int, int, int, int]:
-    """Ids of prefix, middle, suffix and padding. Raises DataError when the tokenizer lacks one."""
-    missing = [name for name in FIM_TOKENS if name not in tokenizer.special_ids]
-    if missing:
+    """Ids of prefix, middle, suffix and padding. Raises DataError when the tokenizer lacks one.
+
+    Where published models have no padding of its own, it is their pad token, or end-of-text.
+    """
+    style = fim_style(tokenizer)
+    if style is None:
+        missing = [name for name in FIM_TOKENS if name not in tokenizer.special_ids]
         raise DataError(
             f"the tokenizer has no special token {', '.join(missing)} for filling in the middle: add what is missing "
             "with `megagpt data tokenizer --extend OLD --output NEW`, and train the model on fill-in-the-middle with it"
         )
-    prefix, middle, suffix, pad = (tokenizer.special_ids[name] for name in FIM_TOKENS)
-    return prefix, middle, suffix, pad
+    special, padding = tokenizer.special_ids, tokenizer.companions.special_tokens.get("pad_token")
+    pad = next(special[name] for name in (style.pad, padding, tokenizer.end_of_text) if name in special)
+    return special[style.prefix], special[style.middle], special[style.suffix], pad
 
 
 def fim_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, spm: bool = True) -> list[int]:
@@ -46,10 +58,10 @@ def fim_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, spm: bool = True)
     DataError when the tokenizer lacks the tokens for it.
     """
     first, middle, second, _ = fim_ids(tokenizer)
-    before, after = tokenizer.encode_batch([prefix, suffix])
+    before, after = tokenizer.encode_part(prefix), tokenizer.encode_part(suffix)
     if spm:
-        return [first, second, *after, middle, *before]
-    return [first, *before, second, *after, middle]
+        return [*tokenizer.start_ids, first, second, *after, middle, *before]
+    return [*tokenizer.start_ids, first, *before, second, *after, middle]
 
 
 def units_within(text: str, unit: str = "line") -> list[tuple[int, int]]:
@@ -113,7 +125,7 @@ class FillInTheMiddle:
     def rearrange(self, text: str, first: int, last: int, spm: bool) -> list[int]:
         """Tokens of `text` with its characters first..last-1 moved to the end, end-of-text behind them."""
         prompt = fim_prompt(self.tokenizer, text[:first], text[last:], spm)
-        return [*prompt, *self.tokenizer.encode(text[first:last]), self.tokenizer.end_of_text_id]
+        return [*prompt, *self.tokenizer.encode_part(text[first:last]), self.tokenizer.end_of_text_id]
 
     def _edges(self, count: int, index: int) -> np.ndarray:
         """int64: places in 1..count - 1 where sample `index` of `count` tokens is cut into pieces."""
@@ -131,6 +143,8 @@ class FillInTheMiddle:
         if chance >= self.rate:
             return document
         body = document[: len(document) - int(document[-1] == self.tokenizer.end_of_text_id)]
+        start = self.tokenizer.start_ids
+        body = body[len(start) :] if body[: len(start)].tolist() == start else body
         if not self.tokenizer.token_bytes[body].all():
             return document  # a special token inside has no text, so it would be lost
         cut_unit = chance < self.rate * self.unit_rate

@@ -36,7 +36,7 @@ from megagpt.data.readers import (
     documents,
     find_sources,
 )
-from megagpt.data.tokenizer import Tokenizer
+from megagpt.data.tokenizer import END_OF_TEXT, Tokenizer
 from megagpt.data.unread import log_unread, most_common
 from megagpt.data.workers import start_worker
 from megagpt.errors import DataError
@@ -117,6 +117,8 @@ def preprocess(
         "max_record_mb": max_record_mb,
         "sources": [{"path": source.path, "bytes": source.bytes} for source in sources],
     }
+    if around := _around(known):
+        about["around_documents"] = around
     if _is_made(output, about, sources, max_rejected):
         log.info("%s is already made from these inputs", output)
         return indexed.read_about(output)
@@ -130,6 +132,12 @@ def preprocess(
     log_unread(f"{output} (of its inputs only --key {key} is read)", total["unread"])
     log.info("%s: %d documents, %d tokens, %d bytes of text", output, *map(total.get, ("documents", "tokens", "bytes")))
     return total
+
+
+def _around(known: Tokenizer) -> list[list[int]]:
+    """Token ids before and behind every document; none where they are end-of-text alone, as of own tokenizers."""
+    usual = not known.start_ids and known.end_of_text == END_OF_TEXT
+    return [] if usual else [known.start_ids, [known.end_of_text_id]]
 
 
 def _is_made(output: str | Path, about: dict[str, Any], sources: list[Source], max_rejected: int) -> bool:
@@ -270,14 +278,15 @@ def _tokenize(job: _Job, number: int, chunk: Chunk) -> _Part:
     for texts in _batches(chunk, job, rejected, unread):
         size += sum(len(text.encode()) for text in texts)
         encoded += [ids.astype(dtype) for ids in encode(texts)]
-    lengths = np.array([len(ids) + 1 for ids in encoded], "<i4")
+    start = np.array(tokenizer.start_ids, dtype).data
+    lengths = np.array([len(start) + len(ids) + 1 for ids in encoded], "<i4")
     part = _Part(
         len(encoded), int(lengths.sum()), size, chunk.stored_bytes, chunk.end, rejected, most_common(unread, _FIELDS)
     )
     if len(rejected) <= job.max_rejected:
         header = json.dumps(asdict(part)).encode() + b"\n"
         end = np.array([tokenizer.end_of_text_id], dtype).data
-        tokens = [piece for ids in encoded for piece in (ids.data, end)]
+        tokens = [piece for ids in encoded for piece in (start, ids.data, end)]
         write_atomic(_part_path(job.folder, number), header, lengths.data, *tokens)
     return part
 

@@ -10,7 +10,7 @@ import torch
 
 from megagpt.config.schema import Config
 from megagpt.data.batch import Batch, HeldOut
-from megagpt.data.chat import Message, encode_chat
+from megagpt.data.chat import Message, chat_prompt, encode_chat
 from megagpt.data.conversations import Conversation, split_conversations
 from megagpt.data.loader import load_tokenizer
 from megagpt.data.packed import SPLITS, Split, permutation
@@ -188,5 +188,5 @@ def encode_ranking(tokenizer: Tokenizer, ranking: Ranking) -> RankedExample:
     """A ranking's conversations as tokens, one for every answer."""
     conversations = [[*ranking.messages, Message("assistant", answer)] for answer in ranking.answers]
     rows = [encode_chat(tokenizer, messages).tokens for messages in conversations]
-    before = len(encode_chat(tokenizer, ranking.messages).tokens) + 1  # and the assistant's token
+    before = len(chat_prompt(tokenizer, ranking.messages))
     return RankedExample(rows, list(ranking.ranks), [len(row) - before for row in rows])

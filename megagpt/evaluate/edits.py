@@ -126,7 +126,7 @@ def generate_edits(generator: Generator, edits: Sequence[Edit], max_new_tokens: 
         for start in range(0, len(fitting), generator.batch_size):
             chosen = fitting[start : start + generator.batch_size]
             for index, out in zip(chosen, generator.generate([prompts[i] for i in chosen], settings), strict=True):
-                responses[index] = out.text
+                responses[index] = generator.tokenizer.without_start(out.text)
             bar.update(len(chosen))
     return responses
 

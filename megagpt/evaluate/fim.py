@@ -84,8 +84,8 @@ def evaluate_fim(engine: Engine, loader: PretrainLoader, cuts: Sequence[Cut]) ->
     """
     tokenizer, end = loader.tokenizer, loader.tokenizer.end_of_text_id
     both = [fim_prompt(tokenizer, cut.prefix, cut.suffix, cut.spm) for cut in cuts]
-    before = tokenizer.encode_batch([cut.prefix for cut in cuts])
-    middles = tokenizer.encode_batch([cut.middle for cut in cuts])
+    before = [[*tokenizer.start_ids, *tokenizer.encode_part(cut.prefix)] for cut in cuts]
+    middles = [tokenizer.encode_part(cut.middle) for cut in cuts]
     asked = {
         "fim_loss": (both, [[*middle, end] for middle in middles]),
         "fim_middle_loss": (both, middles),

@@ -166,7 +166,7 @@ class _Search:
         reason = None
         if any(stop.encode() in text for stop in self.settings.stop):
             reason = "stop"
-        elif token == self.tokenizer.end_of_text_id:
+        elif token in self.tokenizer.end_ids:
             reason = "end_of_text"
         elif len(tokens) == self.limit:
             reason = "length" if self.limit == self.settings.max_new_tokens else "context"

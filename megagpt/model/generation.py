@@ -76,14 +76,16 @@ class Generator(StagedModel):
         return [row.completion() for row in rows]
 
     def encode(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
-        """Token ids of each prompt, a text or token ids; an empty one becomes the end-of-text token.
+        """Token ids of each prompt, a text or token ids; an empty one becomes what starts a document.
 
         Raises DataError for a prompt that leaves no room in the context window or has an unknown token.
         """
         encoded = []
         for index, prompt in enumerate(prompts):
-            tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-            tokens = tokens or [self.tokenizer.end_of_text_id]
+            tokens = (
+                self.tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+            )
+            tokens = tokens or self.tokenizer.encode_prompt("")
             if len(tokens) >= self.window:
                 raise DataError(
                     f"prompt {index} has {len(tokens)} tokens, but the model's sequence_length of {self.window} takes "

@@ -8,7 +8,7 @@ from typing import Literal
 from megagpt.errors import ConfigError
 
 FinishReason = Literal["end_of_text", "stop", "length", "context"]
-"""Why a completion ended: the end-of-text token, a stop string, max_new_tokens, or the end of the context window."""
+"""Why a completion ended: a token that ends texts, a stop string, max_new_tokens, or the end of the context window."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.identity_op import IdentityOp
@@ -17,7 +16,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from torch import Tensor
 
 from megagpt.config.schema import KernelsConfig, ModelConfig
-from megagpt.kernels.activation import bias_gelu, swiglu
+from megagpt.kernels.activation import activation
 from megagpt.kernels.bias_dropout_add import bias_dropout_add
 from megagpt.model.attention import SelfAttention
 from megagpt.model.linears import ColumnParallelLinear, RowParallelLinear
@@ -72,23 +71,7 @@ class MLP(MegatronMLP):
     def forward(self, hidden_states: Tensor, **_) -> WithBias:
         """[S, B, H] -> [S, B, H] and the bias that is still to be added, if any."""
         inner, bias = self.linear_fc1(hidden_states)
-        return self.linear_fc2(activate(self.activation, inner, bias, self.backend))
-
-
-def activate(activation: str, x: Tensor, bias: Tensor | None, backend: str) -> Tensor:
-    """`ModelConfig.activation` of x + bias, [..., F] -> [..., F], or of two projections [..., 2F] -> [..., F]."""
-    if activation == "swiglu":
-        return swiglu(x, bias, backend=backend)
-    if activation == "gelu" and bias is not None:
-        return bias_gelu(x, bias, backend=backend)
-    x = x if bias is None else x + bias
-    if activation in ("geglu", "geglu_exact"):
-        gate, up = x.chunk(2, -1)
-        return F.gelu(gate, approximate="tanh" if activation == "geglu" else "none") * up
-    if activation in ("gelu", "gelu_exact"):
-        return F.gelu(x, approximate="tanh" if activation == "gelu" else "none")
-    x = F.relu(x)
-    return x if activation == "relu" else x.square()
+        return self.linear_fc2(activation(inner, bias, self.activation, self.backend))
 
 
 def fused_bias_dropout_add(training: bool, fused: bool) -> Callable:

@@ -23,7 +23,7 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H] -> [..., H]."""
-        return layer_norm(x, factor_of(self), self.bias, self.eps, backend=self.backend)
+        return layer_norm(x, self.weight, self.bias, self.eps, zero_centered=self.zero_centered, backend=self.backend)
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -36,15 +36,10 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H] -> [..., H]."""
-        return rms_norm(x, factor_of(self), self.eps, backend=self.backend)
+        return rms_norm(x, self.weight, self.eps, zero_centered=self.zero_centered, backend=self.backend)
 
 
 NORMS: dict[str, type[LayerNorm | RMSNorm]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
-
-
-def factor_of(norm: torch.nn.Module) -> Tensor:
-    """What a norm multiplies with: its weight, or 1 + weight in float32, since bf16 would round the sum."""
-    return 1 + norm.weight.float() if norm.zero_centered else norm.weight
 
 
 def _share_gradients(norm: torch.nn.Module, config: TransformerConfig) -> None:
@@ -69,13 +64,13 @@ class AllHeadsNorm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., heads, D] -> [..., heads, D]."""
-        flat, weight = x.flatten(-2), factor_of(self)
+        flat, options = x.flatten(-2), {"zero_centered": self.zero_centered, "backend": self.backend}
         if self.group.size() > 1:
-            y = self._across_ranks(flat.float(), weight.float()).to(x.dtype)
+            y = self._across_ranks(flat.float(), self.weight.float() + self.zero_centered).to(x.dtype)
         elif self.bias is None:
-            y = rms_norm(flat, weight, self.eps, backend=self.backend)
+            y = rms_norm(flat, self.weight, self.eps, **options)
         else:
-            y = layer_norm(flat, weight, self.bias, self.eps, backend=self.backend)
+            y = layer_norm(flat, self.weight, self.bias, self.eps, **options)
         return y.view(x.shape)
 
     def _across_ranks(self, x: Tensor, weight: Tensor) -> Tensor:

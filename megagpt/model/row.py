@@ -77,7 +77,7 @@ class Row:
         text = self.stream.add(tokenizer.decode_bytes([token]))
         if self.stream.stopped:
             self.finish_reason = "stop"
-        elif token == tokenizer.end_of_text_id:
+        elif token in tokenizer.end_ids:
             self.finish_reason = "end_of_text"
         elif len(self.tokens) == self.limit:
             self.finish_reason = "length" if self.limit == settings.max_new_tokens else "context"

@@ -98,7 +98,7 @@ class DeepSpeedEngine:
             return total.to(gradient.dtype)
 
         for name, parameter in module.named_parameters():
-            per_head = "q_layernorm" in name or "k_layernorm" in name
+            per_head = module.config.qk_layernorm and ("q_layernorm" in name or "k_layernorm" in name)
             if per_head or (module.config.sequence_parallel and getattr(parameter, "sequence_parallel", False)):
                 parameter.register_hook(summed)
 

@@ -96,10 +96,18 @@ class Job:
         """Bytes of a weight and of an activation."""
         return BF16 if self.config.optim.precision == "bf16" else FP32
 
-    @property
+    @cached_property
     def unfused_attention(self) -> bool:
-        """Whether attention probabilities are written to memory."""
-        return self.config.kernels.attention == "unfused"
+        """Whether attention probabilities are written to memory: also where no fused kernel has the model's softcap."""
+        model, chosen = self.config.model, self.config.kernels.attention
+        if chosen != "auto" or not model.attention_softcap:
+            return chosen == "unfused"
+        import torch
+
+        from megagpt.kernels.attention import triton_supports
+
+        fused = triton_supports(torch.bfloat16, model.head_size, dropout=model.attention_dropout)
+        return self.itemsize == FP32 or not fused
 
     @cached_property
     def layers_per_chunk(self) -> int:

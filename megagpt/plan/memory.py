@@ -10,7 +10,15 @@ from dataclasses import dataclass, fields
 
 from megagpt.config.schema import ModelConfig
 from megagpt.plan.job import BF16, FP32, Job
-from megagpt.plan.parameters import matrix_parameters, stage_parameters, vocabulary_parameters
+from megagpt.plan.parameters import (
+    inner_width,
+    layer_norms,
+    matrix_parameters,
+    qkv_width,
+    rank_groups,
+    stage_parameters,
+    vocabulary_parameters,
+)
 
 MASK = 1  # byte of an element of a dropout mask
 
@@ -99,21 +107,33 @@ def layer_activations(job: Job, recompute: str | None = None) -> float:
     if recompute == "full":
         return size * stream
     tensor, heads = job.tensor_size, model.num_attention_heads * model.head_size
-    keys = 2 * model.query_groups * model.head_size
+    keys = rank_groups(model, tensor) * model.head_size
+    # Ranks that share a group gather queries, keys and values, of which the values stay a part.
+    mixed = qkv_width(model, 1 if model.query_groups < tensor else tensor)
     # Our kernel drops by a seed, from which the backward pass knows the mask.
     masks = 2 * MASK * stream if model.hidden_dropout and job.config.kernels.bias_dropout_add == "torch" else 0.0
-    norms = size * 2 * stream + _norm_statistics(job)
-    linear_inputs = size * (2 * stream + tokens * (heads + model.ffn_size) / tensor)
-    qkv = size * tokens * (heads + keys) / tensor
+    streams = size * _kept_streams(model) * stream + layer_norms(model) * _norm_statistics(job)
+    linear_inputs = size * tokens * (heads + model.ffn_size) / tensor
+    qkv = size * tokens * mixed
     rope, grouped = model.position_embedding == "rope", model.query_groups < model.num_attention_heads
     if rope or model.qk_layernorm:  # new queries and keys beside the projection's
-        qkv += size * tokens * (heads + keys / 2) / tensor
+        qkv += size * tokens * (heads / tensor + keys)
+    if model.qk_layernorm and model.qk_norm_scope == "all_heads" and tensor > 1:  # normed in fp32, over all ranks
+        qkv += 2 * FP32 * tokens * (heads / tensor + keys)
     if grouped and (model.qk_layernorm or not rope):  # queries of all groups, put together
         qkv += size * tokens * heads / tensor
     if job.rows > 1 and tensor == 1 and not job.unfused_attention:
         qkv += size * tokens * heads  # attention's output, which PyTorch's product copies transposed
-    inner = size * tokens * model.ffn_size * (2 if model.activation == "swiglu" else 1) / tensor
-    return norms + linear_inputs + qkv + inner + masks + attention_bytes(job, recompute)
+    # What the activation saves; ReLU saves its output, which counts among the linear inputs.
+    inner = 0.0 if model.activation == "relu" else size * tokens * inner_width(model) / tensor
+    return streams + linear_inputs + qkv + inner + masks + attention_bytes(job, recompute)
+
+
+def _kept_streams(model: ModelConfig) -> int:
+    """Tensors of the residual stream's shape that a layer saves: inputs of its norms, and of its two projections out of
+    the stream. A norm behind a sublayer saves that one's output; parallel sublayers share the layer's input."""
+    shared = {"none": 0, "two_norms": 1, "one_norm": 2}[model.parallel_block]
+    return 4 - shared + (2 if model.norm_placement == "both" else 0)
 
 
 def attention_bytes(job: Job, recompute: str) -> float:
@@ -125,12 +145,14 @@ def attention_bytes(job: Job, recompute: str) -> float:
     if recompute == "selective":
         return 0.0
     element = job.itemsize + (job.itemsize + MASK if model.attention_dropout else 0)  # probabilities, dropped, mask
+    element += job.itemsize if model.attention_softcap else 0  # the hyperbolic tangent of scores
     return element * queries * job.row_length
 
 
 def _norm_statistics(job: Job) -> float:
+    """Bytes of one norm's deviations, and means where it has them."""
     each = 2 if job.config.model.normalization == "layernorm" else 1
-    return 2 * each * FP32 * job.tokens / job.sequence_size
+    return each * FP32 * job.tokens / job.sequence_size
 
 
 def _stage_activations(job: Job, stage: int) -> float:
@@ -150,7 +172,7 @@ def _stage_activations(job: Job, stage: int) -> float:
         kept = (
             1 if model.head == "embedding" else 2
         )  # inputs of the final norm and, unless a few states do, of the head
-        activations += size * kept * stream + _norm_statistics(job) / 2
+        activations += size * kept * stream + _norm_statistics(job)
     return activations
 
 
@@ -159,6 +181,7 @@ def saved_logits(job: Job) -> float:
     if job.config.kernels.fuse_output_projection or job.config.model.head != "tokens":
         return 0.0
     size = FP32 if job.config.kernels.cross_entropy == "torch" else job.itemsize
+    size += job.itemsize if job.config.model.logit_softcap else 0  # their hyperbolic tangent
     return job.tokens * job.config.model.padded_vocab_size / job.tensor_size * size
 
 
@@ -177,15 +200,15 @@ def logits_bytes(job: Job) -> float:
     projection = vocabulary_parameters(model, job.tensor_size) * size + 2 * size * job.tokens * model.hidden_size
     if job.config.kernels.fuse_output_projection:
         return job.tokens * rows / 16 * size + projection + FP32 * job.tokens * model.hidden_size
-    if job.config.kernels.cross_entropy == "torch":
-        return job.tokens * rows * (FP32 + size) + projection
-    return job.tokens * rows * size + projection
+    each = FP32 + size if job.config.kernels.cross_entropy == "torch" else size
+    each += size if model.logit_softcap else 0  # their hyperbolic tangent
+    return job.tokens * rows * each + projection
 
 
 def _layer_working(job: Job) -> float:
     """Bytes that one layer's backward pass needs for a moment, at most in its feed-forward half."""
     model, tokens, size = job.config.model, job.tokens, job.itemsize
-    inner = tokens * model.ffn_size * (2 if model.activation == "swiglu" else 1) / job.tensor_size
+    inner = tokens * inner_width(model) / job.tensor_size
     stream = tokens * model.hidden_size
     weight = model.hidden_size * max(inner / tokens, model.ffn_size / job.tensor_size)
     working = size * (inner + 2 * stream / job.sequence_size + weight)

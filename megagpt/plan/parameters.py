@@ -3,29 +3,52 @@
 from megagpt.config.schema import ModelConfig
 from megagpt.plan.job import Job
 
+NORMS = {"pre": 2, "post": 2, "both": 4}
+"""Norms of a layer over its hidden states, by their placement, where each sublayer has its own."""
+
 
 def layer_parameters(model: ModelConfig, tensor: int = 1) -> int:
     """Parameters of one transformer layer on each of `tensor` tensor-parallel ranks."""
     hidden = model.hidden_size
-    bias = int(model.bias)
-    norm = hidden * (2 if model.normalization == "layernorm" else 1)
-    head_norms = 2 * model.head_size * norm // hidden if model.qk_layernorm else 0
-    biases = bias * (_qkv(model) + _inner(model)) // tensor + 2 * hidden * bias
-    return matrix_parameters(model, tensor) + biases + 2 * norm + head_norms
+    biases = model.has_qkv_bias * qkv_width(model, tensor) + model.has_attention_output_bias * hidden
+    biases += model.bias * (inner_width(model) // tensor + hidden)
+    norms = layer_norms(model) * _norm_parameters(model, hidden)
+    if model.qk_layernorm:
+        heads = model.num_attention_heads // tensor + rank_groups(model, tensor)
+        norms += _norm_parameters(model, model.head_size * (heads if model.qk_norm_scope == "all_heads" else 2))
+    return matrix_parameters(model, tensor) + biases + norms
+
+
+def layer_norms(model: ModelConfig) -> int:
+    """Norms of one layer over its hidden states."""
+    return NORMS[model.norm_placement] - (model.parallel_block == "one_norm")
 
 
 def matrix_parameters(model: ModelConfig, tensor: int = 1) -> int:
     """Elements of the matrices of one transformer layer on each of `tensor` tensor-parallel ranks."""
     heads = model.num_attention_heads * model.head_size
-    return model.hidden_size * (_qkv(model) + _inner(model) + heads + model.ffn_size) // tensor
+    return model.hidden_size * (
+        qkv_width(model, tensor) + heads // tensor + (inner_width(model) + model.ffn_size) // tensor
+    )
 
 
-def _qkv(model: ModelConfig) -> int:
-    return (model.num_attention_heads + 2 * model.query_groups) * model.head_size
+def qkv_width(model: ModelConfig, tensor: int = 1) -> int:
+    """Columns of the projection to queries, keys and values on each of `tensor` ranks."""
+    return (model.num_attention_heads + 2 * model.query_groups) * model.head_size // tensor
 
 
-def _inner(model: ModelConfig) -> int:
-    return model.ffn_size * (2 if model.activation == "swiglu" else 1)
+def rank_groups(model: ModelConfig, tensor: int) -> int:
+    """Key and value heads that each of `tensor` ranks computes with: where there are fewer, ranks share one."""
+    return max(model.query_groups // tensor, 1)
+
+
+def inner_width(model: ModelConfig) -> int:
+    """Columns of the projection into the feed-forward layer, on all ranks together."""
+    return model.ffn_size * (2 if model.is_gated else 1)
+
+
+def _norm_parameters(model: ModelConfig, width: int) -> int:
+    return width * (2 if model.normalization == "layernorm" else 1)
 
 
 def vocabulary_parameters(model: ModelConfig, tensor: int = 1) -> int:
@@ -33,10 +56,21 @@ def vocabulary_parameters(model: ModelConfig, tensor: int = 1) -> int:
     return model.padded_vocab_size // tensor * model.hidden_size
 
 
-def head_parameters(model: ModelConfig, tensor: int = 1) -> int:
-    """Weights of the output projection or of another head on each of `tensor` ranks: an embedding's temperature."""
-    others = {"scalar": model.hidden_size + 1, "embedding": 1}
-    return vocabulary_parameters(model, tensor) if model.head == "tokens" else others[model.head]
+def head_parameters(model: ModelConfig, tensor: int = 1, shared: bool = False) -> int:
+    """Parameters of the output projection or of another head on each of `tensor` ranks: an embedding's temperature.
+
+    shared: the projection's weights are the embedding's and are counted there.
+    """
+    if model.head != "tokens":
+        return {"scalar": model.hidden_size + 1, "embedding": 1}[model.head]
+    bias = model.padded_vocab_size // tensor if model.output_bias else 0
+    return bias + (0 if shared else vocabulary_parameters(model, tensor))
+
+
+def _embedding_parameters(model: ModelConfig, tensor: int = 1) -> int:
+    """Of words, and of positions where they are learned."""
+    positions = model.sequence_length * model.hidden_size if model.position_embedding == "learned" else 0
+    return vocabulary_parameters(model, tensor) + positions
 
 
 def chunk_parameters(job: Job, first: bool, last: bool) -> int:
@@ -44,11 +78,10 @@ def chunk_parameters(job: Job, first: bool, last: bool) -> int:
     model = job.config.model
     count = job.layers_per_chunk * layer_parameters(model, job.tensor_size)
     if first:
-        count += vocabulary_parameters(model, job.tensor_size)
-        count += model.sequence_length * model.hidden_size if model.position_embedding == "learned" else 0
+        count += _embedding_parameters(model, job.tensor_size)
     if last:
-        count += model.hidden_size * (2 if model.normalization == "layernorm" else 1)
-        count += 0 if first and model.shares_embeddings else head_parameters(model, job.tensor_size)
+        count += _norm_parameters(model, model.hidden_size)
+        count += head_parameters(model, job.tensor_size, shared=first and model.shares_embeddings)
         count -= model.head == "embedding" and not job.config.embed.learn_temperature
     return count
 
@@ -62,7 +95,5 @@ def stage_parameters(job: Job, stage: int) -> int:
 
 def total_parameters(model: ModelConfig) -> int:
     """Parameters of the whole model, tied embeddings counted once, the padding of the vocabulary included."""
-    norm = model.hidden_size * (2 if model.normalization == "layernorm" else 1)
-    positions = model.sequence_length * model.hidden_size if model.position_embedding == "learned" else 0
-    ends = vocabulary_parameters(model) + (0 if model.shares_embeddings else head_parameters(model))
-    return model.num_layers * layer_parameters(model) + ends + positions + norm
+    ends = _embedding_parameters(model) + head_parameters(model, shared=model.shares_embeddings)
+    return model.num_layers * layer_parameters(model) + ends + _norm_parameters(model, model.hidden_size)

@@ -16,7 +16,7 @@ from megagpt.plan.devices import GB, GIB, Device
 from megagpt.plan.estimate import DAY_SECONDS, Estimate, estimate_training, message_seconds
 from megagpt.plan.job import FP32, Job
 from megagpt.plan.memory import StageMemory, stage_memory
-from megagpt.plan.parameters import stage_parameters, total_parameters
+from megagpt.plan.parameters import inner_width, rank_groups, stage_parameters, total_parameters
 from megagpt.plan.work import Work
 
 LAYER_SECONDS = 150e-6
@@ -191,7 +191,7 @@ def _chosen_logits(job: Job, stage: int) -> float:
 def _pass_bytes(job: Job, tokens: float) -> float:
     """A layer's largest tensors in a pass of so many tokens that keeps nothing."""
     model = job.config.model
-    inner = model.ffn_size * (2 if model.activation == "swiglu" else 1) / job.tensor_size
+    inner = inner_width(model) / job.tensor_size
     return job.itemsize * tokens * (4 * model.hidden_size + 2 * inner)
 
 
@@ -211,7 +211,7 @@ def _responses_at_a_time(job: Job) -> tuple[int, int]:
 def _key_bytes(job: Job, tokens: float) -> float:
     """Keys and values of so many tokens on a rank."""
     model = job.config.model
-    width = model.query_groups * model.head_size / job.tensor_size
+    width = rank_groups(model, job.tensor_size) * model.head_size
     return 2 * job.itemsize * tokens * width * job.layers_per_chunk * job.virtual_size
 
 

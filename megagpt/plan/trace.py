@@ -22,7 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from megagpt.config.schema import Config, KernelsConfig
 from megagpt.errors import ConfigError
 from megagpt.kernels import backend
-from megagpt.kernels.attention import triton_supports
+from megagpt.kernels.attention import pytorch_backend, triton_supports
 from megagpt.model.gpt import GPT
 from megagpt.parallel import cpu, launch
 from megagpt.plan.job import Job
@@ -197,5 +197,5 @@ def _gpu_kernels(config: Config) -> KernelsConfig:
         if getattr(config.kernels, field.name) == "auto"
     }
     if "attention" in chosen and not ours:
-        chosen["attention"] = "sdpa"
+        chosen["attention"] = pytorch_backend(model.attention_softcap)
     return dataclasses.replace(config.kernels, **chosen)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from megagpt.plan.devices import Device
 from megagpt.plan.job import FP32, Job
+from megagpt.plan.parameters import inner_width, layer_norms, qkv_width
 
 
 class Product(NamedTuple):
@@ -95,10 +96,9 @@ class Work:
     def _products(self) -> Iterator[Product]:
         model, tensor, rows = self.model, self.job.tensor_size, self.job.tokens
         heads = model.num_attention_heads * model.head_size
-        gates = 2 if model.activation == "swiglu" else 1
-        yield Product(rows, model.hidden_size, (heads + 2 * model.query_groups * model.head_size) / tensor)
+        yield Product(rows, model.hidden_size, qkv_width(model, tensor))
         yield Product(rows, heads / tensor, model.hidden_size)
-        yield Product(rows, model.hidden_size, gates * model.ffn_size / tensor)
+        yield Product(rows, model.hidden_size, inner_width(model) / tensor)
         yield Product(rows, model.ffn_size / tensor, model.hidden_size)
 
     def _product_seconds(self, product: Product) -> float:
@@ -141,18 +141,11 @@ class Work:
         model, job = self.model, self.job
         stream = job.tokens * model.hidden_size / job.sequence_size
         inner = job.tokens * model.ffn_size / job.tensor_size
-        moved = self.size * stream * (2 * 2 + 2 * 3) + (2 * stream if model.hidden_dropout else 0)
-        moved += self.size * inner * (3 if model.activation == "swiglu" else 2)
-        if model.position_embedding == "rope":
-            moved += (
-                2
-                * self.size
-                * job.tokens
-                * model.head_size
-                * (model.num_attention_heads + model.query_groups)
-                / job.tensor_size
-            )
-        return moved
+        moved = self.size * stream * (2 * layer_norms(model) + 2 * 3) + (2 * stream if model.hidden_dropout else 0)
+        moved += self.size * inner * (3 if model.is_gated else 2)
+        passes = model.qk_layernorm + (model.position_embedding == "rope")  # over queries and keys
+        heads = (model.num_attention_heads + model.query_groups) / job.tensor_size
+        return moved + 2 * passes * self.size * job.tokens * model.head_size * heads
 
     def _projection(self) -> tuple[Seconds, Seconds]:
         """Logits and loss; next to nothing with another head."""
@@ -174,7 +167,10 @@ class Work:
     def tensor_parallel_bytes(self) -> float:
         """Bytes that a rank sends in one layer's forward pass (arXiv 2104.04473, section 3.2)."""
         tensor = self.job.tensor_size
-        return 2 * 2 * self.size * self.job.tokens * self.model.hidden_size * (tensor - 1) / tensor
+        width = 4 * self.model.hidden_size
+        if self.model.query_groups < tensor:  # ranks that share a group gather queries, keys and values
+            width += qkv_width(self.model)
+        return self.size * self.job.tokens * width * (tensor - 1) / tensor
 
     def _ring(self, sent: float) -> float:
         inside = min(self.job.tensor_size, self.device.gpus_per_node)

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from megagpt.data.shapes import edit_messages
+from megagpt.data.tokenizer import Tokenizer
 from megagpt.serve.answering import FINISH, Job, Json, envelope_of, json_response, stream, whole
 from megagpt.serve.bodies import ChatBody, EditBody, parse
 from megagpt.serve.interface import GenerateRequest, NewToken, ServedModel
@@ -19,9 +20,10 @@ from megagpt.serve.spelling import Spelling, chat_logprob
 class ChatWriter:
     """Writes an assistant's message, whole or in deltas."""
 
-    def __init__(self, index: int, spelling: Spelling | None) -> None:
-        """spelling: of tokens with their log-probabilities; None where these are not wanted."""
-        self._index, self._spelling = index, spelling
+    def __init__(self, index: int, tokenizer: Tokenizer, logprobs: bool = False) -> None:
+        """logprobs: whether tokens come with their log-probabilities."""
+        self._index, self._tokenizer = index, tokenizer
+        self._spelling = Spelling(tokenizer) if logprobs else None
         self.text: list[str] = []
         self._logprobs: list[Json] = []
         self._finish: str | None = None
@@ -35,12 +37,13 @@ class ChatWriter:
         logprobs = []
         if self._spelling is not None and item.finish_reason != "end_of_text":  # which is no part of the message
             logprobs = [chat_logprob(self._spelling, item)]
-        if item.text or logprobs:
-            found.append(self._delta({"content": item.text}, logprobs))
+        text = item.text if any(self.text) else self._tokenizer.without_start(item.text)
+        if text or logprobs:
+            found.append(self._delta({"content": text}, logprobs))
         if item.finish_reason is not None:
             self._finish = FINISH[item.finish_reason]
             found.append(self._delta({}))
-        self.text.append(item.text)
+        self.text.append(text)
         self._logprobs += logprobs
         return found
 
@@ -65,7 +68,7 @@ async def create_chat(service: Service, request: Request) -> Response:
     prompt = await conversation_prompt(model, conversation(body.messages), "messages")
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     (room,) = room_for_new(service, model, [prompt], body.n, getattr(body, name), name)
-    writers = [ChatWriter(index, Spelling(model.tokenizer) if body.logprobs else None) for index in range(body.n)]
+    writers = [ChatWriter(index, model.tokenizer, bool(body.logprobs)) for index in range(body.n)]
     job = _job(service, model, body, prompt, room, writers, body.top_logprobs or 0)
     if body.stream:
         return stream(job, envelope_of("chatcmpl", "chat.completion.chunk", model), body.include_usage)
@@ -80,7 +83,7 @@ async def create_edit(service: Service, request: Request) -> Response:
     check_count(service, 1, body.n)
     prompt = await conversation_prompt(model, edit_messages(body.instruction, body.input), "input")
     (room,) = room_for_new(service, model, [prompt], body.n, None, "n")
-    writers = [ChatWriter(index, None) for index in range(body.n)]
+    writers = [ChatWriter(index, model.tokenizer) for index in range(body.n)]
     job = _job(service, model, body, prompt, room, writers)
     await service.attend(job.finish(), request.receive)
     choices = [{"text": "".join(writer.text), "index": index} for index, writer in enumerate(writers)]

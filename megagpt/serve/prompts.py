@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from megagpt.data.chat import Message, Role, chat_prompt
 from megagpt.data.tokenizer import END_OF_TEXT
+from megagpt.errors import DataError
 from megagpt.model.generation_config import GenerationConfig
 from megagpt.serve.bodies import EditBody, Generation, MessageBody, Texts
 from megagpt.serve.errors import ApiError
@@ -34,8 +35,7 @@ async def completion_prompts(model: ServedModel, given: Texts, suffix: str | Non
     else:
         texts = ["" if text == END_OF_TEXT else text for text in texts]
         check_lengths(model, texts, "prompt")
-        encoded = await asyncio.to_thread(model.tokenizer.encode_batch, texts)
-        ids = [one or [model.tokenizer.end_of_text_id] for one in encoded]
+        ids = await asyncio.to_thread(lambda: [model.tokenizer.encode_prompt(text) for text in texts])
     for one in ids:
         check_fits(model, len(one), "prompt")
     return ids
@@ -58,7 +58,10 @@ async def _around(model: ServedModel, given: Texts, suffix: str) -> list[list[in
 async def conversation_prompt(model: ServedModel, messages: Sequence[Message], param: str) -> list[int]:
     """Token ids after which the assistant speaks. Raises ApiError when they do not fit."""
     check_lengths(model, [message.content for message in messages], param)
-    ids = await asyncio.to_thread(chat_prompt, model.tokenizer, messages)
+    try:
+        ids = await asyncio.to_thread(chat_prompt, model.tokenizer, messages)
+    except DataError as error:  # by the model's chat template
+        raise ApiError(str(error), param=param) from None
     check_fits(model, len(ids), param)
     return ids
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from megagpt.config.schema import Config
-from megagpt.data.chat import ROLE_TOKENS
-from megagpt.data.code_tokens import FIM_TOKENS
+from megagpt.data.chat import has_roles, template_of
+from megagpt.data.fim import fim_style
 from megagpt.errors import ConfigError
 from megagpt.model.continuous_batching import ContinuousBatch, Written
 from megagpt.model.generation import Generator
@@ -150,10 +150,10 @@ class TokenStream:
 
 def _abilities(generator: Generator) -> frozenset[Ability]:
     """What a checkpoint can be asked for, by the special tokens that it knows."""
-    known = generator.tokenizer.special_ids
+    tokenizer = generator.tokenizer
     found: set[Ability] = {"completions"}
-    if all(token in known for token in FIM_TOKENS):
+    if fim_style(tokenizer) is not None:
         found.add("suffix")
-    if all(token in known for token in ROLE_TOKENS.values()):
+    if has_roles(tokenizer) or template_of(tokenizer) is not None:
         found |= {"chat", "edits"}
     return frozenset(found)

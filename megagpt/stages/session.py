@@ -1,7 +1,6 @@
 """Puts a run together: logging, ranks, run folder, stage, trainer; and runs it from the beginning to the end."""
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from megagpt.checkpoint import Checkpointer
 from megagpt.config.load import save as save_config
 from megagpt.config.load import to_dict
 from megagpt.config.schema import Config
+from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import STOPPED_BY_SIGNAL
 from megagpt.parallel import launch
 from megagpt.stages.embed import Embed
@@ -95,7 +95,7 @@ def _open_trainer(stage: Stage, checkpointer: Checkpointer) -> Trainer:
     state = checkpoints.restore()
     if is_main:
         save_config(config, run_dir / "config.yaml")
-        shutil.copyfile(config.data.tokenizer, run_dir / TOKENIZER)
+        Tokenizer.load(config.data.tokenizer).save(run_dir / TOKENIZER)
     metrics = MetricsWriter(run_dir, config.logging, to_dict(config), enabled=is_main)
     metrics.resume(state.step)
     watchdog = Watchdog(config.reliability, run_dir)

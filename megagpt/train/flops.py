@@ -41,7 +41,7 @@ def matmul_parameters(model: ModelConfig) -> int:
     """Weights that every token is multiplied by: all matrices and the head, not the embedding table."""
     hidden = model.hidden_size
     attention = hidden * model.head_size * 2 * (model.num_attention_heads + model.query_groups)
-    feed_forward = hidden * model.ffn_size * (3 if model.activation == "swiglu" else 2)
+    feed_forward = hidden * model.ffn_size * (3 if model.is_gated else 2)
     return model.num_layers * (attention + feed_forward) + hidden * model.output_size
 
 

@@ -1,5 +1,6 @@
 """Examples that break each rule of the configuration once; see test_rules.py."""
 
+from tests.config.broken_models import MODELS
 from tests.config.broken_optimizers import OPTIMIZERS
 
 TENSOR, STAGES = "parallel.tensor_parallel_size", "parallel.pipeline_parallel_size"
@@ -20,25 +21,7 @@ BROKEN = [
     ("run_name", 1, ["run_name=''"], ["run_name ('')"]),
     ("run_name", 1, ["run_name=/tmp/x"], ["run_name ('/tmp/x')"]),
     ("run_name", 1, ["run_name=.."], ["run_name ('..')"]),
-    (
-        "heads_divide_hidden_size",
-        1,
-        ["model.num_attention_heads=3"],
-        ["model.hidden_size (256)", "model.num_attention_heads (3)", "255 or 258"],
-    ),
-    (
-        "query_groups_divide_heads",
-        1,
-        ["model.num_query_groups=3"],
-        ["model.num_attention_heads (4)", "model.num_query_groups (3)", "3 or 6"],
-    ),
-    (
-        "rope_pairs_dimensions",
-        1,
-        ["model.position_embedding=rope", "model.hidden_size=12"],
-        ["model.position_embedding (rope)", "model.hidden_size (12)", "model.num_attention_heads (4)"],
-    ),
-    ("attention_pattern", 1, ["model.attention_pattern=[]"], ["model.attention_pattern", "[dense,banded]"]),
+    *MODELS,
     (
         "tensor_parallel_divides",
         8,
@@ -47,9 +30,21 @@ BROKEN = [
     ),
     (
         "tensor_parallel_divides",
+        4,
+        [f"{TENSOR}=4", "model.num_attention_heads=12", "model.hidden_size=768", "model.num_query_groups=6"],
+        ["model.num_query_groups (6)", f"{TENSOR} (4)", "one of its divisors", "4 or 8"],
+    ),
+    (
+        "tensor_parallel_divides",
         2,
-        [f"{TENSOR}=2", "model.num_query_groups=1"],
-        ["model.num_query_groups (1)", f"{TENSOR} (2)"],
+        [f"{TENSOR}=2", "model.num_query_groups=1", "model.qk_layernorm=true", "model.qk_norm_scope=all_heads"],
+        ["model.num_query_groups (1)", f"a multiple of {TENSOR} (2)", "set it to 2"],
+    ),
+    (
+        "tensor_parallel_divides",
+        16,
+        [f"{TENSOR}=16", "model.num_attention_heads=16", "model.num_query_groups=1", "model.head_dim=4"],
+        [f"{TENSOR} (16)", "72 rows", "model.num_attention_heads (16)", "model.num_query_groups (1)"],
     ),
     (
         "tensor_parallel_divides",

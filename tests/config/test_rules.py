@@ -11,7 +11,7 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from megagpt.config import alignment_rules, embedding_rules, layout_rules, rules, task_rules
+from megagpt.config import alignment_rules, embedding_rules, layout_rules, model_rules, rules, task_rules
 from megagpt.config.bounds import BELOW_ONE, FRACTION, NON_NEGATIVE, POSITIVE, ranges_of
 from megagpt.config.explain import fields
 from megagpt.config.load import from_dict, groups, load, to_dict
@@ -56,7 +56,7 @@ def test_a_broken_rule_names_the_fields_and_the_fix(rule, world_size, overrides,
 def test_every_rule_is_broken_by_an_example():
     known = {
         name
-        for home in (rules, layout_rules, alignment_rules, embedding_rules, task_rules)
+        for home in (rules, model_rules, layout_rules, alignment_rules, embedding_rules, task_rules)
         for name, value in vars(home).items()
         if inspect.isfunction(value) and list(inspect.signature(value).parameters) == ["config", "world_size"]
     } - {"check", "data_parallel_size"}

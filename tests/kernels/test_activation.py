@@ -1,4 +1,6 @@
-"""bias + GELU and SwiGLU against the same mathematics in float64, at shapes below and above a tile."""
+"""Activations against the same mathematics in float64, at shapes below and above a tile."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -7,20 +9,42 @@ from check import compare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.activations import ACT2FN
 
-from megagpt.kernels.activation import bias_gelu, swiglu
+from megagpt.kernels.activation import activation, bias_gelu, geglu, reference, relu, squared_relu, swiglu
 
 DTYPES = [(torch.float32, 2e-6), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)]
 SHAPES = [(1, 2), (1,), (3, 63), (2, 5, 127), (33, 300), (300, 2)]
 
 
-def true_gelu(x, bias):
-    return F.gelu(x + bias, approximate="tanh")
+def gated(function):
+    """The textbook's function of x and bias that multiplies a half by the other one's activation."""
+
+    def truth(x, bias=None):
+        gate, up = (x if bias is None else x + bias).chunk(2, -1)
+        return function(gate) * up
+
+    return truth
 
 
-def true_swiglu(x, bias=None):
-    gate, up = (x if bias is None else x + bias).chunk(2, -1)
-    return F.silu(gate) * up
+def pointwise(function):
+    return lambda x, bias=None: function(x if bias is None else x + bias)
+
+
+tanh_gelu = partial(F.gelu, approximate="tanh")
+true_gelu, true_swiglu = pointwise(tanh_gelu), gated(F.silu)
+POINTWISE = {
+    "gelu": (bias_gelu, true_gelu),
+    "gelu_exact": (partial(bias_gelu, approximate="none"), pointwise(F.gelu)),
+    "relu": (relu, pointwise(F.relu)),
+    "squared_relu": (squared_relu, pointwise(ACT2FN["relu2"])),
+}
+GATED = {
+    "swiglu": (swiglu, true_swiglu),
+    "geglu": (geglu, gated(tanh_gelu)),
+    "geglu_exact": (partial(geglu, approximate="none"), gated(F.gelu)),
+}
+OPS = POINTWISE | GATED
 
 
 def random(*shape, device, dtype=torch.float32):
@@ -36,7 +60,7 @@ def test_bias_gelu(device, launched, dtype, tolerance, shape):
         "bias": random(shape[-1], device=device, dtype=dtype),
     }
     compare(lambda x, bias: bias_gelu(x, bias, backend="triton"), true_gelu, inputs, tolerance)
-    assert launched == ["bias_gelu_forward_kernel", "bias_gelu_backward_kernel"]
+    assert launched == ["activation_forward_kernel", "activation_backward_kernel"]
 
 
 @pytest.mark.gpu
@@ -49,7 +73,36 @@ def test_swiglu(device, launched, dtype, tolerance, shape, biased):
     if biased:
         inputs["bias"] = random(2 * columns, device=device, dtype=dtype)
     compare(lambda x, bias=None: swiglu(x, bias, backend="triton"), true_swiglu, inputs, tolerance)
-    assert launched == ["swiglu_forward_kernel", "swiglu_backward_kernel"]
+    assert launched == ["gated_forward_kernel", "gated_backward_kernel"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("kind", OPS)
+def test_every_kind(device, launched, kind, biased):
+    """Both back ends, by the function's own name and by that of the kind."""
+    op, truth = OPS[kind]
+    for dtype, tolerance in DTYPES:
+        inputs = {"x": 2 * random(33, 126, device=device, dtype=dtype)}
+        if biased:
+            inputs["bias"] = random(126, device=device, dtype=dtype)
+        compare(lambda x, bias=None: op(x, bias, backend="triton"), truth, inputs, tolerance)
+        compare(lambda x, bias=None: activation(x, bias, kind, backend="torch"), truth, inputs, 4 * tolerance)
+    name = "gated" if kind in GATED else "activation"
+    assert launched == [f"{name}_forward_kernel", f"{name}_backward_kernel"] * len(DTYPES)
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("kind", ["relu", "squared_relu"])
+def test_corners_of_relu(device, backend, kind):
+    """At zero the slope is 0, as PyTorch's; NaN is not hidden."""
+    x = torch.tensor([[0.0, -0.0, float("nan"), 2.0, float("-inf")]], device=device, requires_grad=True)
+    y = activation(x, None, kind, backend=backend)
+    y.sum().backward()
+    exact = x.detach().requires_grad_()
+    expected = OPS[kind][1](exact)
+    expected.sum().backward()
+    torch.testing.assert_close((y, x.grad), (expected, exact.grad), equal_nan=True)
 
 
 @pytest.mark.parametrize(("op", "truth"), [(bias_gelu, true_gelu), (swiglu, true_swiglu)])
@@ -74,12 +127,6 @@ class TestBoth:
         x = torch.tensor([[-1e4, -100, -20, 0, 20, 100, 1e4, 1]], device=device).mT.repeat(1, 4)
         compare(lambda x: op(x, 0 * x[0], backend="triton"), lambda x: truth(x, 0 * x[0]), {"x": x}, 1e-6)
 
-    def test_opcheck(self, device, op, truth):
-        x, bias = (random(*shape, device=device).requires_grad_() for shape in ((4, 34), (34,)))
-        torch.library.opcheck(getattr(torch.ops.megagpt, op.__name__), (x, bias))
-        if op is swiglu:
-            torch.library.opcheck(torch.ops.megagpt.swiglu, (x,))
-
     def test_compiles_whole(self, device, op, truth):
         compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
         results = []
@@ -100,23 +147,6 @@ class TestBoth:
             z = op(x, bias, backend="triton")
             z.sum().backward()
             assert z.shape == y.shape and bias.grad.shape == bias.shape
-
-    def test_faces_agree(self, op, truth):
-        """What the CPU runs in place of Triton gives the gradients of the mathematics, in new tensors."""
-        from megagpt.kernels.activation import reference
-
-        for shape in ((8,), (5, 8), (2, 3, 8)):
-            x, bias = random(*shape, device="cpu").double(), random(8, device="cpu").double()
-            leaves = [x.clone().requires_grad_(), bias.clone().requires_grad_()]
-            y = truth(*leaves)
-            gradient = random(*y.shape, device="cpu").double()
-            y.backward(gradient)
-            backward = getattr(reference, f"{op.__name__}_backward")
-            dx, dbias = backward(gradient, x, bias)
-            torch.testing.assert_close((dx, dbias), tuple(leaf.grad for leaf in leaves))
-            assert dx.data_ptr() != dbias.data_ptr()
-            if op is swiglu:
-                torch.testing.assert_close(backward(gradient, x + bias), (dx, torch.empty(0, dtype=x.dtype)))
 
     def test_same_bits_every_time(self, device, op, truth):
         def gradients():
@@ -150,9 +180,42 @@ class TestBoth:
             op(torch.zeros(2, 4, device=device), torch.zeros(4, device=device), backend="cuda")
 
 
-def test_halves_must_be_equal(device):
+@pytest.mark.parametrize("kind", OPS)
+def test_faces_agree(kind):
+    """What the CPU runs in place of Triton gives the gradients of the mathematics, in new tensors."""
+    for shape in ((8,), (5, 8), (2, 3, 8)):
+        x, bias = random(*shape, device="cpu").double(), random(8, device="cpu").double()
+        leaves = [x.clone().requires_grad_(), bias.clone().requires_grad_()]
+        y = OPS[kind][1](*leaves)
+        gradient = random(*y.shape, device="cpu").double()
+        y.backward(gradient)
+        dx, dbias = reference.activation_backward(gradient, x, bias, kind)
+        torch.testing.assert_close((dx, dbias), tuple(leaf.grad for leaf in leaves))
+        assert dx.data_ptr() != dbias.data_ptr()
+        unbiased = reference.activation_backward(gradient, x + bias, None, kind)
+        torch.testing.assert_close(unbiased, (dx, torch.empty(0, dtype=x.dtype)))
+
+
+@pytest.mark.parametrize("kind", ["relu", "geglu_exact"])
+def test_opcheck(device, kind):
+    x, bias = (random(*shape, device=device).requires_grad_() for shape in ((4, 34), (34,)))
+    torch.library.opcheck(torch.ops.megagpt.activation, (x, bias, kind))
+    torch.library.opcheck(torch.ops.megagpt.activation, (x, None, kind))
+
+
+def test_unknown_names_are_refused():
+    x = torch.zeros(2, 4)
+    with pytest.raises(ValueError, match="kind is 'mish'; it must be one of gelu, gelu_exact, relu"):
+        activation(x, None, "mish")
+    for op in (bias_gelu, geglu):
+        with pytest.raises(ValueError, match="approximate is 'erf'; it must be one of tanh, none"):
+            op(x, None, approximate="erf")
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_halves_must_be_equal(device, backend):
     with pytest.raises(ValueError, match="x has 7 columns; their number must be even"):
-        swiglu(torch.zeros(2, 7, device=device), backend="triton")
+        swiglu(torch.zeros(2, 7, device=device), backend=backend)
 
 
 @settings(max_examples=15, deadline=None)

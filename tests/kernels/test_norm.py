@@ -1,11 +1,14 @@
 """LayerNorm and RMSNorm against float64: every row length, with and without the residual addition."""
 
+from functools import partial
+
 import pytest
 import torch
 from check import assert_near, compare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
 from megagpt.kernels.norm import kernel, layer_norm, rms_norm
 
@@ -20,8 +23,9 @@ KERNELS = [
 ]
 
 
-def truth(x, weight, bias=None, residual=None, eps=1e-5):
+def truth(x, weight, bias=None, residual=None, eps=1e-5, zero_centered=False):
     """By the definition; y is of h as rounded to the dtype that the op stores, as x + residual is given here."""
+    weight = 1 + weight if zero_centered else weight
     h = x if residual is None else x + residual
     centred = h if bias is None else h - h.mean(-1, keepdim=True)
     y = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * weight
@@ -29,9 +33,9 @@ def truth(x, weight, bias=None, residual=None, eps=1e-5):
     return y if residual is None else (y, h)
 
 
-def run(backend, eps=1e-5):
+def run(backend, eps=1e-5, zero_centered=False):
     def op(x, weight, bias=None, residual=None):
-        options = {"residual": residual, "backend": backend, "eps": eps}
+        options = {"residual": residual, "backend": backend, "eps": eps, "zero_centered": zero_centered}
         return rms_norm(x, weight, **options) if bias is None else layer_norm(x, weight, bias, **options)
 
     return op
@@ -65,6 +69,30 @@ def test_equals_float64(device, launched, dtype, tolerance, shape, rms, residual
 def test_every_row_length_has_its_kernels(device, launched, columns, kernels, rms, residual):
     compare(run("triton"), truth, arguments(device, (3, columns), torch.float32, rms, residual), 2e-6)
     assert launched == kernels
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("columns", [63, 8200, 8193])  # one pass, and the kernels of longer rows, forward and backward
+@pytest.mark.parametrize(("rms", "residual"), [(False, True), (True, False)])
+def test_zero_centered(device, backend, columns, rms, residual):
+    exact = partial(truth, zero_centered=True)
+    compare(
+        run(backend, zero_centered=True), exact, arguments(device, (3, columns), torch.float32, rms, residual), 2e-6
+    )
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_zero_centered_as_gemma(device, backend):
+    """1 + weight is added in float32: a weight below the spacing of float16 at 1 counts, and only y is rounded."""
+    norm = Gemma2RMSNorm(24, eps=1e-5).to(device, torch.float16)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        norm.weight.normal_(std=2.0**-11)
+    x = torch.randn(7, 24, device=device, dtype=torch.float16)
+    y = rms_norm(x, norm.weight, zero_centered=True, backend=backend)
+    exact = norm.double()(x.double())
+    assert ((y - exact).abs() <= 1.01 * 2.0**-11 * exact.abs()).all()
 
 
 @pytest.mark.gpu
@@ -191,7 +219,7 @@ def test_opcheck(device, rms, residual):
     for tensor in inputs.values():
         tensor.requires_grad_()
     values = [inputs.get(name) for name in ("x", "residual", "weight", "bias")]
-    torch.library.opcheck(torch.ops.megagpt.norm, (*values, 1e-5))
+    torch.library.opcheck(torch.ops.megagpt.norm, (*values, 1e-5, not residual))
 
 
 @pytest.mark.gpu
@@ -212,12 +240,12 @@ def test_compiles_whole(device):
 def test_shapes_without_data(launched, residual):
     made = arguments("cpu", (2, 3, 40), torch.bfloat16, False, residual)
     values = [made.get(name) for name in ("x", "residual", "weight", "bias")]
-    real = torch.ops.megagpt.norm(*values, 1e-5)
+    real = torch.ops.megagpt.norm(*values, 1e-5, False)
     launched.clear()
-    meta = torch.ops.megagpt.norm(*(None if value is None else value.to("meta") for value in values), 1e-5)
+    meta = torch.ops.megagpt.norm(*(None if value is None else value.to("meta") for value in values), 1e-5, False)
     with FakeTensorMode() as mode:
         fake = [None if value is None else mode.from_tensor(value) for value in values]
-        fake = torch.ops.megagpt.norm(*fake, 1e-5)
+        fake = torch.ops.megagpt.norm(*fake, 1e-5, False)
     assert launched == []
     for a, b, c in zip(real, meta, fake, strict=True):
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride()) == (c.shape, c.dtype, c.stride())

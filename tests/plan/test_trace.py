@@ -18,6 +18,17 @@ MODERN = [
     "optim.ramp_start=null",
     "optim.ramp_tokens=0",
 ]
+GEMMA = [
+    *MODERN,
+    "model.norm_placement=both",
+    "model.zero_centered_norm=true",
+    "model.activation=geglu",
+    "model.head_dim=128",
+    "model.tie_embeddings=true",
+]
+OLMO = [*MODERN, "model.norm_placement=post", "model.qk_norm_scope=all_heads"]
+ROTARY = [*GPT3, "model.position_embedding=rope", "model.rotary_fraction=0.25", "model.tie_embeddings=false"]
+FALCON = [*ROTARY, "model.parallel_block=one_norm", "model.bias=false", "model.num_query_groups=1"]
 TENSOR = ["parallel.tensor_parallel_size=2"]
 SEQUENCE = [*TENSOR, "parallel.sequence_parallel=true"]
 PIPELINE = ["parallel.pipeline_parallel_size=2"]
@@ -58,6 +69,13 @@ real = pytest.fixture(another_process, scope="module", name="real")
         ([*EMBED, *SEQUENCE, *PIPELINE, "parallel.virtual_pipeline_size=2", "embed.hard_negatives=1"], 8),
         ([*EMBED, *PIPELINE, "parallel.recompute=full", "embed.learn_temperature=false"], 2),
         ([*MODERN, *SEQUENCE, *PIPELINE, "parallel.micro_batch_size=2", "model.qk_layernorm=false"], 8),
+        ([*GEMMA, "model.qk_layernorm=false", "model.attention_softcap=50.0", "model.logit_softcap=30.0"], 1),
+        ([*GEMMA, *SEQUENCE], 2),
+        (OLMO, 1),
+        ([*OLMO, *TENSOR], 2),
+        ([*ROTARY, *PIPELINE, "model.parallel_block=two_norms", "model.activation=gelu_exact"], 2),
+        ([*FALCON, *TENSOR, "model.output_bias=true"], 2),
+        ([*GPT3, "model.activation=relu"], 1),
     ],
 )
 def test_arithmetic_agrees_with_the_trace(process, overrides, gpus):

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from tqdm import tqdm
 
 from megagpt.config.embedding import EmbedConfig
 from megagpt.config.schema import ModelConfig
+from megagpt.data.companions import Companions
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Source(Protocol):
     """The tokenizer.json that goes with it."""
     embed: EmbedConfig | None
     """How texts become vectors, where the format says so of a model with an embedding head."""
-    extras: Mapping[str, Any]
-    """What transformers' folder says of the tokenizer and of generation, which megagpt keeps for the way back."""
+    extras: Companions
+    """What transformers' folder says of the tokenizer and of generation, which goes along."""
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor `name`, contiguous, on the CPU. Raises CheckpointError."""

@@ -20,6 +20,7 @@ from megagpt.config.embedding import EmbedConfig
 from megagpt.config.load import from_dict
 from megagpt.config.model_rules import MODEL_RULES
 from megagpt.config.schema import Config, ModelConfig
+from megagpt.data.companions import Companions
 from megagpt.errors import CheckpointError, ConfigError
 
 COMPANION = "megagpt.json"
@@ -46,7 +47,7 @@ class LazySource:
     readers: Mapping[str, Callable[[], torch.Tensor]]
     tokenizer: Path | None = None
     embed: EmbedConfig | None = None
-    extras: Mapping[str, Any] = field(default_factory=dict)
+    extras: Companions = field(default_factory=Companions)
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor `name`, contiguous, on the CPU. Raises CheckpointError."""

@@ -18,11 +18,11 @@ from megagpt.checkpoint.convert import (
     sentence_transformers,
 )
 from megagpt.checkpoint.convert.base import Format, Source
+from megagpt.checkpoint.convert.tokenizers import check_tokenizer
 from megagpt.checkpoint.convert.verify import TOLERANCES, compared, largest_difference
 from megagpt.checkpoint.files import explain, sync_folder
 from megagpt.config.schema import ModelConfig
-from megagpt.data.tokenizer import Tokenizer
-from megagpt.errors import CheckpointError, DataError
+from megagpt.errors import CheckpointError
 from megagpt.log import progress
 
 FORMATS = {
@@ -41,7 +41,6 @@ FORMATS = {
 
 WITH_TOKENIZER = (native.NAME, hugging_face.NAME, sentence_transformers.NAME)
 """Formats that a tokenizer goes along to."""
-SENTENCEPIECE = "tokenizer.model"
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,20 @@ def detect(path: Path, formats: Sequence[Format]) -> Format | None:
         if not path.is_dir():
             raise CheckpointError(f"{path} is not a folder" if os.path.lexists(path) else f"{path} does not exist")
         return next((form for form in formats if form.detect(path)), None)
+
+
+def recognised(path: Path) -> Format:
+    """The format of what is at `path`. Raises CheckpointError where there is none."""
+    if (found := detect(path, list(FORMATS.values()))) is None:
+        raise CheckpointError(f"{path} holds no checkpoint of a known format: {', '.join(FORMATS)}")
+    return found
+
+
+def sorted_out(source: Source, wanted: Format) -> tuple[list[str], tuple[str, ...]]:
+    """Names of the tensors that go along to a format, and kinds of those that do not."""
+    carried = [name for name in source.tensors if name.startswith("model/") or wanted.carries_optimizer]
+    dropped = {name.split("/")[0] for name in source.tensors} - {name.split("/")[0] for name in carried}
+    return carried, tuple(sorted(dropped))
 
 
 def opened(form: Format, path: Path, like: ModelConfig | None) -> Source:
@@ -100,18 +113,15 @@ def convert(
     """
     if target.exists() or target.is_symlink():
         raise CheckpointError(f"{target} exists: give a new name, or remove it")
-    found, wanted = detect(path, list(FORMATS.values())), FORMATS[to]
-    if found is None:
-        raise CheckpointError(f"{path} holds no checkpoint of a known format: {', '.join(FORMATS)}")
+    found, wanted = recognised(path), FORMATS[to]
     source = opened(found, path, like)
-    _check_head(path, source.model.head, found, wanted)
+    check_head(path, source.model.head, found, wanted)
     if to in WITH_TOKENIZER:
-        _check_tokenizer(path, source)
+        check_tokenizer(path, source)
     what = compared(source.model)
     of = " of their spread" if what == "logits" else ""
     tolerance = TOLERANCES[what] if tolerance is None else tolerance
-    carried = [name for name in source.tensors if name.startswith("model/") or wanted.carries_optimizer]
-    dropped = tuple(sorted({name.split("/")[0] for name in source.tensors} - {name.split("/")[0] for name in carried}))
+    carried, dropped = sorted_out(source, wanted)
     temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
     size = sum(source.tensors[name].size for name in carried)
     try:
@@ -135,27 +145,7 @@ def convert(
     return Result(source, dropped, difference)
 
 
-def _check_tokenizer(path: Path, source: Source) -> None:
-    """Raises CheckpointError unless the tokenizer beside the weights is one that megagpt can use, or there is none."""
-    advice = "to convert the weights alone, move it out of the folder"
-    file = source.tokenizer
-    if file is None:
-        if os.path.lexists(path / SENTENCEPIECE):
-            raise CheckpointError(
-                f"{path / SENTENCEPIECE} is a SentencePiece tokenizer; megagpt's are byte-level BPE, in a"
-                f" tokenizer.json. {advice.capitalize()}"
-            )
-        return
-    try:
-        tokenizer = Tokenizer.load(file)
-        size = len(tokenizer.token_bytes)
-    except DataError as error:
-        raise CheckpointError(f"{error}. {advice.capitalize()}") from None
-    if size > source.model.vocab_size:
-        raise CheckpointError(f"{file} has {size:,} tokens, the model {source.model.vocab_size:,}: {advice}")
-
-
-def _check_head(path: Path, head: str, found: Format, wanted: Format) -> None:
+def check_head(path: Path, head: str, found: Format, wanted: Format) -> None:
     """Raises CheckpointError unless the wanted format holds models with this head."""
     name = sentence_transformers.NAME
     if head == "scalar":

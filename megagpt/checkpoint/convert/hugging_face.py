@@ -2,11 +2,10 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,10 +21,10 @@ from megagpt.checkpoint.convert.families.tensors import Parameter, Part
 from megagpt.checkpoint.convert.folding import fold_qkv_bias, has_qkv_bias
 from megagpt.checkpoint.convert.safetensors_files import inside, write_shards
 from megagpt.checkpoint.convert.weights import Weight, equal, open_folder
-from megagpt.checkpoint.files import allocate
+from megagpt.checkpoint.files import allocate, write_text
 from megagpt.config.schema import ModelConfig
-from megagpt.data.chat import CHAT_TEMPLATE, ROLE_TOKENS
-from megagpt.data.tokenizer import END_OF_TEXT, Tokenizer
+from megagpt.data.companions import GENERATION, MODEL_TYPE, Companions
+from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -64,8 +63,10 @@ def detect(path: Path) -> bool:
     return os.path.lexists(path / CONFIG) and not (path / "manifest.json").exists()
 
 
-def stored_tensors(path: Path) -> tuple[str, ModelConfig, dict[str, Any], dict[str, Weight]]:
+def stored_tensors(path: Path, compare: bool = True) -> tuple[str, ModelConfig, dict[str, Any], dict[str, Weight]]:
     """A folder's class, model, checked settings (see `about.read`) and tensors, by the names of the class with a head.
+
+    compare: read an output projection that is tied to the embedding, to be sure that they are equal.
 
     Raises CheckpointError naming the setting that megagpt lacks, or the file and the tensor.
     """
@@ -81,7 +82,7 @@ def stored_tensors(path: Path) -> tuple[str, ModelConfig, dict[str, Any], dict[s
         stored[head] = stored.pop(HEAD)
     if model.tie_embeddings and head in stored:
         output, embedding = stored.pop(head), stored.get(part.name)
-        if embedding is not None and not equal(output, embedding):
+        if compare and embedding is not None and not equal(output, embedding):
             raise CheckpointError(
                 f"{path / CONFIG} ties {head} to {embedding.name} (tie_word_embeddings), but they differ: set"
                 f" tie_word_embeddings to false if both are meant, or remove {head}"
@@ -89,9 +90,12 @@ def stored_tensors(path: Path) -> tuple[str, ModelConfig, dict[str, Any], dict[s
     return architecture, model, settings, stored
 
 
-def open_source(path: Path, like: ModelConfig | None) -> Source:
-    """Opens a folder. Raises CheckpointError naming the setting that megagpt lacks, or the file and the tensor."""
-    architecture, model, _, stored = stored_tensors(path)
+def open_source(path: Path, like: ModelConfig | None, compare: bool = True) -> Source:
+    """Opens a folder; compare: see `stored_tensors`.
+
+    Raises CheckpointError naming the setting that megagpt lacks, or the file and the tensor.
+    """
+    architecture, model, _, stored = stored_tensors(path, compare)
     wanted = {name: parts(architecture, name, shape, model) for name, shape in parameters(model).items()}
     theirs = {part.name: part for group in wanted.values() for part in group}
     given = {name for name in theirs if name in stored}
@@ -113,8 +117,21 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
         info = TensorInfo(parameters(model)[name], own)
         tensors[f"model/{name}"] = info
         readers[f"model/{name}"] = _Reader(path, info, [(part, stored[part.name]) for part in group])
-    tokenizer = inside(path, TOKENIZER) if os.path.lexists(path / TOKENIZER) else None
-    return LazySource(path, NAME, model, 0, tensors, readers, tokenizer, extras=extras.read(path))
+    return LazySource(path, NAME, model, 0, tensors, readers, _tokenizer(path), extras=extras.read(path))
+
+
+def promised(path: Path, dtype: torch.dtype) -> Source:
+    """The source that a folder with config.json alone would be with weights of `dtype`; it cannot be read.
+
+    Raises CheckpointError naming the setting that megagpt lacks.
+    """
+    _, model, _ = about.read(path / CONFIG)
+    tensors = {f"model/{name}": TensorInfo(shape, dtype) for name, shape in parameters(model).items()}
+    return LazySource(path, NAME, model, 0, tensors, {}, _tokenizer(path), extras=extras.read(path))
+
+
+def _tokenizer(path: Path) -> Path | None:
+    return inside(path, TOKENIZER) if os.path.lexists(path / TOKENIZER) else None
 
 
 @dataclass(frozen=True)
@@ -140,28 +157,12 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
     """
     tokenizer = Tokenizer.load(source.tokenizer) if source.tokenizer else None
     if tokenizer:
-        tokenizer.save(folder / TOKENIZER)
+        write_text(folder / TOKENIZER, tokenizer.content.decode())
     kept = extras.fitting(source.extras, tokenizer)
     if tokenizer:
-        kept[extras.TOKENIZER_CONFIG] = _tokenizer_config(kept, tokenizer, source.model.sequence_length)
+        kept = extras.completed(kept, tokenizer, source.model.sequence_length)
     write_model(source, folder, bar, tokenizer.end_of_text_id if tokenizer else None, kept=kept)
     extras.write(kept, folder)
-
-
-def _tokenizer_config(kept: Mapping[str, Any], tokenizer: Tokenizer, length: int) -> dict[str, Any]:
-    """What the folder that the model came from said of the tokenizer, or ours.
-
-    A tokenizer that has the roles gets a chat template, without which other servers refuse conversations.
-    """
-    ours = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
-        "model_max_length": length,
-    }
-    settings = dict(kept.get(extras.TOKENIZER_CONFIG, ours))
-    if extras.TEMPLATE not in kept and tokenizer.special_ids.keys() >= set(ROLE_TOKENS.values()):
-        settings.setdefault("chat_template", CHAT_TEMPLATE)
-    return settings
 
 
 def write_model(
@@ -170,7 +171,7 @@ def write_model(
     bar: tqdm,
     end_of_text: int | None,
     base: bool = False,
-    kept: Mapping[str, Any] = MappingProxyType({}),
+    kept: Companions | None = None,
 ) -> None:
     """Writes weights in shards, config.json and, unless it is a `base` class without a head, generation_config.json.
 
@@ -179,8 +180,8 @@ def write_model(
     A base class is to compute in float32, whatever the weights' dtype: vectors are compared more finely than logits.
     Raises CheckpointError naming the setting that none of the architectures has.
     """
-    config = dict(kept.get(CONFIG, {}))
-    architecture = about.architecture_of(source.model, config.pop(extras.MODEL_TYPE, None))
+    config = dict(kept.config) if kept else {}
+    architecture = about.architecture_of(source.model, config.pop(MODEL_TYPE, None))
     if architecture == "GPTNeoForCausalLM" and has_qkv_bias(source):
         log.warning(
             "%s has no biases of queries, keys and values: they are folded into the norm before and the projection"
@@ -192,8 +193,8 @@ def write_model(
     dtype = str(source.tensors[first].dtype).removeprefix("torch.")
     files = about.files(architecture, source.model, dtype, end_of_text)
     files[CONFIG] |= config
-    if extras.GENERATION in kept:
-        generation = files[extras.GENERATION] = dict(kept[extras.GENERATION])
+    if generation := kept.parsed(GENERATION) if kept else {}:
+        files[GENERATION] = generation
         if generation.get("eos_token_id") is None and end_of_text is not None:
             generation["eos_token_id"] = end_of_text
     outputs = list(outputs_of(source, architecture, bar))
@@ -202,7 +203,10 @@ def write_model(
         files["config.json"] |= {"architectures": [BY_CLASS[architecture].base], "dtype": "float32"}
         outputs = [(name.partition(".")[2], info, read) for name, info, read in outputs]
     for name, values in files.items():
-        write_json(folder / name, values)
+        if name == GENERATION and kept and values == kept.parsed(name):
+            write_text(folder / name, kept.texts[name])
+        else:
+            write_json(folder / name, values)
     write_shards(folder, outputs)
 
 

@@ -64,7 +64,11 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     """Opens the checkpoint, or the newest valid one of a run, its hashes checked. Raises CheckpointError."""
     world = World()
     inner_folder(path / "checkpoints")
-    checkpoint = verify(find(path, world), world)
+    return source_of(verify(find(path, world), world))
+
+
+def source_of(checkpoint: Checkpoint) -> Source:
+    """An opened checkpoint as a source. Raises CheckpointError for a model that cannot be built."""
     config = buildable_config(checkpoint)
     model = config.model
     tensors = {
@@ -103,7 +107,7 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
     step = folder / "checkpoints" / step_folder(source.step)
     step.mkdir(parents=True)
     index, files = {}, {}
-    for number, entries in enumerate(_grouped(source)):
+    for number, entries in enumerate(grouped(source)):
         name = rank_file(number)
         start = header(entries)
         size = len(start) + sum(entry.nbytes for entry in entries)
@@ -129,11 +133,11 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
     sync_folder(step.parent)
     tokenizer = Tokenizer.load(source.tokenizer) if source.tokenizer else None
     if tokenizer:
-        tokenizer.save(folder / TOKENIZER)
+        write_text(folder / TOKENIZER, tokenizer.content.decode())
     extras.save(source.extras, tokenizer, folder)
 
 
-def _grouped(source: Source) -> Iterator[list[StoredShard]]:
+def grouped(source: Source) -> Iterator[list[StoredShard]]:
     """The source's tensors as entries of files of bounded size, larger elements first, which keeps them aligned."""
     entries = [
         StoredShard(name, info.shape, (0,) * len(info.shape), info.shape, None, CODES[info.dtype])

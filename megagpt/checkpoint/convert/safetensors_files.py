@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -152,38 +152,49 @@ def _parse(path: Path, name: str, value: Any, data: int) -> tuple[Stored, tuple[
     return Stored(path, name, tuple(shape), dtype, data + offsets[0]), (offsets[0], offsets[1])
 
 
+def shards(infos: Sequence[TensorInfo]) -> dict[str, list[int]]:
+    """The files that hold tensors, by name, each with the numbers of its own."""
+    found: list[list[int]] = [[]]
+    for number, info in enumerate(infos):
+        if found[-1] and sum(infos[n].size for n in found[-1]) + info.size > SHARD_BYTES:
+            found.append([])
+        found[-1].append(number)
+    names = [f"model-{number + 1:05d}-of-{len(found):05d}.safetensors" for number in range(len(found))]
+    return dict(zip(names if len(found) > 1 else [SINGLE], found, strict=True))
+
+
+def header(tensors: Iterable[tuple[str, TensorInfo]]) -> tuple[bytes, int]:
+    """What stands in a file before the tensors' bytes, its own length included, and how many these are."""
+    values: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, info in tensors:
+        offsets = [position, position + info.size]
+        values[name] = {"dtype": CODES[info.dtype], "shape": list(info.shape), "data_offsets": offsets}
+        position += info.size
+    text = json.dumps(values, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, position
+
+
 def write_shards(folder: Path, tensors: list[tuple[str, TensorInfo, Callable[[], torch.Tensor]]]) -> None:
     """Writes tensors, each read when its turn comes, as model.safetensors or as shards with an index."""
-    shards: list[list[int]] = [[]]
-    for number, (_, info, _) in enumerate(tensors):
-        if shards[-1] and sum(tensors[n][1].size for n in shards[-1]) + info.size > SHARD_BYTES:
-            shards.append([])
-        shards[-1].append(number)
-    names = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
-    names = names if len(shards) > 1 else [SINGLE]
-    for name, shard in zip(names, shards, strict=True):
+    files = shards([info for _, info, _ in tensors])
+    for name, shard in files.items():
         _write(folder / name, [tensors[number] for number in shard])
-    if len(shards) > 1:
-        placed = {tensors[n][0]: name for name, shard in zip(names, shards, strict=True) for n in shard}
+    if len(files) > 1:
+        placed = {tensors[n][0]: name for name, shard in files.items() for n in shard}
         total = sum(info.size for _, info, _ in tensors)
         write_text(folder / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": placed}, indent=2))
 
 
 def _write(path: Path, tensors: list[tuple[str, TensorInfo, Callable[[], torch.Tensor]]]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, info, _ in tensors:
-        offsets = [position, position + info.size]
-        header[name] = {"dtype": CODES[info.dtype], "shape": list(info.shape), "data_offsets": offsets}
-        position += info.size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    beginning, size = header((name, info) for name, info, _ in tensors)
 
     def chunks():
-        yield memoryview(len(text).to_bytes(8, "little") + text)
+        yield memoryview(beginning)
         for _, _, read in tensors:
             data = memory(read())
             for start in range(0, len(data), CHUNK):
                 yield data[start : start + CHUNK]
 
-    write_file(path, chunks(), 8 + len(text) + position)
+    write_file(path, chunks(), len(beginning) + size)

@@ -1,7 +1,9 @@
 """`megagpt checkpoint convert`."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +20,11 @@ FORMATS = (
     "deepspeed",
 )
 
+if TYPE_CHECKING:  # it imports PyTorch
+    from megagpt.checkpoint.convert.dry_run import DryRun
+
+FILES_SHOWN = 8
+
 log = logging.getLogger(__name__)
 
 
@@ -28,7 +35,18 @@ log = logging.getLogger(__name__)
 @options.like
 @click.option("--no-verify", is_flag=True, help="Do not compare the outputs of both sides.")
 @click.option("--tolerance", type=float, help="Largest difference: 0.001 for logits, 1e-05 for vectors of texts.")
-def command(source: Path, target: Path, to: str, like: Path | None, no_verify: bool, tolerance: float | None) -> None:
+@click.option("--dry-run", is_flag=True, help="Say what would be done, from headers and config files alone.")
+@click.pass_context
+def command(
+    context: click.Context,
+    source: Path,
+    target: Path,
+    to: str,
+    like: Path | None,
+    no_verify: bool,
+    tolerance: float | None,
+    dry_run: bool,
+) -> None:
     """Convert a checkpoint between formats; the result is proven to give the same logits, or vectors of texts.
 
     \b
@@ -37,15 +55,26 @@ def command(source: Path, target: Path, to: str, like: Path | None, no_verify: b
       megagpt checkpoint convert runs/embed demo_st --to sentence-transformers
       megagpt checkpoint convert demo_hf runs/imported --to megagpt
       megagpt checkpoint convert iter_0005000 demo_hf --to huggingface --like runs/demo/config.yaml
+      megagpt checkpoint convert downloaded runs/imported --to megagpt --dry-run
 
     SOURCE is a checkpoint, whose format is found out, or a run folder (its newest valid checkpoint). TARGET must not
     exist, and appears whole or not at all. Tensors pass one at a time, so memory is that of the largest; the proof then
     loads each side in fp32, one by one. Nothing in a checkpoint is run.
+
+    --dry-run reads and writes no weights, and needs none: a folder with config.json alone will do. It says what would
+    be read, renamed, refused and written, and what memory and time that takes; its exit status is 1 where something is
+    refused.
     """
     from megagpt.checkpoint.convert.convert import convert
     from megagpt.checkpoint.convert.verify import compared
     from megagpt.checkpoint.inspect import model_of
 
+    if dry_run:
+        from megagpt.checkpoint.convert.dry_run import dry_run as plan_of
+
+        plan = plan_of(source, target, to, model_of(like) if like else None)
+        click.echo("\n".join(lines(plan)))
+        context.exit(int(bool(plan.refused)))
     result = convert(source, target, to, model_of(like) if like else None, not no_verify, tolerance)
     if result.dropped:
         log.warning("%s has no place for: %s (left out)", to, ", ".join(result.dropped))
@@ -57,3 +86,46 @@ def command(source: Path, target: Path, to: str, like: Path | None, no_verify: b
         what = compared(result.source.model)
         log.info("verified: the %s of both sides differ by at most %.2g", what, result.difference)
     log.info("%s (%s) is %s (%s)", source, result.source.format, target, to)
+
+
+def lines(plan: "DryRun") -> Iterator[str]:
+    """A dry run for people."""
+    if plan.model is not None:
+        of = f", {plan.family}" if plan.family else ""
+        yield f"model       {plan.parameters:,} parameters, {plan.model.num_layers} layers{of}"
+        dtypes = ", ".join(f"{count} of {dtype}" for dtype, count in plan.dtypes.items())
+        yield f"read        {plan.format}: {plan.tensors:,} tensors, {_size(plan.bytes)}, which become {dtypes}"
+        yield from _files(plan.read)
+        for row in plan.renamed:
+            theirs, ours = f"{row.theirs} {_shape(row.their_shape)}", f"{row.ours} {_shape(row.our_shape)}"
+            yield f"renamed     {row.count:>5} x {theirs} = {ours}"
+        if plan.dropped:
+            yield f"left out    {', '.join(plan.dropped)}, for which {plan.to} has no place"
+        yield f"written     {plan.to}: {_size(plan.written_bytes)}, where {_size(plan.free)} are free"
+        yield from _files(plan.written)
+        proof = f"the proof, which --no-verify leaves out: {_size(plan.proof_memory)}"
+        yield f"memory      about {_size(plan.memory)}; {proof}"
+        yield f"time        about {plan.seconds:,.0f} s at the rate of docs/conversion.md, and that of the proof"
+    for note in plan.notes:
+        yield f"note        {note}"
+    for reason in plan.refused:
+        yield f"refused     {reason}"
+
+
+def _files(sizes: dict[str, int]) -> Iterator[str]:
+    for name, size in list(sizes.items())[:FILES_SHOWN]:
+        yield f"            {name} {_size(size)}"
+    if len(sizes) > FILES_SHOWN:
+        yield f"            and {len(sizes) - FILES_SHOWN} more files"
+
+
+def _size(count: int) -> str:
+    """Bytes for people."""
+    unit, name = next(
+        ((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= unit), (1, "B")
+    )
+    return f"{count / unit:.2f} {name}" if unit > 1 else f"{count} B"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "[" + " x ".join(map(str, shape)) + "]"

@@ -78,8 +78,17 @@ class MegaGPTLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The end-of-text token, which also stands before the first token of a text (`prefix_token_id`)."""
+        """The end-of-text token, which also stands before the first token of a text where there is no bos token."""
         return self.tokenizer.end_of_text_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before the first token of a text: as in lm-eval's `hf`, the tokenizer's bos token, or its eos."""
+        tokenizer = self.tokenizer
+        if tokenizer.bos_id is not None:
+            return tokenizer.bos_id
+        eos = tokenizer.companions.special_tokens.get("eos_token")
+        return tokenizer.special_ids.get(eos, tokenizer.end_of_text_id)
 
     @property
     def tokenizer_name(self) -> str:
@@ -87,8 +96,9 @@ class MegaGPTLM(TemplateLM):
         return self.tokenizer.sha256
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids of a text. There are no special tokens to add."""
-        return self.tokenizer.encode(string)
+        """Token ids of a text, after what starts a document of the model's, unless `add_special_tokens` is False."""
+        start = [] if add_special_tokens is False else self.tokenizer.start_ids
+        return [*start, *self.tokenizer.encode(string)]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[TokenRequest], disable_tqdm: bool = False, **_: Any
@@ -171,10 +181,10 @@ class MegaGPTLM(TemplateLM):
 
     def _texts(self, prompts: list[list[int]], settings: "GenerationConfig | BeamSearchConfig") -> list[str]:
         if isinstance(settings, GenerationConfig):
-            return [completion.text for completion in self.generator.generate(prompts, settings)]
+            return [self.tokenizer.without_start(one.text) for one in self.generator.generate(prompts, settings)]
         from megagpt.model.beam_search import beam_search
 
-        return [completion.text for completion in beam_search(self.generator, prompts, settings)]
+        return [self.tokenizer.without_start(one.text) for one in beam_search(self.generator, prompts, settings)]
 
     def _settings(self, gen_kwargs: dict[str, Any]) -> "GenerationConfig | BeamSearchConfig":
         """What `gen_kwargs` mean."""

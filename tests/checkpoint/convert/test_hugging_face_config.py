@@ -207,15 +207,15 @@ def test_tokenizers_are_checked_before_the_work(folder):
     own = train_tokenizer(["to be or not to be " * 30], 290)
     wide = train_tokenizer([" ".join(f"{n:x}{n * n}" for n in range(3000))], 310)
     spec = json.loads(own.to_json())
-    spec["added_tokens"][0]["content"] = "<|end_of_text|>"
-    llama3 = json.dumps(spec)
+    spec["added_tokens"][0]["content"] = "<|other|>"
+    endless = json.dumps(spec)
     sentencepiece = json.dumps(json.loads(own.to_json()) | {"decoder": {"type": "Metaspace", "replacement": "_"}})
     cases = [
-        ("tokenizer.json", llama3, r"has no <\|endoftext\|> token"),
+        ("tokenizer.json", endless, r"has no <\|endoftext\|> token"),
         ("tokenizer.json", sentencepiece, "is not a"),
         ("tokenizer.json", "{}", "is not a tokenizer.json"),
         ("tokenizer.json", wide.to_json(), f"has {wide.vocab_size} tokens, the model 301"),
-        ("tokenizer.model", "anything", "is a SentencePiece tokenizer"),
+        ("tokenizer.model", "anything", "is a SentencePiece model"),
     ]
     for name, text, message in cases:
         (folder / name).write_text(text)

@@ -1,0 +1,235 @@
+"""What a conversion would do, told from headers and configurations alone: no weights are read or written."""
+
+import os
+import re
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+
+import torch
+
+from megagpt.checkpoint.convert import hugging_face, native, safetensors_files, weights
+from megagpt.checkpoint.convert import hugging_face_config as about
+from megagpt.checkpoint.convert.base import Format, Source
+from megagpt.checkpoint.convert.common import inner_folder, parameters
+from megagpt.checkpoint.convert.convert import (
+    FORMATS,
+    WITH_TOKENIZER,
+    check_head,
+    opened,
+    recognised,
+    sorted_out,
+)
+from megagpt.checkpoint.convert.families.registry import BY_CLASS, BY_TYPE
+from megagpt.checkpoint.convert.tokenizers import check_tokenizer
+from megagpt.checkpoint.files import parse_json, read_bytes
+from megagpt.checkpoint.format import Checkpoint
+from megagpt.checkpoint.format import header as native_header
+from megagpt.checkpoint.loading import first_choice
+from megagpt.config.schema import ModelConfig
+from megagpt.data.companions import MODEL_TYPE
+from megagpt.errors import CheckpointError
+
+WEIGHT_FILES = (safetensors_files.SINGLE, safetensors_files.INDEX, weights.SINGLE, weights.INDEX)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BASE_BYTES = 300 << 20
+"""Memory of Python and PyTorch before any tensor, as measured (docs/conversion.md)."""
+RATE = 183e6
+"""Bytes a second of the slower direction, as measured on two cores (docs/conversion.md)."""
+LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """Tensors of transformers, alike in every layer, and the parameters of ours that they are or are a part of."""
+
+    theirs: str
+    """Name, with N for the number of the layer."""
+    their_shape: tuple[int, ...]
+    ours: str
+    our_shape: tuple[int, ...]
+    count: int
+    """How many there are."""
+
+
+@dataclass
+class DryRun:
+    """What a conversion would do. Sizes are in bytes."""
+
+    source: Path
+    target: Path
+    to: str
+    refused: list[str] = field(default_factory=list)
+    """Why it would not be done; empty where nothing is known against it."""
+    format: str = ""
+    """Of the source."""
+    family: str = ""
+    """transformers' class on either side, where there is one."""
+    model: ModelConfig | None = None
+    parameters: int = 0
+    read: dict[str, int] = field(default_factory=dict)
+    """Files by name with their sizes; empty where a configuration came without weights."""
+    tensors: int = 0
+    """That would be read."""
+    bytes: int = 0
+    """Of those tensors."""
+    dtypes: dict[str, int] = field(default_factory=dict)
+    """Number of tensors by dtype, in our layout."""
+    renamed: list[Renamed] = field(default_factory=list)
+    dropped: tuple[str, ...] = ()
+    """Kinds of tensors that the format has no place for."""
+    written: dict[str, int] = field(default_factory=dict)
+    """Files of weights by name with their sizes, where the format is megagpt or huggingface."""
+    written_bytes: int = 0
+    """In all; of formats that lay out files in other ways, of their tensors."""
+    free: int = 0
+    """Bytes free where the target would be."""
+    memory: int = 0
+    """Most memory of the conversion."""
+    proof_memory: int = 0
+    """Most memory of the proof, which holds one side's model in fp32 at a time."""
+    seconds: float = 0.0
+    """Of the conversion without its proof, at `RATE`."""
+    notes: list[str] = field(default_factory=list)
+    """What else is worth knowing."""
+
+
+def dry_run(path: Path, target: Path, to: str, like: ModelConfig | None = None) -> DryRun:
+    """What `convert` would do with the same arguments. A folder of transformers may lack its weights.
+
+    Raises CheckpointError where `path` is no checkpoint at all; whatever else `convert` would refuse is in `refused`.
+    """
+    plan = DryRun(path, target, to)
+    if os.path.lexists(target):
+        plan.refused.append(f"{target} exists: give a new name, or remove it")
+    found, wanted = recognised(path), FORMATS[to]
+    plan.format = found.name
+    try:
+        source = opened(replace(found, open_source=partial(_open, found, plan)), path, like)
+    except CheckpointError as error:
+        plan.refused.append(str(error))
+        return plan
+    _describe(plan, source, wanted)
+    for check in (_head, _tokenizer, _write):
+        try:
+            check(plan, source, found, wanted)
+        except CheckpointError as error:
+            plan.refused.append(str(error))
+    if plan.written_bytes > plan.free:
+        plan.refused.append(f"{plan.written_bytes:,} bytes would be written, and {plan.free:,} are free")
+    return plan
+
+
+def _open(found: Format, plan: DryRun, path: Path, like: ModelConfig | None) -> Source:
+    """The source by its headers, or by config.json alone."""
+    if found.name == native.NAME:
+        inner_folder(path / "checkpoints")
+        if (folder := first_choice(path)) is None:
+            raise CheckpointError(f"{path} has no checkpoint")
+        checkpoint = Checkpoint.open(folder)
+        plan.read = {name: info.size for name, info in checkpoint.files().items() if name in checkpoint.index}
+        plan.notes.append(f"{folder} is taken; the files' hashes were not checked, which the conversion does")
+        return native.source_of(checkpoint)
+    if found.name == hugging_face.NAME:
+        return _open_transformers(plan, path, like)
+    files = (file for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink())
+    plan.read = {str(file.relative_to(path)): file.stat().st_size for file in files}
+    return found.open_source(path, like)
+
+
+def _open_transformers(plan: DryRun, path: Path, like: ModelConfig | None) -> Source:
+    if any(os.path.lexists(path / name) for name in WEIGHT_FILES):
+        source = hugging_face.open_source(path, like, compare=False)
+        stored = weights.open_folder(path).values()
+        plan.read = {file.name: file.stat().st_size for file in sorted({tensor.path for tensor in stored})}
+        plan.tensors = len(stored)
+        plan.bytes = sum(prod(tensor.shape) * tensor.dtype.itemsize for tensor in stored)
+        return source
+    values = parse_json(read_bytes(path / hugging_face.CONFIG, about.CONFIG_LIMIT), path / hugging_face.CONFIG)
+    named = (values.get("dtype") or values.get("torch_dtype")) if isinstance(values, dict) else None
+    source = hugging_face.promised(path, DTYPES.get(named, torch.float32))
+    plan.notes.append(
+        f"{path} has no weights: this is what its config.json promises, in {named}"
+        if named in DTYPES
+        else f"{path} has no weights and its config.json no dtype: this is what it promises in float32"
+    )
+    rows = renamed(_architecture(source), source.model)
+    itemsize = DTYPES.get(named, torch.float32).itemsize
+    plan.tensors = sum(row.count for row in rows)
+    plan.bytes = sum(row.count * prod(row.their_shape) * itemsize for row in rows)
+    return source
+
+
+def _architecture(source: Source) -> str:
+    """transformers' class of a source that came from there, or that it would become. Raises CheckpointError."""
+    model_type = source.extras.config.get(MODEL_TYPE)
+    if source.format == hugging_face.NAME:
+        return BY_TYPE[model_type].architecture
+    return about.architecture_of(source.model, model_type)
+
+
+def _describe(plan: DryRun, source: Source, wanted: Format) -> None:
+    """What follows from the source."""
+    carried, plan.dropped = sorted_out(source, wanted)
+    infos = [source.tensors[name] for name in carried]
+    plan.model = source.model
+    plan.parameters = sum(prod(shape) for shape in parameters(source.model).values())
+    plan.tensors = plan.tensors or len(source.tensors)
+    plan.bytes = plan.bytes or sum(info.size for info in source.tensors.values())
+    plan.dtypes = dict(Counter(str(info.dtype).removeprefix("torch.") for info in source.tensors.values()))
+    size = sum(info.size for info in infos)
+    plan.memory = BASE_BYTES + 2 * max(info.size for info in infos)  # a tensor as it is read and as it is laid out
+    plan.proof_memory = BASE_BYTES + 4 * plan.parameters
+    plan.seconds = size / RATE
+    plan.written_bytes = size
+    existing = next(folder for folder in plan.target.absolute().parents if folder.is_dir())
+    plan.free = shutil.disk_usage(existing).free
+    if source.format == hugging_face.NAME:
+        plan.family = _architecture(source)
+        plan.renamed = renamed(plan.family, source.model)
+
+
+def _head(plan: DryRun, source: Source, found: Format, wanted: Format) -> None:
+    check_head(plan.source, source.model.head, found, wanted)
+
+
+def _tokenizer(plan: DryRun, source: Source, found: Format, wanted: Format) -> None:
+    if wanted.name in WITH_TOKENIZER:
+        check_tokenizer(plan.source, source)
+        if source.tokenizer is None:
+            plan.notes.append(f"{plan.source} has no tokenizer.json: the right one must be copied into {plan.target}")
+
+
+def _write(plan: DryRun, source: Source, found: Format, wanted: Format) -> None:
+    """The files that would be written."""
+    if wanted.name == native.NAME:
+        for number, entries in enumerate(native.grouped(source)):
+            size = len(native_header(entries)) + sum(entry.nbytes for entry in entries)
+            plan.written[native.rank_file(number)] = size
+    elif wanted.name == hugging_face.NAME:
+        architecture = about.architecture_of(source.model, source.extras.config.get(MODEL_TYPE))
+        outputs = [(name, info) for name, info, _ in hugging_face.outputs_of(source, architecture, None)]
+        for name, numbers in safetensors_files.shards([info for _, info in outputs]).items():
+            start, size = safetensors_files.header(outputs[number] for number in numbers)
+            plan.written[name] = len(start) + size
+        if source.format != hugging_face.NAME:
+            plan.family = architecture
+            plan.renamed = renamed(architecture, BY_CLASS[architecture].held(source.model))
+    plan.written_bytes = sum(plan.written.values()) or plan.written_bytes
+
+
+def renamed(architecture: str, model: ModelConfig) -> list[Renamed]:
+    """transformers' tensors and our parameters, one for all layers."""
+    counts: Counter[tuple[str, tuple[int, ...], str, tuple[int, ...]]] = Counter()
+    for ours, shape in parameters(model).items():
+        for part in hugging_face.parts(architecture, ours, shape, model):
+            counts[pattern(part.name), part.shape, pattern(ours), shape] += 1
+    return [Renamed(*key, count) for key, count in counts.items()]
+
+
+def pattern(name: str) -> str:
+    """A tensor's name with N for the number of its layer."""
+    return LAYER.sub("N", name, count=1)

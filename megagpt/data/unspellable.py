@@ -1,0 +1,90 @@
+"""Special tokens that no text can spell.
+
+A tokenizer.json is run with its special tokens under names that are drawn anew in every process. A text that spells
+"<|endoftext|>" or "</s>" is then text like any other, also for unigram models, which have such tokens among their
+pieces; and where a special token is meant, as between the turns of a conversation, it is written by its drawn name.
+"""
+
+import json
+import re
+import secrets
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from megagpt.data.fim_names import FIM_NAMES
+from megagpt.errors import DataError
+
+_MARK = f"\ue000{secrets.token_hex(8)}\ue000"
+"""Begins the names in this process; a text cannot know it."""
+_FILLERS = [chr(code) for code in range(0xE001, 0xE100)]
+"""Private characters, of which one that a text does not have can be put into it."""
+
+
+class Unspellable:
+    """A tokenizer.json whose special tokens have other names."""
+
+    def __init__(self, spec: dict[str, Any], name: str) -> None:
+        """Take the object of a tokenizer.json, which is changed. Raises DataError where merges spell a special token,
+        or KeyError, TypeError or ValueError where it is none.
+
+        Special are the tokens that it calls so, and those of filling in the middle, which some files call ordinary.
+        """
+        model, vocab = spec["model"], spec["model"]["vocab"]
+        special = [token for token in spec["added_tokens"] if token["special"] or token["content"] in FIM_NAMES]
+        self.ids: dict[str, int] = {token["content"]: token["id"] for token in special}
+        self._names = {token["id"]: token["content"] for token in spec["added_tokens"]}
+        pieces = vocab.items() if isinstance(vocab, dict) else ((piece, n) for n, (piece, _) in enumerate(vocab))
+        self._names = {index: piece for piece, index in pieces} | self._names
+        made = {"".join(pair.split(" ", 1) if isinstance(pair, str) else pair) for pair in model.get("merges", ())}
+        if spelled := sorted(made & self.ids.keys()):
+            raise DataError(f"{name} merges characters into its special token {spelled[0]}, so that any text could")
+        drawn = self._drawn = {content: f"{_MARK}{index}\ue000" for content, index in self.ids.items()}
+        if isinstance(vocab, dict):
+            model["vocab"] = {drawn.get(piece, piece): index for piece, index in vocab.items()}
+        else:
+            model["vocab"] = [[drawn.get(piece, piece), score] for piece, score in vocab]
+        if model.get("unk_token") in drawn:
+            model["unk_token"] = drawn[model["unk_token"]]
+        for token in special:
+            token |= {"content": drawn[token["content"]], "special": True}
+        self.spec = json.dumps(spec, ensure_ascii=False)
+        """The changed tokenizer.json."""
+        longest_first = sorted(self.ids, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+
+    def name_of(self, token: int) -> str | None:
+        """What a token is called in the file; None for an unknown id."""
+        return self._names.get(token)
+
+    def fillers(self, texts: Iterable[str]) -> tuple[str, str]:
+        """Two characters that none of the texts has. Raises DataError for texts that have all private ones."""
+        used = set().union(*texts)
+        free = [character for character in _FILLERS if character not in used]
+        if len(free) < 2:
+            raise DataError("a conversation has all private characters from U+E001 to U+E0FF, and cannot be written")
+        return free[0], free[1]
+
+    def hide(self, text: str, filler: str) -> str:
+        """The text with a filler in every special token's name that it spells."""
+        return self._pattern.sub(lambda found: f"{found[0][0]}{filler}{found[0][1:]}", text)
+
+    def mark(self, text: str, filler: str, places: Sequence[int]) -> tuple[str, list[int]]:
+        """A text whose special tokens are meant and whose fillers are to go, for `Tokenizer.encode_marked`.
+
+        places: characters of `text`, ascending, none inside a special token's name; where they are in the new text.
+        """
+        parts: list[str] = []
+        new: list[int] = []
+        start, length = 0, 0
+        waiting = deque(places)
+        for found in (*self._pattern.finditer(text), None):
+            end = found.start() if found else len(text)
+            while waiting and waiting[0] <= end:
+                place = waiting.popleft()
+                new.append(length + place - start - text.count(filler, start, place))
+            parts.append(text[start:end].replace(filler, ""))
+            parts.append(self._drawn[found[0]] if found else "")
+            length += len(parts[-1]) + len(parts[-2])
+            start = found.end() if found else end
+        return "".join(parts), new
