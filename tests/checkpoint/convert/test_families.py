@@ -24,6 +24,7 @@ WITHOUT_EFFECT = {
     "transformers_version",
     "_name_or_path",
     "n_inner",  # null means what is written
+    "intermediate_size",  # of GPT-Neo, likewise
     "max_window_layers",  # layer_types says it
     "attention_types",
     "attention_layers",

@@ -28,7 +28,7 @@ LOST = {
     "gptj": {"n_inner", "rotary", "scale_attn_weights"},
     "phi3": {"attention_bias"},
     "starcoder2": {"mlp_type", "norm_type", "embedding_dropout"},
-    "falcon": {"apply_residual_connection_post_layernorm"},
+    "falcon": {"apply_residual_connection_post_layernorm", "num_ln_in_parallel_attn"},
     "gpt_neox": {"classifier_dropout"},
     "qwen2": {"max_window_layers"},
     "qwen3": {"max_window_layers"},
