@@ -43,12 +43,15 @@ SHARED = ["errors", "env", "log"]
 # Where Megatron-Core is imported. Everything else sees tensors, shards and the Engine protocol.
 MEGATRON = {
     "megagpt/data/indexed.py",
+    "megagpt/model/attention.py",
     "megagpt/model/gpt.py",
     "megagpt/model/heads.py",
     "megagpt/model/layers.py",
+    "megagpt/model/linears.py",
     "megagpt/model/losses.py",
     "megagpt/model/megatron_import.py",
     "megagpt/model/megatron_versions.py",
+    "megagpt/model/norms.py",
     "megagpt/parallel/common.py",
     "megagpt/parallel/launch.py",
     "megagpt/parallel/layouts.py",

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 TOKENIZER = "tokenizer.json"
 """The copy of its tokenizer in a run's folder."""
 
+FREE_OPTIONS = ("name", "sequence_length", "vocab_size", "head", "hidden_dropout", "attention_dropout", "init_std")
+"""Options of a model that may change when another run goes on from its weights."""
+
 HEADS = ("model/scalar_head.", "model/embedding_head.")
 """Beginnings of the names of heads' tensors that a language model does not have."""
 
@@ -50,6 +53,7 @@ def load_weights(config: Config, engine: Engine) -> Path:
     old = saved.model
     _check_vocabulary(config, source, old.vocab_size)
     _check_head(config, source, old)
+    _warn_of_other_architecture(config.model, old, source)
     shards = [shard for shard in engine.shards(for_saving=False) if shard.name.startswith("model/")]
     if old.head == config.model.head == "embedding":
         _say_what_differs(saved.embed, config.embed, source)
@@ -144,6 +148,14 @@ def _check_layout(model: ModelConfig, parallel: ParallelConfig) -> None:
     data = DataConfig(tokenizer=TOKENIZER, corpora=(CorpusConfig("unused"),))
     model = dataclasses.replace(model, head="tokens")  # another head belongs to another stage
     check(Config(model=model, parallel=parallel, optim=optim, data=data), ranks)
+
+
+def _warn_of_other_architecture(model: ModelConfig, old: ModelConfig, source: Path) -> None:
+    """Some options do not show in the shapes of weights, which would load and mean something else."""
+    for field in dataclasses.fields(ModelConfig):
+        before, now = getattr(old, field.name), getattr(model, field.name)
+        if before != now and field.name not in FREE_OPTIONS:
+            log.warning("model.%s is %s, but the model of %s was trained with %s", field.name, now, source, before)
 
 
 def _check_head(config: Config, source: Path, old: ModelConfig) -> None:

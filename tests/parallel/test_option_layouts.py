@@ -9,7 +9,7 @@ from dist import run_distributed
 
 from megagpt.config.architecture import ModelConfig, RopeScalingConfig
 from megagpt.config.schema import Config, KernelsConfig, ParallelConfig
-from tests.parallel.test_megatron import BATCH, GPT3, MODERN, config_of, _batch
+from tests.parallel.test_megatron import BATCH, GPT3, MODERN, _batch, config_of
 
 STEPS = 2
 GEMMA = replace(
