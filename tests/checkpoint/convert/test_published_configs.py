@@ -23,8 +23,12 @@ MODELS = [(family, name) for family, models in PUBLISHED.items() for name in mod
 UNREAD = {"transformers_version", "_name_or_path", "architectures", "dtype", "use_cache", "summary_first_dropout"}
 """Keys of which nothing is kept, or which come from elsewhere."""
 LOST = {
-    "gpt2": {"summary_type", "embd_pdrop", "n_ctx"},
-    "gpt_neo": {"attention_types", "attention_layers"},
+    "gpt2": {"n_inner", "summary_type", "embd_pdrop", "n_ctx"},
+    "gpt_neo": {"intermediate_size", "attention_types", "attention_layers"},
+    "gptj": {"n_inner", "rotary", "scale_attn_weights"},
+    "phi3": {"attention_bias"},
+    "starcoder2": {"mlp_type", "norm_type", "embedding_dropout"},
+    "falcon": {"apply_residual_connection_post_layernorm", "num_ln_in_parallel_attn"},
     "gpt_neox": {"classifier_dropout"},
     "qwen2": {"max_window_layers"},
     "qwen3": {"max_window_layers"},
