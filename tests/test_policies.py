@@ -339,7 +339,9 @@ def check_subcommand(words: list[str], whole: bool) -> None:
         return
     called = context.command_path.removeprefix("megagpt ")
     if called in ("train", "plan"):
-        config = load(list(context.params["overrides"]))
+        base = context.params.get("base")
+        given = [f"checkpoint.load={base}", f"data.tokenizer={base}/tokenizer.json"] if base else []
+        config = load([*given, *context.params["overrides"]])
     if called == "train":
         check(config, context.params["nproc_per_node"] or 1)
     if called == "evaluate":
