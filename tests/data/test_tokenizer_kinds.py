@@ -76,7 +76,7 @@ def test_any_text_comes_back_from_a_stream(ours):
     for text in (*TEXTS[:3], *HOSTILE):
         if "e\u0301" in text or "▁" in text:  # NFC composes the one, and SentencePiece spells spaces by the other
             continue
-        if ours.puts_space and text.startswith(" ") and ours.encode(text) == ours.encode(text[1:]):
+        if ours.puts_space and text.startswith(" ") and ours.decode_bytes(ours.encode(text)).decode() == text:
             continue  # Metaspace puts no space before a text that has one
         ids = ours.encode(text)
         stream = TextStream()
