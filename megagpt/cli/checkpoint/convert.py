@@ -55,7 +55,7 @@ def command(
       megagpt checkpoint convert runs/embed demo_st --to sentence-transformers
       megagpt checkpoint convert demo_hf runs/imported --to megagpt
       megagpt checkpoint convert iter_0005000 demo_hf --to huggingface --like runs/demo/config.yaml
-      megagpt checkpoint convert downloaded runs/imported --to megagpt --dry-run
+      megagpt checkpoint convert --dry-run downloaded runs/imported --to megagpt
 
     SOURCE is a checkpoint, whose format is found out, or a run folder (its newest valid checkpoint). TARGET must not
     exist, and appears whole or not at all. Tensors pass one at a time, so memory is that of the largest; the proof then
