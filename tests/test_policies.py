@@ -306,11 +306,14 @@ def check_megagpt(words: list[str]) -> None:
 def check_tool(words: list[str], monkeypatch, capsys) -> None:
     """The tool exists and its help knows every option that is given."""
     tool = next(word for word in words if re.fullmatch(r"(\S*/)?tools/\w+\.py", word))
-    monkeypatch.setattr(sys, "argv", [tool, "--help"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / tool[tool.index("tools/") :]))["main"]()
-    assert ended.value.code == 0
-    known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", capsys.readouterr().out))
+    main_of_tool, known = runpy.run_path(str(ROOT / tool[tool.index("tools/") :]))["main"], set()
+    modes = [word for word in words[words.index(tool) + 1 :][:1] if word.isalpha()]
+    for mode in ([], modes):
+        monkeypatch.setattr(sys, "argv", [tool, *mode, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            main_of_tool()
+        assert ended.value.code == 0
+        known |= set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", capsys.readouterr().out))
     given = {word.split("=")[0] for word in words[words.index(tool) + 1 :] if re.match(r"--?[a-z]", word)}
     assert given <= known
 
@@ -368,7 +371,7 @@ def test_documented_command_works(where, line, monkeypatch, capsys):
     words = shlex.split(line, comments=True)
     words = list(dropwhile(lambda word: re.match(r"[A-Z_]+=|time$", word), words))
     if words[0] == "megagpt" or "megagpt.cli" in words:
-        at = max(index for index, word in enumerate(words) if word in ("megagpt", "megagpt.cli"))
+        at = next(index for index, word in enumerate(words) if word in ("megagpt", "megagpt.cli"))
         check_subcommand(words[at + 1 :], whole=(where, line) not in messages())
         return
     if "-m" in words and "megagpt" in words:
