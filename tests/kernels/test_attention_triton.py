@@ -160,9 +160,9 @@ def test_permutes_with_its_batch_and_ignores_hidden_keys(order, length, window):
 def test_opcheck_and_compile(device):
     q, k, v = (part.requires_grad_() for part in tensors(40, 40, 2, 1, 64, torch.float16, device, batch=1))
     torch.library.opcheck(
-        torch.ops.megagpt.attention, (q, k, v, None, None, None, True, 0, 0.125), rtol=5e-2, atol=5e-3
+        torch.ops.megagpt.attention, (q, k, v, None, None, None, True, 0, 0.125, None), rtol=5e-2, atol=5e-3
     )
-    decode = (q[:, -1:].detach(), k.detach(), v.detach(), None, 0, 0.125)
+    decode = (q[:, -1:].detach(), k.detach(), v.detach(), None, 0, 0.125, None)
     torch.library.opcheck(torch.ops.megagpt.decode_attention, decode)
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(q, k, v, backend="triton"), attention(q, k, v, backend="triton"))
