@@ -50,6 +50,7 @@ def read(path: Path) -> tuple[str, ModelConfig, dict[str, Any]]:
     except CheckpointError as error:
         raise CheckpointError(f"{path} is of model_type {shown(kind)}: {error}") from None
     config = Values(path, kind, values)
+    config.only(is_causal=(True,), per_layer_config=(None,))  # which transformers heeds in every family
     model = checked_model(family.read(config), path)
     asked = config.used.keys() | config.objects
     if unknown := sorted(key for key in set(values) - asked if not HARMLESS.fullmatch(key)):

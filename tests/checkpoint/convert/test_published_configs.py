@@ -14,6 +14,7 @@ from megagpt.checkpoint.convert.common import parameters
 from megagpt.checkpoint.convert.families.base import effective
 from megagpt.checkpoint.convert.families.registry import BY_TYPE, FAMILIES, choose
 from megagpt.checkpoint.convert.hugging_face import parts
+from megagpt.config.architecture import RopeScalingConfig
 from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
 
@@ -110,6 +111,30 @@ def test_what_is_written_is_what_was_read(family, tmp_path):
         assert {key: back.get(key, "nothing") for key in theirs} == theirs, name
 
 
+GPT_SHAPE, LLAMA_SHAPE = ("n_layer", "n_embd", "n_head"), ("num_hidden_layers", "hidden_size", "num_attention_heads")
+NEEDED = {
+    **dict.fromkeys(("gpt2", "gpt_bigcode", "gptj"), GPT_SHAPE),
+    "gpt_neo": ("num_layers", "hidden_size", "num_heads", "max_position_embeddings", "attention_types"),
+    "opt": (*LLAMA_SHAPE, "ffn_dim"),
+    "falcon": LLAMA_SHAPE,
+}
+"""Keys without which a family's config is refused, beside vocab_size."""
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_defaults_are_transformers_own(family, tmp_path):
+    """A key that is left out means what transformers, which writes all keys, makes of it."""
+    published = next(iter(PUBLISHED[family].values()))
+    needed = NEEDED.get(family, (*LLAMA_SHAPE, "intermediate_size"))
+    values = {key: published[key] for key in (*needed, "vocab_size")}
+    if family in ("mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "starcoder2"):
+        values |= {"hidden_size": 4096, "num_attention_heads": 32}  # for their default number of key and value heads
+    kind = getattr(transformers, BY_TYPE[family].architecture).config_class
+    whole = json.loads(kind(**json.loads(json.dumps(values))).to_json_string(use_diff=False))
+    short, full = (read(tmp_path, side | {"model_type": family})[1] for side in (values, whole))
+    assert short == full
+
+
 REFUSED = [
     ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, "longrope.*nearest"),
     ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 512}, "OPT-350m has: the nearest is OPT-125m"),
@@ -131,6 +156,8 @@ REFUSED = [
     ("llama", {"model_type": "deepseek_v3", "n_routed_experts": 256}, "mixture of experts"),
     ("llama", {"model_type": "gpt_oss"}, "mixture of experts"),
     ("llama", {"model_type": "smollm3"}, "no positions.*SmolLM2"),
+    ("llama", {"is_causal": False}, "is_causal=False"),
+    ("llama", {"per_layer_config": {"0": {"head_dim": 8}}}, "per_layer_config="),
     ("llama", {"quantization_config": {"quant_method": "awq"}}, "'awq'.*the model that this one was made of"),
 ]
 
@@ -174,5 +201,9 @@ def test_families_are_found_by_what_a_model_has():
     assert {family: choose(model)[0].model_type for family, model in cases.items()} == {one: one for one in cases}
     assert len(cases) == len(FAMILIES) - 1  # OPT's models are GPT-2's as well
     assert choose(replace(gpt, activation="relu"), "opt")[0].model_type == "opt"
+    with pytest.raises(CheckpointError, match=r"Gemma3ForCausalLM lacks model\.rope_local_base=None"):
+        choose(
+            replace(cases["gemma3_text"], rope_local_base=None, rope_scaling=RopeScalingConfig("linear", factor=8.0))
+        )
     zeros = choose(replace(llama, qkv_bias=True, activation="geglu", head_dim=8, bias=True))
     assert zeros[0].model_type == "llama" and zeros[1].has_attention_output_bias

@@ -98,7 +98,7 @@ def effective(model: ModelConfig) -> dict[str, Any]:
         "sequence_length": model.sequence_length,
         "vocab_size": model.vocab_size,
         "rope_base": has_rope and _rounded(model.rope_base),
-        "rope_local_base": has_rope and any(windows) and _rounded(model.rope_local_base or model.rope_base),
+        "rope_local_base": has_rope and any(windows) and _local(model),
         "rotary_fraction": has_rope and int(model.head_size * model.rotary_fraction),
         "rope_scaling": has_rope and _scaling(model),
         "embedding_scale": _rounded(model.embedding_scale or 1.0),
@@ -116,6 +116,13 @@ def effective(model: ModelConfig) -> dict[str, Any]:
 def _rounded(value: float) -> str:
     """A number without the last digits, which depend on how it was computed."""
     return f"{value:.10g}"
+
+
+def _local(model: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Base and scaling of rotary positions in banded layers, which with a base of their own have no scaling."""
+    if model.rope_local_base is None:
+        return _rounded(model.rope_base), _scaling(model)
+    return _rounded(model.rope_local_base), {"kind": "none"}
 
 
 def _scaling(model: ModelConfig) -> dict[str, Any]:

@@ -19,7 +19,8 @@ EPSILON = 1e-5
 
 def _read(config: Values) -> ModelConfig:
     hidden = config.integer("hidden_size", REQUIRED)
-    if not config.flag("do_layer_norm_before", True) or config.integer("word_embed_proj_dim", hidden, True) != hidden:
+    embedded = config.integer("word_embed_proj_dim", hidden, null=True)
+    if not config.flag("do_layer_norm_before", True) or embedded not in (None, hidden):
         raise config.refusal(
             f"do_layer_norm_before={shown(config.values.get('do_layer_norm_before', True))} and word_embed_proj_dim="
             f"{shown(config.values.get('word_embed_proj_dim'))}, as OPT-350m has: the nearest is OPT-125m or OPT-1.3b"
