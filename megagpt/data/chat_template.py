@@ -34,7 +34,7 @@ class ChatTemplate:
         self._answers: _Answers = environment.extensions[_Answers.identifier]
         try:
             self._template = environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+        except Exception as error:  # Jinja compiles it as Python, which may refuse it in its own way
             raise DataError(f"the model's chat template cannot be read: {_told(error)}") from None
 
     @property
@@ -68,7 +68,7 @@ class ChatTemplate:
         try:
             for block in self._template.generate(**given):
                 blocks.append(block)
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+        except Exception as error:  # its filters call Python's functions, which raise what they like
             raise DataError(f"the model's chat template refuses this conversation: {_told(error)}") from None
 
 

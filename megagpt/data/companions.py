@@ -81,7 +81,8 @@ class Companions:
         """Ids that end generation, as generation_config.json has them, or config.json where it says nothing."""
         given = self.parsed(GENERATION).get("eos_token_id")
         given = self.config.get("eos_token_id") if given is None else given
-        return [given] if type(given) is int else [value for value in given or () if type(value) is int]
+        given = given if isinstance(given, list) else [given]
+        return [value for value in given if type(value) is int]
 
     @property
     def added(self) -> dict[str, bool]:
@@ -101,7 +102,7 @@ class Companions:
         given = self.parsed(TOKENIZER_CONFIG).get("chat_template")
         if isinstance(given, str):
             return {"default": given}
-        if isinstance(given, list) and all(isinstance(one, dict) for one in given):
+        if isinstance(given, list) and all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in given):
             given = {one.get("name"): one.get("template") for one in given}
         found = {} if given is None else given
         if not isinstance(found, dict) or not all(isinstance(text, str) for pair in found.items() for text in pair):

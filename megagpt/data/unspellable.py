@@ -33,6 +33,8 @@ class Unspellable:
         model, vocab = spec["model"], spec["model"]["vocab"]
         special = [token for token in spec["added_tokens"] if token["special"] or token["content"] in FIM_NAMES]
         self.ids: dict[str, int] = {token["content"]: token["id"] for token in special}
+        if "" in self.ids:
+            raise DataError(f"{name} has a special token without a name: remove it from added_tokens")
         self._names = {token["id"]: token["content"] for token in spec["added_tokens"]}
         pieces = vocab.items() if isinstance(vocab, dict) else ((piece, n) for n, (piece, _) in enumerate(vocab))
         self._names = {index: piece for piece, index in pieces} | self._names
@@ -66,8 +68,11 @@ class Unspellable:
         return free[0], free[1]
 
     def hide(self, text: str, filler: str) -> str:
-        """The text with a filler in every special token's name that it spells."""
-        return self._pattern.sub(lambda found: f"{found[0][0]}{filler}{found[0][1:]}", text)
+        """The text with a filler behind every character of special tokens' names that it spells.
+
+        One filler in a name is not enough: what follows it may spell another name.
+        """
+        return self._pattern.sub(lambda found: "".join(f"{character}{filler}" for character in found[0]), text)
 
     def mark(self, text: str, filler: str, places: Sequence[int]) -> tuple[str, list[int]]:
         """A text whose special tokens are meant and whose fillers are to go, for `Tokenizer.encode_marked`.

@@ -86,6 +86,14 @@ def test_special_tokens_that_people_write_are_text(family):
         assert f"say {token}!" in ours.decode(chat_prompt(ours, turns[:1]))
 
 
+def test_special_tokens_in_others_are_text(tmp_path):
+    names = ("<a>", "<<a>", "<a><", "<b>")
+    ours = tokenizer_with(CHATML, tmp_path).with_special_tokens(names)
+    asked = chat_prompt(ours, [Message("user", "x <<a> <a><b> y")])
+    assert not {ours.special_ids[name] for name in names} & set(asked)
+    assert "x <<a> <a><b> y" in ours.decode(asked)
+
+
 def test_conversations_go_on(family):
     _, ours, _ = family
     history = History(ours, window=400, response_room=20)
@@ -111,6 +119,8 @@ def test_functions_of_templates_are_those_of_transformers(tmp_path):
     ("template", "message"),
     [
         ("{% for message in messages %}", "cannot be read: Unexpected end of template"),
+        ("{% break %}", "cannot be read: 'break' outside loop"),
+        ("{{ 5 | dictsort }}", "refuses this conversation: 'int' object has no attribute 'items'"),
         ("{{ raise_exception('tools are needed') }}", "refuses this conversation: tools are needed"),
         ("{{ tools | length }}", "refuses this conversation: object of type 'NoneType'"),
         ("{{ messages.append(1) }}", "refuses this conversation: .*not safely callable|is unsafe|safe"),
@@ -136,6 +146,8 @@ def test_templates_by_name(tmp_path):
         template_of(tokenizer_with([several[0], several[0] | {"name": "rag"}], tmp_path / "three"))
     with pytest.raises(DataError, match="neither a text nor texts by name"):
         template_of(tokenizer_with(["x"], tmp_path / "four"))
+    with pytest.raises(DataError, match="neither a text nor texts by name"):
+        template_of(tokenizer_with([{"name": [1], "template": "x"}], tmp_path / "five"))
     (tmp_path / "two/chat_template.jinja").write_text("{{ 'of the file' }}")
     found = Tokenizer.load(tmp_path / "two/tokenizer.json")
     assert found.decode(chat_prompt(found, [Message("user", "a")])) == "of the file"

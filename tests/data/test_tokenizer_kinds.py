@@ -8,6 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from megagpt.data import tokenizer as module
+from megagpt.data.companions import Companions
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import DataError
 from megagpt.model.text_stream import TextStream
@@ -180,6 +181,8 @@ def test_damaged_companions_are_named(tmp_path):
     (folder / "tokenizer_config.json").write_text("[1")
     with pytest.raises(DataError, match=r"theirs: tokenizer_config\.json, beside the tokenizer, does not hold a JSON"):
         Tokenizer.load(folder / "tokenizer.json")
+    for odd in ("2.0", "true", "{}"):
+        assert Companions({"generation_config.json": f'{{"eos_token_id": {odd}}}'}).ends == []
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"\x0a\x0b")
     with pytest.raises(DataError, match=r"tokenizer\.model alone is not enough"):
