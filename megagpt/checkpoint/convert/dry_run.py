@@ -150,6 +150,7 @@ def _open_transformers(plan: DryRun, path: Path, like: ModelConfig | None) -> So
         return source
     values = parse_json(read_bytes(path / hugging_face.CONFIG, about.CONFIG_LIMIT), path / hugging_face.CONFIG)
     named = (values.get("dtype") or values.get("torch_dtype")) if isinstance(values, dict) else None
+    named = named if isinstance(named, str) else None
     source = hugging_face.promised(path, DTYPES.get(named, torch.float32))
     plan.notes.append(
         f"{path} has no weights: this is what its config.json promises, in {named}"

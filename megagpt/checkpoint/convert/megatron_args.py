@@ -27,7 +27,7 @@ UNSUPPORTED = {
     "squared_relu": "squared ReLU",
     "quick_geglu": "quick GEGLU",
 }
-"""Arguments that change what is computed, in a way that megagpt's model has not."""
+"""Arguments that change what is computed, in a way that megagpt's model has not or that is not read from arguments."""
 
 FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
@@ -100,7 +100,7 @@ def model_of(args: Mapping[str, Any], where: Path) -> ModelConfig:
 
     for name, what in UNSUPPORTED.items():
         if given(name):
-            raise CheckpointError(f"{where}: {what} ({name}={shown(given(name))}) is not a model of megagpt")
+            raise CheckpointError(f"{where}: {what} ({name}={shown(given(name))}) is not read from Megatron-LM")
     heads, hidden = given("num_attention_heads"), given("hidden_size")
     norm, position = given("normalization", "LayerNorm"), given("position_embedding_type", "learned_absolute")
     flaws = []

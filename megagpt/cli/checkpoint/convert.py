@@ -59,7 +59,7 @@ def command(
 
     SOURCE is a checkpoint, whose format is found out, or a run folder (its newest valid checkpoint). TARGET must not
     exist, and appears whole or not at all. Tensors pass one at a time, so memory is that of the largest; the proof then
-    loads each side in fp32, one by one. Nothing in a checkpoint is run.
+    loads each side in fp32, one by one. Nothing in a checkpoint is run, but a chat template, in Jinja's sandbox.
 
     --dry-run reads and writes no weights, and needs none: a folder with config.json alone will do. It says what would
     be read, renamed, refused and written, and what memory and time that takes; its exit status is 1 where something is

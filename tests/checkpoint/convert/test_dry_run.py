@@ -135,6 +135,7 @@ def test_what_is_refused_is_said(folder, tmp_path, capsys):
     assert "scale_attn" in refusals(
         {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, tmp_path / "scaled"
     )
+    assert not refusals(GEMMA | {"dtype": ["bfloat16"]}, tmp_path / "dtype")
     assert "language model, which gives no vectors" in refusals(GEMMA, tmp_path / "vectors", "sentence-transformers")
     (tmp_path / "there").mkdir()
     plan = dry_run(folder, tmp_path / "there", "megagpt")
