@@ -10,7 +10,7 @@ from megagpt.config.schema import Config
 SCALING_OPTIONS = {
     "none": (),
     "linear": ("factor",),
-    "dynamic": ("factor", "original_length"),
+    "dynamic": ("factor",),
     "llama3": ("factor", "original_length", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor", "original_length", "beta_fast", "beta_slow", "attention_factor", "truncate"),
 }
@@ -43,9 +43,10 @@ def rope_pairs_dimensions(config: Config, world_size: int) -> Iterator[str]:
     turned = model.head_size * model.rotary_fraction
     if abs(turned - model.rotary_size) > 1e-6 or model.rotary_size % 2 or not model.rotary_size:
         width = "head size" if model.head_dim is None else "model.head_dim"
+        pairs = max(1, min(round(turned / 2), model.head_size // 2))
         yield (
             f"model.rotary_fraction ({model.rotary_fraction:g}) of the {width} ({model.head_size}) is {turned:g}"
-            f" dimensions, but they turn in pairs: set it to {2 * max(1, round(turned / 2))} / {model.head_size}"
+            f" dimensions, but they turn in pairs: set it to {2 * pairs} / {model.head_size}"
         )
 
 

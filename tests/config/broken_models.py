@@ -22,7 +22,7 @@ MODELS = [
         [ROPE, "model.hidden_size=12"],
         ["model.position_embedding (rope)", "model.hidden_size (12)", "model.num_attention_heads (4)"],
     ),
-    ("rope_pairs_dimensions", 1, [ROPE, "model.head_dim=15"], ["model.head_dim (15)", "turn in pairs", "16 / 15"]),
+    ("rope_pairs_dimensions", 1, [ROPE, "model.head_dim=15"], ["model.head_dim (15)", "turn in pairs", "14 / 15"]),
     (
         "rope_pairs_dimensions",
         1,
@@ -52,6 +52,12 @@ MODELS = [
         1,
         [ROPE, "model.rope_scaling.factor=4"],
         ["model.rope_scaling.factor (4.0)", "linear, dynamic, llama3, yarn", "model.rope_scaling.kind is none"],
+    ),
+    (
+        "rope_scaling",
+        1,
+        [ROPE, "model.rope_scaling.kind=dynamic", "model.rope_scaling.original_length=64"],
+        ["model.rope_scaling.original_length (64)", "llama3, yarn", "model.rope_scaling.kind is dynamic"],
     ),
     (
         "rope_scaling",
