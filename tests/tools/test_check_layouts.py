@@ -24,9 +24,9 @@ SMALL = [
 
 def without_norm_gradients(*args):
     """Plants a fault: under sequence parallelism each rank keeps the gradients of its own tokens' norms."""
-    import megagpt.model.layers
+    import megagpt.model.norms
 
-    megagpt.model.layers._share_gradients = lambda norm, config: None
+    megagpt.model.norms._share_gradients = lambda norm, config: None
     return layout_parity.train_cases(*args)
 
 
