@@ -108,8 +108,9 @@ def activation_backward_kernel(
         u = load(x_ptr + offset, inside)
         if HAS_BIAS:
             u += bias
+        dy = load(dy_ptr + offset, inside)
         _, slope = activate(u, KIND)
-        dx = load(dy_ptr + offset, inside) * slope
+        dx = dy * slope
         store(dx_ptr + offset, dx, inside)
         if HAS_BIAS:
             sum += dx
@@ -169,11 +170,15 @@ def gated_backward_kernel(
         tl.store(partial_ptr + columns, tl.sum(up_sum, 0), mask=column < columns)
 
 
-def geometry(x: Tensor, columns: int, forward_rows: int = FORWARD_ROWS) -> tuple[int, int, int]:
+def geometry(x: Tensor, columns: int, forward_rows: int | None = None) -> tuple[int, int, int]:
     """Rows of x, programs of a forward kernel that gives `columns` columns, and groups of rows of a backward kernel."""
     rows, tiles = x.numel() // max(x.shape[-1], 1), triton.cdiv(columns, COLUMNS)
     groups = PROGRAMS * multiprocessors(x.device) // max(tiles, 1)
-    return rows, triton.cdiv(rows, forward_rows) * tiles, max(1, min(groups, triton.cdiv(rows, BACKWARD_ROWS)))
+    return (
+        rows,
+        triton.cdiv(rows, forward_rows or FORWARD_ROWS) * tiles,
+        max(1, min(groups, triton.cdiv(rows, BACKWARD_ROWS))),
+    )
 
 
 def activation(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:

@@ -111,7 +111,7 @@ def _keys(cls: type, prefix: str) -> list[str]:
         kind, key = kinds[field.name], prefix + field.name
         if key in _sections():
             continue
-        lines.append(f"  {key:<34}{describe(kind)}{_default(field)}")
+        lines.append(f"  {key:<33} {describe(kind)}{_default(field)}")
         lines.append(textwrap.indent(textwrap.fill(texts[field.name], WIDTH - 6), " " * 6))
         lines += _keys(kind, f"{key}.") if dataclasses.is_dataclass(kind) else []
         lines += [line for item in _items(kind) for line in _keys(item, f"{key}[].")]

@@ -212,7 +212,7 @@ def test_tokenizers_are_checked_before_the_work(folder):
     sentencepiece = json.dumps(json.loads(own.to_json()) | {"decoder": {"type": "Metaspace", "replacement": "_"}})
     cases = [
         ("tokenizer.json", endless, r"has no <\|endoftext\|> token"),
-        ("tokenizer.json", sentencepiece, "is not a"),
+        ("tokenizer.json", sentencepiece, "has no byte fallback"),
         ("tokenizer.json", "{}", "is not a tokenizer.json"),
         ("tokenizer.json", wide.to_json(), f"has {wide.vocab_size} tokens, the model 301"),
         ("tokenizer.model", "anything", "is a SentencePiece model"),

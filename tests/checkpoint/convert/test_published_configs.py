@@ -93,7 +93,7 @@ def test_tensors_are_transformers_own(family, name, tmp_path, caplog):
     size = name.replace("-4k", "").replace("-16k", "").rpartition("-")[2]
     if size[-1] in "BM" and size[:-1].replace(".", "").isdigit():  # the name says it, more or less
         said = float(size[:-1]) * (1e9 if size[-1] == "B" else 1e6)
-        assert 0.75 < total / said < 1.3
+        assert 0.75 < total / said < 1.7  # Falcon3-1B has 1.67 billion
 
 
 @pytest.mark.parametrize("family", PUBLISHED)
