@@ -213,7 +213,7 @@ def test_tokenizers_are_checked_before_the_work(folder):
     cases = [
         ("tokenizer.json", endless, r"has no <\|endoftext\|> token"),
         ("tokenizer.json", sentencepiece, "has no byte fallback"),
-        ("tokenizer.json", "{}", "is not a tokenizer.json"),
+        ("tokenizer.json", "{}", "is not a byte-level BPE"),
         ("tokenizer.json", wide.to_json(), f"has {wide.vocab_size} tokens, the model 301"),
         ("tokenizer.model", "anything", "is a SentencePiece model"),
     ]

@@ -214,8 +214,8 @@ def test_wrong_uses_are_refused(tmp_path, tokenizer):
 
 
 def test_a_model_that_transformers_lacks_is_refused(tmp_path, tokenizer):
-    run = random_run(tmp_path / "run", replace(MODEL, activation="squared_relu"), EmbedConfig(), tokenizer)
-    with pytest.raises(CheckpointError, match="no architecture of transformers has this model"):
+    run = random_run(tmp_path / "run", replace(MODEL, norm_placement="post"), EmbedConfig(), tokenizer)
+    with pytest.raises(CheckpointError, match="no architecture of transformers that megagpt writes has this model"):
         convert(run, tmp_path / "target", "sentence-transformers")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
