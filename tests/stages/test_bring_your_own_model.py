@@ -71,7 +71,6 @@ def write_data(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.thorough
 @pytest.mark.parametrize("name", MODELS)
 def test_the_commands_of_the_page(name, tmp_path):
     kind, settings, template = MODELS[name]

@@ -107,7 +107,11 @@ def slow(world_size: int, *layout: str):
         (2, ["parallel.zero_stage=1", "checkpoint.asynchronous=true"]),
         slow(2, "parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true", "parallel.micro_batch_size=2"),
         slow(2, "parallel.pipeline_parallel_size=2", "parallel.micro_batch_size=2", "optim.precision=bf16"),
-        slow(2, *DEEPSPEED, "parallel.zero_stage=1", "optim.precision=bf16"),
+        pytest.param(
+            2,
+            [*DEEPSPEED, "parallel.zero_stage=1", "optim.precision=bf16"],
+            marks=[pytest.mark.slow, pytest.mark.thorough],
+        ),
         slow(2, *DEEPSPEED, "parallel.zero_stage=2", "parallel.offload_optimizer=cpu"),
         slow(2, *DEEPSPEED, "parallel.zero_stage=3", "checkpoint.asynchronous=true", "optim.precision=bf16"),
         pytest.param(
