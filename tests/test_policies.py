@@ -308,7 +308,7 @@ def check_tool(words: list[str], monkeypatch, capsys) -> None:
     tool = next(word for word in words if re.fullmatch(r"(\S*/)?tools/\w+\.py", word))
     main_of_tool, known = runpy.run_path(str(ROOT / tool[tool.index("tools/") :]))["main"], set()
     modes = [word for word in words[words.index(tool) + 1 :][:1] if word.isalpha()]
-    for mode in ([], modes):
+    for mode in [[], modes] if modes else [[]]:
         monkeypatch.setattr(sys, "argv", [tool, *mode, "--help"])
         with pytest.raises(SystemExit) as ended:
             main_of_tool()

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from megagpt.data.chat_template import ChatTemplate, find_answer
+from megagpt.data.chat_template import ChatTemplate, Turn, find_answer
 from megagpt.data.tokenizer import END_OF_TEXT, Tokenizer
 from megagpt.errors import DataError
 
@@ -123,8 +123,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> Example:
 
 def _encode_by_template(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> Example:
     special = tokenizer.unspellable
-    filler, marker = special.fillers([message.content for message in messages])
-    turns = [{"role": message.role, "content": special.hide(message.content, filler)} for message in messages]
+    turns, filler, marker = _turns(tokenizer, messages)
     answers = [number for number, one in enumerate(messages) if one.role == "assistant"]
     learnt = [number for number in answers if messages[number].trained]
     text, marked = template.render_marked(turns)
@@ -153,6 +152,15 @@ def _encode_by_template(tokenizer: Tokenizer, template: ChatTemplate, messages: 
     return Example(np.array(ids[:count], np.int64), trained[:count])
 
 
+def _turns(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[Turn], str, str]:
+    """Turns for a template, in which no text spells a special token; the filler that is in them, and a character that
+    is not. Raises DataError where the messages leave no such characters."""
+    special = tokenizer.unspellable
+    filler, other = special.fillers([message.content for message in messages])
+    turns = [{"role": message.role, "content": special.hide(message.content, filler)} for message in messages]
+    return turns, filler, other
+
+
 def has_answer(messages: Sequence[Message]) -> bool:
     """Whether there is a turn to be learnt."""
     return any(message.role == "assistant" and message.trained for message in messages)
@@ -173,7 +181,6 @@ def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     template = template_of(tokenizer)
     if template is None:
         return [*encode_chat(tokenizer, messages).tokens.tolist(), role_ids(tokenizer)["assistant"]]
-    special = tokenizer.unspellable
-    filler, _ = special.fillers([message.content for message in messages])
-    turns = [{"role": message.role, "content": special.hide(message.content, filler)} for message in messages]
-    return tokenizer.encode_marked(special.mark(template.render(turns, True), filler, ())[0])[0]
+    turns, filler, _ = _turns(tokenizer, messages)
+    text, _ = tokenizer.unspellable.mark(template.render(turns, True), filler, ())
+    return tokenizer.encode_marked(text)[0]

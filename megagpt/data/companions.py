@@ -114,13 +114,13 @@ class Companions:
         config = {key: value for key, value in self.parsed(TOKENIZER_CONFIG).items() if key != "chat_template"}
         texts = {name: text for name, text in self.texts.items() if name != TEMPLATE}
         if TOKENIZER_CONFIG in texts:
-            texts[TOKENIZER_CONFIG] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+            texts[TOKENIZER_CONFIG] = dumped(config)
         return Companions(texts, self.config, self.tokenizer_sha256)
 
     def dump(self, tokenizer_sha256: str | None) -> str:
         """The text of the file that holds them beside a tokenizer.json of that SHA-256."""
         values = {"tokenizer_sha256": tokenizer_sha256, **self.texts, CONFIG: dict(self.config)}
-        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        return dumped(values)
 
 
 def companion_path(tokenizer: str | Path) -> Path:
@@ -155,7 +155,7 @@ def parse_store(text: str, where: Path) -> Companions:
     for name in FILES:
         value = values.get(name)
         if isinstance(value, dict) and name in OBJECTS:
-            value = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+            value = dumped(value)
         if value is not None and not isinstance(value, str):
             raise DataError(f"{where}: {name} is {'not a text' if name == TEMPLATE else 'not an object'}")
         if value is not None:
@@ -180,6 +180,11 @@ def facts_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of config.json: special tokens, ids or lists of them, and the family."""
     known = {key: config[key] for key in SPECIAL_IDS if is_special(config.get(key))}
     return known | {key: config[key] for key in (MODEL_TYPE,) if isinstance(config.get(key), str)}
+
+
+def dumped(values: Any) -> str:
+    """The text of a JSON file, for people to read as well."""
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def is_special(value: Any) -> bool:

@@ -140,7 +140,11 @@ class Tokenizer:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of the beginning of a document; of no text, what starts a document."""
-        return [*self.start_ids, *self.encode(text)] or [self.end_of_text_id]
+        return self.encode_prompts([text])[0]
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same for each text."""
+        return [[*self.start_ids, *ids] or [self.end_of_text_id] for ids in self.encode_batch(texts)]
 
     def encode_part(self, text: str) -> list[int]:
         """Token ids of a text that goes on after another: SentencePiece's have no space put before it."""

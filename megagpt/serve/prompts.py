@@ -35,7 +35,7 @@ async def completion_prompts(model: ServedModel, given: Texts, suffix: str | Non
     else:
         texts = ["" if text == END_OF_TEXT else text for text in texts]
         check_lengths(model, texts, "prompt")
-        ids = await asyncio.to_thread(lambda: [model.tokenizer.encode_prompt(text) for text in texts])
+        ids = await asyncio.to_thread(model.tokenizer.encode_prompts, texts)
     for one in ids:
         check_fits(model, len(one), "prompt")
     return ids

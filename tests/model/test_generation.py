@@ -25,9 +25,14 @@ def settings(**values):
 @pytest.mark.usefixtures("one_rank")
 def test_cached_tokens_are_the_uncached_ones(model):
     ours = generator(model)
-    gpt = ours.modules[0].eval()
     completions = ours.generate(PROMPTS, settings(**GREEDY))
     assert len({tuple(completion.tokens) for completion in completions}) > 3
+    same_without_cache(ours, completions)
+
+
+def same_without_cache(ours, completions) -> None:
+    """Greedy completions of PROMPTS have the tokens and log-probabilities of the model's plain forward pass."""
+    gpt = ours.modules[0].eval()
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         start = ours.tokenizer.encode(prompt) or [ours.tokenizer.end_of_text_id]
         tokens = torch.tensor([start + completion.tokens])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megagpt.config.schema import Config, ModelConfig, OptimConfig, ParallelConfig
+from tests.model.peers import llama_settings
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -116,33 +117,17 @@ def test_gpt_neo_for_the_banded_pattern():
     assert (dense(tokens, positions, None) - gpt(tokens, positions, None)).abs().max() > 1e-2
 
 
-def llama_settings(model: ModelConfig) -> dict:
-    return {
-        "num_hidden_layers": model.num_layers,
-        "hidden_size": model.hidden_size,
-        "intermediate_size": model.ffn_size,
-        "num_attention_heads": model.num_attention_heads,
-        "num_key_value_heads": model.query_groups,
-        "head_dim": model.head_size,
-        "vocab_size": model.vocab_size,
-        "max_position_embeddings": model.sequence_length,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_base},
-        "rms_norm_eps": model.norm_epsilon,
-        "tie_word_embeddings": model.tie_embeddings,
-    }
-
-
 def test_llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    compare(build(LLAMA), LlamaForCausalLM(LlamaConfig(**llama_settings(LLAMA))), LLAMA)
+    compare(build(LLAMA), LlamaForCausalLM(LlamaConfig(**llama_settings(LLAMA, vocab_size=LLAMA.vocab_size))), LLAMA)
 
 
 def test_qwen3_for_normalised_queries_and_keys():
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     model = replace(LLAMA, qk_layernorm=True)
-    compare(build(model), Qwen3ForCausalLM(Qwen3Config(**llama_settings(model))), model)
+    compare(build(model), Qwen3ForCausalLM(Qwen3Config(**llama_settings(model, vocab_size=model.vocab_size))), model)
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])

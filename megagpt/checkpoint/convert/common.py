@@ -20,7 +20,7 @@ from megagpt.config.embedding import EmbedConfig
 from megagpt.config.load import from_dict
 from megagpt.config.model_rules import MODEL_RULES
 from megagpt.config.schema import Config, ModelConfig
-from megagpt.data.companions import Companions
+from megagpt.data.companions import Companions, dumped
 from megagpt.errors import CheckpointError, ConfigError
 
 COMPANION = "megagpt.json"
@@ -209,7 +209,7 @@ def find_model(folders: Iterable[Path], like: ModelConfig | None) -> ModelConfig
 
 def write_json(path: Path, values: Any) -> None:
     """Write `values` durably, for people to read as well."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, dumped(values))
 
 
 def lazy(

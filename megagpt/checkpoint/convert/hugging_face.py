@@ -96,7 +96,8 @@ def open_source(path: Path, like: ModelConfig | None, compare: bool = True) -> S
     Raises CheckpointError naming the setting that megagpt lacks, or the file and the tensor.
     """
     architecture, model, _, stored = stored_tensors(path, compare)
-    wanted = {name: parts(architecture, name, shape, model) for name, shape in parameters(model).items()}
+    shapes = parameters(model)
+    wanted = {name: parts(architecture, name, shape, model) for name, shape in shapes.items()}
     theirs = {part.name: part for group in wanted.values() for part in group}
     given = {name for name in theirs if name in stored}
     problems = [f"{name} is missing" for name in theirs if name not in given]
@@ -114,7 +115,7 @@ def open_source(path: Path, like: ModelConfig | None, compare: bool = True) -> S
     tensors, readers = {}, {}
     for name, group in wanted.items():
         own = stored[group[0].name].dtype if group else dtype
-        info = TensorInfo(parameters(model)[name], own)
+        info = TensorInfo(shapes[name], own)
         tensors[f"model/{name}"] = info
         readers[f"model/{name}"] = _Reader(path, info, [(part, stored[part.name]) for part in group])
     return LazySource(path, NAME, model, 0, tensors, readers, _tokenizer(path), extras=extras.read(path))

@@ -4,7 +4,6 @@
 the tokenizer is only given back beside the same tokenizer.json.
 """
 
-import json
 import logging
 import os
 from dataclasses import replace
@@ -24,6 +23,7 @@ from megagpt.data.companions import (
     STORE,
     TOKENIZER_CONFIG,
     Companions,
+    dumped,
     facts_of_config,
     parse_store,
 )
@@ -63,11 +63,6 @@ def _object(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{folder / name} does not hold an object")
     return values
-
-
-def dumped(values: dict[str, Any]) -> str:
-    """The text of a JSON file, for people to read as well."""
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def save(extras: Companions, tokenizer: Tokenizer | None, folder: Path) -> None:

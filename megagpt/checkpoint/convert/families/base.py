@@ -132,7 +132,7 @@ def _scaling(model: ModelConfig) -> dict[str, Any]:
     if scaling.kind != "none":
         values["factor"] = scaling.factor
     if scaling.kind in ("llama3", "yarn"):
-        values["original_length"] = scaling.original_length or model.sequence_length
+        values["original_length"] = scaling.original_length
     names = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_fast", "beta_slow", "truncate")}
     values |= {name: getattr(scaling, name) for name in names.get(scaling.kind, ())}
     if scaling.kind == "yarn":

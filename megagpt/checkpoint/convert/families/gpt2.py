@@ -156,8 +156,7 @@ def _attention_kinds(config: Values, layers: int) -> list[str]:
 
 
 def _write_gpt_neo(model: ModelConfig) -> dict[str, Any]:
-    names = {kind: name for name, kind in KINDS.items()}
-    kinds = [model.attention_pattern[layer % len(model.attention_pattern)] for layer in range(model.num_layers)]
+    kinds = ["global" if model.window(layer) is None else "local" for layer in range(model.num_layers)]
     return {
         "num_layers": model.num_layers,
         "hidden_size": model.hidden_size,
@@ -166,7 +165,7 @@ def _write_gpt_neo(model: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": model.sequence_length,
         "activation_function": name_of(model.activation, PLAIN),
         "layer_norm_epsilon": model.norm_epsilon,
-        "attention_types": [[[names[kind]], 1] for kind in kinds],
+        "attention_types": [[[kind], 1] for kind in kinds],
         "window_size": model.attention_window,
         "resid_dropout": model.hidden_dropout,
         "embed_dropout": model.hidden_dropout,

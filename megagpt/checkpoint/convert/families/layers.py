@@ -53,6 +53,11 @@ def write_shape(model: ModelConfig) -> dict[str, Any]:
     }
 
 
+def head_dim(model: ModelConfig) -> dict[str, int]:
+    """The key for the width of a head, where it does not follow from the others."""
+    return {} if model.head_size * model.num_attention_heads == model.hidden_size else {"head_dim": model.head_size}
+
+
 def pattern(kinds: Sequence[str]) -> tuple[str, ...]:
     """The shortest pattern that the layers' kinds repeat."""
     kinds = tuple(kinds)

@@ -5,7 +5,7 @@ from typing import Any
 
 from megagpt.checkpoint.convert.families import llama, rope
 from megagpt.checkpoint.convert.families.base import Family
-from megagpt.checkpoint.convert.families.layers import shape
+from megagpt.checkpoint.convert.families.layers import head_dim, shape
 from megagpt.checkpoint.convert.families.tensors import Layout, same
 from megagpt.checkpoint.convert.families.values import Values
 from megagpt.config.schema import ModelConfig
@@ -25,8 +25,11 @@ def _read(config: Values) -> ModelConfig:
 
 
 def _write(model: ModelConfig) -> dict[str, Any]:
-    head = {} if model.head_size * model.num_attention_heads == model.hidden_size else {"head_dim": model.head_size}
-    return llama.written(model) | head | {"attention_bias": model.has_qkv_bias or model.has_attention_output_bias}
+    return (
+        llama.written(model)
+        | head_dim(model)
+        | {"attention_bias": model.has_qkv_bias or model.has_attention_output_bias}
+    )
 
 
 def _tensors(model: ModelConfig) -> Mapping[str, Layout]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from megagpt.checkpoint.convert.families import llama, rope
 from megagpt.checkpoint.convert.families.base import Family
-from megagpt.checkpoint.convert.families.layers import common_window, everywhere, shape
+from megagpt.checkpoint.convert.families.layers import common_window, everywhere, head_dim, shape
 from megagpt.checkpoint.convert.families.tensors import Layout, fused_heads, same
 from megagpt.checkpoint.convert.families.values import Values
 from megagpt.config.architecture import RopeScalingConfig
@@ -28,11 +28,10 @@ def _read(config: Values) -> ModelConfig:
 
 
 def _write(model: ModelConfig) -> dict[str, Any]:
-    head = {} if model.head_size * model.num_attention_heads == model.hidden_size else {"head_dim": model.head_size}
     plain = replace(model, rope_scaling=RopeScalingConfig())  # the class has none but longrope
     return (
         llama.written(plain)
-        | head
+        | head_dim(model)
         | {
             "rope_parameters": rope.parameters(plain, partial=True),
             "partial_rotary_factor": model.rotary_fraction,

@@ -5,7 +5,7 @@ from typing import Any
 
 from megagpt.checkpoint.convert.families import rope
 from megagpt.checkpoint.convert.families.base import Family
-from megagpt.checkpoint.convert.families.layers import by_layer, layer_types, shape
+from megagpt.checkpoint.convert.families.layers import by_layer, head_dim, layer_types, shape
 from megagpt.checkpoint.convert.families.llama import attention_biases, gated, norms, tensors, written
 from megagpt.checkpoint.convert.families.values import Values
 from megagpt.config.schema import ModelConfig
@@ -45,8 +45,7 @@ def _read_qwen2(config: Values) -> ModelConfig:
 
 
 def _write_qwen2(model: ModelConfig) -> dict[str, Any]:
-    head = {} if model.head_size * model.num_attention_heads == model.hidden_size else {"head_dim": model.head_size}
-    return written(model) | _write_windows(model) | head
+    return written(model) | _write_windows(model) | head_dim(model)
 
 
 def _read_qwen3(config: Values) -> ModelConfig:

@@ -1,13 +1,14 @@
 """All families that are read and written, in the order in which a model is offered to them, and those that are refused.
 
-To add a family, write its file after the nearest one here and add it to `FAMILIES`; its configs, its tiny model and the
-line of docs/conversion.md then come with the tests that `tests/checkpoint/convert/families` runs for every family.
+To add a family, write its file in the manner of the nearest one and add it to `FAMILIES`. Then add its published
+configs to `published_configs.json` and its tiny model to `tiny_families.py`, both in `tests/checkpoint/convert`: the
+tests run for every family, and say which row docs/conversion.md needs.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from megagpt.checkpoint.convert.families.base import Family
+from megagpt.checkpoint.convert.families.base import BIASES, Family, effective
 from megagpt.checkpoint.convert.families.falcon import FALCON
 from megagpt.checkpoint.convert.families.gemma import GEMMA2, GEMMA3
 from megagpt.checkpoint.convert.families.gpt2 import BIGCODE, GPT2, GPT_NEO
@@ -44,7 +45,7 @@ BY_TYPE = {family.model_type: family for family in FAMILIES}
 BY_CLASS = {family.architecture: family for family in FAMILIES}
 
 EXPERTS = "a mixture of experts, which megagpt's models are not"
-ALIBI = "it has ALiBi instead of positions, which megagpt does not"
+ALIBI = "it uses ALiBi for positions; megagpt has learned and rotary ones"
 REFUSED = {
     "mixtral": (EXPERTS, "Mistral 7B (mistral)"),
     "qwen2_moe": (EXPERTS, "Qwen2.5 (qwen2)"),
@@ -99,8 +100,8 @@ def choose(model: ModelConfig, before: str | None = None) -> tuple[Family, Model
         except CheckpointError as error:
             lacking.append((str(error).count("model."), f"{family.architecture} lacks {error}"))
             continue
-        biases = ("bias", "has_qkv_bias", "has_attention_output_bias", "output_bias")
-        same = all(getattr(model, name) == getattr(held, name) for name in biases)
+        mine, theirs = effective(model), effective(held)
+        same = all(mine[name] == theirs[name] for name in BIASES)
         if family.model_type == before or (same and before is None):
             return family, held
         found.append((not same, family, held))

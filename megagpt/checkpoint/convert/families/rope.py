@@ -88,8 +88,8 @@ def _scaling(found: Values, kinds: Sequence[str], config: Values) -> RopeScaling
         raise found.refusal(f"rope_parameters.{shown(unknown[0])} beside rope_type={kind}")
     if kind == "default":
         return RopeScalingConfig()
-    names = {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"} if kind == "llama3" else {}
-    values = {ours: float(found.number(theirs, REQUIRED)) for theirs, ours in names.items()}
+    names = ("low_freq_factor", "high_freq_factor") if kind == "llama3" else ()
+    values = {name: float(found.number(name, REQUIRED)) for name in names}
     if kind in ("llama3", "yarn"):
         key = "original_max_position_embeddings"
         outside, within = config.integer(key), found.integer(key)
@@ -114,7 +114,7 @@ def parameters(model: ModelConfig, partial: bool = False) -> dict[str, Any]:
     if kind != "default":
         values["factor"] = scaling.factor
     if kind in ("llama3", "yarn"):
-        values["original_max_position_embeddings"] = scaling.original_length or model.sequence_length
+        values["original_max_position_embeddings"] = scaling.original_length
     if kind == "llama3":
         values |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
     if kind == "yarn":

@@ -5,7 +5,7 @@ from typing import Any
 
 from megagpt.checkpoint.convert.families import llama, rope
 from megagpt.checkpoint.convert.families.base import Family
-from megagpt.checkpoint.convert.families.layers import common_window, everywhere, shape, write_shape
+from megagpt.checkpoint.convert.families.layers import common_window, everywhere, head_dim, shape, write_shape
 from megagpt.checkpoint.convert.families.tensors import Layout, same
 from megagpt.checkpoint.convert.families.values import PLAIN, Values, name_of
 from megagpt.config.schema import ModelConfig
@@ -28,11 +28,10 @@ def _read(config: Values) -> ModelConfig:
 
 
 def _write(model: ModelConfig) -> dict[str, Any]:
-    head = {} if model.head_size * model.num_attention_heads == model.hidden_size else {"head_dim": model.head_size}
     return (
         write_shape(model)
         | rope.write(model)
-        | head
+        | head_dim(model)
         | {
             "norm_epsilon": model.norm_epsilon,
             "hidden_act": name_of(model.activation, NAMES),
