@@ -150,7 +150,7 @@ def show(
     inputs, around, rest = prompts, {}, ""
     if suffix is not None:
         rest, around = suffix, {"suffix": suffix}
-        inputs = [generator.fim_prompt(prompt, rest) for prompt in prompts]
+        inputs = [generator.prompts.fim_prompt(prompt, rest) for prompt in prompts]
     if instruction is not None:
         around = {"instruction": instruction}
         inputs = [chat_prompt(generator.tokenizer, edit_messages(instruction, prompt)) for prompt in prompts]

@@ -112,24 +112,23 @@ def command(
     key = check_key(api_key if api_key is not None else env.api_key())
     try:
         from megagpt.serve.bounds import Bounds
+        from megagpt.serve.front import FrontSettings
         from megagpt.serve.interface import Limits
-        from megagpt.serve.server import run
+        from megagpt.serve.launch import run
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}: pip install 'megagpt[serve]'") from None
     from megagpt.config.schema import ParallelConfig
 
-    run(
-        named,
-        ParallelConfig(tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size),
-        Limits(max_batch_size, max_queue, prefill_tokens, prefix_memory),
+    settings = FrontSettings(
+        key,
+        hosts,
         # Completions that no queue could ever hold would be told to try again for ever.
         Bounds(completions=min(max_completions, max_batch_size + max_queue), new_tokens=max_new_tokens),
-        host=host,
-        port=port,
-        key=key,
-        hosts=hosts,
-        grace=grace,
+        Limits(max_batch_size, max_queue, prefill_tokens, prefix_memory),
+        grace,
     )
+    layout = ParallelConfig(tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size)
+    run(named, layout, settings, host, port)
 
 
 def by_name(checkpoints: tuple[str, ...]) -> dict[str, Path]:

@@ -75,6 +75,10 @@ class Tokenizer:
         self.vocab_size: int = self._tokenizer.get_vocab_size()
         self.sha256: str = hashlib.sha256(content).hexdigest()
 
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, str, Companions]]:
+        """For another process: the files, which it reads anew."""
+        return Tokenizer, (self.content, self._name, self.companions)
+
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read the tokenizer.json at `path`, and what lies beside it. Raises DataError when it is missing or no such

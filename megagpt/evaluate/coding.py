@@ -200,7 +200,7 @@ def _prompt(settings: CodeEvaluation, generator: Generator, problem: Problem) ->
         return chat_prompt(generator.tokenizer, [Message("user", problem.question)])
     if problem.suffix is None:
         return generator.tokenizer.encode(problem.prompt)
-    return generator.fim_prompt(problem.prompt, problem.suffix)
+    return generator.prompts.fim_prompt(problem.prompt, problem.suffix)
 
 
 def _stop(settings: CodeEvaluation, problem: Problem) -> tuple[str, ...]:

@@ -94,7 +94,7 @@ def beam_search(
     """
     searches = [
         _Search(tokens, settings, generator.tokenizer, min(settings.max_new_tokens, generator.window - len(tokens)))
-        for tokens in generator.encode(prompts)
+        for tokens in generator.prompts.encode(prompts)
     ]
     by_length = sorted(searches, key=lambda search: -len(search.prompt))  # little padding
     together = max(1, generator.batch_size // settings.num_beams)

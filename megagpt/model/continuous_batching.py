@@ -138,8 +138,8 @@ class ContinuousBatch:
             if logits is not None and first > len(lasts):
                 logits = logits[self.cache.tensor(lasts)]
             written = self._written(self._choose(logits))
-        if ended := [place for place, row in enumerate(self.active) if row.finish_reason is not None]:
-            self._drop(ended)
+            if ended := [place for place, row in enumerate(self.active) if row.finish_reason is not None]:
+                self._drop(ended)
         return written
 
     def _admit(self) -> list[_Reader]:

@@ -5,13 +5,12 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 
 from megagpt.config.schema import Config
-from megagpt.data.fim import fim_prompt
 from megagpt.data.tokenizer import Tokenizer
-from megagpt.errors import DataError
 from megagpt.model.continuous_batching import ContinuousBatch
 from megagpt.model.generation_config import Completion, GenerationConfig
 from megagpt.model.gpt import GPT
 from megagpt.model.kv_cache import SPARE_COLUMNS
+from megagpt.model.prompt_encoder import PromptEncoder
 from megagpt.model.row import Row, uniforms
 from megagpt.model.staged_model import StagedModel, for_generation
 
@@ -28,14 +27,8 @@ class Generator(StagedModel):
     def __init__(self, modules: list[GPT], config: Config, tokenizer: Tokenizer, batch_size: int = 32) -> None:
         """See `StagedModel`; `batch_size` prompts are continued at a time."""
         super().__init__(modules, config, tokenizer)
-        self.batch_size, self.spm = batch_size, config.data.fim_spm_rate > 0
-
-    def fim_prompt(self, prefix: str, suffix: str) -> list[int]:
-        """Token ids after which the model writes the text between the two, in SPM order if it was trained on that.
-
-        Raises DataError when the tokenizer has no tokens for it.
-        """
-        return fim_prompt(self.tokenizer, prefix, suffix, self.spm)
+        self.batch_size = batch_size
+        self.prompts = PromptEncoder(tokenizer, self.window, config.data.fim_spm_rate > 0)
 
     def generate(
         self,
@@ -75,27 +68,6 @@ class Generator(StagedModel):
                 yield from self._continue(sorted(rows, key=lambda row: -len(row.prompt)))  # little padding
         return [row.completion() for row in rows]
 
-    def encode(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
-        """Token ids of each prompt, a text or token ids; an empty one becomes what starts a document.
-
-        Raises DataError for a prompt that leaves no room in the context window or has an unknown token.
-        """
-        encoded = []
-        for index, prompt in enumerate(prompts):
-            tokens = (
-                self.tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-            )
-            tokens = tokens or self.tokenizer.encode_prompt("")
-            if len(tokens) >= self.window:
-                raise DataError(
-                    f"prompt {index} has {len(tokens)} tokens, but the model's sequence_length of {self.window} takes "
-                    f"at most {self.window - 1}, to leave room for a response: shorten it"
-                )
-            if not all(0 <= token < self.tokenizer.vocab_size for token in tokens):
-                raise DataError(f"prompt {index} has a token that is not in 0..{self.tokenizer.vocab_size - 1}")
-            encoded.append(tokens)
-        return encoded
-
     def row(
         self,
         key: Hashable,
@@ -105,25 +77,19 @@ class Generator(StagedModel):
         alternatives: int | None = None,
         prompt_alternatives: int | None = None,
     ) -> Row:
-        """A row that continues `prompt`, as of `encode`, in a `ContinuousBatch`; see `Row` for the last two.
+        """A row that continues `prompt`, as `PromptEncoder` makes it, in a `ContinuousBatch`. `Row` has the last two.
 
         repeat: number of the completion among those of the same prompt, which get different random numbers.
         Raises DataError for a bias on an unknown token.
         """
-        self.check_bias(settings)
+        self.prompts.check_bias(settings)
         limit = min(settings.max_new_tokens, self.window - len(prompt))
         numbers = uniforms(settings.seed, prompt, repeat, limit)
         return Row(key, prompt, settings, limit, numbers, alternatives, prompt_alternatives)
 
-    def check_bias(self, settings: GenerationConfig) -> None:
-        """Raises DataError for a bias on an unknown token."""
-        for token, _ in settings.logit_bias:
-            if not 0 <= token < self.tokenizer.vocab_size:
-                raise DataError(f"logit_bias has token {token}, which is not in 0..{self.tokenizer.vocab_size - 1}")
-
     def _rows(self, prompts: Sequence, settings: GenerationConfig, seeds: Sequence[int] | None) -> list[Row]:
         rows, repeats = [], {}
-        for index, tokens in enumerate(self.encode(prompts)):
+        for index, tokens in enumerate(self.prompts.encode(prompts)):
             repeat = repeats[tuple(tokens)] = repeats.get(tuple(tokens), -1) + 1
             if seeds is None:
                 rows.append(self.row(index, tokens, settings, repeat))

@@ -1,8 +1,10 @@
 """Megatron-Core's linear layers that tensor-parallel ranks divide, as plain ones where there is one rank."""
 
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
-from torch import Tensor
+from torch import Tensor, nn
 
 from megagpt.model.megatron_versions import mark_sharded
 
@@ -40,3 +42,15 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
         if self.tp_group.size() > 1:
             return super().forward(input_)
         return F.linear(input_, self.weight, self.bias), None
+
+
+def transpose_storage(modules: Iterable[nn.Module]) -> None:
+    """Store matrices on the CPU column by column; their shapes and values stay.
+
+    Generation multiplies few rows at a time. The product of few rows with a matrix [out, in] is faster in this order.
+    A model that is trained must keep its storage, where buffers of gradients have the same order.
+    """
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.ndim == 2 and parameter.device.type == "cpu":
+                parameter.data = parameter.data.t().contiguous().t()

@@ -1,10 +1,10 @@
-"""Loads the checkpoints of a server and runs them: the other side of `interface`."""
+"""Loads the checkpoints of a server."""
 
 import datetime
 import logging
-import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from megagpt import checkpoint, env
@@ -13,51 +13,41 @@ from megagpt.errors import ConfigError
 from megagpt.model.generation import Generator
 from megagpt.model.staged_model import for_generation
 from megagpt.parallel import launch
-from megagpt.serve.interface import Limits, ServedModel
-from megagpt.serve.model_loop import ModelLoop
-from megagpt.serve.text_model import TextModel, TextRunner
-from megagpt.serve.vector_model import VectorModel, VectorRunner
+from megagpt.serve.interface import Limits
+from megagpt.serve.model_loop import ModelLoop, Runner
+from megagpt.serve.text_model import TextCard
+from megagpt.serve.text_runner import TextRunner
+from megagpt.serve.vector_model import VectorCard
+from megagpt.serve.vector_runner import VectorRunner
 from megagpt.stages.embedding import load_embedder
 from megagpt.stages.weights import load_another
 
 log = logging.getLogger(__name__)
 
+Card = TextCard | VectorCard
 
+
+@dataclass(frozen=True)
 class Host:
-    """Implements `ModelHost`."""
+    """Loaded models."""
 
-    def __init__(self, loop: ModelLoop, models: list[ServedModel]) -> None:
-        self._loop, self.models = loop, models
-
-    async def failed(self) -> None:
-        """See `ModelHost.failed`."""
-        await self._loop.failed()
-
-    def follow(self) -> None:
-        """See `ModelHost.follow`. The first rank alone answers to signals, and tells the others when to end."""
-        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            self._loop.run()
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+    loop: ModelLoop
+    """Runs them, see `ModelLoop.run`."""
+    cards: list[Card]
+    """In the order of the checkpoints and of the loop's runners."""
 
 
 @contextmanager
 def open_models(checkpoints: Mapping[str, Path], parallel: ParallelConfig, limits: Limits) -> Iterator[Host]:
-    """Load checkpoints, by the names that they have in the API, each in the layout `parallel`, and run them.
+    """Load checkpoints, by the names that they have in the API, each in the layout `parallel`.
 
     All ranks call it, in `ranks.one_voice`:
 
         with open_models({"ppo": Path("runs/ppo")}, ParallelConfig(), Limits()) as host:
-            if env.rank() > 0:
-                host.follow()
-            else:
-                asyncio.run(serve(host))  # which also waits for host.failed()
+            host.loop.run(connection if env.rank() == 0 else None)
 
-    Leaving the context ends what is being written: its iterators raise MegaGPTError. Raises ConfigError for more or
-    fewer ranks than the layout needs and for a reward model or a critic, CheckpointError where a checkpoint is not
-    valid.
+    Raises ConfigError for more or fewer ranks than the layout needs and for a reward model or a critic, CheckpointError
+    where a checkpoint is not valid.
     """
     ranks = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
     if env.world_size() != ranks:
@@ -67,27 +57,20 @@ def open_models(checkpoints: Mapping[str, Path], parallel: ParallelConfig, limit
             f"{env.world_size()}: for more replicas start more servers, on other ports, behind a balancer"
         )
     launch.initialize(parallel, seed=0)
-    folders = [checkpoint.find(path) for path in checkpoints.values()]
-    runners = [_load(folder, parallel, limits) for folder in folders]
-    loop = ModelLoop(runners, datetime.timedelta(minutes=parallel.timeout_minutes))
     with ExitStack() as stack:
-        for runner in runners:
+        runners: list[Runner] = []
+        cards: list[Card] = []
+        for name, path in checkpoints.items():
+            folder = checkpoint.find(path)
+            created = int(checkpoint.read_manifest(folder).get("time", 0))
+            runner = _load(folder, parallel, limits)
             if isinstance(runner, TextRunner):
                 stack.enter_context(for_generation(runner.generator.modules))
-        if env.rank() > 0:
-            yield Host(loop, [])
-            return
-        models: list[ServedModel] = []
-        for number, (name, folder, runner) in enumerate(zip(checkpoints, folders, runners, strict=True)):
-            created = int(checkpoint.read_manifest(folder).get("time", 0))
-            kind = TextModel if isinstance(runner, TextRunner) else VectorModel
-            models.append(kind(name, created, runner, loop, number, limits))
-            log.info("%s: %s", name, ", ".join(sorted(models[-1].abilities)))
-        loop.start()
-        try:
-            yield Host(loop, models)
-        finally:
-            loop.close()
+                cards.append(TextCard(name, created, runner.generator.prompts))
+            else:
+                cards.append(VectorCard(name, created, runner.embedder.encoder, runner.embedder.size))
+            runners.append(runner)
+        yield Host(ModelLoop(runners, datetime.timedelta(minutes=parallel.timeout_minutes)), cards)
 
 
 def _load(folder: Path, parallel: ParallelConfig, limits: Limits) -> TextRunner | VectorRunner:

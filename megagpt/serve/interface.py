@@ -144,21 +144,11 @@ class ServedModel(Protocol):
 
 
 class ModelHost(Protocol):
-    """The models of a server, with the thread that runs them; see `host.open_models`, which makes one."""
-
-    models: Sequence[ServedModel]
-    """In the order of the checkpoints; none on other ranks than the first."""
+    """The models of a server, while they run."""
 
     async def failed(self) -> None:
-        """Waits, on the first rank, for as long as the models work; raises the MegaGPTError that ended them.
+        """Waits for as long as the models work; raises the MegaGPTError that ended them.
 
-        From then on every request raises it too, and so does the end of the context of `open_models`.
-        """
-        ...
-
-    def follow(self) -> None:
-        """On other ranks than the first: work with it until it leaves the context of `open_models`.
-
-        Raises MegaGPTError when a rank fails.
+        From then on every request raises it too.
         """
         ...

@@ -5,20 +5,16 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import uvicorn
 
-from megagpt import env
-from megagpt.config.schema import ParallelConfig
 from megagpt.errors import ConfigError
 from megagpt.serve.app import build_app
 from megagpt.serve.bounds import Bounds
 from megagpt.serve.guard import LOCAL_HOSTS
-from megagpt.serve.host import open_models
-from megagpt.serve.interface import Limits, ModelHost, ServedModel
+from megagpt.serve.interface import ModelHost, ServedModel
 from megagpt.serve.service import Service
 
 log = logging.getLogger(__name__)
@@ -93,31 +89,6 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def run(
-    checkpoints: Mapping[str, Path],
-    parallel: ParallelConfig,
-    limits: Limits,
-    bounds: Bounds,
-    *,
-    host: str,
-    port: int,
-    key: str | None,
-    hosts: Collection[str],
-    grace: float,
-) -> None:
-    """Load checkpoints, by the names of their models, and serve them until a signal; all ranks call it.
-
-    Rank 0 listens. Its address is taken before the models are loaded, and answers afterwards. Raises MegaGPTError.
-    """
-    bound = bind(host, port) if env.rank() == 0 else None
-    with open_models(checkpoints, parallel, limits) as opened:
-        if bound is None:
-            opened.follow()
-        else:
-            server = build_server(opened.models, bound, key=key, hosts=hosts, bounds=bounds, grace=grace)
-            asyncio.run(serve(server, opened, bound))
-
-
 def build_server(
     models: Sequence[ServedModel],
     bound: socket.socket,
@@ -139,7 +110,7 @@ def build_server(
         log.warning("whoever reaches this address can use the models: --api-key asks for a key")
     config = uvicorn.Config(
         build_app(service, key, LOCAL_HOSTS | set(hosts) if checked else None),
-        http="h11",
+        http="httptools",
         ws="none",
         lifespan="off",
         log_config=None,

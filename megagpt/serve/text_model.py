@@ -1,71 +1,31 @@
-"""A generative checkpoint in a server."""
+"""A generative checkpoint, as the process that listens sees it."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from megagpt.config.schema import Config
 from megagpt.data.chat import has_roles, template_of
 from megagpt.data.fim import fim_style
+from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError
-from megagpt.model.continuous_batching import ContinuousBatch, Written
-from megagpt.model.generation import Generator
-from megagpt.model.generation_config import GenerationConfig
-from megagpt.model.kv_cache import tokens_within
-from megagpt.model.prefix_store import PrefixStore
-from megagpt.model.row import Row
+from megagpt.model.prompt_encoder import PromptEncoder
 from megagpt.serve.interface import Ability, GenerateRequest, Limits, Load, NewToken, PromptToken
-from megagpt.serve.model_loop import Answer, ModelLoop
+from megagpt.serve.model_client import Answer, ModelClient
 from megagpt.serve.queueing import OpenRequests
 
 
-class TextRunner:
-    """Implements `Runner`: continues the prompts of all requests together."""
+@dataclass(frozen=True)
+class TextCard:
+    """What is known of a generative checkpoint without its weights."""
 
-    def __init__(self, generator: Generator, config: Config, limits: Limits) -> None:
-        self.generator = generator
-        kept = tokens_within(limits.prefix_memory, config, generator.modules[0].config.params_dtype)
-        prefixes = PrefixStore(kept) if kept else None
-        self.batch = ContinuousBatch(generator, limits.max_rows, None, limits.chunk_tokens, prefixes)
-        self._rows: dict[int, Row] = {}
+    name: str
+    created: int
+    """Unix seconds at which the checkpoint was written."""
+    prompts: PromptEncoder
 
-    @property
-    def busy(self) -> bool:
-        """See `Runner`."""
-        return self.batch.busy
-
-    def obey(self, verb: str, number: int, details: dict[str, Any]) -> None:
-        """See `Runner`; `details` are the fields of a GenerateRequest."""
-        if verb == "stop":
-            if (row := self._rows.pop(number, None)) is not None:
-                self.batch.cancel(row)
-            return
-        settings = GenerationConfig(**details["settings"])
-        wanted = details["top_logprobs"], details["prompt_logprobs"]
-        row = self.generator.row(number, list(details["prompt"]), settings, details["choice"], *wanted)
-        self._rows[number] = row
-        self.batch.add(row)
-
-    def work(self) -> Iterable[tuple[int, Any]]:
-        """See `Runner`; a result is a list of PromptToken or a NewToken."""
-        results: list[tuple[int, Any]] = []
-        for written in self.batch.step():
-            row = written.row
-            if len(row.tokens) == 1 and row.prompt_alternatives is not None:
-                results.append((row.key, _prompt_tokens(row)))
-            results.append((row.key, _new_token(written)))
-            if row.finish_reason is not None:
-                self._rows.pop(row.key, None)
-        return results
-
-
-def _prompt_tokens(row: Row) -> list[PromptToken]:
-    later = zip(row.prompt[1:], row.prompt_scores, strict=True)
-    return [PromptToken(row.prompt[0], None, ()), *(PromptToken(token, *score) for token, score in later)]
-
-
-def _new_token(written: Written) -> NewToken:
-    reason = written.row.finish_reason
-    return NewToken(written.token, written.text, written.model_logprob, written.alternatives, reason)
+    def model(self, client: ModelClient, number: int, limits: Limits) -> "TextModel":
+        """The model, which runs as number `number` at the other end of the client."""
+        return TextModel(self, client, number, limits)
 
 
 class TextModel:
@@ -73,27 +33,25 @@ class TextModel:
 
     dimensions = 0
 
-    def __init__(
-        self, name: str, created: int, runner: TextRunner, loop: ModelLoop, number: int, limits: Limits
-    ) -> None:
-        """number: of the runner among those of the loop."""
-        self.name, self.created, self._generator = name, created, runner.generator
-        self.tokenizer, self.window = runner.generator.tokenizer, runner.generator.window
-        self.abilities = _abilities(runner.generator)
-        self._batch, self._loop, self._number = runner.batch, loop, number
+    def __init__(self, card: TextCard, client: ModelClient, number: int, limits: Limits) -> None:
+        """number: that of the model at the other end of the client."""
+        self.name, self.created, self._prompts = card.name, card.created, card.prompts
+        self.tokenizer, self.window = card.prompts.tokenizer, card.prompts.window
+        self.abilities = _abilities(self.tokenizer)
+        self._client, self._number = client, number
         self._open = OpenRequests(limits.max_rows, limits.max_waiting)
 
     def generate(self, request: GenerateRequest) -> "TokenStream":
         """See `ServedModel.generate`."""
         self._open.check()
-        (prompt,) = self._generator.encode([request.prompt])
-        self._generator.check_bias(request.settings)
+        (prompt,) = self._prompts.encode([request.prompt])
+        self._prompts.check_bias(request.settings)
         details = {**vars(request), "prompt": prompt, "settings": vars(request.settings)}
-        return TokenStream(self._loop, self._number, details, self._open)
+        return TokenStream(self._client, self._number, details, self._open)
 
     def infill_prompt(self, prefix: str, suffix: str) -> list[int]:
         """See `ServedModel.infill_prompt`. Raises DataError where the tokenizer has no tokens for it."""
-        return self._generator.fim_prompt(prefix, suffix)
+        return self._prompts.fim_prompt(prefix, suffix)
 
     async def embed(self, *_: Any, **__: Any) -> Any:
         """Raises ConfigError: it makes no vectors."""
@@ -105,19 +63,19 @@ class TextModel:
 
     def load(self) -> Load:
         """See `ServedModel.load`."""
-        batch = self._batch
-        running = min(len(batch.active) + (batch.reading is not None), self._open.count)
+        done = self._client.progress(self._number)
+        running = min(done.running, self._open.count)
         waiting = self._open.count - running
-        return Load(running, waiting, batch.prompt_tokens, batch.reused_tokens, batch.new_tokens)
+        return Load(running, waiting, done.prompt_tokens, done.reused_tokens, done.new_tokens)
 
 
 class TokenStream:
     """What `TextModel.generate` returns: an asynchronous iterator that can be closed."""
 
-    def __init__(self, loop: ModelLoop, model: int, details: dict[str, Any], requests: OpenRequests) -> None:
-        self._loop, self._model, self._requests = loop, model, requests
+    def __init__(self, client: ModelClient, model: int, details: dict[str, Any], requests: OpenRequests) -> None:
+        self._client, self._model, self._requests = client, model, requests
         answer: Answer
-        self._request, answer = loop.ask(model, "generate", details)
+        self._request, answer = client.ask(model, "generate", details)
         self._answer: Answer | None = answer
         self._begun = requests.add()
 
@@ -139,18 +97,17 @@ class TokenStream:
     async def aclose(self) -> None:
         """Stop what is still being written."""
         if self._answer is not None:
-            self._loop.stop(self._model, self._request)
+            self._client.stop(self._model, self._request)
             self._end()
 
     def _end(self) -> None:
         self._answer = None
-        self._loop.done(self._request)
+        self._client.done(self._request)
         self._requests.remove(self._begun)
 
 
-def _abilities(generator: Generator) -> frozenset[Ability]:
+def _abilities(tokenizer: Tokenizer) -> frozenset[Ability]:
     """What a checkpoint can be asked for, by the special tokens that it knows."""
-    tokenizer = generator.tokenizer
     found: set[Ability] = {"completions"}
     if fim_style(tokenizer) is not None:
         found.add("suffix")

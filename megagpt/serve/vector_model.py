@@ -1,79 +1,32 @@
-"""An embedding checkpoint in a server."""
+"""An embedding checkpoint, as the process that listens sees it."""
 
 import asyncio
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from megagpt.data.text_batch import Side
-from megagpt.errors import ConfigError, DataError, TrainingDiverged
-from megagpt.evaluate.embedder import Embedder
+from megagpt.data.text_batch import Side, TextEncoder
+from megagpt.errors import ConfigError, DataError
 from megagpt.serve.interface import Ability, GenerateRequest, Limits, Load
-from megagpt.serve.model_loop import ModelLoop
+from megagpt.serve.model_client import ModelClient
 from megagpt.serve.queueing import OpenRequests
 
-STEP_TOKENS = 8192
-"""Tokens of texts that are embedded before other requests, or other models, have their turn; at least one text is."""
 
+@dataclass(frozen=True)
+class VectorCard:
+    """What is known of an embedding checkpoint without its weights."""
 
-@dataclass(eq=False)
-class _Job:
-    """The texts of one request, and their vectors so far."""
+    name: str
+    created: int
+    """Unix seconds at which the checkpoint was written."""
+    encoder: TextEncoder
+    dimensions: int
 
-    number: int
-    rows: list[np.ndarray]
-    vectors: list[np.ndarray]
-
-
-class VectorRunner:
-    """Implements `Runner`: embeds the texts of all requests together, in the order in which they came."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self.embedder = embedder
-        self._jobs: deque[_Job] = deque()
-        self.running = self.tokens = 0
-        """Texts that are being embedded, and tokens of all texts so far."""
-
-    @property
-    def busy(self) -> bool:
-        """See `Runner`."""
-        return bool(self._jobs)
-
-    def obey(self, verb: str, number: int, details: dict[str, Any]) -> None:
-        """See `Runner`; `details` has the rows, as `TextEncoder` makes them."""
-        if verb == "stop":
-            self._jobs = deque(job for job in self._jobs if job.number != number)
-            return
-        self._jobs.append(_Job(number, [np.array(row, np.int64) for row in details["rows"]], []))
-
-    def work(self) -> Iterable[tuple[int, Any]]:
-        """See `Runner`; a result has all vectors of a request, float32 [n, size]."""
-        batch: list[tuple[_Job, np.ndarray]] = []
-        room = STEP_TOKENS
-        for job in self._jobs:
-            for row in job.rows[len(job.vectors) :]:
-                room -= len(row)
-                if batch and room < 0:
-                    break
-                batch.append((job, row))
-            if room <= 0:
-                break
-        self.running = len(batch)
-        found = self.embedder.of_rows([row for _, row in batch])
-        if not np.isfinite(found).all():
-            raise TrainingDiverged("the model's vectors are not finite: load an earlier checkpoint")
-        for (job, row), vector in zip(batch, found, strict=True):
-            job.vectors.append(vector)
-            self.tokens += len(row)
-        results = []
-        while self._jobs and len(self._jobs[0].vectors) == len(self._jobs[0].rows):
-            job = self._jobs.popleft()
-            results.append((job.number, np.stack(job.vectors)))
-        self.running = 0
-        return results
+    def model(self, client: ModelClient, number: int, limits: Limits) -> "VectorModel":
+        """The model, which runs as number `number` at the other end of the client."""
+        return VectorModel(self, client, number, limits)
 
 
 class VectorModel:
@@ -81,14 +34,12 @@ class VectorModel:
 
     abilities: frozenset[Ability] = frozenset({"embeddings"})
 
-    def __init__(
-        self, name: str, created: int, runner: VectorRunner, loop: ModelLoop, number: int, limits: Limits
-    ) -> None:
-        """number: of the runner among those of the loop."""
-        self.name, self.created, self._runner = name, created, runner
-        self._encoder, self.dimensions = runner.embedder.encoder, runner.embedder.size
+    def __init__(self, card: VectorCard, client: ModelClient, number: int, limits: Limits) -> None:
+        """number: that of the model at the other end of the client."""
+        self.name, self.created = card.name, card.created
+        self._encoder, self.dimensions = card.encoder, card.dimensions
         self.tokenizer, self.window = self._encoder.tokenizer, self._encoder.max_tokens
-        self._loop, self._number = loop, number
+        self._client, self._number = client, number
         self._open = OpenRequests(limits.max_rows, limits.max_waiting)
 
     async def embed(
@@ -100,12 +51,12 @@ class VectorModel:
         self._open.check(len(inputs))
         rows = await asyncio.to_thread(self._rows, inputs, side)
         self._open.check(len(inputs))  # others may have come meanwhile
-        number, answer = self._loop.ask(self._number, "embed", {"rows": [row.tolist() for row in rows]})
+        number, answer = self._client.ask(self._number, "embed", {"rows": [row.tolist() for row in rows]})
         begun = self._open.add(len(rows))
         try:
             vectors = (await answer.get())[:, :dimensions]
         finally:
-            self._loop.stop(self._number, number)
+            self._client.stop(self._number, number)
             self._open.remove(begun, len(rows))
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -124,8 +75,9 @@ class VectorModel:
 
     def load(self) -> Load:
         """See `ServedModel.load`."""
-        running = min(self._runner.running, self._open.count)
-        return Load(running, self._open.count - running, self._runner.tokens, 0, 0)
+        done = self._client.progress(self._number)
+        running = min(done.running, self._open.count)
+        return Load(running, self._open.count - running, done.prompt_tokens, 0, 0)
 
     def _rows(self, inputs: Sequence[str] | Sequence[Sequence[int]], side: Side) -> list[np.ndarray]:
         """The inputs as the model reads them."""

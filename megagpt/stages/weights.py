@@ -19,6 +19,7 @@ from megagpt.config.rules import check
 from megagpt.config.schema import Config, CorpusConfig, DataConfig, ModelConfig, OptimConfig, ParallelConfig
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError, ConfigError
+from megagpt.model.linears import transpose_storage
 from megagpt.parallel import launch
 from megagpt.parallel.engine import Engine, Objective
 from megagpt.parallel.megatron import MegatronEngine
@@ -102,6 +103,7 @@ def load_another(
     )
     engine = MegatronEngine(config, objective, training=False)
     load_weights(config, engine)
+    transpose_storage(engine.modules)
     return config, engine, Tokenizer.load(tokenizer)
 
 

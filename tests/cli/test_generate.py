@@ -92,7 +92,7 @@ def test_suffix_comes_in_an_order_that_was_trained(run_dir):
     config, engine, tokenizer = load_model(run_dir, ParallelConfig())
     for rate, spm in ((0.0, False), (0.5, True), (1.0, True)):
         trained = replace(config, data=replace(config.data, fim_spm_rate=rate))
-        prompt = Generator(engine.modules, trained, tokenizer).fim_prompt("the cat", " mat")
+        prompt = Generator(engine.modules, trained, tokenizer).prompts.fim_prompt("the cat", " mat")
         assert prompt == fim_prompt(tokenizer, "the cat", " mat", spm)
     launch.shutdown()
 

@@ -123,7 +123,7 @@ def test_every_endpoint_answers(client, own):
     chunks = client.chat.completions.create(messages=messages, max_tokens=8, stream=True, **greedy)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected(prompt)
     made = client.completions.create(prompt="def f(", suffix="return x", max_tokens=8, **greedy)
-    assert made.choices[0].text == expected(own.generator.fim_prompt("def f(", "return x"))
+    assert made.choices[0].text == expected(own.generator.prompts.fim_prompt("def f(", "return x"))
     edit = client.post("/edits", body={"instruction": "Fix.", "input": "a", **greedy}, cast_to=object)
     assert edit["choices"][0]["text"].startswith(
         expected(chat_prompt(own.tokenizer, [Message("user", "Fix.\n\na")])).rstrip("\ufffd")

@@ -88,10 +88,10 @@ def expected_completions(run: Path) -> list[tuple[str, list[int]]]:
 
 
 def test_requests_together_get_what_the_generator_makes_of_each_alone(runs):
-    from megagpt.serve.host import open_models
+    from tests.serve.in_process import served
 
     expected = expected_completions(runs["text"])
-    with open_models({"text": runs["text"], "plain": runs["plain"]}, ParallelConfig(), LIMITS) as host:
+    with served({"text": runs["text"], "plain": runs["plain"]}, ParallelConfig(), LIMITS) as host:
         text, plain = host.models
         assert (text.name, text.window, text.dimensions) == ("text", 64, 0)
         assert text.created > 1.6e9
@@ -118,7 +118,7 @@ def test_requests_together_get_what_the_generator_makes_of_each_alone(runs):
 
 
 def test_closing_frees_the_place_and_a_full_queue_is_busy(runs):
-    from megagpt.serve.host import open_models
+    from tests.serve.in_process import served
 
     long = GenerateRequest([5, 6], GenerationConfig(60, logit_bias={0: -100.0}))
 
@@ -139,7 +139,7 @@ def test_closing_frees_the_place_and_a_full_queue_is_busy(runs):
         assert len((await waits)[1]) == 60
         assert (model.load().running, model.load().waiting) == (0, 0)
 
-    with open_models({"text": runs["text"]}, ParallelConfig(), Limits(max_rows=1, max_waiting=2)) as host:
+    with served({"text": runs["text"]}, ParallelConfig(), Limits(max_rows=1, max_waiting=2)) as host:
         (model,) = host.models
         with pytest.raises(DataError, match="64 tokens"):
             asyncio.run(complete(model, GenerateRequest([1] * 64, GenerationConfig())))
@@ -151,11 +151,11 @@ def test_closing_frees_the_place_and_a_full_queue_is_busy(runs):
 
 
 def test_vectors_are_the_embedders(runs):
-    from megagpt.serve.host import open_models
     from megagpt.stages.embedding import load_embedder
+    from tests.serve.in_process import served
 
     texts = [TEXT[start : start + 3 + 5 * start] for start in range(9)]
-    with open_models({"vectors": runs["vectors"]}, ParallelConfig(micro_batch_size=2), LIMITS) as host:
+    with served({"vectors": runs["vectors"]}, ParallelConfig(micro_batch_size=2), LIMITS) as host:
         (model,) = host.models
         assert (model.abilities, model.dimensions) == ({"embeddings"}, 32)
 
@@ -188,9 +188,9 @@ def test_vectors_are_the_embedders(runs):
 
 
 def test_other_requests_are_answered_while_long_texts_are_encoded(runs, monkeypatch):
-    from megagpt.serve.host import open_models
+    from tests.serve.in_process import served
 
-    with open_models({"vectors": runs["vectors"]}, ParallelConfig(), Limits(max_rows=1, max_waiting=1)) as host:
+    with served({"vectors": runs["vectors"]}, ParallelConfig(), Limits(max_rows=1, max_waiting=1)) as host:
         (model,) = host.models
         encode, may_go_on = model._rows, threading.Event()
 
@@ -211,22 +211,22 @@ def test_other_requests_are_answered_while_long_texts_are_encoded(runs, monkeypa
 
 
 def test_what_cannot_be_served_is_refused(runs):
-    from megagpt.serve.host import open_models
+    from tests.serve.in_process import served
 
     with pytest.raises(ConfigError, match=r"of a reward model or a critic \(model.head=scalar\)"):
-        open_models({"reward": runs["reward"]}, ParallelConfig(), LIMITS).__enter__()
+        served({"reward": runs["reward"]}, ParallelConfig(), LIMITS).__enter__()
     with pytest.raises(ConfigError, match="take 2 ranks, not 1"):
-        open_models({"text": runs["text"]}, ParallelConfig(tensor_parallel_size=2), LIMITS).__enter__()
+        served({"text": runs["text"]}, ParallelConfig(tensor_parallel_size=2), LIMITS).__enter__()
 
 
 def test_a_model_that_fails_ends_the_host_and_every_request(runs):
-    from megagpt.serve.host import open_models
+    from tests.serve.in_process import served
 
     async def fail(host) -> None:
         (model,) = host.models
-        failed = asyncio.ensure_future(host.failed())
+        failed = asyncio.ensure_future(host.client.failed())
         with torch.no_grad():
-            next(model._generator.modules[0].parameters()).fill_(float("nan"))
+            next(host.host.loop.runners[0].generator.modules[0].parameters()).fill_(float("nan"))
         streams = [model.generate(GenerateRequest([number], GenerationConfig())) for number in range(9)]
         for stream in streams:
             with pytest.raises(TrainingDiverged, match="not finite"):
@@ -236,12 +236,12 @@ def test_a_model_that_fails_ends_the_host_and_every_request(runs):
         with pytest.raises(TrainingDiverged):
             model.generate(GenerateRequest([1], GenerationConfig()))
 
-    with pytest.raises(TrainingDiverged), open_models({"text": runs["text"]}, ParallelConfig(), LIMITS) as host:
+    with pytest.raises(TrainingDiverged), served({"text": runs["text"]}, ParallelConfig(), LIMITS) as host:
         asyncio.run(fail(host))
 
 
 def test_leaving_the_context_ends_what_is_being_written(runs):
-    from megagpt.serve.host import open_models
+    from tests.serve.in_process import served
 
     async def leave(context) -> None:
         with context as host:
@@ -251,11 +251,11 @@ def test_leaving_the_context_ends_what_is_being_written(runs):
             while True:
                 await anext(stream)
 
-    asyncio.run(leave(open_models({"text": runs["text"]}, ParallelConfig(), LIMITS)))
+    asyncio.run(leave(served({"text": runs["text"]}, ParallelConfig(), LIMITS)))
 
 
 def test_memory_stays_flat_over_many_requests(runs):
-    from megagpt.serve.host import open_models
+    from tests.serve.in_process import served
 
     def work(model, seed: int) -> None:
         draw = random.Random(seed)
@@ -267,25 +267,22 @@ def test_memory_stays_flat_over_many_requests(runs):
 
         asyncio.run(clients())
 
-    with open_models({"text": runs["text"]}, ParallelConfig(), replace(LIMITS, prefix_memory=1e-3)) as host:
+    with served({"text": runs["text"]}, ParallelConfig(), replace(LIMITS, prefix_memory=1e-3)) as host:
         (model,) = host.models
         work(model, 0)
         assert peak_growth(lambda: work(model, 1)) < 4 << 20
-        assert not model._loop._answers and not model._loop.runners[0]._rows
+        assert not host.client._answers and not host.host.loop.runners[0]._rows
 
 
 def _serve_in(layouts: list[dict], run: Path) -> list:
-    from megagpt import env
     from megagpt.serve import model_loop
-    from megagpt.serve.host import open_models
+    from tests.serve.in_process import served
 
     model_loop.HEARTBEAT_SECONDS = 0.05
     results = []
     for layout in layouts:
-        with open_models({"text": run}, ParallelConfig(**layout), LIMITS) as host:
-            if env.rank() > 0:
-                assert host.models == []
-                host.follow()
+        with served({"text": run}, ParallelConfig(**layout), LIMITS) as host:
+            if host is None:
                 results.append(None)
             else:
                 results.append(asyncio.run(complete_all(host.models[0], requests())))
@@ -299,6 +296,7 @@ def _lose_a_rank(run: Path) -> str | None:
     """What the first rank says when another hangs."""
     from megagpt import env
     from megagpt.serve.host import open_models
+    from tests.serve.in_process import served
 
     parallel = ParallelConfig(tensor_parallel_size=2, timeout_minutes=0.05)
     if env.rank() > 0:
@@ -309,10 +307,10 @@ def _lose_a_rank(run: Path) -> str | None:
         request = requests()[0]
         with pytest.raises(DistributedError):
             await complete(host.models[0], request)
-        await host.failed()
+        await host.client.failed()
 
     try:
-        with open_models({"text": run}, parallel, LIMITS) as host:
+        with served({"text": run}, parallel, LIMITS) as host:
             asyncio.run(ask(host))
     except DistributedError as error:
         return str(error)

@@ -1,0 +1,43 @@
+"""The program of the process that listens, see `front`."""
+
+import logging
+import socket
+import sys
+from multiprocessing.connection import Connection
+
+import uvloop
+
+from megagpt.errors import MegaGPTError
+from megagpt.log import run_tool
+from megagpt.serve.front import FrontSettings
+from megagpt.serve.host import Card
+from megagpt.serve.model_client import ModelClient
+from megagpt.serve.server import build_server, serve
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """`python -m megagpt.serve.listener CONNECTION SOCKET`, two file descriptors."""
+    connection, bound = Connection(int(sys.argv[1])), socket.socket(fileno=int(sys.argv[2]))
+    try:
+        settings: FrontSettings = connection.recv()
+        cards: list[Card] = connection.recv()
+    except EOFError:  # the models could not be loaded
+        return
+    client = ModelClient(connection)
+    models = [card.model(client, number, settings.limits) for number, card in enumerate(cards)]
+    for model in models:
+        log.info("%s: %s", model.name, ", ".join(sorted(model.abilities)))
+    server = build_server(
+        models, bound, key=settings.key, hosts=settings.hosts, bounds=settings.bounds, grace=settings.grace
+    )
+    try:
+        uvloop.run(serve(server, client, bound))
+    except MegaGPTError:  # the models' process reports its own failure
+        return
+    client.close()
+
+
+if __name__ == "__main__":
+    run_tool(main)
