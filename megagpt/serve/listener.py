@@ -1,11 +1,10 @@
 """The program of the process that listens, see `front`."""
 
+import asyncio
 import logging
 import socket
 import sys
 from multiprocessing.connection import Connection
-
-import uvloop
 
 from megagpt.errors import MegaGPTError
 from megagpt.log import run_tool
@@ -33,7 +32,7 @@ def main() -> None:
         models, bound, key=settings.key, hosts=settings.hosts, bounds=settings.bounds, grace=settings.grace
     )
     try:
-        uvloop.run(serve(server, client, bound))
+        asyncio.run(serve(server, client, bound))
     except MegaGPTError:  # the models' process reports its own failure
         return
     client.close()

@@ -110,7 +110,7 @@ def build_server(
         log.warning("whoever reaches this address can use the models: --api-key asks for a key")
     config = uvicorn.Config(
         build_app(service, key, LOCAL_HOSTS | set(hosts) if checked else None),
-        http="httptools",
+        http="h11",
         ws="none",
         lifespan="off",
         log_config=None,

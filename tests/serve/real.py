@@ -57,6 +57,10 @@ class Command:
     def end(self) -> int:
         """The exit code after SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(60)
-        self._reader.join(10)
+        return self.wait()
+
+    def wait(self) -> int:
+        """The exit code, when the server ends and its log is complete."""
+        code = self.process.wait(120)
+        self._reader.join(30)
         return code
