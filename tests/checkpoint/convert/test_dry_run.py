@@ -14,9 +14,9 @@ from megagpt.checkpoint.convert.convert import convert
 from megagpt.checkpoint.convert.dry_run import RATE, DryRun, dry_run, pattern
 from megagpt.checkpoint.convert.safetensors_files import Stored
 from megagpt.errors import CheckpointError
+from tests.checkpoint.convert.published import PUBLISHED
 from tests.checkpoint.convert.tiny_families import transformers_model
 
-PUBLISHED = json.loads((Path(__file__).parent / "published_configs.json").read_text())
 GEMMA = PUBLISHED["gemma2"]["Gemma-2-9B"]
 
 
