@@ -4,8 +4,8 @@
     python tools/bench_convert.py --folder scratch model=gpt3_125m 'model.attention_pattern=[dense]'
 
 A checkpoint of a random model (by default GPT-3's 1.3B, in fp32) becomes a folder for transformers and comes back, each
-in a process of its own, without the proof, which is another thing. Beside each stands what --dry-run predicts. The peer
-loads and saves the same tensors with safetensors.torch. Needs free disk of five times the model. Memory beyond 1.5
+in a process of its own, without the proof, which is another thing. Beside its memory stands what --dry-run predicts. The
+peer loads and saves the same tensors with safetensors.torch. Needs free disk of five times the model. Memory beyond 1.5
 times the largest tensor and 2 GiB, or a difference after the round trip, fails the command. Banded layers do not come
 back bit for bit: GPT-Neo lacks biases.
 """
@@ -71,8 +71,7 @@ def measure(model: ModelConfig, folder: Path, dtype: torch.dtype = torch.float32
         native.write(source, folder / "run", bar)
 
     def convert(start: str, end: str, to: str) -> dict[str, float]:
-        plan = dry_run(folder / start, folder / end, to)
-        predicted = {"predicted_cpu_seconds": plan.cpu_seconds, "predicted_peak_mib": plan.memory / 2**20}
+        predicted = {"predicted_peak_mib": dry_run(folder / start, folder / end, to).memory / 2**20}
         return timed([*CONVERT, folder / start, folder / end, "--to", to, "--no-verify"], size) | predicted
 
     results = {"to_huggingface": convert("run", "hf", "huggingface"), "back": convert("hf", "back", "megagpt")}

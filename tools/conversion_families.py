@@ -68,6 +68,11 @@ def main() -> int:
     return 0
 
 
+def config_of(name: str) -> dict[str, Any]:
+    """The config of a published model."""
+    return next(models[name] for models in configs().values() if name in models)
+
+
 def configs() -> dict[str, dict[str, dict[str, Any]]]:
     """Published configs by family and name."""
     families = json.loads(PUBLISHED.read_text(encoding="utf-8"))
@@ -106,9 +111,8 @@ def nearest() -> list[Prediction]:
 
 def compared(name: str) -> dict[str, Any]:
     """Converts a published model with random weights in bf16 both ways."""
-    config = next(models[name] for models in configs().values() if name in models)
     with tempfile.TemporaryDirectory() as folder:
-        return measure(read(config), Path(folder), torch.bfloat16)
+        return measure(read(config_of(name)), Path(folder), torch.bfloat16)
 
 
 def predicted_rows() -> Iterator[list[str]]:
@@ -130,6 +134,7 @@ def predicted_rows() -> Iterator[list[str]]:
 def measured_rows() -> Iterator[list[str]]:
     """The table of what was measured beside what was predicted."""
     for name, found in json.loads(MEASURED.read_text(encoding="utf-8"))["models"].items():
+        plan = predict(name, config_of(name)).to_megagpt
         for way, label in WAYS.items():
             one = found[way]
             yield [
@@ -138,7 +143,7 @@ def measured_rows() -> Iterator[list[str]]:
                 f"{found['megabytes']:,.0f} MB",
                 f"{one['predicted_peak_mib']:.0f} MiB",
                 f"{one['peak_mib']:.0f} MiB",
-                f"{one['predicted_cpu_seconds']:.1f}",
+                f"{plan.cpu_seconds:.1f}",
                 f"{one['cpu_seconds']:.1f}",
             ]
 

@@ -37,10 +37,10 @@ WEIGHT_FILES = (safetensors_files.SINGLE, safetensors_files.INDEX, weights.SINGL
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BASE_BYTES = 300 << 20
 """Memory of Python and PyTorch before any tensor, as measured (docs/conversion.md)."""
-START_SECONDS = 3.7
+START_SECONDS = 5.0
 """CPU seconds of a conversion before its first byte: Python and PyTorch start (docs/conversion.md)."""
-RATE = 170e6
-"""Bytes a CPU second of either direction, checksums included, as measured (docs/conversion.md)."""
+RATE = 300e6
+"""Bytes a CPU second after that in either direction, checksums included, as measured (docs/conversion.md)."""
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
