@@ -4,7 +4,7 @@
     python tools/bench_convert.py --folder scratch model=gpt3_125m 'model.attention_pattern=[dense]'
 
 A checkpoint of a random model (by default GPT-3's 1.3B, in fp32) becomes a folder for transformers and comes back, each
-in a process of its own, without the proof, which is another thing. Beside its memory stands what --dry-run predicts. The
+in a process of its own, without the proof, which is another thing. Beside its memory stands that of --dry-run. The
 peer loads and saves the same tensors with safetensors.torch. Needs free disk of five times the model. Memory beyond 1.5
 times the largest tensor and 2 GiB, or a difference after the round trip, fails the command. Banded layers do not come
 back bit for bit: GPT-Neo lacks biases.
