@@ -4,9 +4,10 @@
     python tools/bench_convert.py --folder scratch model=gpt3_125m 'model.attention_pattern=[dense]'
 
 A checkpoint of a random model (by default GPT-3's 1.3B, in fp32) becomes a folder for transformers and comes back, each
-in a process of its own, without the proof, which is another thing. The peer loads and saves the same tensors with
-safetensors.torch. Needs free disk of five times the model. Memory beyond 1.5 times the largest tensor and 2 GiB, or a
-difference after the round trip, fails the command. Banded layers do not come back bit for bit: GPT-Neo lacks biases.
+in a process of its own, without the proof, which is another thing. Beside its memory stands that of --dry-run. The
+peer loads and saves the same tensors with safetensors.torch. Needs free disk of five times the model. Memory beyond 1.5
+times the largest tensor and 2 GiB, or a difference after the round trip, fails the command. Banded layers do not come
+back bit for bit: GPT-Neo lacks biases.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from measured_on import measured_on
 from megagpt.checkpoint.convert import native
 from megagpt.checkpoint.convert.base import TensorInfo
 from megagpt.checkpoint.convert.common import LazySource, parameters
+from megagpt.checkpoint.convert.dry_run import dry_run
 from megagpt.config.load import load
 from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
@@ -56,9 +58,12 @@ def main() -> int:
     return any(result[way]["peak_mib"] > result["limit_mib"] for way in ("to_huggingface", "back"))
 
 
-def measure(model: ModelConfig, folder: Path) -> dict[str, Any]:
-    """Time and memory of each way and of the peer. Raises CheckpointError when the round trip changes a tensor."""
-    source = random_source(model)
+def measure(model: ModelConfig, folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Time and memory of each way and of the peer. Raises CheckpointError when the round trip changes a tensor.
+
+    Leaves three folders in `folder`: the checkpoint `run`, `hf` for transformers, and the checkpoint `back` made of it.
+    """
+    source = random_source(model, dtype)
     size = sum(info.size for info in source.tensors.values())
     largest = max(info.size for info in source.tensors.values())
     (folder / "run").mkdir()
@@ -66,7 +71,8 @@ def measure(model: ModelConfig, folder: Path) -> dict[str, Any]:
         native.write(source, folder / "run", bar)
 
     def convert(start: str, end: str, to: str) -> dict[str, float]:
-        return timed([*CONVERT, folder / start, folder / end, "--to", to, "--no-verify"], size)
+        predicted = {"predicted_peak_mib": dry_run(folder / start, folder / end, to).memory / 2**20}
+        return timed([*CONVERT, folder / start, folder / end, "--to", to, "--no-verify"], size) | predicted
 
     results = {"to_huggingface": convert("run", "hf", "huggingface"), "back": convert("hf", "back", "megagpt")}
     first, second = (native.open_source(folder / run, None) for run in ("run", "back"))
@@ -75,7 +81,7 @@ def measure(model: ModelConfig, folder: Path) -> dict[str, Any]:
     files = sorted((folder / "hf").glob("*.safetensors"))
     results["safetensors_load_and_save"] = timed(["-c", PEER, files[0], folder / "peer"], files[0].stat().st_size)
     return {
-        "parameters": size // 4,
+        "parameters": size // dtype.itemsize,
         "megabytes": size / 1e6,
         "largest_tensor_mib": largest / 2**20,
         "limit_mib": (1.5 * largest + FIXED) / 2**20,
@@ -83,12 +89,12 @@ def measure(model: ModelConfig, folder: Path) -> dict[str, Any]:
     }
 
 
-def random_source(model: ModelConfig) -> LazySource:
-    """A model of random fp32 numbers, the padding of its vocabulary zero; each tensor is drawn when it is read."""
-    tensors = {f"model/{name}": TensorInfo(shape, torch.float32) for name, shape in parameters(model).items()}
+def random_source(model: ModelConfig, dtype: torch.dtype) -> LazySource:
+    """A model of random numbers, the padding of its vocabulary zero; each tensor is drawn when it is read."""
+    tensors = {f"model/{name}": TensorInfo(shape, dtype) for name, shape in parameters(model).items()}
 
     def draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        value = torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))
+        value = torch.randn(shape, generator=torch.Generator().manual_seed(len(name)), dtype=dtype)
         if shape[0] == model.padded_vocab_size:
             value[model.vocab_size :] = 0.0
         return value
@@ -101,19 +107,25 @@ MEASURE = """
 import resource, subprocess, sys, time
 start = time.perf_counter()
 code = subprocess.call(sys.argv[1:], stdout=sys.stderr)
-print(code, time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(code, time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss)
 """
 """Started in between, because it is small: Linux counts the memory of whoever starts a process as the process's own."""
 
 
 def timed(command: list[Any], size: int) -> dict[str, float]:
-    """Seconds, MB/s and peak memory of a Python process that moves `size` bytes."""
+    """Seconds, those of the CPU, MB/s and peak memory of a Python process that moves `size` bytes."""
     command = [sys.executable, *map(str, command)]
     measured = subprocess.run([sys.executable, "-c", MEASURE, *command], stdout=subprocess.PIPE, text=True, check=True)
-    code, seconds, kibibytes = measured.stdout.split()
+    code, seconds, cpu_seconds, kibibytes = measured.stdout.split()
     if int(code):
         raise CheckpointError(f"{shlex.join(command)} failed")
-    return {"seconds": float(seconds), "mb_per_second": size / float(seconds) / 1e6, "peak_mib": int(kibibytes) / 1024}
+    return {
+        "seconds": float(seconds),
+        "cpu_seconds": float(cpu_seconds),
+        "mb_per_second": size / float(seconds) / 1e6,
+        "peak_mib": int(kibibytes) / 1024,
+    }
 
 
 if __name__ == "__main__":

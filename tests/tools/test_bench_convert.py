@@ -12,9 +12,9 @@ from megagpt.errors import CheckpointError
 TINY = [
     "model=tiny",
     "model.num_layers=2",
-    "model.hidden_size=32",
+    "model.hidden_size=256",
     "model.sequence_length=16",
-    "model.vocab_size=300",
+    "model.vocab_size=65536",
     "model.attention_pattern=[dense]",
 ]
 TIMED = ("to_huggingface", "back", "safetensors_load_and_save")
@@ -33,7 +33,11 @@ def test_both_ways_and_the_peer_are_measured_in_one_run(monkeypatch, tmp_path, c
     assert {"cpu", "python", "torch", "safetensors", "date", "command"} <= set(report)
     assert report["command"].startswith("python tools/bench_convert.py model=tiny")
     assert report["megabytes"] == report["parameters"] * 4 / 1e6
-    assert report["largest_tensor_mib"] == 384 * 32 * 4 / 2**20  # the vocabulary, padded
+    assert report["largest_tensor_mib"] == 65536 * 256 * 4 / 2**20  # the vocabulary
+    for name in ("to_huggingface", "back"):
+        assert report[name]["predicted_peak_mib"] == 300 + 2 * report["largest_tensor_mib"]
+        assert report[name]["peak_mib"] < 1.15 * report[name]["predicted_peak_mib"]
+    assert report["back"]["peak_mib"] > 0.85 * report["back"]["predicted_peak_mib"]
     assert report["limit_mib"] == 2048 + 1.5 * report["largest_tensor_mib"]
     for name in TIMED:
         figures = report[name]

@@ -105,7 +105,7 @@ def lines(plan: "DryRun") -> Iterator[str]:
         yield from _files(plan.written)
         proof = f"the proof, which --no-verify leaves out: {_size(plan.proof_memory)}"
         yield f"memory      about {_size(plan.memory)}; {proof}"
-        yield f"time        about {plan.seconds:,.0f} s at the rate of docs/conversion.md, and that of the proof"
+        yield f"time        about {plan.cpu_seconds:,.0f} CPU seconds, by docs/conversion.md, and those of the proof"
     for note in plan.notes:
         yield f"note        {note}"
     for reason in plan.refused:

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from megagpt import cli
 from megagpt.checkpoint.convert import safetensors_files
 from megagpt.checkpoint.convert.convert import convert
-from megagpt.checkpoint.convert.dry_run import RATE, DryRun, dry_run, pattern
+from megagpt.checkpoint.convert.dry_run import RATE, START_SECONDS, DryRun, dry_run, pattern
 from megagpt.checkpoint.convert.safetensors_files import Stored
 from megagpt.errors import CheckpointError
+from tests.checkpoint.convert.published import PUBLISHED
 from tests.checkpoint.convert.tiny_families import transformers_model
 
-PUBLISHED = json.loads((Path(__file__).parent / "published_configs.json").read_text())
 GEMMA = PUBLISHED["gemma2"]["Gemma-2-9B"]
 
 
@@ -100,7 +100,7 @@ def test_config_alone_promises_what_the_weights_hold(name, tmp_path):
     promised, held = (dry(path, tmp_path / "target", "megagpt") for path in (bare, full))
     assert promised.read == {}
     assert "has no weights" in promised.notes[0]
-    for field in ("family", "renamed", "written", "written_bytes", "dtypes", "memory", "seconds", "parameters"):
+    for field in ("family", "renamed", "written", "written_bytes", "dtypes", "memory", "cpu_seconds", "parameters"):
         assert getattr(promised, field) == getattr(held, field), field
 
 
@@ -113,7 +113,7 @@ def test_nine_billion_parameters_from_config_alone(tmp_path, capsys):
     assert plan.parameters == 9_241_705_984
     assert plan.bytes == plan.written_bytes == 2 * plan.parameters
     assert plan.memory - 2 * 2 * 256000 * 3584 == plan.proof_memory - 4 * plan.parameters == 300 << 20
-    assert plan.seconds == plan.bytes / RATE
+    assert plan.cpu_seconds == START_SECONDS + plan.bytes / RATE
     assert [row.count for row in plan.renamed if row.theirs.endswith("q_proj.weight")] == [42]
     command = ["checkpoint", "convert", str(source), str(tmp_path / "run"), "--to", "megagpt", "--dry-run"]
     assert status(command) == 0

@@ -1,12 +1,8 @@
 """The tables of families in docs/conversion.md are those of the code and of the published configs that tests read."""
 
-import json
-from pathlib import Path
-
 from megagpt.checkpoint.convert.families.registry import FAMILIES, REFUSED
+from tests.checkpoint.convert.published import PUBLISHED
 from tests.test_docs_figures import table
-
-PUBLISHED = json.loads((Path(__file__).parent / "published_configs.json").read_text())
 
 
 def families() -> list[list[str]]:

@@ -17,9 +17,9 @@ from megagpt.checkpoint.convert.hugging_face import parts
 from megagpt.config.architecture import RopeScalingConfig
 from megagpt.config.schema import ModelConfig
 from megagpt.errors import CheckpointError
+from tests.checkpoint.convert.published import ENTRIES, PARAMETERS, PUBLISHED
 
 transformers = pytest.importorskip("transformers")
-PUBLISHED = json.loads((Path(__file__).parent / "published_configs.json").read_text())
 MODELS = [(family, name) for family, models in PUBLISHED.items() for name in models]
 UNREAD = {"transformers_version", "_name_or_path", "architectures", "dtype", "use_cache", "summary_first_dropout"}
 """Keys of which nothing is kept, or which come from elsewhere."""
@@ -75,6 +75,7 @@ def ours(architecture: str, model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def test_every_family_has_published_configs():
     assert PUBLISHED.keys() == BY_TYPE.keys()
+    assert all(entry["source"] for models in ENTRIES.values() for entry in models.values())
 
 
 @pytest.mark.parametrize(("family", "name"), MODELS, ids=lambda value: value)
@@ -89,7 +90,7 @@ def test_tensors_are_transformers_own(family, name, tmp_path, caplog):
     count = {len(found): sum(map(prod, found.values())) for found in (one, two)}
     layer = count[len(two)] - count[len(one)]
     total = count[len(one)] + (model.num_layers - 1) * layer
-    assert sum(map(prod, ours(architecture, model).values())) == total
+    assert sum(map(prod, ours(architecture, model).values())) == total == PARAMETERS.get(name, total)
     size = name.replace("-4k", "").replace("-16k", "").rpartition("-")[2]
     if size[-1] in "BM" and size[:-1].replace(".", "").isdigit():  # the name says it, more or less
         said = float(size[:-1]) * (1e9 if size[-1] == "B" else 1e6)
