@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 
@@ -59,6 +60,8 @@ class Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise DataError(f"{name} is not a tokenizer.json of Hugging Face tokenizers: {error!s:.300}") from None
         self.companions = companions or Companions()
+        self.today: date | None = None
+        """The date that the chat template gets; None for that of the computer."""
         ending = end_of_text(self.companions, self.special_ids)
         if ending is None:
             raise DataError(
