@@ -6,12 +6,12 @@ from pathlib import Path
 
 from megagpt.checkpoint.convert.base import Source
 from megagpt.data.chat import try_template
+from megagpt.data.companions import SENTENCEPIECE
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError, DataError
 
 log = logging.getLogger(__name__)
 
-SENTENCEPIECE = "tokenizer.model"
 ADVICE = "to convert the weights alone, move it out of the folder"
 
 
