@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 
 from megagpt.config.alignment_rules import ALIGNMENT_RULES
@@ -252,6 +253,14 @@ def data_is_named(config: Config, world_size: int) -> Iterator[str]:
             )
 
 
+def chat_date_is_a_date(config: Config, world_size: int) -> Iterator[str]:
+    """Chat templates write it in many forms."""
+    try:
+        date.fromisoformat(config.data.chat_date)
+    except ValueError:
+        yield f"data.chat_date ({config.data.chat_date!r}) must be a date as YYYY-MM-DD, such as 2024-07-26"
+
+
 def nothing_is_listed_twice(config: Config, world_size: int) -> Iterator[str]:
     """A file that is there twice is learnt twice, whatever the weights."""
     data = config.data
@@ -307,6 +316,7 @@ RULES = (
     edits_are_for_conversations,
     rewards_are_of_responses,
     data_is_named,
+    chat_date_is_a_date,
     nothing_is_listed_twice,
     split_is_whole,
     *ALIGNMENT_RULES,

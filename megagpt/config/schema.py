@@ -68,6 +68,9 @@ class DataConfig:
     """Files of pairs of texts (`megagpt data pairs`), for stage embed."""
     packing: bool = True
     """Whether a sequence holds as many conversations as fit, each invisible to the others; false: one a sequence."""
+    chat_date: str = "2024-07-26"
+    """Date, YYYY-MM-DD, that a model's own chat template gets in training where it asks for the day's. So the tokens
+    are the same on every day. Generation and serving give it the day's."""
 
 
 @dataclass(frozen=True)

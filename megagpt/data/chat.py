@@ -8,15 +8,15 @@ message is always text: a role's token inside it is spelled out, so that it cann
 A model that came with a chat template of its own goes on with that one; special tokens in a message are text there too.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
-from megagpt.data.chat_template import ChatTemplate, Turn, find_answer
+from megagpt.data.chat_template import Beginning, Beginnings, ChatTemplate, TooMuchError, Turn, find_answers
 from megagpt.data.tokenizer import END_OF_TEXT, Tokenizer
 from megagpt.errors import DataError
 
@@ -78,18 +78,49 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate | None:
         raise DataError(f"the tokenizer has the chat templates {', '.join(templates)}: call the one to use default")
     if has_roles(tokenizer) and source == own_template(tokenizer):
         return None
-    return _compiled(source, tuple(tokenizer.companions.special_tokens.items()))
+    return _compiled(source, tuple(tokenizer.companions.special_tokens.items()), tokenizer.today)
 
 
 @lru_cache(maxsize=8)
-def _compiled(source: str, special_tokens: tuple[tuple[str, str], ...]) -> ChatTemplate:
-    return ChatTemplate(source, dict(special_tokens))
+def _compiled(source: str, special_tokens: tuple[tuple[str, str], ...], today: date | None) -> ChatTemplate:
+    return ChatTemplate(source, dict(special_tokens), today)
 
 
 def check_chat(tokenizer: Tokenizer) -> None:
     """Raise DataError unless the tokenizer can write conversations, by a template or by our roles' tokens."""
     if template_of(tokenizer) is None:
         role_ids(tokenizer)
+
+
+_TALK = (Message("user", "one"), Message("assistant", "two"), Message("user", "three"), Message("assistant", "four"))
+SAMPLES = (_TALK[:3], (Message("system", "zero"), *_TALK), _TALK * 8, (Message("user", "word " * 10_000),))
+"""Conversations on which a template is tried."""
+
+
+def try_template(tokenizer: Tokenizer) -> str | None:
+    """Let the model's template, if there is one, write sample conversations.
+
+    Returns why a model could not be trained on conversations by it; None where it could. Raises DataError where the
+    template is none, refuses a plain question, or takes too much for a sample; see `chat_template`.
+    """
+    template = template_of(tokenizer)
+    if template is None:
+        return None
+    chat_prompt(tokenizer, _TALK[:1])
+    for sample in SAMPLES:
+        try:
+            chat_prompt(tokenizer, sample)
+        except TooMuchError:
+            raise
+        except DataError:
+            continue  # many templates refuse a system turn, or turns of one side that follow each other
+    try:
+        encode_chat(tokenizer, _TALK)
+    except TooMuchError:
+        raise
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def role_ids(tokenizer: Tokenizer) -> dict[Role, int]:
@@ -111,7 +142,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> Example:
     """
     template = template_of(tokenizer)
     if template is not None:
-        return _encode_by_template(tokenizer, template, messages)
+        return _ByTemplate(tokenizer, template, messages).encode(len(messages))
     ids = role_ids(tokenizer)
     tokens: list[int] = list(tokenizer.start_ids)
     trained: list[bool] = [False] * len(tokens)
@@ -121,35 +152,56 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> Example:
     return Example(np.array(tokens, np.int64), np.array(trained, bool))
 
 
-def _encode_by_template(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> Example:
-    special = tokenizer.unspellable
-    turns, filler, marker = _turns(tokenizer, messages)
-    answers = [number for number, one in enumerate(messages) if one.role == "assistant"]
-    learnt = [number for number in answers if messages[number].trained]
-    text, marked = template.render_marked(turns)
-    if template.marks_answers and len(marked) != len(answers):
-        raise DataError(f"the chat template marks {len(marked)} answers of {len(answers)} by {{% generation %}}")
-    found = dict(zip(answers, marked, strict=True)) if template.marks_answers else {}
-    ends = re.compile("|".join(re.escape(special.name_of(index) or "") for index in sorted(tokenizer.end_ids)))
-    spans = []
-    for number in learnt:
-        first, last = found[number] if found else find_answer(template, turns, number, text, marker)
-        ending = next((end for end in ends.finditer(text, first)), None)
-        if ending is None or text[last : ending.start()].strip():
-            raise DataError(
-                f"the model's chat template does not end turn {number + 1} with a token that ends texts"
-                f" ({', '.join(map(str, map(special.name_of, sorted(tokenizer.end_ids))))}), so a model could not learn"
-                " to end its answers: name the token in generation_config.json's eos_token_id"
-            )
-        spans.append((first, max(last, ending.end())))
-    whole, places = special.mark(text, filler, [place for span in spans for place in span])
-    ids, offsets = tokenizer.encode_marked(whole)
-    starts = np.array([first for first, _ in offsets], np.int64)
-    trained = np.zeros(len(ids), bool)
-    for first, last in zip(places[::2], places[1::2], strict=True):
-        trained |= (starts >= first) & (starts < last)
-    count = int(np.flatnonzero(trained)[-1]) + 1 if learnt and learnt[-1] == len(messages) - 1 else len(ids)
-    return Example(np.array(ids[:count], np.int64), trained[:count])
+class _ByTemplate:
+    """A conversation, of which several beginnings may be encoded, by a model's template."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]) -> None:
+        self._tokenizer, self._template, self._messages = tokenizer, template, messages
+        turns, self._filler, marker = _turns(tokenizer, messages)
+        self._beginnings = Beginnings(template, turns, marker)
+
+    def encode(self, count: int) -> Example:
+        """The first `count` messages. Raises DataError, see `encode_chat`."""
+        special, text = self._tokenizer.unspellable, self._beginnings.text(Beginning(count))
+        learnt = [number for number in self._answers(count) if self._messages[number].trained]
+        spans = self._spans(count, text, learnt)
+        whole, places = special.mark(text, self._filler, [place for span in spans for place in span])
+        ids, offsets = self._tokenizer.encode_marked(whole)
+        starts = np.array([first for first, _ in offsets], np.int64)
+        trained = np.zeros(len(ids), bool)
+        for first, last in zip(places[::2], places[1::2], strict=True):
+            trained |= (starts >= first) & (starts < last)
+        length = int(np.flatnonzero(trained)[-1]) + 1 if learnt and learnt[-1] == count - 1 else len(ids)
+        return Example(np.array(ids[:length], np.int64), trained[:length])
+
+    def _answers(self, count: int) -> list[int]:
+        return [number for number, one in enumerate(self._messages[:count]) if one.role == "assistant"]
+
+    def _spans(self, count: int, text: str, learnt: list[int]) -> list[tuple[int, int]]:
+        """Where the learnt answers are in the text, the tokens that end them included."""
+        if self._template.marks_answers:
+            answers, marked = self._answers(count), self._beginnings.answers(count)
+            if len(marked) != len(answers):
+                raise DataError(
+                    f"the chat template marks {len(marked)} answers of {len(answers)} by {{% generation %}}"
+                )
+            found = dict(zip(answers, marked, strict=True))
+        else:
+            found = dict(zip(learnt, find_answers(self._beginnings, count, learnt), strict=True))
+        special, end_ids = self._tokenizer.unspellable, sorted(self._tokenizer.end_ids)
+        ends = special.pattern([name for name in map(special.name_of, end_ids) if name], self._filler)
+        spans = []
+        for number in learnt:
+            first, last = found[number]
+            ending = next((end for end in ends.finditer(text, first)), None)
+            if ending is None or text[last : ending.start()].strip():
+                raise DataError(
+                    f"the model's chat template does not end turn {number + 1} with a token that ends texts"
+                    f" ({', '.join(map(str, map(special.name_of, end_ids)))}), so a model could not learn to end its"
+                    " answers: name the token in generation_config.json's eos_token_id"
+                )
+            spans.append((first, max(last, ending.end())))
+        return spans
 
 
 def _turns(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[Turn], str, str]:
@@ -169,8 +221,11 @@ def has_answer(messages: Sequence[Message]) -> bool:
 def truncate_to_context(tokenizer: Tokenizer, messages: Sequence[Message], length: int) -> Example | None:
     """The conversation up to its last answer to be learnt that ends within `length` tokens; None when none does."""
     ends = [number for number, message in enumerate(messages, 1) if message.role == "assistant" and message.trained]
+    template = template_of(tokenizer) if ends else None
+    whole = _ByTemplate(tokenizer, template, messages) if template else None
     while ends:
-        example = encode_chat(tokenizer, messages[: ends.pop()])
+        end = ends.pop()
+        example = whole.encode(end) if whole else encode_chat(tokenizer, messages[:end])
         if len(example.tokens) <= length:
             return example
     return None

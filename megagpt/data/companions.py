@@ -4,9 +4,11 @@ In a folder of transformers these are several files. Wherever megagpt puts a tok
 file, `huggingface.json`, holds their texts as they were, and the SHA-256 of the tokenizer that they belong to.
 """
 
+import base64
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,12 +22,16 @@ log = logging.getLogger(__name__)
 
 STORE = "huggingface.json"
 """The file that holds the others' texts, beside a tokenizer.json; `companion_path` has the names beside others."""
-LIMIT = 8 << 20
+LIMIT, STORE_LIMIT = 8 << 20, 32 << 20
+"""Bytes of the largest companion, and of the file that holds them all."""
 CONFIG, GENERATION, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 SPECIAL_TOKENS, ADDED_TOKENS, TEMPLATE = "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"
 OBJECTS = (GENERATION, TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS)
-FILES = (*OBJECTS, TEMPLATE)
-"""Files that are kept, word by word."""
+SENTENCEPIECE = "tokenizer.model"
+ORIGINALS = (SENTENCEPIECE, "vocab.json", "merges.txt")
+"""Files with the vocabulary of the tokenizer.json in older forms. megagpt does not read them."""
+FILES = (*OBJECTS, TEMPLATE, *ORIGINALS)
+"""Files that are kept, byte by byte."""
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of config.json that say which tokens are special."""
 MODEL_TYPE = "model_type"
@@ -48,7 +54,7 @@ class Companions:
     """The texts of a tokenizer's companion files, and what they say. Reading them raises DataError."""
 
     texts: Mapping[str, str] = field(default_factory=dict)
-    """By name, of FILES."""
+    """By name, of FILES. That of the binary SENTENCEPIECE is base64, see `content_of`."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The SPECIAL_IDS and the MODEL_TYPE of config.json; nothing else is kept of it."""
     tokenizer_sha256: str | None = None
@@ -117,6 +123,11 @@ class Companions:
             texts[TOKENIZER_CONFIG] = dumped(config)
         return Companions(texts, self.config, self.tokenizer_sha256)
 
+    def without_originals(self) -> "Companions":
+        """The same for a tokenizer with another vocabulary."""
+        texts = {name: text for name, text in self.texts.items() if name not in ORIGINALS}
+        return Companions(texts, self.config, self.tokenizer_sha256)
+
     def dump(self, tokenizer_sha256: str | None) -> str:
         """The text of the file that holds them beside a tokenizer.json of that SHA-256."""
         values = {"tokenizer_sha256": tokenizer_sha256, **self.texts, CONFIG: dict(self.config)}
@@ -136,21 +147,39 @@ def read_companions(tokenizer: str | Path, sha256: str) -> Companions:
     """
     store, folder = companion_path(tokenizer), Path(tokenizer).parent
     if os.path.lexists(store):
-        found = parse_store(_text(store), store)
+        found = parse_store(_content(store, STORE_LIMIT), store)
         if found.tokenizer_sha256 in (None, sha256):
             return found
         log.warning("%s is of another tokenizer than %s, and is not used for it", store, tokenizer)
         return Companions()
     if Path(tokenizer).name != "tokenizer.json":
         return Companions()
-    texts = {name: _text(folder / name) for name in FILES if os.path.lexists(folder / name)}
-    config = _object(_text(folder / CONFIG), folder / CONFIG) if texts and os.path.lexists(folder / CONFIG) else {}
+    names = [name for name in FILES if os.path.lexists(folder / name)]
+    texts = {name: text_of(name, _content(folder / name, LIMIT), folder) for name in names}
+    config = {}
+    if texts and os.path.lexists(folder / CONFIG):
+        config = _object(text_of(CONFIG, _content(folder / CONFIG, LIMIT), folder), folder / CONFIG)
     return checked(Companions(texts, facts_of_config(config)), folder)
 
 
-def parse_store(text: str, where: Path) -> Companions:
+def text_of(name: str, content: bytes, folder: Path) -> str:
+    """The text that stands for a companion's bytes: UTF-8, or base64 for SENTENCEPIECE. Raises DataError."""
+    if name == SENTENCEPIECE:
+        return base64.b64encode(content).decode()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{folder / name} is not UTF-8: {error}") from None
+
+
+def content_of(name: str, text: str) -> bytes:
+    """The companion's bytes, from the text that stands for it."""
+    return base64.b64decode(text) if name == SENTENCEPIECE else text.encode()
+
+
+def parse_store(content: bytes, where: Path) -> Companions:
     """The companions that `dump` wrote, or an older megagpt, with objects in place of texts. Raises DataError."""
-    values = _object(text, where)
+    values = _object(text_of(where.name, content, where.parent), where)
     texts = {}
     for name in FILES:
         value = values.get(name)
@@ -158,6 +187,8 @@ def parse_store(text: str, where: Path) -> Companions:
             value = dumped(value)
         if value is not None and not isinstance(value, str):
             raise DataError(f"{where}: {name} is {'not a text' if name == TEMPLATE else 'not an object'}")
+        if name == SENTENCEPIECE and not re.fullmatch(r"([\w+/]{4})*([\w+/]{2}==|[\w+/]{3}=)?", value or "", re.ASCII):
+            raise DataError(f"{where}: {name} is not base64")
         if value is not None:
             texts[name] = value
     config, sha256 = values.get(CONFIG, {}), values.get("tokenizer_sha256")
@@ -208,15 +239,12 @@ def _usual(names: Iterable[str]) -> list[str]:
     return [name for name in ENDS if name in set(names)]
 
 
-def _text(path: Path) -> str:
+def _content(path: Path, limit: int) -> bytes:
     with open_input(path) as file:
-        content = file.read(LIMIT + 1)
-    if len(content) > LIMIT:
-        raise DataError(f"{path} has more than {LIMIT:,} bytes, which no such file has")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error}") from None
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise DataError(f"{path} has more than {limit:,} bytes, which no such file has")
+    return content
 
 
 def _object(text: str, where: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from megagpt.config.inputs import inputs
 from megagpt.config.schema import Config
+from megagpt.data.companions import read_companions
 from megagpt.data.files import open_input
 from megagpt.data.indexed import corpus_files, read_about
 from megagpt.errors import DataError
@@ -33,7 +34,7 @@ LOOK_SECONDS = 1.0
 
 Identity = dict[str, dict[str, str]]
 """`path` and `content`, a fingerprint, of each input by its name, such as data.corpora[0]; of weights `checkpoint` too,
-the folder that was found at the path."""
+the folder that was found at the path, and of a tokenizer `companions`, a fingerprint of the files beside it."""
 
 
 def fingerprint(*paths: Path) -> str:
@@ -69,6 +70,8 @@ def identity(config: Config) -> Identity:
             f"{item.field}[{place}]" if item.field.split(".")[0] == "data" and item.kind != "tokenizer" else item.field
         )
         found[name] = {"path": item.path, "content": _content(item.path, item.kind)}
+        if item.kind == "tokenizer":
+            found[name]["companions"] = _companions(item.path)
     return found
 
 
@@ -79,6 +82,13 @@ def _content(path: str, kind: str) -> str:
     # The hash that was made when the corpus was: it tells corpora apart that differ between the blocks.
     made = read_about(path).get("bin_sha256", "")
     return hashlib.sha256(f"{fingerprint(binary, index)}{made}".encode()).hexdigest()
+
+
+def _companions(tokenizer: str) -> str:
+    """A fingerprint of what lies beside a tokenizer and says how it is used, such as a chat template."""
+    with open_input(tokenizer) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(read_companions(tokenizer, sha256).dump(None).encode()).hexdigest()
 
 
 class WatchedFile:
@@ -145,9 +155,15 @@ def changes(before: Identity, now: Identity) -> Sequence[str]:
     """A sentence for each input whose content is not what it was; those that only one side has are left out."""
     found = []
     for name in now:
+        other = now[name].get("companions")
         if name in before and before[name]["content"] != now[name]["content"]:
             path, was = now[name]["path"], before[name].get("checkpoint", before[name]["path"])
             kind = "weights" if name in WEIGHTS else "data"
             source = f" (from {was})" if was != path else ""
             found.append(f"{name} ({path}) holds other {kind} than when the run was started{source}")
+        elif name in before and before[name].get("companions", other) != other:
+            found.append(
+                f"{name} ({now[name]['path']}) has other files beside it, such as its chat template, than when the run"
+                " was started"
+            )
     return found

@@ -1,6 +1,7 @@
 """Batches for training and evaluation, made from the configuration."""
 
 from collections.abc import Iterator
+from datetime import date
 
 import numpy as np
 import torch
@@ -18,13 +19,17 @@ CHUNK = 1 << 20
 
 
 def load_tokenizer(config: Config) -> Tokenizer:
-    """The tokenizer of `data.tokenizer`. Raises ConfigError when it has more tokens than the model."""
+    """The tokenizer of `data.tokenizer`, with the date that training gives its chat template.
+
+    Raises ConfigError when it has more tokens than the model.
+    """
     tokenizer = Tokenizer.load(config.data.tokenizer)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"model.vocab_size is {config.model.vocab_size}, but the tokenizer {config.data.tokenizer} has "
             f"{tokenizer.vocab_size} tokens: set model.vocab_size={tokenizer.vocab_size}"
         )
+    tokenizer.today = date.fromisoformat(config.data.chat_date)
     return tokenizer
 
 

@@ -185,8 +185,14 @@ def ranked_batch(
 
 
 def encode_ranking(tokenizer: Tokenizer, ranking: Ranking) -> RankedExample:
-    """A ranking's conversations as tokens, one for every answer."""
+    """A ranking's conversations as tokens, one for every answer.
+
+    Raises DataError with the place of a ranking that the model's chat template refuses.
+    """
     conversations = [[*ranking.messages, Message("assistant", answer)] for answer in ranking.answers]
-    rows = [encode_chat(tokenizer, messages).tokens for messages in conversations]
-    before = len(chat_prompt(tokenizer, ranking.messages))
+    try:
+        rows = [encode_chat(tokenizer, messages).tokens for messages in conversations]
+        before = len(chat_prompt(tokenizer, ranking.messages))
+    except DataError as error:
+        raise DataError(f"{ranking.place}: {error}") from None
     return RankedExample(rows, list(ranking.ranks), [len(row) - before for row in rows])

@@ -1,7 +1,7 @@
 """Ranked answers to prompts, which a reward model learns from."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megagpt.data.chat import Message
@@ -21,6 +21,8 @@ class Ranking:
     """Of each answer, 0 for the best; equal ones are ties."""
     user: str | None = None
     """Who wrote the prompt, where that is known."""
+    place: str = field(default="data.rankings", compare=False)
+    """File and line of the record, for messages."""
 
 
 def read_rankings(paths: Sequence[str | Path], account: Account | None = None) -> list[Ranking]:
@@ -58,7 +60,8 @@ def _rankings(path: Path, account: Account) -> Iterator[Ranking]:
                 continue
             if len(kept) < len(answers):
                 account.left_out["some of their answers repeat better ones (the others are kept)"] += 1
-            yield Ranking(messages, tuple(answers[n] for n in kept), tuple(ranks[n] for n in kept), record.get("user"))
+            best = tuple(answers[n] for n in kept), tuple(ranks[n] for n in kept)
+            yield Ranking(messages, *best, record.get("user"), place)
 
 
 def _without_repetitions(answers: Sequence[str], ranks: Sequence[int]) -> list[int]:

@@ -10,15 +10,17 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from megagpt.config.inputs import how_to_make
-from megagpt.data.companions import Companions, companion_path, end_of_text, read_companions
+from megagpt.data.companions import SENTENCEPIECE, Companions, companion_path, end_of_text, read_companions
 from megagpt.data.files import open_input, write_atomic
 from megagpt.data.fim_names import END_OF_MIDDLE
 from megagpt.data.token_bytes import decoding
@@ -38,7 +40,6 @@ _GPT2_BORDER = re.compile(r"""[\w.,;:!?)"'。」](?=[ \n])""")
 """The end of something, before white space: GPT-2's pattern has no token with white space after something else."""
 _WORD_BORDER = re.compile(r"[^\W_](?= )")
 """The end of a word or number before a space, which no pattern has in one token; some have line ends after others."""
-_SENTENCEPIECE_MODEL = "tokenizer.model"
 
 
 class Tokenizer:
@@ -59,6 +60,8 @@ class Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise DataError(f"{name} is not a tokenizer.json of Hugging Face tokenizers: {error!s:.300}") from None
         self.companions = companions or Companions()
+        self.today: date | None = None
+        """The date that the chat template gets; None for that of the computer."""
         ending = end_of_text(self.companions, self.special_ids)
         if ending is None:
             raise DataError(
@@ -75,9 +78,9 @@ class Tokenizer:
         self.vocab_size: int = self._tokenizer.get_vocab_size()
         self.sha256: str = hashlib.sha256(content).hexdigest()
 
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, str, Companions]]:
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, str, Companions], dict[str, Any]]:
         """For another process: the files, which it reads anew."""
-        return Tokenizer, (self.content, self._name, self.companions)
+        return Tokenizer, (self.content, self._name, self.companions), {"today": self.today}
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -88,8 +91,8 @@ class Tokenizer:
                 content = file.read(LARGEST + 1)
         except (DataError, OSError) as error:
             remedy = how_to_make(path) or "`megagpt data tokenizer` makes one"
-            if os.path.lexists(Path(path).with_name(_SENTENCEPIECE_MODEL)):
-                remedy = f"{_SENTENCEPIECE_MODEL} alone is not enough: let transformers write the tokenizer.json"
+            if os.path.lexists(Path(path).with_name(SENTENCEPIECE)):
+                remedy = f"{SENTENCEPIECE} alone is not enough: let transformers write the tokenizer.json"
             reason = str(error).removeprefix(f"cannot read {path}: ")
             raise DataError(f"cannot read the tokenizer {path}: {reason}; {remedy}") from None
         if len(content) > LARGEST:
@@ -123,9 +126,10 @@ class Tokenizer:
         return self.replaced(spec)
 
     def replaced(self, spec: dict) -> "Tokenizer":
-        """A tokenizer that was made of this one by changing its tokenizer.json, with the same companions."""
+        """A tokenizer that was made of this one by changing its tokenizer.json, with the same companions,
+        but for those that hold the vocabulary."""
         content = json.dumps(spec, ensure_ascii=False, indent=2).encode()
-        return Tokenizer(content, "the grown tokenizer", self.companions)
+        return Tokenizer(content, "the grown tokenizer", self.companions.without_originals())
 
     # Encoding
 

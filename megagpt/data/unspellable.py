@@ -52,8 +52,7 @@ class Unspellable:
             token |= {"content": drawn[token["content"]], "special": True}
         self.spec = json.dumps(spec, ensure_ascii=False)
         """The changed tokenizer.json."""
-        longest_first = sorted(self.ids, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+        self._pattern = re.compile(_any_of(self.ids))
 
     def name_of(self, token: int) -> str | None:
         """What a token is called in the file; None for an unknown id."""
@@ -74,6 +73,13 @@ class Unspellable:
         """
         return self._pattern.sub(lambda found: "".join(f"{character}{filler}" for character in found[0]), text)
 
+    def pattern(self, names: Iterable[str], filler: str) -> re.Pattern[str]:
+        """Finds special tokens of these names in a text where `hide` has hidden those that are not meant.
+
+        A character with a filler behind it is one of a name that is not meant.
+        """
+        return re.compile(f"(?:{_any_of(names)})(?!{filler})")
+
     def mark(self, text: str, filler: str, places: Sequence[int]) -> tuple[str, list[int]]:
         """A text whose special tokens are meant and whose fillers are to go, for `Tokenizer.encode_marked`.
 
@@ -83,7 +89,7 @@ class Unspellable:
         new: list[int] = []
         start, length = 0, 0
         waiting = deque(places)
-        for found in (*self._pattern.finditer(text), None):
+        for found in (*self.pattern(self.ids, filler).finditer(text), None):
             end = found.start() if found else len(text)
             while waiting and waiting[0] <= end:
                 place = waiting.popleft()
@@ -93,3 +99,8 @@ class Unspellable:
             length += len(parts[-1]) + len(parts[-2])
             start = found.end() if found else end
         return "".join(parts), new
+
+
+def _any_of(names: Iterable[str]) -> str:
+    """A regular expression for one of the names, the longest first."""
+    return "|".join(map(re.escape, sorted(names, key=len, reverse=True)))

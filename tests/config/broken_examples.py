@@ -373,6 +373,7 @@ BROKEN = [
         ["ppo.reference_parallel.engine (deepspeed)", "zero_stage (3)", "megatron and 1"],
     ),
     *OPTIMIZERS,
+    ("chat_date_is_a_date", 1, ["data.chat_date=26 July 2024"], ["data.chat_date ('26 July 2024')", "YYYY-MM-DD"]),
     ("split_is_whole", 1, ["data.split=[0.9,0.2,0.1]"], ["data.split (0.9, 0.2, 0.1)", "1.2"]),
     ("split_is_whole", 1, ["data.split=[1.5,-0.5,0]"], ["data.split (1.5, -0.5, 0.0)"]),
     ("split_is_whole", 1, ["data.split=[0,1,0]"], ["data.split (0.0, 1.0, 0.0)"]),

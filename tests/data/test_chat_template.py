@@ -1,12 +1,16 @@
 """Chat templates: the tokens of transformers' apply_chat_template, what of them is learnt, hostile texts, refusals."""
 
 import json
+from datetime import datetime
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from megagpt.config.schema import Config, DataConfig, ModelConfig
+from megagpt.data import chat_template
 from megagpt.data.chat import Message, chat_prompt, encode_chat, grow_for_chat, template_of, truncate_to_context
 from megagpt.data.history import History
+from megagpt.data.loader import load_tokenizer
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import DataError
 from tests.data.chat_templates import CHATML, DATED, FAMILIES, THINKING, conversations
@@ -94,6 +98,19 @@ def test_special_tokens_in_others_are_text(tmp_path):
     assert "x <<a> <a><b> y" in ours.decode(asked)
 
 
+def test_special_tokens_of_one_character_are_text(tmp_path):
+    template = "{% for m in messages %}{{ '☃' + m.role + '<a' + m.content + '✂' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}{{ '☃assistant<a' }}{% endif %}"
+    ours = tokenizer_with(template, tmp_path).with_special_tokens(["☃", "✂", "→", "<a→"])
+    ours.companions.texts["generation_config.json"] = json.dumps({"eos_token_id": ours.special_ids["✂"]})
+    example = encode_chat(ours, [Message("user", "☃1→ ✂"), Message("assistant", "→2 ☃✂☃ 3✂")])
+    tokens = example.tokens.tolist()
+    assert [tokens.count(ours.special_ids[name]) for name in ("☃", "✂", "→", "<a→")] == [2, 2, 0, 0]
+    assert "<a☃1→ ✂" in ours.decode(tokens)
+    assert ours.decode(example.tokens[example.trained].tolist()) == "→2 ☃✂☃ 3✂"
+    assert example.trained[-1] and tokens[-1] == ours.special_ids["✂"]
+
+
 def test_conversations_go_on(family):
     _, ours, _ = family
     history = History(ours, window=400, response_room=20)
@@ -113,6 +130,27 @@ def test_functions_of_templates_are_those_of_transformers(tmp_path):
     turns = [{"role": "user", "content": '<é> & "q"'}]
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert template_of(ours).render(turns) == theirs.apply_chat_template(turns, tokenize=False)
+
+
+def test_training_has_its_own_date_and_generation_the_day_s(tmp_path, monkeypatch):
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2031, 5, 6, 7, 8, 9, tzinfo=tz)
+
+    path = tmp_path / "tokenizer.json"
+    tokenizer_with("{{ strftime_now('%d %B %Y %H:%M:%S') + messages[0].content }}", tmp_path)
+    talk = [Message("user", "!")]
+    model = ModelConfig(vocab_size=Tokenizer.load(path).vocab_size)
+    written = {}
+    for date in ("2024-07-26", "2025-01-02"):
+        monkeypatch.setattr(chat_template, "datetime", Clock if date == "2025-01-02" else datetime)
+        for chosen in ("2024-07-26", "2025-01-02"):
+            ours = load_tokenizer(Config(model=model, data=DataConfig(tokenizer=str(path), chat_date=chosen)))
+            written.setdefault(chosen, set()).add(ours.decode(chat_prompt(ours, talk)))
+    assert written == {"2024-07-26": {"26 July 2024 00:00:00!"}, "2025-01-02": {"02 January 2025 00:00:00!"}}
+    served = Tokenizer.load(path)
+    assert served.decode(chat_prompt(served, talk)) == "06 May 2031 07:08:09!"
 
 
 @pytest.mark.parametrize(

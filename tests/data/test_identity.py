@@ -94,6 +94,26 @@ def test_every_input_has_its_name_and_a_change_is_told_by_it(tmp_path):
     assert not changes({}, now)
 
 
+def test_files_beside_a_tokenizer_count(tmp_path):
+    old, settings = tmp_path / "old", config(corpus(tmp_path / "a"))
+    without = identity(settings)
+    for name in ("chat_template.jinja", "generation_config.json", "special_tokens_map.json"):
+        before = identity(settings)
+        (tmp_path / name).write_text("{}")
+        (text,) = changes(before, identity(settings))
+        assert text.startswith(f"data.tokenizer ({tmp_path}/tokenizer.json) has other files beside it")
+    now = identity(settings)
+    assert not changes(now, identity(settings))
+    older = without | {"data.tokenizer": {name: without["data.tokenizer"][name] for name in ("path", "content")}}
+    assert not changes(older, now), "runs of before did not note these files"
+    old.mkdir()
+    for name in ("chat_template.jinja", "generation_config.json", "special_tokens_map.json"):
+        (tmp_path / name).replace(old / name)
+    assert not changes(without, identity(settings))
+    moved = identity(config(corpus(old / "a")))
+    assert not changes(now, moved)
+
+
 def test_the_same_content_under_two_names_is_told(tmp_path):
     found = identity(config(corpus(tmp_path / "a"), corpus(tmp_path / "b"), corpus(tmp_path / "c", 2)))
     (text,) = repeated(found)

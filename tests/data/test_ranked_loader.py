@@ -40,6 +40,15 @@ def loader_of(tmp_path):
 RECORDS = [record(number, list(range(2 + number % 8))) for number in range(24)]
 
 
+def test_a_ranking_that_the_model_s_template_refuses_is_named(loader_of, tmp_path):
+    template = "{% if '23' in messages[0].content %}{{ raise_exception('not this') }}{% endif %}"
+    template += "{% for m in messages %}{{ m.role + ':' + m.content + '<|endoftext|>' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(DataError, match=r"rankings\.jsonl:24: the model's chat template refuses .*: not this"):
+        loader_of(RECORDS)
+
+
 def test_an_answer_is_a_row_and_its_score_is_read_at_its_end(loader_of):
     loader = loader_of(RECORDS, micro_batch_size=2)
     texts = {}

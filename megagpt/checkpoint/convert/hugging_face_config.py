@@ -48,7 +48,16 @@ def read(path: Path) -> tuple[str, ModelConfig, dict[str, Any]]:
     try:
         family = family_of(values, kind)
     except CheckpointError as error:
-        raise CheckpointError(f"{path} is of model_type {shown(kind)}: {error}") from None
+        code = "; its model is code of its own (auto_map), which megagpt does not run" if "auto_map" in values else ""
+        raise CheckpointError(f"{path} is of model_type {shown(kind)}: {error}{code}") from None
+    if "auto_map" in values:
+        log.warning(
+            "%s names code of its own (auto_map). It is not run: the model is read as %s, which is transformers' class"
+            " for model_type %s",
+            path,
+            family.architecture,
+            kind,
+        )
     config = Values(path, kind, values)
     config.only(is_causal=(True,), per_layer_config=(None,))  # which transformers heeds in every family
     model = checked_model(family.read(config), path)

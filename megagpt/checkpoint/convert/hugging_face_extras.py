@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megagpt.checkpoint.convert.safetensors_files import inside
-from megagpt.checkpoint.files import parse_json, read_bytes, write_text
+from megagpt.checkpoint.files import parse_json, read_bytes, write_file, write_text
 from megagpt.data.chat import has_roles, own_template
 from megagpt.data.companions import (
     CONFIG,
@@ -21,11 +21,14 @@ from megagpt.data.companions import (
     OBJECTS,
     SPECIAL_IDS,
     STORE,
+    STORE_LIMIT,
     TOKENIZER_CONFIG,
     Companions,
+    content_of,
     dumped,
     facts_of_config,
     parse_store,
+    text_of,
 )
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError, DataError
@@ -53,9 +56,9 @@ def _text(folder: Path, name: str) -> str:
         if any(key in values for key in CODE):
             return dumped({key: value for key, value in values.items() if key not in CODE})
     try:
-        return read_bytes(inside(folder, name), LIMIT).decode()
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{folder / name} is not UTF-8: {error}") from None
+        return text_of(name, read_bytes(inside(folder, name), LIMIT), folder)
+    except DataError as error:
+        raise CheckpointError(f"{error}") from None
 
 
 def _object(folder: Path, name: str) -> dict[str, Any]:
@@ -76,8 +79,8 @@ def load(folder: Path) -> Companions:
     if not os.path.lexists(folder / STORE):
         return Companions()
     try:
-        return parse_store(read_bytes(inside(folder, STORE), LIMIT).decode(), folder / STORE)
-    except (DataError, UnicodeDecodeError) as error:
+        return parse_store(read_bytes(inside(folder, STORE), STORE_LIMIT), folder / STORE)
+    except DataError as error:
         raise CheckpointError(f"{error}") from None
 
 
@@ -121,4 +124,5 @@ def write(kept: Companions, folder: Path) -> None:
     """Writes them into a folder of transformers; config.json and generation_config.json are the model's to write."""
     for name, text in kept.texts.items():
         if name != GENERATION:
-            write_text(folder / name, text)
+            content = content_of(name, text)
+            write_file(folder / name, [memoryview(content)], len(content))

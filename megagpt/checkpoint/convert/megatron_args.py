@@ -21,10 +21,8 @@ POSITIONS = {"learned_absolute": "learned", "rope": "rope"}
 UNSUPPORTED = {
     "num_experts": "mixture of experts",
     "multi_latent_attention": "multi-latent attention",
-    "apply_layernorm_1p": "norms of 1 + weight",
     "rotary_interleaved": "interleaved rotary positions",
     "use_rope_scaling": "scaled rotary positions",
-    "squared_relu": "squared ReLU",
     "quick_geglu": "quick GEGLU",
 }
 """Arguments that change what is computed, in a way that megagpt's model has not or that is not read from arguments."""
@@ -104,13 +102,7 @@ def model_of(args: Mapping[str, Any], where: Path) -> ModelConfig:
     heads, hidden = given("num_attention_heads"), given("hidden_size")
     norm, position = given("normalization", "LayerNorm"), given("position_embedding_type", "learned_absolute")
     flaws = []
-    width = given("kv_channels")
-    if width is not None and not (type(width) is type(heads) is int and width * heads == hidden):
-        flaws.append(f"kv_channels is {shown(width)}, not hidden_size / num_attention_heads")
-    if given("rotary_percent", 1.0) != 1.0:
-        flaws.append(f"rotary_percent is {shown(given('rotary_percent'))}, not 1")
-    if given("add_qkv_bias") and not given("add_bias_linear", True):
-        flaws.append("only queries, keys and values have a bias (add_qkv_bias)")
+    width, bias = given("kv_channels"), given("add_bias_linear", True)
     if norm not in NORMALIZATION:
         flaws.append(f"normalization is {shown(norm)}")
     if position not in POSITIONS:
@@ -124,15 +116,19 @@ def model_of(args: Mapping[str, Any], where: Path) -> ModelConfig:
         "hidden_size": hidden,
         "num_attention_heads": heads,
         "num_query_groups": given("num_query_groups") if given("group_query_attention") else None,
+        "head_dim": None if type(width) is type(heads) is int and width * heads == hidden else width,
         "ffn_hidden_size": given("ffn_hidden_size"),
         "sequence_length": given("max_position_embeddings") or given("seq_length"),
         "vocab_size": vocabulary if isinstance(vocabulary, int) else given("padded_vocab_size"),
         "position_embedding": POSITIONS[position],
         "rope_base": given("rotary_base", 10000),
+        "rotary_fraction": given("rotary_percent", 1.0),
         "normalization": NORMALIZATION[norm],
         "norm_epsilon": given("norm_epsilon", given("layernorm_epsilon", 1e-5)),
-        "activation": "swiglu" if given("swiglu") else "gelu",
-        "bias": given("add_bias_linear", True),
+        "zero_centered_norm": given("apply_layernorm_1p", False),
+        "activation": "swiglu" if given("swiglu") else "squared_relu" if given("squared_relu") else "gelu",
+        "bias": bias,
+        "qkv_bias": True if given("add_qkv_bias") and not bias else None,
         "tie_embeddings": not given("untie_embeddings_and_output_weights", False),
         "qk_layernorm": given("qk_layernorm", False),
         "init_std": given("init_method_std", 0.02),

@@ -5,22 +5,22 @@ import os
 from pathlib import Path
 
 from megagpt.checkpoint.convert.base import Source
-from megagpt.data.chat import Message, chat_prompt, encode_chat, template_of
+from megagpt.data.chat import try_template
+from megagpt.data.companions import SENTENCEPIECE
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import CheckpointError, DataError
 
 log = logging.getLogger(__name__)
 
-SENTENCEPIECE = "tokenizer.model"
-_TALK = (Message("user", "one"), Message("assistant", "two"), Message("user", "three"), Message("assistant", "four"))
 ADVICE = "to convert the weights alone, move it out of the folder"
 
 
 def check_tokenizer(path: Path, source: Source) -> None:
     """Raises CheckpointError unless the tokenizer beside the weights is one that megagpt can use, or there is none.
 
-    A chat template must write a conversation of a user and an assistant. Where it does not show the assistant's words
-    the log says so: chat and generation work, and training on conversations does not.
+    A chat template must write a plain question, and stay within the bounds of `chat_template` on sample conversations.
+    Where it does not show the assistant's words the log says so: chat and generation work, and training on
+    conversations does not.
     """
     file = source.tokenizer
     if file is None:
@@ -38,17 +38,12 @@ def check_tokenizer(path: Path, source: Source) -> None:
     if size > source.model.vocab_size:
         raise CheckpointError(f"{file} has {size:,} tokens, the model {source.model.vocab_size:,}: {ADVICE}")
     try:
-        template = template_of(tokenizer)
-        if template is not None:
-            chat_prompt(tokenizer, _TALK[:1])
+        unlearnable = try_template(tokenizer)
     except DataError as error:
         raise CheckpointError(f"{path}: {error}. Mend the template, or remove it to convert without one") from None
     names = ", ".join(sorted(map(str, map(tokenizer.unspellable.name_of, tokenizer.end_ids))))
     start = "".join(map(str, map(tokenizer.unspellable.name_of, tokenizer.start_ids)))
     log.info("tokenizer: documents start with %s and end with %s; texts end with %s", start or "nothing",
              tokenizer.end_of_text, names)  # fmt: skip
-    if template is not None:
-        try:
-            encode_chat(tokenizer, _TALK)
-        except DataError as error:
-            log.warning("%s. Until then it can be talked to, but not be trained on conversations", error)
+    if unlearnable is not None:
+        log.warning("%s. Until then it can be talked to, but not be trained on conversations", unlearnable)

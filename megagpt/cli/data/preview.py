@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from datetime import date
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ def command(files: tuple[Path, ...], tokenizer: Path, sequence_length: int, samp
     which nothing or everything counts are refused, as training refuses them. Then: how each file was read, which fields
     are not read, and how many conversations are left out for which reason.
     """
+    from megagpt.config.schema import DataConfig
     from megagpt.data.chat import has_answer, truncate_to_context
     from megagpt.data.conversation_loader import check_masks
     from megagpt.data.conversations import SAYS_NOTHING, Account, read_conversations
@@ -44,6 +46,7 @@ def command(files: tuple[Path, ...], tokenizer: Path, sequence_length: int, samp
         if value < 0:
             raise ConfigError(f"{name} is {value}; it must not be negative")
     known = Tokenizer.load(tokenizer)
+    known.today = date.fromisoformat(DataConfig.chat_date)
     account = Account()
     conversations = read_conversations(files, account)
     fitting = [truncate_to_context(known, one.messages, sequence_length + 1) for one in conversations]

@@ -86,13 +86,22 @@ def command(
 
 
 def extended(path: Path, add: str, longest_run: int, output: Path) -> tuple["Tokenizer", "Tokenizer"]:
-    """Write the tokenizer at `path` with more tokens; returns the old and the new one."""
-    from megagpt.data.chat import grow_for_chat
+    """Write the tokenizer at `path` with more tokens; returns the old and the new one.
+
+    Raises DataError where it brings a chat template that does not serve.
+    """
+    from megagpt.data.chat import grow_for_chat, try_template
     from megagpt.data.code_tokens import grow_for_code
     from megagpt.data.tokenizer import Tokenizer
 
     old = Tokenizer.load(path)
     new = grow_for_chat(old) if add == "chat" else grow_for_code(old, longest_run)
+    try:
+        try_template(new)
+    except DataError as error:
+        raise DataError(
+            f"{path}: {error}. Mend the template, or remove it from the files beside the tokenizer"
+        ) from None
     save(new, output)
     click.echo(f"ids 0..{old.vocab_size - 1} are those of {path}; {new.vocab_size - old.vocab_size} tokens are new")
     return old, new

@@ -114,7 +114,10 @@ def test_a_key_that_is_there_twice_and_keys_that_nothing_was_made_of(tmp_path, c
     with pytest.raises(CheckpointError, match="a key is there twice"):
         about.read(tmp_path / "config.json")
     read(tmp_path, CONFIGS["gpt2"] | {"auto_map": {"AutoModel": "evil--x"}, "use_cache": "x"})
-    assert "nothing was made of 'auto_map'" in caplog.text and "use_cache" not in caplog.text
+    assert "(auto_map). It is not run: the model is read as GPT2LMHeadModel" in caplog.text
+    assert "nothing was made of" not in caplog.text
+    read(tmp_path, CONFIGS["gpt2"] | {"power": 3})
+    assert "nothing was made of 'power'" in caplog.text
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from megagpt.checkpoint.convert import megatron
 from megagpt.checkpoint.convert.base import TensorInfo
 from megagpt.checkpoint.convert.common import LazySource, parameters
+from megagpt.checkpoint.convert.families.base import effective
 from megagpt.config.schema import Config, ModelConfig, OptimConfig, ParallelConfig
 from megagpt.errors import CheckpointError
 
@@ -28,10 +29,14 @@ MODERN = dataclasses.replace(
     tie_embeddings=False,
     qk_layernorm=True,
 )
-MODELS = {"gpt3": GPT3, "modern": MODERN, "four": dataclasses.replace(MODERN, num_query_groups=4)}
+OPTIONS = dataclasses.replace(
+    MODERN, head_dim=16, rotary_fraction=0.5, qkv_bias=True, zero_centered_norm=True, activation="squared_relu"
+)
+MODELS = {"gpt3": GPT3, "modern": MODERN, "options": OPTIONS, "four": dataclasses.replace(MODERN, num_query_groups=4)}
 LAYOUTS = [
     ("gpt3", 2, 1, 1),
     ("modern", 2, 1, 1),
+    ("options", 2, 1, 1),
     ("gpt3", 1, 2, 1),
     ("modern", 1, 2, 1),
     ("gpt3", 1, 2, 2),
@@ -68,7 +73,11 @@ def megatron_arguments(model: ModelConfig, tensor: int, pipeline: int) -> argpar
         ffn_hidden_size=model.ffn_size,
         group_query_attention=model.num_query_groups is not None,
         num_query_groups=model.query_groups,
-        kv_channels=None,
+        kv_channels=model.head_dim,
+        rotary_percent=model.rotary_fraction,
+        apply_layernorm_1p=model.zero_centered_norm,
+        squared_relu=model.activation == "squared_relu",
+        add_qkv_bias=model.has_qkv_bias,
         max_position_embeddings=model.sequence_length,
         vocab_size=model.vocab_size,
         padded_vocab_size=model.padded_vocab_size,
@@ -234,6 +243,16 @@ def test_models_from_before_megatron_core(tmp_path, version):
     assert_holds(megatron.open_source(tmp_path / "iter_0000007", None), GPT3)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_exports_are_described_by_their_arguments(name, tmp_path):
+    """As Megatron-LM reads them, which does not look at the file beside them."""
+    megatron.write(source_of(MODELS[name]), tmp_path, tqdm(disable=True))
+    (tmp_path / "iter_0000007/megagpt.json").unlink()
+    found = megatron.open_source(tmp_path, None)
+    assert effective(found.model) == effective(MODELS[name])
+    assert_holds(found, found.model)
+
+
 NORM, PROJ = "decoder.final_layernorm.weight", "decoder.layers.1.self_attention.linear_proj"
 
 
@@ -246,7 +265,8 @@ NORM, PROJ = "decoder.final_layernorm.weight", "decoder.layers.1.self_attention.
         (lambda state: state["model"].update({NORM: torch.ones(32).half()}), f"{NORM} has different shapes or dtypes"),
         (lambda state: state.update(args=argparse.Namespace(tensor_model_parallel_size=4)), None),
         (lambda state: state["args"].__dict__.update(num_experts=8), "mixture of experts"),
-        (lambda state: state["args"].__dict__.update(kv_channels=5), "kv_channels is 5"),
+        (lambda state: state["args"].__dict__.update(kv_channels=5), "has shape"),
+        (lambda state: state["args"].__dict__.update(kv_channels="wide"), "do not describe a model: model.head_dim"),
         (lambda state: state["args"].__dict__.update(hidden_size=64), "has shape"),
         (lambda state: state["args"].__dict__.update(num_layers=5), "decoder.layers.4.*is missing"),
         (lambda state: state["args"].__dict__.update(normalization="Other"), "normalization is 'Other'"),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -20,6 +21,7 @@ from megagpt.errors import CheckpointError
 from tests.checkpoint.convert.published import ENTRIES, PARAMETERS, PUBLISHED
 
 transformers = pytest.importorskip("transformers")
+rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
 MODELS = [(family, name) for family, models in PUBLISHED.items() for name in models]
 UNREAD = {"transformers_version", "_name_or_path", "architectures", "dtype", "use_cache", "summary_first_dropout"}
 """Keys of which nothing is kept, or which come from elsewhere."""
@@ -136,6 +138,44 @@ def test_defaults_are_transformers_own(family, tmp_path):
     assert short == full
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 512}
+SCALED = [
+    {},
+    {"mscale": 0.707},
+    {"mscale": 0.707, "mscale_all_dim": 1.0},
+    {"mscale": 0.707, "mscale_all_dim": 1.0, "attention_factor": 1.5},
+    {"mscale": 0.707, "mscale_all_dim": 1.0, "factor": 1.0},
+]
+
+
+@pytest.mark.parametrize("change", SCALED, ids=str)
+def test_the_attention_factor_of_yarn_is_transformers_own(change, tmp_path):
+    published = next(iter(PUBLISHED["llama"].values()))
+    values = {key: value for key, value in published.items() if not key.startswith("rope_")}
+    values |= {"model_type": "llama", "rope_parameters": YARN | change}
+    scaling = read(tmp_path, values)[1].rope_scaling
+    default = 0.1 * math.log(scaling.factor) + 1
+    _, wanted = rope_utils.ROPE_INIT_FUNCTIONS["yarn"](transformers.LlamaConfig(**json.loads(json.dumps(values))))
+    assert (scaling.attention_factor or default) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_scaled_gemma_3_without_an_original_length_has_its_own_length(tmp_path):
+    published = next(iter(PUBLISHED["gemma3_text"].values()))
+    values = {key: value for key, value in published.items() if not key.startswith("rope_")}
+    values |= {"model_type": "gemma3_text", "max_position_embeddings": 4096}
+    for scaling in ({"rope_type": "yarn"}, {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}):
+        sides = {"full_attention": scaling | {"factor": 2.0}, "sliding_attention": {"rope_type": "default"}}
+        theirs = transformers.Gemma3TextConfig(**json.loads(json.dumps(values | {"rope_parameters": sides})))
+        wanted = theirs.rope_parameters["full_attention"]["original_max_position_embeddings"]
+        assert read(tmp_path, values | {"rope_parameters": sides})[1].rope_scaling.original_length == wanted == 4096
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "falcon", "gpt_neo"])
+def test_no_attention_dropout_is_none(family, tmp_path):
+    values = next(iter(PUBLISHED[family].values())) | {"attention_dropout": None, "model_type": family}
+    assert read(tmp_path, values)[1].attention_dropout == 0
+
+
 REFUSED = [
     ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, "longrope.*nearest"),
     ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 512}, "OPT-350m has: the nearest is OPT-125m"),
@@ -147,7 +187,7 @@ REFUSED = [
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
     ("gptj", {"rotary_dim": 7}, "rotary_dim is 7"),
     ("qwen2", {"layer_types": ["sliding_attention"] * 24}, "layer_types has sliding_attention, but sliding_window"),
-    ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 1.0}}, "mscale: give the attention_factor"),
+    ("llama", {"model_type": "mine", "auto_map": {"AutoModel": "a.B"}}, "known are gpt2,.*code of its own .auto_map."),
     ("llama", {"rope_scaling": {"type": "llama3", "factor": 2.0}}, "low_freq_factor is missing"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0, "power": 3}}, "rope_parameters.'power'"),
     ("gpt_bigcode", {"scale_attn_weights": False}, "scale_attn_weights=False"),

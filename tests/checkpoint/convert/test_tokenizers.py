@@ -11,7 +11,7 @@ from megagpt.checkpoint.convert.convert import convert
 from megagpt.cli.base_run import base_overrides
 from megagpt.config.load import load
 from megagpt.data.tokenizer import Tokenizer
-from megagpt.errors import CheckpointError
+from megagpt.errors import CheckpointError, DataError
 from tests.data.chat_templates import CHATML, LLAMA3
 from tests.data.tokenizer_kinds import save
 
@@ -26,6 +26,13 @@ SIZE = {
 }
 KEPT = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
 
+OLDER = {
+    "tokenizer.model": bytes(range(256)),
+    "vocab.json": b'{"\xc4\xa0a":  0}',
+    "merges.txt": b"#version: 0.2\r\na b\n",
+}
+"""Files with the vocabulary in older forms, of which the first is binary."""
+
 
 def downloaded(kind: str, folder, template: str | None = None):
     """A folder with a tiny random model of Qwen2's or Llama's class, and a tokenizer."""
@@ -39,11 +46,13 @@ def test_files_come_back_byte_for_byte(kind, template, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     theirs = downloaded(kind, tmp_path / "theirs", template)
     (theirs / "added_tokens.json").write_text('{"x":  1}')
+    for name, content in OLDER.items():
+        (theirs / name).write_bytes(content)
     convert(theirs, tmp_path / "run", "megagpt", prove=False)
     assert "texts end with " in caplog.text and "warning" not in caplog.text.lower()
     convert(tmp_path / "run", tmp_path / "again", "megagpt", prove=False)
     convert(tmp_path / "again", tmp_path / "back", "huggingface", prove=False)
-    names = (*KEPT, "added_tokens.json")
+    names = (*KEPT, "added_tokens.json", *OLDER)
     assert {name: (tmp_path / "back" / name).read_bytes() for name in names} == {
         name: (theirs / name).read_bytes() for name in names
     }
@@ -53,6 +62,26 @@ def test_files_come_back_byte_for_byte(kind, template, tmp_path, caplog):
         other.start_ids,
         other.companions.templates,
     )
+
+
+def test_a_grown_tokenizer_has_no_vocabulary_in_older_forms(tmp_path):
+    theirs = save("qwen", tmp_path)
+    for name, content in OLDER.items():
+        (theirs / name).write_bytes(content)
+    old = Tokenizer.load(theirs / "tokenizer.json")
+    new = old.with_special_tokens(["<one more>"])
+    assert old.companions.texts.keys() - new.companions.texts.keys() == OLDER.keys()
+
+
+def test_a_damaged_store_is_named(tmp_path):
+    old = Tokenizer.load(save("qwen", tmp_path / "old") / "tokenizer.json")
+    old.save(tmp_path / "tokenizer.json")
+    store = tmp_path / "huggingface.json"
+    values = json.loads(store.read_text())
+    for text in ("a", "ab=", "ä" * 4, "====", "ab!="):
+        store.write_text(json.dumps(values | {"tokenizer.model": text}))
+        with pytest.raises(DataError, match=f"{store}: tokenizer.model is not base64"):
+            Tokenizer.load(tmp_path / "tokenizer.json")
 
 
 def test_code_is_not_passed_on(tmp_path):

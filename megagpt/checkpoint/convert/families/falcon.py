@@ -46,7 +46,7 @@ def _read(config: Values) -> ModelConfig:
         bias=config.flag("bias", False),
         tie_embeddings=config.flag("tie_word_embeddings", True),
         hidden_dropout=config.number("hidden_dropout", 0.0),
-        attention_dropout=config.number("attention_dropout", 0.0),
+        attention_dropout=config.dropout("attention_dropout"),
         init_std=config.number("initializer_range", 0.02),
     )
 

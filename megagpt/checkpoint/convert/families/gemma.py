@@ -12,6 +12,8 @@ from megagpt.checkpoint.files import shown
 from megagpt.config.architecture import RopeScalingConfig
 from megagpt.config.schema import ModelConfig
 
+LENGTH = 131072
+"""Gemma 3's context length, where none is given."""
 LOCAL_BASE, GLOBAL_BASE = 10000.0, 1000000.0
 """Gemma 3's bases of the rotary frequencies, of layers with a window and of the others."""
 
@@ -76,7 +78,7 @@ def _read_gemma3(config: Values) -> ModelConfig:
     """transformers stores a softcap of attention for Gemma 3 and does not use it, so that none may be given."""
     config.only(attn_logit_softcapping=(None,))
     period = config.integer("sliding_window_pattern", 6)
-    fields = _common(config, 131072, period) | _bases(config)
+    fields = _common(config, LENGTH, period) | _bases(config)
     if "attention_pattern" not in fields:
         del fields["rope_local_base"]  # no layer has it
     return ModelConfig(**fields, qk_layernorm=True)
@@ -93,7 +95,8 @@ def _bases(config: Values) -> dict[str, Any]:
     local = dict(inner.object("sliding_attention") or {})
     full.setdefault("rope_theta", GLOBAL_BASE if base is None else base)
     local.setdefault("rope_theta", LOCAL_BASE if local_base is None else local_base)
-    sides = [Values(config.path, config.kind, {"rope_parameters": values}) for values in (full, local)]
+    length = {"max_position_embeddings": config.integer("max_position_embeddings", LENGTH)}
+    sides = [Values(config.path, config.kind, length | {"rope_parameters": values}) for values in (full, local)]
     found, beside = rope.read(sides[0]), rope.read(sides[1])
     if beside["rope_scaling"] != RopeScalingConfig():
         raise config.refusal("scaled rotary positions in layers with a window (rope_parameters.sliding_attention)")

@@ -125,7 +125,7 @@ def _read_gpt_neo(config: Values) -> ModelConfig:
         attention_pattern=pattern(_attention_kinds(config, layers)),
         attention_window=config.integer("window_size", 256),
         hidden_dropout=config.number("resid_dropout", 0.0),
-        attention_dropout=config.number("attention_dropout", 0.0),
+        attention_dropout=config.dropout("attention_dropout"),
         init_std=config.number("initializer_range", 0.02),
     )
 

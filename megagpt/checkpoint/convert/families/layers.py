@@ -35,7 +35,7 @@ def shape(
         "sequence_length": config.integer("max_position_embeddings", length),
         "vocab_size": config.integer("vocab_size", REQUIRED),
         "tie_embeddings": config.flag("tie_word_embeddings", tied),
-        "attention_dropout": config.number("attention_dropout", 0.0),
+        "attention_dropout": config.dropout("attention_dropout"),
         "init_std": config.number("initializer_range", 0.02),
     }
 

@@ -39,7 +39,7 @@ def _read(config: Values) -> ModelConfig:
         bias=config.flag("enable_bias", True),
         tie_embeddings=config.flag("tie_word_embeddings", True),
         hidden_dropout=config.number("dropout", 0.1),
-        attention_dropout=config.number("attention_dropout", 0.0),
+        attention_dropout=config.dropout("attention_dropout"),
         init_std=config.number("init_std", 0.02),
     )
 

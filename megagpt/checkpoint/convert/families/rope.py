@@ -1,6 +1,7 @@
 """Rotary positions of a config.json, as transformers reads them, old names and new ones."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,13 +96,20 @@ def _scaling(found: Values, kinds: Sequence[str], config: Values) -> RopeScaling
         outside, within = config.integer(key), found.integer(key)
         values["original_length"] = outside or within or config.integer("max_position_embeddings", REQUIRED)
     if kind == "yarn":
-        if found.values.get("mscale") or found.values.get("mscale_all_dim"):
-            raise found.refusal("rope_parameters.mscale: give the attention_factor that follows from it")
         values["truncate"] = found.flag("truncate", True)
         for name in ("beta_fast", "beta_slow", "attention_factor"):
             if (value := found.number(name, None)) is not None:
                 values[name] = float(value)
-    return RopeScalingConfig(kind=NAMES[kind], factor=float(found.number("factor", REQUIRED)), **values)
+    factor = float(found.number("factor", REQUIRED))
+    scales = [found.number(name, None) for name in ("mscale", "mscale_all_dim")] if kind == "yarn" else []
+    if scales and all(scales) and "attention_factor" not in values:  # else transformers does not look at them
+        values["attention_factor"] = _warmth(factor, scales[0]) / _warmth(factor, scales[1])
+    return RopeScalingConfig(kind=NAMES[kind], factor=factor, **values)
+
+
+def _warmth(factor: float, scale: float) -> float:
+    """YaRN's factor of queries and keys (arXiv 2309.00071), as transformers scales it."""
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def parameters(model: ModelConfig, partial: bool = False) -> dict[str, Any]:

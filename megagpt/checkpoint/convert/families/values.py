@@ -19,7 +19,7 @@ HARMLESS = re.compile(
     "|n_ctx|reorder_and_upcast_attn|gradient_checkpointing|return_dict|output_(attentions|hidden_states|past)"
     "|pretraining_tp|attention_layers|sliding_window|max_window_layers|is_(decoder|encoder_decoder)|id2label|label2id"
     "|cache_implementation|_?sliding_window_pattern|(scale_)?attention_softmax_in_fp32|layerdrop|prefix|finetuning_task"
-    "|attention_dropout|embedding_dropout|chunk_size_feed_forward|tokenizer_class|hidden_act|ff_factor"
+    "|attention_dropout|auto_map|embedding_dropout|chunk_size_feed_forward|tokenizer_class|hidden_act|ff_factor"
 )
 """Keys that do not change what the model computes, in families that do not ask for them."""
 GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu": "gelu_exact"}
@@ -85,6 +85,10 @@ class Values:
             return type(value) in (int, float) and math.isfinite(value)
 
         return self.get(key, default, fits, "a finite number", null)
+
+    def dropout(self, key: str) -> float:
+        """A share of dropout, 0 where there is none; null means 0."""
+        return float(self.number(key, 0.0, null=True) or 0.0)
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
