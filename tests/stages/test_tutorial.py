@@ -23,13 +23,14 @@ PAGE = "tutorial.md"
 TOY = (
     "logging.wandb=off model.vocab_size=400 model.num_layers=2 model.hidden_size=32 model.num_attention_heads=2"
     " model.sequence_length=256 model.attention_window=64 optim.precision=fp32 optim.lr=1e-3 optim.global_batch_size=4"
-    " optim.ramp_start=null parallel.micro_batch_size=1 data.split=[0.9,0.1,0]"
+    " optim.ramp_start=null parallel.micro_batch_size=1 data.split=[0.7,0.3,0]"
 )
 TOY_OF = {
     "pretrain": "optim.train_tokens=4096",
     "sft": "optim.train_epochs=1",
     "ppo": "ppo.critic_parallel=null ppo.reward_parallel=null ppo.rollout_batch_size=4 ppo.max_prompt_tokens=128"
     " ppo.max_new_tokens=8 ppo.episodes=8",
+    "embed": "embed.max_tokens=64",
 }
 """By the first word of the recipe's name."""
 SMALLER = {
