@@ -42,6 +42,13 @@ SMALLER = {
     "megagpt evaluate": "megagpt evaluate limit=4",
     "--max-new-tokens 64": "--max-new-tokens 8",
 }
+EVALUATIONS = {
+    "pretrain_1_3b": {"bits_per_byte", "xz_9_bits_per_byte"},
+    "sft_1_3b": {"loss"},
+    "reward_1_3b": {"accuracy", "chance_accuracy", "longer_accuracy"},
+    "embed_text_1_3b": {"mrr"},
+}
+"""What the page has its reader look for in evaluation.json."""
 SERVER_STARTS = 300
 """Seconds, on a busy machine."""
 
@@ -103,8 +110,10 @@ def test_the_commands_of_the_page(tmp_path):
             assert serve_and_ask(line, program, tmp_path).splitlines()[-1] == "32"
         else:
             printed[line] = run(line, tmp_path)
-    held_out = json.loads((tmp_path / "runs/pretrain_1_3b/evaluation.json").read_text())
-    assert {"bits_per_byte", "xz_9_bits_per_byte"} <= held_out.keys()
+    for name, wanted in EVALUATIONS.items():
+        assert wanted <= json.loads((tmp_path / "runs" / name / "evaluation.json").read_text()).keys()
+    lines = [json.loads(line) for line in (tmp_path / "runs/ppo_1_3b/metrics.jsonl").read_text().splitlines()]
+    assert any({"validation_score", "validation_kl"} <= line.keys() for line in lines)
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 24
     assert any(text.rstrip().endswith("everything is in place") for text in printed.values())
     for run_name in ("sft_1_3b", "embed_text_1_3b"):
