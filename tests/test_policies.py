@@ -236,7 +236,7 @@ EXAMPLE = re.compile(r"  (megagpt|torchrun|python) (?!.*\[)")
 def commands() -> list[tuple[str, str]]:
     """(file, command) of every command in fenced shell blocks of the docs and in docstrings of the command lines."""
     found = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         for block in re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
             found += [(name(path), line) for line in block.replace("\\\n", " ").splitlines()]
@@ -355,6 +355,7 @@ def test_no_page_or_message_names_a_tool_that_is_not_there():
     pages = [
         *(ROOT / "docs").rglob("*.md"),
         ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
         ROOT / "CHANGELOG.md",
         ROOT / "Makefile",
         *(ROOT / "configs").rglob("*.yaml"),
