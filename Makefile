@@ -56,7 +56,7 @@ train: $(RUN)/report.html
 	echo "report:    $(RUN)/report.html (open it in a browser)"
 	echo "metrics:   $(RUN)/metrics.jsonl, held-out figures in $(RUN)/evaluation.json"
 	echo "try it:    $(MEGAGPT) generate --checkpoint $(RUN) --prompt 'def read_lines(path):'"
-	echo "next:      docs/configuration.md, and $(MEGAGPT) --help"
+	echo "next:      docs/tutorial.md (a model from your own text), and $(MEGAGPT) --help"
 
 $(DATA)/stdlib.jsonl: | $(VENV)/installed
 	$(PYTHON) tools/demo_corpus.py --output $@

@@ -236,7 +236,7 @@ EXAMPLE = re.compile(r"  (megagpt|torchrun|python) (?!.*\[)")
 def commands() -> list[tuple[str, str]]:
     """(file, command) of every command in fenced shell blocks of the docs and in docstrings of the command lines."""
     found = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         for block in re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
             found += [(name(path), line) for line in block.replace("\\\n", " ").splitlines()]
@@ -273,15 +273,15 @@ def messages() -> list[tuple[str, str]]:
     return found
 
 
-def texts(node: ast.AST) -> Iterator[str]:
-    """The texts in a file; those of f-strings as a whole, with 1 for every value."""
+def texts(node: ast.AST, value: str = "1") -> Iterator[str]:
+    """The texts in a file; those of f-strings as a whole, with `value` for every value."""
     if isinstance(node, ast.JoinedStr):
-        yield "".join(part.value if isinstance(part, ast.Constant) else "1" for part in node.values)
+        yield "".join(part.value if isinstance(part, ast.Constant) else value for part in node.values)
     elif isinstance(node, ast.Constant):
         yield from [node.value] if isinstance(node.value, str) else []
     else:
         for child in ast.iter_child_nodes(node):
-            yield from texts(child)
+            yield from texts(child, value)
 
 
 @cache
@@ -355,6 +355,7 @@ def test_no_page_or_message_names_a_tool_that_is_not_there():
     pages = [
         *(ROOT / "docs").rglob("*.md"),
         ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
         ROOT / "CHANGELOG.md",
         ROOT / "Makefile",
         *(ROOT / "configs").rglob("*.yaml"),

@@ -34,9 +34,10 @@ command = Group(
 
     \b
     Examples
-      megagpt data tokenizer corpus.jsonl --vocab-size 8192 --output tokenizer.json
-      megagpt data preprocess corpus.jsonl --tokenizer tokenizer.json --output data/corpus
-      megagpt train experiment=pretrain_125m 'data.corpora=[{path:data/corpus}]'
+      megagpt data tokenizer corpus.jsonl --vocab-size 50257 --output data/tokenizer.json
+      megagpt data preprocess corpus.jsonl --tokenizer data/tokenizer.json --output data/web
+      megagpt train experiment=pretrain_125m 'data.corpora=[{path:data/web}]'
+      megagpt generate --checkpoint runs/pretrain_125m --prompt "The history of"
       megagpt COMMAND --help
 
     Completion of commands and options in bash (also zsh, fish), in ~/.bashrc:

@@ -38,7 +38,7 @@ def show_section(ctx: click.Context, parameter: click.Parameter, name: str | Non
     cls=TrainCommand,
     goes_on=True,
     add_help_option=False,
-    short_help="Train a model: pretraining, code, SFT, reward, PPO.",
+    short_help="Train a model: pretraining and every later stage.",
 )
 @click.option(
     "-h",
