@@ -31,7 +31,7 @@ from megagpt.log import run_tool
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "tests/checkpoint/convert/published_configs.json"
 MEASURED = ROOT / "docs/benchmarks/convert_families.json"
-PAGE = ROOT / "docs/conversion.md"
+PAGE = ROOT / "docs/benchmarks/conversion.md"
 MARKERS = ("<!-- families: made by tools/conversion_families.py -->", "<!-- families: end -->")
 SIZE = 7e9
 COMPARED = ("Gemma-3-270M", "SmolLM2-360M", "Pythia-410M", "Pythia-1B")
@@ -50,7 +50,7 @@ class Prediction(NamedTuple):
 def main() -> int:
     """Predict or measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write-docs", action="store_true", help=f"put the tables into docs/{PAGE.name}")
+    parser.add_argument("--write-docs", action="store_true", help=f"put the tables into {PAGE.relative_to(ROOT)}")
     parser.add_argument("--output", type=Path, metavar="FILE", help="convert, compare, write the figures as JSON")
     args = parser.parse_args()
     if args.output:
