@@ -5,8 +5,8 @@ names: a class becomes one of the stand-ins below, or the file is refused. Tenso
 
 The numbers of instructions and bytes are limited, and data is compared with the CRC-32 of its entry. `torch.load` with
 weights_only=True and mmap=True does neither. In version 2.13 a file of 741 bytes makes it allocate a gigabyte, nested
-tuples as a key keep it busy for ever, a flipped bit in a tensor is not noticed, and a truncated file that is mapped ends
-the process with SIGBUS.
+tuples as a key keep it busy for ever, a flipped bit in a tensor is not noticed, and a mapped file that is truncated
+ends the process with SIGBUS.
 """
 
 import io
