@@ -81,7 +81,7 @@ def _interpreted() -> bool:
 
 
 def _mend_interpreter() -> None:
-    """Fix products of bfloat16 matrices in Triton's interpreter, which multiplies their bits as if they were numbers."""
+    """Fix products of bfloat16 matrices in Triton's interpreter, which multiplies bits instead of values."""
     import numpy as np
     from triton import language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
