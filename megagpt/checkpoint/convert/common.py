@@ -178,7 +178,7 @@ def check_parameters(where: Path, found: Mapping[str, tuple[int, ...]], model: M
 def inner_folder(folder: Path) -> Path:
     """`folder`, which a checkpoint names. Raises CheckpointError if it is a link, because that may point anywhere."""
     if folder.is_symlink():
-        raise CheckpointError(f"{folder} is a symbolic link: give what it points to, or copy it there")
+        raise CheckpointError(f"{folder} is a symbolic link: give its target, or copy the target there")
     return folder
 
 

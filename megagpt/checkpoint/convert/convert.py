@@ -131,7 +131,7 @@ def convert(
         difference = largest_difference(source, opened(wanted, temporary, source.model)) if prove else None
         if difference is not None and not difference <= tolerance:
             raise CheckpointError(
-                f"the {what} of {path} and of what was made of it differ by {difference:.3g}{of}, more than"
+                f"the {what} of {path} and of its conversion differ by {difference:.3g}{of}, more than"
                 f" {tolerance:g}: {target} was not written"
             )
         sync_folder(temporary)
@@ -154,16 +154,16 @@ def check_head(path: Path, head: str, found: Format, wanted: Format) -> None:
         )
     if head == "embedding" and found.name == name:
         raise CheckpointError(
-            f"{path} is a folder of sentence-transformers, which megagpt writes and does not read: convert the run that"
-            " it was made of"
+            f"{path} is a folder of sentence-transformers, which megagpt writes and does not read: convert the original"
+            " run"
         )
     if head == "embedding" and wanted.name != name:
         raise CheckpointError(
-            f"{path} has an embedding head, which no format of language models holds: take --to {name}"
+            f"{path} has an embedding head, which no format of language models holds: use --to {name}"
         )
     if head == "tokens" and wanted.name == name:
         raise CheckpointError(
-            f"{path} is a language model, which gives no vectors of texts: take --to {hugging_face.NAME}, or train an"
+            f"{path} is a language model, which gives no vectors of texts: use --to {hugging_face.NAME}, or train an"
             f" embedding model first, as in `megagpt train stage=embed checkpoint.load={path}"
             " 'data.pairs=[pairs.jsonl]'`"
         )

@@ -85,7 +85,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     folder = tag_folder(path, LATEST)
     model = find_model([folder, path], like)
     if model is None:
-        raise CheckpointError(f"{folder} does not say what model it holds: give --like a megagpt config or checkpoint")
+        raise CheckpointError(f"{folder} does not describe its model: give --like a megagpt config or checkpoint")
     models, optims = _files(folder, MODEL_FILE), _files(folder, OPTIM_FILE)
     ranks = max((tensor for _, tensor in optims), default=-1) + 1
     replicas = max((data for data, _ in optims), default=-1) + 1
@@ -108,7 +108,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             what = f"{type(error).__name__} {error!s:.300}"
             raise CheckpointError(
-                f"{models[0, tensor]} or its optimizer files lack what DeepSpeed saves: {what}"
+                f"{models[0, tensor]} or its optimizer files lack values that DeepSpeed saves: {what}"
             ) from None
     return _source(path, folder, model, step, found)
 

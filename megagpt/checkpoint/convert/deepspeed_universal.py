@@ -50,7 +50,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     folder = tag_folder(path, LATEST)
     model = find_model([folder, path], like)
     if model is None:
-        raise CheckpointError(f"{folder} does not say what model it holds: give --like a megagpt config or checkpoint")
+        raise CheckpointError(f"{folder} does not describe its model: give --like a megagpt config or checkpoint")
     names = [inner_folder(folder / FOLDER / name).name for name in _names(inner_folder(folder / FOLDER))]
     held = {kind: _kind(folder, names, kind, model) for kind in STATE.values()}
     shapes = {name: tensor.shape for name, tensor in held["fp32"].items()}

@@ -72,7 +72,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     for place, file in _files(folder).items():
         states[place] = load(file)
         if not isinstance(states[place], dict):
-            raise CheckpointError(f"{file} does not hold what Megatron-LM saves")
+            raise CheckpointError(f"{file} does not have the contents that Megatron-LM saves")
     first = states[0, 0]
     model = find_model([folder, path], like) or model_of(arguments(first, folder), folder)
     old = isinstance(first.get("model"), dict) and "language_model" in first["model"]
@@ -186,7 +186,7 @@ def _named_tensors(values: Mapping[Any, Any]) -> Iterator[tuple[str, StoredTenso
         for key, value in found.items():
             name = f"{prefix}{shown(key) if not isinstance(key, str) else key[:NAME_LIMIT]}"
             if len(name) >= NAME_LIMIT:
-                raise CheckpointError(f"a {FILE} names a tensor {shown(name)}, which no parameter is called")
+                raise CheckpointError(f"a {FILE} names a tensor {shown(name)}, which is not the name of a parameter")
             if isinstance(value, dict):
                 if id(value) in seen:
                     raise CheckpointError(f"a {FILE} holds a dict twice, the second time as {shown(name)}")

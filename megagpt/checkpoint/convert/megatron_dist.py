@@ -139,7 +139,9 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     folder = iteration_folder(path)
     common = load(folder / COMMON) if os.path.lexists(folder / COMMON) else _common_state(folder)
     if not isinstance(common, dict):
-        raise CheckpointError(f"{folder}: {COMMON}, or the shard in its place, does not hold what Megatron-LM saves")
+        raise CheckpointError(
+            f"{folder}: {COMMON}, or the shard in its place, does not have the contents that Megatron-LM saves"
+        )
     model = find_model([folder, path], like) or model_of(arguments(common, folder), folder)
     found = dict(_tensors(folder))
     check_parameters(folder, {name: tensor.shape for name, tensor in found.items()}, model)
@@ -219,7 +221,9 @@ def _chunks(folder: Path, described: Mapping[str, Record], placed: Mapping[Recor
     )
     for before, after in pairwise(spans):
         if before[0] == after[0] and before[1] + before[2] > after[1]:
-            raise CheckpointError(f"{before[0]}: {before[3]} and {after[3]} are said to be in the same bytes")
+            raise CheckpointError(
+                f"{before[0]}: {before[3]} and {after[3]} overlap in the file, according to its metadata"
+            )
     return found
 
 
@@ -232,12 +236,14 @@ def _chunk(folder: Path, files: Mapping[str, int], place: ShardMetadata, info: M
     where, name = folder / METADATA, place.name
     file, start, length = info["relative_path"], info["offset"], info["length"]
     if info.get("transform_descriptors"):
-        raise CheckpointError(f"{where}: {name} is stored transformed (compressed, say), which is not read")
+        raise CheckpointError(f"{where}: {name} is stored transformed (for example compressed), which is not supported")
     if not isinstance(file, str) or not FILE.fullmatch(file) or file not in files:
-        raise CheckpointError(f"{where}: {name} is said to be in {shown(file)}, which is not a file of it")
+        raise CheckpointError(
+            f"{where}: {name} is in {shown(file)} according to the metadata, which is not a file of the checkpoint"
+        )
     if type(start) is not int or type(length) is not int or not 0 <= start <= start + length <= files[file]:
         raise CheckpointError(
-            f"{folder / file} has {files[file]:,} bytes, but {name} is said to lie beyond: it was cut"
+            f"{folder / file} has {files[file]:,} bytes, but the metadata place {name} beyond its end: the file was cut"
         )
     if flaw := place.flaw():
         raise CheckpointError(f"{where}: {name}: {flaw}")

@@ -190,7 +190,7 @@ def _typed_tensor(storage: Storage, offset: Any, shape: Any, stride: Any, dtype:
     held = storage.size // dtype.itemsize
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if prod(shape) > held or (0 not in shape and last >= held):
-        raise _Refused(f"a tensor of shape {shape} leaves its storage of {held:,} elements")
+        raise _Refused(f"a tensor of shape {shape} exceeds its storage of {held:,} elements")
     return StoredTensor(storage, storage.start + offset * dtype.itemsize, dtype, shape, stride)
 
 
@@ -199,7 +199,7 @@ def sizes(value: Any) -> tuple[int, ...]:
     if not isinstance(value, tuple | list) or len(value) > MAX_DIMENSIONS:
         raise _Refused("a shape is not a short list")
     if any(type(size) is not int or not 0 <= size < 1 << 62 for size in value):
-        raise _Refused("a shape holds what is not a size")
+        raise _Refused("a shape holds a value that is not a size")
     return tuple(value)
 
 
@@ -212,7 +212,7 @@ def _parameter(data: Any, *_: Any) -> StoredTensor:
 def _tensor_of_type(rebuild: Any, _: Any, args: Any, *__: Any) -> StoredTensor:
     """Replaces the function that rebuilds tensors with attributes; the attributes are ignored."""
     if not isinstance(rebuild, _Global) or not rebuild.name.startswith("torch._utils._rebuild_"):
-        raise _Refused("a tensor is rebuilt by what does not rebuild tensors")
+        raise _Refused("a tensor is rebuilt by something that is not a function for that")
     return rebuild.build(*args)
 
 
@@ -234,7 +234,7 @@ def _set(items: Any = ()) -> set:
 def _encode(text: Any, encoding: Any) -> bytes:
     """Replaces the function by which protocol 2 writes bytes."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise _Refused("it encodes what is not text")
+        raise _Refused("it encodes a value that is not text")
     return text.encode("latin1")
 
 
@@ -249,7 +249,7 @@ def _key(value: Any) -> Any:
 
 def _set_items(target: Any, items: Any) -> None:
     if not isinstance(target, dict) or not isinstance(items, list | tuple) or len(items) % 2:
-        raise _Refused("it sets items of what is not a dict")
+        raise _Refused("it sets items of a value that is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
         target[_key(key)] = value
 
@@ -330,13 +330,13 @@ class _Reader(pickle._Unpickler):
         _, dtype, key, _, count = pid
         entry = self.storages.get(key) if isinstance(key, str) else None
         if entry is None or type(count) is not int or count * dtype.itemsize != entry.size:
-            raise _Refused(f"the storage {shown(key)} is missing or its size is not what is claimed of it")
+            raise _Refused(f"the storage {shown(key)} is missing or does not have its claimed size")
         return Storage(self.path, self.start + entry.start, entry.size, entry.crc, dtype)
 
     def load_reduce(self) -> None:
         args, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, _Global) or not isinstance(args, tuple):
-            raise _Refused("it calls what is not a class")
+            raise _Refused("it calls a value that is not a class")
         self.dispatch.spend(len(args))
         self.dispatch.spend(sum(len(arg) for arg in args if isinstance(arg, str | bytes | list | tuple | dict | set)))
         self.append(function.build(*args))
@@ -346,7 +346,7 @@ class _Reader(pickle._Unpickler):
         if isinstance(self.stack[-1], Record):
             self.stack[-1].state = state
         elif not isinstance(self.stack[-1], dict):  # an ordered dict's state is its _metadata, which is ignored
-            raise _Refused("it sets the state of what is not an object")
+            raise _Refused("it sets the state of a value that is not an object")
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -359,7 +359,7 @@ class _Reader(pickle._Unpickler):
     def load_additems(self) -> None:
         items = self.pop_mark()
         if not isinstance(self.stack[-1], set):
-            raise _Refused("it adds to what is not a set")
+            raise _Refused("it adds to a value that is not a set")
         self.stack[-1].update(_key(item) for item in items)
 
     dispatch |= {
