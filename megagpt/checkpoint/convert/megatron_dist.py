@@ -238,9 +238,7 @@ def _chunk(folder: Path, files: Mapping[str, int], place: ShardMetadata, info: M
     if info.get("transform_descriptors"):
         raise CheckpointError(f"{where}: {name} is stored transformed (for example compressed), which is not supported")
     if not isinstance(file, str) or not FILE.fullmatch(file) or file not in files:
-        raise CheckpointError(
-            f"{where}: {name} is in {shown(file)} according to the metadata, which is not a file of the checkpoint"
-        )
+        raise CheckpointError(f"{where}: {name} is stored in {shown(file)}, which is not a file of the checkpoint")
     if type(start) is not int or type(length) is not int or not 0 <= start <= start + length <= files[file]:
         raise CheckpointError(
             f"{folder / file} has {files[file]:,} bytes, but the metadata place {name} beyond its end: the file was cut"
