@@ -1,4 +1,4 @@
-"""Where an op runs: how the faces of a `torch.library` op are registered, and which back end `auto` means."""
+"""Registers the implementations of a `torch.library` op, and chooses the back end for `auto`."""
 
 from collections.abc import Callable
 from functools import cache
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""Dtypes that the Triton kernels take, unless an op says otherwise; they compute in float32."""
+"""Dtypes that the Triton kernels support, unless an op says otherwise; they compute in float32."""
 
 
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
-"""Chips that launch settings are made for, by compute capability, each with the KiB of shared memory that a program can
-use there (CUDA programming guide, table of technical specifications)."""
+"""{compute capability: KiB of shared memory per program} of the chips that have launch settings (CUDA programming
+guide, table of technical specifications)."""
 
 
 def define_op(name: str, reference: Callable, kernel: str, fake: Callable, mutates: tuple[str, ...] = ()) -> Callable:
     """Register `torch.ops.megagpt.<name>` and return it.
 
-    reference: the op on CPU, annotated, from which the schema is read; it must return new tensors. kernel: "module:
-    function" that runs it with Triton, on CUDA and, where TRITON_INTERPRET=1, on CPU; imported when first called,
-    because not every machine has Triton. fake: the outputs' shapes and dtypes, for meta tensors and torch.compile.
-    mutates: the arguments that it overwrites.
+    reference: the CPU implementation; its type annotations give the schema, and it must return new tensors. kernel:
+    "module:function" of the Triton implementation, for CUDA and, with TRITON_INTERPRET=1, also for CPU; it is imported
+    at the first call, because not every machine has Triton. fake: computes the outputs' shapes and dtypes, for meta
+    tensors and torch.compile. mutates: names of the arguments that the op overwrites.
     """
     qualified = f"megagpt::{name}"
     module, function = kernel.split(":")
@@ -41,10 +41,9 @@ def define_op(name: str, reference: Callable, kernel: str, fake: Callable, mutat
 
 
 def choose_backend(backend: str, tensor: Tensor, others: tuple[str, ...] = ("torch",)) -> str:
-    """The back end that `backend` means for `tensor`: `auto` is Triton on a GPU that launch settings fit, and the first
-    of `others` elsewhere.
+    """The back end for `tensor`: `auto` is Triton on a GPU with fitting launch settings, else the first of `others`.
 
-    Raises ValueError for a back end that is unknown, or for Triton on a CPU without its interpreter.
+    Raises ValueError for an unknown back end, or for Triton on a CPU without its interpreter.
     """
     if backend == "auto":
         return "triton" if tensor.is_cuda and chip() else others[0]
@@ -59,7 +58,7 @@ def choose_backend(backend: str, tensor: Tensor, others: tuple[str, ...] = ("tor
 
 
 def _constant(function: Callable) -> Callable:
-    """As `torch.compiler.assume_constant_result`, which imports the whole compiler, a second's work, to set this."""
+    """Like `torch.compiler.assume_constant_result`, but without importing the compiler, which takes a second."""
     function._dynamo_marked_constant = True
     return function
 
@@ -82,7 +81,7 @@ def _interpreted() -> bool:
 
 
 def _mend_interpreter() -> None:
-    """Triton's interpreter holds bfloat16 as its bits and multiplies matrices of those; let it multiply numbers."""
+    """Fix products of bfloat16 matrices in Triton's interpreter, which multiplies bits instead of values."""
     import numpy as np
     from triton import language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -102,9 +101,9 @@ def _mend_interpreter() -> None:
 
 @_constant
 def chip() -> int | None:
-    """Key of SHARED_KIB whose launch settings the current GPU takes, such as 90 on sm_90.
+    """Key of SHARED_KIB whose launch settings the current GPU uses, such as 90 on sm_90.
 
-    None if it takes none, or if Triton is not installed. The interpreter poses as Hopper.
+    None if none fits, or if Triton is not installed. The interpreter uses the settings of Hopper (90).
     """
     if interpreted():
         return 90
@@ -131,22 +130,22 @@ def chip_like(capability: int, shared_kib: int) -> int | None:
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors of a device; few on a CPU, so that the interpreter also runs a program many times."""
+    """Number of streaming multiprocessors of a device; 4 on a CPU, so that tests cover programs with many tiles too."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
 def descriptor_memory() -> None:
-    """Let the next launch from this thread allocate memory for the tensor descriptors that its kernel makes."""
+    """Let this thread's next launch allocate memory for the tensor descriptors that its kernel makes."""
     import triton
 
     triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
 
 
 def check_tensor(name: str, tensor: Tensor, like: Tensor | None = None, shape: tuple[int, ...] | None = None) -> None:
-    """Raise ValueError, naming the argument, unless the kernels can take `tensor`.
+    """Raises ValueError, naming the argument, unless the kernels support `tensor`.
 
-    It must have one of DTYPES, lie where `like` lies with the same dtype, and have `shape`; the stride of its last
-    dimension must be 1.
+    It must have one of DTYPES, the device and dtype of `like`, and the shape `shape` (if these are given); the stride
+    of its last dimension must be 1.
     """
     if tensor.dtype not in DTYPES:
         raise ValueError(f"{name} has dtype {tensor.dtype}; supported are float32, bfloat16 and float16")
@@ -161,14 +160,14 @@ def check_tensor(name: str, tensor: Tensor, like: Tensor | None = None, shape: t
 
 
 def has_tiles(tensor: Tensor) -> bool:
-    """Whether hardware can load tiles of it: rows of adjacent elements, which all begin at multiples of 16 bytes."""
+    """Whether tensor descriptors can load tiles of it: contiguous rows that all begin at multiples of 16 bytes."""
     step = 16 // tensor.element_size()
     strides = [stride for stride, size in zip(tensor.stride()[:-1], tensor.shape[:-1], strict=True) if size > 1]
     return tensor.stride(-1) == 1 and all(s and s % step == 0 for s in strides) and tensor.storage_offset() % step == 0
 
 
 def check_tiles(**tensors: Tensor) -> None:
-    """Raise ValueError, naming the argument, unless all `tensors` have tiles."""
+    """Raises ValueError, naming the argument, unless `has_tiles` is true for all `tensors`."""
     for name, tensor in tensors.items():
         if not has_tiles(tensor):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""`python -m megagpt key=value` and `torchrun -m megagpt key=value` are `megagpt train key=value`.
+"""`python -m megagpt key=value` and `torchrun -m megagpt key=value` do the same as `megagpt train key=value`.
 
 python -m megagpt experiment=demo
 torchrun --nproc-per-node 2 -m megagpt experiment=demo parallel=tensor

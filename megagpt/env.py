@@ -1,4 +1,4 @@
-"""The only reader of environment variables: small typed functions, so that what a run depends on is in one place."""
+"""The only module that reads environment variables, so that one file lists every variable a run depends on."""
 
 import os
 import stat
@@ -53,7 +53,7 @@ def master_port() -> int | None:
 
 def restart_attempt() -> int:
     """How often this job was started again, by torchrun, by slurm/train.sh or by Slurm; 0 the first time."""
-    # All counted together: each start of any kind is another attempt.
+    # A start of any kind is another attempt, so the three counts are added.
     names = ("TORCHELASTIC_RESTART_COUNT", "MEGAGPT_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return sum(_integer(name, 0) for name in names)
 
@@ -69,28 +69,28 @@ def api_key() -> str | None:
 
 
 def launcher_has_store() -> bool:
-    """Whether torchrun itself serves the store at the master address, so that no rank has to."""
+    """Whether torchrun itself serves the store at the master address; otherwise rank 0 must serve it."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def network_settings() -> dict[str, str]:
-    """The variables that NCCL, gloo and CUDA's streams are set by, as far as they are given."""
+    """The environment variables that configure NCCL, gloo and CUDA streams: {name: value} of those that are set."""
     prefixes = ("NCCL_", "GLOO_", "TORCH_NCCL_", "CUDA_DEVICE_MAX_CONNECTIONS")
     return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
 
 
 def start_kernels_in_order() -> None:
-    """Have a GPU start kernels in the order in which they were queued, unless the caller's environment says otherwise.
+    """Make a GPU start kernels in the order in which they were queued, unless the user's environment sets it otherwise.
 
-    To be called before CUDA is used.
+    Call it before CUDA is initialised.
     """
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
 def keep_compiled_kernels_here() -> None:
-    """Have Triton and PyTorch keep what they compile on this machine, unless the caller's environment names a place.
+    """Put Triton's and PyTorch's compilation caches on a local disk, unless the user's environment names a folder.
 
-    Triton's own place is the home folder, which on a cluster is often one disk for thousands of ranks.
+    By default Triton uses the home folder, which on a cluster is often one disk for thousands of ranks.
     """
     folder = Path(tempfile.gettempdir()) / f"megagpt_{os.getuid()}"
     try:
@@ -99,7 +99,7 @@ def keep_compiled_kernels_here() -> None:
     except OSError:
         return
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        return  # what is compiled there is run: it must be nobody else's
+        return  # files in this folder are executed, so nobody else may be able to write to it
     for name, kind in (("TRITON_CACHE_DIR", "triton"), ("TORCHINDUCTOR_CACHE_DIR", "inductor")):
         os.environ.setdefault(name, str(folder / kind))
 
@@ -110,43 +110,43 @@ def tokenize_on_one_thread() -> None:
 
 
 def share_cores(ranks: int) -> None:
-    """Give each of so many ranks on this machine as many threads as it has cores for, unless the user has said."""
+    """Divide this machine's cores among its `ranks` ranks, as threads of OpenMP, unless the user set the number."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
 
 
 def stay_on_loopback() -> None:
-    """Let ranks on one machine talk over its loopback interface, unless the caller's environment names another."""
+    """Let ranks on one machine communicate over its loopback interface, unless the user's environment names another."""
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, "lo")
 
 
 def connect_when_needed() -> None:
-    """Let a rank connect over gloo to those ranks that it talks to, and not to all: each of N would have N sockets."""
+    """Let a rank open gloo connections when they are first used; otherwise each of N ranks opens N sockets."""
     os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
 
 
 def become_rank(rank: int, world_size: int, gpus: bool) -> None:
-    """Make this process what torchrun would make of rank `rank` on one machine; without `gpus` it sees none."""
+    """Set the variables that torchrun sets for rank `rank` on one machine. Without `gpus`, hide all GPUs."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
     if not gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def interpret_kernels() -> None:
-    """Have Triton interpret kernels on the CPU; to be called before Triton is imported."""
+    """Make Triton interpret kernels on the CPU. Call it before Triton is imported."""
     os.environ["TRITON_INTERPRET"] = "1"
 
 
 def set_deepspeed_accelerator(name: str) -> None:
-    """Tell DeepSpeed what to run on, unless the caller's environment does; it would look for it, and say so."""
+    """Name DeepSpeed's accelerator, unless the user's environment does; otherwise DeepSpeed searches and logs it."""
     os.environ.setdefault("DS_ACCELERATOR", name)
 
 
 def torch_extensions_dir() -> str | None:
-    """Folder that C++ extensions are built in, where the user has named one."""
+    """Folder in which PyTorch builds C++ extensions; None when the user has not named one."""
     return os.environ.get("TORCH_EXTENSIONS_DIR")
 
 
 def keep_ray_to_itself() -> None:
-    """Keep Ray from reporting its use over the network, unless the caller's environment says otherwise."""
+    """Stop Ray from sending usage reports over the network, unless the user's environment sets it otherwise."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -1,8 +1,8 @@
-"""Every error that megagpt raises for people to read, and the exit code that each one ends a process with."""
+"""Every error that megagpt raises for people to read, with the exit code of a process that ends with it."""
 
 
 class MegaGPTError(Exception):
-    """Base of the family: the message says what was wrong, where, and what to do."""
+    """Base class of megagpt's errors. The message says what was wrong, where, and what to do."""
 
     exit_code = 1
 
@@ -20,7 +20,7 @@ class DataError(MegaGPTError):
 
 
 class CheckpointError(MegaGPTError):
-    """A checkpoint could not be written, or none that is valid could be read."""
+    """A checkpoint could not be written, or no valid checkpoint could be read."""
 
     exit_code = 4
 
@@ -62,4 +62,4 @@ STOPPED_BY_SIGNAL = 75
 """Exit code of a run that was asked to stop, saved, and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 
 FOR_GOOD = tuple(kind.exit_code for kind in (ConfigError, DataError, TrainingDiverged, RepeatedFailure))
-"""Exit codes of what another attempt of the same job would only meet again."""
+"""Exit codes of permanent failures: do not retry."""

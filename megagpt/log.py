@@ -1,4 +1,4 @@
-"""Logging that knows its rank, progress bars, and how a command line ends when something is wrong."""
+"""Logging with the rank in each line, progress bars, and the exit of a command after an error."""
 
 import io
 import logging
@@ -24,15 +24,15 @@ LINE_INTERVAL_SECONDS = 30.0
 """Time between two progress lines where stderr is not a terminal."""
 
 QUIET = (
-    (r"megatron\.", UserWarning),  # that Apex and Transformer Engine are not installed: megagpt needs neither
-    (r"megagpt\.parallel\.cpu", UserWarning),  # the same, seen from where Megatron-Core's calls pass through
+    (r"megatron\.", UserWarning),  # it warns that Apex and Transformer Engine are missing; megagpt needs neither
+    (r"megagpt\.parallel\.cpu", UserWarning),  # the same warnings, when Megatron-Core is called through this module
     (r"torch\.distributed", FutureWarning),  # names of collectives that Megatron-Core and DeepSpeed still use
 )
-"""Warnings of libraries that a user can do nothing about: the module that they point at, and their category."""
+"""Library warnings that a user can do nothing about, as (pattern of the module that is blamed, category)."""
 
 
 class _Stderr(logging.Handler):
-    """Writes to today's stderr, above any progress bar."""
+    """Writes above any progress bar to sys.stderr, as it is when the record is written."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -49,17 +49,17 @@ class _File(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not self.failed:
             self.failed = True
-            log.warning("cannot write %s (%s): the log goes on here only", self.baseFilename, sys.exc_info()[1])
+            log.warning("cannot write %s (%s): the log now goes to stderr only", self.baseFilename, sys.exc_info()[1])
 
     def close(self) -> None:
         try:
             super().close()
-        except OSError:  # closing flushes what a full disk could not take
+        except OSError:  # closing flushes the buffer, which fails on a full disk
             self.stream = None
 
 
 class _Short(logging.Formatter):
-    """`12:34:56 message` with the level named from warnings upwards and the rank on all ranks but the first."""
+    """`12:34:56 message`, with the level for warnings and errors, and with the rank on all ranks but rank 0."""
 
     def __init__(self, rank: int) -> None:
         super().__init__(datefmt="%H:%M:%S")
@@ -71,10 +71,10 @@ class _Short(logging.Formatter):
 
 
 def setup(run_dir: str | Path | None = None) -> None:
-    """Send log records to stderr and, on rank 0 and given a run folder, to its log.txt as well.
+    """Send log records to stderr. With a run folder, rank 0 also writes them to log.txt in that folder.
 
-    Rank 0 shows megagpt's own information; other ranks, and other libraries, only warnings and worse. Calling it
-    again replaces what the earlier call set up.
+    Rank 0 shows megagpt's own info messages. Other ranks and other libraries show only warnings and errors. A second
+    call replaces the handlers of the first.
     """
     rank = env.rank()
     root = logging.getLogger()
@@ -85,7 +85,7 @@ def setup(run_dir: str | Path | None = None) -> None:
     stderr.setFormatter(_Short(rank))
     root.addHandler(stderr)
     logging.getLogger("megagpt").setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    # Megatron-Core warns that it does not know our feed-forward layer, and 0.19 that it lays out parameters itself.
+    # Megatron-Core warns that it does not know our feed-forward layer; 0.19 also warns that it lays out parameters.
     for module in ("transformer.transformer_layer", "distributed.distributed_data_parallel"):
         logging.getLogger(f"megatron.core.{module}").setLevel(logging.ERROR)
     for module, category in QUIET:
@@ -104,7 +104,7 @@ def setup(run_dir: str | Path | None = None) -> None:
 
 
 class _Lines(tqdm):
-    """A progress bar without a terminal: now and then a plain line in the log."""
+    """A progress bar for output without a terminal: a plain log line every LINE_INTERVAL_SECONDS."""
 
     def __init__(self, **options: Any) -> None:
         # Nothing is drawn: ncols=0 leaves the bar out, and the newline that close() writes goes to a buffer.
@@ -117,11 +117,11 @@ class _Lines(tqdm):
 
 
 def progress(total: float | None, unit: str, desc: str, initial: int = 0) -> tqdm:
-    """A progress bar, to be used as a context manager: `update(n)` advances it, and
-    `set_postfix(loss=..., refresh=False)` annotates it, to be shown with the next update.
+    """A progress bar, used as a context manager. `update(n)` advances it; `set_postfix(loss=..., refresh=False)` adds
+    values that the next update shows.
 
-    It is drawn on rank 0 only; where stderr is not a terminal it becomes a log line every LINE_INTERVAL_SECONDS.
-    `unit` "B" (bytes) and "tokens" are shown with SI prefixes. `initial` is where a resumed job starts.
+    Only rank 0 draws it. Where stderr is not a terminal, it writes a log line every LINE_INTERVAL_SECONDS. The units
+    "B" (bytes) and "tokens" are shown with SI prefixes. `initial` is the count at which a resumed job starts.
     """
     options = {"total": total, "unit": unit, "desc": desc, "initial": initial, "unit_scale": unit in ("B", "tokens")}
     if env.rank() != 0:
@@ -132,10 +132,10 @@ def progress(total: float | None, unit: str, desc: str, initial: int = 0) -> tqd
 
 
 def run_tool(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command line's `main` and exit with its return value (None is 0).
+    """Run a command line's `main` and exit with its return value (None counts as 0).
 
-    An error of megagpt is reported as one message without traceback, with its own exit code. A rank that failed ends at
-    once: Python's own end waits for threads and process groups, which may wait for other ranks or for a GPU.
+    A MegaGPTError is logged as one message without traceback and sets the exit code. A rank that failed exits at once
+    by os._exit: Python's normal exit waits for threads and process groups, which may wait for other ranks or a GPU.
     """
     setup()
     code = _reported(main)
@@ -148,7 +148,7 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _reported(main: Callable[[], int | None]) -> int:
-    """Exit code of `main`, whose error has been told."""
+    """Run `main`, log its error if it raises one, and return the exit code."""
     try:
         return main() or 0
     except KeyboardInterrupt:

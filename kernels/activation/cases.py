@@ -1,4 +1,4 @@
-"""Launches of the activations that between them compile everything that can be chosen."""
+"""Launches of the activations that together compile every variant."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

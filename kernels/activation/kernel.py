@@ -1,9 +1,9 @@
-"""Activations in Triton, and how they are launched.
+"""Activations in Triton, and the functions that launch them.
 
-A program handles tiles of a matrix [rows, columns], so that the bias of a column is read once a tile. A backward kernel
-also sums its tiles over rows, for the gradient of the bias, into one row of `partial` [groups, columns]; the sum over
-groups follows. That adds a thousandth to the traffic, where summing dx afterwards would read it all once more, and
-gives the same bits every time.
+A program handles tiles of a matrix [rows, columns], so that it reads a column's bias once per tile. A backward kernel
+also sums its tiles over rows into one row of `partial` [groups, columns], for the gradient of the bias; the sum over
+groups follows. This adds a thousandth to the memory traffic, while summing dx afterwards would read all of it again,
+and the result is the same in every run.
 """
 
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor
 from megagpt.kernels.activation.reference import GATED
 from megagpt.kernels.backend import multiprocessors
 
-COLUMNS = 256  # of a tile: one 16-byte access a thread lets a warp cover a row in bfloat16
+COLUMNS = 256  # columns of a tile: with one 16-byte access per thread a warp covers a row in bfloat16
 FORWARD_ROWS = 16
-BACKWARD_ROWS = 8  # fewer, because more values of an element are alive
+BACKWARD_ROWS = 8  # fewer, because each element needs more registers
 LAUNCH = {"enable_fp_fusion": True, "num_warps": 4}
-PROGRAMS = 8  # a multiprocessor, of kernels that go through several tiles
+PROGRAMS = 8  # programs per multiprocessor, for kernels that process several tiles
 
 # 2 sqrt(2/pi) log2(e), and times 0.044715; then 2 sqrt(2/pi), and times 3 * 0.044715
 GELU_1 = tl.constexpr(2.302208198144325)
@@ -31,7 +31,7 @@ NORMAL_0 = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi), the normal distri
 
 @triton.jit
 def tile(row_tile, column_tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Rows [ROWS] and columns [COLUMNS] of a tile, and which of its elements exist."""
+    """Rows [ROWS] and columns [COLUMNS] of a tile, and a mask of its elements inside the matrix."""
     column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     row = (row_tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)  # for addresses beyond 2^31
     inside = (row < rows)[:, None] & (column < columns)[None, :]
@@ -40,21 +40,21 @@ def tile(row_tile, column_tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.c
 
 @triton.jit
 def load(pointer, inside):
-    """Values in float32, 0 outside."""
+    """Values in float32, 0 outside the matrix."""
     return tl.load(pointer, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def store(pointer, value, inside):
-    """Round to what is kept there."""
+    """Store values, rounded to the pointer's dtype."""
     tl.store(pointer, value.to(pointer.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def activate(u, KIND: tl.constexpr):
-    """(f(u), f'(u)) of a kind of `reference.POINTWISE`, in float32; what is not used of them compiles to nothing.
+    """(f(u), f'(u)) of a kind of `reference.POINTWISE`, in float32; an unused result compiles to nothing.
 
-    gelu and silu are u s(u) with a logistic function s, which does not cancel where tanh would.
+    gelu and silu are computed as u s(u) with a logistic function s, which avoids the cancellation of 1 + tanh.
     """
     if KIND == "relu" or KIND == "squared_relu":
         u = tl.where(u <= 0.0, 0.0, u)  # lets NaN pass
@@ -123,7 +123,7 @@ def gated_forward_kernel(
     x_ptr, bias_ptr, y_ptr, rows, columns,
     KIND: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """y = f(gate) up, with [gate, up] = x + bias and `columns` those of y."""
+    """y = f(gate) up, with [gate, up] = x + bias; `columns` is the number of columns of y."""
     tiles = tl.cdiv(columns, COLUMNS)
     row, column, inside = tile(tl.program_id(0) // tiles, tl.program_id(0) % tiles, rows, columns, ROWS, COLUMNS)
     offset = row[:, None] * columns * 2 + column[None, :]
@@ -171,7 +171,7 @@ def gated_backward_kernel(
 
 
 def geometry(x: Tensor, columns: int, forward_rows: int | None = None) -> tuple[int, int, int]:
-    """Rows of x, programs of a forward kernel that gives `columns` columns, and groups of rows of a backward kernel."""
+    """Rows of x, programs of a forward kernel with `columns` output columns, and row groups of a backward kernel."""
     rows, tiles = x.numel() // max(x.shape[-1], 1), triton.cdiv(columns, COLUMNS)
     groups = PROGRAMS * multiprocessors(x.device) // max(tiles, 1)
     return (
@@ -186,7 +186,7 @@ def activation(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
     x, gated = x.contiguous(), kind in GATED
     columns = x.shape[-1] // 2 if gated else x.shape[-1]
     y = torch.empty(*x.shape[:-1], columns, dtype=x.dtype, device=x.device)
-    row_tile = FORWARD_ROWS // 2 if kind == "geglu_exact" else FORWARD_ROWS  # for the error function's registers
+    row_tile = FORWARD_ROWS // 2 if kind == "geglu_exact" else FORWARD_ROWS  # the error function needs registers
     rows, programs, _ = geometry(x, columns, row_tile)
     kernel = gated_forward_kernel if gated else activation_forward_kernel
     kernel[(programs,)](x, bias, y, rows, columns, **_flags(kind, bias), ROWS=row_tile, COLUMNS=COLUMNS, **LAUNCH)
@@ -194,7 +194,7 @@ def activation(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
 
 
 def activation_backward(gradient: Tensor, x: Tensor, bias: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
-    """Gradients of x and bias; the second is empty where there is no bias."""
+    """Gradients of x and bias; the second is empty if there is no bias."""
     gradient, x, gated = gradient.contiguous(), x.contiguous(), kind in GATED
     columns = x.shape[-1] // 2 if gated else x.shape[-1]
     rows, _, groups = geometry(x, columns)

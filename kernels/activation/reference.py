@@ -1,4 +1,4 @@
-"""Activations in plain PyTorch: differentiable, and the CPU face of the ops."""
+"""Activations in plain PyTorch: differentiable, and the CPU implementation of the ops."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,10 +16,10 @@ POINTWISE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor]
     "squared_relu": (lambda u: F.relu(u).square(), lambda gradient, u: 2 * gradient * F.relu(u)),
     "silu": (F.silu, aten.silu_backward),
 }
-"""Functions of one number: each with its gradient by that of its output and its input."""
+"""{name: (pointwise function, gradient of its input, given the gradient of its output and its input)}."""
 
 GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_exact": "gelu_exact"}
-"""Activations that multiply one half of their input, put through a pointwise function, with the other half."""
+"""{gated activation: its pointwise function}. It multiplies f(first half of the input) by the second half."""
 
 
 def activation(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
@@ -32,7 +32,7 @@ def activation(x: Tensor, bias: Tensor | None, kind: str) -> Tensor:
 
 
 def activation_backward(gradient: Tensor, x: Tensor, bias: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
-    """Gradients of x and bias; the second is empty where there is no bias."""
+    """Gradients of x and bias; the second is empty if there is no bias."""
     u = x if bias is None else x + bias
     if kind in GATED:
         forward, backward = POINTWISE[GATED[kind]]

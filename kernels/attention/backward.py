@@ -1,14 +1,14 @@
 """Attention's backward pass in Triton: one kernel for the gradients of keys and values, one for those of queries.
 
-Both compute the probabilities again from the saved log-sum-exp: with P = exp(scale q k^T - lse) and
+Both recompute the probabilities from the saved log-sum-exp: with P = exp(scale q k^T - lse) and
 delta = rowsum(dout * out) - dlse,
 
     dv = P^T dout,   dS = P * (dout v^T - delta),   dk = scale dS^T q,   dq = scale dS k,
 
 and with soft-capped scores softcap x t, t = tanh(scale q k^T / softcap), dS is multiplied by 1 - t^2.
 
-No two programs write to the same place, so the result is the same in every run; that costs two matrix products more
-than adding up dq atomically would.
+No two programs write to the same place, so the result is the same in every run. This needs two more matrix products
+than atomic additions to dq would.
 """
 
 import triton
@@ -24,10 +24,10 @@ def attention_delta_kernel(
     heads, queries, padded,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, HAS_DLSE: tl.constexpr,
 ):  # fmt: skip
-    """delta = rowsum(dout * out) - dlse and lse in powers of two, float32 [B, H, padded]; out is [B, Sq, H, D].
+    """delta = rowsum(dout * out) - dlse, and lse to base two, both float32 [B, H, padded]; out is [B, Sq, H, D].
 
-    Queries from Sq to `padded` get delta 0 and an infinite lse, that is probabilities 0, so that nobody else has to ask
-    which queries there are. So do queries that see no key.
+    Queries from Sq to `padded`, and queries that see no key, get delta 0 and an infinite lse. Their probabilities are
+    then 0, so the other kernels need no mask for them.
     """
     tiles = padded // BLOCK_M
     rows = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -60,9 +60,9 @@ def attention_dkdv_kernel(
 ):  # fmt: skip
     """dk and dv, contiguous [B, Sk, Hkv, D], of one tile of keys, summed over the query heads that share them.
 
-    Scores are held transposed, [BN, BM], so that probabilities go from registers into the products. One loop with a
-    mask in every block leaves registers for the two sums; where they do not suffice (DK, DV), each is made by a launch
-    of its own.
+    Scores are transposed, [BN, BM], so that the products take probabilities from registers. A single loop with a mask
+    in every block leaves registers for the two sums. If registers do not suffice for both, two launches compute one sum
+    each (DK, DV).
     """
     tiles = tl.cdiv(keys, BLOCK_N)
     kv_heads = heads // group
@@ -138,7 +138,7 @@ def _add_keys(
     dq, q, dout, lse, delta, k_tile, v_tile, rows, start, end, lo, hi, queries, keys, window, scale_log2, squash_scale,
     BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, BANDED: tl.constexpr, PACKED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Add what keys [lo, hi) contribute to dq [BM, D], not scaled yet."""
+    """Add the contribution of keys [lo, hi) to dq [BM, D], which is not scaled yet."""
     for column in tl.range(lo, hi, BLOCK_N):
         k = k_tile.load([column, 0])  # [BN, D]
         scores = tl.dot(q, k.T)  # [BM, BN]

@@ -1,4 +1,4 @@
-"""Every launch of attention that ships, on tensors without memory: for `tools/kernel_report.py`."""
+"""Launches of attention on meta tensors, for `tools/kernel_report.py`."""
 
 from collections.abc import Callable, Iterator
 
@@ -20,7 +20,7 @@ FLAGS = {
 
 
 def cases() -> Iterator[tuple[str, Callable[[], None]]]:
-    """(name, call that launches) for each: all masks for one head dimension, for others the plainest and heaviest."""
+    """(name, call that launches): one head dimension with all masks, the others with the simplest and largest ones."""
     for depth in HEAD_DIMS:
         for name, flags in FLAGS.items():
             if (

@@ -1,4 +1,4 @@
-"""Attention by the flash-attn package (Dao, arXiv 2307.08691), on GPUs where it is installed."""
+"""Attention by the flash-attn package (Dao, arXiv 2307.08691), on GPUs if it is installed."""
 
 from collections.abc import Callable
 from inspect import signature
@@ -17,9 +17,9 @@ def flash_attn(
     softcap: float | None,
     dropout: float,
 ) -> Tensor:
-    """Output [B, Sq, H, D]; the arguments are those of `op.attention`.
+    """Output [B, Sq, H, D]; arguments as in `op.attention`.
 
-    Raises ValueError without the package, and for a softcap with dropout or with a version that has none (before 2.6).
+    Raises ValueError without the package, and for a softcap with dropout or with a version before 2.6.
     """
     try:
         from flash_attn import flash_attn_func, flash_attn_varlen_func
@@ -45,7 +45,7 @@ def flash_attn(
 
 
 def check_softcap(flash_attn_func: Callable, dropout: float) -> None:
-    """Raise ValueError unless this version of the package's function takes a softcap, and `dropout` beside it."""
+    """Raises ValueError unless this version of the package supports a softcap with this `dropout`."""
     if "softcap" not in signature(flash_attn_func).parameters:
         raise ValueError("softcap needs flash-attn 2.6 or newer: upgrade the package, or use 'auto'")
     if dropout:

@@ -1,6 +1,6 @@
-"""Attention's forward pass in Triton: a program holds one tile of queries and goes through the keys that it sees.
+"""Attention's forward pass in Triton: a program holds one tile of queries and iterates over the keys that it sees.
 
-The softmax is computed online (Dao, FlashAttention-2, arXiv 2307.08691), in powers of two.
+The softmax is computed online (Dao, FlashAttention-2, arXiv 2307.08691), with exponents to base two.
 """
 
 import triton
@@ -17,7 +17,7 @@ def _attend(
     BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, BANDED: tl.constexpr, PACKED: tl.constexpr, PADDED: tl.constexpr,
     MASKED: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
-    """Go through keys [lo, hi): returns acc [BM, D], total [BM] and largest [BM], the softmax's running state."""
+    """Process keys [lo, hi); returns the softmax's running state: acc [BM, D], total [BM] and largest [BM]."""
     for column in tl.range(lo, hi, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
         k = k_tile.load([column, 0])  # [BN, D]
         scores = tl.dot(q, k.T)  # [BM, BN]
@@ -53,9 +53,9 @@ def attention_forward_kernel(
     """out = softmax(scale q k^T) v and lse = log(sum(exp(scale q k^T))) of one tile of queries of one head.
 
     q, k, v: [B, S, heads, D] by strides; out: contiguous [B, Sq, H, D]; lse: float32 [B, H, Sq]; scale_log2 and
-    squash_scale: see `score_factors`. Among the tiles of a head those with the most keys come first, so that the last
-    ones to run are short. WARP_SPECIALIZE: a warp loads while the others compute; Triton can do that for one loop only,
-    which then masks every block.
+    squash_scale: see `score_factors`. A head's tiles with the most keys come first, so that the last ones to run are
+    short. WARP_SPECIALIZE: one warp loads while the others compute; Triton supports this for one loop only, which then
+    masks every block.
     """
     tiles = tl.cdiv(queries, BLOCK_M)
     row = (tiles - 1 - tl.program_id(0) % tiles) * BLOCK_M
@@ -89,7 +89,7 @@ def attention_forward_kernel(
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    largest = tl.full([BLOCK_M], -1e30, tl.float32)  # finite, so that a row that sees no key yet stays at zero
+    largest = tl.full([BLOCK_M], -1e30, tl.float32)  # finite, so that a row without visible keys stays at zero
     if WARP_SPECIALIZE:
         acc, total, largest = _attend(
             acc, total, largest, q, k_tile, v_tile, rows, start, end, lo, hi, first_key, queries, keys, window,

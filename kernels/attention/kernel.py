@@ -1,4 +1,4 @@
-"""How attention's Triton kernels are launched: which tiles on which chip, and with what arguments."""
+"""Functions that launch attention's Triton kernels, with the tile sizes for each chip."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from megagpt.kernels.attention.forward import attention_forward_kernel
 from megagpt.kernels.attention.softcap import score_factors
 from megagpt.kernels.backend import check_tiles, chip, descriptor_memory, has_tiles
 
-DELTA_ROWS = 64  # queries a program of the delta kernel; also what lse and delta are padded to a multiple of, twice
+DELTA_ROWS = 64  # queries per program of the delta kernel; lse and delta are padded to a multiple of twice this
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Launch:
 
     @property
     def options(self) -> dict[str, int]:
-        """As keyword arguments of a kernel."""
+        """The settings as keyword arguments of a kernel."""
         return {
             "BLOCK_M": self.queries,
             "BLOCK_N": self.keys,
@@ -37,8 +37,8 @@ class Launch:
         }
 
 
-# By chip and head dimension (80 and 96 take the tiles of 128, 192 those of 256). `tools/kernel_report.py` shows that
-# none spills; which is fastest only a GPU can tell.
+# {chip: {head dimension: launch}}; dimensions 80 and 96 use the tiles of 128, and 192 those of 256. None of them spills
+# registers (`tools/kernel_report.py`); their speed must be measured on a GPU.
 FORWARD = {
     80: {64: Launch(128, 64, 8, 3), 128: Launch(128, 64, 8, 2), 256: Launch(64, 32, 8, 2)},
     90: {64: Launch(128, 128, 8, 3), 128: Launch(128, 128, 8, 2), 256: Launch(128, 64, 8, 2)},
@@ -52,7 +52,7 @@ DKDV = {
     100: {64: Launch(64, 128, 8, 2), 128: Launch(64, 128, 8, 2), 256: Launch(64, 64, 8, 2)},
     120: {64: Launch(32, 64, 4, 2), 128: Launch(32, 64, 8, 2), 256: Launch(16, 32, 8, 2)},
 }
-DKDV_PACKED = {**DKDV, 90: {**DKDV[90], 128: Launch(32, 128, 8, 2)}}  # document bounds take registers too
+DKDV_PACKED = {**DKDV, 90: {**DKDV[90], 128: Launch(32, 128, 8, 2)}}  # document bounds need registers too
 DQ = {
     80: {64: Launch(128, 64, 8, 2), 128: Launch(64, 64, 8, 2), 256: Launch(64, 32, 8, 2)},
     86: {64: Launch(128, 64, 8, 2), 128: Launch(64, 64, 8, 2), 256: Launch(64, 32, 8, 1)},
@@ -60,7 +60,7 @@ DQ = {
     100: {64: Launch(128, 128, 8, 2), 128: Launch(64, 64, 8, 3), 256: Launch(64, 64, 8, 2)},
     120: {64: Launch(128, 64, 8, 2), 128: Launch(32, 32, 4, 2), 256: Launch(16, 32, 4, 1)},
 }
-# Soft-capped scores are kept beside their probabilities, which takes registers.
+# Soft-capped scores are kept in addition to their probabilities, which needs registers.
 DKDV_SOFTCAP = {**DKDV, 90: {**DKDV[90], 128: Launch(32, 128, 8, 2), 256: Launch(16, 64, 8, 2)}}
 DQ_SOFTCAP = {
     **DQ,
@@ -86,7 +86,7 @@ def attention_forward(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.attention_forward`, which also computes float32."""
+    """See `reference.attention_forward`, which is used for float32."""
     if q.dtype == torch.float32:
         return reference.attention_forward(q, k, v, start, end, first_key, causal, window, scale, softcap)
     check_tiles(q=q, k=k, v=v)
@@ -124,7 +124,7 @@ def attention_backward(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference.attention_backward`, which also computes float32. The same in every run."""
+    """See `reference.attention_backward`, which is used for float32. The result is the same in every run."""
     if q.dtype == torch.float32:
         return reference.attention_backward(dout, dlse, q, k, v, out, lse, start, end, causal, window, scale, softcap)
     batch, queries, heads, depth = q.shape

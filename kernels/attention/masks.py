@@ -7,8 +7,8 @@ from torch import Tensor
 def hidden_keys(queries: int, keys: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
     """Bool [queries, keys], True where a query may not see a key.
 
-    The last query stands at the last key, so that queries appended to a KV cache see what came before them. `window`
-    is the number of keys that a query sees, itself included.
+    The last query is at the position of the last key, so that queries appended to a KV cache see the keys before them.
+    window: number of keys that a query sees, its own included.
     """
     distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
     hidden = torch.zeros_like(distance, dtype=torch.bool)
@@ -20,9 +20,9 @@ def hidden_keys(queries: int, keys: int, causal: bool, window: int | None, devic
 
 
 def document_bounds(cu_seqlens: Tensor, batch: int, length: int) -> tuple[Tensor, Tensor]:
-    """First token of every token's document and the one after its last, int32 [batch, length], counted in its row.
+    """Start and end (exclusive) of every token's document, int32 [batch, length] each, as positions in its row.
 
-    cu_seqlens: see `op.attention`. A document that goes on in the next row is cut there.
+    cu_seqlens: see `op.attention`. A document that continues in the next row is cut at the end of the row.
     """
     tokens = batch * length
     lengths = cu_seqlens.diff()
@@ -37,11 +37,11 @@ def document_bounds(cu_seqlens: Tensor, batch: int, length: int) -> tuple[Tensor
 
 
 def document_mask(start: Tensor, end: Tensor) -> Tensor:
-    """Bool [B, 1, S, S], True hides a key: every token sees only its own document. start, end: `document_bounds`."""
+    """Bool [B, 1, S, S], True hides a key: a token sees only its own document. start, end: see `document_bounds`."""
     key = torch.arange(start.shape[1], device=start.device)
     return ((key < start[:, :, None]) | (key >= end[:, :, None])).unsqueeze(1)
 
 
 def padding_mask(first_key: Tensor, keys: int) -> Tensor:
-    """Bool [B, 1, 1, keys], True hides a key: those before `first_key`, int [B]."""
+    """Bool [B, 1, 1, keys], True hides a key: the keys before `first_key`, int [B]."""
     return (torch.arange(keys, device=first_key.device) < first_key[:, None])[:, None, None, :]

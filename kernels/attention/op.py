@@ -1,4 +1,4 @@
-"""Attention with its back ends: our Triton kernels, PyTorch's, and the textbook's."""
+"""Attention with its back ends: our Triton kernels, PyTorch's implementations, flash-attn, and a reference."""
 
 import math
 from collections.abc import Callable
@@ -35,23 +35,24 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale * q k^T) v for every head; [B, Sq, H, D] in q's dtype.
 
-    q is [B, Sq, H, D]; k and v are [B, Sk, Hkv, D] with H a multiple of Hkv (grouped queries). Strided views do.
-    A query that sees no key gives zeros.
+    q is [B, Sq, H, D]; k and v are [B, Sk, Hkv, D] with H a multiple of Hkv (grouped queries). Strided views are
+    allowed. The output of a query that sees no key is zero.
 
-    causal: a query sees the keys up to its own position; the last query stands at the last key, so Sq < Sk is a KV
-    cache. window: and of the keys before it only the last `window`, itself included. scale: positive; 1/sqrt(D) when
-    None. softcap: positive; scores s, scaled, become softcap x tanh(s / softcap) before masks and softmax (Gemma 2,
-    arXiv 2408.00118). cu_seqlens: int32 or int64 [N + 1], cumulative lengths of the documents packed into the B x S
-    tokens, row by row, from 0 to B S; tokens see only their own document; needs Sq = Sk. first_key: int32 [B], keys of
-    a row before it are hidden (padding on the left); not differentiable with Triton. mask: bool, broadcastable to [B,
-    H, Sq, Sk], True hides the key. All of these combine. dropout: probability of dropping an attention probability.
-    return_lse: return also log(sum(exp(scores))), float32 [B, H, Sq], -inf for a query that sees no key.
+    causal: a query sees the keys up to its own position. The last query is at the position of the last key, so Sq < Sk
+    is the case of a KV cache. window: a query sees at most `window` keys, its own and the last ones before it. scale:
+    positive; 1/sqrt(D) when None. softcap: positive; scaled scores s become softcap x tanh(s / softcap) before masks
+    and softmax (Gemma 2, arXiv 2408.00118). cu_seqlens: int32 or int64 [N + 1], cumulative lengths of the documents
+    packed into the B x S tokens, row by row, from 0 to B S; tokens see only their own document; needs Sq = Sk.
+    first_key: int32 [B], the first visible key of each row (padding on the left); not differentiable with Triton.
+    mask: bool, broadcastable to [B, H, Sq, Sk], True hides the key. All of these combine. dropout: probability of
+    dropping an attention probability. return_lse: whether to also return log(sum(exp(scores))), float32 [B, H, Sq],
+    which is -inf for a query that sees no key.
 
-    backend: `triton` (bfloat16 and float16; float32 takes the reference; head dimensions HEAD_DIMS; neither mask nor
+    backend: `triton` (bfloat16 and float16; float32 uses the reference; head dimensions HEAD_DIMS; neither mask nor
     dropout; the backward pass is deterministic), `flash`, `cudnn` or `sdpa` (PyTorch's implementations; no softcap),
     `flash_attn` (the package, on CUDA; neither mask nor first_key), `unfused` (two matrix products around
-    `scale_mask_softmax`), `reference` (the textbook in float32), or `auto`: see `choose_attention`.
-    Raises ValueError, naming the argument, for what cannot be.
+    `scale_mask_softmax`), `reference` (the formula in float32), or `auto`: see `choose_attention`.
+    Raises ValueError, naming the argument, for arguments that are wrong or that the back end does not support.
     """
     _check(q, k, v, window, mask, cu_seqlens, first_key, dropout)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
@@ -93,13 +94,13 @@ class _Call(NamedTuple):
     backend: str
 
     def bounds(self) -> tuple[Tensor | None, Tensor | None]:
-        """See `document_bounds`; twice None without packed documents."""
+        """See `document_bounds`; (None, None) without packed documents."""
         if self.cu_seqlens is None:
             return None, None
         return document_bounds(self.cu_seqlens, self.q.shape[0], self.q.shape[1])
 
     def hidden(self) -> Tensor | None:
-        """Bool [B or 1, H or 1, Sq or 1, Sk]: the mask, the other documents and the padding together; None for none."""
+        """Bool [B or 1, H or 1, Sq or 1, Sk]: union of the mask, the other documents and the padding, or None."""
         hidden = self.mask
         if self.cu_seqlens is not None:
             start, end = self.bounds()
@@ -156,7 +157,7 @@ BACKENDS: dict[str, tuple[Callable[[_Call], Tensor | tuple[Tensor, Tensor]], dic
     "unfused": (_run_unfused, _NO_LSE),
     "reference": (_run_reference, _NO_MASK),
 }
-"""Each back end: its function, and the arguments that it does not support, each with what to use instead."""
+"""{back end: (its function, {argument that it does not support: what to use instead})}."""
 
 
 def choose_attention(
@@ -167,9 +168,10 @@ def choose_attention(
     return_lse: bool = False,
     softcap: float | None = None,
 ) -> str:
-    """What `auto` means: Triton on CUDA where it can, otherwise the reference for `return_lse`, or `pytorch_backend`.
+    """The back end that is used. `auto` is Triton on CUDA if it supports the call; otherwise it is the reference for
+    `return_lse`, and `pytorch_backend` without it.
 
-    masked: whether there is a boolean mask. Other back ends are returned as they are, once known to exist.
+    masked: whether there is a boolean mask. Other names are returned unchanged. Raises ValueError for unknown ones.
     """
     otherwise = "reference" if return_lse else pytorch_backend(softcap)
     if backend == "auto" and not triton_supports(q.dtype, q.shape[-1], masked, dropout):
@@ -178,12 +180,12 @@ def choose_attention(
 
 
 def pytorch_backend(softcap: float | None) -> str:
-    """The back end that needs PyTorch alone: `sdpa`, or `unfused` for a softcap, which no fused one of PyTorch has."""
+    """The back end that needs only PyTorch: `sdpa`, or `unfused` for a softcap, which PyTorch's fused ones lack."""
     return "sdpa" if softcap is None else "unfused"
 
 
 def triton_supports(dtype: torch.dtype, head_dim: int, masked: bool = False, dropout: float = 0.0) -> bool:
-    """Whether the Triton kernels themselves compute this."""
+    """Whether the Triton kernels support this (and do not use the reference)."""
     return dtype in (torch.bfloat16, torch.float16) and head_dim in HEAD_DIMS and not masked and not dropout
 
 
@@ -228,7 +230,7 @@ def _check(
 
 
 def check_triton(q: Tensor, k: Tensor, v: Tensor, window: int | None, first_key: Tensor | None) -> None:
-    """Raise ValueError, naming the argument, unless the Triton kernels take these."""
+    """Raises ValueError, naming the argument, unless the Triton back end supports these arguments."""
     _check(q, k, v, window, None, None, first_key, 0.0)
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         check_tensor(name, tensor)

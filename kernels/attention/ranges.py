@@ -1,9 +1,9 @@
-"""Which blocks of scores attention has to compute, and which of them need a mask.
+"""Finds the blocks of scores that attention must compute, and which of them need a mask.
 
-Query i of Sq stands at position i + Sk - Sq among the Sk keys. It sees an interval of keys whose two ends never move
-back from one query to the next; that holds for causal, banded and packed attention and for all of them together. So the
-keys that a tile of queries sees are one interval [lo, hi), inside which the keys [full_lo, full_hi) are seen by all of
-its queries and need no mask. The queries that see a tile of keys are an interval too.
+Query i of Sq is at position i + Sk - Sq among the Sk keys. It sees an interval of keys, and both ends of the interval
+never decrease from one query to the next; this holds for causal, banded and packed attention and for combinations. So
+the keys that a tile of queries sees are one interval [lo, hi). Inside it, all queries of the tile see the keys
+[full_lo, full_hi), which need no mask. The queries that see a tile of keys are an interval too.
 """
 
 import triton
@@ -17,8 +17,8 @@ def keys_of_queries(
 ):  # fmt: skip
     """(lo, full_lo, full_hi, hi), in keys, of queries [row, row + BLOCK_M); all but hi are multiples of BLOCK_N.
 
-    start_ptr, end_ptr: int32, first token and end of every token's document, where PACKED. first_key: keys before it
-    are hidden from all queries.
+    start_ptr, end_ptr: int32, start and end of every token's document, if PACKED. first_key: the first key that is not
+    hidden from all queries.
     """
     last = tl.minimum(row + BLOCK_M, queries) - 1
     offset = keys - queries
@@ -64,10 +64,11 @@ def visible(
     rows, columns, inner, start, end, first_key, queries, keys, window,
     CAUSAL: tl.constexpr, BANDED: tl.constexpr, PACKED: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Whether queries `rows` see keys `columns`, bool [rows, columns] or transposed, as their shapes broadcast.
+    """Whether queries `rows` see keys `columns`: bool [rows, columns] or transposed, as their shapes broadcast.
 
-    start, end: where PACKED, the documents of the tile's own tokens, in which the other side's, `inner` (rows or
-    columns), must lie. Anything holds for rows and keys past the last: they are zero and not stored.
+    start, end: if PACKED, the bounds of the documents of the tile's own tokens; `inner` (rows or columns) are the
+    tokens of the other side, which must be inside. Results for rows and keys after the last are arbitrary, because
+    these are zero and not stored.
     """
     seen = (columns <= rows + (keys - queries)) if CAUSAL else (columns + rows * 0 < keys)
     if BANDED:

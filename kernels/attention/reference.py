@@ -1,4 +1,4 @@
-"""Attention as a textbook writes it: every score exists. The ground truth of the faster ways, in any float dtype."""
+"""Attention by its formula, with all scores in memory: the ground truth for the other back ends, in any float dtype."""
 
 import torch
 from torch import Tensor
@@ -18,10 +18,10 @@ def attention_forward(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, Sq, H, D] and log-sum-exp, float32 [B, H, Sq]; a query that sees no key gives zeros and -inf.
+    """Output [B, Sq, H, D] and log-sum-exp, float32 [B, H, Sq]; for a query that sees no key they are 0 and -inf.
 
-    start, end: documents, as of `document_bounds`; first_key: int [B], keys before it are hidden; window: 0 for none;
-    softcap: scores s, scaled, become softcap x tanh(s / softcap) before masks and softmax.
+    start, end: results of `document_bounds`, or None. first_key: int [B], the first visible key, or None. window: 0 for
+    none. softcap: scaled scores s become softcap x tanh(s / softcap) before masks and softmax.
     """
     probabilities, lse, _, _, v = _probabilities(q, k, v, start, end, first_key, causal, window, scale, softcap)
     out = torch.einsum("bhqk,bkhd->bqhd", probabilities, v)
@@ -43,7 +43,7 @@ def attention_backward(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v from those of the outputs of `attention_forward` (ppo_math: `backward.py`)."""
+    """Gradients of q, k and v, given those of the outputs of `attention_forward`; formulas in `backward.py`."""
     probabilities, _, slope, wide_k, wide_v = _probabilities(q, k, v, start, end, None, causal, window, scale, softcap)
     wide = probabilities.dtype
     delta = (dout.to(wide) * out.to(wide)).sum(-1).transpose(1, 2)
@@ -69,8 +69,8 @@ def _probabilities(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """Probabilities [B, H, Sq, Sk], log-sum-exp [B, H, Sq], the softcap's derivative at the scores or None, and k and v
-    for every query head, all at least float32."""
+    """Probabilities [B, H, Sq, Sk], log-sum-exp [B, H, Sq], the softcap's derivative at the scores (or None), and k and
+    v repeated for every query head; all are at least float32."""
     wide = torch.promote_types(q.dtype, torch.float32)
     k, v = (part.to(wide).repeat_interleave(q.shape[2] // k.shape[2], 2) for part in (k, v))
     hidden = hidden_keys(q.shape[1], k.shape[1], causal, window or None, q.device)

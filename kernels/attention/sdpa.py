@@ -1,4 +1,4 @@
-"""Attention through PyTorch: its fused implementations, and one that makes every score by a matrix product."""
+"""Attention by PyTorch: its fused implementations, and one that computes all scores by a matrix product."""
 
 from contextlib import nullcontext
 from functools import lru_cache
@@ -28,11 +28,11 @@ def sdpa(
 ) -> Tensor:
     """Output [B, Sq, H, D] of torch's scaled_dot_product_attention; mask: bool [B or 1, H or 1, Sq, Sk], True hides.
 
-    Raises ValueError where `backend` has no implementation for these tensors.
+    Raises ValueError if `backend` has no implementation for these tensors.
     """
     queries, keys = q.shape[1], k.shape[1]
     if window is not None and (unseen := keys - queries - window + 1) > 0:
-        k, v = k[:, unseen:], v[:, unseen:]  # keys too old for every query
+        k, v = k[:, unseen:], v[:, unseen:]  # without keys that no query's window reaches
         mask = mask[..., unseen:] if mask is not None and mask.shape[-1] > 1 else mask
         keys -= unseen
     banded = window is not None and window < keys
@@ -77,7 +77,7 @@ def unfused(
     softcap: float | None,
     dropout: float,
 ) -> Tensor:
-    """The same from two matrix products with `scale_mask_softmax` between them, so that all scores are in memory.
+    """The same by two matrix products with `scale_mask_softmax` between them; all scores are in memory.
 
     softcap: see `op.attention`.
     """
@@ -97,6 +97,6 @@ def unfused(
 
 @lru_cache(maxsize=8)
 def _visible_keys(queries: int, keys: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
-    """Bool [queries, keys], True where a query may see a key; kept, because every layer and step asks for the same."""
-    with torch.inference_mode(False):  # a mask made while generating may be asked for again in training
+    """Bool [queries, keys], True where a query may see a key; cached, because all layers and steps need the same."""
+    with torch.inference_mode(False):  # training may use a mask that was made during generation
         return ~hidden_keys(queries, keys, causal, window, device)

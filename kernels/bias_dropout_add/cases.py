@@ -1,4 +1,4 @@
-"""Launches of bias + dropout + residual add that between them compile everything that can be chosen."""
+"""Launches of bias + dropout + residual add that together compile every variant."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -1,4 +1,4 @@
-"""Bias, dropout and residual add in Triton, and how they are launched; tiles and groups are those of `activation`."""
+"""Bias, dropout and residual add in Triton, and the functions that launch them; tiles and groups as in `activation`."""
 
 import torch
 import triton
@@ -8,14 +8,16 @@ from torch import Tensor
 from megagpt.kernels.activation.kernel import BACKWARD_ROWS, COLUMNS, FORWARD_ROWS, LAUNCH, geometry, load, store, tile
 
 ROUNDS = tl.constexpr(7)
-"""Of Philox4x32: the fewest that pass all of BigCrush (Salmon et al., Parallel random numbers: as easy as 1, 2, 3)."""
+"""Rounds of Philox4x32: the fewest that pass all tests of BigCrush (Salmon et al., Parallel random numbers: as easy as
+1, 2, 3)."""
 
 
 @triton.jit
 def _factors(seed, row, column_tile, columns, threshold, scale, COLUMNS: tl.constexpr):
-    """`scale` where a random int32 reaches `threshold`, else 0, for the rows and columns of a tile.
+    """`scale` where a random int32 is at least `threshold`, else 0, for the rows and columns of a tile.
 
-    One call of Philox serves four neighbours of a row, because a call an element would take longer than memory.
+    One call of Philox gives the numbers of four neighbours in a row, because one call per element would take longer
+    than the memory accesses.
     """
     fours = column_tile * (COLUMNS // 4) + tl.arange(0, COLUMNS // 4)
     counter = row[:, None] * tl.cdiv(columns, 4) + fours[None, :]
@@ -40,7 +42,7 @@ def bias_dropout_add_forward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """y = residual + m (x + bias), where m is 0 with a probability p and else 1 / (1 - p)."""
+    """y = residual + m (x + bias), where m is 0 with probability p, else 1 / (1 - p)."""
     tiles = tl.cdiv(columns, COLUMNS)
     row_tile, column_tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     row, column, inside = tile(row_tile, column_tile, rows, columns, ROWS, COLUMNS)

@@ -1,4 +1,4 @@
-"""Bias, dropout and residual add with four faces: Triton on CUDA, PyTorch on CPU, shapes alone, and gradients."""
+"""Bias, dropout and residual add with four implementations: Triton for CUDA, PyTorch for CPU, shapes, and gradients."""
 
 import torch
 from torch import Tensor
@@ -20,12 +20,12 @@ def bias_dropout_add(
 ) -> Tensor:
     """residual + dropout(x + bias): x's shape and dtype, computed in float32.
 
-    x and residual are [..., H], bias [H] or None, all of x's dtype: float32, bfloat16 or float16. An element is
-    dropped with `probability`, at least 0 and less than 1, else divided by 1 - probability; outside `training` none is.
-    Triton's mask follows from an element's row and column and a seed that is drawn from torch's generator of that
-    device, so it repeats where that generator's state is restored; the backward pass computes it anew. It differs from
-    torch's own mask, and from that of the op's CPU face. backend: auto, triton or torch. Raises ValueError, naming the
-    argument, for what Triton cannot take.
+    x and residual are [..., H], bias [H] or None, all in x's dtype: float32, bfloat16 or float16. With `training`, an
+    element is dropped with `probability` (at least 0 and less than 1), else divided by 1 - probability. Triton's mask
+    depends on an element's row and column and on a seed from torch's generator of the device, so it is reproduced when
+    the generator's state is restored; the backward pass recomputes it. It differs from the mask of torch's dropout and
+    of the op's CPU implementation. backend: auto, triton or torch. Raises ValueError, naming the argument, for
+    arguments that Triton does not support.
     """
     if choose_backend(backend, x) == "torch":
         return reference.bias_dropout_add(x, bias, residual, probability, training)

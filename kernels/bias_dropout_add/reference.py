@@ -1,4 +1,4 @@
-"""Bias, dropout and residual add in plain PyTorch: differentiable, and the CPU face of the op."""
+"""Bias, dropout and residual add in plain PyTorch: differentiable, and the CPU implementation of the op."""
 
 import torch
 import torch.nn.functional as F
@@ -8,18 +8,18 @@ from megagpt.kernels.activation.reference import sum_rows
 
 
 def bias_dropout_add(x: Tensor, bias: Tensor | None, residual: Tensor, probability: float, training: bool) -> Tensor:
-    """See `op.bias_dropout_add`; random numbers are those of torch's dropout."""
+    """See `op.bias_dropout_add`; the mask is that of torch's dropout."""
     return residual + F.dropout(x if bias is None else x + bias, probability, training)
 
 
 def seeded(x: Tensor, bias: Tensor | None, residual: Tensor, seed: Tensor | None, probability: float) -> Tensor:
-    """The same with a mask that follows from `seed`; without a seed nothing is dropped."""
+    """The same with a mask that depends on `seed`; without a seed nothing is dropped."""
     u = x if bias is None else x + bias
     return residual + (u if seed is None else u * _factors(x, seed, probability))
 
 
 def seeded_backward(gradient: Tensor, bias: Tensor | None, seed: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-    """Gradients of x and bias; the second is empty where there is no bias."""
+    """Gradients of x and bias; the second is empty if there is no bias."""
     dx = gradient * _factors(gradient, seed, probability)
     return dx, dx.new_empty(0) if bias is None else sum_rows(dx)
 

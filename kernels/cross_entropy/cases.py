@@ -1,4 +1,4 @@
-"""Every shipped launch of the cross-entropy kernels, on shapes alone."""
+"""Launches of the cross-entropy kernels on meta tensors, for `tools/kernel_report.py`."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,7 +10,7 @@ TOKENS, COLUMNS, VOCABULARY = 16384, 51200, 50257
 
 
 def cases() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Names of launches, and calls that make them with meta tensors."""
+    """(name, call that launches with meta tensors)."""
 
     def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")

@@ -1,4 +1,4 @@
-"""Cross-entropy in Triton, and how it is launched."""
+"""Cross-entropy in Triton, and the functions that launch it."""
 
 import torch
 import triton
@@ -9,18 +9,18 @@ from megagpt.kernels.cross_entropy.reference import real_columns
 
 VECTOR = 16  # bytes of one load of a thread
 NUM_WARPS = 4
-LOADS = 4  # of a thread, before it needs the first
+LOADS = 4  # loads that a thread issues before it needs the first result
 
 
 @triton.jit
 def _exp(x):
-    """exp(x) by exp2, which flushes denormals to 0 where `tl.exp` spends three instructions on them."""
+    """exp(x) by exp2, which flushes denormals to 0; `tl.exp` needs three more instructions for them."""
     return tl.exp2(x * 1.4426950408889634)
 
 
 @triton.jit
 def _online(x, largest, total_exp):
-    """Widen a running largest and sum of exp(x - largest), one pair a thread's vector, by values x [LANES, WIDTH]."""
+    """Update the running maximum and sum of exp(x - maximum), one pair per vector, with values x [LANES, WIDTH]."""
     new = tl.maximum(largest, tl.max(x, 1))
     return new, total_exp * _exp(largest - new) + tl.sum(_exp(x - new[:, None]), 1)
 
@@ -38,10 +38,10 @@ def cross_entropy_statistics_kernel(
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Of a row: m = max x, sum of exp(x - m), x[label - first] or 0, sum of x, over its `real` first columns.
+    """Statistics of a row over its first `real` columns: m = max x, sum of exp(x - m), x[label - first] or 0, sum of x.
 
-    One pass (Milakov and Gimelshein, arXiv 1805.02867); every vector of 16 bytes has its own running sums, so that
-    threads first meet at the end of the row.
+    One pass (Milakov and Gimelshein, arXiv 1805.02867). Every vector of 16 bytes has its own running sums, so that
+    threads synchronise only at the end of the row.
     """
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * stride
@@ -84,7 +84,7 @@ def cross_entropy_losses_kernel(
     z_loss,
     BLOCK: tl.constexpr,
 ):
-    """Join the statistics of all parts of the vocabulary into log-sum-exp and loss.
+    """Combine the statistics of all parts of the vocabulary into log-sum-exp and loss.
 
     loss = lse - (1 - e) x[label] - e / V sum(x) + z lse^2, for label smoothing e over V tokens and z-loss z.
     """
@@ -134,7 +134,7 @@ def cross_entropy_backward_kernel(
 ):
     """dx = g ((1 + 2 z lse) exp(x - lse) - e / V - (1 - e) [column is the label]), 0 in padding.
 
-    g is the gradient of the token's loss. A program has one block of one row; `out_ptr` may be `logits_ptr`.
+    g is the gradient of the token's loss. A program handles one block of one row; `out_ptr` may equal `logits_ptr`.
     """
     blocks = tl.cdiv(columns, BLOCK)
     row = tl.program_id(0) // blocks
@@ -201,14 +201,14 @@ def losses(
 
 
 def backward(gradient: Tensor, logits: Tensor, labels: Tensor, lse: Tensor, *options: float) -> Tensor:
-    """Launch `cross_entropy_backward_kernel` into new memory."""
+    """Launch `cross_entropy_backward_kernel` with a new tensor as output."""
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     _backward(gradient, logits, labels, lse, out, *options)
     return out
 
 
 def backward_(gradient: Tensor, logits: Tensor, labels: Tensor, lse: Tensor, *options: float) -> None:
-    """Launch `cross_entropy_backward_kernel` over the logits."""
+    """Launch `cross_entropy_backward_kernel` so that it overwrites the logits."""
     _backward(gradient, logits, labels, lse, logits, *options)
 
 

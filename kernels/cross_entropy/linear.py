@@ -1,4 +1,4 @@
-"""Cross-entropy fused with the output projection, a slice of the vocabulary at a time."""
+"""Cross-entropy fused with the output projection, computed over slices of the vocabulary."""
 
 import torch
 import torch.distributed as dist
@@ -9,9 +9,9 @@ from megagpt.kernels.backend import check_tensor, choose_backend
 from megagpt.kernels.cross_entropy import reference
 from megagpt.kernels.cross_entropy.op import check_options, gather, joint_losses, local_backward_, local_statistics
 
-LOGITS = 64 * 2**20  # elements of logits that may exist at a time
-SLICES = 16  # of the vocabulary, at least
-TILE = 128  # columns; slices are whole tiles of a matrix product
+LOGITS = 64 * 2**20  # most elements of logits in memory at the same time
+SLICES = 16  # least number of slices of the vocabulary
+TILE = 128  # columns; slices consist of whole tiles of a matrix product
 
 
 def linear_cross_entropy(
@@ -29,15 +29,16 @@ def linear_cross_entropy(
 ) -> Tensor:
     """`cross_entropy(hidden @ weight.T, labels, ...)`, with only a slice of the logits in memory at a time.
 
-    hidden: [..., H]; weight: [C, H], with a `group` this rank's rows; labels: int64 [...]; other arguments as there.
-    Forward and backward each go through the vocabulary by `chunk_columns` columns, by default a sixteenth of C in
-    whole tiles, and at most 64 Mi logits; the backward pass computes logits again, so that four matrix products are
-    done for three. A slice of the vocabulary rather than of the tokens, because the weight's gradient then needs no
-    accumulator: it is the larger one when there are fewer tokens than columns. Hidden's is summed in float32.
+    hidden: [..., H]; weight: [C, H], with a `group` this rank's rows; labels: int64 [...]; other arguments as in
+    `cross_entropy`. Forward and backward pass each process `chunk_columns` columns at a time, by default a sixteenth of
+    C in whole tiles and at most 64 Mi logits. The backward pass recomputes the logits, so four matrix products are
+    needed instead of three. The vocabulary is sliced, not the tokens, because then the weight's gradient needs no
+    accumulator; it is larger than hidden's when there are fewer tokens than columns. Hidden's gradient is accumulated
+    in float32.
 
-    With a `group`, `hidden` is the same on all ranks, the gathered input of a column-parallel layer, and its gradient
-    is summed over them, unless `reduce_hidden_gradient` is false because the caller does (sequence parallelism, whose
-    gather has a reduce-scatter for backward). Raises ValueError, naming the argument.
+    With a `group`, `hidden` must be the same on all ranks (the gathered input of a column-parallel layer), and its
+    gradient is summed over ranks. Set `reduce_hidden_gradient` to false if the caller sums it (with sequence
+    parallelism, whose gather has a reduce-scatter as backward pass). Raises ValueError, naming the argument.
     """
     check_tensor("hidden", hidden)
     if not hidden.dim():

@@ -1,4 +1,4 @@
-"""Cross-entropy of logits that are whole or sharded over the vocabulary, on Triton or PyTorch."""
+"""Cross-entropy of logits that are whole or sharded over the vocabulary, by Triton or PyTorch."""
 
 import torch
 import torch.distributed as dist
@@ -22,22 +22,23 @@ def cross_entropy(
     inplace: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """Cross-entropy of every token, float32 [...], computed in float32 whatever the logits' dtype.
+    """Cross-entropy of every token, float32 [...], computed in float32 for logits of any dtype.
 
-    loss = lse - (1 - e) x[label] - e / V sum(x) + z lse^2, where lse is the logarithm of the sum of exp(x), e the
-    `label_smoothing` over the V tokens of the vocabulary, and z the weight `z_loss` that keeps lse near 0 (PaLM, arXiv
-    2204.02311).
+    loss = lse - (1 - e) x[label] - e / V sum(x) + z lse^2, where lse is the logarithm of the sum of exp(x), e is
+    `label_smoothing` over the V tokens of the vocabulary, and z is `z_loss`, a weight that keeps lse near 0 (PaLM,
+    arXiv 2204.02311).
 
-    logits: [..., C], float32, bfloat16 or float16. With a `group`, tensor-parallel, C columns are this rank's
-    contiguous share in the order of ranks; all ranks must call, with the same labels, and all get the same losses.
-    labels: int64 [...]. `ignore_index` has loss 0 and gradient 0; another label that is no token has loss NaN and
-    gradient NaN, since looking for it would stop the GPU. vocab_size: columns from there on, counted over all ranks,
-    are padding, which takes no probability and no gradient; by default there is none.
+    logits: [..., C], float32, bfloat16 or float16. With a tensor-parallel `group`, the C columns are this rank's
+    contiguous share in the order of ranks; all ranks must make the same call with the same labels, and all get the same
+    losses. labels: int64 [...]. A label `ignore_index` has loss 0 and gradient 0; any other label outside the
+    vocabulary has loss NaN and gradient NaN, because an error would need a synchronisation of the GPU. vocab_size:
+    columns from there on, counted over all ranks, are padding, which has no probability and no gradient; None: no
+    padding.
 
-    inplace: logits are lost, and their memory becomes the gradient's where their dtype is what the back end computes
-    in (Triton: any; torch: float32), so that a second backward pass is refused. torch.compile, which plans memory
-    itself, takes no notice of it. Without it torch keeps a float32 copy of the logits and Triton the logits.
-    Raises ValueError, naming the argument. Gradients of gradients are not supported.
+    inplace: the logits are overwritten, and their memory holds the gradient if their dtype is the one that the back end
+    computes in (Triton: any; torch: float32); a second backward pass is refused. torch.compile plans memory itself and
+    ignores this. Without it, torch keeps a float32 copy of the logits, and Triton keeps the logits. Raises ValueError,
+    naming the argument. Gradients of gradients are not supported.
     """
     check_tensor("logits", logits)
     first, options = check_options(
@@ -70,7 +71,7 @@ def check_options(
     label_smoothing: float,
     z_loss: float,
 ) -> tuple[int, tuple[int, int, float, float]]:
-    """The first of this rank's columns, and (vocab_size, ignore_index, label_smoothing, z_loss), or ValueError."""
+    """This rank's first column, and (vocab_size, ignore_index, label_smoothing, z_loss). Raises ValueError."""
     if not columns:
         raise ValueError(f"{name} has shape {list(tensor.shape)}; there must be at least one column of the vocabulary")
     if labels.dtype != torch.int64:
@@ -88,7 +89,7 @@ def check_options(
 
 
 def gather(statistics: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Statistics [P, 4, N] of this rank's parts of the vocabulary to those of all ranks' parts."""
+    """Statistics [P, 4, N] of this rank's parts of the vocabulary -> [ranks x P, 4, N] of all parts. Collective."""
     if group is None or group.size() == 1:
         return statistics
     out = statistics.new_empty((group.size() * statistics.shape[0], *statistics.shape[1:]))
@@ -133,7 +134,7 @@ class _Triton(torch.autograd.Function):
         logits, labels, lse = ctx.saved_tensors
         if ctx.inplace:
             local_backward_(gradient, logits, labels, lse, ctx.first, *ctx.options)
-            torch.autograd.graph.increment_version(logits)  # what autograd cannot see, and must refuse to read again
+            torch.autograd.graph.increment_version(logits)  # makes autograd refuse to read the logits again
             out = logits
         else:
             out = local_backward(gradient, logits, labels, lse, ctx.first, *ctx.options)
@@ -141,7 +142,7 @@ class _Triton(torch.autograd.Function):
 
 
 class _Torch(torch.autograd.Function):
-    """The same with one pass of exp() instead of two, which is what costs on a CPU."""
+    """The same with one pass of exp() instead of two, because exp() dominates the time on a CPU."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, first: int, group, inplace: bool, options: tuple) -> Tensor:

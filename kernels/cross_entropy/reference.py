@@ -1,30 +1,30 @@
-"""Cross-entropy in plain PyTorch: its local pieces, which also are the CPU face of the ops.
+"""Cross-entropy in plain PyTorch: its local parts, which are also the CPU implementation of the ops.
 
-A token's losses need four numbers of its row of logits: the largest, the sum of exp(logit - largest), the label's logit
-and the sum of all; any part of the vocabulary has such statistics, float32 [4, N], and parts combine.
+A token's loss needs four numbers of its row of logits: the largest logit, the sum of exp(logit - largest), the label's
+logit, and the sum of all logits. Each part of the vocabulary has such statistics, float32 [4, N]; parts are combined.
 """
 
 import torch
 from torch import Tensor
 
-LOWEST = -1.7e38  # of a row's largest logit; half of float32's lowest, so that no difference overflows
+LOWEST = -1.7e38  # lower limit of a row's largest logit: half of float32's lowest, so that no difference overflows
 
 
 def real_columns(columns: int, first: int, vocab_size: int) -> int:
-    """How many of `columns` columns are not padding; the first of them is column `first` of the vocabulary."""
+    """Number of columns that are not padding, of `columns` columns beginning at column `first` of the vocabulary."""
     return min(max(vocab_size - first, 0), columns)
 
 
 def exponentials_(scores: Tensor, labels: Tensor, first: int, vocab_size: int, want_total: bool = True) -> Tensor:
-    """Statistics [4, N] of scores [N, C], float32, which become exp(score - row's largest), and 0 in padding.
+    """Statistics [4, N] of scores [N, C], float32; overwrites scores by exp(score - row's largest), and padding by 0.
 
-    The sum of all logits is wanted for label smoothing alone, and else left 0, as it takes a pass.
+    want_total: whether to compute the sum of all logits, which needs a further pass; only label smoothing uses it.
     """
     columns = scores.shape[-1]
     real = real_columns(columns, first, vocab_size)
     total = scores[:, : real if want_total else 0].sum(-1)
     scores[:, real:] = float("-inf")
-    largest = scores.amax(-1, keepdim=True).clamp_(min=LOWEST)  # so that a row of -inf has no NaN
+    largest = scores.amax(-1, keepdim=True).clamp_(min=LOWEST)  # avoids NaN in a row of -inf
     local = (labels - first).unsqueeze(-1)
     elsewhere = (local < 0) | (local >= real)
     target = scores.gather(-1, local.clamp(0, columns - 1)).masked_fill_(elsewhere, 0.0).squeeze(-1)
@@ -62,7 +62,7 @@ def gradient_of_exponentials_(
     label_smoothing: float,
     z_loss: float,
 ) -> Tensor:
-    """Turns exp(logit - shift), float32 [N, C], into the gradient of the logits, given that of the losses [N]."""
+    """Overwrites exp(logit - shift), float32 [N, C], by the gradient of the logits, given that of the losses [N]."""
     columns = exponentials.shape[-1]
     real = real_columns(columns, first, vocab_size)
     scale = _per_token(gradient, labels, vocab_size, ignore_index)
@@ -85,7 +85,7 @@ def backward(
     label_smoothing: float,
     z_loss: float,
 ) -> Tensor:
-    """Gradient of logits [N, C], in their dtype, given that of the losses [N] and the log-sum-exp of all parts."""
+    """Gradient of logits [N, C], in their dtype, given that of the losses [N] and the log-sum-exp [N] of all parts."""
     out = logits.clone(memory_format=torch.contiguous_format)
     backward_(gradient, out, labels, lse, first, vocab_size, ignore_index, label_smoothing, z_loss)
     return out
@@ -102,7 +102,7 @@ def backward_(
     label_smoothing: float,
     z_loss: float,
 ) -> None:
-    """`backward`, written over the logits."""
+    """Like `backward`, but overwrites the logits."""
     scores = logits.float()
     scores[:, real_columns(logits.shape[-1], first, vocab_size) :] = float("-inf")
     scores.sub_(lse.unsqueeze(-1)).exp_()
@@ -123,6 +123,6 @@ def backward_(
 
 
 def _per_token(values: Tensor, labels: Tensor, vocab_size: int, ignore_index: int) -> Tensor:
-    """Values [N], 0 where the label is ignored and NaN where it is no token."""
+    """Values [N], with 0 where the label is ignored and NaN where it is outside the vocabulary."""
     wrong = (labels < 0) | (labels >= vocab_size)
     return values.masked_fill(wrong, float("nan")).masked_fill_(labels == ignore_index, 0.0)

@@ -1,4 +1,4 @@
-"""Attention of one new token to a long KV cache."""
+"""Attention of one new token over a long KV cache."""
 
 from megagpt.kernels.decode.op import decode_attention
 

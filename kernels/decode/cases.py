@@ -1,4 +1,4 @@
-"""Every launch of decode attention that ships, on tensors without memory: for `tools/kernel_report.py`."""
+"""Launches of decode attention on meta tensors, for `tools/kernel_report.py`."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,7 +8,7 @@ from megagpt.kernels.decode import kernel
 
 
 def cases() -> Iterator[tuple[str, Callable[[], None]]]:
-    """(name, call that launches) for each."""
+    """(name, call that launches)."""
     for depth in (64, 80, 128, 256):
         for heads, kv_heads in ((16, 16), (64, 8)):
             if depth == 128 or heads == kv_heads:

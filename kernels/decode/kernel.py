@@ -1,7 +1,7 @@
-"""Decode attention in Triton: the keys are split over programs, whose results a second kernel joins.
+"""Decode attention in Triton: the keys are split over programs, and a second kernel combines their results.
 
-One query for each head is little work for the memory that the cache takes, so what counts is that all multiprocessors
-read: Flash-Decoding (Dao et al., 2023). The query heads that share keys and values are the rows of one tile.
+With one query per head, reading the cache takes most of the time, so all multiprocessors must read (Flash-Decoding, Dao
+et al., 2023). The query heads that share keys and values are the rows of one tile.
 """
 
 import torch
@@ -23,9 +23,9 @@ def decode_attention_kernel(
     kv_heads, group, keys, oldest, chunk, splits, scale_log2, squash_scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Attention of a tile of query heads to keys [oldest + split * chunk, ... + chunk) of their key head.
+    """Attention of a tile of query heads over `chunk` keys from oldest + split * chunk on.
 
-    out: [B, H, splits, D]; lse: float32 [B, H, splits], in powers of two, -inf where no key is seen.
+    out: [B, H, splits, D]; lse: float32 [B, H, splits], to base two, -inf where no key is seen.
     """
     tiles = tl.cdiv(group, BLOCK_M)
     split = tl.program_id(0) % splits
@@ -76,7 +76,7 @@ def decode_attention_kernel(
 def decode_join_kernel(
     parts_ptr, lse_ptr, out_ptr, splits, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr
 ):
-    """out [rows, D] = the parts [rows, splits, D] weighted by exp2(lse), [rows, splits]."""
+    """out [rows, D] = mean of the parts [rows, splits, D], weighted by exp2(lse) [rows, splits]."""
     row = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, BLOCK_S)
     depth = tl.arange(0, BLOCK_D)
@@ -93,7 +93,7 @@ def decode_join_kernel(
 def decode_attention(
     q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None, window: int, scale: float, softcap: float | None
 ) -> Tensor:
-    """See `reference.decode_attention`, which also computes float32."""
+    """See `reference.decode_attention`, which is used for float32."""
     if q.dtype == torch.float32:
         return reference.decode_attention(q, k, v, first_key, window, scale, softcap)
     check_tiles(q=q, k=k, v=v)
@@ -128,7 +128,7 @@ def decode_attention(
 
 
 def _tiles(block_d: int) -> tuple[int, int, int]:
-    """Query heads and keys of a tile, and how many tiles are under way. Hopper's matrix instruction takes 64 rows."""
+    """Query heads and keys of a tile, and the number of pipeline stages. Hopper's matrix instruction has 64 rows."""
     if chip() not in (90, 100, 103):
         return 16, {64: 64, 128: 64, 256: 32}[block_d], 2
     return 64, {64: 128, 128: 64, 256: 32}[block_d], 3

@@ -1,4 +1,4 @@
-"""Decode attention with its faces: Triton on CUDA, PyTorch on CPU, and shapes alone. It has no gradient."""
+"""Decode attention with three implementations: Triton for CUDA, PyTorch for CPU, and shapes only; no gradient."""
 
 import math
 
@@ -20,13 +20,13 @@ def decode_attention(
     softcap: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """softmax(scale * q k^T) v of the newest token of each sequence; [B, 1, H, D] in q's dtype.
+    """softmax(scale * q k^T) v for the newest token of each sequence; [B, 1, H, D] in q's dtype.
 
-    q is [B, 1, H, D]; k and v are [B, Sk, Hkv, D], its own key and value last, with H a multiple of Hkv. window: the
-    last so many keys are seen. scale: 1/sqrt(D) when None. first_key: int32 [B], keys of a row before it are hidden
-    (padding on the left). softcap: as `attention`. backend: auto, triton (bfloat16 and float16; float32 takes the
-    reference; head dimensions as `attention`) or torch. Raises ValueError, naming the argument, for what is not
-    supported; it has no gradient.
+    q is [B, 1, H, D]; k and v are [B, Sk, Hkv, D] with H a multiple of Hkv; the token's own key and value come last.
+    window: number of last keys that are seen; None: all. scale: 1/sqrt(D) when None. first_key: int32 [B], the first
+    visible key of each row (padding on the left). softcap: as in `attention`. backend: auto, triton (bfloat16 and
+    float16; float32 uses the reference; head dimensions as in `attention`) or torch. It has no gradient. Raises
+    ValueError, naming the argument, for arguments that are not supported.
     """
     if q.dim() != 4 or q.shape[1] != 1:
         raise ValueError(f"q has shape {list(q.shape)}; it must be [batch, 1, heads, head_dim]")

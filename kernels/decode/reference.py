@@ -1,4 +1,4 @@
-"""Decode attention in plain PyTorch: the textbook's attention of a single query."""
+"""Decode attention in plain PyTorch: attention by its formula, with a single query."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm, with the residual addition before them if wanted, in one pass over memory."""
+"""LayerNorm and RMSNorm, optionally after a residual addition, in one pass over memory."""
 
 from megagpt.kernels.norm.op import layer_norm, rms_norm
 

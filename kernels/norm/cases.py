@@ -8,10 +8,10 @@ from megagpt.kernels.norm import kernel
 
 
 def cases() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Name and launch, on meta tensors, of configurations: row length, alignment, dtypes, RMS and residual.
+    """(name, launch on meta tensors) of configurations: row length, alignment, dtypes, RMS and residual.
 
-    Every row length, alignment and pair of dtypes comes with LayerNorm and a residual, which takes the most registers;
-    float16, whose code is that of bfloat16 but for the conversions, and the other pairs of options come with few.
+    Every row length, alignment and pair of dtypes is combined with LayerNorm and a residual, which need the most
+    registers. float16 (whose code differs from bfloat16's only in conversions) and other options have few cases.
     """
     lengths = [2**power for power in range(8, 16)]
     dtypes = [(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float32, torch.float32)]

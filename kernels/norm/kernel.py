@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm in Triton, and how they are launched."""
+"""LayerNorm and RMSNorm in Triton, and the functions that launch them."""
 
 import torch
 import triton
@@ -7,10 +7,10 @@ from torch import Tensor
 
 from megagpt.kernels.backend import multiprocessors
 
-# Columns of the longest row that one program holds in registers without spilling; twice as long, it spills. The
-# backward pass holds the sums of two gradients as well. Rows that are not aligned need more registers: half as long.
+# Columns of the longest row that one program holds in registers; with twice as many it spills. The backward pass also
+# holds the sums of two gradients. Rows that are not aligned need more registers, so their limit is half of this.
 FORWARD_ONE_PASS, BACKWARD_ONE_PASS = 16384, 8192
-# maxnreg keeps the compiler from spilling a little for the sake of more programs at once.
+# maxnreg stops the compiler from spilling some registers in order to run more programs at once.
 LONG = {"BLOCK": 4096, "enable_fp_fusion": True, "num_warps": 16, "maxnreg": 64}  # a step along a longer row
 LONG_BACKWARD = {
     "ROWS": 8,
@@ -24,7 +24,7 @@ REDUCE = {"ROWS": 16, "BLOCK": 128, "enable_fp_fusion": True, "num_warps": 4}
 
 @triton.jit
 def _input(x_ptr, residual_ptr, offset, inside, RESIDUAL: tl.constexpr):
-    """x, or x + residual rounded as it is stored, in float32."""
+    """x, or x + residual rounded to the stored dtype, in float32."""
     x = tl.load(x_ptr + offset, mask=inside, other=0.0).to(tl.float32)
     if RESIDUAL:
         x += tl.load(residual_ptr + offset, mask=inside, other=0.0).to(tl.float32)
@@ -34,7 +34,7 @@ def _input(x_ptr, residual_ptr, offset, inside, RESIDUAL: tl.constexpr):
 
 @triton.jit
 def _weight(weight_ptr, column, columns, ZERO_CENTERED: tl.constexpr):
-    """What rows are multiplied by, in float32."""
+    """The factor of the rows, weight or 1 + weight, in float32."""
     weight = tl.load(weight_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
     if ZERO_CENTERED:
         weight += 1.0
@@ -59,7 +59,7 @@ def norm_forward_kernel(
     RMS: tl.constexpr, ZERO_CENTERED: tl.constexpr, RESIDUAL: tl.constexpr, VECTOR: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y = (h - mean) rstd weight + bias, h = x + residual; ROWS whole rows of units * VECTOR columns a program."""
+    """y = (h - mean) rstd weight + bias, h = x + residual; a program handles ROWS rows of units * VECTOR columns."""
     columns = units * VECTOR
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     column = tl.arange(0, BLOCK)[None, :]
@@ -83,7 +83,7 @@ def norm_forward_long_kernel(
     RMS: tl.constexpr, ZERO_CENTERED: tl.constexpr, RESIDUAL: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row a program, twice: mean and squared deviation, online in each lane (Welford) and then merged; then y."""
+    """One row per program, read twice: mean and squared deviation, online in each lane (Welford), merged; then y."""
     columns = units * VECTOR
     start = tl.program_id(0).to(tl.int64) * columns
     lane = tl.arange(0, BLOCK)
@@ -139,8 +139,8 @@ def norm_backward_kernel(
 ):  # fmt: skip
     """dx = rstd (g - mean(g) - n mean(g n)) + dh, g = weight * dy, n = (h - mean) rstd; ROWS rows at a time.
 
-    A program takes every num_programs-th group of rows, and leaves in partial [2, programs, columns] its sums of dy * n
-    and of dy, the gradients of weight and bias.
+    A program handles every num_programs-th group of rows, and writes its sums of dy * n and of dy (parts of the
+    gradients of weight and bias) to partial [2, programs, columns].
     """
     columns = units * VECTOR
     column = tl.arange(0, BLOCK)[None, :]
@@ -165,7 +165,7 @@ def norm_backward_kernel(
         if not RMS:
             dbias += dy
         _store_dx(dx_ptr, dh_ptr, offset, inside, (slope - average - normal * product) * rstd, RESIDUAL)
-    # One row, kept as two dimensions for the layout, hence the load width, of the others.
+    # One row, kept in two dimensions so that it has the same layout and access width as the others.
     out = partial_ptr + tl.program_id(0).to(tl.int64) * columns + column
     tl.store(out, tl.sum(dweight, 0)[None, :], mask=column < columns)
     if not RMS:
@@ -178,7 +178,7 @@ def norm_sums_kernel(
     dy_ptr, h_ptr, weight_ptr, mean_ptr, rstd_ptr, average_ptr, product_ptr, units,
     RMS: tl.constexpr, ZERO_CENTERED: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """mean(g) and mean(g n) of one row a program, as in `norm_backward_kernel`, for rows of any length."""
+    """mean(g) and mean(g n) as in `norm_backward_kernel`, for rows of any length; one row per program."""
     columns = units * VECTOR
     row = tl.program_id(0)
     start = row.to(tl.int64) * columns
@@ -208,7 +208,7 @@ def norm_backward_long_kernel(
 ):  # fmt: skip
     """dx and partial sums as in `norm_backward_kernel`, from the results of `norm_sums_kernel`.
 
-    A program takes BLOCK columns of every num_programs(1)-th group of ROWS rows.
+    A program handles BLOCK columns of every num_programs(1)-th group of ROWS rows.
     """
     columns = units * VECTOR
     column = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[None, :]
@@ -239,7 +239,7 @@ def norm_backward_long_kernel(
 
 @triton.jit(do_not_specialize=["programs", "columns"])
 def norm_reduce_kernel(partial_ptr, dweight_ptr, dbias_ptr, programs, columns, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """dweight, and with two rows of programs dbias: the sums over programs of partial, always in the same order."""
+    """Sums of `partial` over programs, in a fixed order: dweight, and dbias if the grid has two rows."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     start = tl.program_id(1).to(tl.int64) * programs * columns
@@ -255,7 +255,7 @@ def norm_reduce_kernel(partial_ptr, dweight_ptr, dbias_ptr, programs, columns, R
 
 
 def forward_settings(columns: int) -> dict[str, int]:
-    """Launch settings of rows in one pass: 8 elements a thread, and up to 32 in long rows."""
+    """Launch settings for rows in one pass: 8 elements per thread, and up to 32 in long rows."""
     block = max(256, triton.next_power_of_2(columns))
     launch = {"ROWS": max(1, 2048 // block), "BLOCK": block}
     return launch | {
@@ -266,9 +266,9 @@ def forward_settings(columns: int) -> dict[str, int]:
 
 
 def backward_settings(columns: int, element_size: int) -> dict[str, int]:
-    """Launch settings of rows in one pass: 8 elements a thread, and the next rows on their way if registers allow.
+    """Launch settings for rows in one pass: 8 elements per thread, and prefetching of the next rows if registers allow.
 
-    They do not if elements come one by one, each with an address, and in long rows.
+    They do not allow it in long rows, and when elements are loaded one by one, each with its own address.
     """
     block, vector = max(256, triton.next_power_of_2(columns)), _vector(columns)
     stages = 2 if vector > 1 and block * element_size <= 2048 * vector else 1
@@ -278,14 +278,14 @@ def backward_settings(columns: int, element_size: int) -> dict[str, int]:
 
 
 def _vector(columns: int) -> int:
-    """Elements that are aligned in all rows alike, so that a load may take them at once."""
+    """Number of elements that a load can take at once, because they are aligned in every row."""
     return 8 if columns % 8 == 0 else 4 if columns % 4 == 0 else 1
 
 
 def norm_forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, zero_centered: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch `norm_forward_kernel`, or `norm_forward_long_kernel` for longer rows."""
+    """Launch `norm_forward_kernel`, or `norm_forward_long_kernel` for long rows."""
     x = x.contiguous()
     columns = x.shape[-1]
     rows, vector = x.numel() // columns, _vector(columns)
@@ -318,7 +318,7 @@ def norm_backward(
     rstd: Tensor,
     zero_centered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch `norm_backward_kernel`, or the two kernels of longer rows, and `norm_reduce_kernel`."""
+    """Launch `norm_backward_kernel` (or the two kernels for long rows) and `norm_reduce_kernel`."""
     gradient, h = gradient.contiguous(), h.contiguous()
     h_gradient = None if h_gradient is None else h_gradient.contiguous()
     columns, vector, rms = h.shape[-1], _vector(h.shape[-1]), bias is None
@@ -327,7 +327,7 @@ def norm_backward(
     launch = LONG_BACKWARD if long else backward_settings(columns, h.element_size())
     if long and vector < 4:
         launch = launch | {"ROWS": 4}
-    # As many programs share the sums of weights as make 512 threads a multiprocessor, or one program.
+    # The number of programs that gives 512 threads per multiprocessor, but at least one.
     shares = multiprocessors(h.device) * max(1, 16 // launch["num_warps"]) // triton.cdiv(columns, launch["BLOCK"])
     programs = min(triton.cdiv(rows, launch["ROWS"]), max(1, shares))
     partial = torch.empty((1 if rms else 2, programs, columns), dtype=torch.float32, device=h.device)

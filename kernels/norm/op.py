@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm with four faces: Triton on CUDA, PyTorch on CPU, shapes alone, and gradients."""
+"""LayerNorm and RMSNorm with four implementations: Triton for CUDA, PyTorch for CPU, shapes only, and gradients."""
 
 import torch
 from torch import Tensor
@@ -20,13 +20,13 @@ def layer_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """(h - mean(h)) / sqrt(var(h) + eps) * weight + bias over the last dimension (Ba et al., arXiv 1607.06450).
 
-    h is x, or with `residual` x + residual, and then the result is (y, h), for h to go on as the residual stream. x is
-    [..., H] in float32, bfloat16 or float16, residual and the results alike; weight and bias are [H] in x's dtype or
-    float32. Computed in float32, from h as rounded to x's dtype. Gradients of weight and bias are those of the rows
-    given, summed in a fixed order: of a part of the sequence, to be summed over ranks, and zero of no rows.
-    zero_centered: 1 + weight takes weight's place, added in float32 (Gemma, arXiv 2403.08295).
+    Without `residual` h is x. With it h is x + residual, and the result is (y, h), where h is the new residual stream.
+    x is [..., H] in float32, bfloat16 or float16; residual and the results have the same shape and dtype; weight and
+    bias are [H] in x's dtype or float32. Computed in float32, from h rounded to x's dtype. Gradients of weight and bias
+    are summed over the given rows in a fixed order (zero for no rows); with sequence parallelism the caller must sum
+    them over ranks. zero_centered: the factor is 1 + weight, added in float32 (Gemma, arXiv 2403.08295).
 
-    backend: auto, triton or torch. Raises ValueError, naming the argument, for what Triton cannot take.
+    backend: auto, triton or torch. Raises ValueError, naming the argument, for arguments that Triton does not support.
     """
     return _norm(x, residual, weight, bias, eps, zero_centered, backend)
 
@@ -39,7 +39,7 @@ def rms_norm(
     zero_centered: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """h / sqrt(mean(h^2) + eps) * weight (Zhang and Sennrich, arXiv 1910.07467); arguments as of `layer_norm`."""
+    """h / sqrt(mean(h^2) + eps) * weight (Zhang and Sennrich, arXiv 1910.07467); arguments as in `layer_norm`."""
     return _norm(x, residual, weight, None, eps, zero_centered, backend)
 
 

@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm in plain PyTorch: differentiable, and the CPU face of the ops. No bias means RMSNorm."""
+"""LayerNorm and RMSNorm in plain PyTorch: differentiable, and the CPU implementation. bias=None means RMSNorm."""
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +8,10 @@ from torch import Tensor
 def norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, zero_centered: bool
 ) -> tuple[Tensor, Tensor]:
-    """Output, and x + residual. See `op.layer_norm` and `op.rms_norm`."""
+    """Output, and h (x or x + residual). See `op.layer_norm` and `op.rms_norm`."""
     h = x if residual is None else x + residual
     same = all(tensor is None or tensor.dtype == x.dtype for tensor in (weight, bias))
-    # PyTorch wants weights of the input's dtype, and 1 + weight would lose digits in a narrow one.
+    # PyTorch needs weights in the input's dtype, and 1 + weight would lose digits in 16 bits.
     value = h if same and not zero_centered else h.to(torch.promote_types(h.dtype, torch.float32))
     weight = weight.to(value.dtype)
     weight = 1 + weight if zero_centered else weight
@@ -25,7 +25,10 @@ def norm(
 def norm_forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, zero_centered: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output; x + residual, or nothing; mean, or nothing in RMSNorm, and 1 / deviation of each row in float32."""
+    """Output y; h = x + residual, or empty; mean of each row, or empty for RMSNorm; 1 / deviation of each row.
+
+    The last two are float32 [rows].
+    """
     h = x if residual is None else x + residual
     rows = h.reshape(-1, x.shape[-1]).float()
     mean = rows.new_zeros(0) if bias is None else rows.mean(-1)
@@ -46,7 +49,7 @@ def norm_backward(
     rstd: Tensor,
     zero_centered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (and of the residual), the weight, and the bias (nothing in RMSNorm), by `norm_forward`'s output.
+    """Gradients of x (equal to the residual's), weight and bias (empty for RMSNorm), given `norm_forward`'s outputs.
 
     With n = (h - mean) rstd and g = weight * dy: dx = rstd (g - mean(g) - n mean(g n)) + dh; RMSNorm has no mean(g).
     """

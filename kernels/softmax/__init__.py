@@ -1,4 +1,4 @@
-"""Softmax of scaled and masked scores, in one pass over memory while a row fits in registers."""
+"""Softmax of scaled and masked scores, in one pass over memory if a row fits in registers."""
 
 from megagpt.kernels.softmax.op import scale_mask_softmax
 

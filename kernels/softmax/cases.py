@@ -8,10 +8,10 @@ from megagpt.kernels.softmax import kernel
 
 
 def cases() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Name and launch, on meta tensors, of every configuration: row length, alignment, mask and dtype.
+    """(name, launch on meta tensors) of every configuration: row length, alignment, mask and dtype.
 
-    causal is no configuration: it is an argument of the compiled kernel. float16 is compiled once a kernel, for its
-    code is that of bfloat16 but for the conversions.
+    causal is not part of a configuration, because it is an argument of the compiled kernel. float16 has one case per
+    kernel, because its code differs from bfloat16's only in conversions.
     """
     lengths = [2**power for power in range(7, 17)]
     for dtype in (torch.bfloat16, torch.float32):

@@ -1,20 +1,20 @@
-"""Scale-mask-softmax in Triton, and how it is launched."""
+"""Scale-mask-softmax in Triton, and the functions that launch it."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Keys of the longest row that stays in registers. A power of two more spills: the backward pass, which holds y and dy,
-# uses all 64 registers of 1024 threads at 32768, and the forward pass at 65536, or 32768 if rows are not aligned.
+# Keys of the longest row that fits in registers. Twice as many spill: the backward pass, which holds y and dy, uses all
+# 64 registers of 1024 threads at 32768, and the forward pass at 65536, or at 32768 if rows are not aligned.
 FORWARD_ONE_PASS, BACKWARD_ONE_PASS = 32768, 16384
-TILE = 2048  # elements a program of short rows, which takes several
+TILE = 2048  # elements per program for short rows; a program handles several rows
 LONG_WARPS = 16
 
 
 @triton.jit
 def _load(ptr, column, visible, VECTOR: tl.constexpr):
-    """Columns below `visible`, in float32. A load ends at a multiple of VECTOR for it to stay whole, 16 bytes long."""
+    """Columns below `visible`, in float32, else 0. The load ends at a multiple of VECTOR, so that it is vectorized."""
     end = (visible + (VECTOR - 1)) // VECTOR * VECTOR
     values = tl.load(ptr + column, mask=column < end, other=0.0).to(tl.float32)
     return tl.where(column < visible, values, 0.0)
@@ -22,7 +22,7 @@ def _load(ptr, column, visible, VECTOR: tl.constexpr):
 
 @triton.jit
 def _mask_row(mask_ptr, row, queries, heads, batch_stride, head_stride, query_stride):
-    """Where the mask of a row of [batch, heads, queries, keys] starts."""
+    """Pointer to the mask of a row of [batch, heads, queries, keys]."""
     matrix = row // queries
     batch, head, query = (matrix // heads).to(tl.int64), (matrix % heads).to(tl.int64), (row % queries).to(tl.int64)
     return mask_ptr + batch * batch_stride + head * head_stride + query * query_stride
@@ -30,7 +30,7 @@ def _mask_row(mask_ptr, row, queries, heads, batch_stride, head_stride, query_st
 
 @triton.jit
 def _scores(x_ptr, mask_ptr, column, visible, scale, key_stride, MASKED: tl.constexpr, VECTOR: tl.constexpr):
-    """scale * x, and -inf where hidden."""
+    """scale * x, or -inf where a key is hidden."""
     scores = tl.where(column < visible, _load(x_ptr, column, visible, VECTOR) * scale, float("-inf"))
     if MASKED:
         end = (visible + (VECTOR - 1)) // VECTOR * VECTOR
@@ -41,7 +41,7 @@ def _scores(x_ptr, mask_ptr, column, visible, scale, key_stride, MASKED: tl.cons
 
 @triton.jit
 def _finite(peak):
-    """The number to subtract from scores, whose largest is `peak`: never -inf, because exp(-inf - -inf) is NaN."""
+    """The number to subtract from scores with maximum `peak`: not -inf, because exp(-inf - -inf) is NaN."""
     return tl.where(peak == float("-inf"), 0.0, peak)
 
 
@@ -66,7 +66,7 @@ def softmax_forward_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """y = e / sum(e), e = exp(z - max(z)), z = scale * x; ROWS whole rows a program.
+    """y = e / sum(e), e = exp(z - max(z)), z = scale * x; a program handles ROWS whole rows.
 
     A row has units * VECTOR keys; the first query sees the first `seen`, and each next query `step` more.
     """
@@ -100,7 +100,7 @@ def softmax_backward_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dx = scale * y * (dy - sum(dy * y)); ROWS whole rows a program.
+    """dx = scale * y * (dy - sum(dy * y)); a program handles ROWS whole rows.
 
     A row has units * VECTOR keys; the first query sees the first `seen`, and each next query `step` more.
     """
@@ -134,7 +134,7 @@ def softmax_forward_long_kernel(
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row a program, twice: largest score and sum of exponentials, online and apart in each lane; then y."""
+    """One row per program, read twice: maximum and sum of exponentials, online and separately in each lane; then y."""
     keys = units * VECTOR
     row = tl.program_id(0)
     visible = row % queries * step + seen
@@ -143,7 +143,7 @@ def softmax_forward_long_kernel(
     mask_row = mask_ptr
     if MASKED:
         mask_row = _mask_row(mask_ptr, row, queries, heads, batch_stride, head_stride, query_stride)
-    # A lane is the 8 neighbours that a thread loads at once: their maximum costs no exchange between threads.
+    # A lane is the 8 neighbours that a thread loads at once, so their maximum needs no exchange between threads.
     lane = tl.arange(0, BLOCK // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
     peak = tl.full((BLOCK // 8,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK // 8,), tl.float32)
@@ -175,7 +175,7 @@ def softmax_backward_long_kernel(
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row a program, twice: sum(dy * y); then dx = scale * y * (dy - sum)."""
+    """One row per program, read twice: sum(dy * y); then dx = scale * y * (dy - sum)."""
     keys = units * VECTOR
     row = tl.program_id(0)
     visible = row % queries * step + seen
@@ -195,29 +195,29 @@ def softmax_backward_long_kernel(
 
 
 def settings(keys: int) -> dict[str, int]:
-    """Launch settings of rows in one pass: 16 elements a thread, and 32 from 16384 keys."""
+    """Launch settings for rows in one pass: 16 elements per thread, and 32 for the longest rows."""
     block = max(128, triton.next_power_of_2(keys))
     num_warps = 32 if block > 16384 else min(16, max(4, block // 512))
     return {"ROWS": max(1, TILE // block), "BLOCK": block, "enable_fp_fusion": True, "num_warps": num_warps}
 
 
 def _vector(keys: int) -> int:
-    """Elements that are aligned in all rows alike, so that a load may take them at once."""
+    """Number of elements that a load can take at once, because they are aligned in every row."""
     return 8 if keys % 8 == 0 else 1
 
 
 def _step(vector: int, x: Tensor) -> int:
-    """Elements a step of a row taken in two passes; single loads and float32 need more registers, and would spill."""
+    """Elements per step in two-pass kernels; fewer for single loads and float32, which need more registers."""
     return 8192 if vector == 8 and x.element_size() < 4 else 4096
 
 
 def _seen(queries: int, keys: int, causal: bool) -> tuple[int, int]:
-    """Keys that the first query sees, and how many more each next query does."""
+    """Number of keys that the first query sees, and how many more each next query sees."""
     return (keys - queries + 1, 1) if causal else (keys, 0)
 
 
 def _mask_strides(mask: Tensor, shape: torch.Size) -> tuple[Tensor, int, tuple[int, int, int, int]]:
-    """The mask seen as [batch, heads, queries, keys]: memory, number of heads, strides (0 where it is broadcast)."""
+    """The mask viewed as [batch, heads, queries, keys]: tensor, number of heads, strides (0 where it is broadcast)."""
     if mask.dim() and mask.stride(-1) not in (0, 1):
         mask = mask.contiguous()
     mask = mask.expand(shape)

@@ -1,4 +1,4 @@
-"""Scale-mask-softmax with four faces: Triton on CUDA, PyTorch on CPU, shapes alone, and gradients."""
+"""Scale-mask-softmax with four implementations: Triton for CUDA, PyTorch for CPU, shapes only, and gradients."""
 
 import torch
 from torch import Tensor
@@ -12,15 +12,15 @@ KERNEL = "megagpt.kernels.softmax.kernel"
 def scale_mask_softmax(
     x: Tensor, scale: float = 1.0, mask: Tensor | None = None, causal: bool = False, backend: str = "auto"
 ) -> Tensor:
-    """Softmax over the last dimension of scale * x, in which hidden entries take no probability; x's shape and dtype.
+    """Softmax over the last dimension of scale * x; hidden entries get probability 0. Same shape and dtype as x.
 
-    x is [..., Q, K] in float32, bfloat16 or float16, computed in float32. mask is bool, broadcasts to x's shape (which
-    is never materialised), and hides where True. causal hides keys after the query, the last of which see all keys:
-    query i sees keys 0 to i + K - Q, so Q <= K. A row with all entries hidden, or -inf, is zeros and has no gradient.
+    x is [..., Q, K] in float32, bfloat16 or float16, computed in float32. mask is bool, broadcastable to x's shape (it
+    is not materialised), and True hides an entry. causal: query i sees keys 0 to i + K - Q, so the last query sees all
+    keys, and Q <= K. A row whose entries are all hidden or -inf is zero and has no gradient.
 
-    backend: auto, triton or torch. In place of the fused CUDA softmax of Megatron (Narayanan et al., arXiv 2104.04473);
-    rows too long for registers are normalised online (Milakov and Gimelshein, arXiv 1805.02867). Raises ValueError,
-    naming the argument, for what is not supported.
+    backend: auto, triton or torch. It replaces the fused CUDA softmax of Megatron (Narayanan et al., arXiv 2104.04473).
+    Rows too long for registers are normalised online (Milakov and Gimelshein, arXiv 1805.02867). Raises ValueError,
+    naming the argument, for arguments that are not supported.
     """
     _check(x, mask, causal)
     if choose_backend(backend, x) == "torch":

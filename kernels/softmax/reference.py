@@ -1,4 +1,4 @@
-"""Scale-mask-softmax in plain PyTorch: differentiable, and the CPU face of the op."""
+"""Scale-mask-softmax in plain PyTorch: differentiable, and the CPU implementation of the op."""
 
 import torch
 from torch import Tensor
@@ -15,12 +15,12 @@ def scale_mask_softmax(x: Tensor, scale: float, mask: Tensor | None, causal: boo
         scores = scores.masked_fill(mask, float("-inf"))
     if x.numel() == 0:
         return scores.to(x.dtype)
-    # A row with nothing to attend to would be 0 / 0, and its gradient too.
+    # A row without visible keys would be 0 / 0, and its gradient too.
     nothing = scores.detach().amax(-1, keepdim=True) == float("-inf")
     return scores.masked_fill(nothing, 0.0).softmax(-1).masked_fill(nothing, 0.0).to(x.dtype)
 
 
 def scale_mask_softmax_backward(gradient: Tensor, y: Tensor, scale: float, causal: bool) -> Tensor:
-    """Gradient of x by the output `y`: scale * y * (dy - sum(dy * y)); `y` holds the zeros of a causal mask already."""
+    """Gradient of x, given the output `y`: scale * y * (dy - sum(dy * y)); `y` already has the zeros of the mask."""
     dy, probability = gradient.float(), y.float()
     return (scale * probability * (dy - (dy * probability).sum(-1, keepdim=True))).to(y.dtype)

@@ -1,4 +1,4 @@
-"""The file `best` beside a run's checkpoints, which names the one that held-out figures were best for."""
+"""The file `best` in a run's folder of checkpoints, which names the checkpoint with the best held-out metric."""
 
 import logging
 import secrets
@@ -14,7 +14,7 @@ BEST = "best"
 
 
 def read_best(directory: Path) -> Path | None:
-    """The checkpoint that `best` names; None without that file. Raises CheckpointError when it names none."""
+    """The checkpoint that `best` names; None if there is no such file. Raises CheckpointError for a wrong name."""
     pointer = directory / BEST
     if not pointer.exists() and not pointer.is_symlink():
         return None
@@ -27,7 +27,7 @@ def read_best(directory: Path) -> Path | None:
 
 
 def find_best(directory: Path) -> Path | None:
-    """As `read_best`, but what is wrong with the file is logged at ERROR and it counts for nothing."""
+    """Like `read_best`, but a wrong file is logged at ERROR and ignored."""
     try:
         return read_best(directory)
     except CheckpointError as error:
@@ -36,7 +36,7 @@ def find_best(directory: Path) -> Path | None:
 
 
 def write_best(directory: Path, name: str | None) -> None:
-    """Name the checkpoint `name` the best; None: there is no best one any more."""
+    """Write the name of the best checkpoint; None removes the file. Raises CheckpointError."""
     if name is None:
         (directory / BEST).unlink(missing_ok=True)
     else:

@@ -1,4 +1,4 @@
-"""Saves and restores a run: atomic publish, verified loading, retention, one writer a folder."""
+"""Saves and restores a run: atomic publication, verified loading, retention, and a lock against other writers."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 FAILED, WRITING, DONE = range(3)
 POLL_SECONDS = 0.02
-PATIENCE_SECONDS = 5.0  # of a rank that has failed, for a disk that may hang
+PATIENCE_SECONDS = 5.0  # how long a failed rank waits for its writer, because the disk may hang
 OWN_KEYS = {"format", "step", "world_size", "versions", "threads", "time", "files", "digest"}
 DEBRIS = ("step_*.tmp-*", ".trash-*", "latest.tmp-*", "best.tmp-*")
 
@@ -55,20 +55,20 @@ class Pending:
     manifest: dict[str, Any]
     started: float
     best: bool = False
-    """Whether it is to be the best one once it is committed."""
+    """Whether it becomes the best checkpoint when it is committed."""
 
 
 class Checkpointer:
     """The checkpoints of one run, in `directory`. Every method is collective unless it says otherwise.
 
-    As a context manager it commits a pending save on the way out, or gives it up when an exception passes through.
+    As a context manager it commits a pending save at the end, or cancels it after an exception.
 
     Args:
-        directory: shared by all ranks; rank 0's value counts.
+        directory: folder that all ranks share; rank 0's value is used.
         config: retention, and whether saving is asynchronous.
         world: the ranks; by default those of torch.distributed, or this process alone.
 
-    Raises: CheckpointError when another live run writes in the directory, or it cannot be written.
+    Raises: CheckpointError when another live run writes into the directory, or when it is not writable.
     """
 
     def __init__(self, directory: Path, config: CheckpointConfig, world: World | None = None):
@@ -100,17 +100,16 @@ class Checkpointer:
     ) -> None:
         """Saves a step; when asynchronous, copies the tensors and leaves the rest to `poll`.
 
-        A save that is still under way is waited for first. A step that this object saved or restored is not saved
-        again.
+        It first waits for a save that is still pending. A step that this object saved or restored is not saved again.
 
         Args:
             step: number of finished optimizer steps.
-            shards: this rank's share; over all ranks every element of every tensor is given exactly once.
-            rank_tensors: tensors that are this rank's alone, such as states of random numbers.
-            state: any JSON values that the loop needs to go on; rank 0's are kept.
-            manifest: JSON values for the manifest (run, configuration, layout); rank 0's are kept.
+            shards: this rank's shards; together the ranks must give every element of every tensor exactly once.
+            rank_tensors: tensors of this rank only, such as states of random number generators.
+            state: JSON values that the training loop needs to resume; rank 0's are stored.
+            manifest: JSON values for the manifest (run, configuration, layout); rank 0's are stored.
 
-        Raises: CheckpointError on all ranks; the previous checkpoint is intact and the partial folder removed.
+        Raises: CheckpointError on all ranks; the previous checkpoint is intact, and the partial folder is removed.
         """
         self.poll(wait=True)
         started = time.monotonic()
@@ -123,7 +122,7 @@ class Checkpointer:
         try:
             with self.world.raise_on_all_ranks():
                 if not folder.is_dir():
-                    raise CheckpointError(f"{folder} was made by rank 0 but is not seen here: is the disk shared?")
+                    raise CheckpointError(f"rank 0 made {folder}, but it does not exist here: is the disk shared?")
                 if clash := set(manifest) & OWN_KEYS:
                     raise CheckpointError(f"the manifest's keys {sorted(clash)} are set by the checkpointer")
                 text = json.dumps(state)
@@ -136,7 +135,7 @@ class Checkpointer:
             self.poll(wait=True)
 
     def poll(self, wait: bool = False) -> Path | None:
-        """Commits the pending save once every rank's file is complete; to be called every step.
+        """Commits the pending save once every rank's file is complete. Call it in every step.
 
         Args:
             wait: whether to wait until the pending save is committed.
@@ -161,7 +160,7 @@ class Checkpointer:
             raise
 
     def find_newest(self) -> Path | None:
-        """The checkpoint to go on from: the one that `latest` names or, when it is not valid, the newest that is.
+        """The checkpoint to resume from: the one that `latest` names or, if it is not valid, the newest valid one.
 
         Returns: its folder, verified by SHA-256; None when nothing was ever committed here.
         Raises: CheckpointError when there are checkpoints but none is valid.
@@ -174,10 +173,10 @@ class Checkpointer:
         return found.path
 
     def rewind(self, step: int) -> Path | None:
-        """Gives the steps after a checkpoint up, to be trained and saved anew: removes their checkpoints.
+        """Goes back to the newest valid checkpoint up to `step`, and removes later ones, which will be trained anew.
 
-        Returns: the newest valid checkpoint of at most `step`, verified; None, and nothing removed, when there is none.
-        Raises: CheckpointError when there are some but none is valid, or a pending save failed.
+        Returns: that checkpoint, verified; None when there is none, and then nothing is removed.
+        Raises: CheckpointError when there are some but none is valid, or when a pending save failed.
         """
         self.poll(wait=True)
         found, refused = loading.search(self.directory, self.world, at_most=step)
@@ -195,9 +194,9 @@ class Checkpointer:
         return found.path
 
     def name_best(self, step: int | None) -> bool:
-        """Has the checkpoint of `step` be the best one, which `find` gives to others; or none.
+        """Marks the checkpoint of `step` as the best, which `find` returns for this run; None: none is the best.
 
-        One that is still being saved becomes it when it is committed. Returns whether there is such a checkpoint.
+        A checkpoint that is still pending is marked when it is committed. Returns whether there is such a checkpoint.
         """
         if self._pending is not None and self._pending.step == step:
             self._pending.best = True
@@ -210,21 +209,21 @@ class Checkpointer:
         return self.world.broadcast(name) is not None
 
     def load(self, path: Path, shards: Iterable[Shard], strict: bool = True, cast: bool = False) -> dict[str, Any]:
-        """Fills every shard's data in place from a checkpoint of any layout and returns the saved state.
+        """Fills every shard's data in place from a checkpoint of any layout, and returns the saved state.
 
-        Verifies the checkpoint first unless `find_newest` did. See `loading.fill` for the arguments and the errors.
+        Verifies the checkpoint first, unless `find_newest` has done so. See `loading.fill` for arguments and errors.
         """
         return loading.fill(self._open(path), shards, strict, cast, self.world)
 
     def rank_tensors(self, path: Path, rank: int) -> dict[str, torch.Tensor]:
-        """The tensors that `rank` alone saved, on the CPU; empty when it saved none. Raises CheckpointError."""
+        """The rank tensors that `rank` saved, on the CPU; {} when it saved none. Raises CheckpointError."""
         checkpoint = self._open(path)
         with self.world.raise_on_all_ranks():
             tensors = loading.rank_tensors(checkpoint, rank)
         return tensors
 
     def close(self) -> None:
-        """Commits a pending save and lets other runs write here. Raises CheckpointError when the save failed."""
+        """Commits a pending save and releases the lock. Raises CheckpointError when the save failed."""
         try:
             self.poll(wait=True)
         finally:
@@ -237,20 +236,20 @@ class Checkpointer:
         if kind is None:
             self.close()
             return
-        if self._pending is not None:  # other ranks may be gone: no collective here; the next start sweeps the folder
+        if self._pending is not None:  # no collective, because other ranks may have ended; the next start removes it
             self._pending.writer.cancel(PATIENCE_SECONDS)
             self._pending = None
         self._release()
 
     def _open(self, path: Path) -> Checkpoint:
-        """The verified checkpoint of a folder."""
+        """The checkpoint in a folder, verified."""
         path = path.parent.resolve() / path.name
         if path not in self._trusted:
             self._trusted[path] = loading.verify(path, self.world)
         return self._trusted[path]
 
     def _begin(self, step: int) -> str | None:
-        """Makes the temporary folder of a save and returns its name; None when the step is saved already. Rank 0."""
+        """Makes the temporary folder of a save; returns its name, or None if the step is saved already. Rank 0 only."""
         final = self.directory / step_folder(step)
         if final in self._trusted or final.name in self._committed:
             log.info("step %d is saved already in %s", step, final)
@@ -263,12 +262,12 @@ class Checkpointer:
         return folder.name
 
     def _status(self, writer: RankWriter) -> int:
-        """What all ranks agree the pending save is: FAILED, WRITING or DONE."""
+        """Status of the pending save over all ranks: FAILED, WRITING or DONE."""
         mine = WRITING if not writer.done else FAILED if writer.error else DONE
         return self.world.lowest(mine)
 
     def _abandon(self, folder: Path, writer: RankWriter | None) -> None:
-        """Removes what a failed save wrote, once no rank writes any more."""
+        """Removes the files of a failed save, after all ranks have stopped writing."""
         if writer is not None:
             writer.cancel()
         self.world.gather(None)
@@ -276,7 +275,7 @@ class Checkpointer:
             self._remove(folder)
 
     def _commit(self, pending: Pending) -> Path:
-        """Publishes a save whose rank files are complete, then drops checkpoints that need not be kept."""
+        """Publishes a save whose rank files are complete, then removes checkpoints that need not be kept."""
         writer, final = pending.writer, self.directory / step_folder(pending.step)
         report = {"entries": [asdict(entry) for entry in writer.entries]}
         if writer.info is not None:
@@ -296,7 +295,7 @@ class Checkpointer:
         return final
 
     def _publish(self, pending: Pending, final: Path, reports: list[dict[str, Any]]) -> None:
-        """Writes index, state and manifest, and makes the folder a checkpoint by one rename. Rank 0."""
+        """Writes index, state and manifest, and turns the folder into a checkpoint by one rename. Rank 0 only."""
         folder = pending.folder
         index = {report["file"]: [StoredShard.parse(entry) for entry in report["entries"]] for report in reports}
         try:
@@ -321,7 +320,7 @@ class Checkpointer:
             for name, info in files.items():
                 check_size(folder / name, (folder / name).stat().st_size, info["size"])
             sync_folder(folder)
-            if final.exists():  # of an attempt that was rolled back or refused
+            if final.exists():  # from an attempt that was rolled back, or refused as not valid
                 final.rename(self.directory / f".trash-{final.name}-{token}")
             folder.rename(final)
             sync_folder(self.directory)
@@ -330,9 +329,9 @@ class Checkpointer:
         replace_text(self.directory / loading.LATEST, f"{final.name}\n", token)
 
     def _retain(self, newest: int) -> None:
-        """Deletes what need not be kept of the checkpoints before the one just committed. Rank 0.
+        """Removes the checkpoints up to step `newest` that need not be kept. Rank 0 only.
 
-        Those of later steps are of an attempt that was rolled back: they stay until their step comes again.
+        Checkpoints of later steps come from an attempt that was rolled back; they stay until their step is saved again.
         """
         steps = sorted(int(match[1]) for path in self.directory.iterdir() if (match := STEP.fullmatch(path.name)))
         valid = [step for step in steps if step <= newest and step_folder(step) not in self._refused]
@@ -349,7 +348,7 @@ class Checkpointer:
             self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        """Removes a folder in one step as seen by readers: by a rename first. A failure is only logged."""
+        """Removes a folder, after a rename that makes it disappear at once for readers. A failure is only logged."""
         trash = path
         try:
             if STEP.fullmatch(path.name):
@@ -360,7 +359,7 @@ class Checkpointer:
             log.warning("cannot remove %s: %s", trash, error.strerror)
 
     def _sweep(self) -> None:
-        """Removes what attempts that died left behind. Rank 0."""
+        """Removes temporary files of attempts that were killed. Rank 0 only."""
         for pattern in DEBRIS:
             for path in self.directory.glob(pattern):
                 log.warning("removing %s, which an attempt that died left behind", path)
@@ -372,6 +371,6 @@ class Checkpointer:
 
 
 def _step_of(path: Path) -> int:
-    """The step of a checkpoint's folder; -1 for anything else."""
+    """The step of a checkpoint's folder; -1 for any other path."""
     match = STEP.fullmatch(path.name)
     return int(match[1]) if match else -1

@@ -1,4 +1,4 @@
-"""Files that survive a crash and are not trusted: durable writing, and reading that follows no link."""
+"""Durable writing of files, and reading of untrusted files, which follows no symbolic links."""
 
 import errno
 import json
@@ -18,11 +18,11 @@ import torch
 from megagpt.errors import CheckpointError
 
 CHUNK = 16 << 20
-"""Bytes written, hashed or read at a time."""
+"""Number of bytes that are written, hashed or read at a time."""
 JSON_LIMIT = 64 << 20
 """Largest JSON file that is read, in bytes."""
 JSON_VALUES = 4 << 20
-"""Most values that are read of a JSON file: a value takes up to a hundred bytes, whatever the file spends on it."""
+"""Most values in a JSON file that is read. In memory a value takes up to a hundred bytes, more than in the file."""
 
 CAUSES = {
     errno.ENOSPC: "no space left on the disk",
@@ -46,13 +46,13 @@ class FileInfo:
 def write_file(
     path: Path, chunks: Iterable[memoryview], size: int, proceed: Callable[[], bool] = lambda: True
 ) -> FileInfo:
-    """Writes `size` bytes to a new file and makes them durable; hashing runs beside writing.
+    """Writes `size` bytes to a new file and makes them durable (fsync). A second thread computes the hash meanwhile.
 
     Args:
         path: must not exist.
-        chunks: the bytes; a chunk is used before the next one is asked for.
-        size: their number.
-        proceed: asked before every chunk; the write is given up when it says no.
+        chunks: the bytes; each chunk is written before the next one is requested.
+        size: total number of bytes.
+        proceed: called before every chunk; if it returns false, writing stops.
 
     Raises: CheckpointError with the cause, the bytes needed and the bytes free.
     """
@@ -61,7 +61,7 @@ def write_file(
         with path.open("xb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:
             for chunk in chunks:
                 if not proceed():
-                    raise CheckpointError(f"writing {path} was given up")
+                    raise CheckpointError(f"writing {path} was cancelled")
                 hashed = hasher.submit(digest.update, chunk)
                 written += len(chunk)
                 while chunk:
@@ -71,7 +71,7 @@ def write_file(
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {explain(error, path.parent, size)}") from error
     if written != size:
-        raise CheckpointError(f"wrote {written} bytes to {path} where {size} were due")
+        raise CheckpointError(f"wrote {written} bytes to {path} instead of {size}")
     return FileInfo(size, digest.hexdigest())
 
 
@@ -82,7 +82,10 @@ def write_text(path: Path, text: str) -> FileInfo:
 
 
 def replace_text(path: Path, text: str, token: str) -> None:
-    """Writes a text file so that a crash leaves the old one or the new one. Raises CheckpointError."""
+    """Writes a text file atomically: a crash leaves either the old or the new file. Raises CheckpointError.
+
+    token: makes the name of the temporary file unique.
+    """
     temporary = path.with_name(f"{path.name}.tmp-{token}")
     try:
         write_text(temporary, text)
@@ -93,7 +96,7 @@ def replace_text(path: Path, text: str, token: str) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable."""
+    """Makes the entries of a folder durable (fsync). Raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -102,7 +105,7 @@ def sync_folder(path: Path) -> None:
 
 
 def explain(error: OSError, folder: Path, needed: int) -> str:
-    """The cause of a failed write in words, with the bytes it needed and the bytes free in its folder."""
+    """The cause of a failed write in words, with the number of bytes needed and of bytes free in its folder."""
     cause = CAUSES.get(error.errno or 0, error.strerror or str(error))
     try:
         free = f"{shutil.disk_usage(folder).free:,}"
@@ -112,7 +115,7 @@ def explain(error: OSError, folder: Path, needed: int) -> str:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a regular file to read, unbuffered. Raises CheckpointError for a missing one, a link, or anything else."""
+    """Opens a regular file for unbuffered reading. Raises CheckpointError if it is missing, a link or not a file."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -137,7 +140,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def parse_json(data: bytes, path: Path, values: int = JSON_VALUES) -> Any:
-    """Parses JSON read from `path`, of at most `values` values. Raises CheckpointError, also for a key twice."""
+    """Parses JSON that was read from `path`, with at most `values` values and no key twice. Raises CheckpointError."""
     if sum(map(data.count, (b",", b"[", b"{"))) > values:
         raise CheckpointError(f"{path} may hold more than {values:,} values, and no more are read")
     try:
@@ -147,7 +150,7 @@ def parse_json(data: bytes, path: Path, values: int = JSON_VALUES) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON: of two values under one key other readers take another one than we would."""
+    """A JSON object. Duplicate keys are refused, because readers differ in which of the values they take."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError(f"a key is there twice among {shown(list(found))}")
@@ -155,7 +158,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value of an untrusted file for a message: short, and made in no time however large or deep the value is."""
+    """A short text of a value from an untrusted file, for messages; fast even for large or deeply nested values."""
     return f"{_SHORT.repr(value):.200}"
 
 
@@ -164,7 +167,10 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype, path: Path) -> torch.Tensor:
-    """Room for a tensor of `path`, whose size no more than the file says. Raises CheckpointError when there is none."""
+    """An uninitialised tensor whose shape comes from the untrusted file `path`.
+
+    Raises CheckpointError when there is no memory for it.
+    """
     try:
         return torch.empty(tuple(shape), dtype=dtype)
     except (MemoryError, OverflowError, RuntimeError, TypeError):

@@ -1,14 +1,14 @@
-"""The files of a checkpoint folder, byte for byte, and the checks by which nothing in them is trusted.
+"""The files of a checkpoint folder, and the checks of untrusted files.
 
     step_00000100/
-        rank_00000.safetensors   shards of tensors and rank 0's own tensors; one such file a rank that has any
+        rank_00000.safetensors   shards of tensors and rank 0's own tensors; one such file per rank that has tensors
         index.json               for every rank file, in the order of its data: name, dtype and place of every tensor
-        state.json               the trainer's own values
-        manifest.json            what made it, and the size and SHA-256 of every other file; written last
+        state.json               the training loop's values
+        manifest.json            run and configuration, and the size and SHA-256 of every other file; written last
 
-A rank file's header follows from its index entries alone, so it is compared with the header we would have written,
-and a header from elsewhere is never parsed. The manifest must be, to the byte, what we would have written for its
-values, its own digest included.
+The header of a rank file follows from its index entries. So it is compared with the header that this code would write,
+and headers of other origin are never parsed. The manifest, including its own digest, must be identical to the text that
+this code would write for its values.
 """
 
 import hashlib
@@ -30,18 +30,18 @@ from megagpt.errors import CheckpointError
 from megagpt.parallel.shards import Shard, ShardMetadata
 
 FORMAT = 1
-"""Version of the format that is written, and the only one that is read."""
+"""Version of the format; only this version is written and read."""
 MANIFEST, INDEX, STATE = "manifest.json", "index.json", "state.json"
 STEP = re.compile(r"step_([0-9]{8,12})")
 RANK_FILE = re.compile(r"rank_[0-9]{5,7}\.safetensors")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,255}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 MAX_DIMENSIONS, MAX_ELEMENTS = 8, 1 << 50
-MAX_HEADER = 100_000_000  # safetensors' own limit
+MAX_HEADER = 100_000_000  # limit of the safetensors library
 INDEX_LIMIT = 256 << 20
-"""Largest index.json that is read, in bytes. With ZeRO 3 it names every parameter once a rank."""
+"""Largest index.json that is read, in bytes. With ZeRO stage 3 it has one entry per parameter and rank."""
 INDEX_VALUES = INDEX_LIMIT // 14
-"""An entry takes over 220 bytes and counts as 16 values."""
+"""Most JSON values in index.json: an entry has more than 220 bytes and counts as 16 values."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -62,18 +62,18 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def memory(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, not copied."""
+    """The bytes of a contiguous CPU tensor, without a copy."""
     flat = tensor.as_strided((tensor.numel(),), (1,))  # view(-1) can keep another stride for a single element
     return memoryview(flat.view(torch.uint8).numpy())
 
 
 def step_folder(step: int) -> str:
-    """Name of the folder of a step."""
+    """Name of the folder of a step's checkpoint."""
     return f"step_{step:08d}"
 
 
 def rank_file(rank: int) -> str:
-    """Name of the file of a rank."""
+    """Name of a rank's file."""
     return f"rank_{rank:05d}.safetensors"
 
 
@@ -84,7 +84,7 @@ class StoredShard(ShardMetadata):
     dtype: str
     """safetensors' name of the dtype."""
     private: bool = False
-    """Whether it is a rank's own tensor (a state of random numbers, say) rather than a shard of a shared one."""
+    """Whether it is a rank's own tensor (such as a random number generator's state), not a shard of a shared one."""
 
     @classmethod
     def of(cls, shard: Shard, private: bool = False) -> Self:
@@ -107,7 +107,7 @@ class StoredShard(ShardMetadata):
 
     @classmethod
     def parse(cls, value: Any) -> Self:
-        """Reads an entry from untrusted JSON. Raises ValueError saying what is wrong."""
+        """Reads an entry from untrusted JSON. Raises ValueError that names the flaw."""
         if not isinstance(value, dict) or set(value) != FIELDS:
             raise ValueError(f"expected the fields {', '.join(sorted(FIELDS))}")
         name = value["name"]
@@ -130,12 +130,12 @@ class StoredShard(ShardMetadata):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype."""
+        """PyTorch's dtype."""
         return DTYPES[self.dtype]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its data."""
+        """Size of the data in bytes."""
         return self.numel * self.torch_dtype.itemsize
 
 
@@ -150,7 +150,7 @@ def _integers(value: Any, what: str) -> tuple[int, ...]:
 
 
 def header(entries: Iterable[StoredShard]) -> bytes:
-    """The first bytes of the safetensors file that holds `entries`. Raises ValueError for two of one label."""
+    """The first bytes of the safetensors file with `entries`. Raises ValueError for two entries with the same label."""
     tensors: dict[str, Any] = {}
     position = 0
     for entry in entries:
@@ -160,14 +160,14 @@ def header(entries: Iterable[StoredShard]) -> bytes:
         tensors[entry.label] = {"dtype": entry.dtype, "shape": list(entry.data_shape), "data_offsets": offsets}
         position += entry.nbytes
     text = json.dumps(tensors, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the data is aligned
+    text += b" " * (-len(text) % 8)  # aligns the data
     if len(text) > MAX_HEADER:
         raise ValueError(f"{len(tensors):,} tensors are too many for one file")
     return len(text).to_bytes(8, "little") + text
 
 
 def check_coverage(entries: Iterable[StoredShard]) -> None:
-    """Raises ValueError unless every tensor is held exactly once, with one shape and one dtype."""
+    """Raises ValueError unless the shards of each tensor cover it exactly once and agree in global shape and dtype."""
     tensors: dict[str, list[StoredShard]] = {}
     for entry in entries:
         if not entry.private:
@@ -187,7 +187,7 @@ def dump_index(files: Mapping[str, Iterable[StoredShard]]) -> str:
 
 
 def dump_manifest(values: Mapping[str, Any]) -> str:
-    """The text of manifest.json: the values, and the digest of their text."""
+    """The text of manifest.json: the values and the SHA-256 of their text."""
     digest = sha256(json.dumps(values, indent=1, sort_keys=True).encode()).hexdigest()
     return json.dumps({**values, "digest": digest}, indent=1, sort_keys=True)
 
@@ -232,7 +232,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def read_index(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[StoredShard, ...]]:
     """Reads and checks index.json of the checkpoint folder `path` and the header of every rank file.
 
-    Everything is checked that can be without reading data: names, shapes, ranges, coverage, headers and sizes.
+    It checks everything that does not need the data: names, shapes, ranges, coverage, headers and sizes.
 
     Raises: CheckpointError naming the file and the shard.
     """
@@ -262,7 +262,7 @@ def read_index(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Store
 
 @dataclass(frozen=True)
 class ShardLocation:
-    """A stored shard, and the file and byte at which its data begins."""
+    """A stored shard, the file that holds it, and the byte at which its data begins."""
 
     entry: StoredShard
     file: str
@@ -271,19 +271,19 @@ class ShardLocation:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose manifest, index and headers are consistent. Its data is checked by `loading.verify`."""
+    """A checkpoint whose manifest, index and headers are consistent. `loading.verify` checks its data."""
 
     path: Path
     manifest: dict[str, Any]
     index: dict[str, tuple[StoredShard, ...]]
     tensors: dict[str, list[ShardLocation]] = field(default_factory=dict)
-    """Shards of every shared tensor, by its name."""
+    """{name of a shared tensor: its shards}."""
     private: dict[str, list[ShardLocation]] = field(default_factory=dict)
-    """Rank tensors, by the file's name."""
+    """{name of a rank's file: the rank's own tensors}."""
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Opens a checkpoint folder, which may be a link; links inside are refused. Raises CheckpointError."""
+        """Opens a checkpoint folder. The folder may be a link; links inside are refused. Raises CheckpointError."""
         if not path.is_dir():
             what = f"a link to {path.readlink()}, where no folder is" if path.is_symlink() else "not a folder"
             raise CheckpointError(f"{path} is {what}")
@@ -298,14 +298,14 @@ class Checkpoint:
         return self
 
     def files(self) -> dict[str, FileInfo]:
-        """Size and digest of every other file, from the manifest."""
+        """{file: size and SHA-256} of all files but the manifest, as the manifest lists them."""
         return {name: FileInfo(**info) for name, info in self.manifest["files"].items()}
 
 
 def weights_content(path: Path) -> str:
-    """SHA-256, in hexadecimal digits, of what the manifest of a checkpoint says of its files and of its scores.
+    """SHA-256, hexadecimal, of a checkpoint's file list and score offset in its manifest.
 
-    It tells the weights from others, wherever the folder lies. Raises: CheckpointError.
+    It identifies the weights independently of the folder's path. Raises CheckpointError.
     """
     manifest = read_manifest(path)
     meant = {name: manifest.get(name) for name in ("files", "score_offset")}

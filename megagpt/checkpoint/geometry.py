@@ -1,8 +1,8 @@
-"""The geometry that moves shards of tensors from one layout to another.
+"""Geometry of shards, for loading a checkpoint in another layout.
 
-A rank holds part of a tensor: a box of it (tensor parallelism), or a flat range of such a box read in row-major order
-(the distributed optimizer). Every flat range splits into a few rectangles, each contiguous in the range, so that any
-two shards, however each was cut, share the intersections of their rectangles and nothing else.
+A rank holds a part of a tensor: a box (tensor parallelism), or a flat range of a box in row-major order (the
+distributed optimizer). Every flat range can be split into a few rectangles, each contiguous in the range. The elements
+that two shards share are then the intersections of their rectangles.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from math import prod
 from megagpt.parallel.shards import Shape, ShardMetadata
 
 CORNERS_LIMIT = 1 << 22
-"""Most corners of boxes that are looked at to see whether a tensor is whole."""
+"""Most corners of boxes that are counted in order to check that a tensor is complete."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Rectangle:
     """A box that is contiguous in a shard's data."""
 
     start: int
-    """Its first element, counted from the shard's first."""
+    """Index of its first element in the shard's data."""
     offset: Shape
     """First index on every axis of the global tensor."""
     shape: Shape
@@ -39,7 +39,7 @@ def rectangles(place: ShardMetadata) -> list[Rectangle]:
 
 
 def _split(shape: Shape, start: int, stop: int) -> Iterator[tuple[int, Shape, Shape]]:
-    """Yields (first element, offset, shape) of the rectangles that make up elements start..stop of a box."""
+    """Yields (first element, offset, shape) of the rectangles that form elements start..stop of a box."""
     if start >= stop:
         return
     if stop - start == prod(shape):
@@ -65,7 +65,7 @@ def _split(shape: Shape, start: int, stop: int) -> Iterator[tuple[int, Shape, Sh
 
 
 def intersection(a: Rectangle, b: Rectangle) -> tuple[Shape, Shape] | None:
-    """Offset and shape of what two rectangles of one tensor share; None when that is nothing."""
+    """Offset and shape of the intersection of two rectangles of one tensor; None when it is empty."""
     offset = tuple(max(x, y) for x, y in zip(a.offset, b.offset, strict=True))
     ends = (min(x + n, y + m) for x, n, y, m in zip(a.offset, a.shape, b.offset, b.shape, strict=True))
     shape = tuple(end - begin for begin, end in zip(offset, ends, strict=True))
@@ -73,13 +73,16 @@ def intersection(a: Rectangle, b: Rectangle) -> tuple[Shape, Shape] | None:
 
 
 def coverage_flaw(shards: Iterable[ShardMetadata]) -> str | None:
-    """Checks that consistent shards of one tensor hold each of its elements exactly once; says what is wrong, if so."""
+    """Description of the flaw if the shards of one tensor do not hold each element exactly once; None if they do.
+
+    Each shard must be consistent by itself (`ShardMetadata.flaw`).
+    """
     boxes: dict[tuple[Shape, Shape], list[ShardMetadata]] = {}
     for shard in shards:
         if shard.numel:
             boxes.setdefault((shard.offset, shard.shape), []).append(shard)
         global_shape = shard.global_shape
-    merged = []  # shards of one box, sorted and joined where they touch, so that few pairs are left to compare
+    merged = []  # adjacent shards of one box joined, so that few pieces are left
     for (offset, shape), members in boxes.items():
         members.sort(key=lambda shard: shard.range)
         joined = [members[0].range]
@@ -102,8 +105,9 @@ def coverage_flaw(shards: Iterable[ShardMetadata]) -> str | None:
 def _tile(places: Iterable[ShardMetadata], shape: Shape) -> bool:
     """Whether every element of a tensor lies in exactly one of the places.
 
-    A box adds 1 to its elements: a sum of mixed differences, which are +1 or -1 at its corners and 0 elsewhere. Places
-    add up to the whole tensor exactly when their corners do. No pair of them has to be compared.
+    The indicator function of a box is determined by its mixed differences, which are +1 or -1 at the box's corners and
+    0 elsewhere. So the places tile the tensor exactly when their signed corners sum to those of the whole tensor. This
+    needs no comparison of pairs.
     """
     corners: Counter[Shape] = Counter()
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, of megagpt and of others, as plain data. Nothing in a checkpoint is run."""
+"""Describes a checkpoint, of megagpt or of another framework, as plain data. Nothing in a checkpoint is executed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -24,16 +24,20 @@ from megagpt.log import progress
 from megagpt.parallel.shards import Shard
 
 FORMATS = [form for name, form in convert.FORMATS.items() if name != native.NAME]
-"""Formats of others: megagpt's own says more of itself, and need not be hashed to be looked at."""
+"""Formats of other frameworks. megagpt's own format has more facts, and is described without hashing its files."""
 NORM_CHUNK = 1 << 24
-"""Elements that are widened to float64 at a time."""
+"""Number of elements that are converted to float64 at a time."""
 
 Opened = tuple[dict[str, Any], Mapping[str, TensorInfo], Callable[[str], torch.Tensor]]
-"""What is said of a checkpoint as a whole, its tensors, and what reads one."""
+"""Facts about a checkpoint as a whole, its tensors, and a function that reads a tensor."""
 
 
 def inspect(path: Path, verified: bool, norms: bool, like: Path | None = None) -> dict[str, Any]:
-    """What there is to say about a checkpoint, as plain data. Raises CheckpointError."""
+    """Describes a checkpoint as plain data: facts, groups of tensors, and tensors. Raises CheckpointError.
+
+    verified: whether to check the hashes. norms: whether to compute the norm of every tensor. like: a config file or
+    checkpoint with the model's shape, for formats that do not give it.
+    """
     form = convert.detect(path, FORMATS)
     if form is None:
         facts, infos, read = open_own(chosen(path), verified)
@@ -58,7 +62,7 @@ def inspect(path: Path, verified: bool, norms: bool, like: Path | None = None) -
 
 
 def open_own(folder: Path, verified: bool) -> Opened:
-    """One of megagpt's own checkpoints. Raises CheckpointError."""
+    """Opens one of megagpt's own checkpoints. Raises CheckpointError."""
     checkpoint = verify(folder, World()) if verified else Checkpoint.open(folder)
     manifest = checkpoint.manifest
     entries = {name: stored[0].entry for name, stored in checkpoint.tensors.items()}
@@ -85,14 +89,14 @@ def open_own(folder: Path, verified: bool) -> Opened:
 
 
 def model_of(path: Path) -> ModelConfig:
-    """The model of a config file or of one of megagpt's checkpoints. Raises ConfigError or CheckpointError."""
+    """The model in a config file or in one of megagpt's checkpoints. Raises ConfigError or CheckpointError."""
     if path.is_file():
         return read_config(path).model
     return config_of(chosen(path)).model
 
 
 def chosen(path: Path) -> Path:
-    """The checkpoint itself, or the one that other tools take from a run folder. Raises CheckpointError."""
+    """`path` if it is a checkpoint, else the best or newest checkpoint of a run folder. Raises CheckpointError."""
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if STEP.fullmatch(path.name):
         return path
@@ -106,13 +110,13 @@ def chosen(path: Path) -> Path:
 
 
 def norm(tensor: torch.Tensor) -> float:
-    """Euclidean norm, added up in float64."""
+    """Euclidean norm, summed in float64."""
     parts = tensor.reshape(-1).split(NORM_CHUNK)
     return sum(float(part.double().square().sum()) for part in parts) ** 0.5
 
 
 def groups(infos: Mapping[str, TensorInfo]) -> dict[str, dict[str, int]]:
-    """Tensors, elements and bytes of the model and of every kind of optimizer state."""
+    """Numbers of tensors, elements and bytes of the model and of each kind of optimizer state."""
     found: dict[str, dict[str, int]] = {}
     for name, info in sorted(infos.items()):
         group = found.setdefault(name.rpartition("/")[0] or "other", {"tensors": 0, "elements": 0, "bytes": 0})

@@ -1,4 +1,4 @@
-"""Finding a checkpoint that can be trusted, and filling shards from it, whatever layout it was saved in."""
+"""Finds and verifies checkpoints, and fills shards of any layout from them."""
 
 import logging
 from collections.abc import Collection, Iterable
@@ -27,9 +27,9 @@ HASH_THREADS = 4
 
 
 def verify(path: Path, world: World) -> Checkpoint:
-    """Opens a checkpoint folder and checks the SHA-256 of its files, the ranks sharing the work.
+    """Opens a checkpoint folder and checks the SHA-256 of its files; the ranks divide the files among them.
 
-    Collective. Raises: CheckpointError on all ranks, naming the file, when anything in the folder is not as written.
+    Collective. Raises: CheckpointError on all ranks, naming the file, when anything in the folder has changed.
     """
     with world.raise_on_all_ranks():
         checkpoint = Checkpoint.open(path)
@@ -41,9 +41,9 @@ def verify(path: Path, world: World) -> Checkpoint:
 
 
 def find_newest(directory: Path, world: World | None = None) -> Path | None:
-    """The checkpoint that `latest` names or, when that one is not valid, the newest that is.
+    """The checkpoint that `latest` names or, if it is not valid, the newest valid one.
 
-    Collective. Every candidate that is refused is logged at ERROR with the file and the reason.
+    Collective. Every refused candidate is logged at ERROR with the file and the reason.
 
     Returns: the checkpoint's folder, verified; None when the directory has no checkpoint at all.
     Raises: CheckpointError when there are checkpoints but none is valid.
@@ -53,7 +53,10 @@ def find_newest(directory: Path, world: World | None = None) -> Path | None:
 
 
 def search(directory: Path, world: World, at_most: int | None = None) -> tuple[Checkpoint | None, set[str]]:
-    """`find_newest`, of at most a step if one is given: returns it opened, and the names of those refused."""
+    """Like `find_newest`, but returns the opened checkpoint and the names of refused ones.
+
+    at_most: largest step to consider; None for no limit.
+    """
     with world.raise_on_all_ranks():
         listed = list_steps(directory) if world.rank == 0 else None
     candidates, complaints = world.broadcast(listed)
@@ -71,13 +74,16 @@ def search(directory: Path, world: World, at_most: int | None = None) -> tuple[C
     if complaints:
         raise CheckpointError(
             f"no checkpoint in {directory} is valid: {'; '.join(complaints)}. "
-            f"Restore one, or move the folder away to start from scratch"
+            f"Restore one, or move the folder away to start from the beginning"
         )
     return None, refused
 
 
 def list_steps(directory: Path) -> tuple[list[str], list[str]]:
-    """Names of a directory's checkpoints, the one that `latest` names first, then the newest first; and complaints."""
+    """Names of a directory's checkpoints, and complaints about the file `latest`.
+
+    The checkpoint that `latest` names comes first; the others follow, newest first.
+    """
     names = sorted((path.name for path in directory.glob("step_*") if STEP.fullmatch(path.name)), reverse=True)
     names.sort(key=lambda name: -int(STEP.fullmatch(name)[1]))
     latest = directory / LATEST
@@ -96,10 +102,10 @@ def list_steps(directory: Path) -> tuple[list[str], list[str]]:
 
 
 def find(path: Path, world: World | None = None) -> Path:
-    """The checkpoint that `path` names: a checkpoint itself, or a run folder or its checkpoints/.
+    """The checkpoint for `path`: a checkpoint, a file `latest` or `best`, a run folder, or its folder checkpoints.
 
-    Of a run it is the best checkpoint, where the run chose one, else the newest valid one. A best one that is not valid
-    is logged at ERROR, and the newest is taken. The files `latest` and `best` stand for what they name.
+    For a run it is the best checkpoint if the run chose one, else the newest valid one. If the best one is not valid,
+    an ERROR is logged and the newest is taken.
 
     Collective. Raises: CheckpointError when there is none.
     """
@@ -115,9 +121,9 @@ def find(path: Path, world: World | None = None) -> Path:
 
 
 def first_choice(path: Path) -> Path | None:
-    """The checkpoint that `find` looks at first, not verified; None where there is none. Not collective.
+    """The checkpoint that `find` tries first, not verified; None when there is none. Not collective.
 
-    Raises: CheckpointError for a file `latest` or `best` that names no checkpoint.
+    Raises: CheckpointError if `path` is a file `latest` or `best` that names no checkpoint.
     """
     if (named := _named(path)) is not None:
         return named if named.is_dir() else None
@@ -129,7 +135,7 @@ def first_choice(path: Path) -> Path | None:
 
 
 def _named(path: Path) -> Path | None:
-    """The checkpoint that `path` is, or the one that this file `latest` or `best` names; None for a folder of them."""
+    """`path` if it is a checkpoint, the one it names if it is a file `latest` or `best`, else None."""
     if path.name in (LATEST, BEST) and path.is_file():
         named = read_bytes(path, limit=64).decode(errors="replace").strip()
         if not STEP.fullmatch(named):
@@ -160,7 +166,7 @@ def load(
 ) -> dict[str, Any]:
     """Verifies the checkpoint folder `path`, fills every shard's data in place, and returns the saved state.
 
-    Collective. The shards may be cut in any way. See `fill` for `strict`, `cast` and the errors.
+    Collective. The shards may have any layout. See `fill` for `strict`, `cast` and the errors.
     """
     world = world or current_world()
     return fill(verify(path, world), shards, strict, cast, world)
@@ -169,16 +175,16 @@ def load(
 def fill(checkpoint: Checkpoint, shards: Iterable[Shard], strict: bool, cast: bool, world: World) -> dict[str, Any]:
     """Fills every shard's data in place from a verified checkpoint, bit for bit, and returns the saved state.
 
-    Collective. Memory beside the shards stays within a few CHUNKs.
+    Collective. It needs memory for a few CHUNKs in addition to the shards.
 
     Args:
-        checkpoint: what `verify` returned.
-        shards: what this rank wants.
-        strict: whether a saved tensor that no rank wants is an error.
+        checkpoint: result of `verify`.
+        shards: the shards that this rank needs.
+        strict: whether a saved tensor that no rank needs is an error.
         cast: whether floating-point data may be converted to another floating-point dtype.
         world: the ranks that load.
 
-    Raises: CheckpointError on all ranks, listing names that are missing, not expected, or of another shape or dtype.
+    Raises: CheckpointError on all ranks, with the tensors that are missing, unexpected, or have another shape or dtype.
     """
     wanted = list(shards)
     names = {name for part in world.gather(sorted({shard.name for shard in wanted})) for name in part}
@@ -196,7 +202,7 @@ def fill(checkpoint: Checkpoint, shards: Iterable[Shard], strict: bool, cast: bo
 
 
 def _mismatch(checkpoint: Checkpoint, shard: Shard, cast: bool) -> str | None:
-    """Why a shard cannot be filled; None when it can."""
+    """The reason why a shard cannot be filled; None when it can."""
     stored = checkpoint.tensors.get(shard.name)
     if stored is None:
         return f"{shard.name} is missing"
@@ -212,7 +218,7 @@ def _mismatch(checkpoint: Checkpoint, shard: Shard, cast: bool) -> str | None:
 
 
 def _copy_all(checkpoint: Checkpoint, wanted: Collection[Shard]) -> None:
-    """Fills shards that fit, one file after another, in the order of the file's data."""
+    """Fills shards, which must fit, file by file in the order of the files' data."""
     pairs = ((stored, shard) for shard in wanted for stored in checkpoint.tensors[shard.name])
     plan: dict[str, list[tuple[ShardLocation, Shard]]] = {}
     for stored, shard in pairs:
@@ -230,7 +236,7 @@ def _copy_all(checkpoint: Checkpoint, wanted: Collection[Shard]) -> None:
 
 
 def _boxes_meet(stored: ShardLocation, shard: Shard) -> bool:
-    """Whether the boxes of a stored and a wanted shard share an element; a quick sieve before their rectangles."""
+    """Whether the boxes of a stored and a wanted shard overlap; a fast test before comparing their rectangles."""
     a, b = (Rectangle(0, place.offset, place.shape) for place in (stored.entry, shard))
     return intersection(a, b) is not None
 
@@ -256,7 +262,7 @@ class _StoredArray:
 
     file: BinaryIO
     start: int
-    """Byte of the file at which it begins."""
+    """Byte at which it begins in the file."""
     shape: Shape
     dtype: torch.dtype
 
@@ -265,11 +271,11 @@ class _StoredArray:
         return prod(self.shape[1:]) * self.dtype.itemsize
 
     def row(self, index: int) -> Self:
-        """The array without its first axis, at `index` of it."""
+        """The sub-array at `index` of the first axis."""
         return replace(self, start=self.start + index * self.row_bytes, shape=self.shape[1:])
 
     def read_box(self, first: Shape, target: torch.Tensor) -> None:
-        """Fills `target` with the box of its shape that begins at the index `first`. Raises OSError."""
+        """Fills `target` with the box at index `first` that has the target's shape. Raises OSError."""
         if not self.shape:
             replace(self, shape=(1,)).read_box((0,), target.view(1))
         elif self._holds_rows_of(target):
@@ -281,12 +287,12 @@ class _StoredArray:
             self._read_through_memory(first, target)
 
     def _holds_rows_of(self, target: torch.Tensor) -> bool:
-        """Whether `target` takes whole rows, byte for byte, so that the file can be read straight into it."""
+        """Whether `target` needs whole rows without conversion, so that the file can be read directly into it."""
         same_bytes = target.dtype == self.dtype and target.device.type == "cpu" and target.is_contiguous()
         return same_bytes and target.shape[1:] == self.shape[1:]
 
     def _read_through_memory(self, first: Shape, target: torch.Tensor) -> None:
-        """Reads whole rows, about a CHUNK at a time, and copies the wanted columns of them."""
+        """Reads whole rows, about a CHUNK at a time, and copies the wanted columns."""
         columns = tuple(slice(f, f + n) for f, n in zip(first[1:], target.shape[1:], strict=True))
         step = max(1, CHUNK // self.row_bytes)
         scratch = torch.empty(min(step, len(target)), *self.shape[1:], dtype=self.dtype)
@@ -297,7 +303,7 @@ class _StoredArray:
 
 
 def _read_into(file: BinaryIO, start: int, target: torch.Tensor) -> None:
-    """Reads the bytes of a contiguous CPU tensor from byte `start` of a file. Raises OSError."""
+    """Fills a contiguous CPU tensor with the bytes of a file from byte `start`. Raises OSError."""
     buffer = memory(target)
     file.seek(start)
     while buffer:
@@ -308,7 +314,7 @@ def _read_into(file: BinaryIO, start: int, target: torch.Tensor) -> None:
 
 
 def rank_tensors(checkpoint: Checkpoint, rank: int) -> dict[str, torch.Tensor]:
-    """The rank tensors that `rank` saved, on the CPU; none when it saved none. Raises CheckpointError."""
+    """The rank tensors that `rank` saved, on the CPU; {} when it saved none. Raises CheckpointError."""
     name, tensors = rank_file(rank), {}
     stored_tensors = checkpoint.private.get(name, [])
     if not stored_tensors:

@@ -1,4 +1,4 @@
-"""One writer a folder: a lock that the kernel releases when its holder dies, in a file that says who holds it."""
+"""A lock that allows one writer per folder. The kernel releases it when its holder ends; the file names the holder."""
 
 import errno
 import fcntl
@@ -17,11 +17,11 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class RunLock:
-    """Exclusive right of one process to write in `folder`.
+    """Exclusive right of one process to write into `folder`.
 
-    The lock is POSIX's: it belongs to the process, not to its forked children, and on a shared file system it holds
-    between hosts. So a lease whose holder was killed is free at once, with no guess from times or process numbers.
-    Raises CheckpointError naming the holder when another process that is alive has it.
+    It is a POSIX lock: it belongs to the process and not to forked children, and on a shared file system it also works
+    between hosts. When the holder is killed, the lock is free at once, without guesses from times or process ids.
+    Raises CheckpointError that names the holder when another live process holds the lock.
     """
 
     def __init__(self, folder: Path):
@@ -43,7 +43,7 @@ class RunLock:
         os.pwrite(self.handle, json.dumps(holder).encode(), 0)
 
     def release(self) -> None:
-        """Lets another run write here."""
+        """Releases the lock."""
         if self.handle >= 0:
             os.close(self.handle)
             self.handle = -1

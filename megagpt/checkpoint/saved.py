@@ -1,4 +1,4 @@
-"""What a checkpoint says of the run that saved it, as far as that can be: a file's word is all that it is."""
+"""Reads the configuration and the data of the run that saved a checkpoint. The file is untrusted, so it is checked."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,23 +16,25 @@ PREFIX = "model/"
 
 
 def config_of(path: Path, manifest: Mapping[str, Any] | None = None) -> Config:
-    """The configuration that made the checkpoint folder `path`. Raises CheckpointError when its manifest has none.
+    """The configuration of the run that saved the checkpoint folder `path`.
 
-    manifest: what `read_manifest` gives, where that was read.
+    manifest: result of `read_manifest`; None reads it. Raises CheckpointError when the manifest has no configuration or
+    an invalid one.
     """
     manifest = read_manifest(path) if manifest is None else manifest
     try:
         return from_saved(manifest["config"])
     except KeyError:
-        raise CheckpointError(f"{path / MANIFEST} has no config: it does not say what model it is of") from None
+        raise CheckpointError(f"{path / MANIFEST} has no config, so its model is unknown") from None
     except (AttributeError, ConfigError, RecursionError, TypeError) as error:
-        raise CheckpointError(f"{path / MANIFEST} has a config that is none of a run: {error}") from None
+        raise CheckpointError(f"{path / MANIFEST} has a config that is not valid: {error}") from None
 
 
 def buildable_config(saved: Path | Checkpoint) -> Config:
-    """`config_of` a checkpoint, whose model can be built and has the tensors that are there. Raises CheckpointError.
+    """`config_of` a checkpoint, after a check that its model can be built and matches the stored tensors.
 
-    What builds a model asks for it: a wrong number would cost hours or all memory before any tensor is compared.
+    Call it before building a model: a wrong number in an untrusted file could cost hours or all memory. Raises
+    CheckpointError.
     """
     checkpoint = saved if isinstance(saved, Checkpoint) else Checkpoint.open(saved)
     config = config_of(checkpoint.path, checkpoint.manifest)
@@ -42,7 +44,7 @@ def buildable_config(saved: Path | Checkpoint) -> Config:
         for name, stored in checkpoint.tensors.items()
         if name.startswith(PREFIX)
     }
-    if model.head != "tokens":  # its tensors have no place among the parameters
+    if model.head != "tokens":  # `parameters` does not list the head's tensors
         known = parameters(model)
         found = {name: shape for name, shape in found.items() if name in known}
     check_parameters(checkpoint.path, found, model)
@@ -50,9 +52,9 @@ def buildable_config(saved: Path | Checkpoint) -> Config:
 
 
 def data_of(path: Path, manifest: Mapping[str, Any]) -> Identity:
-    """What the run read that saved the checkpoint folder `path`. Raises CheckpointError when its manifest is wrong."""
+    """The data that the run of a checkpoint folder `path` read. Raises CheckpointError when its manifest is wrong."""
     found = manifest.get("data", {})
     values = list(found.values()) if isinstance(found, dict) else [None]
     if not all(isinstance(value, dict) and {"path", "content"} <= value.keys() for value in values):
-        raise CheckpointError(f"{path / MANIFEST} does not say what its run read: data is {shown(found)}")
+        raise CheckpointError(f"{path / MANIFEST} does not name the data of its run: data is {shown(found)}")
     return found

@@ -14,7 +14,7 @@ from megagpt.errors import CheckpointError
 
 
 class World:
-    """A group of ranks that act together; as it stands, the group of one."""
+    """A group of ranks that act together; this base class is a group of one rank."""
 
     rank: int = 0
     """This process's number."""
@@ -23,7 +23,7 @@ class World:
 
     def gather(self, value: Any) -> list[Any]:
         """Returns every rank's JSON value, in order of rank, on every rank."""
-        return [json.loads(json.dumps(value))]  # as it would arrive from another rank
+        return [json.loads(json.dumps(value))]  # the same conversion as between several ranks
 
     def lowest(self, value: int) -> int:
         """Returns the smallest of the ranks' values."""
@@ -35,7 +35,7 @@ class World:
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """Runs a block that holds no collective; when it raised on any rank, all raise the first cause.
+        """Runs a block without collectives; if it raises on any rank, all ranks raise the earliest error.
 
         Raises: CheckpointError on every rank.
         """
@@ -59,7 +59,7 @@ class World:
 
 
 class DistributedWorld(World):
-    """The ranks of torch.distributed's default group, over gloo, so that nothing depends on a device."""
+    """The ranks of torch.distributed's default group. They communicate over gloo, independently of the device."""
 
     def __init__(self, timeout: timedelta | None = None):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -85,13 +85,13 @@ class DistributedWorld(World):
 
 
 def current_world(timeout: timedelta | None = None) -> World:
-    """The ranks of this job: torch.distributed's default group when it is set up, else this process alone.
+    """The ranks of this job: torch.distributed's default group if it is initialised, else only this process.
 
-    Every rank has to call it at the same point. `timeout` bounds each collective; None means torch's default.
+    Collective. timeout: limit of each collective; None is PyTorch's default.
     """
     return DistributedWorld(timeout) if dist.is_initialized() and dist.get_world_size() > 1 else World()
 
 
 def describe(error: Exception) -> str:
-    """One line about an error: its message alone when it is ours, else with its type."""
+    """One line about an error: the message of a CheckpointError, else type and message."""
     return str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""A rank's part of a save: one file, written by a thread of its own."""
+"""A rank's part of a save: one file, which a background thread writes."""
 
 import threading
 import time
@@ -14,10 +14,10 @@ from megagpt.parallel.shards import Shard
 
 
 class RankWriter:
-    """Writes the shards and the rank tensors of one rank to its file in `folder`, in the background.
+    """Writes the shards and the rank tensors of one rank to its file in `folder`, in a background thread.
 
-    Unless `copy` is set the tensors are read while the file is written and must not change until `done`.
-    Raises: CheckpointError when a tensor cannot be stored.
+    Without `copy` the tensors are read while the file is written, so they must not change until `done`.
+    Raises CheckpointError when a tensor cannot be stored.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class RankWriter:
         own = [(StoredShard.of(Shard.whole(name, data), private=True), data) for name, data in rank_tensors.items()]
         kept = [item for item in shared + own if item[0].numel]
         kept += {entry.name: (entry, data) for entry, data in shared + own if 0 in entry.global_shape}.values()
-        kept.sort(key=lambda item: -item[0].torch_dtype.itemsize)  # stable; keeps every tensor aligned in the file
+        kept.sort(key=lambda item: -item[0].torch_dtype.itemsize)  # aligns every tensor in the file; the sort is stable
         self.path = folder / rank_file(rank)
         self.entries = tuple(entry for entry, _ in kept)
         self.tensors = [data.detach().to("cpu", copy=True) if copy else data.detach() for _, data in kept]
@@ -45,15 +45,15 @@ class RankWriter:
 
     @property
     def done(self) -> bool:
-        """Whether the file is complete or has failed."""
+        """Whether the file is complete or writing it has failed."""
         return not self._thread.is_alive()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Waits until done, at most this long."""
+        """Waits until done, at most `seconds` (None: without limit)."""
         self._thread.join(seconds)
 
     def cancel(self, seconds: float | None = None) -> None:
-        """Gives the file up and waits until nothing more is written, at most this long."""
+        """Cancels writing and waits until the thread has ended, at most `seconds` (None: without limit)."""
         self._cancelled.set()
         self.wait(seconds)
 
@@ -61,13 +61,13 @@ class RankWriter:
         try:
             if self.entries:
                 self.info = write_file(self.path, self._chunks(), self.size, lambda: not self._cancelled.is_set())
-        except Exception as error:  # told to all ranks by the poll
+        except Exception as error:  # `Checkpointer.poll` raises it on all ranks
             self.error, self.error_time = error, time.time()
         finally:
             self.tensors = []
 
     def _chunks(self) -> Iterator[memoryview]:
-        """The bytes of the file, without a copy of tensors that are contiguous and on the CPU."""
+        """The bytes of the file. Tensors that are contiguous and on the CPU are not copied."""
         yield memoryview(self.header)
         for tensor in self.tensors:
             data = memory(tensor.cpu().contiguous())

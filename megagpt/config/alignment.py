@@ -19,23 +19,25 @@ class PPOConfig:
     """Stage ppo: proximal policy optimisation with a KL penalty and pretraining gradients (arXiv 2203.02155).
 
     An episode is a prompt of data.conversations with one response. A step updates the policy and the critic on
-    optim.global_batch_size episodes. The policy's parallel layout is `parallel`. A layout of another model that is not
-    null is complete in itself, with the fields of `parallel`: ppo.critic_parallel.tensor_parallel_size=2.
+    optim.global_batch_size episodes. The policy's parallel layout is `parallel`. The other models may have layouts of
+    their own with the same fields, as in ppo.critic_parallel.tensor_parallel_size=2; a field that such a layout does
+    not set has its default, not the policy's value.
     """
 
     reward: Literal["model", "checker"] = "model"
-    """Source of scores: a reward model, or the program that a prompt's record names in "check"."""
+    """Source of scores: a reward model, or the program that the prompt's record names in its field "check"."""
     reward_model: str | None = None
     """Run folder or checkpoint of stage reward, for reward=model."""
     critic: str | None = None
-    """Run folder or checkpoint whose weights the critic starts from. null: reward_model, or without one the policy's
-    weights with a new head."""
+    """Run folder or checkpoint whose weights the critic starts from. null: the weights of reward_model; without a
+    reward model, the policy's weights with a new head."""
     scoring_model: ModelConfig | None = None
-    """Architecture of critic and reward model, for plans and checks before their checkpoints exist. null: as the
-    checkpoints say; in a plan, the policy's."""
+    """Architecture of critic and reward model, for plans and checks before their checkpoints exist. null: the
+    architecture in their checkpoints; in a plan, the policy's."""
     rollout_parallel: ParallelConfig | None = None
-    """Layout of the policy for rollouts; null: the policy's. Where it divides the model otherwise than the policy's, or
-    ZeRO stage 3 shards the policy's parameters, a copy generates; every iteration it takes over the weights."""
+    """Layout of the policy for rollouts; null: `parallel`. If it divides the model differently from `parallel`, or if
+    ZeRO stage 3 shards the policy's parameters, a copy of the policy generates; it receives the weights in every
+    iteration."""
     critic_parallel: ParallelConfig | None = None
     """Layout of the critic; null: the policy's."""
     reference_parallel: ParallelConfig | None = None
@@ -49,13 +51,13 @@ class PPOConfig:
     epochs: PositiveInt = 1
     """Passes over an iteration's episodes."""
     max_prompt_tokens: PositiveInt = 1024
-    """Longer prompts are left out."""
+    """Largest prompt in tokens; longer prompts are left out."""
     max_new_tokens: PositiveInt = 1024
-    """Most tokens of a response."""
+    """Largest response in tokens."""
     temperature: PositiveFloat = 1.0
-    """Sampling temperature. All log-probabilities are those of the distribution at this temperature."""
+    """Sampling temperature. All log-probabilities are computed at this temperature."""
     generation_batch_size: PositiveInt = 64
-    """Responses that a replica generates at a time."""
+    """Responses that a replica generates at the same time."""
     kl_coefficient: NonNegativeFloat = 0.02
     """Weight of the KL penalty in the reward: log p - log p of the reference model, per token."""
     kl_target: PositiveFloat | None = None
@@ -63,7 +65,7 @@ class PPOConfig:
     kl_horizon: PositiveInt = 10_000
     """Episodes over which the coefficient adapts."""
     missing_eos_penalty: NonNegativeFloat = 1.0
-    """Subtracted from the score of a response without an end-of-text."""
+    """Number subtracted from the score of a response without an end-of-text token."""
     whiten_rewards: bool = False
     """Whether rewards are scaled to variance 1 over an iteration."""
     whiten_advantages: bool = True
@@ -75,11 +77,11 @@ class PPOConfig:
     clip_ratio: PositiveFloat = 0.2
     """The probability ratio to the old policy is clipped to 1 - clip_ratio .. 1 + clip_ratio."""
     clip_value: PositiveFloat = 0.2
-    """Values are clipped to at most this distance from the old ones."""
+    """Largest difference between a new value and the old one; the critic's loss clips larger differences."""
     critic_lr: PositiveFloat = 9e-6
     """Peak learning rate of the critic; its schedule is the policy's."""
     critic_warmup_steps: NonNegativeInt = 0
-    """First steps, in which only the critic learns."""
+    """Steps at the start in which only the critic learns."""
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of the policy's entropy in its objective."""
     ptx_coefficient: NonNegativeFloat = 27.8
@@ -89,17 +91,19 @@ class PPOConfig:
     ema_decay: FractionBelowOne = 0.992
     """Decay of the exponential moving average of the policy's weights, which checkpoints also hold; 0 turns it off."""
     offload: bool = False
-    """Whether reference, reward model, rollout copy and moving average are in CPU memory while they are not used."""
+    """Whether the reference model, reward model, rollout copy and moving average stay in CPU memory while they are not
+    used."""
 
     @property
     def row_length(self) -> int:
-        """Tokens of the longest episode."""
+        """Length of the longest episode in tokens."""
         return self.max_prompt_tokens + self.max_new_tokens
 
     def layout(self, model: str, policy: ParallelConfig) -> ParallelConfig:
-        """Layout of the model `rollout`, `critic`, `reference` or `reward`, where `policy` is the policy's.
+        """Layout of one of PPO's models.
 
-        Only the critic is trained. The others use Megatron's engine, without ZeRO of parameters and without offload.
+        model: "rollout", "critic", "reference" or "reward". policy: the policy's layout. Only the critic is trained;
+        the other models use the engine megatron, without sharded parameters and without offload.
         """
         chosen = getattr(self, f"{model}_parallel") or policy
         if model == "critic":

@@ -22,11 +22,11 @@ def heads_go_with_stages(config: Config, world_size: int) -> Iterator[str]:
 
 
 def episodes_have_a_reward(config: Config, world_size: int) -> Iterator[str]:
-    """A reward model has to be named."""
+    """Episodes that a reward model scores need the name of one."""
     if config.stage.name == "ppo" and config.ppo.reward == "model" and not config.ppo.reward_model:
         yield (
             "ppo.reward (model) needs ppo.reward_model, which is null: give the run folder of stage reward, or set"
-            " ppo.reward=checker for prompts whose records say how responses are checked"
+            " ppo.reward=checker for prompts whose records name a checker"
         )
 
 
@@ -51,7 +51,7 @@ def iterations_are_whole_steps(config: Config, world_size: int) -> Iterator[str]
 
 
 def ppo_has_no_ramp(config: Config, world_size: int) -> Iterator[str]:
-    """Steps of an iteration have one size."""
+    """All steps of an iteration have the same size."""
     if config.stage.name == "ppo" and config.optim.ramp_start is not None:
         yield (
             f"optim.ramp_start ({config.optim.ramp_start}) lets the batch grow, but stage.name is ppo, whose iterations"
@@ -60,7 +60,7 @@ def ppo_has_no_ramp(config: Config, world_size: int) -> Iterator[str]:
 
 
 def pretraining_gradients_have_text(config: Config, world_size: int) -> Iterator[str]:
-    """PPO-ptx trains on the corpora too."""
+    """PPO-ptx also trains on the corpora, so they must be given."""
     ppo = config.ppo
     if config.stage.name == "ppo" and ppo.ptx_coefficient and not config.data.corpora:
         yield (
@@ -77,8 +77,8 @@ def layouts_of_ppo(config: Config, world_size: int) -> Iterator[str]:
         own = getattr(config.ppo, f"{name}_parallel")
         if own is not None and name != "critic" and (own.engine != "megatron" or own.zero_stage > 1):
             yield (
-                f"ppo.{name}_parallel.engine ({own.engine}) and zero_stage ({own.zero_stage}) shard what a model"
-                " that does not learn lacks: leave them at megatron and 1"
+                f"ppo.{name}_parallel.engine ({own.engine}) and zero_stage ({own.zero_stage}) shard gradients or"
+                " optimizer state, which a model that does not learn does not have: leave them at megatron and 1"
             )
         elif own is not None or config.ppo.scoring_model is not None:
             model = config.model if name in ("rollout", "reference") else config.ppo.scoring_model or config.model
@@ -86,7 +86,10 @@ def layouts_of_ppo(config: Config, world_size: int) -> Iterator[str]:
 
 
 def layout_problems(config: Config, name: str, model: ModelConfig, world_size: int) -> Iterator[str]:
-    """Broken layout rules of PPO's model `name`, one of `PPO_MODELS`, whose architecture is `model`."""
+    """Messages for the layout rules that one of PPO's models breaks.
+
+    name: one of `PPO_MODELS`. model: its architecture.
+    """
     ppo, own = config.ppo, getattr(config.ppo, f"{name}_parallel")
     parallel = ppo.layout(name, config.parallel)
     section, batch = "parallel" if own is None else f"ppo.{name}_parallel", "ppo.rollout_batch_size"

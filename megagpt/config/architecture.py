@@ -6,7 +6,7 @@ from typing import Literal
 from megagpt.config.bounds import FractionBelowOne, PositiveFloat, PositiveFraction, PositiveInt
 
 VOCAB_MULTIPLE = 128
-"""The embedding's rows are padded to a multiple of this, whatever the layout, so that checkpoints fit every layout."""
+"""The embedding's rows are padded to a multiple of this in every layout, so that checkpoints fit every layout."""
 
 
 @dataclass(frozen=True)
@@ -14,24 +14,24 @@ class RopeScalingConfig:
     """Rotary frequencies of a model that was trained at a shorter context and then extended."""
 
     kind: Literal["none", "linear", "dynamic", "llama3", "yarn"] = "none"
-    """linear: positions are divided by factor (arXiv 2306.15595). dynamic: the base grows with texts longer than
-    sequence_length, which megagpt refuses, so it changes nothing here and is kept for conversion. llama3: low
-    frequencies are divided by factor and middle ones in part (Llama 3.1). yarn: by the same idea with a ramp over the
-    frequencies, and warmer attention (arXiv 2309.00071)."""
+    """linear: positions are divided by factor (arXiv 2306.15595). dynamic: the base grows for texts longer than
+    sequence_length; megagpt refuses such texts, so the value has no effect here and is kept for conversion. llama3: low
+    frequencies are divided by factor, middle ones in part (Llama 3.1). yarn: as llama3 with a linear ramp over the
+    dimensions, and with scaled attention (arXiv 2309.00071)."""
     factor: PositiveFloat = 1.0
     """The new context length as a multiple of the original one."""
     original_length: PositiveInt | None = None
     """Context length in tokens before the extension, which llama3 and yarn need."""
     low_freq_factor: PositiveFloat = 1.0
-    """llama3: waves longer than original_length / low_freq_factor are divided by factor."""
+    """llama3: frequencies with wavelengths above original_length / low_freq_factor are divided by factor."""
     high_freq_factor: PositiveFloat = 4.0
-    """llama3: waves shorter than original_length / high_freq_factor stay as they are."""
+    """llama3: frequencies with wavelengths below original_length / high_freq_factor stay as they are."""
     beta_fast: PositiveFloat = 32.0
     """yarn: frequencies with more turns than this within original_length stay as they are."""
     beta_slow: PositiveFloat = 1.0
     """yarn: frequencies with fewer turns than this are divided by factor."""
     attention_factor: PositiveFloat | None = None
-    """yarn: queries and keys are multiplied by it after their rotation; null: 0.1 ln(factor) + 1."""
+    """yarn: factor of queries and keys after their rotation; null: 0.1 ln(factor) + 1."""
     truncate: bool = True
     """yarn: whether the ramp begins and ends at whole dimensions."""
 
@@ -63,14 +63,14 @@ class ModelConfig:
     rope_base: PositiveFloat = 10000.0
     """Base of the rotary frequencies."""
     rope_local_base: PositiveFloat | None = None
-    """Base of the rotary frequencies in banded layers, where rope_scaling has no effect then (Gemma 3); null: banded
-    layers are as the others."""
+    """Base of the rotary frequencies in banded layers (Gemma 3); rope_scaling then has no effect in those layers. null:
+    banded layers use rope_base and rope_scaling, like dense ones."""
     rotary_fraction: PositiveFraction = 1.0
-    """Share of a head's dimensions, the first ones, that rotary embeddings turn."""
+    """Share of a head's dimensions that rotary embeddings rotate; these are the first dimensions."""
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
     """Extension of the context by rotary frequencies."""
     embedding_scale: PositiveFloat | None = None
-    """Factor of the word embeddings at the model's start; null: 1. Gemma has sqrt(hidden_size)."""
+    """Factor of the word embeddings before the first layer; null: 1. Gemma uses sqrt(hidden_size)."""
     normalization: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Norm of every sublayer and of the output."""
     norm_placement: Literal["pre", "post", "both"] = "pre"
@@ -79,39 +79,41 @@ class ModelConfig:
     zero_centered_norm: bool = False
     """Whether a norm multiplies by 1 + weight, with weights that begin at 0 (Gemma)."""
     parallel_block: Literal["none", "one_norm", "two_norms"] = "none"
-    """Whether attention and feed-forward layer read the same residual stream, and are added to it together. one_norm:
-    both read one normalised input (GPT-J, Falcon 7B). two_norms: each has its own norm (GPT-NeoX)."""
+    """Whether attention and feed-forward layer read the same residual stream and are added to it together. none: the
+    feed-forward layer follows attention. one_norm: both read the same normalised input (GPT-J, Falcon 7B). two_norms:
+    each has its own norm (GPT-NeoX)."""
     norm_epsilon: PositiveFloat = 1e-5
     """Added to the variance in every norm."""
     activation: Literal["gelu", "gelu_exact", "relu", "squared_relu", "swiglu", "geglu", "geglu_exact"] = "gelu"
-    """Activation of the feed-forward layer. gelu is its tanh approximation, as in GPT-2 and GPT-3, gelu_exact the error
-    function's. swiglu, geglu (tanh) and geglu_exact multiply the activation of one projection with another one."""
+    """Activation of the feed-forward layer. gelu is the tanh approximation, as in GPT-2 and GPT-3; gelu_exact uses the
+    error function. swiglu, geglu (tanh) and geglu_exact multiply the activation of one projection by a second one."""
     bias: bool = True
     """Whether linear layers have biases."""
     qkv_bias: bool | None = None
-    """Whether the projection to queries, keys and values has a bias; null: as bias. Qwen2 has this one alone."""
+    """Whether the projection to queries, keys and values has a bias; null: same as model.bias. Qwen2 has no other
+    bias."""
     attention_output_bias: bool | None = None
-    """Whether the projection behind attention has a bias; null: as bias."""
+    """Whether the projection after attention has a bias; null: same as model.bias."""
     output_bias: bool = False
     """Whether the output projection has a bias (GPT-J)."""
     tie_embeddings: bool = True
     """Whether the output projection shares the input embedding's weights."""
     head: Literal["tokens", "scalar", "embedding"] = "tokens"
-    """Head on the last layer. tokens: logits of the next token. scalar: one number for every token, for reward models
-    and critics. embedding: a vector for every text, its state at the text's last token. The last two have no output
-    projection: tie_embeddings, output_bias and logit_softcap have no effect then."""
+    """Head on the last layer. tokens: logits of the next token. scalar: one number per token, for reward models and
+    critics. embedding: one vector per text, the state at the text's last token. scalar and embedding have no output
+    projection, so tie_embeddings, output_bias and logit_softcap have no effect with them."""
     qk_layernorm: bool = False
     """Whether queries and keys are normalised before attention."""
     qk_norm_scope: Literal["head", "all_heads"] = "head"
-    """Over what: each head by itself (Qwen3), or all heads of a token together (OLMo 2)."""
+    """Elements that one such norm covers: each head by itself (Qwen3), or all heads of a token together (OLMo 2)."""
     attention_scale: PositiveFloat | None = None
     """Factor of attention's scores; null: 1 / sqrt(head_dim)."""
     attention_softcap: PositiveFloat | None = None
     """Attention's scaled scores s become softcap x tanh(s / softcap) before masks and softmax (Gemma 2); null: none."""
     logit_softcap: PositiveFloat | None = None
-    """The same of the logits at the model's end."""
+    """The same for the output logits; null: none."""
     attention_pattern: tuple[Literal["dense", "banded"], ...] = ("dense",)
-    """Kinds of attention, which the layers take in turn: [dense, banded] is GPT-3's alternation."""
+    """Kinds of attention, repeated over the layers: [dense, banded] alternates as GPT-3 does."""
     attention_window: PositiveInt = 256
     """In a banded layer a token sees itself and the attention_window - 1 tokens before it."""
     hidden_dropout: FractionBelowOne = 0.0
@@ -128,7 +130,7 @@ class ModelConfig:
 
     @property
     def rotary_size(self) -> int:
-        """Dimensions of a head that rotary embeddings turn."""
+        """Number of dimensions of a head that rotary embeddings rotate."""
         return round(self.head_size * self.rotary_fraction)
 
     @property
@@ -138,12 +140,12 @@ class ModelConfig:
 
     @property
     def has_qkv_bias(self) -> bool:
-        """`qkv_bias`, decided."""
+        """Whether the projection to queries, keys and values has a bias, with null resolved."""
         return self.bias if self.qkv_bias is None else self.qkv_bias
 
     @property
     def has_attention_output_bias(self) -> bool:
-        """`attention_output_bias`, decided."""
+        """Whether the projection after attention has a bias, with null resolved."""
         return self.bias if self.attention_output_bias is None else self.attention_output_bias
 
     @property
@@ -165,7 +167,7 @@ class ModelConfig:
 
     @property
     def shares_embeddings(self) -> bool:
-        """Whether the embedding's weights are the output projection too."""
+        """Whether the output projection uses the embedding's weights."""
         return self.head == "tokens" and self.tie_embeddings
 
     @property
@@ -197,8 +199,8 @@ class ParallelConfig:
     """ZeRO stage: data-parallel ranks shard nothing (0), optimizer state (1, which the engine megatron calls its
     distributed optimizer), gradients too (2), or parameters too (3). 2 and 3 need the engine deepspeed."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
-    """Where the engine deepspeed keeps optimizer state, to save GPU memory: cpu, or with ZeRO stage 3 a disk (nvme).
-    With either, the CPU updates the parameters."""
+    """Where the engine deepspeed keeps optimizer state, to save GPU memory: cpu, or a disk (nvme), which needs ZeRO
+    stage 3. With either, the CPU updates the parameters."""
     offload_parameters: Literal["none", "cpu", "nvme"] = "none"
     """Where ZeRO stage 3 keeps parameters while they are not used."""
     offload_path: str | None = None
@@ -206,20 +208,20 @@ class ParallelConfig:
     micro_batch_size: PositiveInt = 1
     """Sequences that one rank passes through the model at a time; in stage embed, pairs with all of their texts."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations recomputed in the backward pass: none, attention only, or whole layers."""
+    """Activations that the backward pass recomputes: none, attention only (selective), or whole layers (full)."""
     overlap_grad_reduce: bool | None = None
-    """Whether data-parallel ranks reduce gradients while the backward pass still runs. null: with the engine
-    megatron."""
+    """Whether data-parallel ranks reduce gradients while the backward pass still runs. null: true with the engine
+    megatron, false with deepspeed."""
     overlap_param_gather: bool = False
-    """Whether data-parallel ranks that share the optimizer (ZeRO stage 1) gather what it has updated while the next
-    forward pass runs. Ranks then wait for each other in that pass too, by whose time slow ranks are told."""
+    """Whether data-parallel ranks gather the updated parameters while the next forward pass runs (ZeRO stage 1). Ranks
+    then also wait for each other in the forward pass, whose time is what identifies slow ranks."""
     timeout_minutes: PositiveFloat = 10.0
-    """How long a collective waits for a missing rank before the job fails. While a run trains its watchdog finds that
-    out, and collectives wait at least twice as long as its longest time-out."""
+    """Minutes that a collective waits for a missing rank before the job fails. During training the watchdog notices
+    missing ranks first: collectives wait at least twice as long as the watchdog's longest time-out."""
 
     @property
     def overlaps_reduction(self) -> bool:
-        """`overlap_grad_reduce`, decided."""
+        """Whether gradients are reduced during the backward pass, with null resolved."""
         return self.engine == "megatron" if self.overlap_grad_reduce is None else self.overlap_grad_reduce
 
 
@@ -227,12 +229,13 @@ class ParallelConfig:
 class KernelsConfig:
     """Implementations of the ops. They change speed and memory, and results by no more than rounding.
 
-    auto takes our Triton kernels on CUDA, where they support the model, and PyTorch elsewhere; the log says which.
+    auto takes megagpt's Triton kernels on CUDA if they support the model, and PyTorch otherwise; the log names the
+    choice.
     """
 
     attention: Literal["auto", "triton", "flash", "cudnn", "sdpa", "flash_attn", "unfused"] = "auto"
-    """Attention: ours, one of PyTorch's fused ones, the one it picks (sdpa), the flash-attn package's, or products
-    around a softmax (unfused)."""
+    """Attention: megagpt's kernel (triton), one of PyTorch's fused ones (flash, cudnn), the one that PyTorch picks
+    (sdpa), the flash-attn package, or two matrix products around a softmax (unfused)."""
     norm: Literal["auto", "triton", "torch"] = "auto"
     """LayerNorm and RMSNorm."""
     activation: Literal["auto", "triton", "torch"] = "auto"
@@ -242,5 +245,5 @@ class KernelsConfig:
     cross_entropy: Literal["auto", "triton", "torch"] = "auto"
     """Cross-entropy, for a vocabulary that tensor-parallel ranks share."""
     fuse_output_projection: bool = False
-    """Compute the loss slice by slice of the vocabulary, so that all logits never exist at once. It saves much memory
-    and costs the output projection a fourth matrix product beside its three."""
+    """Whether the loss is computed over slices of the vocabulary, so that not all logits are in memory at once. It
+    saves much memory; the output projection then needs four matrix products instead of three."""

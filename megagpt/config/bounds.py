@@ -1,7 +1,7 @@
-"""Ranges of numbers as part of a field's type. `rules.ranges` holds every number of a configuration to its own.
+"""Ranges of numbers as part of a field's type. `rules.ranges` checks every number of a configuration against them.
 
-Pydantic's own bounds are not used: they would refuse a value while the file is read, before the other rules could add
-what else is wrong.
+Pydantic's own bounds are not used: they would refuse a value while the file is read, so that one error could not list
+the violations of the other rules too.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class Range:
-    """A range of numbers: its wording in messages, and a test."""
+    """A range of numbers: its wording in messages, and a predicate."""
 
     words: str
     holds: Callable[[float], bool]
@@ -45,7 +45,7 @@ def ranges_of(kind: Any) -> list[Range]:
 def out_of_range(section: Any, prefix: str = "") -> Iterator[str]:
     """A message for every number in a section of the configuration that is outside its range.
 
-    prefix: what the section's keys begin with, such as "optim.".
+    prefix: beginning of the section's keys, such as "optim.".
     """
     for name, kind in get_type_hints(type(section), include_extras=True).items():
         value = getattr(section, name)

@@ -1,4 +1,4 @@
-"""Rules of learning vectors of texts. See `rules.py`."""
+"""Rules of stage embed. See `rules.py`."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ def lengths_fit_the_context(config: Config, world_size: int) -> Iterator[str]:
 
 
 def dimensions_are_beginnings(config: Config, world_size: int) -> Iterator[str]:
-    """Matryoshka's vectors are beginnings of the whole one."""
+    """Matryoshka's vectors are the leading dimensions of the whole vector, so they are shorter."""
     if config.stage.name != "embed":
         return
     size, lengths = config.model.hidden_size, config.embed.dimensions
@@ -31,7 +31,7 @@ def dimensions_are_beginnings(config: Config, world_size: int) -> Iterator[str]:
 
 
 def embeddings_have_no_ramp(config: Config, world_size: int) -> Iterator[str]:
-    """A batch is drawn as a whole, so that no document is in it twice."""
+    """A batch is drawn as a whole, so that no document is in it twice; its size is therefore constant."""
     if config.stage.name == "embed" and config.optim.ramp_start is not None:
         yield (
             f"optim.ramp_start ({config.optim.ramp_start}) lets the batch grow, but stage.name is embed, whose batches"
@@ -50,7 +50,7 @@ def temperature_is_allowed(config: Config, world_size: int) -> Iterator[str]:
 
 
 def spikes_are_not_skipped(config: Config, world_size: int) -> Iterator[str]:
-    """Leaving samples out after a spike would tear batches apart."""
+    """Samples skipped after a spike would break up batches, which are drawn as a whole."""
     if config.stage.name == "embed" and config.reliability.spike_threshold:
         yield (
             f"reliability.spike_threshold ({config.reliability.spike_threshold:g}) leaves samples out, but stage.name"

@@ -1,4 +1,4 @@
-"""Says in words what the schema expects and what is wrong with a value, one line a problem, each naming its key."""
+"""Writes messages about values that do not fit the schema: one line per problem, with its key and the expected type."""
 
 import dataclasses
 import types
@@ -11,7 +11,7 @@ from megagpt.config.renamed import RENAMED
 from megagpt.config.schema import Config
 
 DEPTH = 4
-"""Parts of the longest path in the schema, as in data.corpora[0].path."""
+"""Number of parts of the longest path in the schema, such as data.corpora[0].path."""
 
 
 def fields(cls: type = Config, prefix: str = "") -> dict[str, Any]:
@@ -42,7 +42,7 @@ def describe(kind: Any) -> str:
 
 
 def booleans_for_numbers(values: Any, location: tuple = ()) -> Iterator[str]:
-    """Problems for booleans where the schema wants a number, which pydantic would take as 0 or 1."""
+    """A message for each boolean where the schema wants a number; pydantic would accept it as 0 or 1."""
     if isinstance(values, bool) and {int, float} & {(kind := _type_at(location)), *get_args(kind)}:
         yield f"{_dotted(location)}: expected {describe(kind)}, got {str(values).lower()}"
     if len(location) < DEPTH:
@@ -78,7 +78,7 @@ def explain(detail: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _unknown_key(location: tuple) -> str:
-    """The line for a key that the schema does not have, with the nearest one that it has."""
+    """The message for a key that is not in the schema, with the most similar key."""
     key, last = _dotted(location), str(location[-1])
     section = _section(_type_at(location[:-1]))
     name, section = (_dotted(location[:-1]), section) if section and location[:-1] else ("a configuration", Config)
@@ -97,7 +97,7 @@ def _names(section: Any) -> str:
 
 
 def _type_at(location: tuple) -> Any:
-    """The schema's type at a path of keys and list indices; None where there is no such field."""
+    """The schema's type at a path of keys and list indices; None when there is no such field."""
     kind: Any = Config
     for part in location:
         if section := _section(kind):
@@ -110,7 +110,7 @@ def _type_at(location: tuple) -> Any:
 
 
 def _section(kind: Any) -> type | None:
-    """The dataclass that a field holds, maybe beside null; None for other fields."""
+    """The dataclass of a field whose type is a dataclass or `dataclass | None`; None for other fields."""
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     return next(filter(dataclasses.is_dataclass, kinds), None)
 
@@ -120,7 +120,7 @@ def _dotted(location: tuple) -> str:
 
 
 def is_list(value: Any) -> bool:
-    """Whether a value is what YAML calls a list, before or after it went through the schema."""
+    """Whether a value is a YAML list: a list before validation, a tuple after it."""
     return isinstance(value, list | tuple)
 
 

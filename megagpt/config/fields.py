@@ -13,7 +13,7 @@ def get(config: Config, name: str) -> Any:
 
 
 def data_parallel_size(config: Config, world_size: int) -> int:
-    """Number of whole replicas; 1 when not even one fits, which `world_size_fits` reports."""
+    """Number of whole replicas; 1 when not even one fits (`world_size_fits` reports that)."""
     return max(1, world_size // (config.parallel.tensor_parallel_size * config.parallel.pipeline_parallel_size))
 
 

@@ -6,7 +6,7 @@ import megagpt.configs
 
 CONFIG_DIR = Path(megagpt.configs.__file__).parent.resolve()
 CORPUS_DIR = CONFIG_DIR / "corpus"
-"""Recipes of text corpora: how data is made, so no part of a run's configuration."""
+"""Recipes of text corpora. They say how data is made and are not part of a run's configuration."""
 
 
 def groups() -> dict[str, list[str]]:

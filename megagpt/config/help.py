@@ -55,7 +55,7 @@ def section(name: str) -> str:
 
 
 def docstrings(cls: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, read from its source: to import pydantic would take too long."""
+    """{field: docstring below it} of a dataclass, read from its source, because importing pydantic is slow."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
     return {
         statement.target.id: inspect.cleandoc(following.value.value)
@@ -72,7 +72,7 @@ def _sections() -> dict[str, type]:
 
 
 def _groups() -> str:
-    lines = ["Groups (GROUP=OPTION), the option that is taken unless another is given marked *", ""]
+    lines = ["Groups (GROUP=OPTION); * marks the default option", ""]
     for name, options in groups().items():
         default = _defaults().get(name)
         shown = ", ".join(f"{option}*" if option == default else option for option in options)
@@ -81,8 +81,8 @@ def _groups() -> str:
 
 
 def _options(group: str) -> str:
-    """Every option of a group with the comment that opens its file."""
-    lines = [f"{group}=OPTION, the option that is taken unless another is given marked *", ""]
+    """Every option of a group with the comment at the top of its file."""
+    lines = [f"{group}=OPTION; * marks the default option", ""]
     for option in groups()[group]:
         label = f"{option}*" if option == _defaults().get(group) else option
         text = (CONFIG_DIR / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
@@ -92,13 +92,13 @@ def _options(group: str) -> str:
 
 
 def _defaults() -> dict[str, str | None]:
-    """The option that configs/config.yaml takes of each group."""
+    """{group: the option that configs/config.yaml chooses}."""
     entries = yaml.safe_load((CONFIG_DIR / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
 
 
 def _section(name: str) -> str:
-    """The keys of a section; those that are in none for an empty name."""
+    """The keys of a section; for an empty name, the keys outside all sections."""
     cls = _sections()[name] if name else schema.Config
     lines = [f"{name or 'run'}: {inspect.cleandoc(cls.__doc__)}"]
     lines += _keys(cls, f"{name}." if name else "")
@@ -119,7 +119,7 @@ def _keys(cls: type, prefix: str) -> list[str]:
 
 
 def _items(kind: Any) -> list[type]:
-    """The dataclasses that a list holds."""
+    """The dataclass of a list's items, in a list; [] when the items are not dataclasses."""
     return [item for item in get_args(kind) if dataclasses.is_dataclass(item)] if get_origin(kind) is tuple else []
 
 

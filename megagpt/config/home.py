@@ -1,4 +1,4 @@
-"""Paths that begin with `~`, which no shell expands behind the `=` of an override."""
+"""Expands `~` in paths: a shell does not expand it after the `=` of an override."""
 
 import os.path
 from typing import Any
@@ -17,12 +17,12 @@ PATHS = {
 
 
 def at_home(path: str) -> str:
-    """`path` with the home folder in place of a `~` at its beginning; as it is where there is no such user."""
+    """`path` with a leading `~` or `~user` replaced by the home folder; unchanged when there is no such user."""
     return os.path.expanduser(path)  # noqa: PTH111 (pathlib's raises RuntimeError for an unknown user)
 
 
 def expand_home(values: dict[str, Any]) -> None:
-    """Put the home folder in place of `~` in the paths of a composed configuration."""
+    """Replace a leading `~` by the home folder in all paths of a composed configuration, in place."""
     for name, fields in PATHS.items():
         section: Any = values
         for part in filter(None, name.split(".")):

@@ -1,6 +1,6 @@
 """The files and run folders that a run reads, and the command that makes each.
 
-`check_inputs` runs before any model is built, so that a missing file costs a second; it names all of them at once.
+`check_inputs` runs before any model is built, so that missing files are reported within a second and all at once.
 """
 
 import shlex
@@ -16,7 +16,7 @@ from megagpt.config.schema import Config
 from megagpt.errors import CheckpointError, DataError
 
 TEXT = "TEXT.jsonl"
-"""Stands for a user's own text in commands."""
+"""Placeholder for the user's own text in commands."""
 
 _INSTRUCTIONS = "megagpt data instructions --output-dir data"
 
@@ -41,7 +41,7 @@ COMMANDS = {
     ),
     "data/edits.jsonl": "megagpt data edits --count 200000 --output data/edits.jsonl",
 }
-"""The commands that make the files which recipes name."""
+"""{file named in a recipe: the command that makes it}."""
 
 DEMOS = {
     "runs/demo/data": "make train",
@@ -49,15 +49,15 @@ DEMOS = {
     "runs/chatgpt/data": "make chatgpt",
     "runs/incontext/data": "make incontext",
 }
-"""Folders of the demos' data, with the commands that fill them in a checkout of megagpt."""
+"""{folder of a demo's data: the command that fills it, in a checkout of megagpt}."""
 
 GPT3_CORPORA = ("data/common_crawl", "data/webtext2", "data/books1", "data/books2", "data/wikipedia")
-"""Corpora of GPT-3's mixture; what the paper used is not public."""
+"""Corpora of GPT-3's mixture. The paper's own corpora are not public."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """Something that a run reads."""
+    """A file, corpus or run folder that a run reads."""
 
     field: str
     """The key that names it."""
@@ -66,13 +66,16 @@ class Input:
 
     @property
     def exists(self) -> bool:
-        """Whether the path exists; a corpus exists when its .json does, which is written last."""
+        """Whether the path exists. A corpus exists when its .json file does, because that file is written last."""
         return Path(f"{self.path}.json" if self.kind == "corpus" else self.path).exists()
 
 
 def inputs(config: Config) -> list[Input]:
-    """Everything that the run's stage reads. A run that has checkpoints of its own does not need those of others,
-    except in stage ppo, whose reference model starts from checkpoint.load every time."""
+    """Everything that the run's stage reads.
+
+    A run with checkpoints of its own does not need checkpoint.load, except in stage ppo, whose reference model is
+    loaded from it at every start.
+    """
     data, stage, ppo, name = config.data, config.stage, config.ppo, config.stage.name
     found = [Input("data.tokenizer", data.tokenizer, "tokenizer")]
     if name not in ("edit", "sft", "reward", "embed"):
@@ -102,7 +105,11 @@ def inputs(config: Config) -> list[Input]:
 
 
 def check_inputs(config: Config) -> None:
-    """Raises DataError, or CheckpointError where no more than other runs are missing, with the commands to type."""
+    """Check that all inputs of the run exist.
+
+    Raises CheckpointError when only run folders are missing, else DataError; the message lists the commands that make
+    the missing inputs.
+    """
     wanted = inputs(config)
     missing = [found for found in wanted if not found.exists]
     if not missing:
@@ -118,7 +125,7 @@ def check_inputs(config: Config) -> None:
 
 
 def advice(missing: Input, config: Config) -> str:
-    """The way to make a missing input."""
+    """A sentence that says how to make a missing input."""
     if known := how_to_make(missing.path):
         return known
     if missing.kind == "tokenizer":
@@ -136,7 +143,7 @@ def advice(missing: Input, config: Config) -> str:
 
 
 def how_to_make(path: str | Path) -> str:
-    """The advice for a file or run folder that recipes name, "" for any other."""
+    """The advice for a file or run folder that a recipe names; "" for any other path."""
     path = Path(path)
     for folder, command in DEMOS.items():
         if path.is_relative_to(folder):
@@ -171,6 +178,6 @@ def _preprocess(config: Config, prefix: str) -> str:
 
 @cache
 def _recipes() -> dict[str, str]:
-    """Run name -> the experiment that has it."""
+    """{run name: the experiment that uses it}."""
     files = (CONFIG_DIR / "experiment").glob("*.yaml")
     return {yaml.safe_load(file.read_text(encoding="utf-8"))["run_name"]: file.stem for file in files}

@@ -1,4 +1,4 @@
-"""Rules of the layout over ranks, with the model in it. See `rules.py`."""
+"""Rules between the model, its parallel layout and the number of ranks. See `rules.py`."""
 
 from collections.abc import Iterator
 
@@ -83,7 +83,7 @@ def pipeline_divides_layers(config: Config, world_size: int) -> Iterator[str]:
 
 
 def batch_divides(config: Config, world_size: int) -> Iterator[str]:
-    """A step is a whole number of micro-batches on every replica, in the first step of a ramp too."""
+    """Every replica has a whole number of micro-batches in each step, also in the first step of a batch ramp."""
     micro_batch, data_size = config.parallel.micro_batch_size, data_parallel_size(config, world_size)
     multiple = micro_batch * data_size
     terms = f"parallel.micro_batch_size ({micro_batch}) x {data_size} data-parallel ranks"
@@ -96,7 +96,7 @@ def batch_divides(config: Config, world_size: int) -> Iterator[str]:
 
 
 def enough_micro_batches(config: Config, world_size: int) -> Iterator[str]:
-    """A pipeline with fewer micro-batches than pipeline stages never fills."""
+    """With fewer micro-batches than pipeline stages, some stages are always idle."""
     stages, size = config.parallel.pipeline_parallel_size, config.optim.global_batch_size
     each = config.parallel.micro_batch_size * data_parallel_size(config, world_size)
     if stages > 1 and size % each == 0 and size // each < stages:
@@ -108,7 +108,7 @@ def enough_micro_batches(config: Config, world_size: int) -> Iterator[str]:
 
 
 def zero_stage(config: Config, world_size: int) -> Iterator[str]:
-    """Each engine has its ZeRO stages, and those that shard gradients or parameters have no pipeline."""
+    """Each engine supports certain ZeRO stages; stages that shard gradients or parameters exclude a pipeline."""
     parallel = config.parallel
     stage, stages, engine = parallel.zero_stage, parallel.pipeline_parallel_size, parallel.engine
     instead = "set parallel.zero_stage=1 with parallel.engine=megatron, the distributed optimizer"
@@ -129,13 +129,13 @@ def zero_stage(config: Config, world_size: int) -> Iterator[str]:
         )
     if stage == 0 and engine == "deepspeed":
         yield (
-            "parallel.zero_stage (0) shards nothing, which parallel.engine (deepspeed) is for: set it to 1, 2 or 3, or"
-            " parallel.engine=megatron"
+            "parallel.zero_stage (0) shards nothing, but parallel.engine (deepspeed) needs sharding: set it to 1, 2 or"
+            " 3, or parallel.engine=megatron"
         )
 
 
 def offload(config: Config, world_size: int) -> Iterator[str]:
-    """Only DeepSpeed offloads; parameters, and anything to disk, only at ZeRO stage 3; a disk needs a folder."""
+    """Offload needs DeepSpeed. Offload of parameters, or to a disk, needs ZeRO stage 3. A disk needs a folder."""
     parallel = config.parallel
     for name in ("offload_optimizer", "offload_parameters"):
         where = getattr(parallel, name)
@@ -154,7 +154,7 @@ def offload(config: Config, world_size: int) -> Iterator[str]:
 
 
 def overlap(config: Config, world_size: int) -> Iterator[str]:
-    """Parameters are gathered in the forward pass by Megatron's distributed optimizer, in the buckets of gradients."""
+    """Megatron's distributed optimizer gathers parameters in the forward pass, in the same buckets as gradients."""
     parallel = config.parallel
     if not parallel.overlap_param_gather:
         return

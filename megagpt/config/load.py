@@ -1,9 +1,9 @@
-"""Turns YAML files and `key=value` overrides into a `Config`; nothing after this module sees Hydra.
+"""Turns YAML files and `key=value` overrides into a `Config`; no other module but `overrides.py` uses Hydra.
 
-Hydra only composes here: no output folder, no logging, no change of folder. What it returns is plain data, checked
-field by field against the dataclasses in `schema.py`. Nothing in a configuration can name code: keys such as `_target_`
-are unknown keys, YAML tags that build objects are refused, and `${...}` may only refer to another key (`${run_name}`):
-resolvers, `${oc.env:...}` among them, are refused and never called.
+Hydra only composes the configuration: it makes no output folder, sets up no logging and does not change the working
+folder. Its result is plain data, which is checked field by field against the dataclasses in `schema.py`. A
+configuration cannot name code: keys such as `_target_` are unknown keys, YAML tags that build objects are refused, and
+`${...}` may only refer to another key (`${run_name}`). Resolvers such as `${oc.env:...}` are refused and never called.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 
 def from_saved(values: Mapping[str, Any]) -> Config:
-    """Builds a Config from one that a run saved, such as a checkpoint's manifest, maybe under keys of older versions.
+    """Builds a Config from a saved one, such as that in a checkpoint's manifest; keys of older versions are translated.
 
     Raises ConfigError as `from_dict`.
     """
@@ -93,7 +93,7 @@ def to_yaml(config: Config) -> str:
 
 
 def save(config: Config, path: str | Path) -> None:
-    """Writes `to_yaml` to `path`, replacing a file that is there in one step."""
+    """Writes `to_yaml(config)` to `path`; an existing file is replaced atomically. Raises OSError."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(to_yaml(config), encoding="utf-8")
@@ -101,7 +101,7 @@ def save(config: Config, path: str | Path) -> None:
 
 
 def read(path: str | Path) -> Config:
-    """Reads a file written by `save`, by older versions too. Raises ConfigError that names a file that is none."""
+    """Reads a file that `save` wrote, also one of an older version. Raises ConfigError that names the file."""
     try:
         values = yaml.safe_load(require_file(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
@@ -122,7 +122,7 @@ def raise_all(problems: list[str]) -> None:
 
 
 def _normalize(text: str) -> str:
-    """One override as Hydra takes it: groups and their options checked, keys allowed whether or not YAML has them."""
+    """One override in the form that Hydra needs. Groups and options are checked; keys may be absent from the YAML."""
     if _types().get(text.partition("=")[0].lstrip("+")) in grammar.TEXT:
         text = grammar.quote_text(text)
     override = grammar.parse(text)
@@ -148,7 +148,7 @@ def _normalize(text: str) -> str:
 
 
 def _refuse_resolvers(value: Any, path: str = "") -> None:
-    """Raises ConfigError for `${...}` that is more than a reference to another key."""
+    """Raises ConfigError for a `${...}` that is not just a reference to another key."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in children:
         _refuse_resolvers(child, f"{path}.{key}" if path else str(key))

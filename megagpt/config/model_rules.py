@@ -1,4 +1,4 @@
-"""Rules of the model by itself: whatever its layout over ranks, it can be built. See `rules.py`."""
+"""Rules of the model alone, which hold in every parallel layout. See `rules.py`."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -14,7 +14,7 @@ SCALING_OPTIONS = {
     "llama3": ("factor", "original_length", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor", "original_length", "beta_fast", "beta_slow", "attention_factor", "truncate"),
 }
-"""The fields of `model.rope_scaling` that each kind of it uses."""
+"""{kind of `model.rope_scaling`: the fields that it uses}."""
 
 
 def heads_divide_hidden_size(config: Config, world_size: int) -> Iterator[str]:
@@ -30,7 +30,7 @@ def query_groups_divide_heads(config: Config, world_size: int) -> Iterator[str]:
 
 
 def rope_pairs_dimensions(config: Config, world_size: int) -> Iterator[str]:
-    """Rotary embeddings turn pairs of a head's dimensions."""
+    """Rotary embeddings rotate pairs of a head's dimensions, so their number is even."""
     model = config.model
     if model.position_embedding != "rope":
         return
@@ -51,7 +51,7 @@ def rope_pairs_dimensions(config: Config, world_size: int) -> Iterator[str]:
 
 
 def rope_options_have_rope(config: Config, world_size: int) -> Iterator[str]:
-    """Options of rotary embeddings need them."""
+    """Options of rotary embeddings need position_embedding=rope."""
     model = config.model
     given = {
         "rope_local_base": model.rope_local_base is not None,
@@ -72,7 +72,7 @@ def rope_options_have_rope(config: Config, world_size: int) -> Iterator[str]:
 
 
 def rope_scaling(config: Config, world_size: int) -> Iterator[str]:
-    """A kind of scaling has what it needs, and nothing that it does not use."""
+    """Each kind of scaling has the fields that it needs, and no field that it does not use."""
     scaling = config.model.rope_scaling
     kind, used = scaling.kind, SCALING_OPTIONS[scaling.kind]
     for field in fields(RopeScalingConfig):
@@ -103,13 +103,13 @@ def rope_scaling(config: Config, world_size: int) -> Iterator[str]:
 
 
 def attention_pattern(config: Config, world_size: int) -> Iterator[str]:
-    """Layers take their kind of attention from a pattern."""
+    """The layers take their kinds of attention from a pattern, which must not be empty."""
     if not config.model.attention_pattern:
         yield "model.attention_pattern ([]) is empty: set it to [dense], or [dense,banded] as GPT-3"
 
 
 def parallel_branches_have_pre_norms(config: Config, world_size: int) -> Iterator[str]:
-    """Branches that run side by side share or repeat the norm of their input."""
+    """Parallel branches normalise their input, with a shared norm or one norm each."""
     model = config.model
     if model.parallel_block != "none" and model.norm_placement != "pre":
         yield (
@@ -119,7 +119,7 @@ def parallel_branches_have_pre_norms(config: Config, world_size: int) -> Iterato
 
 
 def head_norms_exist(config: Config, world_size: int) -> Iterator[str]:
-    """The scope of norms of queries and keys needs such norms."""
+    """A scope of the norms of queries and keys needs such norms."""
     if config.model.qk_norm_scope != "head" and not config.model.qk_layernorm:
         yield (
             f"model.qk_norm_scope ({config.model.qk_norm_scope}) needs model.qk_layernorm, which is false: set it to"
@@ -128,7 +128,7 @@ def head_norms_exist(config: Config, world_size: int) -> Iterator[str]:
 
 
 def fused_projection_is_plain(config: Config, world_size: int) -> Iterator[str]:
-    """The loss that is computed slice by slice of the vocabulary is that of hidden states times weights."""
+    """The fused loss computes logits as hidden states times weights, without a bias or a softcap."""
     model = config.model
     if not config.kernels.fuse_output_projection or model.head != "tokens":
         return

@@ -1,4 +1,4 @@
-"""Finds the name that somebody probably meant, abbreviations and other projects' habits included."""
+"""Finds the name that a user probably meant, including abbreviations and the names of other projects."""
 
 import re
 from collections.abc import Iterable
@@ -8,13 +8,13 @@ _ENOUGH = 0.6
 
 
 def nearest(given: str, names: Iterable[str]) -> str | None:
-    """The name that is most like `given`; None when nothing is like it."""
+    """The name that is most similar to `given`; None when no name is similar enough."""
     score, name = max(((_similarity(given.lower(), name.lower()), name) for name in names), default=(0.0, ""))
     return name if score >= _ENOUGH else None
 
 
 def nearest_key(given: str, keys: Iterable[str]) -> str | None:
-    """The dotted key that is most like `given`; a key of the same section wins over an equal one of another."""
+    """The dotted key that is most similar to `given`, or None; of equal names, the one in the same section wins."""
 
     def score(key: str) -> float:
         section, _, name = key.rpartition(".")
@@ -27,7 +27,7 @@ def nearest_key(given: str, keys: Iterable[str]) -> str | None:
 
 
 def _similarity(given: str, name: str) -> float:
-    """From 0 to 1: spelling, or a name's initials (lr, learning_rate), or words that one name has of the other."""
+    """Similarity from 0 to 1, by spelling, by initials (lr, learning_rate), or by shared words."""
     ratio = SequenceMatcher(None, given, name).ratio()
     if len(given) > 1 and (_initials(name).startswith(given) or _initials(given) == name):
         return max(ratio, 0.9)

@@ -16,26 +16,26 @@ from megagpt.errors import ConfigError
 Settings = TypeVar("Settings")
 
 TEXT = (str, str | None, Path, Path | None)
-"""Types of fields whose values are taken as typed."""
+"""Types of the fields whose values are used exactly as they were typed."""
 
 
 def parse(text: str) -> Override:
-    """One override. Raises ConfigError for what is none."""
+    """Parse one override. Raises ConfigError when the text is not an override."""
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
         key, equals, value = text.partition("=")
         advice = str(error).splitlines()[-1] if equals else f"write {key[:100]}=VALUE"
         if value.startswith(("[", "{")):
-            advice += """; text with other signs than letters, digits, '/', '.', '_' and '-' stands in quotes"""
+            advice += "; put text in quotes if it has other characters than letters, digits, '/', '.', '_' and '-'"
         raise ConfigError(f"{text[:200]!r} cannot be read as an override: {advice}") from None
 
 
 def quote_text(text: str) -> str:
-    """An override of a field that holds text, with its value in quotes: it arrives as it was typed.
+    """An override of a text field with its value in quotes, so that Hydra does not change it.
 
-    Without, Hydra makes 202411 of 2024_11, and cannot read a path with `=` or a comma in it. What has quotes already
-    stays, and so do null, lists and mappings.
+    Without quotes, Hydra turns 2024_11 into 202411 and cannot parse a path that contains `=` or a comma. Values that
+    are quoted already, null, lists and mappings stay as they are.
     """
     key, equals, value = text.partition("=")
     if not equals or value == "null" or value.startswith(("'", '"', "[", "{")):
@@ -45,9 +45,9 @@ def quote_text(text: str) -> str:
 
 
 def build(kind: type[Settings], overrides: list[str]) -> Settings:
-    """A dataclass with the values that `overrides` give; a single value stands for a list of one.
+    """A dataclass with the values in `overrides`; for a list, a single value stands for a list of one item.
 
-    Raises ConfigError for an unknown key, one that is missing or given twice, or a wrong value.
+    Raises ConfigError for an unknown key, a missing key, a key that is given twice, or a wrong value.
     """
     known, given = get_type_hints(kind), {}
     for text in overrides:
@@ -78,5 +78,5 @@ def _value(override: Override, text: str, kind: Any) -> Any:
     value = override.value()
     if get_origin(kind) is tuple and not isinstance(value, list):
         value = [value]
-    # A number may be the name of a file: the field's type decides.
+    # A number may be the name of a file, so its text is passed on and pydantic converts it to the field's type.
     return text if isinstance(value, bool | int | float) else value

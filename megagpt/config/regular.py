@@ -1,4 +1,4 @@
-"""What is read must be a file: a pipe may never begin, a device may never end, and a link may lead nowhere."""
+"""Checks that a path is a file before it is read: reading a pipe may block, and reading a device may never end."""
 
 import errno
 import stat
@@ -14,14 +14,14 @@ KINDS = (
 
 
 class NotAFileError(OSError):
-    """What is there in place of a file, in words."""
+    """A path is not a file; the message says what it is instead."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 def require_file(path: str | Path) -> Path:
-    """`path`, to be opened next. Raises NotAFileError, or OSError where nothing is."""
+    """`path` as a Path, after checking that it is a file. Raises NotAFileError, or OSError when nothing is there."""
     path = Path(path)
     if path.is_symlink() and not path.exists():
         raise NotAFileError(errno.ENOENT, f"a link to {path.readlink()}, where nothing is", str(path))

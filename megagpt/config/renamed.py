@@ -1,4 +1,4 @@
-"""Keys that had another name before: typed, they are refused with the new name; saved configurations are translated."""
+"""Renamed keys. Overrides with an old name are refused with the new name; saved configurations are translated."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +15,13 @@ RENAMED = {
     "ppo.value_lr": "ppo.critic_lr",
     "kernels.dropout_add": "kernels.bias_dropout_add",
 }
-"""Old key -> new key, of the same section."""
+"""{old key: new key, in the same section}."""
 
 
 def translate(values: Any) -> Any:
-    """A saved configuration under today's keys; anything but a mapping comes back as it is.
+    """A saved configuration with the current keys; a value that is not a mapping is returned unchanged.
 
-    A key that is there under both names keeps the value that it has under the new one.
+    If a key is present under both names, the value under the new name is kept.
     """
     translated = dict(values) if isinstance(values, Mapping) else {}
     for old, new in RENAMED.items():

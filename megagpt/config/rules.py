@@ -1,7 +1,7 @@
 """Rules between fields. Each is a small function that yields a message for each violation.
 
-A message names the fields with their values and gives the fix. `check` runs before any process group starts, so that a
-broken combination costs a second and not a queue.
+A message names the fields with their values and the fix. `check` runs before any process group starts, so that a wrong
+combination is reported within a second.
 """
 
 import math
@@ -47,7 +47,7 @@ def run_name(config: Config, world_size: int) -> Iterator[str]:
 
 
 def no_text_is_empty(config: Config, world_size: int) -> Iterator[str]:
-    """A name that is left empty, as by an unset variable of a shell, is not the same as none."""
+    """An empty text, for example from an unset shell variable, does not mean null."""
     for name, kind in fields().items():
         value = get(config, name)
         if kind == str | None and value is not None and not value.strip():
@@ -57,7 +57,7 @@ def no_text_is_empty(config: Config, world_size: int) -> Iterator[str]:
 
 
 def fused_optimizer(config: Config, world_size: int) -> Iterator[str]:
-    """DeepSpeed updates a group of parameters in parts, which optimizers that count a group's updates miscount."""
+    """DeepSpeed updates a parameter group in parts; Apex and Transformer Engine would count each part as a step."""
     if config.parallel.engine == "deepspeed" and config.optim.fused in ("apex", "te"):
         yield (
             f"optim.fused ({config.optim.fused}) counts the updates of parallel.engine (deepspeed) wrongly: set"
@@ -66,7 +66,7 @@ def fused_optimizer(config: Config, world_size: int) -> Iterator[str]:
 
 
 def muon_has_its_engine(config: Config, world_size: int) -> Iterator[str]:
-    """Muon updates whole matrices, which DeepSpeed's flat partitions do not show, and brings PyTorch's AdamW."""
+    """Muon updates whole matrices, which DeepSpeed's flat partitions do not have, and uses PyTorch's AdamW."""
     if config.optim.optimizer != "muon":
         return
     if config.parallel.engine == "deepspeed":
@@ -77,13 +77,13 @@ def muon_has_its_engine(config: Config, world_size: int) -> Iterator[str]:
         )
     if config.optim.fused in ("apex", "te"):
         yield (
-            f"optim.fused ({config.optim.fused}) cannot be had with optim.optimizer (muon), beside which Adam is"
-            " PyTorch's: set optim.fused=auto or torch"
+            f"optim.fused ({config.optim.fused}) does not combine with optim.optimizer (muon), which always uses"
+            " PyTorch's AdamW: set optim.fused=auto or torch"
         )
 
 
 def optimizer_options(config: Config, world_size: int) -> Iterator[str]:
-    """An option of something that the run does not use would be without effect."""
+    """Options of an optimizer or schedule that the run does not use would have no effect."""
     for field, wanted, names in (
         ("optimizer", "muon", ("muon_momentum", "muon_rms")),
         ("schedule", "wsd", ("decay_fraction", "decay_shape")),
@@ -100,7 +100,7 @@ def optimizer_options(config: Config, world_size: int) -> Iterator[str]:
 
 
 def batch_ramp(config: Config, world_size: int) -> Iterator[str]:
-    """A ramp has a start and a length, and grows."""
+    """A batch ramp has a start and a length, and the batch grows."""
     optim = config.optim
     start, full = optim.ramp_start, optim.global_batch_size
     tokens = optim.published.ramp_tokens if optim.ramp_tokens is None else optim.ramp_tokens
@@ -137,7 +137,7 @@ def kept_checkpoints_exist(config: Config, world_size: int) -> Iterator[str]:
 
 
 def best_is_measured(config: Config, world_size: int) -> Iterator[str]:
-    """A best checkpoint is chosen among steps that are evaluated."""
+    """Choosing a best checkpoint needs evaluations."""
     if config.checkpoint.best_metric is not None and not config.stage.eval_interval:
         yield (
             f"checkpoint.best_metric ({config.checkpoint.best_metric}) is compared at evaluations, but"
@@ -146,7 +146,7 @@ def best_is_measured(config: Config, world_size: int) -> Iterator[str]:
 
 
 def spikes_have_checkpoints(config: Config, world_size: int) -> Iterator[str]:
-    """A run that goes back to a checkpoint before a spike still has one."""
+    """A run that goes back before a spike must still have a checkpoint from that time."""
     reliability, saving = config.reliability, config.checkpoint
     field, interval = "checkpoint.interval", saving.interval
     if saving.best_metric is not None and config.stage.eval_interval < interval:  # every evaluation may be the best
@@ -161,7 +161,7 @@ def spikes_have_checkpoints(config: Config, world_size: int) -> Iterator[str]:
 
 
 def spike_is_left_out(config: Config, world_size: int) -> Iterator[str]:
-    """The samples that are left out after a spike reach it."""
+    """The range of skipped samples must include the spike."""
     rewind, skip = config.reliability.spike_rewind, config.reliability.spike_skip
     if skip <= rewind:
         yield (
@@ -171,7 +171,7 @@ def spike_is_left_out(config: Config, world_size: int) -> Iterator[str]:
 
 
 def stage_starts_from_a_model(config: Config, world_size: int) -> Iterator[str]:
-    """All stages but pretrain continue; a run that has checkpoints of its own goes on from them, as every run does."""
+    """All stages but pretrain start from a trained model, until the run has checkpoints of its own."""
     if config.stage.name != "pretrain" and not config.checkpoint.load:
         yield (
             f"stage.name ({config.stage.name}) continues from a trained model, but checkpoint.load is null: give its"
@@ -181,7 +181,7 @@ def stage_starts_from_a_model(config: Config, world_size: int) -> Iterator[str]:
 
 
 def epochs_need_conversations(config: Config, world_size: int) -> Iterator[str]:
-    """Corpora are mixed by weight and have no common epochs."""
+    """Corpora are mixed by weight, so an epoch over all of them is not defined."""
     if config.optim.train_epochs is not None and config.stage.name in ("pretrain", "code"):
         yield (
             f"optim.train_epochs ({config.optim.train_epochs:g}) counts passes over conversations, but stage.name is"
@@ -199,7 +199,7 @@ def edits_are_for_conversations(config: Config, world_size: int) -> Iterator[str
 
 
 def rewards_are_of_responses(config: Config, world_size: int) -> Iterator[str]:
-    """Only stage sft uses a reward model at evaluations, and every replica generates its responses by itself."""
+    """Only stage sft uses a reward model at evaluations. Every replica generates its responses by itself."""
     if config.stage.reward_model is None:
         return
     if config.stage.name != "sft":
@@ -262,7 +262,7 @@ def chat_date_is_a_date(config: Config, world_size: int) -> Iterator[str]:
 
 
 def nothing_is_listed_twice(config: Config, world_size: int) -> Iterator[str]:
-    """A file that is there twice is learnt twice, whatever the weights."""
+    """The samples of a file that is listed twice would be learnt twice."""
     data = config.data
     lists = {f"data.{name}": getattr(data, name) for name in ("conversations", "rankings", "pairs")}
     lists["data.corpora"] = tuple(corpus.path for corpus in data.corpora)
@@ -273,13 +273,13 @@ def nothing_is_listed_twice(config: Config, world_size: int) -> Iterator[str]:
                 name = f"{field}[{number}]" + (".path" if field == "data.corpora" else "")
                 sum_of = ", with the sum of the weights" if field == "data.corpora" else ""
                 yield (
-                    f"{name} ({path!r}) is that of {field}[{first}] too, and each sample would be learnt twice: list it"
+                    f"{name} ({path!r}) is the same as {field}[{first}], so each sample would be learnt twice: list it"
                     f" once{sum_of}"
                 )
 
 
 def split_is_whole(config: Config, world_size: int) -> Iterator[str]:
-    """Training, validation and test documents are all documents."""
+    """The shares of training, validation and test documents sum to 1."""
     split = config.data.split
     if min(split) < 0 or not split[0] or not math.isclose(sum(split), 1, abs_tol=1e-6):
         yield (
@@ -289,7 +289,7 @@ def split_is_whole(config: Config, world_size: int) -> Iterator[str]:
 
 
 def _divided(split: tuple[float, ...]) -> str:
-    """Advice for shares that were given in percent, or in parts of another whole."""
+    """Advice for shares that were given in percent or otherwise sum to 2 or more."""
     total = sum(split)
     if min(split) < 0 or not split[0] or total < 2:
         return ""

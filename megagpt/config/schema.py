@@ -1,8 +1,8 @@
-"""The whole configuration as frozen dataclasses: what can be set, its default, its unit.
+"""The whole configuration as frozen dataclasses: every field with its type, default and unit.
 
 The docstring under a field is its documentation; `megagpt train --help` prints it. A number's range is part of its
-type (`bounds.py`), `rules.py` holds what must hold between fields, and `load.py` turns YAML and command-line overrides
-into a `Config`.
+type (`bounds.py`), `rules.py` checks combinations of fields, and `load.py` turns YAML and command-line overrides into a
+`Config`.
 """
 
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ class DataConfig:
     split: tuple[float, float, float] = (0.98, 0.01, 0.01)
     """Shares of every corpus's documents for training, validation and test."""
     isolate_documents: bool = False
-    """Whether attention and positions stop at document boundaries. GPT-3 packs documents without (false)."""
+    """Whether attention and positions stop at document boundaries. GPT-3 lets tokens attend across them (false)."""
     fim_rate: Fraction = 0.0
     """Share of documents in training samples that are rearranged for filling in the middle (arXiv 2207.14255)."""
     fim_spm_rate: Fraction = 0.5
@@ -54,7 +54,7 @@ class DataConfig:
     """Share of the rearranged documents with a single fim_unit as the middle; the others are cut at two random
     characters."""
     fim_unit: Literal["line", "word"] = "line"
-    """Unit of such a middle, and of the middles that a run is measured on: a line, or a word of letters."""
+    """Unit of the middles of fim_unit_rate and stage.fim_cuts: a line, or a word of letters."""
     fim_piece_tokens: NonNegativeInt = 0
     """Documents are first cut into pieces of at most this many tokens and at least a quarter of it, and each piece is
     rearranged or not. It is meant for documents that are longer than a sample. 0: documents stay whole."""
@@ -62,15 +62,17 @@ class DataConfig:
     """Files of conversations (.jsonl, .json, also .gz). Stages sft and edit train on them; stage ppo takes its prompts
     from them."""
     rankings: tuple[str, ...] = ()
-    """Files of prompts with ranked responses (.jsonl, .json, also .gz), for stage reward. It shifts its scores so that
-    demonstrations have a mean of 0: data.conversations, where given, else the best response to each prompt."""
+    """Files of prompts with ranked responses (.jsonl, .json, also .gz), for stage reward. The stage shifts its scores
+    so that demonstrations have a mean of 0; demonstrations are data.conversations if given, else the best response to
+    each prompt."""
     pairs: tuple[str, ...] = ()
     """Files of pairs of texts (`megagpt data pairs`), for stage embed."""
     packing: bool = True
-    """Whether a sequence holds as many conversations as fit, each invisible to the others; false: one a sequence."""
+    """Whether a sequence holds as many conversations as fit, which cannot attend to each other; false: one conversation
+    per sequence."""
     chat_date: str = "2024-07-26"
-    """Date, YYYY-MM-DD, that a model's own chat template gets in training where it asks for the day's. So the tokens
-    are the same on every day. Generation and serving give it the day's."""
+    """Date, YYYY-MM-DD, that a published model's chat template gets in training if it asks for the current date. So the
+    tokens are the same on every day. Generation and serving give it the current date."""
 
 
 @dataclass(frozen=True)
@@ -92,31 +94,32 @@ class OptimConfig:
     """Optimisation: AdamW or Muon, a schedule counted in tokens, and numeric precision; by default as for GPT-3."""
 
     optimizer: Literal["adam", "muon"] = "adam"
-    """adam: AdamW. muon: the matrices inside the layers have orthogonal updates, of the size of Adam's; the rest has
-    Adam. Both take the same lr and weight_decay."""
+    """adam: AdamW. muon: Muon updates the matrices inside the layers orthogonally, with updates of about Adam's size;
+    AdamW updates the other parameters. Both use the same lr and weight_decay."""
     lr: PositiveFloat = 6e-4
     """Peak learning rate."""
     min_lr_ratio: Fraction = 0.1
-    """The learning rate decays to this fraction of the peak."""
+    """Final learning rate as a fraction of the peak."""
     schedule: Literal["cosine", "wsd"] = "cosine"
-    """Learning rate after the warm-up. cosine: it decays from there on. wsd (warm-up, stable, decay): it stays at the
-    peak until the last decay_fraction."""
+    """Learning rate after the warm-up. cosine: it decays at once. wsd (warm-up, stable, decay): it stays at the peak
+    and decays in the last part, decay_fraction."""
     decay_fraction: FractionBelowOne = 0.1
-    """Share of the schedule that its decay takes, where it is wsd."""
+    """Share of a wsd schedule in which the learning rate decays."""
     decay_shape: Literal["sqrt", "linear"] = "sqrt"
-    """Decay of wsd. sqrt: by 1 - sqrt(share that is over), fast at first; linear: by equal steps."""
+    """Shape of the decay of wsd, where x is the share of the decay that has passed. sqrt: 1 - sqrt(x), fast at first;
+    linear: 1 - x."""
     train_tokens: PositiveInt = 300_000_000_000
     """Tokens to train on."""
     train_epochs: PositiveFloat | None = None
-    """Passes over the conversations, ranked prompts or pairs; they set train_tokens and decay_tokens. null:
-    train_tokens counts."""
+    """Passes over the conversations, ranked prompts or pairs; this number sets train_tokens and decay_tokens. null:
+    train_tokens is the length of the run."""
     warmup_tokens: NonNegativeInt | None = None
     """Tokens of linear warm-up. null: published.warmup_tokens in proportion to train_tokens."""
     warmup_start_ratio: Fraction = 0.0
-    """The warm-up begins at this fraction of the peak."""
+    """Learning rate at the start of the warm-up, as a fraction of the peak."""
     decay_tokens: PositiveInt | None = None
-    """Tokens after which the learning rate is at its minimum, warm-up included. null: with cosine
-    published.decay_tokens in proportion to train_tokens, with wsd train_tokens."""
+    """Tokens after which the learning rate is at its minimum, warm-up included. null: with cosine,
+    published.decay_tokens in proportion to train_tokens; with wsd, train_tokens."""
     global_batch_size: PositiveInt = 256
     """Sequences in one optimizer step. In stage reward: prompts, each with all of its responses; in
     stage embed: pairs, whose documents are negatives of all other queries."""
@@ -125,10 +128,10 @@ class OptimConfig:
     ramp_tokens: NonNegativeInt | None = None
     """Tokens over which the batch grows. null: published.ramp_tokens in proportion to train_tokens."""
     published: Schedule = field(default_factory=Schedule)
-    """The schedule as published: where warmup_tokens, decay_tokens or ramp_tokens is null, its length here is scaled
-    by train_tokens / published.train_tokens."""
+    """The published schedule. If warmup_tokens, decay_tokens or ramp_tokens is null, its length here is scaled by
+    train_tokens / published.train_tokens."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Compute precision; bf16 keeps weights, gradients and optimizer state in fp32 masters."""
+    """Precision of the computation; bf16 keeps fp32 master weights, gradients and optimizer state."""
     beta1: FractionBelowOne = 0.9
     """Adam's decay of the first moment."""
     beta2: FractionBelowOne = 0.95
@@ -136,22 +139,23 @@ class OptimConfig:
     eps: PositiveFloat = 1e-8
     """Adam's epsilon."""
     muon_momentum: FractionBelowOne = 0.95
-    """Muon's decay of the momentum, which is Nesterov's."""
+    """Muon's decay of the momentum (Nesterov)."""
     muon_rms: PositiveFloat = 0.2
-    """Size of Muon's updates, as the root mean square of elements at lr=1: about that of Adam's."""
+    """Root mean square of the elements of Muon's updates at lr=1; Adam's is about 0.2."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay of matrices; biases and norms have none."""
     fused: Literal["auto", "torch", "apex", "te"] = "auto"
-    """Implementation of the fused AdamW. auto: Transformer Engine's (te) or NVIDIA Apex's where one is installed on a
-    GPU, else PyTorch's. With the engine deepspeed, and beside Muon, it is always PyTorch's."""
+    """Implementation of the fused AdamW. auto: on a GPU, Transformer Engine's (te) or NVIDIA Apex's if one is
+    installed; otherwise PyTorch's. With the engine deepspeed and with Muon it is always PyTorch's."""
     clip_grad: NonNegativeFloat = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     max_skipped_steps: PositiveInt = 10
-    """Steps in a row with a non-finite loss or gradient, all skipped, before the run stops."""
+    """Number of consecutive steps with a non-finite loss or gradient after which the run stops. Such steps do not
+    update the parameters."""
 
     @property
     def lengths(self) -> Schedule:
-        """Lengths of the run's schedule: own ones where they are given, else the published ones in proportion."""
+        """Lengths of the run's schedule, in tokens: the given ones, else the published ones in proportion."""
 
         def length(own: int | None, published: int) -> int:
             return published * self.train_tokens // self.published.train_tokens if own is None else own
@@ -166,14 +170,14 @@ class OptimConfig:
 
     @property
     def decay_begin(self) -> int:
-        """Tokens at which the learning rate leaves its peak."""
+        """Number of tokens after which the learning rate begins to decay."""
         end = self.lengths.decay_tokens
         return end - round(self.decay_fraction * end) if self.schedule == "wsd" else self.lengths.warmup_tokens
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """The training stage, and how the model is evaluated on the way."""
+    """The training stage, and how the model is evaluated during training."""
 
     name: Literal["pretrain", "code", "edit", "sft", "reward", "ppo", "embed"] = "pretrain"
     """The training stage. pretrain learns to predict text. All others start from the model of checkpoint.load: code
@@ -182,22 +186,22 @@ class StageConfig:
     eval_interval: NonNegativeInt = 1000
     """Steps between evaluations on the validation documents; 0 evaluates only at the end."""
     eval_tokens: PositiveInt = 10_000_000
-    """Most validation tokens of an evaluation; the last evaluation reads all."""
+    """Most validation tokens in an evaluation; the last evaluation uses all of them."""
     fim_cuts: NonNegativeInt = 0
-    """Held-out middles that a run with data.fim_rate fills in at its end and, when it starts from a model, at its
-    start; 0: none."""
+    """Number of held-out middles that a run with data.fim_rate fills in at its end and, when it starts from a model,
+    also at its start; 0: none."""
     held_out_edits: str | None = None
-    """File of edits (`megagpt data edits`). Stages edit and sft make them before the first step and at the end, and log
-    exact match and similarity."""
+    """File of edits (`megagpt data edits`). In stages edit and sft the model carries them out before the first step and
+    at the end; exact match and similarity are logged."""
     reward_model: str | None = None
     """Run folder or checkpoint of stage reward. At evaluations of stage sft it scores responses to held-out prompts;
-    their mean is validation_reward. InstructGPT chose its models by it (checkpoint.best_metric)."""
+    the mean score is validation_reward. InstructGPT chose its models by this metric (checkpoint.best_metric)."""
     reward_prompts: PositiveInt = 64
-    """Prompts for stage.reward_model; each response has at most sample_tokens tokens."""
+    """Number of prompts for stage.reward_model; each response has at most sample_tokens tokens."""
     tasks: TasksConfig = field(default_factory=TasksConfig)
-    """Tasks in context that the model is asked while it trains."""
+    """In-context tasks on which the model is evaluated during training."""
     sample_prompts: tuple[str, ...] = ()
-    """Prompts continued at the end of the run, shown in the log and the report."""
+    """Prompts that the model continues at the end of the run, for the log and the report."""
     sample_tokens: PositiveInt = 64
     """Tokens generated for each sample prompt."""
 
@@ -211,17 +215,18 @@ class CheckpointConfig:
     keep_last: PositiveInt = 2
     """Newest checkpoints to keep."""
     keep_every: NonNegativeInt = 0
-    """Also keep every checkpoint whose step is a multiple of this; 0 keeps no others."""
+    """Checkpoints whose step is a multiple of this are kept too; 0: none are."""
     asynchronous: bool = False
     """Whether a background thread writes the files while training goes on."""
     resume: bool = True
-    """Whether to go on from the newest valid checkpoint in the run folder."""
+    """Whether to resume from the newest valid checkpoint in the run folder."""
     load: str | None = None
     """Run folder or checkpoint of another run. This run starts from its weights, unless it has a checkpoint of its own.
-    Of a run folder the best checkpoint is taken, where the run chose one, else the newest."""
+    From a run folder, the best checkpoint is taken if the run chose one, else the newest."""
     best_metric: str | None = None
-    """Held-out metric, as evaluations log it (validation_loss), that chooses the best checkpoint. Commands and other
-    runs take that one; the run itself goes on from its newest. null: no checkpoint is the best."""
+    """Held-out metric that chooses the best checkpoint, by the name under which evaluations log it (validation_loss).
+    Commands and other runs take the best checkpoint; the run itself resumes from its newest. null: no checkpoint is the
+    best."""
     best_mode: Literal["min", "max"] | None = None
     """Whether the lowest or the highest value is best. null: the lowest of losses, perplexities, bits and divergences,
     the highest of everything else."""
@@ -229,10 +234,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class ReliabilityConfig:
-    """How a run finds faults, and what it does about them.
+    """How a run finds faults, and how it reacts to them.
 
-    A time-out counts seconds without progress: since the last micro-batch, file or message of its section. When one is
-    over, all ranks dump their stacks and end, and the launcher starts them again from the newest valid checkpoint.
+    A time-out counts the seconds without progress, since the last micro-batch, file or message in its section. When it
+    is over, all ranks dump their stacks and exit, and the launcher restarts them from the newest valid checkpoint.
     """
 
     heartbeat_timeout: PositiveFloat = 60.0
@@ -246,7 +251,7 @@ class ReliabilityConfig:
     backward_timeout: PositiveFloat = 600.0
     """Seconds for the backward pass of a micro-batch, and for the ranks to reduce gradients."""
     optimizer_timeout: PositiveFloat = 600.0
-    """Seconds for the update of the parameters, and until the next step begins."""
+    """Seconds from the start of the parameter update to the start of the next step."""
     rollout_timeout: PositiveFloat = 1800.0
     """Seconds for any part of PPO's rollouts, such as one token of every response, or a copy of the weights."""
     scoring_timeout: PositiveFloat = 1800.0
@@ -260,34 +265,35 @@ class ReliabilityConfig:
     save_timeout: PositiveFloat = 3600.0
     """Seconds to write a checkpoint."""
     max_failures: PositiveInt = 3
-    """Attempts that fail in the same step before the job is given up."""
+    """Number of attempts that may fail in the same step; then the job is not restarted again."""
     replica_interval: NonNegativeInt = 100
-    """Steps between comparisons of the tensors that several ranks hold; every save makes one too. 0: none at all."""
+    """Steps between comparisons of the tensors that several ranks hold; they are also compared at every save. 0:
+    never."""
     straggler_interval: NonNegativeInt = 100
     """Steps between comparisons of the ranks' times; 0: never."""
     straggler_factor: PositiveFloat = 1.5
     """The log names ranks whose forward passes take longer than this many times the median of their pipeline stage."""
     spike_threshold: NonNegativeFloat = 0.0
-    """A loss this many nats above the running median is a spike: the run goes back to an earlier checkpoint and skips
-    the samples of the spike. 0: off."""
+    """A loss this many nats above the running median is a spike. The run then goes back to an earlier checkpoint and
+    skips the samples around the spike. 0: off."""
     spike_history: PositiveInt = 100
     """Window of the running median, in steps."""
     spike_rewind: NonNegativeInt = 100
-    """Steps before the spike that are skipped too; the run goes back to a checkpoint before them."""
+    """Number of steps before the spike whose samples are skipped too; the run goes back to a checkpoint before them."""
     spike_skip: PositiveInt = 200
-    """Steps that are skipped in all, counted from spike_rewind steps before the spike."""
+    """Total number of steps whose samples are skipped, counted from spike_rewind steps before the spike."""
     max_rollbacks: PositiveInt = 3
-    """Spikes that a run may go back from; it ends at the next one."""
+    """Number of spikes after which a run goes back to a checkpoint; the next spike ends the run."""
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """Metrics: how often they are logged, and where to."""
+    """How often metrics are logged, and where."""
 
     interval: PositiveInt = 1
     """Steps between lines in metrics.jsonl and on wandb."""
     wandb: Literal["off", "offline", "online"] = "off"
-    """Whether metrics also go to Weights & Biases. The WANDB_MODE variable, when set, wins."""
+    """Whether metrics are also sent to Weights & Biases. The environment variable WANDB_MODE overrides this."""
     wandb_project: str = "megagpt"
     """Project on Weights & Biases."""
     peak_tflops: PositiveFloat | None = None
@@ -298,7 +304,7 @@ class LoggingConfig:
 class Config:
     """A complete run."""
 
-    # How load.py's validator treats this class and every class inside it.
+    # Options of load.py's validator for this class and every class inside it.
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012
 
     run_name: str = "run"
@@ -312,7 +318,7 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Parallel layout."""
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
-    """Implementations."""
+    """Implementations of the ops."""
     data: DataConfig = field(default_factory=DataConfig)
     """Training mixture."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -320,13 +326,13 @@ class Config:
     stage: StageConfig = field(default_factory=StageConfig)
     """Training stage and evaluation."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    """PPO."""
+    """Stage ppo."""
     embed: EmbedConfig = field(default_factory=EmbedConfig)
-    """Embeddings."""
+    """Stage embed."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving and resuming."""
     reliability: ReliabilityConfig = field(default_factory=ReliabilityConfig)
-    """Finding faults and going on."""
+    """Detection of faults and recovery."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Metrics."""
 

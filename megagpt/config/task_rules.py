@@ -1,4 +1,4 @@
-"""Rules of tasks in context while a model trains. See `rules.py`."""
+"""Rules of in-context tasks during training. See `rules.py`."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ def tasks_are_asked_of_text_models(config: Config, world_size: int) -> Iterator[
 
 
 def shots_are_different(config: Config, world_size: int) -> Iterator[str]:
-    """Each number of demonstrations is a metric of its own."""
+    """Each number of demonstrations gives a separate metric, so the numbers differ."""
     shots = config.stage.tasks.shots
     if any(number < 0 for number in shots) or len(set(shots)) < len(shots):
         yield (
@@ -28,7 +28,7 @@ def shots_are_different(config: Config, world_size: int) -> Iterator[str]:
 
 
 def tasks_have_whole_parameters(config: Config, world_size: int) -> Iterator[str]:
-    """Replicas share the questions, so that each makes passes of its own, which ZeRO-3 cannot."""
+    """Each replica answers a part of the questions with its own forward passes, which ZeRO stage 3 does not allow."""
     if config.stage.tasks.names and config.parallel.zero_stage == 3:
         yield (
             f"stage.tasks.names ({', '.join(config.stage.tasks.names)}) are shared between replicas, which"

@@ -1,4 +1,4 @@
-"""The part of the configuration about tasks in context that a run is measured on while it trains."""
+"""The part of the configuration about in-context tasks that evaluate a model during training."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,20 +8,20 @@ from megagpt.config.bounds import NonNegativeInt, PositiveInt
 
 @dataclass(frozen=True)
 class TasksConfig:
-    """Tasks that the model in training is asked, with demonstrations in its context, as `megagpt evaluate` asks them.
+    """In-context tasks that evaluate the model during training, as `megagpt evaluate` does.
 
-    Each task with each number of demonstrations is a metric, such as task_lambada_8shot.
+    Each task with each number of demonstrations is one metric, such as task_lambada_8shot.
     """
 
     names: tuple[str, ...] = ()
-    """Tasks and suites, or task files. []: none is asked."""
+    """Names of tasks and suites, or paths of task files. []: none."""
     shots: tuple[int, ...] = ()
-    """Numbers of demonstrations; each task is asked with each. []: the number that each task has by itself."""
+    """Numbers of demonstrations; each task is evaluated with each number. []: the default number of each task."""
     every: NonNegativeInt = 500
-    """Steps between two times. The trained model is always asked; 0: nothing but the trained model."""
+    """Steps between these evaluations. The trained model is always evaluated; 0: only the trained model."""
     limit: PositiveInt | None = 200
-    """Most examples of each task, from the beginning of its data. null: all."""
+    """Most examples of each task, taken from the beginning of its data. null: all."""
     data: str | None = None
     """Folder of the data sets; null for tasks that bring their own."""
     protocol: Literal["lm-eval", "gpt3"] = "lm-eval"
-    """Whose way to ask and to score: that of lm-evaluation-harness, or of GPT-3 (arXiv 2005.14165)."""
+    """Method of prompting and scoring: lm-evaluation-harness's, or GPT-3's (arXiv 2005.14165)."""

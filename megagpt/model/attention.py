@@ -1,4 +1,4 @@
-"""Self-attention of one layer: projections that tensor-parallel ranks divide, rotary positions, softmax attention."""
+"""Self-attention of one layer: tensor-parallel projections, rotary positions and softmax attention."""
 
 from contextlib import nullcontext
 
@@ -19,10 +19,11 @@ from megagpt.model.tree_pass import CachePass
 
 
 class SelfAttention(torch.nn.Module):
-    """Self-attention of one layer over a whole text, and the same over a pass of a `KVCache` or a `TokenPool`.
+    """Self-attention of one layer, over whole texts (`forward`) or a pass of a `KVCache` or `TokenPool` (`cached`).
 
-    Where there are fewer groups than tensor-parallel ranks, the ranks divide the rows of the projection all the same,
-    gather its output, and each takes its own query heads with their key and value, which others use too.
+    If there are fewer key-value groups than tensor-parallel ranks, the ranks still divide the rows of the projection.
+    They gather its output, and each rank takes its own query heads with their key and value, which it shares with other
+    ranks.
     """
 
     def __init__(
@@ -38,9 +39,9 @@ class SelfAttention(torch.nn.Module):
         super().__init__()
         self.config, self.layer_number, self.tp_group = config, layer_number, pg_collection.tp
         ranks, self.width, groups = self.tp_group.size(), model.head_size, model.query_groups
-        self.groups = max(groups // ranks, 1)  # of this rank
-        self.queries = model.num_attention_heads // groups  # heads of a group, also those of other ranks
-        self.sharers = max(ranks // groups, 1)  # ranks that have one group in common
+        self.groups = max(groups // ranks, 1)  # key-value groups on this rank
+        self.queries = model.num_attention_heads // groups  # query heads of a group, over all ranks that share it
+        self.sharers = max(ranks // groups, 1)  # ranks that share one group
         self.rotary_kind = kind_of(model, layer_number - 1)
         self.recomputes = config.recompute_granularity == "selective"
         self.linear_qkv = ColumnParallelLinear(
@@ -78,7 +79,7 @@ class SelfAttention(torch.nn.Module):
     def forward(
         self, hidden: Tensor, attention_mask: Tensor | None = None, rotations: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """[S, B, H], or [S / tp, B, H] under sequence parallelism -> the same and the bias still to be added, if any.
+        """[S, B, H], or [S / tp, B, H] under sequence parallelism -> same shape, and a bias not yet added or None.
 
         attention_mask: see `CoreAttention`. rotations: see `Rotary.of_sequence`.
         """
@@ -90,7 +91,7 @@ class SelfAttention(torch.nn.Module):
         return self.linear_proj(out)
 
     def cached(self, hidden: Tensor, current: CachePass, rotations: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """[T, H] of the pass -> [T, H] and the bias still to be added, if any. rotations: see `Rotary.at`."""
+        """[T, H] of the pass -> [T, H], and a bias that is not yet added or None. rotations: see `Rotary.at`."""
         out = current.attend(self.layer_number, self.core_attention, *self._project(hidden, rotations))
         return self.linear_proj(out.flatten(1))
 
@@ -101,7 +102,7 @@ class SelfAttention(torch.nn.Module):
             mixed = all_gather_last_dim_from_tensor_parallel_region(mixed, group=self.tp_group)
             groups = mixed.unflatten(-1, (self.tp_group.size() // self.sharers, -1))
             mixed = groups.select(-2, self.tp_group.rank() // self.sharers)
-        mixed = mixed.unflatten(-1, (self.groups, -1))  # the queries of a group, its key, its value
+        mixed = mixed.unflatten(-1, (self.groups, -1))  # each group: its queries, its key, its value
         query, key, value = mixed.split([self.queries * self.width, self.width, self.width], -1)
         if self.sharers > 1:
             query = query.chunk(self.sharers, -1)[self.tp_group.rank() % self.sharers]
@@ -124,13 +125,13 @@ class CoreAttention(torch.nn.Module):
         self.window = model.window(layer_number - 1)
         self.scores = {"scale": model.attention_scale, "softcap": model.attention_softcap}
         self.backend = backend
-        self.takes_masks = backend in ("sdpa", "flash_attn")  # the flash-attn package cannot take padding either way
+        self.takes_masks = backend in ("sdpa", "flash_attn")  # the flash-attn package supports neither kind of padding
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """[Sq, B, heads, D], [Sk, B, groups, D] twice -> [Sq, B, heads x D].
 
-        attention_mask: None is causal, and so are [N + 1] integers, cumulative lengths of packed documents. bool
-        [B, 1, Sq, Sk] is complete in itself, True hides a key.
+        attention_mask: None for causal attention; int [N + 1], cumulative lengths of packed documents, for causal
+        attention within each document; or bool [B, 1, Sq, Sk], the complete mask, in which True hides a key.
         """
         q, k, v = (part.transpose(0, 1) for part in (query, key, value))
         options = _masking(attention_mask)
@@ -146,12 +147,12 @@ class CoreAttention(torch.nn.Module):
     def cached(
         self, q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """[B, Sq, heads, D], [B, Sk, groups, D] twice -> [B, Sq, heads, D]; the last query stands at the last key.
+        """[B, Sq, heads, D], [B, Sk, groups, D] twice -> [B, Sq, heads, D]; the last query is at the last key.
 
-        first_key: int32 [B], keys of a row before it are hidden; None hides none. mask: bool [B, 1, Sq, Sk], True hides
-        a key; it is complete in itself, with the band of a banded layer.
+        first_key: int32 [B], the first visible key of each row; None hides no key. mask: bool [B, 1, Sq, Sk], True
+        hides a key; the mask is complete and includes the window of a banded layer.
         """
-        if mask is not None:  # which PyTorch's alone takes
+        if mask is not None:  # only PyTorch's attention supports masks
             backend = pytorch_backend(self.scores["softcap"])
             return attention(q, k, v, causal=False, mask=mask, backend=backend, **self.scores)
         if self.backend == "triton" and q.shape[1] == 1:
@@ -160,7 +161,7 @@ class CoreAttention(torch.nn.Module):
 
 
 def _masking(attention_mask: Tensor | None) -> dict[str, Tensor | bool]:
-    """Arguments of `attention` for a mask of `CoreAttention.forward`."""
+    """Arguments of `attention` for the mask that `CoreAttention.forward` gets."""
     if attention_mask is None:
         return {}
     if attention_mask.dtype == torch.bool:

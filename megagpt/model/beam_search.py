@@ -1,6 +1,6 @@
-"""Beam search over the generator's KV cache: the likeliest continuation that a search of some width finds.
+"""Beam search with the generator's KV cache.
 
-GPT-3 (arXiv 2005.14165, section 2.4) answers free-form questions by it, with 4 beams and a length penalty of 0.6.
+GPT-3 (arXiv 2005.14165, section 2.4) uses it for free-form answers, with 4 beams and a length penalty of 0.6.
 """
 
 import math
@@ -21,25 +21,25 @@ from megagpt.model.text_stream import TextStream
 
 @dataclass(frozen=True)
 class BeamSearchConfig:
-    """How wide the search is, how it compares lengths, and when it ends. Defaults are GPT-3's.
+    """Width of the search, length penalty, and the rules by which it ends. Defaults are GPT-3's.
 
-    Raises ConfigError for a value that makes no sense.
+    Raises ConfigError for a value out of range.
     """
 
     num_beams: int = 4
-    """Unfinished continuations that go on from each token to the next. 1 is greedy decoding."""
+    """Number of unfinished continuations that are kept after each token. 1 is greedy decoding."""
     max_new_tokens: int = 128
-    """Tokens to generate at most."""
+    """Most tokens to generate."""
     length_penalty: float = 0.6
-    """Exponent alpha of the length penalty. Above 0 it favours longer continuations."""
+    """Exponent alpha of the length penalty. Values above 0 favour longer continuations."""
     length_penalty_form: Literal["gnmt", "power"] = "gnmt"
-    """What the log-probability of a continuation of N tokens is divided by: ((5 + N) / 6)^alpha (gnmt, of
-    arXiv 1609.08144, as T5), or N^alpha (power, as transformers). N counts the end-of-text token and the tokens of a
-    stop string."""
+    """Divisor of the log-probability of a continuation of N tokens: ((5 + N) / 6)^alpha (gnmt, arXiv 1609.08144, as in
+    T5) or N^alpha (power, as in transformers). N counts the end-of-text token and the tokens of a stop string."""
     stop: tuple[str, ...] = ()
-    """A continuation ends before the first of these strings that it would contain."""
+    """A continuation ends before the first occurrence of any of these strings."""
     early_stopping: bool | Literal["never"] | None = None
-    """When the search ends, see `beam_search`. null: as T5 with gnmt ("never"), as transformers with power (false)."""
+    """Rule by which the search ends, see `beam_search`. None: "never" with gnmt (as T5), False with power (as
+    transformers)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
@@ -54,13 +54,13 @@ class BeamSearchConfig:
         )
 
     def score(self, logprob: float, length: int) -> float:
-        """By which continuations are compared: their log-probability over the penalty of their length."""
+        """Score of a continuation: its log-probability divided by its length penalty."""
         base = (5 + length) / 6 if self.length_penalty_form == "gnmt" else length
         return logprob / base**self.length_penalty
 
     @property
     def rule(self) -> bool | Literal["never"]:
-        """`early_stopping`, with its default; a single beam ends with its first continuation, as in transformers."""
+        """`early_stopping` with None resolved. A single beam ends with its first continuation, as in transformers."""
         if self.num_beams == 1:
             return True
         if self.early_stopping is None:
@@ -71,32 +71,32 @@ class BeamSearchConfig:
 def beam_search(
     generator: Generator, prompts: Sequence[str] | Sequence[Sequence[int]], settings: BeamSearchConfig
 ) -> list[Completion]:
-    """The best continuation found for each prompt, a text or token ids; results in the order of the prompts.
+    """The best continuation that beam search finds for each prompt, in the order of the prompts.
 
-    In every step each unfinished continuation (beam) of a prompt is extended by every token. Of the 2 x num_beams
-    likeliest extensions, the first num_beams unfinished ones are the next beams. One that ends (by end-of-text, a stop
-    string, max_new_tokens or the end of the context window) is finished if it is among the num_beams likeliest, and
-    else dropped. The num_beams finished ones of the best scores are kept, and the best is the result. This is how
-    transformers searches, and so is `early_stopping`:
+    prompts: texts or token ids. In every step each unfinished continuation (beam) of a prompt is extended by every
+    token. Among the 2 x num_beams likeliest extensions, the first num_beams unfinished ones become the next beams. An
+    extension that ends (by an end-of-text token, a stop string, max_new_tokens or the end of the context window) is
+    finished if it is among the num_beams likeliest; otherwise it is dropped. The num_beams finished continuations with
+    the best scores are kept, and the best one is the result. The search and `early_stopping` follow transformers:
 
     - True: the search ends when num_beams continuations have finished.
-    - False: it ends when num_beams have finished, and the likeliest beam, scored at its present length, is not better
-      than the worst of them. With a positive length penalty it may miss a better one that is longer.
-    - "never": it ends when no beam can become better than the best that has finished, at any length up to the limit.
+    - False: it ends when num_beams have finished and the likeliest beam, scored at its present length, is not better
+      than the worst of them. With a positive length penalty it may miss a better continuation that is longer.
+    - "never": it ends when no beam can become better than the best finished one, at any length up to the limit.
 
-    T5's rule (Mesh TensorFlow) is "never": it bounds a beam by its score at the limit. It also lets an extension finish
-    that is not among the num_beams likeliest, and takes one that was cut at the limit only where no other finished.
-    GPT-3's paper names the width and the penalty, and no rule.
+    T5's rule (Mesh TensorFlow) is "never": it bounds a beam by its score at the limit. T5 also lets an extension finish
+    that is not among the num_beams likeliest, and takes a continuation that was cut at the limit only if no other one
+    finished. GPT-3's paper gives the width and the penalty, but no rule.
 
-    All ranks that share the model must make the same call, and all get the same result. `generator.batch_size` bounds
-    the number of beams at a time, except that every prompt has all of its own. Raises DataError as
-    `Generator.generate`, TrainingDiverged when the logits are not finite.
+    All ranks that share the model must make the same call, and all get the same result. At most `generator.batch_size`
+    beams run at the same time, but always all beams of at least one prompt. Raises DataError like `Generator.generate`,
+    TrainingDiverged when the logits are not finite.
     """
     searches = [
         _Search(tokens, settings, generator.tokenizer, min(settings.max_new_tokens, generator.window - len(tokens)))
         for tokens in generator.prompts.encode(prompts)
     ]
-    by_length = sorted(searches, key=lambda search: -len(search.prompt))  # little padding
+    by_length = sorted(searches, key=lambda search: -len(search.prompt))  # similar lengths need little padding
     together = max(1, generator.batch_size // settings.num_beams)
     with for_generation(generator.modules):
         for first in range(0, len(searches), together):
@@ -124,14 +124,14 @@ class _Search:
     tokenizer: Tokenizer
     limit: int
     beams: list[_Beam] = field(default_factory=lambda: [_Beam()])
-    """Unfinished continuations, the likeliest first; none when the search is over."""
+    """Unfinished continuations, the likeliest first; empty when the search is over."""
     finished: list[tuple[float, _Beam]] = field(default_factory=list)
-    """Finished continuations with their scores, the best first."""
+    """(score, continuation) of the finished ones, the best first."""
 
     def advance(self, tokens: list[list[int]], logprobs: list[list[float]]) -> list[int]:
-        """Extend the beams; returns for each new one the number of the beam that it extends.
+        """Extend the beams; returns for each new beam the number of the beam that it extends.
 
-        tokens, logprobs: of each beam its likeliest next tokens.
+        tokens, logprobs: the likeliest next tokens of each beam, and their log-probabilities.
         """
         width = self.settings.num_beams
         candidates = [
@@ -173,7 +173,7 @@ class _Search:
         return _Beam(tokens, (*beam.logprobs, logprob), beam.total + logprob, text, reason)
 
     def _is_over(self) -> bool:
-        """See `beam_search`."""
+        """Whether the rule for the end of the search holds, see `beam_search`."""
         settings, full = self.settings, len(self.finished) == self.settings.num_beams
         if not self.beams or settings.rule is True:
             return full or not self.beams
@@ -187,7 +187,7 @@ class _Search:
 
 
 def _run(generator: Generator, searches: list[_Search], num_beams: int) -> None:
-    """Search for all of `searches` at a time, to their ends; a beam is a row of the cache."""
+    """Run all of `searches` together until they are over; each beam is a row of the cache."""
     columns = max(len(search.prompt) for search in searches) + max(search.limit for search in searches) - 1
     cache = KVCache(generator.layers, len(searches) * num_beams, columns, generator.device)
     current = cache.begin_prompts([len(search.prompt) for search in searches])
@@ -205,7 +205,7 @@ def _run(generator: Generator, searches: list[_Search], num_beams: int) -> None:
             return
         before, owners = owners, [search for search in searches for _ in search.beams]
         stay = len(owners) <= len(before) and all(old is new for old, new in zip(before, owners, strict=False))
-        cache.reorder(rows, prompt_columns if stay else 0)  # beams of one prompt differ behind it alone
+        cache.reorder(rows, prompt_columns if stay else 0)  # beams of one prompt differ only after the prompt
         current = cache.begin_tokens()
         tokens = [beam.tokens[-1] for search in searches for beam in search.beams]
 
@@ -213,12 +213,12 @@ def _run(generator: Generator, searches: list[_Search], num_beams: int) -> None:
 def _likeliest_tokens(
     generator: Generator, tokens: list[int], current: Pass, count: int
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """The `count` likeliest next tokens of every row, or all there are, and their log-probabilities."""
-    # The hook by which Megatron-Core runs without CUDA costs every operation more than a small one takes.
+    """The `count` likeliest next tokens of every row (all tokens if there are fewer), and their log-probabilities."""
+    # The hook that lets Megatron-Core run without CUDA takes longer than a small operation itself.
     with torch.no_grad(), torch._C.DisableTorchFunction():
         logits = generator.forward(torch.tensor(tokens, device=generator.device), current)
-        shape = (2, current.rows.stop, min(count, generator.tokenizer.vocab_size))  # all rows there are, from the first
-        found = torch.empty(shape, dtype=torch.float64, device=generator.device)  # exact for token ids
+        shape = (2, current.rows.stop, min(count, generator.tokenizer.vocab_size))  # rows.start is 0
+        found = torch.empty(shape, dtype=torch.float64, device=generator.device)  # float64 holds token ids exactly
         if logits is not None:
             found[1], found[0] = logits.log_softmax(-1).topk(shape[-1])
     generator.share(found)

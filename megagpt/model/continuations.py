@@ -1,9 +1,8 @@
-"""Log-probabilities of given continuations of given contexts, with whatever contexts share computed once.
+"""Log-probabilities of given continuations of given contexts; prefixes that requests share are computed once.
 
-Evaluations ask for many continuations of few contexts: the choices of a question go on from one prompt, and prompts
-begin with the same demonstrations. All requests together are made a tree of tokens (`token_tree`). Each token of the
-tree goes through the model once; the keys and values of stems stay in a pool until the last row that goes on from them
-is done.
+Evaluations ask for many continuations of few contexts: the choices of a question continue the same prompt, and prompts
+begin with the same demonstrations. All requests form a tree of tokens (`token_tree`). Each token of the tree goes
+through the model once; the keys and values of a stem stay in a pool until the last row that continues it is done.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,37 +27,38 @@ from megagpt.model.tree_pass import PlacedRow, TokenPool, TreePass
 from megagpt.model.tree_schedule import passes
 
 LOGITS = 1 << 24
-"""Logits that a rank holds at a time, at most: 64 MiB in float32."""
+"""Most logits that a rank holds at the same time: 64 MiB in float32."""
 IN_FLIGHT = 16
-"""Passes of a pipeline after which results come to the host: until then earlier stages go on with the next ones."""
+"""Number of passes of a pipeline after which results are copied to the host. Before that, the first pipeline stages can
+already work on the next passes."""
 
 Request = tuple[Sequence[int], Sequence[int]]
-"""Token ids of a context, at least one, and of its continuation, at least one."""
+"""Token ids of a context and of its continuation, at least one each."""
 
 
 class Scores(NamedTuple):
-    """What the model says of one continuation."""
+    """The model's scores of one continuation of n tokens."""
 
     logprobs: np.ndarray
-    """float32 [n]: natural log-probability of each of its tokens, after the context and the tokens before."""
+    """float32 [n]: natural log-probability of each token, given the context and the tokens before it."""
     greedy: np.ndarray
-    """bool [n]: whether each is the likeliest token there; of equally likely ones, that with the lowest id is."""
+    """bool [n]: whether each token is the likeliest one; among equally likely tokens, the lowest id counts."""
 
 
 @dataclass
 class Counts:
-    """What was asked of the model and what was computed."""
+    """Counts of requests, and of tokens with and without shared prefixes."""
 
     requests: int = 0
-    """Continuations."""
+    """Number of continuations."""
     asked: int = 0
-    """Tokens that go into the model when every request is computed alone."""
+    """Tokens that would go through the model if every request were computed alone."""
     computed: int = 0
-    """Tokens that went into the model."""
+    """Tokens that went through the model."""
 
     @property
     def reused(self) -> float:
-        """Share of the tokens asked for that did not have to be computed again."""
+        """Share of the `asked` tokens that did not have to be computed again."""
         return 1 - self.computed / self.asked if self.asked else 0.0
 
 
@@ -79,10 +79,9 @@ class ContinuationScorer:
     ) -> None:
         """`modules` are this rank's chunks in order (`engine.modules`).
 
-        batch_tokens: tokens that go through the model at a time, about; by default 2,048 on a CPU and 16,384 on a GPU.
-        prefix_memory: GiB for the keys and values of stems on each rank, at most, but those of one whole context
-        window always fit. Raises ConfigError when the tokenizer has more tokens than the model, or the model gives no
-        logits.
+        batch_tokens: approximate number of tokens in a pass; by default 2,048 on a CPU and 16,384 on a GPU.
+        prefix_memory: most GiB for the keys and values of stems on each rank; one whole context window always fits.
+        Raises ConfigError when the tokenizer has more tokens than the model, or when the model has no logits.
         """
         self.generator = Generator(modules, config, tokenizer)
         self.modules, self.vocab_size = modules, config.model.vocab_size
@@ -93,10 +92,10 @@ class ContinuationScorer:
         self.counts = Counts()
 
     def score(self, requests: Sequence[Request], done: Callable[[int], None] = lambda count: None) -> list[Scores]:
-        """The scores of each request, in order. `done` is called with numbers of requests as they are finished.
+        """The scores of each request, in order. `done` is called with the number of requests finished since last time.
 
-        Raises DataError for a request without context or continuation, with more than the context window takes or with
-        an unknown token; TrainingDiverged when logits are not finite.
+        Raises DataError for a request with an empty context or continuation, with more tokens than the context window
+        holds, or with an unknown token; TrainingDiverged when logits are not finite.
         """
         sequences = [self._sequence(number, *request) for number, request in enumerate(requests)]
         if not sequences:
@@ -111,7 +110,7 @@ class ContinuationScorer:
         return asked.scores()
 
     def _sequence(self, number: int, context: Sequence[int], continuation: Sequence[int]) -> np.ndarray:
-        """The tokens of a request that go into the model: all but the last."""
+        """The tokens of a request that go through the model: all but the last."""
         for part, tokens in (("context", context), ("continuation", continuation)):
             if len(tokens) == 0:
                 raise DataError(f"request {number} has an empty {part}: there is nothing to score")
@@ -126,7 +125,7 @@ class ContinuationScorer:
         return tokens[:-1]
 
     def _compute(self, rows: list[Row], asked: "_Asked", done: Callable[[int], None]) -> None:
-        """Compute all rows and fill in what is asked."""
+        """Compute all rows and store the results in `asked`."""
         stems = sum(len(row.tokens) for row in rows if row.children)
         layers = sum(len(module.decoder.layers) for module in self.modules)
         pool = TokenPool(layers, max(self.window, min(self.kept_tokens, stems + self.window)))
@@ -144,7 +143,7 @@ class ContinuationScorer:
         done(self._settle(waiting, asked))
 
     def _settle(self, waiting: list[tuple[np.ndarray, Tensor]], asked: "_Asked") -> int:
-        """Bring results to the host, on all ranks; returns how many requests are finished by them."""
+        """Copy results to the host on all ranks; returns the number of requests that they finish."""
         if not waiting:
             return 0
         results = torch.cat([part for _, part in waiting], 1)
@@ -154,10 +153,10 @@ class ContinuationScorer:
         return finished
 
     def _results(self, hidden: Tensor | None, which: np.ndarray, targets: np.ndarray) -> Tensor:
-        """Float32 [2, m]: log-probability of each target, and 1 where it is the likeliest token, else 0.
+        """Float32 [2, m]: log-probability of each target, and 1 if it is the likeliest token, else 0.
 
-        hidden: [n, H] behind the final norm; None on all pipeline stages but the last, whose results mean nothing.
-        which: int64 [m], rising: the one of the n after which a target (int64 [m]) is asked for.
+        hidden: [n, H] after the final norm. It is None on all pipeline stages but the last, and the result is then
+        undefined. targets: int64 [m]. which: int64 [m], non-decreasing: row of `hidden` that predicts each target.
         """
         results = torch.empty(2, len(targets), device=self.device)
         if hidden is not None:
@@ -170,9 +169,9 @@ class ContinuationScorer:
         return results
 
     def _judge(self, logits: Tensor, rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of `tokens` after `rows`, and whether each is the likeliest; int64 [m] both.
+        """Log-probability of `tokens` after `rows` (int64 [m] both), and whether each is the likeliest token.
 
-        logits: float32 [n, C], this rank's contiguous share of the vocabulary, whose memory is used up.
+        logits: float32 [n, C], this rank's contiguous share of the vocabulary; overwritten.
         """
         columns = logits.shape[-1]
         first = columns * self.groups.tp.rank()
@@ -199,20 +198,20 @@ class ContinuationScorer:
 
 
 class _Asked:
-    """Every continuation token that is asked for, those of the first request first, and what is known of them."""
+    """Every continuation token whose score is wanted, in the order of the requests, and the scores so far."""
 
     def __init__(self, requests: Sequence[Request], sequences: Sequence[np.ndarray]) -> None:
         self.lengths = np.array([len(continuation) for _, continuation in requests])
         self.ends = self.lengths.cumsum()
         self.targets = np.concatenate([np.asarray(continuation, dtype=np.int64) for _, continuation in requests])
         self.logprobs, self.greedy = np.zeros(len(self.targets), np.float32), np.zeros(len(self.targets), bool)
-        # What position p of a request's sequence predicts is token number shift + p.
+        # Position p of a request's sequence predicts the target with number shift + p.
         self.shifts = self.ends - [len(sequence) for sequence in sequences]
         self.is_last = np.zeros(len(self.targets), bool)
         self.is_last[self.ends - 1] = True
 
     def of(self, batch: Sequence[PlacedRow]) -> tuple[np.ndarray, np.ndarray]:
-        """What a pass answers: places of tokens in it, rising, and the numbers of the tokens asked for after them."""
+        """Places of a pass's tokens that predict targets, non-decreasing, and the numbers of these targets."""
         places, numbers, begin = [], [], 0
         for placed in batch:
             for ask in placed.row.asks:
@@ -227,9 +226,9 @@ class _Asked:
         return places[order], numbers[order]
 
     def settle(self, numbers: np.ndarray, results: np.ndarray) -> int:
-        """Note results, [2, m] of `ContinuationScorer._results`; returns how many requests are finished by them.
+        """Store results, [2, m] of `ContinuationScorer._results`; returns the number of requests that they finish.
 
-        Raises TrainingDiverged where they are not finite.
+        Raises TrainingDiverged when a log-probability is not finite.
         """
         logprobs, greedy = results
         if not np.isfinite(logprobs).all():
@@ -238,6 +237,6 @@ class _Asked:
         return int(self.is_last[numbers].sum())
 
     def scores(self) -> list[Scores]:
-        """Of each request."""
+        """The scores of each request."""
         spans = zip(self.ends - self.lengths, self.ends, strict=True)
         return [Scores(self.logprobs[first:end], self.greedy[first:end]) for first, end in spans]

@@ -1,7 +1,7 @@
-"""Continuing many prompts at once, each with settings of its own: rows join and leave between any two tokens.
+"""Continuous batching: many prompts are continued together, each with its own settings; rows join and leave any time.
 
-A step is one pass through the model: one more token of every row that is being continued, together with the prompts of
-rows that join. A long prompt is read in chunks, a chunk a step, so that the others never wait for all of it.
+A step is one pass through the model. It generates one token for every active row and reads the prompts of rows that
+join. A long prompt is read in chunks, one per step, so that the other rows do not wait for the whole prompt.
 """
 
 import math
@@ -23,47 +23,47 @@ from megagpt.model.sampling import choose_tokens, penalize
 from megagpt.model.staged_model import StagedModel
 
 LOGITS = 1 << 24
-"""Logits of prompts' tokens that a step makes, at most: 64 MiB in float32."""
+"""Most logits that a step computes for tokens of prompts: 64 MiB in float32."""
 
 
 class Written(NamedTuple):
-    """A token that a step has added to a row."""
+    """A token that a step added to a row."""
 
     row: Row
     token: int
     text: str
-    """What it settles, see `TextStream`."""
+    """The text that becomes final with this token, see `TextStream`."""
     model_logprob: float
-    """The model's own log-probability of it, where the row wants it, else NaN."""
+    """Log-probability of the token before bias, penalties and temperature if `row.alternatives` is set, else NaN."""
     alternatives: Alternatives
-    """As many as the row wants."""
+    """The likeliest tokens, as many as `row.alternatives` says."""
 
 
 class _Reader(NamedTuple):
-    """A row whose prompt a step reads on."""
+    """A row whose prompt, or a part of it, is read in a step."""
 
     row: Row
     count: int
-    """Tokens that it reads."""
+    """Number of tokens to read."""
     source: Row | Tensor | None
-    """Where keys and values of what it has read are, if not in chunks: a row that begins alike, or they themselves,
-    [layers, 2, groups, read, D]."""
+    """Source of the keys and values of the tokens before these: an active row with the same beginning, or the keys and
+    values, [layers, 2, groups, read, D]; None if there are none or they are in the cache of chunks."""
 
     @property
     def joins(self) -> bool:
-        """Whether that is the rest of its prompt."""
+        """Whether this completes the prompt."""
         return self.row.read + self.count == len(self.row.prompt)
 
     @property
     def logits(self) -> int:
-        """Number of its tokens whose logits are made."""
+        """Number of tokens whose logits are computed."""
         return 1 if self.row.prompt_alternatives is None else self.count
 
 
 class ContinuousBatch:
-    """Continues rows with this rank's chunks of a model, which is in evaluation mode (`for_generation`).
+    """Continues rows with this rank's chunks of a model in evaluation mode (`for_generation`).
 
-    All ranks that share the model must make the same calls, and get the same results.
+    All ranks that share the model must make the same calls; they get the same results.
     """
 
     def __init__(
@@ -75,11 +75,12 @@ class ContinuousBatch:
         prefixes: PrefixStore | None = None,
         least_joining: int = 1,
     ) -> None:
-        """`rows` are continued at a time.
+        """At most `rows` rows are active at the same time.
 
-        columns: of the cache, where it is known how long the longest row gets; None: it grows as they come.
-        chunk_tokens: of prompts in a step, at most; None: as many as they have. prefixes: rows reuse what others begin
-        with alike, and are kept there when they end. least_joining: rows wait until so many places are free.
+        columns: columns of the cache, if the length of the longest row is known; None: the cache grows when needed.
+        chunk_tokens: most tokens of prompts in a step; None: no limit. prefixes: store of finished rows, whose keys and
+        values are reused by rows that begin with the same tokens. least_joining: number of free places that rows wait
+        for before they join.
         """
         self.model, self.rows, self.least_joining = model, rows, least_joining
         self.chunk_tokens, self.prefixes = chunk_tokens or model.window * rows, prefixes
@@ -87,16 +88,16 @@ class ContinuousBatch:
         self.cache = KVCache(model.layers, rows, width, model.device, grows=columns is None)
         self.waiting: deque[Row] = deque()
         self.active: list[Row] = []
-        """Those that are being continued, by their row of the cache."""
+        """The rows that are being continued; the index is the row of the cache."""
         self.reading: Row | None = None
         """The row whose long prompt is being read in chunks."""
-        self._chunks: KVCache | None = None  # its keys and values
+        self._chunks: KVCache | None = None  # keys and values of `reading`
         self.prompt_tokens = self.reused_tokens = self.new_tokens = 0
-        """Tokens of prompts so far, those of them whose keys and values were there already, and new tokens."""
+        """Totals: tokens of prompts, tokens of prompts whose keys and values were reused, and generated tokens."""
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether any row is active, waiting or being read."""
         return bool(self.active or self.waiting or self.reading)
 
     def add(self, row: Row) -> None:
@@ -104,7 +105,7 @@ class ContinuousBatch:
         self.waiting.append(row)
 
     def cancel(self, row: Row) -> None:
-        """Forget `row`, whose place is free at once; nothing happens to one that has ended."""
+        """Remove `row` and free its place at once; a row that has ended is ignored."""
         if row in self.active:
             self._drop([self.active.index(row)])
         elif row is self.reading:
@@ -114,12 +115,12 @@ class ContinuousBatch:
 
     @torch.no_grad()
     def step(self) -> list[Written]:
-        """One more token of every row, and of those that join: none where only a chunk of a prompt is read.
+        """Generate one token for every active row and every row that joins; [] if only a chunk of a prompt was read.
 
-        Raises TrainingDiverged for logits that are not finite.
+        Raises TrainingDiverged when logits are not finite.
         """
         readers = self._admit()
-        # The hook by which Megatron-Core runs without CUDA costs every operation more than a small one takes.
+        # The hook that lets Megatron-Core run without CUDA takes longer than a small operation itself.
         with torch._C.DisableTorchFunction():
             tokens, current = self._begin(readers)
             logits = self.model.forward(self.cache.tensor(tokens), current)
@@ -143,12 +144,12 @@ class ContinuousBatch:
         return written
 
     def _admit(self) -> list[_Reader]:
-        """The rows that read in the next step; the first may be one that has more to read, others join."""
+        """The rows whose prompts are read in the next step. Only the first may need further steps; the others join."""
         readers: list[_Reader] = []
         tokens, logits = self.chunk_tokens, max(1, LOGITS // self.model.tokenizer.vocab_size)
 
         def take(row: Row, source: Row | Tensor | None) -> bool:
-            """Have it read as much as may be; False where others must come first."""
+            """Let a row read as much as the limits allow; False if it must wait for the readers before it."""
             nonlocal tokens, logits
             left = len(row.prompt) - row.read
             most = tokens if row.prompt_alternatives is None else min(tokens, logits)
@@ -170,7 +171,7 @@ class ContinuousBatch:
             if self._reuses(row) and any(
                 shared_tokens(row.prompt_array[:-1], other) >= row.read + LEAST_SHARED for other in others
             ):
-                break  # one of them can be copied in the next step
+                break  # in the next step it can copy the keys and values of that reader
             if not take(row, source):
                 break
             self.waiting.popleft()
@@ -183,7 +184,7 @@ class ContinuousBatch:
         return self.prefixes is not None and row.prompt_alternatives is None
 
     def _find(self, row: Row) -> tuple[int, Row | Tensor | None]:
-        """How many tokens of a prompt some row has read already, and that row, or its keys and values."""
+        """Number of first tokens of a prompt that can be reused, and their source: a row, or keys and values."""
         if not self._reuses(row):
             return 0, None
         best, source = self.prefixes.find(row.prompt_array)
@@ -194,7 +195,7 @@ class ContinuousBatch:
         return best, source
 
     def _begin(self, readers: list[_Reader]) -> tuple[list[int], Pass | JointPass]:
-        """The tokens of the next step and its pass: those of active rows first, then those of readers."""
+        """The tokens of the next step (active rows first, then readers) and its pass."""
         joining = [reader for reader in readers if reader.joins]
         lengths = [len(reader.row.prompt) for reader in joining]
         parts, tokens = [], [row.tokens[-1] for row in self.active]
@@ -215,7 +216,7 @@ class ContinuousBatch:
         return tokens, parts[0] if len(parts) == 1 else JointPass(parts)
 
     def _held(self, reader: _Reader) -> Tensor | None:
-        """Keys and values of what a row has read, [layers, 2, groups, n, D]."""
+        """Keys and values of the tokens that a reader's row has read, [layers, 2, groups, n, D], or None."""
         if isinstance(reader.source, Row):
             return self.cache.of_row(self.active.index(reader.source), reader.row.read)
         if reader.row is self.reading:
@@ -223,7 +224,7 @@ class ContinuousBatch:
         return reader.source
 
     def _begin_chunk(self, reader: _Reader, held: Tensor | None) -> Pass:
-        """A pass over a part of a prompt that does not end it, in a cache of its own."""
+        """A pass over a chunk of a prompt that is not its last one, in the cache of chunks."""
         if self.reading is None:
             self.reading = reader.row
             self._chunks = KVCache(self.model.layers, 1, len(reader.row.prompt), self.cache.device)
@@ -231,7 +232,7 @@ class ContinuousBatch:
         return self._asking(self._chunks.begin_tokens(reader.count), [reader])
 
     def _asking(self, part: Pass, readers: list[_Reader]) -> Pass:
-        """The pass over the readers' tokens, with the logits that they want."""
+        """The pass over the readers' tokens, with the places whose logits they need."""
         if all(reader.logits == 1 for reader in readers):
             return part
         asked, first = [], 0
@@ -241,16 +242,16 @@ class ContinuousBatch:
         return replace(part, asked=self.cache.tensor(asked))
 
     def _choose(self, logits: Tensor | None) -> list[list[float]]:
-        """Of every active row the next token and its log-probability, chosen on one rank and told to its replica.
+        """Next token and log-probability of every active row; one rank chooses and sends them to the whole replica.
 
-        Where a row wants alternatives, there follow the model's own log-probability, the ids of as many alternatives as
-        any row wants, and their log-probabilities.
+        If any row wants alternatives, each item also has the log-probability of the token under the unmodified logits,
+        the ids of the alternatives (the largest number that any row wants), and their log-probabilities.
         """
         rows = self.active
         wanted = [row.alternatives for row in rows if row.alternatives is not None]
         count = min(max(wanted, default=0), self.model.tokenizer.vocab_size)
         shape = len(rows), 2 + (1 + 2 * count if wanted else 0)
-        choice = torch.empty(shape, dtype=torch.float64, device=self.cache.device)  # exact for token ids
+        choice = torch.empty(shape, dtype=torch.float64, device=self.cache.device)  # float64 holds token ids exactly
         if logits is not None and self.model.groups.tp.rank() == 0:
             numbers = torch.from_numpy(np.array([row.uniforms[len(row.tokens)] for row in rows]))
             settings = [row.settings for row in rows]
@@ -264,7 +265,7 @@ class ContinuousBatch:
             if wanted:
                 choice[:, 2:] = _own_logprobs(logits, choice[:, 0].long(), count)
         self.model.share(choice)
-        return choice.tolist()  # the one wait for the device
+        return choice.tolist()  # the step's only synchronisation with the device
 
     def _adjusted(self, logits: Tensor) -> Tensor:
         """Logits [B, V] of the active rows after their bias and penalties."""
@@ -279,7 +280,7 @@ class ContinuousBatch:
         return logits
 
     def _score_prompt(self, logits: Tensor | None, reader: _Reader) -> None:
-        """Note what the model says of the tokens after those read, by these tokens' logits [n, V]."""
+        """Store log-probabilities and alternatives of the prompt's next tokens, given logits [n, V] of those read."""
         row, first = reader.row, reader.row.read + 1
         targets = row.prompt[first : first + reader.count]
         if not targets:
@@ -295,7 +296,7 @@ class ContinuousBatch:
             row.prompt_scores.append((own, _alternatives(found, count)))
 
     def _written(self, choice: list[list[float]]) -> list[Written]:
-        """Add the tokens chosen for the active rows, see `_choose`."""
+        """Append the chosen tokens (see `_choose`) to the active rows."""
         written = []
         for row, (token, logprob, *own) in zip(self.active, choice, strict=True):
             text = row.advance(int(token), logprob, self.model.tokenizer)
@@ -306,7 +307,7 @@ class ContinuousBatch:
         return written
 
     def _drop(self, places: list[int]) -> None:
-        """Let active rows go, after keeping what others may begin with."""
+        """Remove active rows, after storing their keys and values for later rows with the same beginning."""
         if self.prefixes is not None:
             for place in places:
                 row = self.active[place]
@@ -317,14 +318,14 @@ class ContinuousBatch:
 
 
 def _own_logprobs(logits: Tensor, tokens: Tensor, count: int) -> Tensor:
-    """[n, 1 + 2 count]: the log-probability of each token under logits [n, V], then the ids of the likeliest tokens,
-    then their log-probabilities."""
+    """Float64 [n, 1 + 2 count]: the log-probability of each token under logits [n, V], the ids of the `count` likeliest
+    tokens, and their log-probabilities."""
     logprobs = logits.log_softmax(-1)
     values, ids = logprobs.topk(count)
     return torch.cat((logprobs.gather(-1, tokens[:, None]).double(), ids.double(), values.double()), 1)
 
 
 def _alternatives(found: Sequence[float], wanted: int) -> Alternatives:
-    """The first of the alternatives in `found`: their ids, then their log-probabilities."""
+    """The first `wanted` alternatives of `found`, which has all ids, then all log-probabilities."""
     count = len(found) // 2
     return tuple((int(found[place]), found[count + place]) for place in range(min(wanted, count)))

@@ -1,4 +1,4 @@
-"""Continuing prompts with a trained model, in any layout: batches, a KV cache, sampling, streaming."""
+"""Text generation with a trained model in any parallel layout: batches, KV cache, sampling, streaming."""
 
 import logging
 from collections.abc import Hashable, Iterator, Sequence
@@ -21,11 +21,11 @@ class Generator(StagedModel):
     """Generates with this rank's chunks of a model.
 
     All ranks that share the model (tensor and pipeline parallel) must make the same calls and read a stream to its
-    end; all of them get the same result. Data-parallel replicas are independent of each other.
+    end; they get the same result. Data-parallel replicas are independent of each other.
     """
 
     def __init__(self, modules: list[GPT], config: Config, tokenizer: Tokenizer, batch_size: int = 32) -> None:
-        """See `StagedModel`; `batch_size` prompts are continued at a time."""
+        """See `StagedModel`. batch_size: most prompts that are continued at the same time."""
         super().__init__(modules, config, tokenizer)
         self.batch_size = batch_size
         self.prompts = PromptEncoder(tokenizer, self.window, config.data.fim_spm_rate > 0)
@@ -36,12 +36,12 @@ class Generator(StagedModel):
         settings: GenerationConfig,
         seeds: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """Continue each prompt, a text or token ids; results in the order of the prompts.
+        """Continue each prompt; completions are in the order of the prompts.
 
-        seeds: one for every prompt, instead of that of `settings`; its samples then depend on nothing else.
-
-        An empty prompt starts a new document. A completion does not depend on the other prompts (up to rounding).
-        Raises DataError for a prompt that leaves no room in the context window or has an unknown token.
+        prompts: texts or token ids; an empty prompt starts a new document. seeds: one for every prompt, in place of
+        `settings.seed`; a prompt's samples then do not depend on how often it occurs. A completion does not depend on
+        the other prompts (up to rounding). Raises DataError for a prompt that leaves no room in the context window or
+        has an unknown token; TrainingDiverged when logits are not finite.
         """
         stream = self.stream(prompts, settings, seeds)
         while True:
@@ -56,16 +56,18 @@ class Generator(StagedModel):
         settings: GenerationConfig,
         seeds: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, str]]:
-        """Like `generate`, but yields (index of the prompt, new text) as it comes and returns the completions.
+        """Like `generate`, but yields (index of the prompt, new text) at once, and returns the completions at the end.
 
-        The pieces of a prompt, joined, are its completion's text; each holds whole characters.
+        Each piece of text holds whole characters. Joined, the pieces of a prompt are the text of its completion.
         """
         if settings.top_k > self.tokenizer.vocab_size and self.groups.tp.rank() == 0:
-            log.warning("top_k is %d, but there are %d tokens: all count", settings.top_k, self.tokenizer.vocab_size)
+            size = self.tokenizer.vocab_size
+            log.warning("top_k is %d, but there are only %d tokens: all tokens are used", settings.top_k, size)
         rows = self._rows(prompts, settings, seeds)
         if rows:
             with for_generation(self.modules):
-                yield from self._continue(sorted(rows, key=lambda row: -len(row.prompt)))  # little padding
+                # Rows of similar length need little padding.
+                yield from self._continue(sorted(rows, key=lambda row: -len(row.prompt)))
         return [row.completion() for row in rows]
 
     def row(
@@ -77,10 +79,10 @@ class Generator(StagedModel):
         alternatives: int | None = None,
         prompt_alternatives: int | None = None,
     ) -> Row:
-        """A row that continues `prompt`, as `PromptEncoder` makes it, in a `ContinuousBatch`. `Row` has the last two.
+        """A row for a `ContinuousBatch` that continues `prompt`, token ids from `PromptEncoder.encode`.
 
-        repeat: number of the completion among those of the same prompt, which get different random numbers.
-        Raises DataError for a bias on an unknown token.
+        repeat: number of the completion among several of the same prompt, which get different random numbers.
+        alternatives, prompt_alternatives: see `Row`. Raises DataError for a bias on an unknown token.
         """
         self.prompts.check_bias(settings)
         limit = min(settings.max_new_tokens, self.window - len(prompt))
@@ -98,10 +100,11 @@ class Generator(StagedModel):
         return rows
 
     def _continue(self, waiting: list[Row]) -> Iterator[tuple[int, str]]:
-        """Continue the rows; the places of those that end go to those that wait."""
+        """Continue the rows; a row that ends frees its place for a waiting one."""
         rows, columns = min(self.batch_size, len(waiting)), max(len(row.prompt) + row.limit - 1 for row in waiting)
         columns += SPARE_COLUMNS * (rows < len(waiting))
-        batch = ContinuousBatch(self, rows, columns, least_joining=-(-rows // 4))  # for fewer, others wait too often
+        # Rows join in groups, because active rows wait while prompts are read.
+        batch = ContinuousBatch(self, rows, columns, least_joining=-(-rows // 4))
         for row in waiting:
             batch.add(row)
         while batch.busy:

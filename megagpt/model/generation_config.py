@@ -1,4 +1,4 @@
-"""How completions are made and what they are."""
+"""Settings of text generation, and its result."""
 
 import math
 from collections.abc import Mapping
@@ -8,33 +8,35 @@ from typing import Literal
 from megagpt.errors import ConfigError
 
 FinishReason = Literal["end_of_text", "stop", "length", "context"]
-"""Why a completion ended: a token that ends texts, a stop string, max_new_tokens, or the end of the context window."""
+"""Why a completion ended: an end-of-text token, a stop string, max_new_tokens, or the end of the context window."""
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How tokens are chosen and when a completion ends. Raises ConfigError for a value that makes no sense."""
+    """How tokens are chosen and when a completion ends. Raises ConfigError for a value out of range."""
 
     max_new_tokens: int = 128
-    """Tokens to generate at most."""
+    """Most tokens to generate."""
     temperature: float = 1.0
-    """Divides the logits before sampling; 0 takes the most likely token (greedy decoding)."""
+    """Divisor of the logits before sampling; 0 takes the most likely token (greedy decoding)."""
     top_k: int = 0
-    """Sample from the k most likely tokens; 0 means from all."""
+    """Sample from the k most likely tokens; 0: from all tokens."""
     top_p: float = 1.0
-    """Sample from the fewest most likely tokens that have this probability together (nucleus sampling)."""
+    """Sample from the smallest set of most likely tokens whose total probability is at least this (nucleus
+    sampling)."""
     repetition_penalty: float = 1.0
-    """Makes tokens of the prompt and the completion so far less likely above 1, more likely below."""
+    """Values above 1 make tokens that are in the prompt or the completion less likely; values below 1, more likely."""
     stop: tuple[str, ...] = ()
-    """The completion ends before the first of these strings that it would contain."""
+    """The completion ends before the first occurrence of any of these strings."""
     seed: int = 0
-    """Seed of sampling. A prompt gets the same samples whatever else is generated with it."""
+    """Seed of sampling. The samples of a prompt do not depend on the other prompts of the batch."""
     frequency_penalty: float = 0.0
-    """Taken off a token's logit for every time that the completion has it so far."""
+    """Number subtracted from a token's logit for each time that it is in the completion."""
     presence_penalty: float = 0.0
-    """Taken off the logit of every token that the completion has so far."""
+    """Number subtracted from the logit of each token that is in the completion."""
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """Added to logits before all else: pairs of a token id and a number; a mapping is taken too."""
+    """Pairs of a token id and a number that is added to its logit, before everything else. A mapping is accepted
+    too."""
 
     def __post_init__(self) -> None:
         bias = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias
@@ -55,7 +57,7 @@ class GenerationConfig:
 
 
 def require(settings: object, *rules: tuple[str, bool, str]) -> None:
-    """Raises ConfigError for the first field whose rule (its name, whether it holds, the words for it) is broken."""
+    """Raises ConfigError for the first broken rule; a rule is (name of the field, whether it holds, its wording)."""
     for name, holds, words in rules:
         if not holds:
             raise ConfigError(f"{name} is {getattr(settings, name)!r}; it must be {words}")
@@ -66,10 +68,9 @@ class Completion:
     """The model's continuation of one prompt."""
 
     text: str
-    """The new text, without the stop string; bytes that are no UTF-8 are U+FFFD."""
+    """The new text, without the stop string; bytes that are not UTF-8 become U+FFFD."""
     tokens: list[int]
-    """All generated tokens, with those of the stop string or the end-of-text token that ended them."""
+    """All generated tokens, including those of the stop string or the end-of-text token at the end."""
     logprobs: list[float]
     """Natural log-probability of each token under the distribution it was drawn from (greedy: at temperature 1)."""
     finish_reason: FinishReason
-    """Why it ended."""

@@ -1,4 +1,4 @@
-"""From a `Config` to this rank's part of a GPT, on the modules of Megatron-Core that all its versions keep."""
+"""Builds this rank's part of a GPT from a `Config`, with modules that all supported Megatron-Core versions have."""
 
 import torch
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
@@ -25,7 +25,7 @@ POSITION_EMBEDDING = {"learned": "learned_absolute", "rope": "rope"}
 
 
 def transformer_config(config: Config) -> TransformerConfig:
-    """Megatron-Core's settings for `config`. The engine adds those of gradients and schedules."""
+    """Megatron-Core's settings for `config`. The engine adds the settings of gradients and schedules."""
     model, parallel = config.model, config.parallel
     bf16 = config.optim.precision == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -41,7 +41,7 @@ def transformer_config(config: Config) -> TransformerConfig:
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=model.is_gated,
         add_bias_linear=model.bias,
-        # Which asks Megatron to sum gradients of head norms over ranks, where all ranks hold the same.
+        # This makes Megatron sum the gradients of head norms over tensor-parallel ranks, which all hold the same norms.
         qk_layernorm=model.qk_layernorm and model.qk_norm_scope == "head",
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
@@ -57,9 +57,9 @@ def transformer_config(config: Config) -> TransformerConfig:
         bf16=bf16,
         params_dtype=dtype,
         pipeline_dtype=dtype,
-        # Under ZeRO-3 a GPU need not hold a whole model, not even at first.
+        # With ZeRO stage 3 the whole model may not fit on a GPU, so it is built on the CPU.
         use_cpu_initialization=config.parallel.zero_stage == 3 or not torch.cuda.is_available(),
-        perform_initialization=False,  # `initialize` does it, alike in every layout
+        perform_initialization=False,  # `initialize` does it, with the same values in every layout
         gradient_accumulation_fusion=False,
         bias_dropout_fusion=False,
         persist_layer_norm=False,
@@ -70,29 +70,30 @@ def transformer_config(config: Config) -> TransformerConfig:
 class GPT(LanguageModule):
     """One pipeline rank's chunk of the model: Megatron-Core's block with our layers, heads, initial values and loss.
 
-    `model(tokens, position_ids, attention_mask, labels=labels)` takes int64 tokens, positions and labels [B, S] and
-    returns losses, float32 [B, S], on the last pipeline stage and hidden states [S, B, H] on the others; without
-    labels the last stage returns logits [B, S, padded vocabulary / tp], whose columns from vocab_size on mean nothing.
-    With `model.head=scalar` it returns one value for every token, float32 [B, S], whatever the labels. With
-    `model.head=embedding` labels, int64 [B], are the places of the texts' last tokens, and it returns a vector for
-    every text, float32 [B, H], see `EmbeddingHead`.
+    `model(tokens, position_ids, attention_mask, labels=labels)` takes int64 tokens, positions and labels [B, S]. On the
+    last pipeline stage it returns losses, float32 [B, S]; on the other stages, hidden states [S, B, H]. Without labels
+    the last stage returns logits [B, S, padded vocabulary / tp]; columns from vocab_size on are padding.
+    With `model.head=scalar` the last stage returns one value per token, float32 [B, S], and ignores labels. With
+    `model.head=embedding` labels, int64 [B], are the places of the texts' last tokens, and the last stage returns one
+    vector per text, float32 [B, H], see `EmbeddingHead`.
     attention_mask: see `CoreAttention`. Rotary positions count from the first token of the sequence and ignore
-    position_ids; they matter only as differences.
+    position_ids, because only differences of positions have an effect.
     """
 
     def __init__(
         self, config: Config, pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None
     ):
-        """Give this rank's chunk its initial values, in the precision of `config.optim`.
+        """Build this rank's chunk with initial values, in the precision of `config.optim`.
 
-        pre_process: it holds the embedding. post_process: it holds the final norm and the head. vp_stage: index of the
-        chunk where the pipeline is interleaved. Needs the groups of `megagpt.parallel.launch.initialize`.
+        pre_process: whether the chunk has the embedding. post_process: whether it has the final norm and the head.
+        vp_stage: index of the chunk on its rank if the pipeline is interleaved. Call
+        `megagpt.parallel.launch.initialize` first, which makes the process groups.
         """
         settings = transformer_config(config)
         super().__init__(settings)
         model, kernels = config.model, choose_kernels(config)
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
-        self.model_type = ModelType.encoder_or_decoder  # which schedules ask for
+        self.model_type = ModelType.encoder_or_decoder  # Megatron-Core's schedules read it
         self.share_embeddings_and_output_weights = model.shares_embeddings
         self.real_vocab_size, self.head, self.logit_softcap = model.vocab_size, model.head, model.logit_softcap
         self.cross_entropy_backend = kernels.cross_entropy
@@ -107,7 +108,7 @@ class GPT(LanguageModule):
             )
             mark_sharded(self.embedding.word_embeddings.weight, 0)
             if model.embedding_scale is not None:
-                # Gemma was trained with a factor in the weights' precision.
+                # Gemma was trained with a factor rounded to the weights' precision.
                 scale = torch.tensor(model.embedding_scale, dtype=settings.params_dtype).item()
                 self.embedding.word_embeddings.register_forward_hook(lambda module, inputs, words: words * scale)
         self.rotary = Rotary(model) if model.position_embedding == "rope" else None
@@ -143,7 +144,7 @@ class GPT(LanguageModule):
                 mark_sharded(self.output_layer.weight, 0)
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor]) -> None:
-        """Have the next forward pass begin with the previous stage's hidden states [S, B, H], or a list of those."""
+        """Give the next forward pass the previous stage's hidden states: [S, B, H], or a list of one such tensor."""
         self.decoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)
 
     def forward(
@@ -154,7 +155,7 @@ class GPT(LanguageModule):
         labels: Tensor | None = None,
         cache_pass: CachePass | None = None,
     ) -> Tensor:
-        """See the class; with a `cache_pass`, that pass's tokens [T] -> see `_cached`."""
+        """See the class. With a `cache_pass`, input_ids are the pass's tokens [T], and `_cached` gives the result."""
         if cache_pass is not None:
             return self._cached(input_ids, cache_pass)
         hidden = self.embedding(input_ids, position_ids) if self.pre_process else None
@@ -167,22 +168,22 @@ class GPT(LanguageModule):
         return self._output(hidden, labels) if self.post_process else hidden
 
     def shared_embedding_or_output_weight(self) -> Tensor:
-        """The embedding's weight on the first stage, the output layer's on the last; Megatron-Core keeps them equal."""
+        """The embedding's weight on the first stage, the output layer's on the last; Megatron-Core keeps both equal."""
         return self.embedding.word_embeddings.weight if self.pre_process else self.output_layer.weight
 
     def vocabulary_logits(self, hidden: Tensor, gather: bool = False) -> Tensor:
-        """[n, H] behind the final norm -> [n, padded vocabulary / tp], or with `gather` [n, padded vocabulary]."""
+        """[n, H] after the final norm -> [n, padded vocabulary / tp], or with `gather` [n, padded vocabulary]."""
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits = self.output_layer(hidden, weight=weight, runtime_gather_output=gather)[0]
         return logits if self.logit_softcap is None else (logits / self.logit_softcap).tanh() * self.logit_softcap
 
     def _cached(self, tokens: Tensor, current: CachePass) -> Tensor:
-        """Hidden states [T, H]; on the last pipeline stage logits of the tokens asked for [n, padded vocabulary].
+        """Hidden states [T, H]; on the last pipeline stage, logits [n, padded vocabulary] of the tokens asked for.
 
-        Of a `TreePass`, the last stage returns the hidden states behind the final norm, [n, H], that the pass asks for.
+        For a `TreePass` the last stage returns the hidden states of these tokens after the final norm, [n, H].
 
-        Megatron's modules in Megatron's order, without the work that its forward does at every layer for training: at
-        one token a sequence that would take as long as the arithmetic.
+        This calls Megatron's modules in the same order as Megatron's forward, but without the work that it does in
+        every layer for training. With one token per sequence that work would take as long as the arithmetic.
         """
         hidden = self.decoder.input_tensor
         if self.pre_process:
@@ -196,7 +197,7 @@ class GPT(LanguageModule):
         return hidden if isinstance(current, TreePass) else self.vocabulary_logits(hidden, gather=True)
 
     def _output(self, hidden: Tensor, labels: Tensor | None) -> Tensor:
-        """Hidden states behind the final norm [S, B, H] -> what the last stage returns, see the class."""
+        """Hidden states after the final norm [S, B, H] -> output of the last stage, see the class."""
         if self.head == "scalar":
             return self.scalar_head(hidden)
         if self.head == "embedding":
@@ -218,10 +219,10 @@ class GPT(LanguageModule):
         return self.compute_language_model_loss(labels, logits)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Cross-entropy of every token, float32 [B, S], computed in float32 whatever the logits' dtype.
+        """Cross-entropy of every token, float32 [B, S], computed in float32 for logits of any dtype.
 
-        labels: int64 [B, S]. logits: [S, B, V / tp], this rank's share of the vocabulary, which are consumed: where the
-        back end can, their memory becomes the gradient's, because they are the largest tensor of a training step.
+        labels: int64 [B, S]. logits: [S, B, V / tp], this rank's share of the vocabulary. Do not use them afterwards:
+        they are the largest tensor of a training step, so the back end may overwrite them with their gradient.
         """
         return cross_entropy(
             logits,

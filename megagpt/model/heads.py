@@ -1,4 +1,4 @@
-"""Heads of models that do not predict tokens: a number for every token, or a vector for every text."""
+"""Heads of models that do not predict tokens: one number per token, or one vector per text."""
 
 import math
 
@@ -16,18 +16,18 @@ from megagpt.config.embedding import LOG_SCALE_ORIGIN, LOG_SCALE_SPEED, EmbedCon
 
 
 class ScalarHead(torch.nn.Linear):
-    """One number for every token: a linear layer that all tensor-parallel ranks hold whole."""
+    """One number per token: a linear layer that every tensor-parallel rank holds completely."""
 
     def __init__(self, config: TransformerConfig, tp_group: dist.ProcessGroup):
         super().__init__(config.hidden_size, 1)
         self.split, self.tp_group = config.sequence_parallel, tp_group
-        for parameter in self.parameters():  # each rank sees its own tokens, so Megatron must sum the gradients
+        for parameter in self.parameters():  # each rank has its own tokens, so Megatron must sum the gradients
             parameter.sequence_parallel = config.sequence_parallel
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states [S, B, H], or [S / tp, B, H] under sequence parallelism -> float32 [B, S].
 
-        In float32, because scores are compared by differences that bf16 would round away.
+        Computed in float32, because differences between scores may be too small for bf16.
         """
         values = F.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(-1)
         if self.split:  # all ranks compute the same loss, so each takes its own part of the gradient
@@ -38,10 +38,10 @@ class ScalarHead(torch.nn.Linear):
 
 
 class EmbeddingHead(torch.nn.Module):
-    """A vector for every text: its last token's state, scaled to the length 1 / sqrt(temperature).
+    """One vector per text: the state of its last token, scaled to the length 1 / sqrt(temperature).
 
-    The product of two vectors is then the logit that their softmax takes, cosine / temperature, and the temperature is
-    learned like any other parameter: `scale`, see `LOG_SCALE_SPEED` (arXiv 2201.10005).
+    The product of two vectors is then cosine / temperature, the logit of the contrastive softmax (arXiv 2201.10005).
+    The temperature is learned as the parameter `scale`, see `LOG_SCALE_SPEED`.
     """
 
     def __init__(self, settings: EmbedConfig, config: TransformerConfig, tp_group: dist.ProcessGroup):
@@ -53,8 +53,8 @@ class EmbeddingHead(torch.nn.Module):
     def forward(self, hidden: Tensor, ends: Tensor) -> Tensor:
         """Hidden states [S, B, H], or [S / tp, B, H] under sequence parallelism -> float32 [B, H].
 
-        ends: int64 [B], the place of every text's last token. All of it is float32 from the states on, since cosines
-        near 1 differ by less than bf16 can hold.
+        ends: int64 [B], place of each text's last token. Computed in float32, because cosines near 1 may differ by less
+        than bf16 can represent.
         """
         columns = torch.arange(hidden.shape[1], device=hidden.device)
         if self.split:  # the state is on one of the ranks: only [B, H] is exchanged
@@ -73,10 +73,10 @@ class EmbeddingHead(torch.nn.Module):
 
 
 class LogScale(torch.autograd.Function):
-    """log(1 / temperature) of a learned parameter, at most `largest`. The parameter gets its gradient.
+    """log(1 / temperature) as a function of the learned parameter, at most `largest`.
 
-    Beyond the limit only gradients that lead back to it pass. The speed is left out of the gradient: Adam would take it
-    out again, and in the gradient norm it would stand for more than it is.
+    Above the limit only gradients that lead back below it pass. The gradient leaves out the factor LOG_SCALE_SPEED:
+    Adam's update does not depend on it, and it would exaggerate this parameter's share of the gradient norm.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Which kernels a model computes with: what `auto` means here, said once in the log."""
+"""Resolves `auto` in `config.kernels` for this machine and model, and logs the choice."""
 
 import logging
 from dataclasses import asdict
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def choose_kernels(config: Config) -> KernelsConfig:
-    """`config.kernels` without `auto`, logged.
+    """`config.kernels` with `auto` replaced by the chosen back end; logs the choice.
 
-    Raises ConfigError where Triton is asked for and there is no GPU that it fits, or its attention lacks what the
-    model needs, and likewise where another attention is asked for that lacks the model's softcap.
+    Raises ConfigError when a chosen back end cannot run: Triton without a suitable GPU, Triton's attention without a
+    feature of the model, another attention without the model's softcap, or flash-attn when it cannot be used.
     """
     softcap = config.model.attention_softcap
     cuda = torch.cuda.is_available()
@@ -54,7 +54,7 @@ def choose_kernels(config: Config) -> KernelsConfig:
 
 
 def _unfit(cuda: bool) -> str:
-    """Why Triton's kernels cannot be used here, and what to do."""
+    """Why Triton's kernels cannot be used here, and how to fix it."""
     if not cuda:
         return "needs a CUDA device: use auto, or set TRITON_INTERPRET=1 to run kernels slowly in Triton's interpreter"
     if find_spec("triton") is None:
@@ -86,7 +86,7 @@ def _check_flash_attn(config: Config) -> None:
 
 
 def _attention_lacks(config: Config) -> str:
-    """The feature that the Triton kernels of attention lack for this model; "" if none."""
+    """The feature of this model that Triton's attention does not support; "" if it supports all."""
     model = config.model
     if model.attention_dropout:
         return f"model.attention_dropout={model.attention_dropout}"

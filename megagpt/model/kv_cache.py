@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that went through the model, so that the next token costs one token's work."""
+"""KV cache: keys and values of past tokens, so that a new token needs only its own forward pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from megagpt.data.batch import send
 
 
 class CachedAttention(Protocol):
-    """Attention of one layer, as `attention.CoreAttention` has it."""
+    """Interface of one layer's attention; `attention.CoreAttention` implements it."""
 
     window: int | None
-    """Keys that a query sees, itself included; None: all before it."""
+    """Number of keys that a query sees, its own included; None: all keys up to its own."""
     takes_masks: bool
-    """Whether hidden keys are given as a mask, which layers can share."""
+    """Whether hidden keys are given as a mask, which layers can share, instead of `first_key`."""
 
     def cached(
         self, q: Tensor, k: Tensor, v: Tensor, first_key: Tensor | None = None, mask: Tensor | None = None
@@ -28,46 +28,46 @@ class CachedAttention(Protocol):
 
 
 SPARE_COLUMNS = 64
-"""Columns of the cache beyond the longest sequence, so that sequences that come later seldom make all others move."""
+"""Columns of the cache beyond the longest sequence, so that a new sequence seldom forces the others to move."""
 
 FIRST_ROOM = (4, 256)
-"""Rows and columns that a cache has at first, where it grows."""
+"""Initial rows and columns of a cache that grows."""
 
 
 class KVCache:
-    """Keys (already rotated) and values of some sequences, for every layer of this rank.
+    """Keys (already rotated) and values of several sequences, for every layer of this rank.
 
-    A sequence is a row. All rows end at the same column, so a shorter one begins later. A pass reads new tokens of
-    every row or the prompts of new rows: `begin_tokens` and `begin_prompts` return it. Give the pass and its tokens,
-    one after the other without padding, to all GPT chunks of the rank before the next one begins; or both, joined.
+    Each sequence is a row. All rows end at the same column, so shorter rows begin later. A pass reads new tokens of
+    every row (`begin_tokens`) or the prompts of new rows (`begin_prompts`). Give the pass and its tokens, concatenated
+    without padding, to all GPT chunks of the rank before the next pass begins. A `JointPass` combines both kinds.
     """
 
     def __init__(self, layers: int, rows: int, columns: int, device: torch.device, grows: bool = False) -> None:
         """Room for `rows` sequences of up to `columns` tokens in each of `layers` layers.
 
-        grows: memory for them is taken when they come, and not all at once.
+        grows: whether memory is allocated when it is needed, instead of all at once.
         """
         self.layers, self.rows, self.columns, self.device = layers, rows, columns, device
         self._room = (min(rows, FIRST_ROOM[0]), min(columns, FIRST_ROOM[1])) if grows else (rows, columns)
         self._begins: list[int] = []  # first column of each row
         self._end = 0
-        self._stored: Tensor | None = None  # [layers, 2, rows, groups, columns, D]: the tokens of a head lie together
-        self._slots: dict[int, int] = {}  # place of a layer in `_stored`, by its number
-        self._begin_columns: tuple[list[int], Tensor] = ([], torch.empty(0))  # the begins, and they on the device
+        self._stored: Tensor | None = None  # [layers, 2, rows, groups, columns, D]: the tokens of a head are contiguous
+        self._slots: dict[int, int] = {}  # layer number -> index in `_stored`
+        self._begin_columns: tuple[list[int], Tensor] = ([], torch.empty(0))  # `_begins`, and its copy on the device
 
     def reserve(self, rows: int = 0, longest: int = 0, count: int = 1) -> None:
-        """Make room for `count` more tokens of every row, and then for new rows with up to `longest` tokens."""
+        """Make room for `count` more tokens in every row, and for `rows` new rows of up to `longest` tokens."""
         end = max(self._end + count, longest) if self._begins else longest
         moves = self._begins and longest > self._end + count
         if moves or end > self._room[1] or len(self._begins) + rows > self._room[0]:
             self._make_room(rows, longest, count)
 
     def begin_prompts(self, lengths: Sequence[int], kept: Sequence[Tensor | None] | None = None) -> "Pass":
-        """A pass over sequences of these lengths, which become the last rows.
+        """A pass over new sequences of these lengths, which become the last rows.
 
-        Where there are rows, none is longer than those, or `reserve` has been told. kept: of each sequence, the keys
-        and values of its first tokens, [layers, 2, groups, n, D] with n below its length; these are no part of the
-        pass.
+        If the cache has rows already and a new one is longer than they are, call `reserve` first. kept: for each
+        sequence, the known keys and values of its first n tokens, [layers, 2, groups, n, D] with n below its length, or
+        None; the pass does not read these tokens.
         """
         longest, old = max(lengths), len(self._begins)
         if not old:
@@ -79,9 +79,10 @@ class KVCache:
         for row, (begin, held) in enumerate(zip(self._begins[old:], kept, strict=True), old):
             if held is not None:
                 self._allocate(held[0, 0].transpose(0, 1))[:, :, row, :, begin : begin + held.shape[3]] = held
-        first, counts = self._end - longest, torch.tensor(lengths) - torch.tensor(known)  # on the CPU: nobody waits
+        # Computed on the CPU, so that nothing waits for a GPU.
+        first, counts = self._end - longest, torch.tensor(lengths) - torch.tensor(known)
         queries = int(counts.max())
-        before = queries - counts[:, None]  # places of padding
+        before = queries - counts[:, None]  # number of padding places at the left
         place = torch.arange(queries)
         row, column = (place >= before).nonzero(as_tuple=True)
         positions = (place - before + torch.tensor(known)[:, None])[row, column]
@@ -99,7 +100,7 @@ class KVCache:
         )
 
     def begin_tokens(self, count: int = 1) -> "Pass":
-        """A pass over `count` more tokens of every row."""
+        """A pass over the next `count` tokens of every row."""
         self.reserve(count=count)
         self._end += count
         if self._begin_columns[0] != self._begins:
@@ -119,7 +120,7 @@ class KVCache:
         )
 
     def store(self, layer: int, key: Tensor, value: Tensor, current: "Pass") -> tuple[Tensor, Tensor]:
-        """Remember a pass's `key` and `value` [T, groups, D]; returns those that it sees, [B, Sk, groups, D]."""
+        """Store a pass's `key` and `value` [T, groups, D]; returns all that it sees, [B, Sk, groups, D] each."""
         keys, values = self._allocate(key)[self._slots.setdefault(layer, len(self._slots))].unbind()
         if current.padded is None:
             new = slice(current.columns.stop - current.queries, current.columns.stop)
@@ -132,12 +133,12 @@ class KVCache:
         return keys, values
 
     def of_row(self, row: int, count: int) -> Tensor:
-        """Keys and values of the first `count` tokens of a row, [layers, 2, groups, count, D], a view."""
+        """View of the keys and values of a row's first `count` tokens, [layers, 2, groups, count, D]."""
         begin = self._begins[row]
         return self._stored[:, :, row, :, begin : begin + count]
 
     def drop(self, rows: Sequence[int]) -> list[int]:
-        """Forget these rows; returns the old number of each row that is left. The last rows move into the gaps."""
+        """Remove these rows and move the last rows into the gaps; returns the old number of each remaining row."""
         gone, kept = set(rows), len(self._begins) - len(rows)
         gaps = [row for row in range(kept) if row in gone]
         movers = [row for row in range(kept, len(self._begins)) if row not in gone]
@@ -152,16 +153,16 @@ class KVCache:
         return order
 
     def reorder(self, rows: Sequence[int], first_column: int = 0) -> None:
-        """Row i becomes what row `rows[i]` is; a row may be taken several times, and those not taken are forgotten.
+        """Replace row i by row `rows[i]`; a row may be taken several times, and rows that are not taken are removed.
 
-        first_column: columns before it are known to hold the same in both rows, and stay as they are.
+        first_column: columns before it are equal in both rows and are not copied.
         """
         columns = slice(max(first_column, min(self._begins)), self._end)
         moved = [row for row, old in enumerate(rows) if row != old]
         if moved:
             old = self.tensor([rows[row] for row in moved])
             moved = self.tensor(moved)
-            for layer in self._stored:  # one by one, since what is taken is a copy
+            for layer in self._stored:  # layer by layer, because indexing makes a temporary copy
                 layer[:, moved, :, columns] = layer[:, old, :, columns]
         self._begins = [self._begins[row] for row in rows]
 
@@ -174,14 +175,14 @@ class KVCache:
         return self.tensor(hidden).int() if any(hidden) else None
 
     def _allocate(self, like: Tensor) -> Tensor:
-        """The memory, in dtype and heads as `like` [T, groups, D]."""
+        """The storage, allocated at the first call with the dtype, groups and D of `like` [T, groups, D]."""
         if self._stored is None:  # zeros, because hidden keys must be finite too
             rows, columns = self._room
             self._stored = like.new_zeros(self.layers, 2, rows, like.shape[1], columns, like.shape[2])
         return self._stored
 
     def _make_room(self, rows: int, longest: int, count: int) -> None:
-        """Move all rows as far to the left as `longest` allows, into more memory if need be: see `reserve`."""
+        """Move all rows as far to the left as `longest` allows, and enlarge the storage if needed, see `reserve`."""
         old, first = len(self._begins), min(self._begins, default=self._end)
         width = self._end - first
         end = max(width, longest - count)
@@ -203,7 +204,7 @@ class KVCache:
 
 
 def _grown(size: int, needed: int, limit: int) -> int:
-    """`size`, doubled as often as `needed` asks for, up to `limit`."""
+    """`size`, doubled until it is at least `needed`, but at most `limit`."""
     while size < min(needed, limit):
         size = min(2 * size, limit)
     return size
@@ -215,30 +216,30 @@ class Pass:
 
     cache: KVCache
     rows: slice
-    """Its rows."""
+    """Rows of the cache."""
     columns: slice
-    """Columns that it sees; the last is that of its newest tokens."""
+    """Columns that the pass sees; the last one holds its newest tokens."""
     queries: int
-    """Most tokens that it has of a row, Sq."""
+    """Largest number of the pass's tokens in a row, Sq."""
     positions: Tensor
     """int64 [T]: position of each token in its sequence."""
     first_key: Tensor | None
-    """int32 [B]: number of columns before each row's first token, among those that the pass sees; None: all are 0."""
+    """int32 [B]: number of columns that the pass sees before each row's first token; None: all are 0."""
     padded: tuple[Tensor, Tensor] | None = None
-    """Row and column of each token in [B, Sq]; None where nothing is padded."""
+    """Row and column of each token in [B, Sq]; None if there is no padding."""
     asked: Tensor | None = None
-    """int64 [n]: numbers among the T tokens of those whose logits are wanted; None: all."""
+    """int64 [n]: indices (among the T tokens) of the tokens whose logits are wanted; None: all."""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
-    """Those of `mask` by window, which many layers share."""
+    """{window: result of `mask`}, computed once for all layers."""
 
     @cached_property
     def places(self) -> tuple[Tensor, Tensor]:
-        """Row and column of the cache for each token."""
+        """Row and column of each token in the cache."""
         row, column = self.padded
         return row + self.rows.start, column + self.columns.stop - self.queries
 
     def attend(self, layer: int, attention: CachedAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Remember keys and values [T, groups, D] of a layer, and let queries [T, heads, D] see them: [T, heads, D]."""
+        """Store a layer's keys and values [T, groups, D]; returns attention of queries [T, heads, D], same shape."""
         keys, values = self.cache.store(layer, key, value, self)
         query = self.pad(query)
         if self.first_key is None or not attention.takes_masks:
@@ -248,9 +249,9 @@ class Pass:
         return self.unpad(attention.cached(query, keys[:, unseen:], values[:, unseen:], mask=mask))
 
     def mask(self, window: int | None) -> Tensor:
-        """Bool [B, 1, Sq, Sk], True where a query does not see a key, of the last Sk columns: the rest no query sees.
+        """Bool [B, 1, Sq, Sk], True where a query does not see a key. Sk: the last columns, those that any query sees.
 
-        A query sees itself and what is before it in its row, of that the last `window` keys, itself included.
+        A query sees its own key and the keys before it in its row, or the last `window` of these keys.
         """
         if window not in self.masks:
             width = self.columns.stop - self.columns.start
@@ -265,7 +266,7 @@ class Pass:
         return self.masks[window]
 
     def pad(self, values: Tensor) -> Tensor:
-        """[T, ...] of the pass's tokens -> [B, Sq, ...], zeros before a row's first token."""
+        """[T, ...] of the pass's tokens -> [B, Sq, ...], with zeros before a row's first token."""
         if self.padded is None:
             return values.view(-1, self.queries, *values.shape[1:])
         rows = self.rows.stop - self.rows.start
@@ -278,15 +279,15 @@ class Pass:
         return values.flatten(0, 1) if self.padded is None else values[self.padded]
 
     def last(self, values: Tensor) -> Tensor:
-        """[T, ...] of the pass's tokens -> [n, ...] of those asked for."""
+        """[T, ...] of the pass's tokens -> [n, ...] of the tokens asked for."""
         return values if self.asked is None else values[self.asked]
 
 
 class JointPass:
-    """Several passes at once: their tokens, one pass's after the other's, share all work but attention's."""
+    """Several passes in one: their tokens are concatenated, and only attention treats them separately."""
 
     def __init__(self, parts: Sequence[Pass]) -> None:
-        """parts: of different rows or caches; each began when those before it had begun."""
+        """parts: passes over different rows or caches, in the order in which they were begun."""
         self.parts, self.sizes = parts, [len(part.positions) for part in parts]
         self.positions = torch.cat([part.positions for part in parts])
         firsts = [sum(self.sizes[:number]) for number in range(len(parts))]
@@ -310,7 +311,7 @@ class JointPass:
 
 
 def tokens_within(gib: float, config: Config, dtype: torch.dtype) -> int:
-    """Tokens whose keys and values take so many GiB on the rank with the most layers; the same on all ranks."""
+    """Number of tokens whose keys and values take `gib` GiB on the rank with the most layers; same on all ranks."""
     parallel, model = config.parallel, config.model
     layers = -(-model.num_layers // parallel.pipeline_parallel_size)
     numbers = 2 * layers * -(-model.query_groups // parallel.tensor_parallel_size) * model.head_size

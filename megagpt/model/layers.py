@@ -24,13 +24,16 @@ from megagpt.model.norms import NORMS
 from megagpt.model.tree_pass import CachePass
 
 WithBias = tuple[Tensor, Tensor | None]
-"""The output of a branch, and the bias that is still to be added to it, if any."""
+"""The output of a branch, and a bias that is not yet added to it, or None."""
 
 
 def block_spec(
     model: ModelConfig, kernels: KernelsConfig, config: TransformerConfig, vp_stage: int | None
 ) -> TransformerBlockSubmodules:
-    """Layers and final norm of this pipeline rank's chunk `vp_stage`; `kernels` as of `choose_kernels`."""
+    """Spec of the layers and the final norm of this pipeline rank's chunk `vp_stage`.
+
+    kernels: result of `choose_kernels`.
+    """
     norm = ModuleSpec(
         module=NORMS[model.normalization],
         params={"backend": kernels.norm, "zero_centered": model.zero_centered_norm},
@@ -56,7 +59,7 @@ def block_spec(
 
 
 class MLP(MegatronMLP):
-    """Feed-forward layer: an activation, of one projection or of the first of two, between linears."""
+    """Feed-forward layer: a linear layer, an activation (gated or not), and a second linear layer."""
 
     def __init__(self, config: TransformerConfig, activation: str, backend: str, **_):
         super().__init__(
@@ -69,13 +72,13 @@ class MLP(MegatronMLP):
         self.linear_fc1.separate_bias = backend == "triton"
 
     def forward(self, hidden_states: Tensor, **_) -> WithBias:
-        """[S, B, H] -> [S, B, H] and the bias that is still to be added, if any."""
+        """[S, B, H] -> [S, B, H], and a bias that is not yet added or None."""
         inner, bias = self.linear_fc1(hidden_states)
         return self.linear_fc2(activation(inner, bias, self.activation, self.backend))
 
 
 def fused_bias_dropout_add(training: bool, fused: bool) -> Callable:
-    """As Megatron's get_bias_dropout_add: a function of ((x, bias or None), residual, probability), in one kernel."""
+    """Like Megatron's get_bias_dropout_add, in one kernel: a function of ((x, bias or None), residual, probability)."""
 
     def add(x_with_bias: WithBias, residual: Tensor, probability: float) -> Tensor:
         return bias_dropout_add(*x_with_bias, residual, probability, training, backend="triton")
@@ -84,9 +87,9 @@ def fused_bias_dropout_add(training: bool, fused: bool) -> Callable:
 
 
 class TransformerLayer(MegatronTransformerLayer):
-    """Megatron's modules, with norms of inputs, outputs or both, and branches one after the other or side by side.
+    """Megatron's layer with norms on the inputs, the outputs or both, and with sequential or parallel branches.
 
-    `post_attention_layernorm` and `post_mlp_layernorm` are the norms of outputs.
+    `post_attention_layernorm` and `post_mlp_layernorm` are the norms of the branches' outputs.
     """
 
     def __init__(self, config: TransformerConfig, *args, parallel_block: str, output_norm: ModuleSpec | type, **kwargs):
@@ -103,7 +106,7 @@ class TransformerLayer(MegatronTransformerLayer):
         rotary_pos_emb: Tensor | None = None,
         **_,
     ) -> tuple[Tensor, None]:
-        """[S, B, H] -> [S, B, H], and None for the context that Megatron's layers hand on.
+        """[S, B, H] -> [S, B, H], and None in place of the context that Megatron's layers return.
 
         rotary_pos_emb: see `Rotary.of_sequence`.
         """
@@ -124,7 +127,7 @@ class TransformerLayer(MegatronTransformerLayer):
         attend: Callable[[Tensor], WithBias],
         add: Callable[[WithBias, Tensor], Tensor],
     ) -> Tensor:
-        """The layer with its `attend`, and `add` of a branch to the residual stream."""
+        """The layer, given functions for attention and for adding a branch to the residual stream."""
         normed = self.input_layernorm(hidden)
         attended = _normed(attend(normed), self.post_attention_layernorm)
         if self.parallel_block == "none":

@@ -1,4 +1,4 @@
-"""Megatron-Core's linear layers that tensor-parallel ranks divide, as plain ones where there is one rank."""
+"""Megatron-Core's tensor-parallel linear layers, replaced by plain ones when there is only one rank."""
 
 from collections.abc import Iterable
 
@@ -10,9 +10,9 @@ from megagpt.model.megatron_versions import mark_sharded
 
 
 class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
-    """Megatron's layer; on one tensor-parallel rank a plain linear that adds the bias inside the matrix product.
+    """Megatron's layer; on a single tensor-parallel rank, a plain linear layer that fuses the bias into the product.
 
-    With `separate_bias` the bias is always left to be added, for a kernel that does it on the way.
+    With `separate_bias` the bias is always returned separately, for a kernel that adds it.
     """
 
     separate_bias = False
@@ -24,21 +24,21 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
     def forward(
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Output [S, B, out / tp] and the bias that is still to be added, if any."""
+        """[S, B, in] -> [S, B, out / tp], and a bias that is not yet added or None."""
         if self.tp_group.size() > 1 or self.separate_bias:
             return super().forward(input_, weight, runtime_gather_output)
         return F.linear(input_, self.weight if weight is None else weight, self.bias), None
 
 
 class RowParallelLinear(tensor_parallel.RowParallelLinear):
-    """Megatron's layer; on one tensor-parallel rank a plain linear that adds the bias inside the matrix product."""
+    """Megatron's layer; on a single tensor-parallel rank, a plain linear layer that fuses the bias into the product."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         mark_sharded(self.weight, 1)
 
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Output [S, B, out] and the bias that is still to be added, if any."""
+        """[S, B, in / tp] -> [S, B, out], and a bias that is not yet added or None."""
         if self.tp_group.size() > 1:
             return super().forward(input_)
         return F.linear(input_, self.weight, self.bias), None

@@ -1,4 +1,4 @@
-"""Losses as functions of tensors, whole or sharded over tensor-parallel ranks."""
+"""Losses as functions of tensors, which may be sharded over tensor-parallel ranks."""
 
 import torch
 import torch.distributed as dist
@@ -20,11 +20,12 @@ def projected_cross_entropy(
     sequence_parallel: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """Cross-entropy of the logits hidden x weight^T, float32 [B, S], with only a slice of them in memory at a time.
+    """Cross-entropy of the logits hidden x weight^T, float32 [B, S]; only a slice of the logits is in memory at a time.
 
-    hidden: [S, B, H], or [S / tp, B, H] where `sequence_parallel`; weight: [V / tp, H], this rank's rows.
+    hidden: [S, B, H], or [S / tp, B, H] with `sequence_parallel`. weight: [V / tp, H], this rank's rows. labels: int64
+    [B, S]. vocab_size: rows of the weight from here on are padding.
     """
-    if sequence_parallel:  # whose backward pass is a reduce-scatter of the gradient
+    if sequence_parallel:  # the backward pass of this gather is a reduce-scatter of the gradient
         hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True, group=tp_group)
     return linear_cross_entropy(
         hidden,
@@ -38,10 +39,10 @@ def projected_cross_entropy(
 
 
 def entropy(logits: Tensor, vocab_size: int, tp_group: dist.ProcessGroup) -> Tensor:
-    """Entropy, in nats, of every row's distribution over the vocabulary, float32 [n].
+    """Entropy in nats of each row's distribution over the vocabulary, float32 [n].
 
-    logits: float32 [n, V / tp], this rank's contiguous share; columns from `vocab_size` on are padding. With x the
-    logits, H = log sum exp(x) - sum x exp(x) / sum exp(x).
+    logits: float32 [n, V / tp], this rank's contiguous share; columns from `vocab_size` on are padding. Formula for
+    logits x: H = log sum exp(x) - sum x exp(x) / sum exp(x).
     """
     width = logits.shape[-1]
     logits = logits[:, : max(0, min(width, vocab_size - tp_group.rank() * width))]

@@ -1,4 +1,4 @@
-"""Imports Megatron-Core without what megagpt never uses of it, which halves the time that the import takes."""
+"""Imports Megatron-Core without PyTorch's compiler and wandb, which megagpt does not need; this halves the time."""
 
 import sys
 import warnings
@@ -10,17 +10,17 @@ import torch
 
 
 def import_megatron() -> None:
-    """Import Megatron-Core quickly; to be called before anything else imports it, and without effect afterwards.
+    """Import Megatron-Core quickly. Call this before anything else imports it; later calls have no effect.
 
-    Its fused functions are decorated with `torch.compile`, which loads PyTorch's compiler even if none is ever called:
-    our layers and settings call none, so here the decorator leaves functions as they are. Its dynamic inference and
-    its timers, which megagpt does not use either, load wandb where it is installed; here they do not find it.
+    Megatron-Core decorates its fused functions with `torch.compile`, which loads PyTorch's compiler even if no such
+    function is called. megagpt calls none, so the decorator is replaced by the identity during the import.
+    Megatron-Core's dynamic inference and timers, which megagpt does not use either, import wandb; it is hidden.
     """
     if "megatron.core" in sys.modules:
         return
     with _without_compiler(), _without_wandb(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that Apex is not installed, which megagpt does not need
-        warnings.simplefilter("ignore", DeprecationWarning)  # of its own modules, by each other
+        warnings.simplefilter("ignore", UserWarning)  # Apex is not installed; megagpt does not need it
+        warnings.simplefilter("ignore", DeprecationWarning)  # Megatron-Core uses its own deprecated modules
         import megatron.core.models.common.language_module.language_module
         import megatron.core.optimizer
         import megatron.core.transformer.transformer_block  # noqa: F401

@@ -1,4 +1,4 @@
-"""What Megatron-Core's versions name or do differently."""
+"""Differences between the supported versions of Megatron-Core."""
 
 from dataclasses import fields
 from typing import Any
@@ -11,13 +11,13 @@ _SCOPE = "cuda_graph_modules"  # since 0.19; `cuda_graph_scope` before
 NO_CUDA_GRAPHS: dict[str, Any] = {
     _SCOPE if _SCOPE in {field.name for field in fields(TransformerConfig)} else "cuda_graph_scope": []
 }
-"""Settings of a `TransformerConfig` without CUDA graphs of Megatron-Core's own."""
+"""Options of a `TransformerConfig` that turn Megatron-Core's own CUDA graphs off."""
 
 
 def mark_sharded(weight: Tensor, dim: int, stride: int = 1) -> None:
-    """Say that tensor-parallel ranks hold parts of a weight along `dim`, each of `stride` pieces.
+    """Mark a weight as sharded over tensor-parallel ranks along `dim`; each rank's part has `stride` pieces.
 
-    0.19 says so of its own weights, earlier versions only of those that they give their first values.
+    Megatron-Core 0.19 marks its own weights; earlier versions mark only weights that they initialise.
     """
     if not hasattr(weight, "tensor_model_parallel"):
         set_tensor_model_parallel_attributes(weight, True, dim, stride)

@@ -14,7 +14,7 @@ from megagpt.model.megatron_versions import mark_sharded
 
 
 class LayerNorm(torch.nn.LayerNorm):
-    """LayerNorm with weight and bias over the last dimension; zero-centered, the weight's place has 1 + weight."""
+    """LayerNorm with weight and bias over the last dimension; if zero-centered, the factor is 1 + weight."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, backend: str, zero_centered: bool):
         super().__init__(hidden_size, eps)
@@ -27,7 +27,7 @@ class LayerNorm(torch.nn.LayerNorm):
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """RMSNorm with weight over the last dimension; zero-centered, the weight's place has 1 + weight."""
+    """RMSNorm with weight over the last dimension; if zero-centered, the factor is 1 + weight."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, backend: str, zero_centered: bool):
         super().__init__(hidden_size, eps)
@@ -43,18 +43,18 @@ NORMS: dict[str, type[LayerNorm | RMSNorm]] = {"layernorm": LayerNorm, "rmsnorm"
 
 
 def _share_gradients(norm: torch.nn.Module, config: TransformerConfig) -> None:
-    """Under sequence parallelism each rank norms its own tokens, so Megatron must sum the gradients over ranks."""
+    """Under sequence parallelism each rank has its own tokens, so Megatron must sum the norms' gradients over ranks."""
     for parameter in norm.parameters():
         parameter.sequence_parallel = config.sequence_parallel
 
 
 class AllHeadsNorm(torch.nn.Module):
-    """A norm over all heads of a token together (OLMo 2, arXiv 2501.00656); tensor-parallel ranks divide the heads."""
+    """A norm over all heads of a token together (OLMo 2, arXiv 2501.00656); the heads are divided over ranks."""
 
     def __init__(
         self, width: int, kind: str, eps: float, backend: str, zero_centered: bool, group: dist.ProcessGroup
     ) -> None:
-        """width: of this rank's heads together. kind: see `NORMS`."""
+        """width: heads on this rank x D. kind: a key of `NORMS`. group: the tensor-parallel ranks."""
         super().__init__()
         self.eps, self.backend, self.zero_centered, self.group = eps, backend, zero_centered, group
         self.weight = torch.nn.Parameter(torch.ones(width))
@@ -80,6 +80,6 @@ class AllHeadsNorm(torch.nn.Module):
         return x * (self._mean(x.square()) + self.eps).rsqrt() * weight + self.bias.float()
 
     def _mean(self, x: Tensor) -> Tensor:
-        """[..., n] -> [..., 1], over all ranks. Each computes with it, so gradients are summed on the way back too."""
+        """[..., n] -> [..., 1], the mean over all ranks. All ranks use it, so its gradient is summed over them too."""
         total = reduce_from_tensor_model_parallel_region(x.sum(-1, keepdim=True), group=self.group)
         return copy_to_tensor_model_parallel_region(total, group=self.group) / (x.shape[-1] * self.group.size())

@@ -1,4 +1,4 @@
-"""Names of parameters that are the same in every layout, where this rank's share of each lies, and first values."""
+"""Parameters by names that are the same in every layout: this rank's share of each, and its initial value."""
 
 import hashlib
 import math
@@ -15,12 +15,12 @@ from megagpt.config.schema import Config
 
 @dataclass(frozen=True)
 class Box:
-    """A box of a global tensor that this rank holds."""
+    """A box (a contiguous range in each dimension) of a global tensor that this rank holds."""
 
     global_shape: tuple[int, ...]
     """Shape of the global tensor."""
     offset: tuple[int, ...]
-    """Where the box starts in it."""
+    """Index of the box's first element in the global tensor."""
     shape: tuple[int, ...]
     """Shape of the box."""
 
@@ -30,12 +30,12 @@ class Box:
 
 
 def named_boxes(chunks: Iterable[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter, list[Box]]]:
-    """Global name, parameter and boxes of every parameter of the GPT `chunks` that this rank holds.
+    """(global name, parameter, boxes) of every parameter of this rank's GPT `chunks`.
 
-    Layers are numbered from 0 over the whole model. The parameter, flattened, is its boxes flattened, in order; only
-    the first linear of a gated activation, whose gate and value are sharded apart, has two. The copy of tied embeddings
-    that the last pipeline stage holds has the embedding's name (and a `shared` attribute, which Megatron-Core gives
-    it).
+    Layers are numbered from 0 over the whole model. The flattened parameter is the concatenation of its flattened
+    boxes. Only the first linear layer of a gated activation has two boxes, because its gate and its value are sharded
+    separately. The last pipeline stage's copy of tied embeddings has the embedding's name; Megatron-Core sets its
+    attribute `shared`.
     """
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
@@ -57,7 +57,7 @@ def _boxes(chunk: torch.nn.Module, parameter: torch.nn.Parameter) -> list[Box]:
 
 
 def boxes_of(parameter: torch.nn.Parameter, ranks: int, rank: int) -> list[Box]:
-    """The boxes that a parameter is on the tensor-parallel `rank` of `ranks`; see `named_boxes`."""
+    """The boxes that a parameter holds on tensor-parallel rank `rank` of `ranks`, see `named_boxes`."""
     local = tuple(parameter.shape)
     if not getattr(parameter, "tensor_model_parallel", False):
         return [Box(local, (0,) * len(local), local)]
@@ -73,13 +73,13 @@ def boxes_of(parameter: torch.nn.Parameter, ranks: int, rank: int) -> list[Box]:
 
 @torch.no_grad()
 def initialize(chunk: torch.nn.Module, config: Config) -> None:
-    """Fill the parameters of `chunk` with GPT-2's and GPT-3's initial values, equal in every layout and on any device.
+    """Fill `chunk` with initial values as in GPT-2 and GPT-3, equal in every layout and on any device.
 
-    Weights and positions are N(0, init_std), projections into the residual stream N(0, init_std / sqrt(2 layers)),
-    norms 1 (zero-centered ones 0), biases and rows of the padded vocabulary 0. A scalar head is
-    N(0, 1 / sqrt(hidden size + 1)), so that its values are of size 1 (arXiv 2009.01325); an embedding head begins with
-    `embed.temperature`. Every global tensor is drawn in float32 on the CPU from a stream of its own, seeded by
-    config.seed and its name.
+    With N(mean, standard deviation): weights and positions are N(0, init_std); projections into the residual stream
+    are N(0, init_std / sqrt(2 layers)); norms are 1 (zero-centered ones 0); biases and padded rows of the vocabulary
+    are 0. A scalar head is N(0, 1 / sqrt(hidden size + 1)), so that its values have a variance of about 1 (arXiv
+    2009.01325); an embedding head begins with `embed.temperature`. Every global tensor is drawn in float32 on the CPU
+    by a generator of its own, seeded with config.seed and the tensor's name.
     """
     for name, parameter, boxes in named_boxes([chunk]):
         full = _initial_value(name, boxes[0].global_shape, config)

@@ -1,4 +1,4 @@
-"""Keys and values of ended sequences, for prompts that begin with the same tokens."""
+"""Keys and values of finished sequences, for prompts that begin with the same tokens."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -7,30 +7,30 @@ import numpy as np
 from torch import Tensor
 
 LEAST_SHARED = 16
-"""Tokens that two sequences must begin with alike for a copy to be worth more than it costs."""
+"""Least number of shared first tokens for which copying keys and values is worth its cost."""
 
 
 def shared_tokens(first: np.ndarray, second: np.ndarray) -> int:
-    """Number of tokens, int64 [n] each, that both begin with."""
+    """Length of the longest common prefix of two sequences, int64 [n] each."""
     length = min(len(first), len(second))
     differ = first[:length] != second[:length]
     return int(differ.argmax()) if differ.any() else length
 
 
 class PrefixStore:
-    """Sequences with their keys and values; the one that was asked for longest ago makes room for a new one."""
+    """Sequences with their keys and values; the least recently used one makes room for a new one."""
 
     def __init__(self, max_tokens: int) -> None:
-        """Room for so many tokens in all."""
+        """Room for `max_tokens` tokens in total."""
         self.max_tokens, self.tokens = max_tokens, 0
         self._kept: OrderedDict[int, tuple[np.ndarray, Tensor]] = OrderedDict()
-        self._alike: dict[bytes, list[int]] = {}  # numbers of sequences by their first tokens
+        self._alike: dict[bytes, list[int]] = {}  # first LEAST_SHARED tokens -> numbers of the sequences
         self._number = 0
 
     def find(self, prompt: np.ndarray) -> tuple[int, Tensor | None]:
-        """The most tokens that a sequence here shares with `prompt`, all but its last, and their keys and values.
+        """The longest stored prefix of `prompt` without its last token: its length n, and its keys and values.
 
-        These are [layers, 2, groups, n, D]; 0 and None for fewer than LEAST_SHARED.
+        Keys and values are [layers, 2, groups, n, D]. (0, None) if n would be below LEAST_SHARED.
         """
         best, source = 0, None
         for number in self._alike.get(_head(prompt), ()):
@@ -43,14 +43,14 @@ class PrefixStore:
         return best, self._kept[source][1][:, :, :, :best]
 
     def keep(self, tokens: Sequence[int], held: Tensor) -> None:
-        """Keep a copy of the keys and values `held`, [layers, 2, groups, n, D], of a sequence of n tokens."""
+        """Store a copy of `held`, the keys and values [layers, 2, groups, n, D] of a sequence of n tokens."""
         sequence = np.array(tokens, dtype=np.int64)
         if not LEAST_SHARED <= len(sequence) <= self.max_tokens:
             return
         for number in list(self._alike.get(_head(sequence), ())):
             other = self._kept[number][0]
             shared = shared_tokens(other, sequence)
-            if shared == len(sequence):  # which says as much, or more
+            if shared == len(sequence):  # a stored sequence contains this one
                 self._kept.move_to_end(number)
                 return
             if shared == len(other):

@@ -20,7 +20,7 @@ class PromptEncoder:
     """Whether the model was trained to fill in the middle in SPM order."""
 
     def encode(self, prompts: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
-        """Token ids of each prompt, a text or token ids; an empty one becomes what starts a document.
+        """Token ids of each prompt (a text or token ids); an empty prompt becomes the tokens that start a document.
 
         Raises DataError for a prompt that leaves no room in the context window or has an unknown token.
         """
@@ -41,9 +41,10 @@ class PromptEncoder:
         return encoded
 
     def fim_prompt(self, prefix: str, suffix: str) -> list[int]:
-        """Token ids after which the model writes the text between the two, in SPM order if it was trained on that.
+        """Token ids of a prompt that makes the model write the text between `prefix` and `suffix`.
 
-        Raises DataError when the tokenizer has no tokens for it.
+        The order is suffix, prefix, middle (SPM) if the model was trained on it. Raises DataError when the tokenizer
+        has no tokens for fill-in-the-middle.
         """
         return fim_prompt(self.tokenizer, prefix, suffix, self.spm)
 

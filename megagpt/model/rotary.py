@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoPE, arXiv 2104.09864): frequencies of every kind of layer, and the turn itself."""
+"""Rotary position embedding (RoPE, arXiv 2104.09864): frequencies for each kind of layer, and the rotation."""
 
 import math
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from megagpt.config.architecture import ModelConfig
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of the angles of some tokens, [..., R] each, that broadcast to [..., heads, R]."""
+"""Cosines and sines of the angles of several tokens, each broadcastable to [..., heads, R]."""
 
 
 class Rotary:
-    """Cosines and sines of all positions, for dense and for banded layers, computed when they are first asked for."""
+    """Cosines and sines of all positions, for dense and for banded layers, computed at their first use."""
 
     def __init__(self, model: ModelConfig) -> None:
         self.model = model
@@ -21,7 +21,7 @@ class Rotary:
     def table(self, length: int, like: Tensor) -> Tensor:
         """[kinds, 2, length, R] on the device and in the dtype of `like`: cosines and sines of positions from 0.
 
-        Kinds are those that `kind_of` numbers; R is `ModelConfig.rotary_size`.
+        kinds: see `kind_of`. R: `ModelConfig.rotary_size`.
         """
         key = (like.device, like.dtype)
         if key not in self._tables or self._tables[key].shape[2] < length:
@@ -33,29 +33,32 @@ class Rotary:
         return self.table(length, like)[:, :, :, None, None]
 
     def at(self, positions: Tensor, like: Tensor) -> Tensor:
-        """[kinds, 2, T, 1, R] of tokens at `positions`, int64 [T], for queries and keys [T, heads, D]."""
+        """[kinds, 2, T, 1, R] for `positions`, int64 [T], of queries and keys [T, heads, D]."""
         return self.table(self.model.sequence_length, like)[:, :, positions, None]
 
     def _compute(self, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        with torch.inference_mode(False):  # a table that is made while generating may be asked for in training
+        with torch.inference_mode(False):  # training may use a table that was made during generation
             kinds = []
             for banded in (False, True) if self.model.rope_local_base else (False,):
                 frequencies, factor = rotary_frequencies(self.model, banded)
                 positions = torch.arange(length, dtype=torch.float32, device=device)
-                angles = torch.outer(positions, frequencies.to(device)).repeat(1, 2)  # both halves turn alike
+                angles = torch.outer(positions, frequencies.to(device)).repeat(1, 2)  # both halves have equal angles
                 kinds.append(torch.stack((angles.cos() * factor, angles.sin() * factor)))
             return torch.stack(kinds).to(dtype)
 
 
 def kind_of(model: ModelConfig, layer: int) -> int:
-    """The place in a table of `Rotary` of a layer, counted from 0."""
+    """Index of a layer's kind in the tables of `Rotary`: 1 for banded layers with their own base, else 0.
+
+    layer: counted from 0.
+    """
     return int(model.rope_local_base is not None and model.window(layer) is not None)
 
 
 def rotary_frequencies(model: ModelConfig, banded: bool = False) -> tuple[Tensor, float]:
-    """Radians by which each pair of dimensions turns at a step, float32 [R / 2], and the factor of cosines and sines.
+    """Rotation of each pair of dimensions in radians per position, float32 [R / 2], and a factor of cosines and sines.
 
-    banded: of banded layers, where those have a base of their own (`rope_local_base`).
+    banded: whether the layer is banded; banded layers may have a base of their own (`rope_local_base`).
     """
     scaling, local = model.rope_scaling, banded and model.rope_local_base is not None
     base, size = model.rope_local_base if local else model.rope_base, model.rotary_size
@@ -71,7 +74,7 @@ def rotary_frequencies(model: ModelConfig, banded: bool = False) -> tuple[Tensor
         return _blend(frequencies, scaling.factor, kept.clamp(0, 1)), 1.0
 
     def pair_with(turns: float) -> float:
-        """The pair, as a real number, that makes so many turns within the original context."""
+        """Index, as a real number, of the pair that makes `turns` full turns within the original context."""
         return size * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
 
     first, last = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
@@ -84,12 +87,12 @@ def rotary_frequencies(model: ModelConfig, banded: bool = False) -> tuple[Tensor
 
 
 def _blend(frequencies: Tensor, factor: float, kept: Tensor) -> Tensor:
-    """Frequencies, of which the share `kept` stays as it is and the rest is divided by `factor`."""
+    """Interpolation between the frequencies (where `kept` is 1) and the frequencies divided by `factor` (0)."""
     return frequencies / factor * (1 - kept) + frequencies * kept
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the first R dimensions of queries or keys [..., heads, D]: the first R / 2 with the next R / 2."""
+    """Rotate the first R dimensions of queries or keys [..., heads, D]; dimension i is paired with i + R / 2."""
     cos, sin = rotation
     size = cos.shape[-1]
     turned = x[..., :size]

@@ -16,38 +16,38 @@ from megagpt.model.generation_config import Completion, FinishReason, Generation
 from megagpt.model.text_stream import TextStream
 
 Alternatives = tuple[tuple[int, float], ...]
-"""The likeliest tokens at a place, likeliest first: (token id, natural log-probability of the model itself).
+"""The likeliest tokens at a place, likeliest first, as (token id, natural log-probability).
 
-The model itself means before bias, penalties, temperature, top-k and top-p.
+The log-probabilities are the model's own, before bias, penalties, temperature, top-k and top-p.
 """
 
 
 @dataclass(eq=False)
 class Row:
-    """A prompt, how it is to be continued, and its continuation so far."""
+    """A prompt, the settings of its continuation, and its continuation so far."""
 
     key: Hashable
-    """What the caller knows it by."""
+    """The caller's name for the row."""
     prompt: list[int]
     settings: GenerationConfig
     limit: int
-    """Most new tokens: those that the settings allow, or what the context window leaves."""
+    """Most new tokens: `settings.max_new_tokens`, or fewer if the context window has less room."""
     uniforms: np.ndarray
-    """float64 [limit] in [0, 1): its random numbers, see `uniforms`."""
+    """float64 [limit] in [0, 1): the random numbers that choose its tokens, see `uniforms`."""
     alternatives: int | None = None
-    """How many alternatives each new token gets, with the model's own log-probabilities; None: neither."""
+    """Number of alternatives for each new token, with the model's own log-probabilities; None: neither is computed."""
     prompt_alternatives: int | None = None
     """The same for the tokens of the prompt."""
 
     text: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    """Of each new token under the distribution it was drawn from."""
+    """Log-probability of each new token under the distribution it was drawn from."""
     prompt_scores: list[tuple[float, Alternatives]] = field(default_factory=list)
-    """Where they are asked for: log-probability and alternatives of the prompt's tokens read, from the second on."""
+    """With `prompt_alternatives`: log-probability and alternatives of the prompt's tokens, from the second one on."""
     finish_reason: FinishReason | None = None
     read: int = 0
-    """Tokens of the prompt whose keys and values are there."""
+    """Number of the prompt's tokens whose keys and values are computed."""
 
     def __post_init__(self) -> None:
         self.stream = TextStream(self.settings.stop)
@@ -60,9 +60,9 @@ class Row:
         return Completion("".join(self.text), self.tokens, self.logprobs, self.finish_reason)
 
     def advance(self, token: int, logprob: float, tokenizer: Tokenizer) -> str:
-        """Add a token, and decide whether it ends; returns the text that this settles.
+        """Append a token and check whether the row ends; returns the text that is now final.
 
-        Raises TrainingDiverged for a log-probability that is no number.
+        Raises TrainingDiverged when the log-probability is NaN.
         """
         if math.isnan(logprob):
             raise TrainingDiverged("the model's logits are not finite: load an earlier checkpoint")
@@ -87,7 +87,7 @@ class Row:
         return text
 
     def shift(self, like: Tensor) -> Tensor | None:
-        """What bias, frequency and presence penalty add to the next logits: as `like`, [V]; None for nothing."""
+        """Sum of bias, frequency penalty and presence penalty for the next logits, [V] like `like`; None if unused."""
         settings = self.settings
         if self._shift is None and (settings.logit_bias or settings.frequency_penalty or settings.presence_penalty):
             values = torch.zeros(like.shape, dtype=like.dtype)
@@ -97,7 +97,7 @@ class Row:
         return self._shift
 
     def seen(self, like: Tensor) -> Tensor | None:
-        """Bool [V] on the device of `like`, True for tokens under the repetition penalty; None where there is none."""
+        """Bool [V] on the device of `like`, True for tokens with the repetition penalty; None without a penalty."""
         if self._seen is None and self.settings.repetition_penalty != 1:
             values = torch.zeros(like.shape, dtype=torch.bool)
             values[torch.from_numpy(self.prompt_array)] = True
@@ -106,9 +106,9 @@ class Row:
 
 
 def uniforms(seed: int, prompt: Sequence[int], repeat: int, count: int) -> np.ndarray:
-    """The random numbers of one completion, float64 [count] in [0, 1): a function of the arguments and no others.
+    """The random numbers of one completion, float64 [count] in [0, 1); they depend only on the arguments.
 
-    repeat: how often the same prompt came before in the same call.
+    repeat: how often the same prompt occurred before in the same call.
     """
     digest = hashlib.sha256(f"{seed}/{repeat}/{prompt}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest))).random(count)

@@ -1,4 +1,4 @@
-"""Choosing the next token from logits, as functions of tensors. Every row is independent of the others."""
+"""Functions of tensors that choose the next token from logits. Every row is independent of the others."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,17 +10,18 @@ from megagpt.data.batch import send
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: float | Tensor) -> Tensor:
-    """Logits [B, V] with those of `seen` tokens (bool [B, V]) divided by `penalty` if positive, else multiplied.
+    """Logits [B, V] with a repetition penalty on the `seen` tokens (bool [B, V]).
 
-    The repetition penalty of CTRL (arXiv 1909.05858), as transformers defines it. penalty: for all rows, or [B, 1].
+    A positive logit is divided by `penalty`, a negative one multiplied: the penalty of CTRL (arXiv 1909.05858) as
+    transformers defines it. penalty: one number for all rows, or [B, 1].
     """
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def keep_top_k(logits: Tensor, k: int | Tensor) -> Tensor:
-    """Logits [B, V] with -inf for every token below the k-th largest; tokens equal to it stay.
+    """Logits [B, V] with -inf for every token below the k-th largest; tokens equal to the k-th largest stay.
 
-    k: at least 1, or as many for each row, int64 [B] on the CPU.
+    k: at least 1; one number for all rows, or int64 [B] on the CPU.
     """
     largest = k if isinstance(k, int) else int(k.max())
     values = logits.topk(min(largest, logits.shape[-1])).values
@@ -32,15 +33,15 @@ def keep_top_k(logits: Tensor, k: int | Tensor) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float | Tensor) -> Tensor:
-    """Logits [B, V] with -inf outside the nucleus: the fewest most likely tokens that have probability p together.
+    """Logits [B, V] with -inf outside the nucleus: the smallest set of most likely tokens with total probability >= p.
 
-    p: for all rows, or float32 [B, 1]. Of equally likely tokens, those with lower ids come first.
+    p: one number for all rows, or float32 [B, 1]. Among equally likely tokens, lower ids come first.
     """
     if not logits.is_cpu:
         ordered, tokens = logits.sort(descending=True, stable=True)
         hidden = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, tokens, _outside(ordered, p))
         return logits.masked_fill(hidden, float("-inf"))
-    # On a CPU PyTorch sorts values with their places, in more time than a small model takes; NumPy sorts values alone.
+    # On a CPU PyTorch's sort also returns indices and takes longer than a small model; NumPy can sort values only.
     ordered = -torch.from_numpy(np.sort((-logits).numpy(), axis=-1))
     count = (~_outside(ordered, p)).sum(-1, keepdim=True)
     least = ordered.gather(-1, count - 1)
@@ -52,7 +53,7 @@ def keep_top_p(logits: Tensor, p: float | Tensor) -> Tensor:
 
 
 def _outside(ordered: Tensor, p: float | Tensor) -> Tensor:
-    """Bool [B, V]: which of the logits, largest first, are outside the nucleus; the first never is."""
+    """Bool [B, V]: whether each of the logits, sorted from the largest, is outside the nucleus; the first never is."""
     probabilities = ordered.softmax(-1)
     outside = probabilities.cumsum(-1) - probabilities >= p
     outside[:, 0] = False
@@ -60,14 +61,14 @@ def _outside(ordered: Tensor, p: float | Tensor) -> Tensor:
 
 
 def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """The token of each row at which its cumulative probability passes `uniforms`; int64 [B].
+    """The first token of each row whose cumulative probability exceeds `uniforms`; int64 [B].
 
-    logprobs: [B, V]. uniforms: float64 [B] in [0, 1). Float64 sums, so that rounding, which differs between layouts,
-    changes a choice almost never. Tokens of probability 0 are never drawn.
+    logprobs: [B, V]. uniforms: float64 [B] in [0, 1). The sums are float64, so that rounding differences between
+    layouts almost never change a choice. Tokens with probability 0 are never drawn.
     """
     cumulative = logprobs.double().exp().cumsum(-1)
     tokens = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
-    return tokens.clamp_(max=logprobs.shape[-1] - 1)  # NaN compares with nothing; its log-probability will tell
+    return tokens.clamp_(max=logprobs.shape[-1] - 1)  # NaN gives V; the caller checks the log-probability
 
 
 def choose_tokens(
@@ -79,9 +80,9 @@ def choose_tokens(
 ) -> tuple[Tensor, Tensor]:
     """The next token of every row, int64 [B], and its log-probability, float32 [B].
 
-    logits: float32 [B, V]. Temperature comes first, then top-k, then top-p; 0 and 1 turn the latter two off. Each is a
-    number for all rows, or one for every row. The log-probability is that of the distribution the token was drawn from.
-    Temperature 0 takes the most likely token, and its log-probability is that at temperature 1.
+    logits: float32 [B, V]. Temperature is applied first, then top-k (0: off), then top-p (1: off); each is one number
+    for all rows or a sequence with one per row. The log-probability belongs to the distribution that the token was
+    drawn from. Temperature 0 takes the most likely token, with its log-probability at temperature 1.
     """
     temperature, top_k, top_p = (_same(values, len(logits)) for values in (temperature, top_k, top_p))
     drawn = [row for row, value in enumerate(temperature) if value > 0]
@@ -110,7 +111,7 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def _on_rows(keep: Callable, logits: Tensor, rows: list[int], values: Sequence[float]) -> Tensor:
-    """Logits after `keep` with each row's value, on these rows only."""
+    """Logits after applying `keep` to `rows`, with the value of each row."""
     if not rows:
         return logits
     chosen = [values[row] for row in rows]

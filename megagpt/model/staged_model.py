@@ -1,4 +1,4 @@
-"""A model whose layers may lie on several ranks, as one function from tokens to logits."""
+"""A model whose layers may be on several pipeline stages, as one function from tokens to logits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ class StagedModel:
     def __init__(self, modules: list[GPT], config: Config, tokenizer: Tokenizer) -> None:
         """`modules` are this rank's chunks in order (`engine.modules`).
 
-        Raises ConfigError when the tokenizer has more tokens than the model, or the model gives no logits.
+        Raises ConfigError when the tokenizer has more tokens than the model, or when the model has no logits.
         """
         if config.model.head != "tokens":
             raise ConfigError(
@@ -40,24 +40,24 @@ class StagedModel:
         self.window = config.model.sequence_length
         self.groups = modules[0].pg_collection
         self.layers = sum(len(module.decoder.layers) for module in modules)
-        """Layers on this rank."""
+        """Number of layers on this rank."""
 
     @property
     def device(self) -> torch.device:
-        """Where the model is now: a model that is used now and then waits in the CPU's memory."""
+        """The model's current device. It may change: models that are not in use may be moved to CPU memory."""
         return next(self.modules[0].parameters()).device
 
     def forward(self, tokens: Tensor, current: Pass | JointPass) -> Tensor | None:
         """Send the tokens [T] of a pass through all pipeline stages.
 
-        Returns the logits of the tokens that the pass asks for over the real vocabulary, float32 [n, V], on the last
-        pipeline stage, and None on the others.
+        Returns on the last pipeline stage the logits of the tokens that the pass asks for, float32 [n, V] without the
+        padding of the vocabulary; None on the other stages.
         """
         out = self.through_stages(tokens, current)
         return None if out is None else out[:, : self.tokenizer.vocab_size].float()
 
     def through_stages(self, tokens: Tensor, current: CachePass) -> Tensor | None:
-        """The same for any pass: what the last chunk returns, on the last pipeline stage."""
+        """The same for any pass; returns the last chunk's output on the last pipeline stage, else None."""
         stage, stages, pipeline = self.groups.pp.rank(), self.groups.pp.size(), self.groups.pp
         for module in self.modules:
             if not module.pre_process:
@@ -73,14 +73,14 @@ class StagedModel:
         return out if self.modules[-1].post_process else None
 
     def share(self, values: Tensor) -> None:
-        """Give all ranks of the replica, in place, what its last pipeline stage has on the first tensor rank."""
+        """Broadcast `values`, in place, from the last pipeline stage's first tensor rank to the whole replica."""
         if self.groups.mp.size() > 1:
             dist.broadcast(values, group=self.groups.mp, group_src=self.groups.mp.size() - self.groups.tp.size())
 
 
 @contextmanager
 def for_generation(modules: list[GPT]) -> Iterator[None]:
-    """Evaluation mode without sequence parallelism, which cannot split a single token; the weights are the same."""
+    """Evaluation mode without sequence parallelism, which cannot split a single token. Both are restored afterwards."""
     training = [module.training for module in modules]
     switched = [
         (holder, name)

@@ -1,11 +1,11 @@
-"""Text that arrives token by token: whole characters only, and nothing from a stop string on."""
+"""Decodes text that arrives token by token: yields whole characters, and ends before a stop string."""
 
 import codecs
 from collections.abc import Sequence
 
 
 class TextStream:
-    """Turns the bytes of one sequence's tokens into text that will not change any more."""
+    """Turns the bytes of one sequence's tokens into text that is final."""
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         self._stop = [text.encode() for text in stop]
@@ -15,7 +15,7 @@ class TextStream:
         """Whether a stop string has appeared; the text ends before it."""
 
     def add(self, new: bytes) -> str:
-        """The text that `new` settles; what may be the start of a stop string or of a character waits for more."""
+        """The text that is final after the bytes `new`; a possible start of a stop string or character is held back."""
         self._held += new
         found = [start for text in self._stop if (start := self._held.find(text)) >= 0]
         if found:
@@ -28,12 +28,12 @@ class TextStream:
         return text
 
     def finish(self) -> str:
-        """The text that was still waiting; a character cut short becomes U+FFFD."""
+        """The text that was held back; an incomplete character becomes U+FFFD."""
         held, self._held = self._held, b""
         return self._decoder.decode(held, final=True)
 
     def _stop_prefix(self) -> int:
-        """Number of bytes at the end of what is held that may begin a stop string."""
+        """Number of held bytes at the end that may be the start of a stop string."""
         longest = max(map(len, self._stop), default=1) - 1
         for size in range(min(longest, len(self._held)), 0, -1):
             if any(text.startswith(self._held[-size:]) for text in self._stop):

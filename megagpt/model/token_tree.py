@@ -1,8 +1,8 @@
-"""Many token sequences as one tree, in which each prefix that some of them share stands once, cut into rows to compute.
+"""A radix tree of many token sequences, in which each shared prefix occurs once, cut into rows for forward passes.
 
-The tree is a radix tree: a node holds the tokens up to where sequences part. A row is what a forward pass computes as
-one: the tokens of a node (its trunk) and of all below it (its branches), where those are few. Where they are many, the
-row is the trunk alone: a stem, whose keys and values are kept for the rows that go on from it.
+A node holds the tokens up to the place where sequences differ. A row is the unit that a forward pass computes: the
+tokens of a node (its trunk) and, if these are few, of all nodes below it (its branches). If they are many, the row is
+only the trunk. Such a row is called a stem; its keys and values are kept for the rows that continue it.
 """
 
 from collections.abc import Sequence
@@ -11,67 +11,68 @@ from dataclasses import dataclass, field
 import numpy as np
 
 BRANCHES = 256
-"""Tokens that branch off in a row at most. Each is compared with all of them, also with those of other branches."""
+"""Most tokens in the branches of a row. Attention compares each with all of them, also with those it does not see."""
 
 
 @dataclass(slots=True)
 class Ask:
-    """Tokens of a row after each of which a sequence's next token is asked for."""
+    """Consecutive tokens of a row that must predict a sequence's next tokens."""
 
     offset: int
-    """Number of the first one within the row."""
+    """Index of the first one in the row."""
     count: int
+    """Number of tokens."""
     sequence: int
-    """Number of the sequence among those given."""
+    """Index of the sequence."""
     depth: int
-    """Position of the first one in the sequence."""
+    """Position of the first token in the sequence."""
 
 
 @dataclass(slots=True)
 class Row:
-    """Tokens that are computed as one, after those of the rows that it goes on from.
+    """Tokens that are computed together, after those of the row that it continues.
 
-    First come those of the trunk, each after the one before; then those of the branches, depth first.
+    First come the tokens of the trunk, in their order; then those of the branches, depth first.
     """
 
     parent: int
-    """Number of the row that it goes on from, at that row's last token; -1 for none."""
+    """Number of the row whose last token it continues; -1 for none."""
     start: int
-    """Position of its first token, which is the number of tokens before it."""
+    """Position of its first token, which is the number of tokens before the row."""
     trunk: int
-    """Tokens of the trunk."""
+    """Number of tokens in the trunk."""
     tokens: np.ndarray
     """int64 [n]"""
     positions: np.ndarray
     """int64 [n]: position of each token in its sequences."""
     ends: np.ndarray
-    """int64 [n - trunk]: number (among the branches' tokens) after that of each branch token's last descendant."""
+    """int64 [n - trunk]: end of each branch token's descendants; token i's are i + 1 .. ends[i] - 1 of the branches."""
     asks: list[Ask] = field(default_factory=list)
     children: list[int] = field(default_factory=list)
-    """Numbers of the rows that go on from it: if there are any, it is a stem."""
+    """Numbers of the rows that continue this one; if there are any, the row is a stem."""
 
 
 @dataclass(slots=True, eq=False)
 class _Node:
-    begin: int  # first position of its tokens, and the one after the last
-    end: int
-    sequence: int  # number of one that has these tokens
+    begin: int  # position of its first token
+    end: int  # position after its last token
+    sequence: int  # number of a sequence that has these tokens
     parent: "_Node | None" = None
     children: list["_Node"] = field(default_factory=list)
-    below: int = 0  # tokens of all nodes below it
+    below: int = 0  # number of tokens in all nodes below it
     row: int = -1
-    offset: int = 0  # of its first token in its row
+    offset: int = 0  # index of its first token in its row
 
     @property
     def size(self) -> int:
-        """Its own tokens and those below it."""
+        """Number of its own tokens and those below it."""
         return self.end - self.begin + self.below
 
 
 def token_rows(sequences: Sequence[np.ndarray], asked: Sequence[int]) -> list[Row]:
     """The tree of `sequences` (int [length], at least one token each) as rows, depth first.
 
-    asked: of each sequence, the number of last tokens after which the next one is asked for.
+    asked: for each sequence, the number of its last tokens that must predict their next token.
     """
     root, last_nodes = _radix_tree(sequences)
     rows: list[Row] = []
@@ -91,20 +92,20 @@ def token_rows(sequences: Sequence[np.ndarray], asked: Sequence[int]) -> list[Ro
 
 
 def _radix_tree(sequences: Sequence[np.ndarray]) -> tuple[_Node, list[_Node]]:
-    """The root, which has no tokens, and the node in which each sequence ends, at that node's last token."""
-    keys = [sequence.astype(">u4").tobytes() for sequence in sequences]  # compare as the sequences do
+    """The root, which has no tokens, and for each sequence the node whose last token is the sequence's last."""
+    keys = [sequence.astype(">u4").tobytes() for sequence in sequences]  # big-endian bytes sort like the sequences
     order = sorted(range(len(keys)), key=keys.__getitem__)
     root = _Node(0, 0, -1)
     path, last_nodes, nodes = [root], [root] * len(keys), []
     for before, number in zip([None, *order], order, strict=False):
         sequence = sequences[number]
         shared = 0 if before is None else _shared(sequences[before], sequence)
-        if before is not None and shared == len(sequence):  # in this order, only an equal one
+        if before is not None and shared == len(sequence):  # the two are equal, because longer ones come later
             last_nodes[number] = last_nodes[before]
             continue
         while path[-1].end > shared:
             left = path.pop()
-        if path[-1].end < shared:  # they part within `left`, which is cut in two
+        if path[-1].end < shared:  # the sequences differ inside `left`, which is cut in two
             upper = _Node(left.begin, shared, left.sequence, path[-1], [left])
             path[-1].children[-1] = upper
             left.begin, left.parent = shared, upper
@@ -120,7 +121,7 @@ def _radix_tree(sequences: Sequence[np.ndarray]) -> tuple[_Node, list[_Node]]:
 
 
 def _shared(left: np.ndarray, right: np.ndarray) -> int:
-    """Number of tokens with which both begin."""
+    """Length of the longest common prefix."""
     length = min(len(left), len(right))
     different = left[:length] != right[:length]
     first = int(different.argmax())
@@ -128,10 +129,10 @@ def _shared(left: np.ndarray, right: np.ndarray) -> int:
 
 
 def _groups(stem: _Node) -> list[list[_Node]]:
-    """The nodes that go on from a stem in groups that become one row each.
+    """The children of a stem, in groups that become one row each.
 
-    Small ones share a row, and with it the work of bringing the keys and values before them to it, but are not more
-    together than what they share.
+    Small nodes share a row, so that the keys and values before them are gathered once; but together they have at most
+    as many tokens as the prefix that they share.
     """
     limit, groups, filled = min(BRANCHES, stem.end), [], 0
     small = [node for node in stem.children if node.size <= limit]
@@ -145,7 +146,7 @@ def _groups(stem: _Node) -> list[list[_Node]]:
 
 
 def _add_row(rows: list[Row], parent: int, nodes: list[_Node], sequences: Sequence[np.ndarray]) -> _Node | None:
-    """Make a row of the nodes and those below them; returns the last one of a trunk that has too many below it."""
+    """Append a row for `nodes` and the nodes below them; if it is a stem, returns the last node of its trunk."""
     trunk = [nodes[0]] if len(nodes) == 1 else []
     while trunk and len(trunk[-1].children) == 1:
         trunk += trunk[-1].children

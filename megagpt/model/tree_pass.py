@@ -13,32 +13,32 @@ from megagpt.model.token_tree import Row
 
 
 class TokenPool:
-    """Keys (already rotated) and values of some tokens, for every layer of this rank. A token has a slot."""
+    """Keys (already rotated) and values of tokens, for every layer of this rank. Each token has a slot."""
 
     def __init__(self, layers: int, size: int) -> None:
-        """Room for `size` tokens in each of `layers` layers; memory is taken when the first ones come."""
+        """Room for `size` tokens in each of `layers` layers; memory is allocated at the first use."""
         self.layers, self.size = layers, size
         self._free = list(range(size))
         self._stored: Tensor | None = None  # [layers, 2, size, groups, D]
-        self._numbers: dict[int, int] = {}  # place of a layer in `_stored`, by its number
+        self._numbers: dict[int, int] = {}  # layer number -> index in `_stored`
 
     @property
     def free(self) -> int:
-        """Slots that hold no token."""
+        """Number of free slots."""
         return len(self._free)
 
     def take(self, count: int) -> np.ndarray:
-        """Slots for `count` tokens, int64 [count]."""
+        """Reserve slots for `count` tokens; returns int64 [count]."""
         taken = np.array(self._free[self.free - count :], dtype=np.int64)
         del self._free[self.free - count :]
         return taken
 
     def give_back(self, slots: np.ndarray) -> None:
-        """These tokens are needed no more."""
+        """Free the slots of tokens that are no longer needed."""
         self._free += slots.tolist()
 
     def of_layer(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer by slot, [size, groups, D] each, in shape and dtype as `like`, [T, groups, D]."""
+        """Keys and values of a layer by slot, [size, groups, D] each; `like`, [T, groups, D], gives D and the dtype."""
         if self._stored is None:  # zeros, because hidden keys must be finite too
             self._stored = like.new_zeros(self.layers, 2, self.size, *like.shape[1:])
         return self._stored[self._numbers.setdefault(layer, len(self._numbers))].unbind()
@@ -46,25 +46,25 @@ class TokenPool:
 
 @dataclass(frozen=True)
 class PlacedRow:
-    """A row of a tree and where its keys and values are."""
+    """A row of a tree with the slots of its keys and values."""
 
     row: Row
     prefix: np.ndarray
     """int64 [row.start]: slots of the tokens before the row."""
     slots: np.ndarray
-    """int64 [n]: slots that its tokens get, where it is a stem; else empty."""
+    """int64 [n]: slots for its own tokens if it is a stem; else empty."""
 
 
 class TreePass:
-    """One pass through the model over T tokens of B rows, which lie one after the other without padding.
+    """One pass through the model over T tokens of B rows, concatenated without padding.
 
-    Attention takes two steps. Trunks see what is before them as any text does, so that fast kernels do for them;
-    branches see what their mask leaves. For each, the rows are padded to the longest: a row of keys is its prefix with
-    padding before, its trunk with padding behind, and its branches with padding behind.
+    Attention has two steps. Trunks use ordinary causal attention, so fast kernels can be used; branches need a mask.
+    Inside attention the rows are padded to the longest: a row of keys is its prefix (padded on the left), its trunk
+    (padded on the right) and its branches (padded on the right).
     """
 
     def __init__(self, pool: TokenPool, rows: Sequence[PlacedRow], asked: np.ndarray, device: torch.device) -> None:
-        """asked: int64 [n], numbers among the T tokens of those whose hidden states are wanted in the end."""
+        """asked: int64 [n], indices (among the T tokens) of the tokens whose final hidden states are wanted."""
         sizes = [len(placed.row.tokens) for placed in rows]
         trunks = [placed.row.trunk for placed in rows]
         starts = [placed.row.start for placed in rows]
@@ -85,8 +85,8 @@ class TreePass:
             prefixes[number, self.prefix - len(placed.prefix) :] = placed.prefix
             first += size
         self._own, self._filled, self._ends = self._tensor(own), filled, branch_ends
-        self._full = self.branches == 0 and bool(filled.all())  # the tokens are the padded rows
-        # Of the T tokens, the place in the trunks' padded rows followed by the branches'.
+        self._full = self.branches == 0 and bool(filled.all())  # there is no padding
+        # Place of each of the T tokens in the concatenation of the padded trunks and the padded branches.
         places = np.concatenate((filled[:, : self.trunk].ravel(), filled[:, self.trunk :].ravel())).nonzero()[0]
         padded = np.concatenate((own[:, : self.trunk].ravel(), own[:, self.trunk :].ravel()))[places]
         self._places = self._tensor(places[np.argsort(padded)])
@@ -105,11 +105,11 @@ class TreePass:
         self._masks: dict[int | None, Tensor] = {}
 
     def last(self, values: Tensor) -> Tensor:
-        """[T, ...] of the pass's tokens -> [n, ...] of those asked for."""
+        """[T, ...] of the pass's tokens -> [n, ...] of the tokens asked for."""
         return values[self._asked]
 
     def attend(self, layer: int, attention: CachedAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Keep keys and values [T, groups, D] of stems, and let queries [T, heads, D] see theirs: [T, heads, D]."""
+        """Store the stems' keys and values [T, groups, D]; returns attention of queries [T, heads, D], same shape."""
         keys, values = self._visible(layer, key, value)
         outs = []
         if self.trunk:
@@ -136,7 +136,7 @@ class TreePass:
         return pair[0], pair[1]
 
     def _padded(self, values: Tensor, places: Tensor) -> Tensor:
-        """[T, ...] -> [B, width, ...] by the tokens at `places`."""
+        """[T, ...] -> [B, width, ...]: the tokens at `places`, int64 [B, width]."""
         return values.view(*places.shape, *values.shape[1:]) if self._full else self._gather(values, places)
 
     @staticmethod
@@ -144,7 +144,7 @@ class TreePass:
         return values.index_select(0, places.flatten()).view(*places.shape, *values.shape[1:])
 
     def _mask(self, window: int | None) -> Tensor:
-        """Bool [B, 1, branches, prefix + trunk + branches], True where a branch's token does not see a key."""
+        """Bool [B, 1, branches, prefix + trunk + branches], True where a token of a branch does not see a key."""
         if window not in self._masks:
             self._masks[window] = self._make_mask(window)
         return self._masks[window]
@@ -166,4 +166,4 @@ class TreePass:
 
 
 CachePass = Pass | JointPass | TreePass
-"""What one call of a model reads: tokens of rows of caches, or of rows of a tree."""
+"""A pass of one model call: over rows of KV caches, or over rows of a token tree."""

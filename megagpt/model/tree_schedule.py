@@ -1,4 +1,4 @@
-"""The order in which the rows of a token tree are computed, so that stems are kept briefly and batches are even."""
+"""Order in which the rows of a token tree are computed: it keeps stems for a short time and makes even batches."""
 
 import heapq
 from collections.abc import Iterator, Sequence
@@ -9,24 +9,25 @@ from megagpt.model.token_tree import Row
 from megagpt.model.tree_pass import PlacedRow, TokenPool
 
 COLUMNS = 8
-"""Keys of a pass, padding and prefixes included, are at most this many times its token budget."""
+"""Limit of the keys in a pass, padding and prefixes included, as a multiple of its token budget."""
 SIMILAR = 64
-"""Rows of one pass have prefixes of 0, of 1 to this many, of up to twice this many tokens, ...: little is padding."""
+"""Rows of one pass have prefixes of similar length, which limits padding: they differ by less than this many tokens."""
 
 
 def passes(rows: Sequence[Row], pool: TokenPool, batch_tokens: int, window: int) -> Iterator[list[PlacedRow]]:
-    """The rows in batches of about `batch_tokens` tokens, each after the one that it goes on from.
+    """The rows in batches of about `batch_tokens` tokens; each row comes after the row that it continues.
 
-    A batch must have been computed when the next one is asked for. Stems' slots are taken from the pool, and given back
-    after the last row that needs them. The pool has at least `window` slots, and no sequence has more tokens.
+    The caller must compute a batch before it asks for the next one. Slots for stems are taken from the pool and given
+    back after the last row that needs them. The pool must have at least `window` slots, and no sequence may have more
+    than `window` tokens.
 
-    Many stems are computed together where the pool has room beside them for a whole sequence. So the first one in depth
-    first order, with those that it goes on from, always finds room, and the stems before it are needed no more.
+    Several stems are computed together while the pool keeps room for a whole sequence beside them. So the next stem in
+    depth-first order, with the stems that it continues, always finds room: the other stems before it are done.
     """
     open_children = [len(row.children) for row in rows]
-    paths: dict[int, np.ndarray] = {-1: np.zeros(0, dtype=np.int64)}  # slots of a stem's tokens and those before
-    stems = [number for number, row in enumerate(rows) if row.parent < 0 and row.children]  # ready, a heap
-    leaves = [number for number, row in enumerate(rows) if row.parent < 0 and not row.children]  # ready
+    paths: dict[int, np.ndarray] = {-1: np.zeros(0, dtype=np.int64)}  # stem -> slots of all tokens up to its end
+    stems = [number for number, row in enumerate(rows) if row.parent < 0 and row.children]  # a heap of ready stems
+    leaves = [number for number, row in enumerate(rows) if row.parent < 0 and not row.children]  # other ready rows
     while stems or leaves:
         chosen = []
         while stems and (pool.free - len(rows[stems[0]].tokens) >= window or not (leaves or chosen)):
@@ -51,7 +52,7 @@ def passes(rows: Sequence[Row], pool: TokenPool, batch_tokens: int, window: int)
 
 
 def _batches(rows: Sequence[Row], numbers: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Rows of these numbers in batches of similar ones."""
+    """The rows with these numbers, in batches of similar rows."""
     batch: list[int] = []
     tokens, widths = 0, (0, 0, 0)
     for number in sorted(numbers, key=lambda number: _likeness(rows[number])):
@@ -69,12 +70,12 @@ def _batches(rows: Sequence[Row], numbers: Sequence[int], batch_tokens: int) -> 
 
 
 def _likeness(row: Row) -> tuple[int, int, int]:
-    """Rows with the same first number may share a pass; of those, the nearer the others are, the less is padding."""
+    """Sort key: rows with the same first number may share a pass; rows with close keys need little padding."""
     return -(-row.start // SIMILAR), row.trunk, row.start
 
 
 def _finish(number: int, rows: Sequence[Row], pool: TokenPool, open_children: list[int], paths: dict) -> None:
-    """A row is done, and with it every stem of which it was the last."""
+    """After a row is done, free the slots of every stem that no other row needs."""
     while (number := rows[number].parent) >= 0:
         open_children[number] -= 1
         if open_children[number]:

@@ -1,1 +1,1 @@
-"""Process groups, running without CUDA, and the engines that execute a training step in any layout."""
+"""Process groups, the launcher, Megatron-Core without CUDA, and the engines that execute training steps."""

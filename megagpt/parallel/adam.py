@@ -1,4 +1,4 @@
-"""AdamW by PyTorch, Transformer Engine or NVIDIA's Apex, made to count steps, clip and resume alike."""
+"""AdamW of PyTorch, Transformer Engine or NVIDIA Apex behind the same functions for step counts, clipping and state."""
 
 import importlib
 import importlib.util
@@ -20,11 +20,10 @@ MODULES = {
 
 
 def choose_adam(fused: str, device: torch.device) -> type[torch.optim.Optimizer]:
-    """The class that `optim.fused` means on `device`, logged.
+    """The class of AdamW for `optim.fused` on `device`; logs the choice.
 
-    auto is Transformer Engine's on CUDA where it is installed and works, else Apex's, else PyTorch's.
-
-    Raises ConfigError when what is asked for by name is not installed or does not work.
+    auto: on CUDA, Transformer Engine's if it is installed and works, else Apex's, else PyTorch's; on a CPU, PyTorch's.
+    Raises ConfigError when the named implementation is not installed or does not work.
     """
     if fused != "auto":
         adam, problem = _find(fused, device)
@@ -42,14 +41,14 @@ def choose_adam(fused: str, device: torch.device) -> type[torch.optim.Optimizer]
 
 
 def _find(name: str, device: torch.device) -> tuple[type[torch.optim.Optimizer] | None, str]:
-    """The class, once it has updated a parameter on `device`; or None and what is wrong."""
+    """The class, after a trial update on `device`, and ""; or None and a description of the problem."""
     module, attribute = MODULES[name]
     try:
         adam = getattr(importlib.import_module(module), attribute)
     except Exception as error:
         if name == "apex" and importlib.util.find_spec("apex") is not None:
             return None, (
-                f"the installed `apex` is not NVIDIA's ({error!r}); PyPI's project of that name is another one, build"
+                f"the installed `apex` is not NVIDIA's ({error!r}): PyPI's project of that name is another one. Build"
                 " NVIDIA Apex from source (docs/training.md)"
             )
         return None, f"{module} cannot be imported ({error!r}); docs/training.md says how to install it"
@@ -63,10 +62,10 @@ def _find(name: str, device: torch.device) -> tuple[type[torch.optim.Optimizer] 
 
 
 def prepare(adam: torch.optim.Optimizer) -> None:
-    """Give every parameter its state from the start, for a checkpoint to be loaded into it, and torch's fused kernel.
+    """Create the state of every parameter, so that a checkpoint can be loaded into it; turn on PyTorch's fused kernel.
 
-    PyTorch counts steps for every parameter: were the count shared, one update would advance it once for each. Apex
-    and Transformer Engine count them for every group.
+    PyTorch counts steps per parameter, and each parameter needs its own count tensor, because an update increments the
+    count of every parameter. Apex and Transformer Engine count steps per group.
     """
     for group in adam.param_groups:
         if counts_by_parameter(adam):
@@ -81,7 +80,7 @@ def prepare(adam: torch.optim.Optimizer) -> None:
 
 
 def set_step(adam: torch.optim.Optimizer, step: int) -> None:
-    """Say that the optimizer has made `step` updates, on which the correction of its moments' bias depends."""
+    """Set the number of updates that the optimizer has made; the bias correction of the moments depends on it."""
     if counts_by_parameter(adam):
         for state in adam.state.values():
             state["step"].fill_(step)
@@ -92,12 +91,12 @@ def set_step(adam: torch.optim.Optimizer, step: int) -> None:
 
 def scale_gradients(adam: torch.optim.Optimizer, divisor: float, device: torch.device) -> None:
     """Divide the gradients of the next update by `divisor`."""
-    if counts_by_parameter(adam):  # the fused kernel divides as it reads them, which saves a pass
+    if counts_by_parameter(adam):  # the fused kernel divides while it reads them, which saves a pass
         adam.grad_scale = torch.full((), divisor, device=device)
     elif divisor != 1.0:
         torch._foreach_div_([p.grad for group in adam.param_groups for p in group["params"]], divisor)
 
 
 def counts_by_parameter(adam: torch.optim.Optimizer) -> bool:
-    """Whether this is PyTorch's AdamW rather than one which counts by group and knows no `grad_scale`."""
+    """Whether this is PyTorch's AdamW; the others count steps per group and do not support `grad_scale`."""
     return isinstance(adam, torch.optim.AdamW)

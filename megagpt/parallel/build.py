@@ -1,13 +1,13 @@
-"""Picks the engine that a configuration asks for."""
+"""Builds the engine that a configuration names."""
 
 from megagpt.config.schema import Config
 from megagpt.parallel.engine import Engine, Objective
 
 
 def build_engine(config: Config, objective: Objective) -> Engine:
-    """The engine `parallel.engine`, to train `objective`. Needs the groups of `launch.initialize`.
+    """Build the engine named by `parallel.engine`, which trains `objective`. Call `launch.initialize` first.
 
-    Raises ConfigError when it is DeepSpeed's and that is not installed.
+    Raises ConfigError when the engine is deepspeed and DeepSpeed is not installed.
     """
     if config.parallel.engine == "deepspeed":
         from megagpt.parallel.zero import DeepSpeedEngine

@@ -11,26 +11,25 @@ from megagpt.model.parameters import Box
 from megagpt.parallel.shards import Shard
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's state of a parameter, as torch names it."""
+"""PyTorch's names of Adam's state of a parameter."""
 
 MOMENTUM = "momentum"
-"""Muon's state of a matrix."""
+"""Name of Muon's state of a matrix."""
 
 
 def sums_of(loss: torch.Tensor, count: torch.Tensor, metrics: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """The result of `Objective.loss` for a micro-batch, as one float64 vector."""
+    """The result of `Objective.loss` for a micro-batch as one vector, float64 [2 + number of metrics]."""
     return torch.stack([value.detach().double() for value in (loss, count, *metrics)])
 
 
 def means(
     sums: list[torch.Tensor], names: tuple[str, ...], device: torch.device, counts_here: bool, wishes_stop: bool
 ) -> tuple[float, int, dict[str, float], bool]:
-    """Mean loss, count and means of the metrics `names`, over the micro-batches of all ranks. Collective.
+    """Mean loss, count, means of the metrics, and whether to stop, over the micro-batches of all ranks. Collective.
 
-    The last is whether any rank `wishes_stop`, which needs no message of its own.
-
-    sums: a vector of `sums_of` for each micro-batch; only ranks for which `counts_here` contribute, so that those
-    which computed the same are not counted twice.
+    sums: a vector of `sums_of` for each micro-batch. names: names of the metrics. counts_here: whether this rank
+    contributes; of ranks with the same results only one may. wishes_stop: whether this rank wishes the run to stop; the
+    last value returned is whether any rank does. It is sent with the sums, so it needs no message of its own.
     """
     total = torch.zeros(3 + len(names), dtype=torch.float64, device=device)
     total[0] = float(wishes_stop)
@@ -46,7 +45,8 @@ def means(
 def split(name: str, data: torch.Tensor, span: tuple[int, int] | None, boxes: list[Box]) -> Iterator[Shard]:
     """Describe a rank's parameter, or the range `span` of it when flattened, as shards of the global tensor.
 
-    data: the parameter, or its elements in `span` [stop - start]. boxes: the boxes that its elements are, in order.
+    data: the parameter, or its elements in `span` [stop - start]. boxes: the boxes that the parameter consists of, in
+    order.
     """
     whole_size = sum(math.prod(box.shape) for box in boxes)
     start, end = span or (0, whole_size)

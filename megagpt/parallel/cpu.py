@@ -1,7 +1,7 @@
-"""Runs Megatron-Core where there is no CUDA, by answering its `torch.cuda` calls from the CPU.
+"""Runs Megatron-Core on machines without CUDA, by redirecting its `torch.cuda` calls to the CPU.
 
-Megatron-Core names the device "cuda" throughout. On a machine without one, `enable` redirects those requests once
-for the process, and the same engine code then runs on CPU ranks that talk over gloo.
+Megatron-Core uses the device "cuda" throughout. On a machine without a GPU, `enable` redirects these calls once per
+process. The same engine code then runs on CPU ranks that communicate over gloo.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ class _CudaToCpu(TorchFunctionMode):
 
 class _Stream(contextlib.nullcontext):
     def wait_stream(self, stream: Any) -> None:
-        """There is nothing to wait for: CPU operations run in order."""
+        """Do nothing: CPU operations run in order."""
 
     def synchronize(self) -> None:
-        """There is nothing to wait for: CPU operations run in order."""
+        """Do nothing: CPU operations run in order."""
 
 
 class _Generators:
@@ -44,12 +44,12 @@ _MODE = _CudaToCpu()
 
 
 def device() -> torch.device:
-    """The device of this process: the current CUDA device where there is one, else the CPU."""
+    """The device of this process: the current CUDA device if there is one, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def enable() -> None:
-    """Answer Megatron-Core's CUDA calls from the CPU in this thread; does nothing where CUDA is available."""
+    """Redirect Megatron-Core's CUDA calls in this thread to the CPU; does nothing if CUDA is available."""
     if torch.cuda.is_available() or _MODE in torch.overrides._get_current_function_mode_stack():
         return
     cuda = torch.cuda
@@ -63,8 +63,8 @@ def enable() -> None:
     cuda._lazy_init = lambda: None
     cuda._lazy_call = lambda function, **kwargs: function()
     random = sys.modules.get("megatron.core.tensor_parallel.random")
-    if random is not None:  # it took its copies of these two when it was imported
+    if random is not None:  # its import has copied these two functions
         random._lazy_init, random._lazy_call = cuda._lazy_init, cuda._lazy_call
-    # Here the "CUDA" and the CPU random state are the same; Megatron-Core warns of that at every fork.
+    # Here the "CUDA" and the CPU random state are the same; Megatron-Core warns about that at every fork.
     logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
     _MODE.__enter__()

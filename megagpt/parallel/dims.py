@@ -1,4 +1,4 @@
-"""Where a rank stands in the grid of tensor, data and pipeline parallelism."""
+"""A rank's coordinates in the grid of tensor, data and pipeline parallelism."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +8,7 @@ from megagpt.config.schema import ParallelConfig
 
 @dataclass(frozen=True)
 class ParallelDims:
-    """Sizes and this rank's coordinates. Ranks are numbered tensor-parallel fastest, then data, then pipeline."""
+    """Sizes and this rank's coordinates. Ranks count up along tensor parallelism first, then data, then pipeline."""
 
     rank: int
     world_size: int
@@ -18,7 +18,7 @@ class ParallelDims:
 
     @classmethod
     def of(cls, parallel: ParallelConfig, rank: int, world_size: int) -> "ParallelDims":
-        """The place of `rank` in the layout `parallel` over `world_size` ranks."""
+        """The coordinates of `rank` in the layout `parallel` over `world_size` ranks."""
         return cls(
             rank,
             world_size,
@@ -34,12 +34,12 @@ class ParallelDims:
 
     @cached_property
     def tensor_rank(self) -> int:
-        """ShardMetadata among the ranks that share a layer."""
+        """Number among the ranks that share a layer."""
         return self.rank % self.tensor_size
 
     @cached_property
     def data_rank(self) -> int:
-        """ShardMetadata among the replicas."""
+        """Number of the replica."""
         return self.rank // self.tensor_size % self.data_size
 
     @cached_property

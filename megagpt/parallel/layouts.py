@@ -1,4 +1,4 @@
-"""Several layouts over the same ranks: models that work together, each with process groups of its own."""
+"""Several parallel layouts over the same ranks, for models that work together but have their own process groups."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -18,27 +18,27 @@ from megagpt.parallel.shards import Shard
 class Layout:
     """Megatron-Core's process groups of a layout.
 
-    Megatron-Core knows one layout at a time, in variables of its module `parallel_state`. A layout keeps what they are
-    for it, and puts that there while it is active.
+    Megatron-Core supports one layout at a time, in global variables of its module `parallel_state`. A `Layout` stores
+    its own values of these variables and sets them while it is active.
     """
 
     def __init__(self, parallel: ParallelConfig) -> None:
-        """Form the groups, beside those that are there. Collective over all ranks."""
+        """Create the groups, in addition to existing ones. Collective over all ranks."""
         before = _variables()
-        parallel_state.destroy_model_parallel()  # which forgets groups, and destroys none
+        parallel_state.destroy_model_parallel()  # this only resets the variables; it destroys no group
         launch.form_groups(parallel)
         self._variables = _variables()
         _set(before)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Have the layout be Megatron-Core's for a while."""
+        """Make this the layout that Megatron-Core uses inside the context."""
         before = _variables()
         _set(self._variables)
         try:
             yield
         finally:
-            self._variables = _variables()  # a schedule moves on in them
+            self._variables = _variables()  # schedules change some of them
             _set(before)
 
 
@@ -54,11 +54,11 @@ class Layouts:
     """The layouts of a job, each formed once."""
 
     def __init__(self, parallel: ParallelConfig) -> None:
-        """`parallel` is the layout whose groups are formed, as by `launch.initialize`."""
+        """`parallel` is the layout whose groups exist already, from `launch.initialize`."""
         self._formed: dict[tuple, Layout | None] = {_sizes(parallel): None}
 
     def build(self, parallel: ParallelConfig, make: Callable[[], Engine]) -> Engine:
-        """The engine that `make` builds, laid out as `parallel`. Collective over all ranks."""
+        """The engine that `make` builds, in the layout `parallel`. Collective over all ranks."""
         sizes = _sizes(parallel)
         if sizes not in self._formed:
             self._formed[sizes] = Layout(parallel)
@@ -71,7 +71,7 @@ def _sizes(parallel: ParallelConfig) -> tuple[int, ...]:
 
 
 class EngineInLayout:
-    """Implements `megagpt.parallel.engine.Engine` with one that works in a layout of its own."""
+    """Wraps an engine, so that each method runs in a given layout. Implements `megagpt.parallel.engine.Engine`."""
 
     def __init__(self, layout: Layout, make: Callable[[], Engine]) -> None:
         """`make` builds the engine."""

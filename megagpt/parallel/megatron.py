@@ -1,5 +1,5 @@
-"""The engine on Megatron-Core: tensor, sequence, pipeline and interleaved pipeline parallelism over data parallelism,
-with gradients in fp32 buffers and, at ZeRO stage 1, Megatron's distributed optimizer."""
+"""The engine on Megatron-Core: tensor, sequence, pipeline, interleaved pipeline and data parallelism, with gradients in
+fp32 buffers and, at ZeRO stage 1, Megatron's distributed optimizer."""
 
 import itertools
 import math
@@ -32,14 +32,14 @@ from megagpt.parallel.shards import Shard
 
 
 def set_pipeline_messages(settings: ModelParallelConfig, device: torch.device, virtual_size: int) -> None:
-    """Choose how pipeline stages talk: an interleaved schedule has other work to do while a message is on its way."""
+    """Choose how pipeline stages communicate: an interleaved schedule overlaps messages with other work."""
     settings.overlap_p2p_comm = virtual_size > 1
     settings.batch_p2p_comm = device.type == "cuda" and virtual_size == 1  # gloo has no batched calls
-    settings.batch_p2p_sync = False  # it synchronises the device after every message, for old versions of PyTorch
+    settings.batch_p2p_sync = False  # True synchronises the device after every message, for old versions of PyTorch
 
 
 class MegatronEngine:
-    """Implements `megagpt.parallel.engine.Engine`. Needs the groups of `launch.initialize`."""
+    """Implements `megagpt.parallel.engine.Engine`. Call `launch.initialize` first."""
 
     def __init__(self, config: Config, objective: Objective, training: bool = True) -> None:
         """Build this rank's part of the model and, if `training`, its gradient buffers and optimizer."""
@@ -48,31 +48,31 @@ class MegatronEngine:
         self.dims = ParallelDims.of(config.parallel, dist.get_rank(), dist.get_world_size())
         self.device = cpu.device()
         self.dtype = torch.bfloat16 if config.optim.precision == "bf16" else torch.float32
-        # A single replica has nobody to share with, and would still pay for the collectives.
+        # A single replica has nothing to shard, but would still pay for the collectives.
         self.shards_optimizer = config.parallel.zero_stage == 1 and self.dims.data_size > 1
         self.overlaps_gathering = self.shards_optimizer and config.parallel.overlap_param_gather
         self._modules = [self._build(stage) for stage in range(self.dims.virtual_size)]
         self.chunks: list[torch.nn.Module] = self._modules
-        self._incomplete = False  # whether parameters that other replicas have updated are still to be gathered
+        self._incomplete = False  # whether parameters that other replicas updated must still be gathered
         self.optimizer = None
         if training:
             self.chunks = [self._with_gradients(index, module) for index, module in enumerate(self._modules)]
-            if config.parallel.overlaps_reduction:  # only the last micro-batch's backward pass communicates
+            if config.parallel.overlaps_reduction:  # then only the last micro-batch's backward pass communicates
                 no_sync = [chunk.no_sync for chunk in self.chunks]
                 self._modules[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
             self.optimizer = self._build_optimizer()
             self._incomplete = self.overlaps_gathering
-            self._gather()  # Megatron-Core would else do so in the first pass of any kind
+            self._gather()  # otherwise Megatron-Core would do it in the first pass of any kind
         self.schedule = get_forward_backward_func()
 
     @property
     def modules(self) -> list[torch.nn.Module]:
-        """This rank's chunks of the model, in order, with all that replicas have updated. Collective over replicas."""
+        """This rank's chunks of the model, in order, with the updates of all replicas. Collective over replicas."""
         self._gather()
         return self._modules
 
     def _gather(self) -> None:
-        """Gather the parameters now where the next step's forward pass would, bucket by bucket on its way."""
+        """Gather updated parameters now, if the next training step's forward pass would otherwise gather them."""
         if self._incomplete:
             for chunk in self.chunks:
                 chunk.start_param_sync(force_sync=True)
@@ -104,9 +104,9 @@ class MegatronEngine:
     def _build_optimizer(self) -> torch.optim.Optimizer:
         optim = self.config.optim
         chosen = choose_adam("torch" if optim.optimizer == "muon" else optim.fused, self.device)
-        # Left to itself, Megatron-Core would take Transformer Engine's or Apex's wherever they can be imported.
+        # By default Megatron-Core uses Transformer Engine's or Apex's AdamW if they can be imported.
         optimizers.USING_PYTORCH_OPTIMIZER, optimizers.Adam = chosen is torch.optim.AdamW, chosen
-        distrib_optimizer.Adam = chosen  # it admits no other
+        distrib_optimizer.Adam = chosen  # the distributed optimizer accepts only this class
         optimizer = get_megatron_optimizer(
             OptimizerConfig(
                 optimizer="adam",
@@ -133,7 +133,7 @@ class MegatronEngine:
         return optimizer
 
     def _muon(self, inner: MegatronOptimizer) -> Muon:
-        """Muon in the place of Adam. Replicas that share the optimizer's state share its matrices out too."""
+        """Muon in place of Adam. Replicas that shard the optimizer's state also divide its matrices among them."""
         matrices, tp_group = [], self._modules[0].tp_group
         for name, parameter, _ in named_boxes(self._modules):
             if is_hidden_matrix(name):
@@ -150,7 +150,7 @@ class MegatronEngine:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         loss, count, metrics, stop = self._run(batches, num_micro_batches, forward_only=False)
-        self._incomplete = self.overlaps_gathering  # until the next step's forward pass, where Megatron-Core does it
+        self._incomplete = self.overlaps_gathering  # Megatron-Core gathers in the next step's forward pass
         self.optimizer.prepare_grads()
         grad_norm = self._grad_norm()
         applied = math.isfinite(loss) and math.isfinite(grad_norm)
@@ -160,7 +160,7 @@ class MegatronEngine:
 
     @torch.no_grad()
     def _grad_norm(self) -> float:
-        """Norm of the whole model's gradient. Megatron-Core's, without Apex, waits for the device at every tensor."""
+        """Norm of the whole model's gradient. Without Apex, Megatron-Core's function synchronises for every tensor."""
         (inner,) = self.optimizer.chained_optimizers
         square = torch.zeros((), device=self.device)
         if grads := self._own_gradients(inner):
@@ -169,7 +169,7 @@ class MegatronEngine:
         return math.sqrt(square.item())
 
     def _own_gradients(self, inner: MegatronOptimizer) -> list[torch.Tensor]:
-        """Gradients that this rank adds to the norm: of what several ranks hold alike, one rank's."""
+        """Gradients that this rank adds to the norm; only one rank adds a gradient that several ranks hold."""
         tp_group = self._modules[0].tp_group
         return [
             parameter.grad
@@ -200,7 +200,7 @@ class MegatronEngine:
     def _run(
         self, batches: Iterator[Batch], num_micro_batches: int, forward_only: bool
     ) -> tuple[float, int, dict, bool]:
-        """Pass micro-batches through the pipeline; returns what `means` makes of all ranks'."""
+        """Pass micro-batches through the pipeline; returns the result of `means` over all ranks."""
         sums = self._pass(self._forward_step, batches, num_micro_batches, forward_only)
         names, counts_here = self.objective.metric_names, self.dims.tensor_rank == 0
         return means(sums, names, self.device, counts_here, self.wishes_stop())
@@ -224,9 +224,9 @@ class MegatronEngine:
         return list(stacked)
 
     def _pass(self, step: Callable, batches: Iterator[Batch], count: int, forward_only: bool) -> list:
-        """Pass `count` micro-batches through the pipeline; returns what the last stage's `step` gave for each, there.
+        """Pass `count` micro-batches through the pipeline; returns the results of `step` on the last stage, else [].
 
-        Where there are several stages, the micro-batches have one shape.
+        With several stages all micro-batches must have the same shape.
         """
         first = next(batches)
         batches, virtual = itertools.chain((first,), batches), self.dims.virtual_size
@@ -257,8 +257,8 @@ class MegatronEngine:
         for index, (name, parameter, boxes) in enumerate(named_boxes(self.modules)):
             sharded, copy = getattr(parameter, "tensor_model_parallel", False), getattr(parameter, "shared", False)
             if for_saving and (copy or (not sharded and self.dims.tensor_rank > 0)):
-                continue  # another rank has the same and saves it
-            # Replicas hold the same and take turns in saving it.
+                continue  # another rank has the same values and saves them
+            # Replicas have the same values and take turns in saving them.
             ours = not for_saving or index % self.dims.data_size == self.dims.data_rank
             if ours:
                 yield from split(f"model/{name}", parameter.detach(), None, boxes)
@@ -300,9 +300,9 @@ class MegatronEngine:
 def _held(
     inner: MegatronOptimizer, parameter: torch.nn.Parameter
 ) -> tuple[torch.Tensor | None, tuple[int, int] | None]:
-    """What the optimizer updates of a parameter on this rank, in fp32, and which elements it is; None means all.
+    """The fp32 tensor that this rank's optimizer updates for a parameter, and the range of elements that it covers.
 
-    (None, (0, 0)) where other replicas hold all of it.
+    The range is None for the whole parameter. The result is (None, (0, 0)) if other replicas hold all of it.
     """
     if not isinstance(inner, DistributedOptimizer):
         return getattr(parameter, "main_param", parameter), None

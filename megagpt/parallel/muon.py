@@ -1,9 +1,9 @@
-"""Muon for the matrices inside the layers, Adam for everything else.
+"""Muon for the matrices inside the layers, AdamW for everything else.
 
 Muon makes the momentum of a matrix orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon). The update is
-scaled to the size that Adam's has (Liu et al., arXiv 2502.16982), so that both take the same learning rate and weight
-decay. A matrix is orthogonalised as a whole: the ranks that hold parts of it send them to one rank, which sends the
-parts of the result back, and the ranks share the matrices out among them.
+scaled to the size of Adam's updates (Liu et al., arXiv 2502.16982), so that both use the same learning rate and weight
+decay. A matrix is orthogonalised as a whole: the ranks that hold its parts send them to one rank, which sends the parts
+of the result back. The matrices are distributed over the ranks, so that all ranks work at the same time.
 """
 
 import math
@@ -18,32 +18,35 @@ from megagpt.model.parameters import Box
 from megagpt.parallel.common import MOMENTS, MOMENTUM
 
 COEFFICIENTS = 3.4445, -4.775, 2.0315
-"""Of Jordan's quintic, which moves singular values from anywhere in (0, 1] to about 1."""
+"""Coefficients of Jordan's quintic, which maps singular values from (0, 1] to about 1."""
 
 STEPS = 5
+"""Iterations of the quintic."""
 
 SMALLEST_NORM = 1e-7
+"""Lower limit of the norm that a matrix is divided by."""
 
 MATRICES = ("linear_qkv.weight", "linear_proj.weight", "linear_fc1.weight", "linear_fc2.weight")
+"""Endings of the names of the matrices that Muon updates."""
 
 
 def is_hidden_matrix(name: str) -> bool:
-    """Whether Muon updates the parameter of this global name: the matrices inside the layers, and nothing else."""
+    """Whether Muon updates the parameter with this global name, that is, whether it is a matrix inside a layer."""
     return name.startswith("decoder.layers.") and name.endswith(MATRICES)
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A hidden matrix, and what this rank holds of it."""
+    """A matrix inside a layer, and this rank's part of it."""
 
     name: str
     """Global name."""
     boxes: list[list[Box]]
-    """For each tensor-parallel rank, the boxes that its parameter is when flattened, in order."""
+    """For each tensor-parallel rank, the boxes that its flattened parameter consists of, in order."""
     main: Tensor | None
-    """This rank's fp32 elements, whose `grad` is set; None where it has none."""
+    """This rank's fp32 elements, with their gradient in `grad`; None if this rank has none."""
     span: tuple[int, int]
-    """The elements of this rank's flattened parameter that `main` is."""
+    """Range of the elements of `main` in this rank's flattened parameter."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,7 +55,7 @@ class Matrix:
 
 
 class Muon(torch.optim.AdamW):
-    """PyTorch's AdamW, which leaves the matrices to Muon. Steps are collective over `group`."""
+    """PyTorch's AdamW for all parameters but the matrices, which Muon updates. Steps are collective over `group`."""
 
     def __init__(
         self,
@@ -63,17 +66,17 @@ class Muon(torch.optim.AdamW):
         config: Config,
         device: torch.device,
     ) -> None:
-        """Take over the parameter groups of `adam`, as they are. Collective over `group`.
+        """Take over the parameter groups of `adam` unchanged. Collective over `group`.
 
-        matrices: the same on all ranks of `group`, which together hold every element of each exactly once.
-        tensor_rank: this rank's among those that `Matrix.boxes` are of.
+        matrices: the same list on all ranks of `group`; together the ranks hold each element of a matrix exactly once.
+        tensor_rank: this rank's index in `Matrix.boxes`.
         """
         dtype = torch.bfloat16 if config.optim.precision == "bf16" else torch.float32
         self.nothing = torch.empty(0, dtype=dtype, device=device)
         super().__init__([self.nothing])
-        self.param_groups = adam.param_groups  # they hold parts of parameters, which the constructor would refuse
+        self.param_groups = adam.param_groups  # the constructor would refuse them: they hold parts of parameters
         self.group, self.optim, self.model = group, config.optim, config.model
-        # Ranks own about equal matrices at a time, so that none waits long for another.
+        # In each round the ranks get matrices of similar size, so that none waits long for another.
         order = sorted(range(len(matrices)), key=lambda index: -math.prod(matrices[index].shape))
         self.matrices = [matrices[index] for index in order]
         held = [(tensor_rank, matrix.span) for matrix in self.matrices]
@@ -85,22 +88,22 @@ class Muon(torch.optim.AdamW):
         }
 
     def state_names(self, parameter: Tensor) -> tuple[str, ...]:
-        """Names of the state of one of the optimizer's parameters, beside its count of steps."""
+        """Names of the state tensors of one of the optimizer's parameters, without its step count."""
         return (MOMENTUM,) if id(parameter) in self._settings else MOMENTS
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update all parameters, and drop the gradients of matrices. They are divided by `grad_scale` where it is set.
+        """Update all parameters, and drop the gradients of the matrices. Collective over the group.
 
-        Collective over the group.
+        Gradients are divided by `grad_scale` if it is set.
         """
         size = self.group.size()
         for first in range(0, len(self.matrices), size):
             self._update(first, self.matrices[first : first + size])
-        super().step()  # which passes over parameters without gradients
+        super().step()  # it skips the matrices, which have no gradients now
 
     def _update(self, first: int, matrices: list[Matrix]) -> None:
-        """Update the `matrices` from number `first` on; each rank owns one, or none at the end."""
+        """Update `matrices`, one round; `first` is the number of the first. Each rank orthogonalises at most one."""
         rank, size = self.group.rank(), self.group.size()
         sent = [self._direction(matrix) for matrix in matrices]
         sent += [self.nothing] * (size - len(sent))
@@ -119,7 +122,7 @@ class Muon(torch.optim.AdamW):
                 matrix.main.sub_(update.view_as(matrix.main), alpha=settings["lr"])
 
     def _direction(self, matrix: Matrix) -> Tensor:
-        """Nesterov's momentum of this rank's elements, 1-D, with their gradient taken in."""
+        """Update the momentum of this rank's elements by their gradient; returns Nesterov's momentum, 1-D."""
         if matrix.main is None:
             return self.nothing
         gradient, matrix.main.grad = matrix.main.grad, None
@@ -130,7 +133,7 @@ class Muon(torch.optim.AdamW):
         return gradient.lerp(momentum, decay).to(self.nothing.dtype).flatten()
 
     def _exchange(self, parts: list[Tensor], lengths: list[int]) -> list[Tensor]:
-        """Send each rank its part [n]; returns what each sent here, of the given lengths."""
+        """Send each rank its part [n]; returns the part that each rank sent to this one, with the given lengths."""
         if self.group.size() == 1:
             return parts
         received = parts[0].new_empty(sum(lengths))
@@ -141,7 +144,7 @@ class Muon(torch.optim.AdamW):
     def _orthogonalized(
         self, matrix: Matrix, held: list[tuple[int, tuple[int, int]]], parts: list[Tensor]
     ) -> list[Tensor]:
-        """The parts [n] of a matrix that its ranks hold, as `held` says -> the same of its scaled update."""
+        """The parts [n] of a matrix's momentum from all ranks (see `held`) -> the same parts of its scaled update."""
         locals_ = [parts[0].new_empty(sum(math.prod(box.shape) for box in boxes)) for boxes in matrix.boxes]
         for (rank, (start, stop)), part in zip(held, parts, strict=True):
             locals_[rank][start:stop] = part
@@ -171,9 +174,9 @@ def _boxed(matrix: Matrix, locals_: list[Tensor]) -> list[Tensor]:
 
 
 def projections(name: str, whole: Tensor, model: ModelConfig) -> list[Tensor]:
-    """Views [..., in] of the projections that a layer's weight [out, in] holds: what is one matrix to the model.
+    """Views [..., in] of the projections that a layer's weight [out, in] consists of; each is one matrix for Muon.
 
-    They are queries, keys and values of attention, and gate and value of a gated activation.
+    They are the queries, keys and values of attention, and the gate and value of a gated activation.
     """
     if name.endswith("linear_qkv.weight"):
         groups = whole.view(model.query_groups, -1, model.head_size, whole.shape[1])
@@ -184,9 +187,9 @@ def projections(name: str, whole: Tensor, model: ModelConfig) -> list[Tensor]:
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """[m, n] -> about U V^T of its singular value decomposition, in its dtype: singular values are within 0.7 to 1.2.
+    """[m, n] -> approximately U V^T of its singular value decomposition, in the same dtype.
 
-    Those far below the largest are smaller than that.
+    The result's singular values are between 0.7 and 1.2; only values that were far below the largest stay smaller.
     """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]

@@ -1,7 +1,7 @@
-"""Compares what several ranks hold in common, bit for bit: a difference is silent damage of memory or of a step.
+"""Compares tensors that several ranks hold, bit for bit: a difference means silent damage of memory or of a step.
 
-In common are all parameters among data-parallel ranks, norms and other parameters that tensor parallelism does not
-split among tensor-parallel ranks, and tied embeddings of two pipeline stages. With ZeRO stage 3 no parameter is.
+Data-parallel ranks hold the same parameters. Tensor-parallel ranks hold the same norms and other parameters that are
+not split. Two pipeline stages hold the same tied embeddings. With ZeRO stage 3 no parameter is held twice.
 """
 
 import socket
@@ -15,17 +15,17 @@ from megagpt.errors import ReplicasDiverged
 from megagpt.parallel.shards import Shard
 
 CHUNK = 1 << 22
-"""Elements that are hashed at a time: hashing needs 16 bytes of memory for each."""
+"""Number of elements that are hashed at a time: hashing needs 16 bytes of memory per element."""
 
 SHOWN = 8
-"""Tensors that an error names."""
+"""Most tensors that an error names."""
 
 
 def fingerprint(data: torch.Tensor) -> torch.Tensor:
     """A 64-bit hash of a tensor's bits, int64 scalar on its device.
 
-    It is the sum of (2 i + 1) x_i modulo 2^64 over its elements' bits as whole numbers x_i, which is exact in any order
-    of addition. It differs whenever a single element does: an odd factor never cancels a difference.
+    It is the sum of (2 i + 1) x_i modulo 2^64, where the integer x_i has the bits of element i. The sum is exact in any
+    order of addition. It changes whenever a single element changes, because the factors are odd.
     """
     sizes = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = data.detach().contiguous().view(-1).view(sizes[data.element_size()])
@@ -37,7 +37,7 @@ def fingerprint(data: torch.Tensor) -> torch.Tensor:
 
 
 def fingerprints(shards: Iterable[Shard]) -> dict[str, int]:
-    """The fingerprint of every shard by its label, brought here once from each device that shards lie on."""
+    """{label: fingerprint} of every shard, with one copy to the host for each device."""
     by_device: dict[torch.device, dict[str, torch.Tensor]] = defaultdict(dict)
     for shard in shards:
         by_device[shard.data.device][shard.label] = fingerprint(shard.data)
@@ -48,10 +48,10 @@ def fingerprints(shards: Iterable[Shard]) -> dict[str, int]:
 
 
 class Replicas:
-    """Finds the shards that several ranks hold, once, and compares them as often as asked."""
+    """Finds once the shards that several ranks hold, and compares them when `check` is called."""
 
     def __init__(self, shards: Iterable[Shard]) -> None:
-        """Collective. shards: all that this rank holds, as `Engine.shards` gives them."""
+        """Collective. shards: all shards of this rank, from `Engine.shards`."""
         self.group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         self.labels: list[str] = []
         if self.group is None:
@@ -65,9 +65,9 @@ class Replicas:
         self.labels = self.held[dist.get_rank()]
 
     def check(self, shards: Iterable[Shard]) -> None:
-        """Compare the values of `shards` with the other ranks'. Collective.
+        """Compare the values of `shards` with those on other ranks. Collective.
 
-        Raises ReplicasDiverged on all ranks, naming ranks and tensors.
+        Raises ReplicasDiverged on all ranks, with the names of ranks and tensors, if values differ.
         """
         if self.group is None or not any(self.held):
             return
@@ -94,13 +94,16 @@ class Replicas:
             more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
             parts.append(f"{', '.join(sorted(labels)[:SHOWN])}{more} ({named})")
         return (
-            f"replicas of {'; '.join(parts)} differ from the other ranks'. What ranks hold in common was damaged "
-            "without an error: test the memory of that device; the newest checkpoint was saved while all agreed"
+            f"replicas of {'; '.join(parts)} differ from the other ranks'. Tensors that must be equal were damaged"
+            " without an error: test the memory of that device. The newest checkpoint was saved while all ranks agreed"
         )
 
 
 def odd_ranks(values: dict[int, int]) -> list[int]:
-    """Of ranks and their hashes, the ranks outside the majority; all where there is none; none where all agree."""
+    """Ranks whose hash differs from the majority's; all ranks if there is no majority; [] if all hashes are equal.
+
+    values: {rank: hash}.
+    """
     counts = Counter(values.values()).most_common(2)
     if len(counts) == 1:
         return []

@@ -1,4 +1,4 @@
-"""Shards: the parts of tensors that ranks hold, described alike for every layout and engine."""
+"""Shards: the parts of tensors that ranks hold, described in the same way for every layout and engine."""
 
 from dataclasses import dataclass
 from math import prod
@@ -11,7 +11,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ShardMetadata:
-    """Where a shard lies: the elements `flat` of the box at `offset` of size `shape` in a tensor of `global_shape`."""
+    """Position of a shard: elements `flat` of the box at `offset` with size `shape` in a tensor of `global_shape`."""
 
     name: str
     """Engine-neutral name of the tensor, such as model/decoder.layers.3.mlp.linear_fc1.weight."""
@@ -42,7 +42,7 @@ class ShardMetadata:
 
     @property
     def label(self) -> str:
-        """The name, with the box and the range in it when the shard is not the whole tensor."""
+        """The name; if the shard is not the whole tensor, with the box and the flat range in brackets."""
         box = ""
         if self.shape != self.global_shape:
             box = ",".join(f"{o}:{o + n}" for o, n in zip(self.offset, self.shape, strict=True))
@@ -50,7 +50,7 @@ class ShardMetadata:
         return f"{self.name}[{box}{flat}]" if box or flat else self.name
 
     def flaw(self) -> str | None:
-        """The inconsistency of offset, shape and flat range; None if there is none."""
+        """Description of an inconsistency of offset, shape and flat range; None if they are consistent."""
         if not len(self.global_shape) == len(self.offset) == len(self.shape):
             return f"global shape {self.global_shape}, offset {self.offset} and shape {self.shape} differ in length"
         for size, offset, length in zip(self.global_shape, self.offset, self.shape, strict=True):
@@ -63,19 +63,19 @@ class ShardMetadata:
 
 @dataclass(frozen=True)
 class Shard(ShardMetadata):
-    """A part of a tensor with its data, which an engine saves or wants filled."""
+    """A part of a tensor with its data; the data is saved, or filled in place from a checkpoint."""
 
     data: torch.Tensor
-    """Tensor shaped like the box, or the contiguous 1-D flat range of it."""
+    """Tensor with the shape of the box, or the flat range, 1-D and contiguous."""
 
     @classmethod
     def whole(cls, name: str, data: torch.Tensor) -> Self:
-        """The shard that is all of `data`."""
+        """The shard that holds the whole tensor `data`."""
         shape = tuple(data.shape)
         return cls(name, shape, (0,) * len(shape), shape, None, data)
 
     def flaw(self) -> str | None:
-        """The inconsistency in the metadata, or between it and the data; None if there is none."""
+        """Description of an inconsistency in the metadata, or between metadata and data; None if there is none."""
         if tuple(self.data.shape) != self.data_shape:
             return f"data of shape {tuple(self.data.shape)} where {self.data_shape} was declared"
         if self.flat is not None and not self.data.is_contiguous():

@@ -1,4 +1,4 @@
-"""Starts ranks on this machine without torchrun, calls a function on each, and brings back what they returned."""
+"""Starts ranks on this machine without torchrun, calls a function on each, and returns the results."""
 
 import datetime
 import os
@@ -17,15 +17,15 @@ from megagpt import env
 from megagpt.errors import DistributedError
 
 PRELOAD = ["megagpt.parallel.megatron"]
-"""Modules that a server process imports once, before ranks are forked from it: imports take seconds, a fork none."""
+"""Modules that a server process imports once before it forks the ranks, because importing them takes seconds."""
 
 
 def run_ranks(function: Callable, world_size: int, *args: Any, timeout: float = 120, gpus: bool = False) -> list[Any]:
-    """Call `function(*args)` on `world_size` ranks, the default process group ready; return each rank's result.
+    """Call `function(*args)` on `world_size` ranks that have a default process group; return each rank's result.
 
-    `function` must be importable (defined at the top of a module), `args` and results are pickled. Ranks are on CPUs
-    and talk over gloo, or with `gpus` each has a GPU and they talk over NCCL. A collective that hangs fails after
-    `timeout` seconds. Raises DistributedError with the traceback of the rank that failed first.
+    `function` must be importable (defined at the top level of a module); `args` and results are pickled. Ranks use CPUs
+    and gloo, or with `gpus` one GPU each and NCCL. A collective that hangs fails after `timeout` seconds. Raises
+    DistributedError with the traceback of the rank that failed first.
     """
     with tempfile.TemporaryDirectory() as folder:
         context = mp.get_context("forkserver")
@@ -66,8 +66,8 @@ def _run_rank(
         result = function(*args)
     except BaseException:
         Path(f"{folder}/error{rank}").write_text(traceback.format_exc())
-        os._exit(1)  # at once, so that peers see a lost connection rather than wait
+        os._exit(1)  # at once, so that other ranks see a lost connection and do not wait
     Path(f"{folder}/result{rank}").write_bytes(pickle.dumps(result))
-    if dist.is_initialized():  # a stage that was run has left it itself
+    if dist.is_initialized():  # a function that runs a stage has destroyed the group already
         dist.barrier()
         dist.destroy_process_group()

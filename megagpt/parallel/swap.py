@@ -1,4 +1,4 @@
-"""The files on a fast local disk in which ZeRO keeps what does not fit into memory."""
+"""Swap files on a fast local disk, for parameters and optimizer state that ZeRO offloads to NVMe."""
 
 import hashlib
 import shutil
@@ -13,14 +13,14 @@ from megagpt.errors import ConfigError
 
 
 def swap_folder(config: Config, rank: int, owner: Any, bytes_needed: int) -> Path:
-    """Makes this rank's own folder for swap files below `parallel.offload_path`; it goes when `owner` does.
+    """Make this rank's folder for swap files below `parallel.offload_path`; it is removed when `owner` is.
 
-    Raises: ConfigError when the folder cannot be made or its disk has less than `bytes_needed` free.
+    Raises ConfigError when the folder cannot be made or its disk has less than `bytes_needed` free.
     """
     run = hashlib.sha256(str(Path(config.run_dir).absolute()).encode()).hexdigest()[:8]
     folder = Path(config.parallel.offload_path) / f"{config.run_name}-{run}" / f"rank{rank}"
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left it
         folder.mkdir(parents=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
@@ -35,5 +35,5 @@ def swap_folder(config: Config, rank: int, owner: Any, bytes_needed: int) -> Pat
 
 
 def mapped(path: str, numel: int, dtype: torch.dtype) -> torch.Tensor:
-    """The first `numel` elements of a swap file, 1-D, as memory that the system reads and writes when it is touched."""
+    """The first `numel` elements of a swap file, 1-D, as memory-mapped tensor."""
     return torch.from_file(path, shared=True, size=numel, dtype=dtype)

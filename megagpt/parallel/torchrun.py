@@ -1,17 +1,20 @@
-"""torchrun as long jobs need it.
+"""A launcher that extends torchrun for long jobs.
 
     python -m megagpt.parallel.torchrun --nproc-per-node 2 -m megagpt experiment=demo
 
-It takes torchrun's arguments and differs from it in six things. The store of a job on one machine can be reached from
-that machine alone; torchrun's own listens on every interface, and lets everybody in. SIGUSR1, on which ranks save and
-stop, is passed on to them, where torchrun would die of it. On Ctrl-C they get SIGTERM, on which they save and stop too,
-and which ends those that do neither yet without a traceback; a second Ctrl-C ends them all at once. It ends with the
-exit code of the rank that failed, where torchrun's is always 1, so that who started it can tell what another attempt
-may mend. It says in one line what failed, since a rank has said why. And unless OMP_NUM_THREADS is set, ranks share the
-machine's cores, where torchrun gives each a single thread and says so at length.
+It takes torchrun's arguments and differs from torchrun in six points:
 
-`--outcome FILE` writes down for a batch script what came of it, in one line: `cause code text`. The cause is 0 for what
-another attempt would only meet again, and of several launchers the smallest explains the others.
+- The store of a job on one machine listens on the loopback interface only; torchrun's listens on every interface
+  without authentication.
+- SIGUSR1 is passed on to the ranks, which then save and stop; torchrun would end at this signal.
+- At Ctrl-C the ranks get SIGTERM, at which they save and stop; ranks that are still starting end without a traceback.
+  A second Ctrl-C kills them all.
+- The exit code is that of the rank that failed, so that the caller can tell whether to try again; torchrun's is 1.
+- One line says which rank failed; the reason is in that rank's own message.
+- Unless OMP_NUM_THREADS is set, the ranks divide the machine's cores; torchrun gives each a single thread.
+
+`--outcome FILE` writes the outcome for a batch script in one line: `cause code text`. The cause is 0 for permanent
+failures. Of several launchers, the one with the smallest cause explains the others.
 """
 
 import argparse
@@ -40,10 +43,10 @@ from megagpt.errors import FOR_GOOD, HUNG, STOPPED_BY_SIGNAL, ConfigError, Distr
 ADDRESS = "127.0.0.1"
 
 NOISY = tuple(f"torch.distributed.elastic.{module}.api" for module in ("multiprocessing", "agent.server"))
-"""Loggers that tell how torchrun ends ranks."""
+"""Loggers of torchrun that report how it ends ranks."""
 
 LOOK_SECONDS = 0.5
-"""Time between two looks for ranks that have not had a signal yet."""
+"""Time between two searches for ranks that have not had the signal yet."""
 
 CONSEQUENCES = (
     HUNG,
@@ -54,17 +57,18 @@ CONSEQUENCES = (
     128 + signal.SIGTERM,
     0,
 )
-"""Exit codes of ranks that may have done nothing wrong, from the most telling to the least.
+"""Exit codes of ranks that may have failed because of another rank, from the most informative to the least.
 
-NCCL ends a rank by SIGABRT when another does not come: whatever a rank has said itself tells more.
+NCCL ends a rank with SIGABRT when another rank is missing; a rank's own exit codes are more informative.
 """
 
 OVERDUE_SECONDS = 15
-"""What ends by SIGKILL so long after the first failure was ended by torchrun, after 30 s without heed of SIGTERM."""
+"""A rank that ends by SIGKILL this long after the first failure was killed by torchrun, which sends SIGKILL 30 s after
+SIGTERM."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """torchrun's command line. Returns the exit code; raises ConfigError for an address that is not this machine's."""
+    """Run torchrun's command line. Returns the exit code; raises ConfigError for an address of another machine."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--outcome", type=Path)
     own, others = parser.parse_known_args(arguments)
@@ -72,12 +76,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.nproc_per_node.isdecimal():
         env.share_cores(int(options.nproc_per_node))
     if options.nnodes in ("1", "1:1") and not options.standalone and not options.rdzv_endpoint:
-        options.master_port = options.master_port or _free_port()  # without one torchrun takes another, open store
+        options.master_port = options.master_port or _free_port()  # without a port torchrun uses another store
         static_tcp_rendezvous.TCPStore = store
     pass_on(signal.SIGUSR1)
     ctrl_c = CtrlC()
     api._terminate_process_handler = ctrl_c
-    if options.max_restarts == 0:  # else what ended an attempt is worth a line
+    if options.max_restarts == 0:  # with restarts, these loggers are the only report of an attempt's end
         for name in NOISY:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     code, text = 0, "finished"
@@ -91,15 +95,15 @@ def main(arguments: list[str] | None = None) -> int:
         code, text = 128 + number, f"{socket.gethostname()}: ended by {number.name}"
     if own.outcome:
         own.outcome.write_text(f"{cause(code)} {code} {text}\n")
-        # What stopped in order is no failure: srun would end the other nodes for it, which may still be saving.
+        # A run that saved and stopped has not failed; at another code srun would end nodes that are still saving.
         return 0 if code == STOPPED_BY_SIGNAL else code
     return code
 
 
 def store(host: str, port: int, world_size: int, is_master: bool, timeout: Any, multi_tenant: bool) -> dist.TCPStore:
-    """The store that torchrun asks for, listening on the loopback interface. Raises ConfigError for another address."""
+    """Torchrun's store, but listening on the loopback interface. Raises ConfigError for another address."""
     if host not in (ADDRESS, "localhost"):
-        raise ConfigError(f"a job on one machine meets at {ADDRESS}, not at {host}: leave --master-addr out")
+        raise ConfigError(f"a job on one machine uses the address {ADDRESS}, not {host}: leave --master-addr out")
     listener = socket.create_server((ADDRESS, port))
     return dist.TCPStore(
         ADDRESS, port, world_size, is_master, timeout, multi_tenant=False, master_listen_fd=listener.detach()
@@ -112,13 +116,13 @@ def _free_port() -> int:
 
 
 class CtrlC:
-    """Torchrun's handler of signals that end it, with another answer to Ctrl-C."""
+    """Replaces torchrun's handler of termination signals; only Ctrl-C is handled differently."""
 
     def __init__(self) -> None:
         self.pressed = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Have torchrun end the ranks; at a second Ctrl-C, end them here."""
+        """Let torchrun end the ranks; at a second Ctrl-C, kill them here."""
         if number != signal.SIGINT:
             raise SignalException(f"got {signal.Signals(number).name}", signal.Signals(number))
         if self.pressed:
@@ -131,7 +135,7 @@ class CtrlC:
 
 
 def pass_on(number: signal.Signals) -> None:
-    """From now on have the signal reach every rank once, those too that are yet to start, and not end this process."""
+    """Pass the signal on to every rank once, also to ranks that start later. It no longer ends this process."""
     reached: set[int] = set()
 
     def deliver() -> None:
@@ -156,7 +160,7 @@ def _children() -> set[int]:
 def verdict(failures: dict[int, ProcessFailure]) -> tuple[int, str]:
     """Exit code and description of the failure that explains the others best. A signal's code is 128 plus its number.
 
-    Of ranks that fail together most only lost contact, or were ended by torchrun.
+    Most of the ranks that fail together only lost contact to another one, or were ended by torchrun.
     """
     first = min(failure.timestamp for failure in failures.values())
     codes = {}
@@ -169,7 +173,10 @@ def verdict(failures: dict[int, ProcessFailure]) -> tuple[int, str]:
 
 
 def cause(code: int) -> int:
-    """How much an exit code explains: 0 is final, 1 and 2 explain what others met, 3 and more may come of others."""
+    """Order of exit codes by how well they explain a failure, best first.
+
+    0: a permanent failure. 1 and 2: a cause of other ranks' failures. 3 and more: may be caused by another rank.
+    """
     if code in FOR_GOOD:
         return 0
     if code in CONSEQUENCES:

@@ -1,4 +1,4 @@
-"""Weights from one engine to another, whatever their layouts, through the network and not through files."""
+"""Copies weights between two engines of any layouts, over the network."""
 
 import torch
 import torch.distributed as dist
@@ -9,9 +9,10 @@ from megagpt.parallel.shards import Shard
 
 @torch.no_grad()
 def copy_weights(source: Engine, target: Engine) -> None:
-    """Make the target's model equal the source's, to the last bit if the dtypes are one. Collective over all ranks.
+    """Copy the source's weights to the target, bit for bit if the dtypes are equal. Collective over all ranks.
 
-    Every rank holds one whole tensor at a time: the largest is the embedding. Raises ValueError when the models differ.
+    Every rank holds one whole tensor at a time; the largest is the embedding. Raises ValueError when the models have
+    different tensors.
     """
     given = _by_name(source, for_saving=True)
     wanted = _by_name(target, for_saving=False)
@@ -28,7 +29,7 @@ def copy_weights(source: Engine, target: Engine) -> None:
         for shard in given.get(name, ()):
             _write(whole, shard)
         if dist.get_world_size() > 1:
-            dist.all_reduce(whole)  # of every element one rank has the value, all others 0
+            dist.all_reduce(whole)  # for each element, one rank has the value and all others have 0
         for shard in wanted.get(name, ()):
             _read(whole, shard)
 
@@ -51,7 +52,7 @@ def _write(whole: torch.Tensor, shard: Shard) -> None:
     if shard.flat is None:
         box.copy_(shard.data)
         return
-    flat = box.flatten()  # another part of the box may be there already
+    flat = box.flatten()  # a copy, with the parts of the box that are written already
     flat[start:stop] = shard.data.to(flat)
     box.copy_(flat.view(shard.shape))
 

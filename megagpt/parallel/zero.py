@@ -1,5 +1,5 @@
-"""The engine on DeepSpeed: ZeRO stages 1 to 3 over data parallelism, with offload, on top of tensor and sequence
-parallelism by Megatron-Core's layers (Rajbhandari et al., arXiv 1910.02054)."""
+"""The engine on DeepSpeed: ZeRO stages 1 to 3 (Rajbhandari et al., arXiv 1910.02054) over data parallelism, with
+offload, combined with the tensor and sequence parallelism of Megatron-Core's layers."""
 
 import contextlib
 import io
@@ -28,35 +28,36 @@ from megagpt.parallel.engine import Objective, StepResult
 from megagpt.parallel.shards import Shard
 from megagpt.parallel.swap import mapped, swap_folder
 
-BUCKETS = 8  # messages that gradients go in, at least: the first can go while others are computed
-LARGEST_BUCKET = 200_000_000  # elements; a bucket takes memory beside what ZeRO divides
-EXTENSIONS = ("deepspeed_shm_comm", "async_io")  # what DeepSpeed compiles for us at its first use
-LONGEST_BUILD = 1800.0  # seconds that the lock of a build may be old
-SWAP_GROUP = 100_000_000  # elements updated at a time with optimizer state on disk; four buffers of that size are held
+BUCKETS = 8  # least number of messages for the gradients, so that sending overlaps with the backward pass
+LARGEST_BUCKET = 200_000_000  # elements; a bucket needs memory in addition to the tensors that ZeRO divides
+EXTENSIONS = ("deepspeed_shm_comm", "async_io")  # extensions that DeepSpeed compiles at their first use
+LONGEST_BUILD = 1800.0  # seconds after which the lock of a build counts as abandoned
+SWAP_GROUP = 100_000_000  # elements updated at a time with optimizer state on disk; memory holds four such buffers
 
 
 class DeepSpeedEngine:
-    """Implements `megagpt.parallel.engine.Engine`. Needs the groups of `launch.initialize`.
+    """Implements `megagpt.parallel.engine.Engine`. Call `launch.initialize` first.
 
-    DeepSpeed averages gradients over the data-parallel ranks; the sum of losses goes backward as it is, and what it
-    has to be divided by, known only after the last micro-batch, is handed over as a loss scale before the update.
+    DeepSpeed averages gradients over the data-parallel ranks. The backward pass uses the sum of the losses; its
+    divisor is known only after the last micro-batch, so DeepSpeed gets it as a loss scale before the update.
     """
 
     def __init__(self, config: Config, objective: Objective) -> None:
-        """Build the model, and share out its parameters, gradients and optimizer as the stage says.
+        """Build the model, and shard its parameters, gradients and optimizer state according to the ZeRO stage.
 
-        Raises ConfigError when DeepSpeed, what it compiles with, or space on disk is missing.
+        Raises ConfigError when DeepSpeed, a library that it compiles with, or space on the disk is missing;
+        DistributedError when a killed build has left its lock.
         """
         self.config, self.objective = config, objective
         self.wishes_stop: Callable[[], bool] = lambda: False
         self.dims = ParallelDims.of(config.parallel, dist.get_rank(), dist.get_world_size())
         self.device = cpu.device()
         module = GPT(config)
-        parameters = [] if config.parallel.zero_stage == 3 else module.parameters()  # stage 3 takes one at a time
+        parameters = [] if config.parallel.zero_stage == 3 else module.parameters()  # stage 3 moves them one by one
         for tensor in (*module.buffers(), *parameters):
             tensor.data = tensor.data.to(self.device)
         self.modules = [module]
-        self.parameters = list(named_boxes(self.modules))  # while they have their shapes, which stage 3 takes
+        self.parameters = list(named_boxes(self.modules))  # before stage 3 changes the parameters' shapes
         self._sum_replicated_gradients()
         self.engine = _initialize(module, self._optimizer(), self._settings())
         self.zero = self.engine.optimizer
@@ -65,7 +66,7 @@ class DeepSpeedEngine:
         self._prepare_adam()
 
     def _settings(self) -> dict[str, Any]:
-        """DeepSpeed's settings, with a folder for what waits on disk."""
+        """DeepSpeed's settings, with a folder for offload to NVMe if that is used."""
         parallel, sizes = self.config.parallel, [parameter.numel() for _, parameter, _ in self.parameters]
         settings = deepspeed_config(self.config, sizes, self.dims.data_size)
         bytes_each = 16 * (parallel.offload_optimizer == "nvme")  # master, two moments and gradient, in fp32
@@ -77,7 +78,7 @@ class DeepSpeedEngine:
         return settings
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """AdamW with Megatron-Core's groups: no weight decay for biases and norms."""
+        """AdamW with the same parameter groups as Megatron-Core: no weight decay for biases and norms."""
         optim = self.config.optim
         decayed, others = [], []
         for name, parameter, _ in self.parameters:
@@ -87,7 +88,7 @@ class DeepSpeedEngine:
         return torch.optim.AdamW(groups, optim.lr, betas, optim.eps, optim.weight_decay, fused=True)
 
     def _sum_replicated_gradients(self) -> None:
-        """Sum over tensor-parallel ranks the gradients of parameters that each applied to its own tokens or heads."""
+        """Sum over tensor-parallel ranks the gradients of parameters that each applies to its own tokens or heads."""
         module, group = self.modules[0], self.modules[0].pg_collection.tp
         if group.size() == 1:
             return
@@ -103,7 +104,7 @@ class DeepSpeedEngine:
                 parameter.register_hook(summed)
 
     def _prepare_adam(self) -> None:
-        """Give every partition its state from the start, for a checkpoint to be loaded into it."""
+        """Create the optimizer state of every partition, so that a checkpoint can be loaded into it."""
         for group, part in enumerate(self.masters):
             if on_disk := self._on_disk(group):
                 self.zero._optimizer_states_and_gradient_swap_in(group)
@@ -115,7 +116,7 @@ class DeepSpeedEngine:
                 self.zero._optimizer_states_and_gradient_swap_out(group)
 
     def _on_disk(self, group: int) -> bool:
-        """Whether a group's optimizer state waits on disk; DeepSpeed keeps groups under 1 MiB in memory."""
+        """Whether a group's optimizer state is on disk; DeepSpeed keeps groups under 1 MiB in memory."""
         return self.config.parallel.offload_optimizer == "nvme" and self.zero._swappable_optimizer_subgroup(group)
 
     def train_step(self, batches: Iterator[Batch], num_micro_batches: int, lr: float) -> StepResult:
@@ -134,12 +135,12 @@ class DeepSpeedEngine:
             self.engine.backward(loss, scale_wrt_gas=False)
         self.divide_gradients(max(count, 1) / self.dims.data_size)
         self.engine.step()
-        self.zero.custom_loss_scaler = False  # it would also multiply the next losses
+        self.zero.custom_loss_scaler = False  # otherwise it would also scale the next losses
         grad_norm = float(self.engine.get_global_grad_norm())
         return StepResult(mean, count, grad_norm, not self.zero.overflow, metrics, stop)
 
     def divide_gradients(self, divisor: float) -> None:
-        """Turn sums of gradients into means; all gradients of the step are there, and the update comes next."""
+        """Divide the accumulated gradients by `divisor`. Call it after the last backward pass, before the update."""
         if hasattr(self.zero, "override_loss_scale"):
             self.zero.override_loss_scale(divisor)
         else:  # DeepSpeed's optimizer for stage 1 in bf16
@@ -174,7 +175,7 @@ class DeepSpeedEngine:
         for index, (name, parameter, boxes) in enumerate(self.parameters):
             replicated = not getattr(parameter, "tensor_model_parallel", False)
             if for_saving and replicated and self.dims.tensor_rank > 0:
-                continue  # another rank has the same and saves it
+                continue  # another rank has the same values and saves them
             start, stop = span = self._span(parameter)
             if self.partitions_parameters:
                 yield from split(f"model/{name}", _partition(parameter)[: stop - start], span, boxes)
@@ -201,7 +202,7 @@ class DeepSpeedEngine:
         return values.detach()[start : start + size]
 
     def _span(self, parameter: torch.nn.Parameter) -> tuple[int, int]:
-        """The elements of a parameter of which this rank holds the optimizer state; empty where it holds none."""
+        """Range of a parameter's elements whose optimizer state is on this rank; empty if there are none."""
         if self.partitions_parameters:
             start = self.dims.data_rank * parameter.ds_tensor.ds_numel
             return min(start, parameter.ds_numel), min(start + parameter.ds_tensor.ds_numel, parameter.ds_numel)
@@ -213,7 +214,7 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def post_load(self, optimizer_step: int) -> None:
         """See `Engine.post_load`."""
-        if self.partitions_parameters:  # a forward pass alone may leave some gathered, as they were
+        if self.partitions_parameters:  # a forward pass may have left old values gathered
             self.zero.empty_partition_cache()
         if optimizer_step == 0 or self.config.optim.precision == "fp32":
             for _, parameter, _ in self.parameters:
@@ -234,13 +235,13 @@ class DeepSpeedEngine:
 
 
 def _masters(zero: Any) -> list[torch.Tensor]:
-    """The flat fp32 partitions that DeepSpeed's optimizer updates, which it names differently by stage."""
+    """The flat fp32 partitions that DeepSpeed's optimizer updates; their attribute's name depends on the stage."""
     names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
     return next(getattr(zero, name) for name in names if hasattr(zero, name))
 
 
 def _partition(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """This rank's elements of a parameter that stage 3 has partitioned, padded, 1-D, in place."""
+    """This rank's elements of a parameter that stage 3 has partitioned: 1-D, padded, a view of the storage."""
     held = parameter.ds_tensor
     if held.status.name == "NOT_AVAILABLE":
         return mapped(parameter.nvme_swapper.get_path(parameter, must_exist=True), held.ds_numel, held.dtype)
@@ -262,11 +263,11 @@ def _initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, setti
     offload = [settings["zero_optimization"].get(name, {}) for name in ("offload_optimizer", "offload_param")]
     if any("nvme_path" in section for section in offload) and not AsyncIOBuilder().is_compatible():
         raise ConfigError(
-            "offload to nvme needs libaio with its headers, with which DeepSpeed compiles its reader: install"
-            " libaio-dev (Debian) or libaio-devel, or offload to the cpu"
+            "offload to nvme needs libaio with its headers, because DeepSpeed compiles an extension that uses it:"
+            " install libaio-dev (Debian) or libaio-devel, or offload to the cpu"
         )
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it builds and uses, whatever the level of its log
-        if settings["zero_optimization"]["stage"] == 3:  # else the whole model would be on the device once
+    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints messages at every log level
+        if settings["zero_optimization"]["stage"] == 3:  # partition first: the whole model may not fit on the device
             deepspeed.zero.Init(
                 module=module,
                 data_parallel_group=_Grid.get_data_parallel_group(),
@@ -286,7 +287,7 @@ def _initialize(module: torch.nn.Module, optimizer: torch.optim.Optimizer, setti
 
 
 def refuse_abandoned_builds(root: Path) -> None:
-    """Raise DistributedError where a build of an extension was killed: everyone would wait for its lock for ever."""
+    """Raises DistributedError for the lock of a killed build of an extension; every run would wait for it for ever."""
     for lock in (lock for name in EXTENSIONS for lock in root.glob(f"**/{name}/lock")):
         age = time.time() - lock.stat().st_mtime
         if age > LONGEST_BUILD:
@@ -297,7 +298,10 @@ def refuse_abandoned_builds(root: Path) -> None:
 
 
 def deepspeed_config(config: Config, sizes: list[int], replicas: int) -> dict[str, Any]:
-    """DeepSpeed's settings for `config`, parameters of these `sizes` before partitioning, and so many replicas."""
+    """DeepSpeed's settings for `config`.
+
+    sizes: elements of each parameter before partitioning. replicas: number of data-parallel ranks.
+    """
     parallel, bf16 = config.parallel, config.optim.precision == "bf16"
     bucket = min(LARGEST_BUCKET, max(sum(sizes) // BUCKETS, 1))
     zero: dict[str, Any] = {
@@ -306,7 +310,7 @@ def deepspeed_config(config: Config, sizes: list[int], replicas: int) -> dict[st
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
         "stage3_prefetch_bucket_size": bucket,
-        # Parameters that stay gathered would have to be gathered anew after a checkpoint has filled the partitions.
+        # No parameter stays gathered, because loading a checkpoint fills only the partitions.
         "stage3_param_persistence_threshold": 0,
     }
     for name, where in (("optimizer", parallel.offload_optimizer), ("param", parallel.offload_parameters)):
@@ -318,7 +322,7 @@ def deepspeed_config(config: Config, sizes: list[int], replicas: int) -> dict[st
         zero["offload_param"] |= {"buffer_size": -(-max(sizes) // replicas), "max_in_cpu": 0}
     return {
         "train_micro_batch_size_per_gpu": parallel.micro_batch_size,
-        "managed_gradient_accumulation": False,  # a step ends when it is said to, so that batches can grow
+        "managed_gradient_accumulation": False,  # the engine calls `step` itself, so that batches can grow
         "gradient_clipping": config.optim.clip_grad,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW also runs on the CPU, and needs no compiler
@@ -329,7 +333,7 @@ def deepspeed_config(config: Config, sizes: list[int], replicas: int) -> dict[st
 
 
 class _Grid:
-    """Megatron-Core's groups under the names that DeepSpeed asks its `mpu` for."""
+    """Megatron-Core's groups under the names that DeepSpeed expects of its `mpu`."""
 
     get_model_parallel_world_size = get_tensor_model_parallel_world_size = staticmethod(
         parallel_state.get_tensor_model_parallel_world_size

@@ -1,1 +1,1 @@
-"""The training loop and what it needs: tasks, schedules, metrics, signals."""
+"""The training loop's parts: trainer, objectives, schedules, metrics, signals and fault handling."""

@@ -1,4 +1,4 @@
-"""Remembers, from one attempt of a job to the next, in which step attempts failed, and gives a hopeless job up."""
+"""Records in which step each attempt of a job failed, and ends a job that fails in the same step again and again."""
 
 import json
 import logging
@@ -13,10 +13,11 @@ log = logging.getLogger(__name__)
 
 
 class Attempts:
-    """The record of a job in attempts.json of the run folder, kept by rank 0 (`enabled`).
+    """The record of a job in attempts.json of the run folder. Only rank 0 keeps it (`enabled`).
 
-    Before each step the step and its samples are written down; where the next attempt of the same job finds them, the
-    step was never left. A job that somebody starts, rather than the launcher, begins a new record.
+    Each step is written down, with its samples, before it begins. If the next attempt of the same job finds a step in
+    the file, the attempt before it failed in that step. A job that the user starts (not a restart by the launcher)
+    begins a new record.
     """
 
     def __init__(self, run_dir: Path, enabled: bool) -> None:
@@ -25,7 +26,7 @@ class Attempts:
         self._warned = False
 
     def _read(self) -> list[dict[str, Any]]:
-        """The steps in which the attempts of this job failed, oldest first."""
+        """The steps in which earlier attempts of this job failed, oldest first."""
         if env.restart_attempt() == 0:
             return []
         try:
@@ -37,22 +38,22 @@ class Attempts:
         return failures + ([step] if step else [])
 
     def repeated(self) -> list[dict[str, Any]]:
-        """The latest failures that were all in one step, newest first."""
+        """The latest failures in a row that were in the same step, newest first."""
         newest_first = self.failures[::-1]
         return list(takewhile(lambda failure: failure["step"] == newest_first[0]["step"], newest_first))
 
     def begin(self, step: int, first_sample: int, samples: int) -> None:
-        """Note that a step begins."""
+        """Record that a step begins."""
         self._write({"step": step, "samples": [first_sample, first_sample + samples - 1]})
 
     def end(self) -> None:
-        """Note that this attempt ends in order."""
+        """Record that this attempt ends without a failure."""
         self._write(None)
 
     def _write(self, in_step: dict[str, Any] | None) -> None:
         if not self.enabled:
             return
-        try:  # not synced: what is lost with the machine is no failure of a step
+        try:  # no fsync: if the machine fails, the step is not to blame
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text(json.dumps({"in_step": in_step, "failures": self.failures}))
             temporary.replace(self.path)
@@ -63,12 +64,12 @@ class Attempts:
 
 
 def give_up_if_hopeless(failures: list[dict[str, Any]], limit: int) -> None:
-    """Raises RepeatedFailure when the latest `failures`, all of one step, have reached `limit`."""
+    """Raises RepeatedFailure when there are `limit` or more `failures`, all in the same step (see `repeated`)."""
     if len(failures) >= limit:
         first, last = failures[0]["samples"]
         step = failures[0]["step"]
         raise RepeatedFailure(
             f"{len(failures)} attempts in a row failed in step {step}, which trains on samples {first} to {last} "
-            f"(reliability.max_failures={limit}): this attempt is not made. Look at the first error of the attempts "
-            "before; the same command, started anew, tries again"
+            f"(reliability.max_failures={limit}), so the job is not tried again. Look at the first error of the"
+            " attempts before; to try again, start the same command anew"
         )

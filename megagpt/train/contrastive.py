@@ -1,11 +1,11 @@
-"""The symmetric InfoNCE loss over all pairs of the global batch (arXiv 2201.10005), and its gradients in the vectors.
+"""The symmetric InfoNCE loss over all pairs of the global batch (arXiv 2201.10005), and its gradients by the vectors.
 
-For M pairs with queries x and documents y, scaled so that x . y is cosine / temperature, and further negatives n:
+For M pairs of queries x and documents y, scaled so that x . y is cosine / temperature, and further negatives n:
 
     loss = mean over i of ( CE(x_i . [y_1 ... y_M, n_1 ...], i) + CE(y_i . [x_1 ... x_M], i) ) / 2
 
-A replica has the vectors of its own pairs, gathers all others, and computes the rows of its own pairs. The gradients of
-its vectors have contributions from the rows of all replicas, which are summed.
+Each replica has the vectors of its own pairs, gathers all others, and computes the rows of its own pairs. The rows of
+all replicas contribute to the gradients of a vector, so the gradients are summed over replicas.
 """
 
 import torch
@@ -17,18 +17,18 @@ from megagpt.config.embedding import EmbedConfig
 from megagpt.data.pair_loader import ABSENT, PairBatch
 
 BLOCK = 1 << 26
-"""Logits that exist at a time, about: 256 MiB in float32, whatever the batch."""
+"""Approximate number of logits in memory at the same time, for any batch: 256 MiB in float32."""
 
 METRICS = ("batch_accuracy", "positive_cosine", "temperature")
 """Share of queries whose own document has the highest logit; mean cosine of query and own document; temperature."""
 
 
 class ContrastiveObjective:
-    """Tell every query's own document from all others of the batch, and every document's query.
+    """Trains a model to find each query's own document among all documents of the batch, and each document's query.
 
-    The loss needs the vectors of all pairs at once. Where one micro-batch has all of a replica's, it is computed from
-    its output. Otherwise they come from a pass without gradients before, and the micro-batches bring the gradients of
-    the loss in their vectors (GradCache, arXiv 2101.06983), see `with_gradients`.
+    The loss needs the vectors of all pairs together. If one micro-batch has all pairs of a replica, the loss is
+    computed from its output. Otherwise a forward pass without gradients computes the vectors first, and the
+    micro-batches carry the gradients of the loss by their vectors (GradCache, arXiv 2101.06983), see `with_gradients`.
     """
 
     metric_names = METRICS
@@ -36,14 +36,14 @@ class ContrastiveObjective:
     def __init__(self, settings: EmbedConfig) -> None:
         self.settings = settings
         self.group: dist.ProcessGroup | None = None
-        """The replicas' ranks that have vectors, once groups exist; None for a single replica."""
+        """The ranks of all replicas that have vectors; set after groups are created. None for a single replica."""
 
     def forward(self, model: torch.nn.Module, batch: PairBatch) -> Tensor:
-        """See `Objective.forward`; the last stage gives vectors, float32 [B, H]."""
+        """See `Objective.forward`; the last stage returns vectors, float32 [B, H]."""
         return model(batch.tokens, batch.position_ids, None, labels=batch.labels)
 
     def loss(self, output: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """See `Objective.loss`; pairs are counted. The gradient is that of the loss over the global batch."""
+        """See `Objective.loss`; the count is the number of pairs. The gradient is that of the global batch's loss."""
         if batch.gradients is None:
             (batch,) = with_gradients([output.detach()], [batch], self.settings, self.group)
         product = (output * batch.gradients).sum()
@@ -54,15 +54,16 @@ class ContrastiveObjective:
 def with_gradients(
     vectors: list[Tensor], batches: list[PairBatch], settings: EmbedConfig, group: dist.ProcessGroup | None
 ) -> list[PairBatch]:
-    """A step's micro-batches with the gradients of its loss in their vectors, float32 [B, H] each.
+    """A step's micro-batches with the gradients of its loss by their vectors, float32 [B, H] each.
 
-    group: all replicas' ranks, which call this together. Sums and count are the first micro-batch's.
+    vectors: float [B, H] of each micro-batch. group: the ranks of all replicas, which must call this together. The
+    first micro-batch gets the sums and the count of the whole step; the others get zeros.
     """
     vectors = [each.float() for each in vectors]
     text_ids = batches[0].text_ids.to(vectors[0].device)
     texts = torch.zeros(text_ids.numel(), vectors[0].shape[1], device=vectors[0].device)
     for each, batch in zip(vectors, batches, strict=True):
-        texts[batch.places] = each[: len(batch.places)]  # rows beyond fill the batch
+        texts[batch.places] = each[: len(batch.places)]  # further rows only fill the batch
     gradients, sums = contrastive_gradients(texts.view(*text_ids.shape, -1), text_ids, settings, group)
     gradients, found = gradients.flatten(0, 1), []
     for number, (each, batch) in enumerate(zip(vectors, batches, strict=True)):
@@ -75,10 +76,10 @@ def with_gradients(
 def contrastive_gradients(
     texts: Tensor, text_ids: Tensor, settings: EmbedConfig, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the loss's sum over all pairs, and this replica's sums: loss, count and `METRICS`, float32 [5].
+    """Gradients of the loss's sum over all pairs, float32 [K, m, H], and this replica's sums, float32 [5].
 
-    texts: float32 [K, m, H], this replica's vectors of m queries, their documents, and K - 2 negatives each.
-    text_ids: int64 [K, m], see `PairBatch`. Returns the first as float32 [K, m, H]. Collective over `group`.
+    texts: float32 [K, m, H], this replica's vectors of m queries, their documents, and K - 2 negatives of each pair.
+    text_ids: int64 [K, m], see `PairBatch`. The sums are the loss, the count and `METRICS`. Collective over `group`.
     """
     kinds, pairs, _ = texts.shape
     everyone, ids = (_gathered(values, group) for values in (texts, text_ids))
@@ -86,8 +87,8 @@ def contrastive_gradients(
     own = torch.arange(rank * pairs, (rank + 1) * pairs, device=texts.device)
     with torch.enable_grad():
         whole = everyone.requires_grad_()
-        size = whole.detach()[0, 0].norm()  # of every vector; its square is 1 / temperature
-        lengths = whole.norm(dim=-1, keepdim=True)  # from which the temperature gets its gradient
+        size = whole.detach()[0, 0].norm()  # length of every vector; its square is 1 / temperature
+        lengths = whole.norm(dim=-1, keepdim=True)  # the temperature's gradient comes through these
         parts = [whole, *(F.normalize(whole[..., :part], dim=-1) * lengths for part in settings.dimensions)]
         leaves = [part.detach().requires_grad_() for part in parts]
         step = max(1, BLOCK // max(1, kinds * len(ids[0])))
@@ -114,9 +115,9 @@ def _gathered(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def _block(whole: Tensor, ids: Tensor, rows: Tensor, size: Tensor, margin: float | None) -> Tensor:
-    """Sums over the pairs `rows` (int64 [b]): loss, right choices and cosines, float32 [3]; adds to `whole`'s gradient.
+    """Sums over the pairs `rows` (int64 [b]) of loss, correct choices and cosines, float32 [3].
 
-    whole: float32 [K, M, H]. size: length of every vector.
+    whole: float32 [K, M, H]; the loss's gradient is added to `whole.grad`. size: length of every vector.
     """
     queries, documents = whole[0], whole[1:].flatten(0, 1)
     own = torch.stack((rows, torch.arange(len(rows), device=rows.device)))
@@ -141,9 +142,9 @@ def _block(whole: Tensor, ids: Tensor, rows: Tensor, size: Tensor, margin: float
 
 
 def _same_texts(ids: Tensor, rows: Tensor) -> Tensor:
-    """Which documents are no negatives of the pairs `rows`, bool [b, (K - 1) M]: absent ones, and equal texts.
+    """Bool [b, (K - 1) M]: documents that are no negatives of the pairs `rows`, because they are absent or equal texts.
 
-    A pair whose query or document is the same as that of another is no negative of it on either side.
+    Two pairs with an equal query or document are no negatives of each other on either side.
     """
     query, positive = (ids[kind][rows][:, None] for kind in (0, 1))
     same = [(ids[0] == query) | (ids[1] == positive) | (ids[0] == positive) | (ids[1] == query)]

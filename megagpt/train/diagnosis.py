@@ -1,18 +1,18 @@
-"""Who holds the others up: compares the last signs of life of all ranks."""
+"""Finds the ranks that block the others, by comparing the last heartbeats of all ranks."""
 
 from collections import Counter
 
 from megagpt.train.heartbeat import Beat
 
 SHOWN = 8
-"""Ranks that a report describes one by one."""
+"""Most ranks that a report describes individually."""
 
 
 def suspects(beats: list[Beat], silent: set[int]) -> list[int]:
-    """The ranks that hold the others up; all ranks where none stands out.
+    """The ranks that block the others; all ranks if they are all in the same state.
 
-    They are the silent ranks, if there are any. Else they are the ranks in the earliest step that do not wait for
-    others; where all of these wait, or none does, they are those that have entered the fewest sections.
+    If there are silent ranks, it is those. Otherwise only ranks in the earliest step are considered and, if some of
+    these do not wait for others, only those. Among them, the ranks that have entered the fewest sections are returned.
     """
     if silent:
         return sorted(silent)
@@ -25,7 +25,7 @@ def suspects(beats: list[Beat], silent: set[int]) -> list[int]:
 
 
 def report(reason: str, beats: list[Beat], silent: set[int]) -> str:
-    """Describe a hang in one line. silent: ranks that give no sign of life any more."""
+    """Describe a hang in one line. silent: ranks whose heartbeat has stopped."""
     named = suspects(beats, silent)
     described = ", ".join(str(beat) for beat in beats if beat.rank in named[:SHOWN])
     if len(named) > SHOWN:

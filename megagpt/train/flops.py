@@ -1,4 +1,4 @@
-"""Arithmetic of a training step: FLOPs per token of a model, peak FLOP/s of a device, and their ratio (MFU)."""
+"""FLOPs per token of a model, peak FLOP/s of a device, and the utilisation (MFU) that follows from them."""
 
 import re
 from typing import Literal
@@ -6,9 +6,9 @@ from typing import Literal
 from megagpt.config.schema import ModelConfig
 
 PEAK_TFLOPS = {
-    # Words of a device's name: dense tensor-core TFLOP/s in bf16 (never the doubled figure with 2:4 sparsity), and
-    # TFLOP/s in fp32 outside the tensor cores, which is what PyTorch uses unless TF32 is allowed. Data sheets of
-    # the makers; None where the precision has no hardware.
+    # Words of a device's name: (dense tensor-core TFLOP/s in bf16, TFLOP/s in fp32), from the makers' data sheets.
+    # bf16 figures are without 2:4 sparsity, which would double them. fp32 figures are without tensor cores, as
+    # PyTorch computes unless TF32 is allowed. None if the hardware lacks the precision.
     "V100": (None, 15.7),
     "A10": (125.0, 31.2),
     "A30": (165.0, 10.3),
@@ -38,7 +38,7 @@ PEAK_TFLOPS = {
 
 
 def matmul_parameters(model: ModelConfig) -> int:
-    """Weights that every token is multiplied by: all matrices and the head, not the embedding table."""
+    """Number of weights that every token is multiplied by: all matrices and the head, not the embedding table."""
     hidden = model.hidden_size
     attention = hidden * model.head_size * 2 * (model.num_attention_heads + model.query_groups)
     feed_forward = hidden * model.ffn_size * (3 if model.is_gated else 2)
@@ -48,10 +48,11 @@ def matmul_parameters(model: ModelConfig) -> int:
 def flops_per_token(model: ModelConfig) -> float:
     """Model FLOPs of one token's forward and backward pass, at the full sequence length.
 
-    The convention of Megatron-LM (arXiv 2104.04473) and PaLM (arXiv 2204.02311, appendix B): 2 FLOPs a multiply-add,
-    the backward pass twice the forward one, so 6 a matrix weight; attention 12 x width x keys a layer, where a dense
-    layer's keys are the whole sequence, not halved for causality, so that MFU compares with published figures, and a
-    banded layer's are its window. Recomputation, norms, softmax and the rows that pad the vocabulary do not count.
+    The convention is that of Megatron-LM (arXiv 2104.04473) and PaLM (arXiv 2204.02311, appendix B). A multiply-add has
+    2 FLOPs, and the backward pass needs twice the forward pass, so each matrix weight costs 6 FLOPs. Attention costs
+    12 x width x keys per layer. A dense layer's keys are the whole sequence, without a factor of 1/2 for causality, so
+    that MFU is comparable with published figures; a banded layer's keys are its window. Recomputation, norms, softmax
+    and the padding of the vocabulary do not count.
     """
     windows = [model.window(layer) or model.sequence_length for layer in range(model.num_layers)]
     keys = sum(min(window, model.sequence_length) for window in windows)
@@ -59,9 +60,9 @@ def flops_per_token(model: ModelConfig) -> float:
 
 
 def device_peak_tflops(name: str, precision: Literal["fp32", "bf16"]) -> float | None:
-    """Peak dense TFLOP/s of the device called `name` (as `torch.cuda.get_device_name()` says) at a precision.
+    """Peak dense TFLOP/s at a precision of the device `name`, a result of `torch.cuda.get_device_name()`.
 
-    None when it is not known: a CPU, a device that is not listed, or a slice of one (MIG).
+    None when it is unknown: for a CPU, for a device that is not listed, or for a slice of a device (MIG).
     """
     words = set(re.split(r"[\s-]+", name.upper()))
     known = [device for device in PEAK_TFLOPS if words.issuperset(device.split())]
@@ -71,9 +72,9 @@ def device_peak_tflops(name: str, precision: Literal["fp32", "bf16"]) -> float |
 
 
 def mfu(model: ModelConfig, tokens_per_second: float, devices: int, peak_tflops: float | None) -> float | None:
-    """Model FLOPs utilisation, 0 to 1: FLOP/s that the model needed over what `devices` could do at their peak.
+    """Model FLOPs utilisation, 0 to 1: FLOP/s of the model divided by the peak FLOP/s of all `devices`.
 
-    `tokens_per_second` is the whole job's; `peak_tflops` is one device's, and None gives None.
+    tokens_per_second: of the whole job. peak_tflops: of one device; if it is None or 0, the result is None.
     """
     if not peak_tflops:
         return None

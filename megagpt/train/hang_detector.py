@@ -1,4 +1,4 @@
-"""Finds hangs: a thread on every rank sees how long nothing has moved, here and on the next rank."""
+"""Finds hangs: a thread on every rank measures how long this rank and the next one have made no progress."""
 
 import logging
 import math
@@ -15,32 +15,32 @@ from megagpt.train.post_mortem import Hang, PostMortem
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
-"""Time between two looks, unless there are thousands of ranks. Detection takes this much longer than the time-out, and
-naming a few times this."""
+"""Time between two checks, unless there are thousands of ranks. A hang is detected at most this long after the
+time-out; finding the rank to blame takes several times this."""
 
 LOOKS_PER_SECOND = 8192
-"""Looks of all ranks together, at most: each is three requests to a store that one processor serves."""
+"""Most checks per second of all ranks together: each sends three requests to a store that one processor serves."""
 
 UNTIMED = ("tasks",)
-"""Sections that take as long as they take: what a task in context costs depends on its data. Ranks that stop are still
-found by their heartbeat."""
+"""Sections without a time-out: the time of an in-context task depends on its data. Ranks that stop in such a section
+are still found by their heartbeat."""
 
 SIGN_TICKS = 4
-"""Looks in which every rank that is alive gives a sign."""
+"""Number of checks in which every live rank must send a heartbeat."""
 
 REPORT_TICKS = 20
-"""Looks after which another rank may report a hang: the one that was to do so has not."""
+"""Number of checks after which another rank may report a hang, because the first reporter has not."""
 
 
 def tick_seconds(ranks: int) -> float:
-    """Seconds between two looks of each of so many ranks."""
+    """Seconds between two checks of a rank, in a job of `ranks` ranks."""
     return max(TICK_SECONDS, ranks / LOOKS_PER_SECOND)
 
 
 class HangDetector:
-    """Watches the progress of this rank, and the heartbeat of the next one.
+    """Watches the progress of this rank and the heartbeat of the next rank.
 
-    Time in which this process was stopped does not count, so that a job that was suspended as a whole goes on.
+    Time in which this process was suspended does not count, so that a job can be suspended and resumed as a whole.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class HangDetector:
         post_mortem: PostMortem,
         stacks: Path,
     ) -> None:
-        """stacks: the folder of all ranks' stacks, to be named in the report."""
+        """stacks: the folder with the stacks of all ranks, for the report."""
         self.config, self.progress, self.heartbeat = config, progress, heartbeat
         self.post_mortem, self.stacks = post_mortem, stacks
         self.tick = tick_seconds(heartbeat.size)
@@ -62,12 +62,12 @@ class HangDetector:
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
-        self.heartbeat.beat(idle=0.0)  # a rank may stop before its thread has looked once
+        """Start the thread."""
+        self.heartbeat.beat(idle=0.0)  # the rank may stop before the thread's first check
         self._thread.start()
 
     def stop(self, seconds: float | None = None) -> None:
-        """Watch no longer, and tell the others; wait for that at most this long."""
+        """Stop the thread, which tells the other ranks; wait for it at most `seconds` (None: without limit)."""
         self._done.set()
         self._thread.join(seconds)
 
@@ -80,7 +80,7 @@ class HangDetector:
                 last = now
                 self._look()
             self.heartbeat.beat(self._idle(), left=True)
-        except RuntimeError as error:  # the rank that served the store is gone: the launcher ends this rank
+        except RuntimeError as error:  # the rank that serves the store has ended; the launcher ends this rank
             log.debug("the watchdog has lost its store: %s", error)
 
     def _idle(self) -> float:
@@ -111,7 +111,7 @@ class HangDetector:
             self._report(f"rank {rank} gave no sign of life for {limit:g} s (reliability.heartbeat_timeout)")
 
     def _report(self, reason: str) -> None:
-        """Find out who holds the others up, tell all ranks, and end; unless another rank is doing so."""
+        """Find the ranks that block the others, tell all ranks, and exit; do nothing if another rank reports."""
         self._found = self._clock if self._found is None else self._found
         if not self.heartbeat.may_report(int((self._clock - self._found) / (REPORT_TICKS * self.tick))):
             return

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl always, Weights & Biases where asked. Neither ever stops training."""
+"""Writes a run's metrics to metrics.jsonl and, if configured, to Weights & Biases; a failure never stops training."""
 
 import json
 import logging
@@ -47,22 +47,24 @@ WANDB_NAMES = {
     **{f"validation_{name}": f"validation/{name}" for name in ("loss", "perplexity", "bits_per_byte")},
     **{f"validation_{name}": f"validation/{name}" for name in ("accuracy", "reward")},
 }
-"""Names on Weights & Biases, whose panels are grouped by what stands before the slash; tasks
-in context go under `tasks/`, others under `train/`."""
+"""{metric: its name on Weights & Biases}, where panels are grouped by the part before the slash.
+
+Metrics that are not listed go under `tasks/` if they are in-context tasks, else under `train/`.
+"""
 
 INIT_TIMEOUT_SECONDS = 60.0
 FINISH_TIMEOUT_SECONDS = 60.0
-"""How long the end of a run waits for Weights & Biases; what was not sent stays in its folder for `wandb sync`."""
+"""How long the end of a run waits for Weights & Biases; unsent data stays in its folder for `wandb sync`."""
 
 
 def wandb_name(metric: str) -> str:
-    """Name on Weights & Biases of a metric of metrics.jsonl."""
+    """The name on Weights & Biases of a metric in metrics.jsonl."""
     section = "tasks" if metric.startswith("task_") else "train"
     return WANDB_NAMES.get(metric, f"{section}/{metric.removeprefix('task_')}")
 
 
 def describe_run() -> dict[str, Any]:
-    """How this run was started and by which versions, for the report. Nothing of the environment is in it."""
+    """Command, versions, device and number of ranks of this run, for the report; no environment variables."""
     import torch  # here, so that tools that only read metrics start fast
 
     packages = ("torch", "megatron-core", "numpy", "tokenizers")
@@ -76,7 +78,7 @@ def describe_run() -> dict[str, Any]:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss); infinity where that is beyond what a number can hold."""
+    """exp(loss); infinity when that overflows."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -84,10 +86,10 @@ def perplexity(loss: float) -> float:
 
 
 class MetricsWriter:
-    """Writes a run's metrics. On ranks other than the first (`enabled` false) it does nothing.
+    """Writes a run's metrics on rank 0; on other ranks (`enabled` is false) it does nothing.
 
-    `config` is the run's configuration as plain dicts, recorded on Weights & Biases. `run.json` in the run folder keeps
-    the command, versions and the Weights & Biases id, which stays the same over resumes.
+    `config` is the run's configuration as plain dicts, for Weights & Biases. `run.json` in the run folder stores the
+    command, the versions and the Weights & Biases id, which stays the same when a run is resumed.
     """
 
     def __init__(self, run_dir: str | Path, logging: LoggingConfig, config: dict[str, Any], enabled: bool) -> None:
@@ -110,7 +112,7 @@ class MetricsWriter:
             self._wandb = _WandbThread(self.path.parent, options, config)
 
     def resume(self, step: int) -> None:
-        """Drop the lines of steps after `step`, and any half-written line, in one atomic rewrite."""
+        """Remove the lines of steps after `step` and any incomplete line, in one atomic rewrite of the file."""
         if not self.enabled or not self.path.exists():
             return
         try:
@@ -120,14 +122,14 @@ class MetricsWriter:
             self._warn(error)
 
     def holds(self, step: int, names: Iterable[str]) -> bool:
-        """Whether the metrics `names` of a step are there already, which a run evaluates again when it goes on."""
+        """Whether all metrics `names` of a step are logged already; a resumed run may evaluate a step again."""
         if not self.enabled or not self.path.exists():
             return False
         lines = read_jsonl(self.path)
         return all(any(line.get("step") == step and name in line for line in lines) for name in names)
 
     def log(self, **metrics: Any) -> None:
-        """Append one line, with the time in seconds since 1970. Numbers may be 0-dimensional tensors.
+        """Append one line with these metrics and the time in seconds since 1970. Numbers may be 0-dimensional tensors.
 
         A value that is not finite is written as null and named in the line's "nonfinite" list.
         """
@@ -139,7 +141,7 @@ class MetricsWriter:
         line = values | {"time": round(time.time(), 3)} | ({"nonfinite": nonfinite} if nonfinite else {})
         self._unwritten += _to_line(line).encode()
         try:
-            # Unbuffered, and what a full disk did not take is kept: the next line's write completes it.
+            # Unbuffered. Bytes that a full disk did not accept are kept and written before the next line.
             with self.path.open("ab", buffering=0) as file:
                 del self._unwritten[: file.write(self._unwritten)]
         except OSError as error:
@@ -150,12 +152,12 @@ class MetricsWriter:
             self._wandb.put({wandb_name(name): value for name, value in values.items() if value is not None})
 
     def finish(self) -> None:
-        """Let Weights & Biases send what is left, for at most FINISH_TIMEOUT_SECONDS."""
+        """Let Weights & Biases send the remaining data, for at most FINISH_TIMEOUT_SECONDS."""
         if self._wandb:
             self._wandb.finish()
 
     def _keep_run_id(self, new_id: str) -> str:
-        """The run's id on Weights & Biases: the one in run.json, else `new_id`, stored there for the next time."""
+        """The run's id on Weights & Biases: the one in run.json, else `new_id`. Writes run.json."""
         path = self.path.with_name("run.json")
         try:
             new_id = str(json.loads(path.read_text())["wandb_id"])
@@ -171,7 +173,7 @@ class MetricsWriter:
 
 
 class _WandbThread:
-    """Owns Weights & Biases: its import, start, network and end happen in a thread that training never waits for."""
+    """Runs Weights & Biases (import, start, network, end) in a thread that training does not wait for."""
 
     def __init__(self, run_dir: Path, options: dict[str, Any], config: dict[str, Any]) -> None:
         self.run_dir, self.options, self.config = run_dir, options, config
@@ -181,12 +183,12 @@ class _WandbThread:
         self.thread.start()
 
     def put(self, values: dict[str, float]) -> None:
-        """Queue one record; without effect once Weights & Biases has failed."""
+        """Queue one record; does nothing after Weights & Biases has failed."""
         if self.thread.is_alive():
             self.queue.put(values)
 
     def finish(self) -> None:
-        """Ask for the end and wait for it, but not for ever."""
+        """Ask the thread to finish, and wait for it at most FINISH_TIMEOUT_SECONDS."""
         self.queue.put(None)
         self.thread.join(FINISH_TIMEOUT_SECONDS)
         if self.thread.is_alive():
@@ -208,7 +210,7 @@ class _WandbThread:
     def _start(self) -> Any:
         import wandb
 
-        # Console capture, source code, git remotes and the machine's description stay out: they can hold secrets.
+        # Console output, source code, git remotes and the machine's description are not sent: they may hold secrets.
         settings = wandb.Settings(
             init_timeout=INIT_TIMEOUT_SECONDS,
             login_timeout=INIT_TIMEOUT_SECONDS,
@@ -227,9 +229,9 @@ class _WandbThread:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file, in order; lines that are not whole objects are left out, with one warning.
+    """Objects of a JSON-lines file, in order. Lines that are not complete objects are left out, with one warning.
 
-    A process killed while writing leaves such a line at the end.
+    A process that was killed while it wrote leaves such a line at the end. Raises OSError.
     """
     objects, broken = [], []
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -243,12 +245,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             elif line.strip():
                 broken.append(number)
     if broken:
-        log.warning("%s:%d: %d half-written lines left out, this is the first", path, broken[0], len(broken))
+        log.warning("%s:%d: incomplete line; %d such lines are left out", path, broken[0], len(broken))
     return objects
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write `path` so that it is always either the old or the whole new text, also after a power cut."""
+    """Write `path` atomically: it has either the old or the whole new text, even after a power failure."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)

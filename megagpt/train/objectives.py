@@ -9,12 +9,12 @@ from megagpt.data.ranked_loader import RankedBatch
 
 
 class LanguageModelObjective:
-    """Predict every next token: the sum of masked cross-entropies in nats, over the number of tokens that count."""
+    """Predict the next token: the mean cross-entropy, in nats, over the tokens that the loss mask keeps."""
 
     metric_names: tuple[str, ...] = ()
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """See `Objective.forward`; the last stage gives the loss of every token, float32 [B, S]."""
+        """See `Objective.forward`; the last stage returns the loss of every token, float32 [B, S]."""
         mask = None if batch.document_ids is None else batch.document_lengths
         return model(batch.tokens, batch.position_ids, mask, labels=batch.labels)
 
@@ -24,16 +24,16 @@ class LanguageModelObjective:
 
 
 class RewardObjective:
-    """Compare all answers to a prompt: the mean over prompts of `ranking_loss`."""
+    """Compare all responses to a prompt: the mean of `ranking_loss` over prompts."""
 
     metric_names = ("accuracy", "margin")
 
     def forward(self, model: torch.nn.Module, batch: RankedBatch) -> Tensor:
-        """See `Objective.forward`; the last stage gives a value for every token, float32 [R, S]."""
+        """See `Objective.forward`; the last stage returns one value per token, float32 [R, S]."""
         return model(batch.tokens, batch.position_ids, None)
 
     def loss(self, output: Tensor, batch: RankedBatch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """See `Objective.loss`; what is counted are prompts."""
+        """See `Objective.loss`; the count is the number of prompts."""
         loss, count, *metrics = ranking_loss(batch.scores(output), batch.ranks, batch.prompts, batch.loss_mask.any(1))
         return loss, count, tuple(metrics)
 
@@ -41,10 +41,11 @@ class RewardObjective:
 def ranking_loss(
     scores: Tensor, ranks: Tensor, prompts: Tensor, present: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums over prompts: of the loss, of those that have one, of the share of pairs in order, and of the mean margin.
+    """The loss of a reward model (arXiv 2203.02155), as four sums over prompts.
 
-    A prompt's loss is the mean of -log sigmoid(r_w - r_l) over its pairs of a better answer w and a worse one l, which
-    are C(K, 2) for K answers without ties. Ties are no pairs, and a prompt of ties alone does not count.
+    The sums are: the losses; the number of prompts that have a loss; the shares of pairs in the right order; the mean
+    margins. A prompt's loss is the mean of -log sigmoid(r_w - r_l) over its pairs of a better response w and a worse
+    response l; K responses without ties have C(K, 2) pairs. Ties are no pairs, and prompts with only ties do not count.
 
     scores: float32 [R]. ranks, prompts: int64 [R], see `RankedBatch`. present: bool [R], False for padding.
     """

@@ -1,4 +1,4 @@
-"""Ends the ranks of a job that hangs, after each has written down the stacks of its threads."""
+"""Ends the ranks of a job that hangs, after each has dumped the stacks of its threads to a file."""
 
 import faulthandler
 import logging
@@ -17,56 +17,56 @@ from megagpt.train.heartbeat import Beat, began, this_process
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 2.0
-"""Time for every rank to dump its stacks before any ends."""
+"""Time for every rank to dump its stacks before the first one exits."""
 
 DUMP_SECONDS = 0.3
-"""Time for a rank that was woken to dump its stacks."""
+"""Time for a resumed rank to dump its stacks."""
 
 DUMP_SIGNAL = signal.SIGUSR2
-"""Makes a rank dump its stacks, even where it runs no Python."""
+"""Signal at which a rank dumps its stacks, even while it does not run Python code."""
 
 
 @dataclass(frozen=True)
 class Hang:
-    """What the rank that found a hang tells all ranks."""
+    """A hang, in the form in which the rank that found it announces it to all ranks."""
 
     text: str
     """The report."""
     reporter: int
-    """The rank that logs it."""
+    """The rank that logs the report."""
     silent: list[list[Any]]
-    """Ranks that cannot end by themselves: rank, host, process id and start of each."""
+    """[rank, host, process id, start time] of each rank that cannot exit by itself."""
     helpers: dict[str, int]
-    """For each host, the rank that ends the silent ranks there."""
+    """{host: the rank that ends the silent ranks on it}."""
 
     @classmethod
     def of(cls, text: str, beats: list[Beat], silent: set[int], finder: int) -> "Hang":
-        """The hang that rank `finder` found. beats: the last signs of the ranks that are watched."""
+        """The hang that rank `finder` found. beats: the last heartbeats of the ranks that are watched."""
         return cls(
             text=text,
-            reporter=finder if 0 in silent else 0,  # the log file is rank 0's
+            reporter=finder if 0 in silent else 0,  # only rank 0 writes the log file
             silent=[[beat.rank, *beat.process] for beat in beats if beat.rank in silent],
             helpers={beat.process[0]: beat.rank for beat in beats if beat.rank not in silent},
         )
 
 
 class PostMortem:
-    """Writes the stacks of this rank to its file, and ends this process and the silent ranks on its host."""
+    """Dumps the stacks of this rank to its file, and ends this process and the silent ranks on its host."""
 
     def __init__(self, rank: int, path: Path) -> None:
-        """path: the file of this rank's stacks. Those of other ranks stand beside it."""
+        """path: the file for this rank's stacks, in the folder with the files of all ranks."""
         self.rank, self.path = rank, path
         self.ending = False
         self._file = _open(path)
         faulthandler.register(DUMP_SIGNAL, self._file, all_threads=True)
 
     def close(self) -> None:
-        """Stop listening for the signal of a helper."""
+        """Remove the handler of `DUMP_SIGNAL`, and close the file."""
         faulthandler.unregister(DUMP_SIGNAL)
         self._file.close()
 
     def end(self, hang: Hang) -> None:
-        """Dump the stacks of this rank and of the silent ranks that it helps, and end them all. Does not return."""
+        """Dump the stacks of this rank and of the silent ranks on its host, and end them all. Does not return."""
         self.ending = True
         if self.rank == hang.reporter:
             log.critical("%s", hang.text)
@@ -79,14 +79,14 @@ class PostMortem:
             _signal(pid, DUMP_SIGNAL)
             _signal(pid, signal.SIGCONT)
         time.sleep(DUMP_SECONDS)
-        for _, pid in helped:  # before they train on
+        for _, pid in helped:  # before they continue to train
             _signal(pid, signal.SIGKILL)
         time.sleep(GRACE_SECONDS)
         logging.shutdown()
         os._exit(HUNG)
 
     def _silent_ranks_to_help(self, hang: Hang) -> list[tuple[int, int]]:
-        """Rank and process id of the silent ranks on this host, if this rank is the one that helps them."""
+        """(rank, process id) of the silent ranks on this host, if this rank is its helper; else []."""
         here = this_process()[0]
         if hang.helpers.get(here) != self.rank:
             return []
@@ -94,7 +94,7 @@ class PostMortem:
 
 
 def _open(path: Path) -> TextIO:
-    """The file of a rank's stacks or, where it cannot be written, stderr."""
+    """The file for a rank's stacks; stderr if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a", buffering=1)
@@ -104,10 +104,10 @@ def _open(path: Path) -> TextIO:
 
 
 def _write(file: TextIO, rank: int, text: str) -> None:
-    with suppress(OSError):  # of a full disk, say: the rank has to end in any case
+    with suppress(OSError):  # for example a full disk: the rank must exit in any case
         file.write(f"\n==== {time.strftime('%Y-%m-%d %H:%M:%S')}, rank {rank}: {text}\n")
 
 
 def _signal(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):  # it has ended by itself
+    with suppress(ProcessLookupError):  # the process has already ended
         os.kill(pid, number)

@@ -1,4 +1,4 @@
-"""Learning rate and batch size as pure functions of the tokens seen, as GPT-3 publishes them (arXiv 2005.14165, B)."""
+"""Learning rate and batch size as pure functions of the tokens seen, as in GPT-3 (arXiv 2005.14165, appendix B)."""
 
 import dataclasses
 import math
@@ -8,10 +8,10 @@ from megagpt.config.schema import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, tokens: int) -> float:
-    """Learning rate of the step that ends at `tokens`: linear warm-up, then what `optim.schedule` says.
+    """Learning rate of the step that ends at `tokens`: a linear warm-up, then the decay of `optim.schedule`.
 
-    cosine: half a cosine to the minimum. wsd: the peak until `optim.decay_begin`, then 1 - sqrt (Haegele et al., arXiv
-    2405.18392) or a line to the minimum.
+    cosine: half a cosine to the minimum. wsd: the peak until `optim.decay_begin`, then to the minimum by 1 - sqrt
+    (Haegele et al., arXiv 2405.18392) or linearly.
     """
     lengths, begin = optim.lengths, optim.decay_begin
     if tokens < lengths.warmup_tokens:
@@ -31,7 +31,7 @@ def learning_rate(optim: OptimConfig, tokens: int) -> float:
 
 
 def global_batch_size(optim: OptimConfig, tokens: int, multiple: int) -> int:
-    """Sequences in the step that starts after `tokens`: grows linearly, rounded down to a multiple of `multiple`."""
+    """Sequences in the step that starts after `tokens`: a linear ramp, rounded down to a multiple of `multiple`."""
     ramp_tokens = optim.lengths.ramp_tokens
     if optim.ramp_start is None or tokens >= ramp_tokens:
         return optim.global_batch_size
@@ -40,7 +40,7 @@ def global_batch_size(optim: OptimConfig, tokens: int, multiple: int) -> int:
 
 
 def describe_schedule(optim: OptimConfig) -> str:
-    """The run's schedule in a line, which says where it is the published one in proportion."""
+    """One line about the run's schedule, which marks the parts that were scaled from the published schedule."""
     schedule, published = optim.lengths, optim.published.train_tokens
     stable = f"stays until {optim.decay_begin:,} and " if optim.schedule == "wsd" else ""
     texts = {
@@ -51,7 +51,7 @@ def describe_schedule(optim: OptimConfig) -> str:
         "ramp_tokens": f"batch {optim.ramp_start} to {optim.global_batch_size} over {schedule.ramp_tokens:,}",
     }
     scaled = {name for name in texts if schedule.train_tokens != published and getattr(optim, name) is None}
-    if optim.schedule == "wsd":  # whose decay ends with the run
+    if optim.schedule == "wsd":  # its decay ends with the run and is not scaled
         scaled.discard("decay_tokens")
     parts = [texts[name] + (" (scaled)" if name in scaled else "") for name in _parts(optim)]
     line = "; ".join([f"schedule of {schedule.train_tokens:,} tokens", *parts])
@@ -59,9 +59,10 @@ def describe_schedule(optim: OptimConfig) -> str:
 
 
 def misfits(optim: OptimConfig, sample_tokens: int | None = None) -> Iterator[str]:
-    """A warning for each part of the schedule that is longer than the run, with the value that would fit.
+    """A warning for each part of the schedule that is longer than the run, with a value that would fit.
 
-    sample_tokens: tokens of a sample, where whole steps may make the run notably longer than was asked for.
+    sample_tokens: tokens of a sample. If it is given, there is also a warning when rounding up to whole steps makes the
+    run notably longer than optim.train_tokens.
     """
     if sample_tokens is not None:
         yield from _longer_by_whole_steps(optim, sample_tokens)
@@ -85,18 +86,18 @@ def misfits(optim: OptimConfig, sample_tokens: int | None = None) -> Iterator[st
 
 def _longer_by_whole_steps(optim: OptimConfig, sample_tokens: int) -> Iterator[str]:
     tokens, steps = 0, 0
-    while tokens < optim.train_tokens and steps < 10:  # more steps are rounded up by less than a tenth
+    while tokens < optim.train_tokens and steps < 10:  # for more steps, rounding up adds less than a tenth
         tokens += sample_tokens * global_batch_size(optim, tokens, 1)
         steps += 1
     if tokens > 1.1 * optim.train_tokens:
         yield (
-            f"optim.train_tokens ({optim.train_tokens:,}) is no whole number of steps: the run takes {steps} of them,"
+            f"optim.train_tokens ({optim.train_tokens:,}) is not a whole number of steps: the run takes {steps} steps,"
             f" {tokens:,} tokens"
         )
 
 
 def _parts(optim: OptimConfig) -> list[str]:
-    """The parts of the schedule that this run has."""
+    """Names of the parts of the schedule that this run has."""
     parts = {
         "warmup_tokens": optim.lengths.warmup_tokens > 0,
         "decay_tokens": optim.min_lr_ratio < 1,

@@ -1,4 +1,4 @@
-"""Turns SIGTERM, SIGINT and SIGUSR1 into a wish to stop, of which every rank learns with the result of a step."""
+"""Turns SIGTERM, SIGINT and SIGUSR1 into a wish to stop, which all ranks receive with the result of a step."""
 
 import logging
 import signal
@@ -10,11 +10,11 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 SAME_WISH_SECONDS = 2.0
-"""A Ctrl-C reaches a rank twice, from the terminal and again from torchrun: what comes this soon is no second wish."""
+"""Signals within this time count as one: a Ctrl-C reaches a rank twice, from the terminal and from torchrun."""
 
 
 class StopSignal:
-    """A context in which the signals only set a flag. A second Ctrl-C interrupts at once, as users expect."""
+    """A context in which the signals only set a flag. A second Ctrl-C raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None

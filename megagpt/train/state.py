@@ -1,4 +1,4 @@
-"""Where a run stands: all that the next step depends on besides tensors."""
+"""The state of a run besides tensors; the next step depends on it."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -10,31 +10,31 @@ class TrainState:
     """Counters of a run; written into every checkpoint."""
 
     step: int = 0
-    """Steps taken, skipped ones included."""
+    """Number of steps taken, skipped ones included."""
     samples: int = 0
-    """Sequences consumed; the next step starts at this global sample index."""
+    """Number of samples consumed; the next step starts at this global sample index."""
     tokens: int = 0
-    """Tokens consumed; learning rate and batch size are functions of it."""
+    """Number of tokens consumed; learning rate and batch size are functions of it."""
     skipped_steps: int = 0
-    """Steps that changed nothing because the loss or a gradient was not finite."""
+    """Number of steps without an update, because the loss or a gradient was not finite."""
     skipped_in_a_row: int = 0
-    """How many of those were the latest steps."""
+    """Number of skipped steps since the last update."""
     recent: list[float] = field(default_factory=list)
-    """Losses of the latest steps, kept where loss spikes are watched for."""
+    """Losses of the latest steps; empty if spikes are not watched."""
     left_out: list[list[int]] = field(default_factory=list)
-    """Samples that are not trained on since the loss jumped: each from the first up to but without the second."""
+    """Half-open ranges of samples that are left out after loss spikes."""
     rollbacks: int = 0
-    """How often the run has gone back from a spike."""
+    """Number of spikes after which the run has gone back to a checkpoint."""
 
     best_metric: str | None = None
-    """What the best checkpoint is chosen by."""
+    """The metric that chooses the best checkpoint."""
     best_value: float | None = None
-    """Its value at the best step so far; None before the first."""
+    """Value of the metric at the best step so far; None before the first evaluation."""
     best_step: int | None = None
     """The step whose checkpoint is the best."""
 
     def consider(self, metric: str, value: float, lowest: bool) -> None:
-        """Make this step the best if `value` is better than all before; what is not finite never is."""
+        """Make this step the best if `value` is finite and better than all before. lowest: whether lower is better."""
         if metric != self.best_metric:
             self.best_metric, self.best_value, self.best_step = metric, None, None
         if not math.isfinite(value):
@@ -45,9 +45,9 @@ class TrainState:
 
     @property
     def optimizer_step(self) -> int:
-        """Updates that the optimizer has made."""
+        """Number of updates that the optimizer has made."""
         return self.step - self.skipped_steps
 
     def to_dict(self) -> dict[str, Any]:
-        """The counters as JSON."""
+        """The counters as values that JSON can hold."""
         return asdict(self)

@@ -1,7 +1,7 @@
 """Finds ranks that are slower than the others.
 
-Ranks wait for each other, which evens out most times. The forward pass does not wait: it is compared among the ranks
-that do the same work, those of a pipeline stage.
+Most times are equal on all ranks, because ranks wait for each other. The forward pass does not wait, so its time is
+compared among the ranks of a pipeline stage, which do the same work.
 """
 
 import logging
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 
 class Stragglers:
-    """Times this rank's forward passes in training and compares them with the other ranks' now and then.
+    """Measures the time of this rank's forward passes in training and compares it with other ranks' at intervals.
 
-    Evaluations and generated tokens are not timed: replicas have more or fewer of them, and an event of the device for
-    each of many tokens would cost more than it tells.
-    Tensor-parallel ranks wait for each other within a forward pass: a slow one is named together with its group.
+    Evaluations and generated tokens are not timed, because replicas have different numbers of them, and because a
+    device event for each token would be too expensive. Tensor-parallel ranks wait for each other within a forward pass,
+    so a slow one is named together with its group.
     """
 
     def __init__(self, config: ReliabilityConfig, dims: ParallelDims, modules: list[torch.nn.Module]) -> None:
@@ -60,8 +60,8 @@ class Stragglers:
 def slow_ranks(seconds: list[float], stage_size: int, factor: float) -> dict[int, float]:
     """{rank: time / median of its pipeline stage} for ranks slower than `factor` times that median.
 
-    seconds: by rank. A pipeline stage is `stage_size` ranks in a row. The lower median is taken, so that one of two
-    ranks can be slow.
+    seconds: time of each rank, by rank. A pipeline stage is `stage_size` consecutive ranks. The lower median is used,
+    so that one of two ranks can be slow.
     """
     slow = {}
     for first in range(0, len(seconds), stage_size):
@@ -72,7 +72,7 @@ def slow_ranks(seconds: list[float], stage_size: int, factor: float) -> dict[int
 
 
 class _Clock:
-    """Sums the time between start and stop."""
+    """Sums the times between `start` and `stop`."""
 
     def __init__(self) -> None:
         self._started = self._total = 0.0
@@ -90,7 +90,7 @@ class _Clock:
 
 
 class _CudaClock:
-    """The same by the time that the device takes, which runs behind this thread."""
+    """Like `_Clock`, but measures the GPU's time, because the GPU works asynchronously to this thread."""
 
     def __init__(self) -> None:
         self._events: list[torch.cuda.Event] = []

@@ -1,4 +1,4 @@
-"""What every training loop does around a step: schedules, logs, evaluations, checkpoints, faults and signals.
+"""The parts of a training loop that all stages share: schedules, logs, evaluations, checkpoints, faults and signals.
 
 The loop itself belongs to the stage (`Stage.fit`), which executes each step between `begin_step` and `end_step`:
 
@@ -43,26 +43,26 @@ LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "kl")
 
 
 class Stage(Protocol):
-    """What is trained: the data, the model and its objective, and how they are evaluated. See `megagpt/stages`."""
+    """Interface of a training stage: its data, its models, its objective and its evaluation. See `megagpt/stages`."""
 
     config: Config
-    """The configuration of the run, whose schedule the stage may have completed (`optim.train_epochs`)."""
+    """The configuration of the run; the stage may have completed its schedule (`optim.train_epochs`)."""
     engine: Engine
-    """Holds the model that learns."""
+    """The engine of the model that learns."""
     engines: list[Engine]
-    """All engines, whose progress the watchdog sees."""
+    """All engines; the watchdog observes their models."""
     sample_tokens: int
-    """Tokens that a training sample counts for, padding included."""
+    """Number of tokens that a training sample counts as, padding included."""
     evaluation_metrics: list[str]
-    """Names of the metrics that `evaluate` gives of the data that was opened."""
+    """Names of the metrics that `evaluate` returns for the opened data."""
     sources: dict[str, Path]
-    """Checkpoints of other runs that `build` filled models from, by the fields that name them."""
+    """{field: checkpoint of another run} for the models that `build` loaded."""
 
     def build(self) -> None:
         """Build the models; the data has been opened by the constructor. Collective."""
 
     def begin(self, state: TrainState) -> None:
-        """Measure what is to be measured before the first step of a run. Collective."""
+        """Make the measurements that come before the first step of a run. Collective."""
 
     def fit(self, trainer: "Trainer") -> None:
         """Train until `trainer` is finished or stopped. Collective."""
@@ -71,7 +71,7 @@ class Stage(Protocol):
         """Metrics of the model on held-out data, the same on every rank. Collective."""
 
     def ask_tasks(self, state: TrainState) -> dict[str, float]:
-        """Metrics of the tasks in context of `stage.tasks`, the same on every rank. Collective."""
+        """Metrics of the in-context tasks in `stage.tasks`, the same on every rank. Collective."""
 
     def finish(self, state: TrainState) -> None:
         """Measure the trained model and show samples. Collective."""
@@ -80,46 +80,46 @@ class Stage(Protocol):
         """All tensors of a checkpoint, see `Engine.shards`."""
 
     def post_load(self, optimizer_step: int) -> None:
-        """To be called after `shards` were filled, see `Engine.post_load`."""
+        """Call this after `shards` were filled, see `Engine.post_load`."""
 
     def checkpoint_extras(self, state: TrainState) -> dict[str, Any]:
-        """JSON values for the manifest of a checkpoint of this state. Collective."""
+        """JSON values for the manifest of this state's checkpoint. Collective."""
 
 
 class Checkpoints(Protocol):
-    """What the trainer asks of a run's checkpoints. Every method is collective."""
+    """Interface of a run's checkpoints. Every method is collective."""
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint."""
 
     def name_best(self, state: TrainState) -> None:
-        """Have the checkpoint of this state, which was saved, be the best one."""
+        """Mark the checkpoint of this state, which has been saved, as the best one."""
 
     def rewind(self, step: int) -> TrainState:
-        """Fill the stage from the newest checkpoint of at most `step`, and forget later ones."""
+        """Load the newest checkpoint up to `step` into the stage, and delete later ones."""
 
     def poll(self, wait: bool = False) -> None:
-        """Publish a save that a background thread has finished, or report its failure on every rank."""
+        """Publish a save that a background thread has finished, or raise its error on every rank."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step, as the schedules have it."""
+    """One optimizer step, as planned by the schedules."""
 
     number: int
-    """Counts from 1."""
+    """Number of the step, counted from 1."""
     first_sample: int
     """Global index of its first sample."""
     batch_size: int
-    """Samples of all replicas together."""
+    """Number of samples of all replicas together."""
     num_micro_batches: int
-    """Micro-batches of each replica."""
+    """Number of micro-batches of each replica."""
     tokens: int
-    """Tokens of all samples, padding included."""
+    """Number of tokens of all samples, padding included."""
     lr: float
     """Learning rate."""
     started: float
-    """When it began, by `time.perf_counter`."""
+    """Start of the step, from `time.perf_counter`."""
 
 
 class Trainer:
@@ -135,7 +135,7 @@ class Trainer:
         attempts: Attempts,
         state: TrainState,
     ) -> None:
-        """state: where the run stands. Collective."""
+        """state: counters of the run so far. Collective."""
         self.stage, self.checkpoints, self.metrics = stage, checkpoints, metrics
         self.watchdog, self.attempts, self.state = watchdog, attempts, state
         self.config, self.engine = stage.config, stage.engine
@@ -156,12 +156,12 @@ class Trainer:
 
     @property
     def unfinished(self) -> bool:
-        """Whether to take another step: the run is not finished, and no signal asked it to stop."""
+        """Whether to take another step: the run is not finished, and no signal has asked it to stop."""
         return not self.finished and not self._stopping
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Watch ranks and signals while a stage trains; on the way out, wait until the last step is on disk."""
+        """Watch ranks and signals while a stage trains; at the end, wait until the last checkpoint is on disk."""
         with StopSignal() as signal, self.watchdog, self._progress() as self._bar:
             self.engine.wishes_stop = signal.was_received
             self._evaluate_what_was_missed()
@@ -193,7 +193,7 @@ class Trainer:
         return step
 
     def end_step(self, step: Step, result: StepResult) -> None:
-        """Count the step and log it; then save, evaluate, ask tasks, go back from a loss spike or stop, where due."""
+        """Count and log the step; then, if due, go back from a loss spike, save, evaluate, ask tasks, or stop."""
         state = self.state
         state.step = step.number
         state.samples = step.first_sample + step.batch_size
@@ -206,7 +206,7 @@ class Trainer:
             log.info("first step after %.1f s", time.perf_counter() - STARTED)
         if self.spikes and result.applied and (spike := self.spikes.check(state, step.first_sample, result.loss)):
             self._roll_back(spike)
-            return  # the step that the run is back at was saved when it was taken
+            return  # the run is now at an earlier step, which has been saved already
         self._compare_ranks()
         if self.config.checkpoint.asynchronous:
             self.checkpoints.poll()
@@ -219,7 +219,7 @@ class Trainer:
             self._ask_tasks()
 
     def _roll_back(self, spike: Spike) -> None:
-        """Go on from a checkpoint before the spike, without the samples around it."""
+        """Continue from a checkpoint before the spike, without the samples around it."""
         self.spikes.check_budget(self.state, spike)
         with self.watchdog.within("save"):
             restored = self.checkpoints.rewind(spike.step - 1 - self.config.reliability.spike_rewind)
@@ -248,7 +248,7 @@ class Trainer:
             self.stragglers.check(step)
 
     def _save(self) -> None:
-        """Save the step unless it is saved already. A step that replicas do not agree on is never saved."""
+        """Save the step unless it is saved already. Replicas are compared first, so that no damage is saved."""
         if self._saved_step == self.state.step:
             return
         with self.watchdog.within("save"):
@@ -276,8 +276,8 @@ class Trainer:
         if state.skipped_in_a_row >= limit:
             raise TrainingDiverged(
                 f"the loss or gradient was not finite in {limit} steps in a row, up to step {state.step} "
-                f"(optim.max_skipped_steps={limit}); none of them changed the model. Go on from an earlier checkpoint "
-                f"with a lower optim.lr than {self.config.optim.lr:g}, or look at the data from sample "
+                f"(optim.max_skipped_steps={limit}); none of them changed the model. Continue from an earlier "
+                f"checkpoint with a lower optim.lr than {self.config.optim.lr:g}, or look at the data from sample "
                 f"{state.samples} backwards"
             )
 
@@ -312,28 +312,28 @@ class Trainer:
     def _evaluation_is_due(self) -> bool:
         """Whether to evaluate this step.
 
-        A step that ends the run, or this part of it, is not evaluated here: the stage does so at the end. Where a best
-        checkpoint is chosen it is, since it may be the best, which must not depend on where a run was interrupted.
+        The last step of the run is not evaluated here, because the stage evaluates at the end. But if a best checkpoint
+        is chosen, every step that may be the best is evaluated: the choice must not depend on interruptions of the run.
         """
         if self.config.checkpoint.best_metric is not None:
             return may_be_best(self.config, self.state)
         return _due(self.state.step, self.config.stage.eval_interval) and self.unfinished
 
     def _evaluate(self, again: bool = False) -> None:
-        """Evaluate the step. again: it may have been evaluated, and logged, before the run was interrupted."""
+        """Evaluate the step. again: whether it may have been evaluated and logged before an interruption of the run."""
         with self.watchdog.within("evaluation"):
             values = self.stage.evaluate(self.state)
         self._log_held_out(values, again)
         self._consider(values)
 
     def _evaluate_what_was_missed(self) -> None:
-        """Evaluate the step that a run goes on from, where it may be the best: it was saved before it was evaluated."""
+        """Evaluate the step that a run resumes from, if it may be the best: it was saved before its evaluation."""
         state = self.state
         if state.step and may_be_best(self.config, state) and state.best_step != state.step:
             self._evaluate(again=True)
 
     def _tasks_are_due(self) -> bool:
-        """Whether to ask the tasks now: at their interval, unless a signal asked the run to stop, and at the end."""
+        """Whether to ask the tasks now: at their interval, unless the run stops by a signal, and at the end."""
         tasks = self.config.stage.tasks
         due = _due(self.state.step, tasks.every) and not self._stopping
         return bool(tasks.names) and (due or self.finished)
@@ -344,14 +344,14 @@ class Trainer:
         self._log_held_out(values)
 
     def _log_held_out(self, values: dict[str, float], again: bool = False) -> None:
-        """Log what was measured of the step's model, once."""
+        """Log the step's evaluation, unless `again` is set and its metrics are logged already."""
         if not (again and self.metrics.holds(self.state.step, values)):
             self.metrics.log(step=self.state.step, tokens=self.state.tokens, **values)
         described = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         log.info("step %d: %s", self.state.step, described)
 
     def _consider(self, values: dict[str, float]) -> None:
-        """Name this step's checkpoint the best where it is. Every rank has the same values and decides the same."""
+        """Mark this step's checkpoint as the best if it is. All ranks have the same values and decide the same."""
         metric, mode = self.config.checkpoint.best_metric, self.config.checkpoint.best_mode
         if metric is None:
             return
@@ -367,7 +367,7 @@ class Trainer:
 
 
 def check_best_metric(stage: Stage) -> None:
-    """Raise ConfigError where `checkpoint.best_metric` is not among what the stage's evaluations give."""
+    """Raises ConfigError if the stage's evaluations do not give the metric `checkpoint.best_metric`."""
     metric, given = stage.config.checkpoint.best_metric, stage.evaluation_metrics
     if metric is None or metric in given:
         return
@@ -382,7 +382,7 @@ def check_best_metric(stage: Stage) -> None:
 
 
 def may_be_best(config: Config, state: TrainState) -> bool:
-    """Whether a best checkpoint is chosen, and the step is evaluated for it."""
+    """Whether a best checkpoint is chosen and this step takes part in the choice."""
     finished = state.tokens >= config.optim.train_tokens
     return config.checkpoint.best_metric is not None and (finished or _due(state.step, config.stage.eval_interval))
 
@@ -392,7 +392,7 @@ def _due(step: int, interval: int) -> bool:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Most memory that this process has held so far: of the GPU where there is one, else resident, in GiB."""
+    """Peak memory of this process so far in GiB: memory allocated on the GPU if there is one, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

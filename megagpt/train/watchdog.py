@@ -1,8 +1,8 @@
 """Watches every rank while it trains, and ends a job that hangs.
 
-The first rank to see a hang announces it. All ranks dump their stacks and exit; a stuck rank is ended by a rank on its
-host. The launcher then starts the job again. `heartbeat.py` has the signs of life, `hang_detector.py` the thread that
-looks at them, `diagnosis.py` who is to blame, `post_mortem.py` the end.
+The first rank to see a hang announces it. All ranks dump their stacks and exit; a stuck rank is ended by another rank
+on its host. The launcher then restarts the job. Ranks send heartbeats (`heartbeat.py`); a thread checks them
+(`hang_detector.py`), finds the ranks to blame (`diagnosis.py`) and ends the job (`post_mortem.py`).
 """
 
 import time
@@ -25,21 +25,21 @@ from megagpt.train.post_mortem import GRACE_SECONDS, PostMortem
 T = TypeVar("T")
 
 TIMES_LONGER = 2
-"""Collectives wait this many times the longest time-out: NCCL counts from when one was queued, not from its turn."""
+"""Collectives wait this many times the longest time-out, because NCCL counts from the time of queueing."""
 
 FAREWELL_SECONDS = 10.0
-"""How long a rank that failed waits for its watchdog, which may be about to end the job for a hang."""
+"""How long a failed rank waits for its watchdog, which may be about to end the job because of a hang."""
 
 
 def longest_timeout(config: ReliabilityConfig) -> float:
-    """Seconds after which the watchdog has ended any hang that it sees."""
+    """The longest of the watchdog's time-outs, in seconds."""
     return max(getattr(config, item.name) for item in fields(config) if item.name.endswith("_timeout"))
 
 
 class Watchdog:
-    """Knows which section of a step this rank is in, and watches its time-out while used as a context.
+    """Records this rank's current section of a step and, as a context manager, watches the section's time-out.
 
-    All ranks use one context at a time, in the same order.
+    All ranks must enter and leave these contexts in the same order, one at a time.
     """
 
     def __init__(self, config: ReliabilityConfig, run_dir: Path) -> None:
@@ -51,18 +51,18 @@ class Watchdog:
         self._post_mortem: PostMortem | None = None
 
     def enter(self, section: str) -> None:
-        """Note that this rank has reached `section`: load, forward, backward or optimizer.
+        """Record that this rank has reached `section`: load, forward, backward or optimizer.
 
-        Within a phase, and in the first step, it only notes that something has moved.
+        Within a phase and in the first step the section stays the same, and only the progress is recorded.
         """
-        while self._post_mortem and self._post_mortem.ending:  # a rank that was woken for its stacks must not train on
+        while self._post_mortem and self._post_mortem.ending:  # a rank that is being ended must not train on
             time.sleep(GRACE_SECONDS)
         self.progress.section = self._phase or ("start" if self.progress.first_step else section)
         self.progress.entered += 1
 
     @contextmanager
     def within(self, phase: str) -> Iterator[None]:
-        """Watch a block as `phase`, whatever sections it enters: save, evaluation, tasks, or a phase of PPO."""
+        """Watch a block as one phase (save, evaluation, tasks, or a phase of PPO), whatever sections it enters."""
         before, section = self._phase, self.progress.section
         self._phase = phase
         self.enter(phase)
@@ -73,11 +73,11 @@ class Watchdog:
             self.enter(section)
 
     def first_step_done(self) -> None:
-        """Watch sections by their own time-outs from now on."""
+        """From now on use each section's own time-out."""
         self.progress.first_step = False
 
     def batches(self, batches: Iterable[T]) -> Iterator[T]:
-        """Yield `batches`, watching how long each takes."""
+        """Yield `batches`; waiting for each counts as section load."""
         self.enter("load")
         for batch in batches:
             self.enter("forward")
@@ -85,7 +85,7 @@ class Watchdog:
             self.enter("load")
 
     def observe(self, modules: list[torch.nn.Module]) -> None:
-        """Enter forward and backward as the parts of a model are called."""
+        """Enter sections forward and backward when the modules are called."""
         for module in modules:
             module.register_forward_pre_hook(lambda *_: self.enter("forward"))
             module.register_forward_hook(lambda *_: self.enter("backward"))

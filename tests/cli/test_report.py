@@ -185,7 +185,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path):
 def test_metrics_alone_cut_off_are_enough(tmp_path: Path, caplog):
     (run,) = read_runs([make_run(tmp_path / "demo", complete=False)])
     assert [line["step"] for line in run.validation] == [10, 20, 30]
-    assert "half-written" in caplog.text
+    assert "incomplete line" in caplog.text
     html = build_report([run])
     assert "Samples" not in html[: html.index('id="data"')]
     assert panels_of(html)[0]["title"] == "Loss"

@@ -122,7 +122,7 @@ def test_the_commands_of_the_page(tmp_path):
 
 
 def test_figures_are_those_of_the_plan():
-    rows = table("tutorial", "stage", "command that printed it")
+    rows = table("../tutorial", "stage", "command that printed it")
     assert len(rows) == 5
     text = (DOCS / PAGE).read_text(encoding="utf-8")
     for _, command, memory, seconds in rows:

@@ -1,1 +1,1 @@
-"""Conversion between megagpt's checkpoints and those of others."""
+"""Conversion between megagpt's checkpoints and the formats of other frameworks."""

@@ -1,4 +1,4 @@
-"""The interface of every format: a model's tensors under megagpt's names, whole, one at a time."""
+"""The interface of every format: it gives whole tensors of a model one at a time, under megagpt's names."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,33 +18,33 @@ class TensorInfo:
     """Shape and dtype of a tensor, known before it is read."""
 
     shape: tuple[int, ...]
-    """Shape of the whole tensor, as megagpt lays it out."""
+    """Shape of the whole tensor in megagpt's layout."""
     dtype: torch.dtype
-    """Its dtype in the source."""
+    """Dtype in the source."""
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class Source(Protocol):
-    """A checkpoint of some format, opened: its headers are read and checked, its tensors are not."""
+    """An opened checkpoint of any format: its headers are read and checked, its tensors are not read yet."""
 
     path: Path
     format: str
-    """Name of the format, as `--to` has it."""
+    """Name of the format, as in `--to`."""
     model: ModelConfig
     step: int
-    """Optimizer steps that were done; 0 when the format does not say."""
+    """Number of finished optimizer steps; 0 when the format does not store it."""
     tensors: Mapping[str, TensorInfo]
-    """By name: `model/...` and, where there is one, `optimizer/{exp_avg,exp_avg_sq,master}/...`."""
+    """By name: `model/...` and, if the source has optimizer state, `optimizer/{exp_avg,exp_avg_sq,master}/...`."""
     tokenizer: Path | None
-    """The tokenizer.json that goes with it."""
+    """The model's tokenizer.json; None when there is none."""
     embed: EmbedConfig | None
-    """How texts become vectors, where the format says so of a model with an embedding head."""
+    """Settings of stage embed for a model with an embedding head; None for other models."""
     extras: Companions
-    """What transformers' folder says of the tokenizer and of generation, which goes along."""
+    """Companion files of a transformers folder, about the tokenizer and generation."""
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor `name`, contiguous, on the CPU. Raises CheckpointError."""
@@ -52,14 +52,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """How one kind of checkpoint is recognised, read and written."""
+    """Functions that recognise, read and write one kind of checkpoint."""
 
     name: str
     detect: Callable[[Path], bool]
-    """Whether a path holds one, by the names of its files."""
+    """Whether a path holds such a checkpoint, judged by the names of its files."""
     open_source: Callable[[Path, ModelConfig | None], Source]
-    """Opens it; the model's shape is given where the format may not tell. Raises CheckpointError."""
+    """Opens a checkpoint; the second argument is the model's shape for formats that may not give it. Raises
+    CheckpointError."""
     write: Callable[[Source, Path, tqdm], None]
-    """Writes a source into an empty folder, and updates the bar by bytes."""
+    """Writes a source into an empty folder, and updates the progress bar by bytes."""
     carries_optimizer: bool
-    """Whether Adam's moments and fp32 masters go along."""
+    """Whether the format stores Adam's moments and fp32 masters."""

@@ -1,4 +1,4 @@
-"""The common part of the formats of parallel trainers: parameters, how ranks cut them, and sources that read lazily."""
+"""Functions that formats share: lists of parameters, their sharding over ranks, and sources that read lazily."""
 
 import json
 import os
@@ -24,11 +24,11 @@ from megagpt.data.companions import Companions, dumped
 from megagpt.errors import CheckpointError, ConfigError
 
 COMPANION = "megagpt.json"
-"""File that we put into folders whose format does not say the model's shape."""
+"""File that megagpt adds to folders whose format does not store the model's shape."""
 COMPANION_LIMIT = 1 << 20
 NAMES_SHOWN = 10
 LAYERS_LIMIT = 4096
-"""Most layers of a model that is read; GPT-3 has 96."""
+"""Most layers of a model that is accepted; GPT-3 has 96."""
 COLUMN_PARALLEL = ("linear_qkv", "linear_fc1")
 ROW_PARALLEL = ("linear_proj", "linear_fc2")
 HEAD_NORMS = ("q_layernorm", "k_layernorm")
@@ -55,7 +55,7 @@ class LazySource:
 
 
 def checked_model(model: ModelConfig, where: Path) -> ModelConfig:
-    """The model, if it can be built at all: a file's word is all that it is. Raises CheckpointError."""
+    """`model`, after a check that it can be built: it comes from the untrusted file `where`. Raises CheckpointError."""
     config = Config(model=model)
     flaws = list(out_of_range(config)) or [flaw for rule in MODEL_RULES for flaw in rule(config, 1)]
     if not flaws and model.num_layers > LAYERS_LIMIT:
@@ -68,7 +68,7 @@ def checked_model(model: ModelConfig, where: Path) -> ModelConfig:
 
 
 def parameters(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and whole shapes of the model's parameters, in the order of the network, but for those of a head."""
+    """{name: whole shape} of the model's parameters in the network's order, without a scalar or embedding head."""
     shapes = {"embedding.word_embeddings.weight": (model.padded_vocab_size, model.hidden_size)}
     if model.position_embedding == "learned":
         shapes["embedding.position_embeddings.weight"] = (model.sequence_length, model.hidden_size)
@@ -115,10 +115,10 @@ def _norm(name: str, size: int, model: ModelConfig) -> dict[str, tuple[int, ...]
 
 
 def cut(name: str, model: ModelConfig) -> tuple[int | None, int]:
-    """The axis along which tensor-parallel ranks cut a parameter (None: all hold it), and how many parts of it.
+    """The axis along which tensor-parallel ranks shard a parameter (None: all hold it), and its number of parts.
 
-    The first linear of a gated activation has two parts, gate and value: each rank holds a share of one, then of the
-    other. Norms over all heads together are cut like the heads.
+    The first linear layer of a gated activation has two parts, gate and value: each rank holds a share of the first,
+    then a share of the second. Norms over all heads together are sharded like the heads.
     """
     module, kind = name.split(".")[-2:]
     if name in VOCABULARY or module in COLUMN_PARALLEL:
@@ -129,16 +129,16 @@ def cut(name: str, model: ModelConfig) -> tuple[int | None, int]:
 
 
 def local_shape(name: str, shape: Sequence[int], model: ModelConfig, ranks: int) -> tuple[int, ...]:
-    """Shape of what one of several tensor-parallel ranks holds of a parameter."""
+    """Shape of a parameter's shard on one of `ranks` tensor-parallel ranks. shape: of the whole parameter."""
     axis, _ = cut(name, model)
     return tuple(size // ranks if number == axis else size for number, size in enumerate(shape))
 
 
 def join(name: str, shards: Iterable[torch.Tensor], ranks: int, model: ModelConfig) -> torch.Tensor:
-    """The whole parameter, of what tensor-parallel ranks hold of it, in their order.
+    """The whole parameter from the shards of the tensor-parallel ranks, in the order of the ranks.
 
-    A vocabulary gets the padding that megagpt's have: rows beyond it are cut off, missing ones are zeros. Memory is
-    that of the whole and of one shard. Raises CheckpointError when ranks disagree about what they should all hold.
+    A vocabulary gets megagpt's padding: surplus rows are cut off, missing rows are zeros. Memory holds the whole
+    parameter and one shard. Raises CheckpointError when ranks differ in a parameter that they should all hold.
     """
     axis, parts = cut(name, model)
     whole: torch.Tensor | None = None
@@ -162,7 +162,7 @@ def join(name: str, shards: Iterable[torch.Tensor], ranks: int, model: ModelConf
 
 
 def check_parameters(where: Path, found: Mapping[str, tuple[int, ...]], model: ModelConfig) -> None:
-    """Raises CheckpointError unless the parameters are the model's; a vocabulary may be padded in another way."""
+    """Raises CheckpointError unless names and shapes are the model's; the padding of the vocabulary may differ."""
     wanted = parameters(model)
     problems = [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name} is not expected" for name in found if name not in wanted]
@@ -176,9 +176,9 @@ def check_parameters(where: Path, found: Mapping[str, tuple[int, ...]], model: M
 
 
 def inner_folder(folder: Path) -> Path:
-    """A folder that a checkpoint names within itself. Raises CheckpointError for a link, which may lead anywhere."""
+    """`folder`, which a checkpoint names. Raises CheckpointError if it is a link, because that may point anywhere."""
     if folder.is_symlink():
-        raise CheckpointError(f"{folder} is a symbolic link: give what it points to, or copy it there")
+        raise CheckpointError(f"{folder} is a symbolic link: give its target, or copy the target there")
     return folder
 
 
@@ -190,12 +190,12 @@ def raise_problems(where: Path, problems: Sequence[str]) -> None:
 
 
 def companion(model: ModelConfig, step: int) -> str:
-    """The text of megagpt.json."""
+    """The text of megagpt.json, which describes the model and the step."""
     return json.dumps({"model": asdict(model), "step": step}, indent=1)
 
 
 def find_model(folders: Iterable[Path], like: ModelConfig | None) -> ModelConfig | None:
-    """The model that a megagpt.json in one of the folders describes, or else `like`. Raises CheckpointError."""
+    """The model that a megagpt.json in one of the folders describes, else `like`. Raises CheckpointError."""
     for folder in folders:
         path = folder / COMPANION
         if os.path.lexists(path):
@@ -208,7 +208,7 @@ def find_model(folders: Iterable[Path], like: ModelConfig | None) -> ModelConfig
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write `values` durably, for people to read as well."""
+    """Writes `values` durably as indented JSON. Raises CheckpointError."""
     write_text(path, dumped(values))
 
 
@@ -219,7 +219,10 @@ def lazy(
     shape: tuple[int, ...] | None = None,
     dtype: torch.dtype | None = None,
 ) -> zips.Lazy:
-    """Tensors of a source one after another as one of `shape`, or just one; read when written, and the bar moves on."""
+    """One tensor that concatenates the source's tensors `names`; they are read when it is written.
+
+    shape, dtype: of the result; by default those of the first tensor. Reading advances the progress bar.
+    """
     infos = [source.tensors[name] for name in names]
     dtype = dtype or infos[0].dtype
 

@@ -1,4 +1,4 @@
-"""From one format to another: what a path holds, the conversion, its proof, and its publication by one rename."""
+"""Converts checkpoints between formats: recognition, conversion, proof by comparison, and atomic publication."""
 
 import contextlib
 import os
@@ -37,10 +37,10 @@ FORMATS = {
         deepspeed,
     )
 }
-"""By name; a path is what the first says that recognises it."""
+"""{name: format}. A path has the first of these formats that recognises it."""
 
 WITH_TOKENIZER = (native.NAME, hugging_face.NAME, sentence_transformers.NAME)
-"""Formats that a tokenizer goes along to."""
+"""Formats that include a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Result:
 
     source: Source
     dropped: tuple[str, ...]
-    """Kinds of tensors that the target's format has no place for."""
+    """Kinds of tensors that the target's format cannot store."""
     difference: float | None
-    """Largest difference of logits in units of their spread, or of vectors; None when the proof was not asked for."""
+    """Largest difference of logits in units of their spread, or of vectors; None without the proof."""
 
 
 def detect(path: Path, formats: Sequence[Format]) -> Format | None:
-    """The first of the formats that recognises what is at `path`; None when none does. Raises CheckpointError."""
+    """The first of the formats that recognises `path`; None when none does. Raises CheckpointError for no folder."""
     with _named_errors(path):
         if not path.is_dir():
             raise CheckpointError(f"{path} is not a folder" if os.path.lexists(path) else f"{path} does not exist")
@@ -63,21 +63,21 @@ def detect(path: Path, formats: Sequence[Format]) -> Format | None:
 
 
 def recognised(path: Path) -> Format:
-    """The format of what is at `path`. Raises CheckpointError where there is none."""
+    """The format of the checkpoint at `path`. Raises CheckpointError when no format recognises it."""
     if (found := detect(path, list(FORMATS.values()))) is None:
         raise CheckpointError(f"{path} holds no checkpoint of a known format: {', '.join(FORMATS)}")
     return found
 
 
 def sorted_out(source: Source, wanted: Format) -> tuple[list[str], tuple[str, ...]]:
-    """Names of the tensors that go along to a format, and kinds of those that do not."""
+    """Names of the source's tensors that a format can store, and kinds of the tensors that it cannot."""
     carried = [name for name in source.tensors if name.startswith("model/") or wanted.carries_optimizer]
     dropped = {name.split("/")[0] for name in source.tensors} - {name.split("/")[0] for name in carried}
     return carried, tuple(sorted(dropped))
 
 
 def opened(form: Format, path: Path, like: ModelConfig | None) -> Source:
-    """The checkpoint, opened as one of a format. Raises CheckpointError, whatever is wrong with its files."""
+    """The checkpoint, opened with a given format. Raises CheckpointError for any fault of its files."""
     with _named_errors(path):
         source = form.open_source(path, like)
     for name, info in source.tensors.items():
@@ -88,7 +88,7 @@ def opened(form: Format, path: Path, like: ModelConfig | None) -> Source:
 
 @contextlib.contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
-    """What the system says of a folder or a name, and a checkpoint that goes deeper than Python, as CheckpointError."""
+    """Turns OSError and RecursionError (from deeply nested values) into CheckpointError with a path."""
     try:
         yield
     except OSError as error:
@@ -105,11 +105,11 @@ def convert(
     prove: bool = True,
     tolerance: float | None = None,
 ) -> Result:
-    """Convert the checkpoint at `path` into the new folder `target`, which appears whole or not at all.
+    """Convert the checkpoint at `path` into the new folder `target`, which appears complete or not at all.
 
-    like: the model's shape, where the format does not tell. prove: compare the logits of both sides before `target`
-    appears, or the vectors of an embedding model. Raises CheckpointError when `target` exists, the source is damaged,
-    the format cannot hold the model, or they differ by more than `tolerance`, by default that of `TOLERANCES`.
+    like: the model's shape, for formats that do not give it. prove: whether to compare the logits of both sides (or the
+    vectors of an embedding model) before `target` appears. Raises CheckpointError when `target` exists, the source is
+    damaged, the format cannot hold the model, or the difference exceeds `tolerance` (default: `TOLERANCES`).
     """
     if target.exists() or target.is_symlink():
         raise CheckpointError(f"{target} exists: give a new name, or remove it")
@@ -131,7 +131,7 @@ def convert(
         difference = largest_difference(source, opened(wanted, temporary, source.model)) if prove else None
         if difference is not None and not difference <= tolerance:
             raise CheckpointError(
-                f"the {what} of {path} and of what was made of it differ by {difference:.3g}{of}, more than"
+                f"the {what} of {path} and of its conversion differ by {difference:.3g}{of}, more than"
                 f" {tolerance:g}: {target} was not written"
             )
         sync_folder(temporary)
@@ -146,7 +146,7 @@ def convert(
 
 
 def check_head(path: Path, head: str, found: Format, wanted: Format) -> None:
-    """Raises CheckpointError unless the wanted format holds models with this head."""
+    """Raises CheckpointError unless the wanted format can hold models with this head."""
     name = sentence_transformers.NAME
     if head == "scalar":
         raise CheckpointError(
@@ -154,16 +154,16 @@ def check_head(path: Path, head: str, found: Format, wanted: Format) -> None:
         )
     if head == "embedding" and found.name == name:
         raise CheckpointError(
-            f"{path} is a folder of sentence-transformers, which megagpt writes and does not read: convert the run that"
-            " it was made of"
+            f"{path} is a folder of sentence-transformers, which megagpt writes and does not read: convert the original"
+            " run"
         )
     if head == "embedding" and wanted.name != name:
         raise CheckpointError(
-            f"{path} has an embedding head, which no format of language models holds: take --to {name}"
+            f"{path} has an embedding head, which no format of language models holds: use --to {name}"
         )
     if head == "tokens" and wanted.name == name:
         raise CheckpointError(
-            f"{path} is a language model, which gives no vectors of texts: take --to {hugging_face.NAME}, or train an"
+            f"{path} is a language model, which gives no vectors of texts: use --to {hugging_face.NAME}, or train an"
             f" embedding model first, as in `megagpt train stage=embed checkpoint.load={path}"
             " 'data.pairs=[pairs.jsonl]'`"
         )

@@ -1,8 +1,8 @@
 """DeepSpeed's checkpoints of megagpt's model: ZeRO folders of stage 1, 2 and 3, with any number of ranks.
 
-Data-parallel ranks hold flat ranges of fp32 masters and of Adam's moments, tensor-parallel ranks the shares that
-Megatron-Core's layers have. One rank of stage 1 is written. What the files do not say, the model's shape, comes from
-a megagpt.json beside them or from --like.
+Data-parallel ranks hold flat ranges of fp32 masters and of Adam's moments; tensor-parallel ranks hold the shards of
+Megatron-Core's layers. Writing makes one rank of stage 1. The files do not store the model's shape, which comes from a
+megagpt.json in their folder or from --like.
 """
 
 import argparse
@@ -45,12 +45,12 @@ MODEL_FILE = re.compile(r"(?:zero_pp_rank_([0-9]{1,6})_)?mp_rank_([0-9]{1,6})_mo
 OPTIM_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_([0-9]{1,6})_mp_rank_([0-9]{1,6})_optim_states\.pt")
 RANKS_LIMIT = 1 << 16
 STATE = {"optimizer/exp_avg": "exp_avg", "optimizer/exp_avg_sq": "exp_avg_sq", "optimizer/master": "fp32"}
-"""Kinds of optimizer state, as megagpt and as DeepSpeed name them."""
+"""{megagpt's name of a kind of optimizer state: DeepSpeed's name}."""
 VERSION = "0.19.8"
 """The version of DeepSpeed whose layout is written."""
 
 Fragment = tuple[StoredTensor, int, int]
-"""A flat tensor, the first of its elements that is meant, and how many are."""
+"""A range of a flat tensor: (tensor, first element, number of elements)."""
 
 
 @dataclass
@@ -59,9 +59,9 @@ class _Rank:
 
     shapes: dict[str, tuple[int, ...]]
     weights: dict[str, StoredTensor]
-    """Weights as they are computed with; without elements at stage 3."""
+    """Weights in the precision of training; they have no elements at stage 3."""
     state: dict[str, dict[str, list[Fragment]]] = field(default_factory=lambda: {key: {} for key in STATE.values()})
-    """By kind and name: the ranges of flat tensors that make it up."""
+    """{kind: {name: the ranges of flat tensors that form it}}."""
 
 
 def tag_folder(path: Path, latest: str) -> Path:
@@ -76,7 +76,7 @@ def tag_folder(path: Path, latest: str) -> Path:
 
 
 def detect(path: Path) -> bool:
-    """Whether there are files of ZeRO's ranks, in `path` or in the folder that its `latest` names."""
+    """Whether there are files of ZeRO ranks in `path` or in the folder that its file `latest` names."""
     return path.is_dir() and bool(_files(tag_folder(path, LATEST), OPTIM_FILE))
 
 
@@ -85,7 +85,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     folder = tag_folder(path, LATEST)
     model = find_model([folder, path], like)
     if model is None:
-        raise CheckpointError(f"{folder} does not say what model it holds: give --like a megagpt config or checkpoint")
+        raise CheckpointError(f"{folder} does not describe its model: give --like a megagpt config or checkpoint")
     models, optims = _files(folder, MODEL_FILE), _files(folder, OPTIM_FILE)
     ranks = max((tensor for _, tensor in optims), default=-1) + 1
     replicas = max((data for data, _ in optims), default=-1) + 1
@@ -108,13 +108,13 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             what = f"{type(error).__name__} {error!s:.300}"
             raise CheckpointError(
-                f"{models[0, tensor]} or its optimizer files lack what DeepSpeed saves: {what}"
+                f"{models[0, tensor]} or its optimizer files lack values that DeepSpeed saves: {what}"
             ) from None
     return _source(path, folder, model, step, found)
 
 
 def _files(folder: Path, pattern: re.Pattern) -> dict[tuple[int, int], Path]:
-    """Files by data and tensor rank."""
+    """{(data rank, tensor rank): file}."""
     matches = [(pattern.fullmatch(file.name), file) for file in folder.iterdir()] if folder.is_dir() else []
     return {(int(match[1] or 0), int(match[2])): file for match, file in matches if match}
 
@@ -156,7 +156,7 @@ def _collect(rank: _Rank, states: Sequence[Mapping[str, Any]], files: Sequence[P
 
 
 def _stage12(rank: _Rank, state: Mapping[str, Any], *_: int) -> Iterator[tuple[str, str, Fragment]]:
-    """Kind, name and range: DeepSpeed notes which range of its flat groups is whose."""
+    """Yields (kind, name, range) for stages 1 and 2, where DeepSpeed stores the range of each parameter."""
     for group, mapping in enumerate(state["param_slice_mappings"]):
         moments = state["base_optimizer_state"]["state"].get(group, {})
         flat = {"fp32": state["single_partition_of_fp32_groups"][group]}
@@ -167,7 +167,7 @@ def _stage12(rank: _Rank, state: Mapping[str, Any], *_: int) -> Iterator[tuple[s
 
 
 def _stage3(rank: _Rank, state: Mapping[str, Any], data: int, replicas: int) -> Iterator[tuple[str, str, Fragment]]:
-    """Kind, name and range: every parameter is cut evenly, its last part padded, and the parts follow each other."""
+    """Yields (kind, name, range) for stage 3, where each parameter is divided evenly over the ranks, with padding."""
     groups = state["fp32_flat_groups"]
     moments = state["optimizer_state_dict"]["state"]
     flat = {"fp32": groups}
@@ -185,7 +185,7 @@ def _stage3(rank: _Rank, state: Mapping[str, Any], data: int, replicas: int) -> 
 
 
 def _ranges(tensors: Sequence[StoredTensor], first: int, count: int) -> Iterator[Fragment]:
-    """The ranges of flat tensors that hold `count` elements from the `first` one on, were they one after another."""
+    """The ranges that hold elements first..first + count of the concatenation of flat tensors."""
     for tensor in tensors:
         size = prod(tensor.shape)
         held = min(count, size - first)
@@ -200,11 +200,11 @@ def _ranges(tensors: Sequence[StoredTensor], first: int, count: int) -> Iterator
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads one tensor, whole."""
+    """Reads one whole tensor."""
 
     name: str
     kind: str | None
-    """Which optimizer state; None for the weights."""
+    """Kind of optimizer state; None for the weights."""
     dtype: torch.dtype
     ranks: Sequence[_Rank]
     model: ModelConfig
@@ -226,7 +226,7 @@ class _Reader:
 
 
 def _source(path: Path, folder: Path, model: ModelConfig, step: int, ranks: Sequence[_Rank]) -> LazySource:
-    """Checks shapes and that nothing is missing, and names everything as megagpt does."""
+    """The source with megagpt's names, after a check that shapes are right and nothing is missing."""
     problems, shapes = [], {}
     for name, shape in ranks[0].shapes.items():
         axis, _ = cut(name, model) if name in parameters(model) else (None, 1)
@@ -249,28 +249,28 @@ def _source(path: Path, folder: Path, model: ModelConfig, step: int, ranks: Sequ
         dtype = ranks[0].weights[name].dtype
         add(name, None, "model", dtype)
         for label, kind in STATE.items():
-            # In fp32 the weights are their own masters.
+            # fp32 weights have no separate masters.
             if ranks[0].state[kind] and (kind != "fp32" or dtype != torch.float32):
                 add(name, kind, label, torch.float32)
     return LazySource(path, NAME, model, step, tensors, readers)
 
 
 def masters(source: Source) -> dict[str, str]:
-    """Names in the source of the fp32 masters, by parameter; of the weights where it has no masters."""
+    """{parameter: name of its fp32 master in the source, or of its weight when it has no master}."""
     names = parameters(source.model)
     held = {name: f"optimizer/master/{name}" for name in names}
     return {name: label if label in source.tensors else f"model/{name}" for name, label in held.items()}
 
 
 def moments(source: Source) -> tuple[str, ...]:
-    """Which of Adam's moments the source has of all parameters."""
+    """Adam's moments if the source has them for all parameters, else ()."""
     kinds = ("exp_avg", "exp_avg_sq")
     complete = all(f"optimizer/{kind}/{name}" in source.tensors for kind in kinds for name in parameters(source.model))
     return kinds if complete else ()
 
 
 def groups(model: ModelConfig) -> list[dict[str, tuple[int, ...]]]:
-    """The optimizer's two groups of parameters: matrices, which decay, and vectors, which do not."""
+    """The optimizer's two groups of parameters: matrices, which have weight decay, and vectors, which have none."""
     shapes = parameters(model)
     return [{name: shape for name, shape in shapes.items() if (len(shape) > 1) == matrix} for matrix in (True, False)]
 
@@ -311,7 +311,7 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
     for number, group in enumerate(groups(source.model)):
         size, position, mapping = sum(map(prod, group.values())), 0, {}
         for name, shape in group.items():
-            # DeepSpeed's own class would have to be imported; it is used by these two attributes.
+            # Stands in for a DeepSpeed class with these two attributes, so that DeepSpeed need not be imported.
             mapping[name] = argparse.Namespace(start=position, numel=prod(shape))
             position += prod(shape)
         slices.append(mapping)

@@ -1,6 +1,6 @@
-"""DeepSpeed's universal checkpoints: a folder a parameter, whole, with its fp32 master and Adam's moments.
+"""DeepSpeed's universal checkpoints: one folder per parameter, with its whole fp32 master and Adam's moments.
 
-The weights in the precision of training stay in mp_rank_00_model_states.pt.
+The weights in the precision of training are in mp_rank_00_model_states.pt.
 """
 
 import os
@@ -41,7 +41,7 @@ MODEL_FILE = re.compile(r"(?:zero_pp_rank_0_)?mp_rank_00_model_states\.pt")
 
 
 def detect(path: Path) -> bool:
-    """Whether there is a folder `zero` with parameters, in `path` or in the folder that its latest_universal names."""
+    """Whether there is a folder `zero` with parameters in `path` or in the folder that its latest_universal names."""
     return path.is_dir() and bool(_names(tag_folder(path, LATEST) / FOLDER))
 
 
@@ -50,7 +50,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     folder = tag_folder(path, LATEST)
     model = find_model([folder, path], like)
     if model is None:
-        raise CheckpointError(f"{folder} does not say what model it holds: give --like a megagpt config or checkpoint")
+        raise CheckpointError(f"{folder} does not describe its model: give --like a megagpt config or checkpoint")
     names = [inner_folder(folder / FOLDER / name).name for name in _names(inner_folder(folder / FOLDER))]
     held = {kind: _kind(folder, names, kind, model) for kind in STATE.values()}
     shapes = {name: tensor.shape for name, tensor in held["fp32"].items()}
@@ -66,12 +66,12 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     dtype = next((tensor.dtype for tensor in weights.values()), torch.float32)
     tensors, readers = {}, {}
     for name, shape in parameters(model).items():
-        whole = weights.get(name)  # of a tensor-parallel rank or of stage 3 it is a part: the master has it all
+        whole = weights.get(name)  # only a part with tensor parallelism or stage 3; then the master is used
         own = whole if whole is not None and whole.shape == shapes[name] else held["fp32"][name]
         stored = {"model": (own, dtype)}
         stored |= {label: (held[kind][name], torch.float32) for label, kind in STATE.items() if held[kind]}
         if dtype == torch.float32:
-            del stored["optimizer/master"]  # in fp32 the weights are their own masters
+            del stored["optimizer/master"]  # fp32 weights have no separate masters
         for label, (tensor, wanted) in stored.items():
             tensors[f"{label}/{name}"] = TensorInfo(shape, wanted)
             readers[f"{label}/{name}"] = _Reader(name, tensor, wanted, model)
@@ -79,7 +79,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
 
 
 def _names(folder: Path) -> list[str]:
-    """The parameters that have a folder with an fp32 master in it."""
+    """Names of the parameters that have a folder with an fp32 master."""
     names = [child.name for child in folder.iterdir()] if folder.is_dir() else []
     return [name for name in names if FOLDER_NAME.fullmatch(name) and os.path.lexists(folder / name / "fp32.pt")]
 
@@ -98,7 +98,7 @@ class _Reader:
 
 
 def _kind(folder: Path, names: list[str], kind: str, model: ModelConfig) -> dict[str, StoredTensor]:
-    """A kind of state of all parameters that have it."""
+    """{name: tensor} of one kind of state, for all parameters that have it."""
     found, shapes = {}, parameters(model)
     for name in names:
         file = folder / FOLDER / name / f"{kind}.pt"
@@ -107,7 +107,7 @@ def _kind(folder: Path, names: list[str], kind: str, model: ModelConfig) -> dict
             tensor = value.get("param") if isinstance(value, dict) else value
             if not isinstance(tensor, StoredTensor):
                 raise CheckpointError(f"{file} holds no tensor under `param`, as DeepSpeed's universal checkpoints do")
-            if value is tensor and name in shapes and tensor.shape == (prod(shapes[name]),):  # made of stage 3
+            if value is tensor and name in shapes and tensor.shape == (prod(shapes[name]),):  # flat, from stage 3
                 stride = torch.empty(shapes[name], device="meta").stride()
                 tensor = replace(tensor, shape=shapes[name], stride=stride)
             found[name] = tensor
@@ -115,7 +115,7 @@ def _kind(folder: Path, names: list[str], kind: str, model: ModelConfig) -> dict
 
 
 def _weights(folder: Path) -> tuple[dict[str, StoredTensor], int]:
-    """The first rank's weights as they are computed with, and the step; none and 0 where only `zero` is there."""
+    """The first rank's weights in the precision of training, and the step; ({}, 0) if there is only `zero`."""
     for file in sorted(folder.iterdir()):
         if MODEL_FILE.fullmatch(file.name):
             state = load(file)

@@ -1,4 +1,4 @@
-"""What a conversion would do, told from headers and configurations alone: no weights are read or written."""
+"""Describes a conversion from headers and configurations, without reading or writing weights."""
 
 import os
 import re
@@ -36,73 +36,73 @@ from megagpt.errors import CheckpointError
 WEIGHT_FILES = (safetensors_files.SINGLE, safetensors_files.INDEX, weights.SINGLE, weights.INDEX)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BASE_BYTES = 300 << 20
-"""Memory of Python and PyTorch before any tensor, as measured (docs/conversion.md)."""
+"""Memory of Python and PyTorch without tensors, measured (docs/benchmarks/conversion.md)."""
 START_SECONDS = 5.0
-"""CPU seconds of a conversion before its first byte: Python and PyTorch start (docs/conversion.md)."""
+"""CPU seconds before the first byte: Python and PyTorch start (docs/benchmarks/conversion.md)."""
 RATE = 300e6
-"""Bytes a CPU second after that in either direction, checksums included, as measured (docs/conversion.md)."""
+"""Bytes per CPU second after that in either direction, checksums included (docs/benchmarks/conversion.md)."""
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """Tensors of transformers, alike in every layer, and the parameters of ours that they are or are a part of."""
+    """A tensor of transformers, the same in every layer, and megagpt's parameter that contains it."""
 
     theirs: str
-    """Name, with N for the number of the layer."""
+    """Name, with N in place of the layer's number."""
     their_shape: tuple[int, ...]
     ours: str
     our_shape: tuple[int, ...]
     count: int
-    """How many there are."""
+    """Number of such tensors."""
 
 
 @dataclass
 class DryRun:
-    """What a conversion would do. Sizes are in bytes."""
+    """Description of a planned conversion. Sizes are in bytes."""
 
     source: Path
     target: Path
     to: str
     refused: list[str] = field(default_factory=list)
-    """Why it would not be done; empty where nothing is known against it."""
+    """Reasons why the conversion would be refused; empty if none is known."""
     format: str = ""
-    """Of the source."""
+    """Name of the source's format."""
     family: str = ""
-    """transformers' class on either side, where there is one."""
+    """transformers' class, if source or target is a folder of transformers."""
     model: ModelConfig | None = None
     parameters: int = 0
     read: dict[str, int] = field(default_factory=dict)
-    """Files by name with their sizes; empty where a configuration came without weights."""
+    """{file that would be read: its size}; empty if there is a configuration but no weights."""
     tensors: int = 0
-    """That would be read."""
+    """Number of tensors that would be read."""
     bytes: int = 0
-    """Of those tensors."""
+    """Size of these tensors."""
     dtypes: dict[str, int] = field(default_factory=dict)
-    """Number of tensors by dtype, in our layout."""
+    """{dtype: number of tensors}, in megagpt's layout."""
     renamed: list[Renamed] = field(default_factory=list)
     dropped: tuple[str, ...] = ()
-    """Kinds of tensors that the format has no place for."""
+    """Kinds of tensors that the target's format cannot store."""
     written: dict[str, int] = field(default_factory=dict)
-    """Files of weights by name with their sizes, where the format is megagpt or huggingface."""
+    """{file of weights that would be written: its size}, for the formats megagpt and huggingface."""
     written_bytes: int = 0
-    """In all; of formats that lay out files in other ways, of their tensors."""
+    """Total size of the written files; for other formats, of the written tensors."""
     free: int = 0
-    """Bytes free where the target would be."""
+    """Free bytes on the target's disk."""
     memory: int = 0
-    """Most memory of the conversion."""
+    """Peak memory of the conversion."""
     proof_memory: int = 0
-    """Most memory of the proof, which holds one side's model in fp32 at a time."""
+    """Peak memory of the proof, which holds one side's model in fp32 at a time."""
     cpu_seconds: float = 0.0
-    """Of the conversion without its proof: `START_SECONDS`, then the bytes at `RATE`."""
+    """CPU seconds of the conversion without its proof: `START_SECONDS`, then the bytes at `RATE`."""
     notes: list[str] = field(default_factory=list)
-    """What else is worth knowing."""
+    """Further remarks."""
 
 
 def dry_run(path: Path, target: Path, to: str, like: ModelConfig | None = None) -> DryRun:
-    """What `convert` would do with the same arguments. A folder of transformers may lack its weights.
+    """Describes what `convert` would do with the same arguments. A folder of transformers may lack its weights.
 
-    Raises CheckpointError where `path` is no checkpoint at all; whatever else `convert` would refuse is in `refused`.
+    Raises CheckpointError when `path` is not a checkpoint; other reasons to refuse the conversion are in `refused`.
     """
     plan = DryRun(path, target, to)
     if os.path.lexists(target):
@@ -126,7 +126,7 @@ def dry_run(path: Path, target: Path, to: str, like: ModelConfig | None = None) 
 
 
 def _open(found: Format, plan: DryRun, path: Path, like: ModelConfig | None) -> Source:
-    """The source by its headers, or by config.json alone."""
+    """The source, opened from headers, or from config.json if there are no weights."""
     if found.name == native.NAME:
         inner_folder(path / "checkpoints")
         if (folder := first_choice(path)) is None:
@@ -167,7 +167,7 @@ def _open_transformers(plan: DryRun, path: Path, like: ModelConfig | None) -> So
 
 
 def _architecture(source: Source) -> str:
-    """transformers' class of a source that came from there, or that it would become. Raises CheckpointError."""
+    """transformers' class that the source has, or that it would be converted to. Raises CheckpointError."""
     model_type = source.extras.config.get(MODEL_TYPE)
     if source.format == hugging_face.NAME:
         return BY_TYPE[model_type].architecture
@@ -175,7 +175,7 @@ def _architecture(source: Source) -> str:
 
 
 def _describe(plan: DryRun, source: Source, wanted: Format) -> None:
-    """What follows from the source."""
+    """Fills in the fields that follow from the source."""
     carried, plan.dropped = sorted_out(source, wanted)
     infos = [source.tensors[name] for name in carried]
     plan.model = source.model
@@ -184,7 +184,7 @@ def _describe(plan: DryRun, source: Source, wanted: Format) -> None:
     plan.bytes = plan.bytes or sum(info.size for info in source.tensors.values())
     plan.dtypes = dict(Counter(str(info.dtype).removeprefix("torch.") for info in source.tensors.values()))
     size = sum(info.size for info in infos)
-    plan.memory = BASE_BYTES + 2 * max(info.size for info in infos)  # a tensor as it is read and as it is laid out
+    plan.memory = BASE_BYTES + 2 * max(info.size for info in infos)  # a tensor as it is read and in its new layout
     plan.proof_memory = BASE_BYTES + 4 * plan.parameters
     plan.cpu_seconds = START_SECONDS + size / RATE
     plan.written_bytes = size
@@ -207,7 +207,7 @@ def _tokenizer(plan: DryRun, source: Source, found: Format, wanted: Format) -> N
 
 
 def _write(plan: DryRun, source: Source, found: Format, wanted: Format) -> None:
-    """The files that would be written."""
+    """Fills in the files that would be written."""
     if wanted.name == native.NAME:
         for number, entries in enumerate(native.grouped(source)):
             size = len(native_header(entries)) + sum(entry.nbytes for entry in entries)
@@ -225,7 +225,7 @@ def _write(plan: DryRun, source: Source, found: Format, wanted: Format) -> None:
 
 
 def renamed(architecture: str, model: ModelConfig) -> list[Renamed]:
-    """transformers' tensors and our parameters, one for all layers."""
+    """transformers' tensors and megagpt's parameters, with one entry for all layers."""
     counts: Counter[tuple[str, tuple[int, ...], str, tuple[int, ...]]] = Counter()
     for ours, shape in parameters(model).items():
         for part in hugging_face.parts(architecture, ours, shape, model):
@@ -234,5 +234,5 @@ def renamed(architecture: str, model: ModelConfig) -> list[Renamed]:
 
 
 def pattern(name: str) -> str:
-    """A tensor's name with N for the number of its layer."""
+    """A tensor's name with N in place of its layer's number."""
     return LAYER.sub("N", name, count=1)

@@ -1,4 +1,4 @@
-"""Biases of queries, keys and values, folded into their neighbours for an architecture that lacks them."""
+"""Folds the biases of queries, keys and values into neighbouring biases, for an architecture that lacks them."""
 
 from functools import lru_cache, partial
 
@@ -18,18 +18,18 @@ def has_qkv_bias(source: Source) -> bool:
 
 
 def fold_qkv_bias(source: Source) -> Source:
-    """A source that computes the same without those biases.
+    """A source with the same results and without these biases.
 
-    With x the norm's output, a shift d of its bias where Wq d = bq gives the queries their bias. The keys' bias, and
-    what d adds to them, adds the same to all scores of a query, which softmax ignores. Probabilities sum to one, so
-    the values' bias, less what d adds, passes through attention and moves the projection's bias by Wo (bv - Wv d).
-    Needs as many query as key heads. The biases that take them are float32, because bf16 would round away what they
-    take.
+    Adding d with Wq d = bq to the bias of the norm before attention gives the queries their bias. The keys' bias, and
+    the change of the keys by d, add the same number to all scores of a query, which softmax ignores. Probabilities sum
+    to one, so the values' bias, minus the change of the values by d, passes through attention unchanged and adds
+    Wo (bv - Wv d) to the projection's bias. The model must have as many key heads as query heads. The changed biases
+    are float32, because bf16 would lose the addends by rounding. Reading raises CheckpointError if Wq is singular.
     """
     model = source.model
     width = model.head_size
 
-    @lru_cache(maxsize=1)  # a layer's tensors are read one after the other
+    @lru_cache(maxsize=1)  # the tensors of a layer are read consecutively
     def shifts(layer: str) -> tuple[Tensor, Tensor]:
         weight, bias, out = (
             source.read(f"{layer}.{name}").double() for name in (f"{QKV}.weight", f"{QKV}.bias", f"{PROJECTION}.weight")

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face transformers, of the families in `families`."""
+"""Folders of Hugging Face transformers, for models of the families in `families`."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 NAME = "huggingface"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 HEAD = "lm_head.weight"
-"""The output projection in memory; a family may have another name for it in files."""
+"""Name of the output projection in memory; in files some families use another name."""
 
 IGNORED = (
     ".attn.bias",
@@ -42,7 +42,7 @@ IGNORED = (
     ".rotary_emb.inv_freq",
     ".attn.embed_positions",
 )
-"""Buffers that older checkpoints hold; they follow from the configuration."""
+"""Buffers in older checkpoints; they follow from the configuration."""
 
 
 def parts(architecture: str, name: str, shape: tuple[int, ...], model: ModelConfig) -> list[Part]:
@@ -59,14 +59,14 @@ def parts(architecture: str, name: str, shape: tuple[int, ...], model: ModelConf
 
 
 def detect(path: Path) -> bool:
-    """Whether there is a config.json of transformers."""
+    """Whether there is a config.json, and no manifest of a megagpt checkpoint."""
     return os.path.lexists(path / CONFIG) and not (path / "manifest.json").exists()
 
 
 def stored_tensors(path: Path, compare: bool = True) -> tuple[str, ModelConfig, dict[str, Any], dict[str, Weight]]:
-    """A folder's class, model, checked settings (see `about.read`) and tensors, by the names of the class with a head.
+    """A folder's class, model, checked settings (see `about.read`) and tensors, named as in the class with a head.
 
-    compare: read an output projection that is tied to the embedding, to be sure that they are equal.
+    compare: whether to check that a stored output projection equals the embedding that it is tied to.
 
     Raises CheckpointError naming the setting that megagpt lacks, or the file and the tensor.
     """
@@ -122,7 +122,7 @@ def open_source(path: Path, like: ModelConfig | None, compare: bool = True) -> S
 
 
 def promised(path: Path, dtype: torch.dtype) -> Source:
-    """The source that a folder with config.json alone would be with weights of `dtype`; it cannot be read.
+    """The source for a folder with a config.json but no weights, as if its weights had `dtype`; it cannot be read.
 
     Raises CheckpointError naming the setting that megagpt lacks.
     """
@@ -152,9 +152,9 @@ class _Reader:
 
 
 def write(source: Source, folder: Path, bar: tqdm) -> None:
-    """Writes weights in shards, with config.json, generation_config.json and the tokenizer's files.
+    """Writes weights in shards, config.json, generation_config.json and the tokenizer's files into `folder`.
 
-    Raises CheckpointError naming the setting that none of the architectures has.
+    Raises CheckpointError naming the feature that no architecture has.
     """
     tokenizer = Tokenizer.load(source.tokenizer) if source.tokenizer else None
     if tokenizer:
@@ -174,12 +174,11 @@ def write_model(
     base: bool = False,
     kept: Companions | None = None,
 ) -> None:
-    """Writes weights in shards, config.json and, unless it is a `base` class without a head, generation_config.json.
+    """Writes weights in shards, config.json and generation_config.json.
 
-    kept: what the folder that the model came from said, see `hugging_face_extras`.
-
-    A base class is to compute in float32, whatever the weights' dtype: vectors are compared more finely than logits.
-    Raises CheckpointError naming the setting that none of the architectures has.
+    base: write the class without a head, and no generation_config.json; its config says float32 for any dtype of the
+    weights, because vectors need more precision than logits. kept: companion files of the folder that the model came
+    from, see `hugging_face_extras`. Raises CheckpointError naming the feature that no architecture has.
     """
     config = dict(kept.config) if kept else {}
     architecture = about.architecture_of(source.model, config.pop(MODEL_TYPE, None))
@@ -212,8 +211,8 @@ def write_model(
 
 
 def outputs_of(source: Source, architecture: str, bar: tqdm) -> Iterator[tuple[str, TensorInfo, Callable[[], Tensor]]]:
-    """Name, shape and reader of every tensor to be written, to be read in this order."""
-    model = BY_CLASS[architecture].held(source.model)  # it may have biases that we lack: they are zero
+    """(name, info, reader) of every tensor to be written. The readers must be called in this order."""
+    model = BY_CLASS[architecture].held(source.model)  # it may have additional biases, which are zero
     weights = source.tensors["model/embedding.word_embeddings.weight"]
     for name, shape in parameters(model).items():
         info = source.tensors.get(f"model/{name}")
@@ -223,7 +222,7 @@ def outputs_of(source: Source, architecture: str, bar: tqdm) -> Iterator[tuple[s
                 zeros = partial(torch.zeros, part.shape, dtype=weights.dtype)
                 yield part.name, TensorInfo(part.shape, weights.dtype), zeros
             continue
-        held: list[Tensor] = []  # ours, from its first part to its last
+        held: list[Tensor] = []  # our parameter, kept while its parts are read
         for number, part in enumerate(group):
             last = number == len(group) - 1
 

@@ -1,4 +1,4 @@
-"""Converts a model's settings to and from transformers' config.json; what differs by family is in `families`."""
+"""Converts a model's settings to and from transformers' config.json; `families` has the parts that differ by family."""
 
 import logging
 from pathlib import Path
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 
 def architecture_of(model: ModelConfig, before: str | None = None) -> str:
-    """transformers' class for a model, see `registry.choose`. Raises CheckpointError naming what no class has."""
+    """transformers' class for a model, see `registry.choose`. Raises CheckpointError if no class can represent it."""
     return choose(model, before)[0].architecture
 
 
 def files(architecture: str, model: ModelConfig, dtype: str, end_of_text: int | None) -> dict[str, dict[str, Any]]:
-    """config.json and generation_config.json."""
+    """{file: values} of config.json and generation_config.json. end_of_text: id of the end-of-text token."""
     special = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
     classes = {"architectures": [architecture], "dtype": dtype}
     config = classes | BY_CLASS[architecture].config(model) | special | {"pad_token_id": None}
@@ -31,9 +31,9 @@ def files(architecture: str, model: ModelConfig, dtype: str, end_of_text: int | 
 
 
 def read(path: Path) -> tuple[str, ModelConfig, dict[str, Any]]:
-    """The class, the model, and the part of a config.json that says so, each value of it checked.
+    """The class, the model, and the checked part of a config.json.
 
-    That part is what transformers may be given. Raises CheckpointError naming what megagpt does not have.
+    Only this part may be given to transformers. Raises CheckpointError naming a feature that megagpt lacks.
     """
     values = parse_json(read_bytes(inside(path.parent, path.name), CONFIG_LIMIT), path)
     kind = values.get("model_type") if isinstance(values, dict) else None
@@ -59,7 +59,7 @@ def read(path: Path) -> tuple[str, ModelConfig, dict[str, Any]]:
             kind,
         )
     config = Values(path, kind, values)
-    config.only(is_causal=(True,), per_layer_config=(None,))  # which transformers heeds in every family
+    config.only(is_causal=(True,), per_layer_config=(None,))  # transformers reads these in every family
     model = checked_model(family.read(config), path)
     asked = config.used.keys() | config.objects
     if unknown := sorted(key for key in set(values) - asked if not HARMLESS.fullmatch(key)):

@@ -1,7 +1,7 @@
-"""What a folder of transformers says of the tokenizer and of generation: kept beside our checkpoint, word by word.
+"""Companion files of a transformers folder, about the tokenizer and generation; they are kept unchanged with a run.
 
-`data.companions` says what megagpt reads of it. It is plain data, of which what names code is left out. What describes
-the tokenizer is only given back beside the same tokenizer.json.
+`data.companions` says which of their values megagpt reads. They are plain data; keys that name code are removed. Files
+that describe the tokenizer are written only together with the same tokenizer.json.
 """
 
 import logging
@@ -37,11 +37,11 @@ log = logging.getLogger(__name__)
 
 OF_TOKENIZER = tuple(name for name in FILES if name != GENERATION)
 CODE = ("auto_map", "custom_generate", "trust_remote_code")
-"""Keys that name code, which is not passed on."""
+"""Keys that name code; they are removed."""
 
 
 def read(folder: Path) -> Companions:
-    """The texts of the files of a folder of transformers, and of config.json the special tokens and the family.
+    """The texts of a transformers folder's companion files, and the special tokens and the family from config.json.
 
     Raises CheckpointError.
     """
@@ -50,7 +50,7 @@ def read(folder: Path) -> Companions:
 
 
 def _text(folder: Path, name: str) -> str:
-    """A file's text; without what names code."""
+    """A file's text without keys that name code."""
     if name in OBJECTS:
         values = _object(folder, name)
         if any(key in values for key in CODE):
@@ -69,13 +69,13 @@ def _object(folder: Path, name: str) -> dict[str, Any]:
 
 
 def save(extras: Companions, tokenizer: Tokenizer | None, folder: Path) -> None:
-    """Keeps them in a run folder."""
+    """Writes companions into a run folder."""
     if extras.texts or extras.config:
         write_text(folder / STORE, extras.dump(extras.tokenizer_sha256 or (tokenizer and tokenizer.sha256)))
 
 
 def load(folder: Path) -> Companions:
-    """Those of a run folder; none where it has none. Raises CheckpointError."""
+    """The companions in a run folder; empty ones if there are none. Raises CheckpointError."""
     if not os.path.lexists(folder / STORE):
         return Companions()
     try:
@@ -85,7 +85,7 @@ def load(folder: Path) -> Companions:
 
 
 def fitting(extras: Companions, tokenizer: Tokenizer | None) -> Companions:
-    """Those that go with the tokenizer: all but what describes another one."""
+    """The companions without files that describe another tokenizer than `tokenizer`."""
     if tokenizer is not None and extras.tokenizer_sha256 in (None, tokenizer.sha256):
         return extras
     if lost := [name for name in OF_TOKENIZER if name in extras.texts]:
@@ -93,7 +93,7 @@ def fitting(extras: Companions, tokenizer: Tokenizer | None) -> Companions:
     texts = {name: text for name, text in extras.texts.items() if name not in OF_TOKENIZER}
     if tokenizer is None:
         return replace(extras, texts=texts)
-    if GENERATION in texts:  # ids of special tokens are the old one's, too
+    if GENERATION in texts:  # its ids of special tokens belong to the old tokenizer
         kept = {key: value for key, value in extras.parsed(GENERATION).items() if key not in SPECIAL_IDS}
         texts[GENERATION] = dumped(kept)
     config = {key: value for key, value in extras.config.items() if key not in SPECIAL_IDS}
@@ -101,9 +101,9 @@ def fitting(extras: Companions, tokenizer: Tokenizer | None) -> Companions:
 
 
 def completed(kept: Companions, tokenizer: Tokenizer, length: int) -> Companions:
-    """With a tokenizer_config.json, and a chat template for a tokenizer that has the roles.
+    """The companions with a tokenizer_config.json and, if the tokenizer has chat roles, a chat template.
 
-    Without a template other servers refuse conversations.
+    Other servers refuse conversations without a template. length: the model's context length in tokens.
     """
     start = next(map(tokenizer.unspellable.name_of, tokenizer.start_ids), tokenizer.end_of_text)
     ours = {
@@ -121,7 +121,7 @@ def completed(kept: Companions, tokenizer: Tokenizer, length: int) -> Companions
 
 
 def write(kept: Companions, folder: Path) -> None:
-    """Writes them into a folder of transformers; config.json and generation_config.json are the model's to write."""
+    """Writes the companions into a transformers folder, except generation_config.json, which `write_model` writes."""
     for name, text in kept.texts.items():
         if name != GENERATION:
             content = content_of(name, text)

@@ -1,7 +1,7 @@
-"""Megatron-LM's older checkpoints: a folder a rank, `mp_rank_TT` or `mp_rank_TT_PPP`, with a model_optim_rng.pt in it.
+"""Megatron-LM's older checkpoints: one folder per rank, `mp_rank_TT` or `mp_rank_TT_PPP`, with a model_optim_rng.pt.
 
-Any tensor and pipeline parallel layout is read, interleaved pipelines included, and models from before Megatron-Core
-too; one rank is written. Weights go along; the optimizer's state stays behind.
+It reads any tensor and pipeline parallel layout, including interleaved pipelines, and also models from before
+Megatron-Core. It writes one rank. Only weights are converted, not the optimizer's state.
 """
 
 import re
@@ -49,19 +49,19 @@ RANK = re.compile(r"mp_rank_([0-9]{2,4})(?:_([0-9]{3,4}))?(_[0-9]{3,4})?")
 LAYER = re.compile(r"decoder\.layers\.([0-9]{1,6})\.(.*)")
 EMBEDDING, OUTPUT = VOCABULARY[:2]
 NAME_LIMIT = 300
-"""Characters that no parameter's name reaches."""
+"""Limit of characters in a parameter's name."""
 
 
 @dataclass
 class _Parts:
-    """A parameter's shards by tensor-parallel rank, and those of the copy that a tied model's last stage holds."""
+    """A parameter's shards by tensor-parallel rank, and the shards of the last stage's copy if it is tied."""
 
     shards: list[StoredTensor] = field(default_factory=list)
     copies: list[StoredTensor] = field(default_factory=list)
 
 
 def detect(path: Path) -> bool:
-    """Whether there are folders of ranks, in `path` or in the iteration that its tracker file names."""
+    """Whether there are folders of ranks in `path` or in the iteration that its tracker file names."""
     return path.is_dir() and any(iteration_folder(path).glob("mp_rank_*"))
 
 
@@ -72,7 +72,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     for place, file in _files(folder).items():
         states[place] = load(file)
         if not isinstance(states[place], dict):
-            raise CheckpointError(f"{file} does not hold what Megatron-LM saves")
+            raise CheckpointError(f"{file} does not have the contents that Megatron-LM saves")
     first = states[0, 0]
     model = find_model([folder, path], like) or model_of(arguments(first, folder), folder)
     old = isinstance(first.get("model"), dict) and "language_model" in first["model"]
@@ -92,7 +92,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads one parameter, whole."""
+    """Reads one whole parameter."""
 
     name: str
     parts: _Parts
@@ -110,7 +110,7 @@ class _Reader:
             yield shard
 
     def _ordered(self, shard: torch.Tensor) -> torch.Tensor:
-        """Rows of query, key and value as they are since version 2: together, head by head."""
+        """The shard with rows of query, key and value in the order of version 2: grouped by head."""
         if ".linear_qkv." not in self.name or self.version >= 2:
             return shard
         size, rest = self.model.head_size, shard.shape[1:]
@@ -120,7 +120,7 @@ class _Reader:
 
 
 def _files(folder: Path) -> dict[tuple[int, int], Path]:
-    """Files by tensor and pipeline rank. Raises CheckpointError unless every rank of a grid has one."""
+    """{(tensor rank, pipeline rank): file}. Raises CheckpointError unless every rank of the grid has a file."""
     files = {}
     for file in (inner_folder(rank) / FILE for rank in folder.glob("mp_rank_*")):
         match = RANK.fullmatch(file.parent.name)
@@ -139,7 +139,7 @@ def _files(folder: Path) -> dict[tuple[int, int], Path]:
 
 
 def _collect(folder: Path, states: Mapping[tuple[int, int], Any], model: ModelConfig) -> dict[str, _Parts]:
-    """The shards of every parameter, layers numbered over the whole model."""
+    """{name: shards} of every parameter, with layers numbered over the whole model."""
     tensor, pipeline = (max(rank) + 1 for rank in zip(*states, strict=True))
     args = states[0, 0].get("args")
     args = args.state if isinstance(args, Record) and isinstance(args.state, dict) else {}
@@ -166,7 +166,7 @@ def _collect(folder: Path, states: Mapping[tuple[int, int], Any], model: ModelCo
 
 
 def _chunks(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The model of a file, or the chunks of it that an interleaved pipeline stage holds."""
+    """The model in a file, or its chunks if the pipeline is interleaved."""
     if isinstance(state.get("model"), dict):
         return [state["model"]]
     chunks = [state[f"model{number}"] for number in range(len(state)) if isinstance(state.get(f"model{number}"), dict)]
@@ -176,9 +176,9 @@ def _chunks(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _named_tensors(values: Mapping[Any, Any]) -> Iterator[tuple[str, StoredTensor]]:
-    """Parameters by their names of today, of a state dict that may hold others.
+    """(current name, tensor) of the parameters in a state dict, which may contain other dicts.
 
-    Raises CheckpointError for a dict that is there twice, which may hold itself, and for names that no parameter has.
+    Raises CheckpointError for a dict that occurs twice (it may contain itself) and for names that are too long.
     """
     waiting, seen = [("", values)], {id(values)}
     while waiting:
@@ -186,7 +186,7 @@ def _named_tensors(values: Mapping[Any, Any]) -> Iterator[tuple[str, StoredTenso
         for key, value in found.items():
             name = f"{prefix}{shown(key) if not isinstance(key, str) else key[:NAME_LIMIT]}"
             if len(name) >= NAME_LIMIT:
-                raise CheckpointError(f"a {FILE} names a tensor {shown(name)}, which no parameter is called")
+                raise CheckpointError(f"a {FILE} names a tensor {shown(name)}, which is not the name of a parameter")
             if isinstance(value, dict):
                 if id(value) in seen:
                     raise CheckpointError(f"a {FILE} holds a dict twice, the second time as {shown(name)}")
@@ -197,7 +197,7 @@ def _named_tensors(values: Mapping[Any, Any]) -> Iterator[tuple[str, StoredTenso
 
 
 def _check(folder: Path, parts: Mapping[str, _Parts], model: ModelConfig, ranks: int) -> None:
-    """Raises CheckpointError unless every rank's shards are of one dtype and make up the model's parameters."""
+    """Raises CheckpointError unless the shards of all ranks have the same dtype and form the model's parameters."""
     problems, shapes = [], {}
     for name, found in parts.items():
         shards = found.shards
@@ -213,7 +213,7 @@ def _check(folder: Path, parts: Mapping[str, _Parts], model: ModelConfig, ranks:
 
 
 def write(source: Source, folder: Path, bar: tqdm) -> None:
-    """Writes the weights as of one rank into an empty folder."""
+    """Writes the weights into an empty folder, as a checkpoint of one rank."""
     iteration = folder / f"iter_{source.step:07d}"
     (iteration / "mp_rank_00").mkdir(parents=True)
     weights = {

@@ -1,4 +1,4 @@
-"""The model of a Megatron-LM checkpoint: the arguments of its command line, and the names of its parameters."""
+"""The model of a Megatron-LM checkpoint: its command-line arguments, and the names of its parameters."""
 
 import argparse
 import os
@@ -25,13 +25,13 @@ UNSUPPORTED = {
     "use_rope_scaling": "scaled rotary positions",
     "quick_geglu": "quick GEGLU",
 }
-"""Arguments that change what is computed, in a way that megagpt's model has not or that is not read from arguments."""
+"""{argument that changes the model in a way that megagpt does not read from Megatron-LM: its description}."""
 
 FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
     "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
 }
-"""Names that Transformer Engine's layers give to norms, which they fuse with the linear that follows."""
+"""{Transformer Engine's name of a norm, which it fuses with the next linear layer: our name}."""
 OLD_NAMES = (
     (r"^language_model\.", ""),
     (r"^(encoder|transformer)\.", "decoder."),
@@ -44,11 +44,11 @@ OLD_NAMES = (
     (r"\.mlp\.dense_4h_to_h\.", ".mlp.linear_fc2."),
     (r"^decoder\.final_norm\.", "decoder.final_layernorm."),
 )
-"""How names of models before Megatron-Core became those of today."""
+"""Replacements (pattern, text) that turn names from before Megatron-Core into current ones."""
 
 
 def canonical(name: str) -> str:
-    """The name of a parameter as megagpt has it, of any name that Megatron-LM gives or gave it."""
+    """megagpt's name of a parameter, for any of Megatron-LM's current and former names."""
     for pattern, ours in OLD_NAMES if name.startswith("language_model.") else ():
         name = re.sub(pattern, ours, name)
     for theirs, ours in FUSED_NORMS.items():
@@ -57,7 +57,7 @@ def canonical(name: str) -> str:
 
 
 def fused(name: str) -> str:
-    """The name of a parameter in Megatron-Core's sharded checkpoints, which name norms as Transformer Engine does."""
+    """The name of a parameter in Megatron-Core's sharded checkpoints, which use Transformer Engine's names of norms."""
     for theirs, ours in FUSED_NORMS.items():
         name = re.sub(rf"(?<=\.){re.escape(ours)}(?=weight$|bias$)", theirs, name)
     return name
@@ -66,7 +66,7 @@ def fused(name: str) -> str:
 def iteration_folder(path: Path) -> Path:
     """The folder of one iteration: the one that the tracker file in `path` names, or `path` itself.
 
-    Raises CheckpointError when the tracker names none, or a link.
+    Raises CheckpointError when the tracker names no iteration, or a link.
     """
     tracker = path / TRACKER
     if not os.path.lexists(tracker):
@@ -88,7 +88,7 @@ def arguments(state: Mapping[str, Any], where: Path) -> dict[str, Any]:
 
 
 def model_of(args: Mapping[str, Any], where: Path) -> ModelConfig:
-    """The model that arguments of Megatron-LM describe. Raises CheckpointError for what megagpt's model cannot do."""
+    """The model that Megatron-LM's arguments describe. Raises CheckpointError for features that megagpt lacks."""
 
     def given(name: str, default: Any = None) -> Any:
         value = args.get(name, default)
@@ -140,7 +140,7 @@ def model_of(args: Mapping[str, Any], where: Path) -> ModelConfig:
 
 
 def namespace(model: ModelConfig, step: int) -> argparse.Namespace:
-    """Arguments of Megatron-LM that describe the model on one rank."""
+    """Megatron-LM's arguments that describe the model on one rank."""
     return argparse.Namespace(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,

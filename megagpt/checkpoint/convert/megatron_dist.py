@@ -1,9 +1,9 @@
-"""Megatron-Core's sharded checkpoints (torch_dist): torch.distributed.checkpoint's files, and common.pt beside them.
+"""Megatron-Core's sharded checkpoints (torch_dist): files of torch.distributed.checkpoint, and a common.pt.
 
-Versions since 0.19 have no common.pt: what it held is one of the shards. They read both.
+Megatron-Core since 0.19 writes no common.pt, but stores its content as one of the shards; it reads both forms.
 
-A tensor is cut in chunks by rank, and those of all layers may be one tensor whose first axis counts the layers, which
-is how they are written here. Weights go along; the optimizer's state stays behind.
+A tensor is divided into chunks by rank. The tensors of all layers may be stacked into one tensor whose first axis
+counts the layers; megagpt writes them so. Only weights are converted, not the optimizer's state.
 """
 
 import json
@@ -71,18 +71,18 @@ BACKENDS = {
 }
 FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 COMMON_STATE = "common_state/shard_0_1"
-"""The shard that is there in the place of common.pt."""
+"""Name of the shard that replaces common.pt."""
 STACKED = re.compile(r"decoder\.layers\.(?!\d)(.*)")
 PIECES_LIMIT = 1 << 20
-"""Most pieces of a tensor's layers."""
+"""Most pieces of a stacked tensor."""
 LINEARS = ("self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2")
-"""Layers beside whose weights Megatron-Core asks for a state, which is empty."""
+"""Modules for which Megatron-Core also needs an extra state, which is empty."""
 LAYER = re.compile(r"decoder\.layers\.([0-9]{1,6})\.(.*)")
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A box of a tensor, and where torch.save put it."""
+    """A box of a tensor, and the bytes of a file in which torch.save stored it."""
 
     place: ShardMetadata
     file: Path
@@ -91,7 +91,7 @@ class _Chunk:
 
     @cached_property
     def stored(self) -> StoredTensor:
-        """The tensor, not read yet. Raises CheckpointError."""
+        """The tensor; its data is not read yet. Raises CheckpointError."""
         stored = load(self.file, self.start, self.length)
         if not isinstance(stored, StoredTensor) or stored.shape != self.place.shape:
             raise CheckpointError(f"{self.file}: {self.place.label} is not a tensor of {list(self.place.shape)}")
@@ -100,7 +100,7 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor, or one layer of a tensor that holds all layers."""
+    """A tensor, or one layer of a stacked tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -108,7 +108,7 @@ class _Tensor:
     layer: int | None = None
 
     def read(self, rows: int | None) -> torch.Tensor:
-        """The whole of it, with `rows` rows where that is given: others are cut off, or zeros."""
+        """The whole tensor. rows: wanted number of rows (surplus rows are cut off, missing ones are zeros), or None."""
         shape = self.shape if rows is None else (rows, *self.shape[1:])
         whole = None
         for chunk in self.chunks:
@@ -129,7 +129,7 @@ class _Tensor:
 
 
 def detect(path: Path) -> bool:
-    """Whether there are Megatron-Core's files, in `path` or in the iteration that its tracker file names."""
+    """Whether there are Megatron-Core's files in `path` or in the iteration that its tracker file names."""
     folder = iteration_folder(path) if path.is_dir() else path
     return os.path.lexists(folder / METADATA) and any(os.path.lexists(folder / name) for name in (COMMON, CONFIG))
 
@@ -139,7 +139,9 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
     folder = iteration_folder(path)
     common = load(folder / COMMON) if os.path.lexists(folder / COMMON) else _common_state(folder)
     if not isinstance(common, dict):
-        raise CheckpointError(f"{folder}: {COMMON}, or the shard in its place, does not hold what Megatron-LM saves")
+        raise CheckpointError(
+            f"{folder}: {COMMON}, or the shard in its place, does not have the contents that Megatron-LM saves"
+        )
     model = find_model([folder, path], like) or model_of(arguments(common, folder), folder)
     found = dict(_tensors(folder))
     check_parameters(folder, {name: tensor.shape for name, tensor in found.items()}, model)
@@ -153,7 +155,7 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
 
 
 def _common_state(folder: Path) -> Any:
-    """What versions since 0.19 keep in the place of common.pt. Raises CheckpointError."""
+    """The state that versions since 0.19 store in place of common.pt. Raises CheckpointError."""
     where = folder / METADATA
     metadata = load_plain(where)
     try:
@@ -171,13 +173,13 @@ def _common_state(folder: Path) -> Any:
 
 
 def _files(folder: Path) -> dict[str, int]:
-    """Sizes of the regular files in a folder."""
+    """{name: size in bytes} of the regular files in a folder."""
     inside = {file.name: file.lstat() for file in folder.iterdir()}
     return {name: about.st_size for name, about in inside.items() if stat.S_ISREG(about.st_mode)}
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, _Tensor]]:
-    """The model's tensors by our names, one a layer. Raises CheckpointError."""
+    """(our name, tensor) of the model's parameters, with stacked layers separated. Raises CheckpointError."""
     where = folder / METADATA
     metadata = load_plain(where)
     try:
@@ -199,7 +201,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, _Tensor]]:
 
 
 def _chunks(folder: Path, described: Mapping[str, Record], placed: Mapping[Record, Record]) -> dict[str, list[_Chunk]]:
-    """Where the chunks of the model's tensors are, each in bytes of its own. Raises CheckpointError."""
+    """{name: chunks} of the model's tensors. Raises CheckpointError, also when chunks share bytes."""
     files = _files(folder)
     boxes: dict[str, dict[tuple[int, ...], tuple[int, ...]]] = {}
     found: dict[str, list[_Chunk]] = {}
@@ -219,7 +221,9 @@ def _chunks(folder: Path, described: Mapping[str, Record], placed: Mapping[Recor
     )
     for before, after in pairwise(spans):
         if before[0] == after[0] and before[1] + before[2] > after[1]:
-            raise CheckpointError(f"{before[0]}: {before[3]} and {after[3]} are said to be in the same bytes")
+            raise CheckpointError(
+                f"{before[0]}: {before[3]} and {after[3]} overlap in the file, according to its metadata"
+            )
     return found
 
 
@@ -228,16 +232,16 @@ def _is_models(name: str) -> bool:
 
 
 def _chunk(folder: Path, files: Mapping[str, int], place: ShardMetadata, info: Mapping[str, Any]) -> _Chunk:
-    """A chunk, its place within the tensor and its file checked."""
+    """A chunk, after a check of its place within the tensor and of its file."""
     where, name = folder / METADATA, place.name
     file, start, length = info["relative_path"], info["offset"], info["length"]
     if info.get("transform_descriptors"):
-        raise CheckpointError(f"{where}: {name} is stored transformed (compressed, say), which is not read")
+        raise CheckpointError(f"{where}: {name} is stored transformed (for example compressed), which is not supported")
     if not isinstance(file, str) or not FILE.fullmatch(file) or file not in files:
-        raise CheckpointError(f"{where}: {name} is said to be in {shown(file)}, which is not a file of it")
+        raise CheckpointError(f"{where}: {name} is stored in {shown(file)}, which is not a file of the checkpoint")
     if type(start) is not int or type(length) is not int or not 0 <= start <= start + length <= files[file]:
         raise CheckpointError(
-            f"{folder / file} has {files[file]:,} bytes, but {name} is said to lie beyond: it was cut"
+            f"{folder / file} has {files[file]:,} bytes, but the metadata place {name} beyond its end: the file was cut"
         )
     if flaw := place.flaw():
         raise CheckpointError(f"{where}: {name}: {flaw}")
@@ -247,7 +251,7 @@ def _chunk(folder: Path, files: Mapping[str, int], place: ShardMetadata, info: M
 def _layers(
     where: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype, chunks: list[_Chunk]
 ) -> Iterator[tuple[str, _Tensor]]:
-    """The tensor, or each layer of one that holds all."""
+    """The tensor itself, or each layer of a stacked tensor."""
     match = STACKED.fullmatch(name)
     if match is None:
         yield name, _Tensor(shape, dtype, tuple(chunks))
@@ -263,7 +267,7 @@ def _layers(
 
 
 def write(source: Source, folder: Path, bar: tqdm) -> None:
-    """Writes the weights into an empty folder, a file a tensor, so that no more than one is in memory."""
+    """Writes the weights into an empty folder, one file per tensor, so that only one tensor is in memory at a time."""
     iteration = folder / f"iter_{source.step:07d}"
     iteration.mkdir()
     layers, described, places = source.model.num_layers, {}, {}

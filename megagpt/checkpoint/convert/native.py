@@ -1,4 +1,4 @@
-"""megagpt's own checkpoints, as a run folder that training, generation and evaluation start from."""
+"""megagpt's own checkpoints, in a run folder that training, generation and evaluation can use."""
 
 import dataclasses
 import json
@@ -54,14 +54,14 @@ ALONE = {
 
 
 def detect(path: Path) -> bool:
-    """Whether `path` is a checkpoint's folder, a run's, or that of a run's checkpoints."""
+    """Whether `path` is a checkpoint, a run folder, or a run's folder of checkpoints."""
     if STEP.fullmatch(path.name):
         return (path / MANIFEST).exists()
     return any(STEP.fullmatch(child.name) for folder in (path, path / "checkpoints") for child in folder.glob("step_*"))
 
 
 def open_source(path: Path, like: ModelConfig | None) -> Source:
-    """Opens the checkpoint, or the newest valid one of a run, its hashes checked. Raises CheckpointError."""
+    """Opens a checkpoint, or a run's best or newest valid one, after checking its hashes. Raises CheckpointError."""
     world = World()
     inner_folder(path / "checkpoints")
     return source_of(verify(find(path, world), world))
@@ -138,7 +138,7 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
 
 
 def grouped(source: Source) -> Iterator[list[StoredShard]]:
-    """The source's tensors as entries of files of bounded size, larger elements first, which keeps them aligned."""
+    """The source's tensors as entries, grouped into files of about FILE_BYTES; larger dtypes first, for alignment."""
     entries = [
         StoredShard(name, info.shape, (0,) * len(info.shape), info.shape, None, CODES[info.dtype])
         for name, info in source.tensors.items()

@@ -1,11 +1,12 @@
-"""Reads what `torch.save` and `pickle.dump` wrote without running any of it.
+"""Reads files of `torch.save` and `pickle.dump` without executing code from them.
 
-A pickle is a program. This reader knows few of its instructions, and none of them reaches Python code: a class in the
-file becomes one of the stand-ins below or the file is refused. Tensors stay where they are in the file until `read`.
+A pickle is a program. This reader supports few of its instructions, and none of them calls Python code that the file
+names: a class becomes one of the stand-ins below, or the file is refused. Tensors stay in the file until `read`.
 
-Instructions and bytes have a budget, and what is read is compared with the CRC-32 of its entry. `torch.load` with
-weights_only=True and mmap=True has neither (version 2.13: a file of 741 bytes makes it allocate a gigabyte, a nest of
-tuples as a key takes it for ever, a flipped bit of a tensor passes), and it ends with SIGBUS when a mapped file is cut.
+The numbers of instructions and bytes are limited, and data is compared with the CRC-32 of its entry. `torch.load` with
+weights_only=True and mmap=True does neither. In version 2.13 a file of 741 bytes makes it allocate a gigabyte, nested
+tuples as a key keep it busy for ever, a flipped bit in a tensor is not noticed, and a mapped file that is truncated
+ends the process with SIGBUS.
 """
 
 import io
@@ -28,11 +29,11 @@ from megagpt.checkpoint.format import CODES, MAX_DIMENSIONS
 from megagpt.errors import CheckpointError
 
 PICKLE_LIMIT = 64 << 20
-"""Largest pickle that is read, in bytes, tensors' data not counted."""
+"""Largest pickle that is read, in bytes, without the data of tensors."""
 INSTRUCTIONS = 4_000_000
-"""Most instructions of a pickle that are carried out: an instruction makes one object of a hundred bytes at most."""
+"""Most instructions of a pickle that are executed. Each makes at most one object of about a hundred bytes."""
 LARGEST_KEY = 1 << 60
-"""Whole numbers below it that are keys of a dict hash to different places; others may be made to share one."""
+"""Limit of integers as dict keys. Smaller integers have different hashes; larger ones can be made to collide."""
 ADVICE = "Only tensors and plain values are read; where you trust the file, load it with PyTorch and save it without it"
 
 DTYPES = {
@@ -50,7 +51,7 @@ DTYPES = {
 }
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in CODES}
 OPAQUE_PACKAGES = ("megatron.", "deepspeed.", "transformer_engine.", "torch.distributed.checkpoint.")
-"""Classes of these become records without being looked at: nothing of them is imported or called."""
+"""Packages whose classes become `Record`s: they are neither imported nor called."""
 OPAQUE = {
     "argparse.Namespace",
     "types.SimpleNamespace",
@@ -110,20 +111,20 @@ OPCODES = (
 
 @dataclass(eq=False, repr=False, slots=True)
 class Record:
-    """An object of the file, by what is written of it: the class's name, what it is made from, and its state."""
+    """An object in the file: the name of its class, its constructor's arguments, and its state."""
 
     kind: str
     args: tuple = ()
     state: Any = None
 
     def __repr__(self) -> str:
-        return f"<{self.kind}>"  # what it holds may hold it
+        return f"<{self.kind}>"  # without its content, which may contain the object itself
 
 
 def load(path: Path, start: int = 0, length: int | None = None) -> Any:
-    """Reads what `torch.save` wrote, at byte `start` of a file: plain values, `Record`s and `StoredTensor`s.
+    """Reads the output of `torch.save` at byte `start` of a file: plain values, `Record`s and `StoredTensor`s.
 
-    Raises: CheckpointError naming the file, for anything but tensors and plain values, and anything inconsistent.
+    Raises: CheckpointError naming the file, if it has other content than tensors and plain values or is inconsistent.
     """
     with open_regular(path) as file:
         window = Window(file, path, start, length)
@@ -143,7 +144,7 @@ def load(path: Path, start: int = 0, length: int | None = None) -> Any:
 
 
 def load_plain(path: Path) -> Any:
-    """Reads what `pickle.dump` wrote, without tensors. Raises CheckpointError as `load` does."""
+    """Reads the output of `pickle.dump`, without tensors. Raises CheckpointError as `load` does."""
     with open_regular(path) as file:
         data = _bytes(Window(file, path, 0, None), Entry(0, os.fstat(file.fileno()).st_size, 0), path)
     return _Reader(data, path, {}, 0).load()
@@ -161,18 +162,18 @@ def _bytes(window: Window, entry: Entry, path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class _Global:
-    """A stand-in for a class or function in the file, and for calls of it."""
+    """A stand-in for a class or function in the file; `build` replaces calls of it."""
 
     name: str
     build: Callable[..., Any]
 
 
 class _Refused(ValueError):
-    """The message says what in a pickle is not plain."""
+    """A pickle has content that is not supported; the message names it."""
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
-    """Answers torch's functions that rebuild a tensor; the tensor must lie within its storage."""
+    """Replaces torch's functions that rebuild a tensor; the tensor must be inside its storage."""
     if not isinstance(storage, Storage):
         raise _Refused("a tensor has no storage")
     return _typed_tensor(storage, offset, shape, stride, storage.dtype)
@@ -189,16 +190,16 @@ def _typed_tensor(storage: Storage, offset: Any, shape: Any, stride: Any, dtype:
     held = storage.size // dtype.itemsize
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if prod(shape) > held or (0 not in shape and last >= held):
-        raise _Refused(f"a tensor of shape {shape} leaves its storage of {held:,} elements")
+        raise _Refused(f"a tensor of shape {shape} exceeds its storage of {held:,} elements")
     return StoredTensor(storage, storage.start + offset * dtype.itemsize, dtype, shape, stride)
 
 
 def sizes(value: Any) -> tuple[int, ...]:
-    """A shape out of a file. Raises ValueError for anything else."""
+    """A shape from a file. Raises ValueError for any other value."""
     if not isinstance(value, tuple | list) or len(value) > MAX_DIMENSIONS:
         raise _Refused("a shape is not a short list")
     if any(type(size) is not int or not 0 <= size < 1 << 62 for size in value):
-        raise _Refused("a shape holds what is not a size")
+        raise _Refused("a shape holds a value that is not a size")
     return tuple(value)
 
 
@@ -209,14 +210,14 @@ def _parameter(data: Any, *_: Any) -> StoredTensor:
 
 
 def _tensor_of_type(rebuild: Any, _: Any, args: Any, *__: Any) -> StoredTensor:
-    """Tensors that carry attributes; these are forgotten."""
+    """Replaces the function that rebuilds tensors with attributes; the attributes are ignored."""
     if not isinstance(rebuild, _Global) or not rebuild.name.startswith("torch._utils._rebuild_"):
-        raise _Refused("a tensor is rebuilt by what does not rebuild tensors")
+        raise _Refused("a tensor is rebuilt by something that is not a function for that")
     return rebuild.build(*args)
 
 
 def _mapping(items: Any = (), *_: Any) -> dict:
-    """Answers dicts of every kind; a default dict's factory is forgotten."""
+    """Replaces dict classes; a default dict's factory is ignored."""
     found: dict = {}
     if isinstance(items, list):
         for item in items:
@@ -231,14 +232,14 @@ def _set(items: Any = ()) -> set:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """How protocol 2 writes bytes."""
+    """Replaces the function by which protocol 2 writes bytes."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise _Refused("it encodes what is not text")
+        raise _Refused("it encodes a value that is not text")
     return text.encode("latin1")
 
 
 def _key(value: Any) -> Any:
-    """A dict's key, of a kind that hashes in no time and not like all the others."""
+    """A dict's key, after a check that its type hashes fast and without intended collisions."""
     if not isinstance(value, str | bytes | int | float | Record | torch.dtype | None):
         raise _Refused(f"a {type(value).__name__} is the key of a dict")
     if isinstance(value, int) and abs(value) >= LARGEST_KEY:
@@ -248,7 +249,7 @@ def _key(value: Any) -> Any:
 
 def _set_items(target: Any, items: Any) -> None:
     if not isinstance(target, dict) or not isinstance(items, list | tuple) or len(items) % 2:
-        raise _Refused("it sets items of what is not a dict")
+        raise _Refused("it sets items of a value that is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
         target[_key(key)] = value
 
@@ -269,12 +270,12 @@ STAND_INS: dict[str, Callable[..., Any]] = {
 
 
 class _Limited(dict):
-    """Instructions, of which only so many are carried out."""
+    """Table of instructions that limits how many are executed."""
 
     left = INSTRUCTIONS
 
     def spend(self, count: int) -> None:
-        """Takes `count` of what is left. Raises _Refused when that is not enough."""
+        """Subtracts `count` from the remaining budget. Raises _Refused when it is exhausted."""
         self.left -= count
         if self.left < 0:
             raise _Refused(f"it has more than {INSTRUCTIONS:,} instructions")
@@ -285,9 +286,9 @@ class _Limited(dict):
 
 
 class _Reader(pickle._Unpickler):
-    """Interprets the few instructions that plain values need."""
+    """Executes the few instructions that plain values need."""
 
-    # CPython's own unpickler grows its memo to any index that a file names; this one, in Python, does not.
+    # CPython's C unpickler grows its memo to any index that a file names; the one in Python does not.
     dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in OPCODES}  # noqa: RUF012
 
     def __init__(self, data: bytes, path: Path, storages: dict[str, Entry], start: int):
@@ -296,7 +297,7 @@ class _Reader(pickle._Unpickler):
         self.dispatch = _Limited(self.dispatch)
 
     def load(self) -> Any:
-        """The value. Raises CheckpointError."""
+        """The value in the pickle. Raises CheckpointError."""
         try:
             return super().load()
         except _Refused as error:
@@ -323,19 +324,19 @@ class _Reader(pickle._Unpickler):
         raise _Refused(f"it asks for {full:.200}")
 
     def persistent_load(self, pid: Any) -> Storage:
-        """The storage of a tensor: its place in the file. Its entry must hold what is claimed, to the byte."""
+        """The storage of a tensor. The size of its entry in the file must be exactly the claimed size."""
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], torch.dtype)):
             raise _Refused("it refers to something that is not a tensor's storage")
         _, dtype, key, _, count = pid
         entry = self.storages.get(key) if isinstance(key, str) else None
         if entry is None or type(count) is not int or count * dtype.itemsize != entry.size:
-            raise _Refused(f"the storage {shown(key)} is missing or its size is not what is claimed of it")
+            raise _Refused(f"the storage {shown(key)} is missing or does not have its claimed size")
         return Storage(self.path, self.start + entry.start, entry.size, entry.crc, dtype)
 
     def load_reduce(self) -> None:
         args, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, _Global) or not isinstance(args, tuple):
-            raise _Refused("it calls what is not a class")
+            raise _Refused("it calls a value that is not a class")
         self.dispatch.spend(len(args))
         self.dispatch.spend(sum(len(arg) for arg in args if isinstance(arg, str | bytes | list | tuple | dict | set)))
         self.append(function.build(*args))
@@ -344,8 +345,8 @@ class _Reader(pickle._Unpickler):
         state = self.stack.pop()
         if isinstance(self.stack[-1], Record):
             self.stack[-1].state = state
-        elif not isinstance(self.stack[-1], dict):  # an ordered dict's state is its _metadata, which nothing needs
-            raise _Refused("it sets the state of what is not an object")
+        elif not isinstance(self.stack[-1], dict):  # an ordered dict's state is its _metadata, which is ignored
+            raise _Refused("it sets the state of a value that is not an object")
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -358,7 +359,7 @@ class _Reader(pickle._Unpickler):
     def load_additems(self) -> None:
         items = self.pop_mark()
         if not isinstance(self.stack[-1], set):
-            raise _Refused("it adds to what is not a set")
+            raise _Refused("it adds to a value that is not a set")
         self.stack[-1].update(_key(item) for item in items)
 
     dispatch |= {

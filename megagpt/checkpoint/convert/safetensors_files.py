@@ -1,4 +1,4 @@
-"""Folders of safetensors files: headers read and checked before any data, tensors read and written one at a time."""
+"""Folders of safetensors files. Headers are checked before data is read; tensors are read and written one at a time."""
 
 import json
 import os
@@ -31,7 +31,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 SHARD_BYTES = 5_000_000_000
 HEADER_LIMIT = 16 << 20
-"""Largest header that is read, in bytes: enough for 100,000 tensors. The format allows 100 MB; they parse to 2.7 GB."""
+"""Largest header that is read, in bytes: enough for 100,000 tensors. The format allows 100 MB, which need 2.7 GB."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Stored:
     shape: tuple[int, ...]
     dtype: torch.dtype
     position: int
-    """Where its bytes begin."""
+    """Byte of the file at which its data begins."""
 
     def read(self) -> torch.Tensor:
         """The tensor. Raises CheckpointError."""
@@ -65,7 +65,7 @@ class Stored:
 def open_folder(folder: Path) -> dict[str, Stored]:
     """Every tensor of a folder's model.safetensors, or of the files that its index names.
 
-    Raises CheckpointError naming the file: a header that does not fit its file, or what `indexed` refuses.
+    Raises CheckpointError naming the file, for a header that does not fit its file, or as `indexed` does.
     """
     if os.path.lexists(folder / INDEX):
         return indexed(folder, INDEX, FILE_NAME, read_header)
@@ -73,10 +73,10 @@ def open_folder(folder: Path) -> dict[str, Stored]:
 
 
 def indexed(folder: Path, index: str, names: re.Pattern[str], read: Callable[[Path], Mapping[str, T]]) -> dict[str, T]:
-    """Every tensor of the files that an index names, whose names are `names`.
+    """Every tensor of the files that an index names.
 
-    Raises CheckpointError: a name that leaves the folder, a link out of it, two tensors of one name, or a tensor that
-    is not where the index says.
+    names: pattern of valid file names. read: reads a file's tensors. Raises CheckpointError for a file name that does
+    not match, for a link that leaves the folder, and for a tensor that is not in the file that the index names.
     """
     values = parse_json(read_bytes(inside(folder, index), JSON_LIMIT), folder / index)
     where = values.get("weight_map") if isinstance(values, dict) else None
@@ -98,7 +98,7 @@ def indexed(folder: Path, index: str, names: re.Pattern[str], read: Callable[[Pa
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file, or what its link names if that is the hub cache's own store. Raises CheckpointError."""
+    """The file, or the target of its link if that is in the store of a Hugging Face cache. Raises CheckpointError."""
     path = folder / name
     if not path.is_symlink():
         return path
@@ -109,7 +109,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of a file: they fill it without gap or overlap. Raises CheckpointError."""
+    """The tensors of a file. Raises CheckpointError unless they fill the file without gaps or overlaps."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -153,7 +153,7 @@ def _parse(path: Path, name: str, value: Any, data: int) -> tuple[Stored, tuple[
 
 
 def shards(infos: Sequence[TensorInfo]) -> dict[str, list[int]]:
-    """The files that hold tensors, by name, each with the numbers of its own."""
+    """{file to write: numbers of its tensors}, with files of about SHARD_BYTES."""
     found: list[list[int]] = [[]]
     for number, info in enumerate(infos):
         if found[-1] and sum(infos[n].size for n in found[-1]) + info.size > SHARD_BYTES:
@@ -164,7 +164,7 @@ def shards(infos: Sequence[TensorInfo]) -> dict[str, list[int]]:
 
 
 def header(tensors: Iterable[tuple[str, TensorInfo]]) -> tuple[bytes, int]:
-    """What stands in a file before the tensors' bytes, its own length included, and how many these are."""
+    """The bytes of a file before the tensors' data, and the size of the data in bytes."""
     values: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, info in tensors:
@@ -177,7 +177,10 @@ def header(tensors: Iterable[tuple[str, TensorInfo]]) -> tuple[bytes, int]:
 
 
 def write_shards(folder: Path, tensors: list[tuple[str, TensorInfo, Callable[[], torch.Tensor]]]) -> None:
-    """Writes tensors, each read when its turn comes, as model.safetensors or as shards with an index."""
+    """Writes tensors, given as (name, info, reader), as model.safetensors or as shards with an index.
+
+    Each tensor is read just before it is written. Raises CheckpointError.
+    """
     files = shards([info for _, info, _ in tensors])
     for name, shard in files.items():
         _write(folder / name, [tensors[number] for number in shard])

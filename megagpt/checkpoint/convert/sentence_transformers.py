@@ -1,15 +1,16 @@
-"""Folders of sentence-transformers: an embedding model whose tokenizers put the delimiters around the texts.
+"""Folders of sentence-transformers: an embedding model whose tokenizers add the delimiters to the texts.
 
     modules.json, config_sentence_transformers.json, README.md
-    config.json, model.safetensors, tokenizer.json ...      where queries and documents have the same delimiters, else:
+    config.json, model.safetensors, tokenizer.json ...      if queries and documents have the same delimiters, else:
     router_config.json                                      the two routes, `encode_query` and `encode_document`
     query/, document/                                       each with config.json, model.safetensors, tokenizer.json ...
-    1_Pooling/                                              the state at the last token, end-of-text
-    2_Normalize/                                            scaled to length 1
+    1_Pooling/                                              takes the state at the last token, end-of-text
+    2_Normalize/                                            scales vectors to length 1
 
-The delimiters are part of a tokenizer's template, and not a prompt in front of the text: a text is encoded apart from
-them, as in training, and truncation keeps them. One tokenizer has one template, so that sides with different delimiters
-take two folders. Their weights are the same, so the second folder's are hard links where the file system has them.
+The delimiters are part of the tokenizer's template and not a prompt before the text. So a text is tokenized separately
+from them, as in training, and truncation keeps them. A tokenizer has one template, so two sides with different
+delimiters need two folders. Both have the same weights; the second folder has hard links if the file system supports
+them.
 """
 
 import contextlib
@@ -39,16 +40,16 @@ MODULES, ABOUT, ROUTES = "modules.json", "config_sentence_transformers.json", "r
 POOLING, NORMALIZE = "1_Pooling", "2_Normalize"
 SCALE = "model/embedding_head.scale"
 CLASSES = "sentence_transformers.models"
-"""Where the modules' classes were before version 6, which still finds them there."""
+"""Package of the modules' classes before version 6; later versions still find them there."""
 MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 ROUTER_VERSION = "5.0.0"
 """The first version of sentence-transformers with routes."""
 
 
 def describe(embed: EmbedConfig, model: ModelConfig, scale: float | None) -> dict[str, Any]:
-    """How texts become vectors, and the learned temperature, as plain data.
+    """Settings for computing vectors of texts, and the learned temperature, as plain data.
 
-    scale: the head's parameter, see `EmbeddingHead`; None where the temperature is not learned.
+    scale: the head's parameter, see `EmbeddingHead`; None if the temperature is not learned.
     """
     names = ("query_prefix", "query_suffix", "document_prefix", "document_suffix", "dimensions")
     learned = None if scale is None else max(embed.min_temperature, temperature_of(scale))
@@ -63,12 +64,12 @@ def describe(embed: EmbedConfig, model: ModelConfig, scale: float | None) -> dic
 
 
 def detect(path: Path) -> bool:
-    """Whether there are a modules.json and a configuration of sentence-transformers."""
+    """Whether there are a modules.json and a config_sentence_transformers.json."""
     return (path / MODULES).is_file() and (path / ABOUT).is_file()
 
 
 def open_source(path: Path, like: ModelConfig | None) -> Source:
-    """Opens a folder that we wrote, to look at its model. Raises CheckpointError as that of transformers does."""
+    """Opens a folder that megagpt wrote, to inspect its model. Raises CheckpointError as for transformers."""
     side = inner_folder(path / "document") if (path / ROUTES).is_file() else path
     source = hugging_face.open_source(side, like)
     model = replace(source.model, head="embedding")
@@ -79,10 +80,10 @@ def open_source(path: Path, like: ModelConfig | None) -> Source:
 
 
 def write(source: Source, folder: Path, bar: tqdm) -> None:
-    """Writes the folder. sentence-transformers need not be installed.
+    """Writes a source into an empty folder. sentence-transformers need not be installed.
 
-    Raises CheckpointError without a tokenizer, or naming the setting that none of the architectures has; ConfigError
-    when the delimiters leave no room for a text.
+    Raises CheckpointError without a tokenizer, or naming the feature that no architecture has; ConfigError when the
+    delimiters leave no room for a text.
     """
     if source.tokenizer is None:
         raise CheckpointError(
@@ -110,7 +111,7 @@ def write(source: Source, folder: Path, bar: tqdm) -> None:
 
 
 def _without_head(source: Source) -> Source:
-    """The same model as a language model that ends before its output projection."""
+    """The same model as a language model whose output projection is not written."""
     model = replace(source.model, head="tokens", tie_embeddings=True)
     tensors = {name: info for name, info in source.tensors.items() if name != SCALE}
     readers = {name: lambda name=name: source.read(name) for name in tensors}
@@ -127,7 +128,7 @@ def _link_files(there: Path, here: Path) -> None:
 
 
 def _write_tokenizer(path: Path, encoder: TextEncoder, side: Side, folder: Path) -> None:
-    """The tokenizer with the side's delimiters and end-of-text around each text, and the longest text."""
+    """Writes a tokenizer that adds the side's delimiters and end-of-text to each text, and its settings."""
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     names = dict(zip(("<|prefix|>", "<|suffix|>"), encoder.around(side), strict=True))
     template = [name for name in ("<|prefix|>", "$A", "<|suffix|>") if name == "$A" or names[name]]
@@ -144,9 +145,9 @@ def _write_tokenizer(path: Path, encoder: TextEncoder, side: Side, folder: Path)
         "tokenizer_class": "PreTrainedTokenizerFast",
         **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), encoder.tokenizer.end_of_text),
         "model_max_length": encoder.max_tokens,
-        "padding_side": "right",  # learned positions count from the first token, padding or not
+        "padding_side": "right",  # learned positions count from the first token, even if it is padding
         "truncation_side": "right",
-        "split_special_tokens": True,  # in a text they are text like any other
+        "split_special_tokens": True,  # special tokens inside a text are ordinary text
         "model_input_names": ["input_ids", "attention_mask"],
     }
     write_json(folder / "tokenizer_config.json", settings)
@@ -154,7 +155,7 @@ def _write_tokenizer(path: Path, encoder: TextEncoder, side: Side, folder: Path)
 
 
 def _write_modules(folder: Path, model: ModelConfig, routed: bool) -> None:
-    """The modules that a text passes through, and their settings."""
+    """Writes the list of modules that a text passes through, and their settings."""
     paths = {"Router" if routed else "Transformer": "", "Pooling": POOLING, "Normalize": NORMALIZE}
     modules = [
         {"idx": number, "name": str(number), "path": path, "type": f"{CLASSES}.{name}"}

@@ -1,4 +1,4 @@
-"""Tensors that are still in the file that `torch.save` wrote: read in parts, compared with their CRC-32."""
+"""Tensors in a file of `torch.save`, which are read in parts and compared with their CRC-32."""
 
 from dataclasses import dataclass
 from math import prod
@@ -15,15 +15,15 @@ from megagpt.errors import CheckpointError
 
 @dataclass(eq=False)
 class Storage:
-    """The bytes behind tensors: an entry of a zip file."""
+    """The bytes of one or more tensors: an entry of a zip file."""
 
     path: Path
     start: int
     """Byte of the file at which they begin."""
     size: int
-    """Bytes."""
+    """Number of bytes."""
     crc: int
-    """Their CRC-32; 0 when the file does not say."""
+    """CRC-32 of the bytes; 0 when the file does not give it."""
     dtype: torch.dtype
     checked: bool = False
 
@@ -41,18 +41,18 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that is still in its file."""
+    """A tensor whose data is still in its file."""
 
     storage: Storage
     start: int
-    """Byte of the file at which its first element lies."""
+    """Byte of the file at which its first element begins."""
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
         return self.storage.path
 
     def read(self) -> torch.Tensor:
@@ -65,9 +65,9 @@ class StoredTensor:
         )
 
     def read_flat(self, first: int, count: int, out: torch.Tensor | None = None) -> torch.Tensor:
-        """`count` elements from the `first` one on, in row-major order, [count], into `out` where that is given.
+        """Elements first..first + count in row-major order, [count]; written into `out` if it is given.
 
-        Raises: CheckpointError when there are not so many.
+        Raises: CheckpointError when the tensor has fewer elements.
         """
         out = allocate((count,), self.dtype, self.path) if out is None else out
         if first + count > prod(self.shape):

@@ -1,4 +1,4 @@
-"""Whether megagpt can use a checkpoint's tokenizer and what lies beside it: told before anything is written."""
+"""Checks that megagpt can use a checkpoint's tokenizer and chat template, before a conversion writes anything."""
 
 import logging
 import os
@@ -16,11 +16,11 @@ ADVICE = "to convert the weights alone, move it out of the folder"
 
 
 def check_tokenizer(path: Path, source: Source) -> None:
-    """Raises CheckpointError unless the tokenizer beside the weights is one that megagpt can use, or there is none.
+    """Raises CheckpointError if the checkpoint has a tokenizer that megagpt cannot use.
 
-    A chat template must write a plain question, and stay within the bounds of `chat_template` on sample conversations.
-    Where it does not show the assistant's words the log says so: chat and generation work, and training on
-    conversations does not.
+    A chat template must render a conversation of a user and an assistant, and stay within the bounds of `chat_template`
+    on sample conversations. If it does not show which words are the assistant's, a warning is logged: chat and
+    generation work, but training on conversations does not.
     """
     file = source.tokenizer
     if file is None:

@@ -1,4 +1,4 @@
-"""Proof of a conversion: both sides, loaded on the CPU, give the same logits, or the same vectors of texts."""
+"""Proof of a conversion: both sides, run on the CPU, give the same logits, or the same vectors of texts."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from megagpt.errors import CheckpointError
 from megagpt.parallel import launch
 
 TOLERANCES = {"logits": 1e-3, "vectors": 1e-5}
-"""Largest difference that is taken for rounding: of logits in units of their spread; vectors have length 1."""
+"""Largest difference that is accepted as rounding: of logits in units of their spread, and of vectors of length 1."""
 BATCH, TOKENS = 2, 64
 TEXTS = (
     "a",
@@ -35,22 +35,24 @@ TEXTS = (
     " \tna\u00efve caf\u00e9, \u65e5\u672c\u8a9e, \U0001f600 \n",
     f"{END_OF_TEXT} is text here",
 )
-"""A text that is longer than the model takes is added to them."""
+"""Texts to compare; a text that is longer than the model's limit is added."""
 
 
 def compared(model: ModelConfig) -> str:
-    """The outputs that `largest_difference` compares."""
+    """Name of the outputs that `largest_difference` compares."""
     return "vectors" if model.head == "embedding" else "logits"
 
 
 def largest_difference(source: Source, target: Source) -> float:
     """Largest difference of fp32 logits on a fixed batch of random tokens, in units of their spread.
 
-    The spread is the logits' standard deviation over the vocabulary, so that small weights do not make an error small.
-    Nor do they hide one: where one side is a folder of transformers, its model and ours are compared once more with
-    random weights of ordinary size, in which every part of the model counts. Folders of transformers are run by
-    transformers, the others by our GPT model, one model in memory at a time. Of an embedding model it is the largest
-    absolute difference of vectors, see `_largest_difference_of_vectors`.
+    The spread is the logits' standard deviation over the vocabulary, so that errors are not small just because weights
+    are. If one side is a folder of transformers, its model and ours are compared a second time with random weights of
+    ordinary size, with which every part of the model affects the logits. Folders of transformers are run by
+    transformers, other formats by our GPT model; one model is in memory at a time. For an embedding model the result is
+    the largest absolute difference of vectors, see `_largest_difference_of_vectors`.
+
+    Raises CheckpointError when all logits are equal, or when a library that the comparison needs is missing.
     """
     model = source.model
     if model.head == "embedding":
@@ -68,7 +70,7 @@ def largest_difference(source: Source, target: Source) -> float:
 
 
 def _relative(source: Source, ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Largest difference of logits by their spread. Raises CheckpointError for logits that tell nothing."""
+    """Largest difference of logits divided by their spread. Raises CheckpointError when all logits are equal."""
     ours, theirs = (logits[..., : source.model.vocab_size] for logits in (ours, theirs))
     spread = ours.std(dim=-1).mean().item()
     if spread == 0:
@@ -79,7 +81,7 @@ def _relative(source: Source, ours: torch.Tensor, theirs: torch.Tensor) -> float
 
 
 def _ordinary_weights(side: Source, architecture: str) -> Source:
-    """A source of the same model with random weights, such that attention, norms and biases all matter."""
+    """A source of the same model with random weights, of a size with which attention, norms and biases all matter."""
     model = BY_CLASS[architecture].held(side.model)
     shapes = parameters(model)
 
@@ -88,7 +90,7 @@ def _ordinary_weights(side: Source, architecture: str) -> Source:
         if len(shape) > 1:
             return noise / math.sqrt(shape[1])
         if ".linear_qkv." in name and architecture == "GPTNeoForCausalLM":
-            return torch.zeros(shape)  # it has no such bias
+            return torch.zeros(shape)  # GPT-Neo has no such bias
         return noise * 0.2 + ("norm" in name and name.endswith("weight") and not model.zero_centered_norm)
 
     tensors = {f"model/{name}": TensorInfo(shape, torch.float32) for name, shape in shapes.items()}
@@ -111,7 +113,7 @@ def _megagpt(side: Source, tokens: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _our_model(side: Source) -> Iterator[torch.nn.Module]:
-    """Our model with a source's weights, for use without gradients."""
+    """Our model with a source's weights, in a context without gradients."""
     from megagpt.model.gpt import GPT
     from megagpt.model.parameters import named_boxes
 
@@ -144,9 +146,10 @@ def _transformers(
     weights: Mapping[str, Callable[[], torch.Tensor]],
     tokens: torch.Tensor,
 ) -> torch.Tensor:
-    """Logits of transformers' model of `settings`, which were checked one by one; it is given no path and no name.
+    """Logits of transformers' model with the checked `settings`.
 
-    Only so can nothing that a config.json says make it look for code, a kernel or a quantized model.
+    transformers gets neither the path nor the name of the folder, so that nothing in a config.json can make it load
+    code, a kernel or a quantized model.
     """
     try:
         import transformers
@@ -166,10 +169,10 @@ def _transformers(
 
 
 def _largest_difference_of_vectors(source: Source, folder: Path) -> float:
-    """Largest absolute difference of an element of `TEXTS`' vectors, as queries and as documents.
+    """Largest absolute difference between elements of the vectors of `TEXTS`, as queries and as documents.
 
-    Ours are computed one by one. sentence-transformers loads the folder and computes its own two by two, so that the
-    shorter one is padded.
+    Our vectors are computed one text at a time. sentence-transformers loads the folder and computes two texts at a
+    time, so that the shorter one is padded.
     """
     encoder = TextEncoder(source.embed, source.model.sequence_length, Tokenizer.load(source.tokenizer))
     texts = [*TEXTS, "longer than that, " * encoder.max_tokens]
@@ -185,7 +188,7 @@ def _largest_difference_of_vectors(source: Source, folder: Path) -> float:
 
 
 def _sentence_transformers(folder: Path, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The texts' vectors, float32 [n, H], by side."""
+    """{side: vectors of the texts, float32 [n, H]}."""
     try:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""The weights of a folder of transformers: safetensors files, or else what `torch.save` wrote, whole or in shards."""
+"""The weights of a transformers folder: files of safetensors or of `torch.save`, single or in shards."""
 
 import os
 import re
@@ -34,29 +34,29 @@ class Weight(Protocol):
         """The tensor, contiguous. Raises CheckpointError."""
 
     def read_flat(self, first: int, count: int, out: torch.Tensor) -> torch.Tensor:
-        """`count` elements from the `first` one on, in row-major order, into `out`. Raises CheckpointError."""
+        """Elements first..first + count in row-major order, written into `out`. Raises CheckpointError."""
 
 
 @dataclass(frozen=True)
 class Pickled:
-    """A tensor in a file of `torch.save`, of which no code is run."""
+    """A tensor in a file of `torch.save`, which is read without executing code."""
 
     name: str
     tensor: StoredTensor
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
         return self.tensor.path
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes of its axes."""
+        """Shape of the tensor."""
         return self.tensor.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """Its type."""
+        """Dtype of the tensor."""
         return self.tensor.dtype
 
     def read(self) -> torch.Tensor:
@@ -64,12 +64,12 @@ class Pickled:
         return self.tensor.read()
 
     def read_flat(self, first: int, count: int, out: torch.Tensor) -> torch.Tensor:
-        """`count` elements from the `first` one on, in row-major order, into `out`. Raises CheckpointError."""
+        """Elements first..first + count in row-major order, written into `out`. Raises CheckpointError."""
         return self.tensor.read_flat(first, count, out)
 
 
 def open_folder(folder: Path) -> Mapping[str, Weight]:
-    """Every tensor of a folder, by its name. Safetensors files come before those of `torch.save`.
+    """{name: tensor} of a folder. Safetensors files take precedence over files of `torch.save`.
 
     Raises CheckpointError naming the file, see `safetensors_files.open_folder` and `pickles.load`.
     """
@@ -97,7 +97,7 @@ def _read_file(path: Path) -> dict[str, Weight]:
 
 
 def equal(one: Weight, other: Weight) -> bool:
-    """Whether two tensors hold the same bytes; they are in memory one part at a time. Raises CheckpointError."""
+    """Whether two tensors have the same bytes. Only a part of each is in memory at a time. Raises CheckpointError."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     size = max(1, CHUNK // one.dtype.itemsize)

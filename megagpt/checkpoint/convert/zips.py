@@ -1,4 +1,4 @@
-"""The zip files that `torch.save` writes: where their entries lie, checked, and the same files written by tensor."""
+"""The zip files of `torch.save`: checks the places of their entries, and writes such files tensor by tensor."""
 
 import io
 import os
@@ -19,7 +19,7 @@ from megagpt.checkpoint.format import memory
 from megagpt.errors import CheckpointError
 
 DIRECTORY_LIMIT = 16 << 20
-"""Largest list of a zip file's entries, in bytes: enough for 200,000 tensors."""
+"""Largest directory of a zip file that is read, in bytes: enough for 200,000 tensors."""
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 ALIGNMENT = 64
 STORAGES = {
@@ -38,7 +38,7 @@ LOCAL_MARK = b"PK\x03\x04"
 
 
 class Window(io.RawIOBase):
-    """A part of a file that looks like a file of its own."""
+    """A part of a file that behaves like a separate file."""
 
     def __init__(self, file: BinaryIO, path: Path, start: int, length: int | None):
         size = os.fstat(file.fileno()).st_size
@@ -48,24 +48,24 @@ class Window(io.RawIOBase):
             raise CheckpointError(f"{path}: bytes {start}..{start + self.size} lie outside of the file")
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Always true."""
         return True
 
     def readable(self) -> bool:
-        """Yes."""
+        """Always true."""
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As of any file."""
+        """See `io.IOBase.seek`."""
         self.at = max(0, offset + (0, self.at, self.size)[whence])
         return self.at
 
     def tell(self) -> int:
-        """As of any file."""
+        """See `io.IOBase.tell`."""
         return self.at
 
     def read(self, count: int = -1) -> bytes:
-        """As of any file, up to the end of the part, but not more than a list of entries at a time."""
+        """See `io.RawIOBase.read`. Reads up to the end of the part. Raises CheckpointError above DIRECTORY_LIMIT."""
         left = max(0, self.size - self.at)
         count = left if count is None or count < 0 else min(count, left)
         if count > DIRECTORY_LIMIT:
@@ -79,16 +79,16 @@ class Window(io.RawIOBase):
 
 
 class Entry(NamedTuple):
-    """Where the data of an entry lies in a zip file, in bytes."""
+    """Place of an entry's data in a zip file, in bytes."""
 
     start: int
     size: int
     crc: int
-    """CRC-32 of the data; 0 where none was computed, as after `torch.serialization.set_crc32_options(False)`."""
+    """CRC-32 of the data; 0 if none was computed, as after `torch.serialization.set_crc32_options(False)`."""
 
 
 def entries(window: Window, path: Path) -> dict[str, Entry]:
-    """The entries of a zip file by name; their data is not read. Raises CheckpointError."""
+    """{name: entry} of a zip file; the data of the entries is not read. Raises CheckpointError."""
     try:
         infos = zipfile.ZipFile(window).infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
@@ -112,15 +112,19 @@ def entries(window: Window, path: Path) -> dict[str, Entry]:
 
 @dataclass(frozen=True)
 class Lazy:
-    """A tensor that is read when its turn to be written comes, in parts that follow each other in its memory."""
+    """A tensor that is read just before it is written."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Iterable[torch.Tensor]]
+    """Yields the tensor's data in parts, in row-major order."""
 
 
 def save(path: Path, value: Any) -> None:
-    """Writes a new file that `torch.load` reads, the `Lazy` tensors in `value` one after another."""
+    """Writes a new file that `torch.load` can read. `Lazy` tensors in `value` are read and written one by one.
+
+    Raises OSError, or CheckpointError when a tensor has not the size that its shape says.
+    """
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, protocol=2)
     pickler.dump(value)
@@ -141,14 +145,14 @@ def _write(archive: zipfile.ZipFile, name: str, size: int, parts: Iterable[memor
     info = zipfile.ZipInfo(f"archive/{name}")
     begin = archive.start_dir + LOCAL_HEADER.size + len(info.filename) + 4
     large, written = size >= zipfile.ZIP64_LIMIT, 0
-    padding = -(begin + (20 if large else 0)) % ALIGNMENT  # so that readers can map the data into memory
+    padding = -(begin + (20 if large else 0)) % ALIGNMENT  # aligned, so that readers can map the data into memory
     info.extra = b"FB" + padding.to_bytes(2, "little") + bytes(padding)
     with archive.open(info, "w", force_zip64=large) as entry:
         for data in parts:
             written += len(data)
             for start in range(0, len(data), CHUNK):
                 entry.write(data[start : start + CHUNK])
-            del data  # before the next one is read
+            del data  # frees it before the next part is read
     if written != size:
         raise CheckpointError(f"{archive.filename}: {name} has {written:,} bytes where {size:,} were announced")
 
@@ -159,7 +163,7 @@ class _Storage:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes lazy tensors as torch writes tensors, and remembers them in the order of their storages' names."""
+    """Pickles `Lazy` tensors as torch's tensors, and collects them in the order of their storages' names."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

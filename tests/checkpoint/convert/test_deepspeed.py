@@ -192,9 +192,9 @@ NORM = "decoder.final_layernorm.weight"
         (
             OPTIM,
             lambda s: s["optimizer_state_dict"].pop("single_partition_of_fp32_groups"),
-            "lack what DeepSpeed saves",
+            "lack values that DeepSpeed saves",
         ),
-        (OPTIM, lambda s: s.pop("optimizer_state_dict"), "lack what DeepSpeed saves"),
+        (OPTIM, lambda s: s.pop("optimizer_state_dict"), "lack values that DeepSpeed saves"),
         (WEIGHTS, lambda s: s["param_shapes"][1].pop(NORM), f"{NORM} is missing"),
         (WEIGHTS, lambda s: s["param_shapes"][1].update({NORM: torch.Size([31])}), f"fp32 of {NORM} has"),
         (WEIGHTS, lambda s: s["module"].pop(NORM), "final_layernorm"),

@@ -22,10 +22,10 @@ def text(rows: list[list[str]]) -> str:
 
 
 def test_families_are_those_of_the_code():
-    found = table("conversion", "models", "transformers' class")
+    found = table("../conversion", "models", "transformers' class")
     assert found == families(), f"the rows should be:\n{text(families())}"
 
 
 def test_refused_models_are_those_of_the_code():
-    found = table("conversion", "`model_type`", "why")
+    found = table("../conversion", "`model_type`", "why")
     assert found == refused(), f"the rows should be:\n{text(refused())}"

@@ -249,10 +249,10 @@ def slices(state):
             "no range of a flat tensor",
         ),
         (lambda s: vars(slices(s)[NORM]).update(numel=True), "no range of a flat tensor"),
-        (lambda s: slices(s).update({NORM: []}), "lack what DeepSpeed saves"),
+        (lambda s: slices(s).update({NORM: []}), "lack values that DeepSpeed saves"),
         (
             lambda s: s["optimizer_state_dict"].update(single_partition_of_fp32_groups=[1, 2]),
-            "lack what DeepSpeed saves",
+            "lack values that DeepSpeed saves",
         ),
         (lambda s: s["optimizer_state_dict"].update(partition_count=[[]]), "data-parallel ranks' files"),
     ],
@@ -281,7 +281,7 @@ def test_chunks_in_the_same_bytes_and_layers_without_end(written):
     first, second, *_ = [index for index in metadata.storage_data if index.fqn == STACKED]
     metadata.storage_data[first] = metadata.storage_data[second]
     where.write_bytes(pickle.dumps(metadata))
-    with pytest.raises(CheckpointError, match="are said to be in the same bytes"):
+    with pytest.raises(CheckpointError, match="overlap in the file, according to its metadata"):
         megatron_dist.open_source(folder, None)
     metadata = pickle.loads(good)
     described = metadata.state_dict_metadata[STACKED]

@@ -159,7 +159,7 @@ def drop_layer(metadata) -> None:
     [
         (lambda metadata: move(metadata, relative_path="../../secret"), "'../../secret', which is not a file"),
         (lambda metadata: move(metadata, relative_path="/etc/passwd"), "which is not a file"),
-        (lambda metadata: move(metadata, offset=1 << 40), "it was cut"),
+        (lambda metadata: move(metadata, offset=1 << 40), "the file was cut"),
         (lambda metadata: move(metadata, relative_path="__0_0.distcp"), r"__0_0\.distcp"),
         (drop_layer, r"decoder\.layers\.mlp\.linear_fc1\.weight: 4096 of its 16384 elements are missing"),
         (lambda metadata: metadata.state_dict_metadata.update(planner=1), None),

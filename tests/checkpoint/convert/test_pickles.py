@@ -194,7 +194,7 @@ def test_tensors_outside_their_storage_are_refused(good):
         return lambda name, data: data.replace(b"K@\x85", b"M" + size.to_bytes(2, "little") + b"\x85")
 
     assert load(rewritten(good, shape(64)))["a"].shape == (64,)
-    with pytest.raises(CheckpointError, match="leaves its storage"):
+    with pytest.raises(CheckpointError, match="exceeds its storage"):
         load(rewritten(good, shape(65)))
 
 

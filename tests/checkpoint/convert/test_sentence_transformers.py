@@ -199,7 +199,7 @@ def test_wrong_uses_are_refused(tmp_path, tokenizer):
     convert(run, tmp_path / "folder", "sentence-transformers", prove=False)
     target = tmp_path / "target"
     for to in ("megagpt", "huggingface", "megatron", "megatron-dist", "deepspeed", "deepspeed-universal"):
-        with pytest.raises(CheckpointError, match=r"has an embedding head.*take --to sentence-transformers"):
+        with pytest.raises(CheckpointError, match=r"has an embedding head.*use --to sentence-transformers"):
             convert(run, target, to)
     with pytest.raises(CheckpointError, match="megagpt writes and does not read"):
         convert(tmp_path / "folder", target, "megagpt")

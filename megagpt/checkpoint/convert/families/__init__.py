@@ -1,1 +1,1 @@
-"""Families of transformers' models: each file says how one of them, or a few alike, is read and written."""
+"""Families of transformers' models: each file reads and writes one family, or a few similar ones."""

@@ -1,4 +1,4 @@
-"""What a family is: how its config.json is read and written, and where its tensors are."""
+"""Description of a family: functions that read and write its config.json, and the layout of its tensors."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,28 +19,28 @@ class Family:
     """A class of transformers for causal language models."""
 
     model_type: str
-    """transformers' name of it in config.json."""
+    """Its `model_type` in config.json."""
     architecture: str
-    """The class."""
+    """Name of the class."""
     base: str
-    """The class without an output projection; its tensors' names lack the first part."""
+    """Name of the class without an output projection; its tensors' names lack the first part."""
     models: str
-    """The published models that are of it, for people."""
+    """Published models of the family, for the documentation."""
     read: Callable[[Values], ModelConfig]
-    """The model that a config.json describes. Raises CheckpointError for what megagpt does not have."""
+    """The model that a config.json describes. Raises CheckpointError for features that megagpt lacks."""
     write: Callable[[ModelConfig], dict[str, Any]]
-    """The family's own keys of a config.json. Those for all families are in `hugging_face_config`.
+    """The family's own keys of a config.json; `Family.config` adds the keys of all families.
 
-    It need not see whether the family has the model: what is written is read again and compared."""
+    It need not check that the family can represent the model: the result is read again and compared."""
     tensors: Callable[[ModelConfig], Mapping[str, Layout]]
-    """Where the parameters of our modules are; a layer's by the name within it."""
+    """{megagpt's module: layout of its parameters}; modules of a layer have their names within the layer."""
     head: str = "lm_head"
     """Name of the output projection in files."""
     limits: str = ""
-    """What of the family is refused, for people."""
+    """Models of the family that are refused, for the documentation."""
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
-        """The whole config.json, but for the classes' names, the dtype and special tokens."""
+        """The whole config.json, except the names of classes, the dtype and special tokens."""
         common = {
             "vocab_size": model.vocab_size,
             "tie_word_embeddings": model.tie_embeddings,
@@ -50,9 +50,9 @@ class Family:
         return common | {"model_type": self.model_type} | self.write(model)
 
     def held(self, model: ModelConfig) -> ModelConfig:
-        """The model that the family makes of ours, which may have biases that ours lacks.
+        """The model as the family represents it; it may have biases that `model` lacks.
 
-        Raises CheckpointError, of which the message is what of ours the family lacks.
+        Raises CheckpointError whose message names the features of `model` that the family lacks.
         """
         try:
             theirs = self.read(Values(Path(model.name) / "config.json", self.model_type, self.config(model)))
@@ -74,7 +74,7 @@ def shown_value(model: ModelConfig, name: str) -> Any:
 
 
 def effective(model: ModelConfig) -> dict[str, Any]:
-    """What a model's fields make it compute, whether they are given or follow from others; dropout apart."""
+    """Fields of a model with all defaults resolved, so that models with equal results have equal fields; no dropout."""
     has_rope = model.position_embedding == "rope"
     windows = [model.window(layer) for layer in range(model.num_layers)]
     return {
@@ -114,19 +114,19 @@ def effective(model: ModelConfig) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> str:
-    """A number without the last digits, which depend on how it was computed."""
+    """A number without its last digits, which depend on how it was computed."""
     return f"{value:.10g}"
 
 
 def _local(model: ModelConfig) -> tuple[str, dict[str, Any]]:
-    """Base and scaling of rotary positions in banded layers, which with a base of their own have no scaling."""
+    """Base and scaling of rotary positions in banded layers; with a base of their own they have no scaling."""
     if model.rope_local_base is None:
         return _rounded(model.rope_base), _scaling(model)
     return _rounded(model.rope_local_base), {"kind": "none"}
 
 
 def _scaling(model: ModelConfig) -> dict[str, Any]:
-    """What counts of the scaling of rotary positions."""
+    """The fields of the scaling of rotary positions that its kind uses."""
     scaling = model.rope_scaling
     values: dict[str, Any] = {"kind": scaling.kind}
     if scaling.kind != "none":

@@ -1,4 +1,4 @@
-"""Falcon: attention and feed-forward layer side by side, behind one norm (7B) or two (40B, 180B), without biases."""
+"""Falcon: parallel attention and feed-forward layer after one norm (7B) or two norms (40B, 180B), without biases."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -52,14 +52,14 @@ def _read(config: Values) -> ModelConfig:
 
 
 def _block(is_new: bool, parallel: bool, norms: int | None) -> str:
-    """How the sublayers stand to each other."""
+    """The value of `parallel_block`."""
     if not parallel:
         return "none"
     return "two_norms" if is_new and norms != 1 else "one_norm"
 
 
 def _needs_new(model: ModelConfig) -> bool:
-    """Whether the decoder of Falcon-40B is needed: the older one has one norm, and one group or as many as heads."""
+    """Whether the model needs Falcon-40B's decoder. The older one has one norm, and one group or as many as heads."""
     return model.parallel_block == "two_norms" or model.query_groups not in (1, model.num_attention_heads)
 
 

@@ -15,11 +15,11 @@ from megagpt.config.schema import ModelConfig
 LENGTH = 131072
 """Gemma 3's context length, where none is given."""
 LOCAL_BASE, GLOBAL_BASE = 10000.0, 1000000.0
-"""Gemma 3's bases of the rotary frequencies, of layers with a window and of the others."""
+"""Gemma 3's bases of the rotary frequencies for layers with a window and for other layers."""
 
 
 def _common(config: Values, length: int, period: int) -> dict[str, Any]:
-    """What both have; every `period`-th layer has no window."""
+    """Fields that Gemma 2 and 3 share. Every `period`-th layer has no window."""
     config.only(use_bidirectional_attention=(None, False))
     fields = shape(config, groups=4, head_dim=256, length=length, tied=True)
     layers, width = fields["num_layers"], fields["head_dim"] or fields["hidden_size"] // fields["num_attention_heads"]
@@ -75,17 +75,17 @@ def _write_gemma2(model: ModelConfig) -> dict[str, Any]:
 
 
 def _read_gemma3(config: Values) -> ModelConfig:
-    """transformers stores a softcap of attention for Gemma 3 and does not use it, so that none may be given."""
+    """Gemma 3's model. transformers ignores its softcap of attention, so a config with one is refused."""
     config.only(attn_logit_softcapping=(None,))
     period = config.integer("sliding_window_pattern", 6)
     fields = _common(config, LENGTH, period) | _bases(config)
     if "attention_pattern" not in fields:
-        del fields["rope_local_base"]  # no layer has it
+        del fields["rope_local_base"]  # no layer uses it
     return ModelConfig(**fields, qk_layernorm=True)
 
 
 def _bases(config: Values) -> dict[str, Any]:
-    """Rotary positions of both kinds of layers: new configs have an object for each, old ones a key for each base."""
+    """Rotary positions of both kinds of layers. New configs have one object per kind, old ones one key per base."""
     both = config.object("rope_parameters") or {}
     if unknown := sorted(set(both) - {"full_attention", "sliding_attention"}):
         raise config.refusal(f"rope_parameters.{shown(unknown[0])} beside full_attention and sliding_attention")

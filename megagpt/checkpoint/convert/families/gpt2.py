@@ -23,7 +23,7 @@ KINDS = {"global": "dense", "local": "banded"}
 
 
 def shape(config: Values, length: int = 1024, tied: bool = True, dropout: float = 0.1) -> dict[str, Any]:
-    """Fields of `ModelConfig` by GPT-2's names; the defaults are the family's."""
+    """Fields of `ModelConfig` from keys with GPT-2's names. The arguments are the family's defaults."""
     return {
         "name": config.path.parent.name,
         "num_layers": config.layers("n_layer"),
@@ -41,7 +41,7 @@ def shape(config: Values, length: int = 1024, tied: bool = True, dropout: float 
 
 
 def write_shape(model: ModelConfig) -> dict[str, Any]:
-    """The same keys, but for those that every family has."""
+    """The keys that `shape` reads, except the keys of all families."""
     return {
         "n_layer": model.num_layers,
         "n_embd": model.hidden_size,
@@ -98,7 +98,7 @@ def _write_bigcode(model: ModelConfig) -> dict[str, Any]:
 
 
 def _bigcode_tensors(model: ModelConfig) -> Mapping[str, Layout]:
-    """GPT-2's names; its linears are not transposed. Without multi_query a head's queries, keys and values adjoin."""
+    """GPT-2's names without transposition. Without multi_query, a head's query, key and value rows are adjacent."""
     layer = "transformer.h.{}"
     heads = fused_heads if model.query_groups == 1 else same
     return _gpt2_tensors(model) | {
@@ -131,7 +131,7 @@ def _read_gpt_neo(config: Values) -> ModelConfig:
 
 
 def _attention_kinds(config: Values, layers: int) -> list[str]:
-    """GPT-Neo's attention of every layer, of patterns and how often each is repeated."""
+    """The kind of attention of every layer, from GPT-Neo's list of (pattern, number of repetitions)."""
 
     def is_pattern(value: Any) -> bool:
         return (
@@ -174,7 +174,7 @@ def _write_gpt_neo(model: ModelConfig) -> dict[str, Any]:
 
 
 def _gpt_neo_tensors(model: ModelConfig) -> Mapping[str, Layout]:
-    """GPT-Neo does not scale scores, so its queries take the scale, exactly where a head's width is a power of 4."""
+    """GPT-Neo does not scale scores, so its queries include the scale, exactly if a head's width is a power of 4."""
     layer = "transformer.h.{}"
     return _gpt2_tensors(model) | {
         "self_attention.linear_qkv": separate_heads(

@@ -1,4 +1,4 @@
-"""GPT-NeoX: attention and feed-forward layer side by side, each with its norm; part of a head is turned."""
+"""GPT-NeoX: parallel attention and feed-forward layer, each with its norm; rotary positions on a part of each head."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -47,7 +47,7 @@ def _write(model: ModelConfig) -> dict[str, Any]:
 
 
 def _tensors(model: ModelConfig) -> Mapping[str, Layout]:
-    """Queries, keys and values of a head are together, as in megagpt."""
+    """A head's query, key and value rows are adjacent, as in megagpt."""
     layer = "gpt_neox.layers.{}"
     return {
         "embedding.word_embeddings": vocabulary("gpt_neox.embed_in"),

@@ -1,4 +1,4 @@
-"""GPT-J: attention and feed-forward layer read one norm; neighbouring dimensions are turned; the head has a bias."""
+"""GPT-J: parallel branches with one norm; rotary positions on neighbouring dimensions; an output bias."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Keys of config.json that most families share: the shape by Llama's names, and which layers have a window."""
+"""Keys of config.json that most families share: the shape with Llama's names, and the layers with a window."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,9 +18,9 @@ def shape(
     tied: bool = False,
     grouped: bool = True,
 ) -> dict[str, Any]:
-    """Fields of `ModelConfig` by the names that Llama gave them; the defaults are the family's.
+    """Fields of `ModelConfig` from keys with Llama's names. The other arguments are the family's defaults.
 
-    grouped: whether the family has fewer keys and values than queries, and heads of any width.
+    grouped: whether the family has grouped-query attention and heads of any width.
     """
     heads, hidden = config.integer("num_attention_heads", REQUIRED), config.integer("hidden_size", REQUIRED)
     width = config.integer("head_dim", head_dim, null=True) if grouped else None
@@ -41,7 +41,7 @@ def shape(
 
 
 def write_shape(model: ModelConfig) -> dict[str, Any]:
-    """The same keys, but for those that every family has."""
+    """The keys that `shape` reads, except the keys of all families."""
     return {
         "num_hidden_layers": model.num_layers,
         "hidden_size": model.hidden_size,
@@ -54,7 +54,7 @@ def write_shape(model: ModelConfig) -> dict[str, Any]:
 
 
 def head_dim(model: ModelConfig) -> dict[str, int]:
-    """The key for the width of a head, where it does not follow from the others."""
+    """The key for the width of a head, if the width does not follow from the other keys."""
     return {} if model.head_size * model.num_attention_heads == model.hidden_size else {"head_dim": model.head_size}
 
 
@@ -71,7 +71,7 @@ def everywhere(window: int | None) -> dict[str, Any]:
 
 
 def by_layer(config: Values, layers: int, window: int | None, sliding: Sequence[bool]) -> dict[str, Any]:
-    """Fields for windows by layer: `layer_types`, or the layers that are `sliding` where it is missing."""
+    """Fields for windows by layer, from the key `layer_types`, or from `sliding` if the key is missing."""
     known = list(KINDS)
 
     def fits(value: Any) -> bool:
@@ -90,12 +90,12 @@ def by_layer(config: Values, layers: int, window: int | None, sliding: Sequence[
 
 
 def common_window(model: ModelConfig) -> int | None:
-    """The window for all layers of a family that has one on all or on none."""
+    """The window of all layers, or None, for a family whose layers all have the same window or none."""
     return model.attention_window if "banded" in model.attention_pattern[: model.num_layers] else None
 
 
 def layer_types(model: ModelConfig) -> list[str]:
-    """Every layer's kind of attention."""
+    """transformers' name of every layer's kind of attention."""
     return [
         "full_attention" if model.window(layer) is None else "sliding_attention" for layer in range(model.num_layers)
     ]

@@ -1,4 +1,4 @@
-"""Llama and Mistral: rotary positions, RMSNorm before each sublayer, a gated activation. Most others vary them."""
+"""Llama and Mistral: rotary positions, RMSNorm before each sublayer, a gated activation. Others build on them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,23 +12,23 @@ from megagpt.config.schema import ModelConfig
 
 
 def norms(config: Values, epsilon: float = 1e-6) -> dict[str, Any]:
-    """RMSNorm."""
+    """Fields for RMSNorm. epsilon: the family's default."""
     return {"normalization": "rmsnorm", "norm_epsilon": config.number("rms_norm_eps", epsilon)}
 
 
 def gated(config: Values) -> dict[str, Any]:
-    """A gated activation."""
+    """The field for a gated activation."""
     return {"activation": config.choice("hidden_act", GATED, "silu")}
 
 
 def attention_biases(config: Values) -> dict[str, Any]:
-    """A flag for all biases of attention, and none elsewhere."""
+    """Fields for families in which one flag sets all biases of attention, and nothing else has a bias."""
     has_bias = config.flag("attention_bias", False)
     return {"bias": False, "qkv_bias": has_bias, "attention_output_bias": has_bias}
 
 
 def written(model: ModelConfig) -> dict[str, Any]:
-    """The keys of all families with RMSNorm, rotary positions and `hidden_act`."""
+    """The keys that all families with RMSNorm, rotary positions and `hidden_act` share."""
     return (
         write_shape(model)
         | rope.write(model)
@@ -40,7 +40,7 @@ def written(model: ModelConfig) -> dict[str, Any]:
 
 
 def tensors(model: ModelConfig) -> Mapping[str, Layout]:
-    """Llama's tensors, those of queries' and keys' norms included, which others add."""
+    """Llama's tensors, and the norms of queries and keys that other families add."""
     layer = "model.layers.{}"
     return {
         "embedding.word_embeddings": vocabulary("model.embed_tokens"),

@@ -1,4 +1,4 @@
-"""OLMo 2: norms of the sublayers' outputs, and of queries and keys over all heads together."""
+"""OLMo 2: norms on the sublayers' outputs, and norms of queries and keys over all heads together."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""OPT: GPT-3's shape with ReLU. Its table of positions begins with two rows that no token reads."""
+"""OPT: GPT-3's shape with ReLU. Its table of positions begins with two unused rows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +10,11 @@ from megagpt.checkpoint.files import shown
 from megagpt.config.schema import ModelConfig
 
 ACTIVATIONS = {"relu": "relu", "gelu": "gelu_exact"}
-"""What the published models have; GPT-2 has the others."""
+"""Activations of the published models; models with others are written as GPT-2."""
 OFFSET = 2
-"""Rows of the table of positions before the first token's."""
+"""Number of unused rows at the start of the table of positions."""
 EPSILON = 1e-5
-"""transformers' OPT has no key for it."""
+"""Epsilon of the norms; transformers' OPT has no key for it."""
 
 
 def _read(config: Values) -> ModelConfig:

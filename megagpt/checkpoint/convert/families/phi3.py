@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4: Llama with queries, keys and values in one tensor, and the gate with the other projection."""
+"""Phi-3 and Phi-4: Llama with queries, keys and values in one tensor, and with gate and value in one tensor."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,7 +28,7 @@ def _read(config: Values) -> ModelConfig:
 
 
 def _write(model: ModelConfig) -> dict[str, Any]:
-    plain = replace(model, rope_scaling=RopeScalingConfig())  # the class has none but longrope
+    plain = replace(model, rope_scaling=RopeScalingConfig())  # the class supports no scaling but longrope
     return (
         llama.written(plain)
         | head_dim(model)

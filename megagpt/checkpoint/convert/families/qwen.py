@@ -12,7 +12,7 @@ from megagpt.config.schema import ModelConfig
 
 
 def _windows(config: Values, layers: int) -> dict[str, Any]:
-    """Windows count with use_sliding_window alone, from layer max_window_layers on, or as layer_types says."""
+    """Fields for windows: only with use_sliding_window, on layers from max_window_layers on or as layer_types says."""
     window = config.integer("sliding_window", 4096, null=True) if config.flag("use_sliding_window", False) else None
     first = config.get("max_window_layers", 28, lambda value: type(value) is int and value >= 0, "a number of layers")
     return by_layer(config, layers, window, [window is not None and layer >= first for layer in range(layers)])

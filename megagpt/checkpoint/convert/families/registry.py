@@ -1,7 +1,7 @@
-"""All families that are read and written, in the order in which a model is offered to them, and those that are refused.
+"""All families that are read and written, in the order in which `choose` tries them, and the families that are refused.
 
-To add a family, write its file in the manner of the nearest one and add it to `FAMILIES`. Then add its published
-configs to `published_configs.json` and its tiny model to `tiny_families.py`, both in `tests/checkpoint/convert`: the
+To add a family, write its file after the model of the most similar one and add it to `FAMILIES`. Then add its published
+configs to `published_configs.json` and its tiny model to `tiny_families.py`, both in `tests/checkpoint/convert`. The
 tests run for every family, and say which row docs/conversion.md needs.
 """
 
@@ -70,11 +70,11 @@ REFUSED = {
     "olmo3": ("only some of its layers have scaled positions", "OLMo 2 (olmo2)"),
     "mamba": ("it is a state-space model", "Pythia (gpt_neox)"),
 }
-"""By model_type: what megagpt lacks, and the nearest models that it reads."""
+"""{model_type: (the feature that megagpt lacks, the most similar models that it reads)}."""
 
 
 def family_of(values: Mapping[str, Any], model_type: str) -> Family:
-    """The family of a config.json. Raises CheckpointError saying what megagpt lacks and what comes nearest."""
+    """The family of a config.json. Raises CheckpointError with the missing feature and the most similar models."""
     if model_type in BY_TYPE:
         return BY_TYPE[model_type]
     what, nearest = REFUSED.get(model_type, ("", ""))
@@ -87,10 +87,11 @@ def family_of(values: Mapping[str, Any], model_type: str) -> Family:
 
 
 def choose(model: ModelConfig, before: str | None = None) -> tuple[Family, ModelConfig]:
-    """The family for a model, and the model that the family makes of it, whose additional biases are zero.
+    """The family for a model, and the model as the family represents it; additional biases are zero.
 
-    The family that it came from (`before`) if that has it, else the first that has the same biases, else the first that
-    has more. Raises CheckpointError naming what the nearest families lack.
+    It is the model_type that the model came from (`before`) if that can represent it, else the first family with the
+    same biases, else the first with more biases. Raises CheckpointError with the features that the most similar
+    families lack.
     """
     found: list[tuple[bool, Family, ModelConfig]] = []
     lacking: list[tuple[int, str]] = []

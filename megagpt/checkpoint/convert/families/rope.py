@@ -1,4 +1,4 @@
-"""Rotary positions of a config.json, as transformers reads them, old names and new ones."""
+"""Rotary positions in config.json with transformers' old and new names, read as transformers does."""
 
 import logging
 import math
@@ -11,9 +11,9 @@ from megagpt.config.architecture import RopeScalingConfig
 from megagpt.config.schema import ModelConfig
 
 BASE = 10000.0
-"""transformers' base of the rotary frequencies, where none is given."""
+"""transformers' default base of the rotary frequencies."""
 NAMES = {"default": "none", "linear": "linear", "dynamic": "dynamic", "llama3": "llama3", "yarn": "yarn"}
-"""Kinds of scaling by transformers' names."""
+"""{transformers' name of a kind of scaling: megagpt's name}."""
 KEYS = {
     "default": (),
     "linear": ("factor",),
@@ -44,8 +44,9 @@ def read(
 ) -> dict[str, Any]:
     """Fields of `ModelConfig` for rotary positions.
 
-    kinds: the kinds of scaling that the family's class has. base: the old name of the base. share: the old name of the
-    share of dimensions that are turned, `fraction` by default; without it all must be. Raises CheckpointError.
+    kinds: the kinds of scaling that the family's class supports. base: the old key of the base. share: the old key of
+    the share of rotated dimensions, whose default is `fraction`; "": all dimensions must be rotated. Raises
+    CheckpointError.
     """
     outer, inner = config.number(base, None), config.object("rope_scaling") or config.object("rope_parameters") or {}
     share_given = config.number(share, None) if share else None
@@ -75,7 +76,7 @@ def read(
 
 
 def _scaling(found: Values, kinds: Sequence[str], config: Values) -> RopeScalingConfig:
-    """The scaling that an object in `config` describes. An original length outside of it counts first."""
+    """The scaling that the object `found` in `config` describes. An original length outside of it takes precedence."""
     kind = found.values.get("rope_type", found.values.get("type", "default"))
     if kind in ("longrope", "su") or (kind == "yarn" and "yarn" not in kinds):
         raise found.refusal(
@@ -113,7 +114,7 @@ def _warmth(factor: float, scale: float) -> float:
 
 
 def parameters(model: ModelConfig, partial: bool = False) -> dict[str, Any]:
-    """`rope_parameters`, as transformers 5 writes them."""
+    """`rope_parameters` in the form of transformers 5."""
     scaling, default = model.rope_scaling, RopeScalingConfig()
     kind = next(theirs for theirs, ours in NAMES.items() if ours == scaling.kind)
     values: dict[str, Any] = {"rope_type": kind, "rope_theta": model.rope_base}
@@ -133,13 +134,13 @@ def parameters(model: ModelConfig, partial: bool = False) -> dict[str, Any]:
 
 
 def write(model: ModelConfig) -> dict[str, Any]:
-    """The keys of transformers 5, and those of older versions."""
+    """The keys of transformers 5 and of older versions."""
     values = parameters(model)
     return {"rope_theta": model.rope_base, "rope_parameters": values} | old_scaling(values)
 
 
 def old_scaling(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_scaling` of transformers before 5, where there is any."""
+    """`rope_scaling` in the form of transformers before version 5; {} without scaling."""
     if values["rope_type"] == "default":
         return {}
     return {"rope_scaling": {key: value for key, value in values.items() if key != "partial_rotary_factor"}}

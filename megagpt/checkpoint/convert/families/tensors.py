@@ -1,6 +1,7 @@
-"""How a parameter of ours lies in transformers' tensors: as it is, transposed, in parts, or with its rows moved.
+"""Layouts of megagpt's parameters in transformers' tensors: unchanged, transposed, in parts, or with reordered rows.
 
-All layouts are bit-exact, but for a scale of queries that is no power of two.
+"Ours" are megagpt's parameters, "theirs" are transformers' tensors. All layouts are bit-exact, except a scale of
+queries that is not a power of two.
 """
 
 from collections.abc import Callable
@@ -14,14 +15,14 @@ from megagpt.config.schema import ModelConfig
 
 @dataclass(frozen=True)
 class Part:
-    """One of transformers' tensors that make up one of ours."""
+    """One of transformers' tensors that form one of our parameters."""
 
     name: str
     shape: tuple[int, ...]
     take: Callable[[Tensor], Tensor]
-    """Ours, whole, to theirs."""
+    """Computes their tensor from our whole parameter."""
     put: Callable[[Tensor, Tensor], None]
-    """Write theirs into ours."""
+    """Writes their tensor (second argument) into our parameter (first)."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,21 @@ class Parameter:
     model: ModelConfig
 
     def named(self, template: str) -> str:
-        """transformers' name, of a module's name with {} for the layer."""
+        """transformers' name of the tensor. template: name of the module, with {} in place of the layer's number."""
         return f"{template.format(self.layer)}.{self.kind}"
 
 
 Layout = Callable[[Parameter], list[Part]]
-"""The parts that make up a parameter."""
+"""Function that returns the parts of a parameter."""
 
 
 def same(template: str) -> Layout:
-    """As it is."""
+    """Unchanged."""
     return lambda ours: [Part(ours.named(template), ours.shape, lambda tensor: tensor, _copy)]
 
 
 def transposed(template: str) -> Layout:
-    """Matrices with rows and columns exchanged, as transformers' Conv1D has them."""
+    """Matrices are transposed, as in transformers' Conv1D."""
 
     def parts(ours: Parameter) -> list[Part]:
         if len(ours.shape) == 1:
@@ -61,12 +62,12 @@ def transposed(template: str) -> Layout:
 
 
 def vocabulary(template: str) -> Layout:
-    """Rows of the vocabulary without its padding, which comes back as zeros."""
+    """Rows of the vocabulary without the padding, which is zero in our parameter."""
     return lambda ours: [_rows(ours.named(template), 0, ours.model.vocab_size, ours.shape)]
 
 
 def positions(template: str, offset: int) -> Layout:
-    """Rows of positions after `offset` others, which no position reads: they are written as zeros."""
+    """Rows of positions after `offset` unused rows, which are written as zeros."""
 
     def parts(ours: Parameter) -> list[Part]:
         shape = (ours.shape[0] + offset, *ours.shape[1:])
@@ -84,7 +85,7 @@ def positions(template: str, offset: int) -> Layout:
 
 
 def gate_and_up(gate: str, up: str) -> Layout:
-    """A gated activation's two projections apart."""
+    """The two projections of a gated activation as two tensors."""
 
     def parts(ours: Parameter) -> list[Part]:
         half = ours.shape[0] // 2
@@ -99,10 +100,10 @@ def separate_heads(
     query_scale: Callable[[ModelConfig], float] = lambda model: 1.0,
     interleaved: Callable[[ModelConfig], int] = lambda model: 0,
 ) -> Layout:
-    """Queries, keys and values apart, by a name with {part} for q, k and v.
+    """Queries, keys and values as three tensors. template: name with {part} in place of q, k and v.
 
-    has_bias: whether the family has one. query_scale: queries of ours times it are theirs. interleaved: how many of a
-    head's first dimensions are turned in neighbouring pairs (i, i + 1), where ours are pairs (i, i + half).
+    has_bias: whether the family has biases. query_scale: factor from our queries to theirs. interleaved: number of a
+    head's first dimensions that are rotated in neighbouring pairs (i, i + 1); ours are pairs (i, i + half).
     """
 
     def parts(ours: Parameter) -> list[Part]:
@@ -124,7 +125,7 @@ def separate_heads(
 
 
 def fused_heads(template: str, conv1d: bool = False) -> Layout:
-    """Queries of all heads, then keys, then values, in one tensor; its rows, or with `conv1d` its columns."""
+    """One tensor with the queries of all heads, then the keys, then the values, as rows, or columns with `conv1d`."""
 
     def parts(ours: Parameter) -> list[Part]:
         rows = [_head_rows("", part, ours, 1.0, 0) for part in "qkv"]
@@ -149,7 +150,7 @@ def _copy(ours: Tensor, theirs: Tensor) -> None:
 
 
 def _rows(name: str, start: int, count: int, shape: tuple[int, ...]) -> Part:
-    """Rows [start, start + count) of ours."""
+    """A part with rows [start, start + count) of our parameter."""
     rows = slice(start, start + count)
     return Part(name, (count, *shape[1:]), lambda ours: ours[rows], lambda ours, theirs: ours[rows].copy_(theirs))
 
@@ -162,11 +163,11 @@ def _heads(ours: Tensor, part: str, model: ModelConfig) -> Tensor:
 
 
 def _head_rows(name: str, part: str, ours: Parameter, scale: float, interleaved: int) -> Part:
-    """All heads' rows of q, k or v, one after another, ours times `scale`."""
+    """A part with the rows of all heads' q, k or v; theirs are ours times `scale`."""
     model, rest = ours.model, ours.shape[1:]
     heads = model.num_attention_heads if part == "q" else model.query_groups
     order = torch.arange(model.head_size)
-    order[:interleaved] = order[:interleaved].view(2, -1).t().flatten()  # ours, in the order of theirs
+    order[:interleaved] = order[:interleaved].view(2, -1).t().flatten()  # our dimensions in their order
 
     def take(tensor: Tensor) -> Tensor:
         rows = _heads(tensor, part, model)

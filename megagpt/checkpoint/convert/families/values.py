@@ -1,4 +1,4 @@
-"""The values of a config.json, of which every one that is asked for is checked and noted."""
+"""Reads values of a config.json; every value that is used is checked and recorded."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from megagpt.checkpoint.files import shown
 from megagpt.errors import CheckpointError
 
 REQUIRED = object()
-"""Instead of a default: a key without which there is no model."""
+"""In place of a default, for keys that must be present."""
 HARMLESS = re.compile(
     "model_type|architectures|(torch_)?dtype|transformers_version|use_cache|_name_or_path|(bos|eos|pad|unk|sep)_token_id"
     "|_?attn_implementation|attn_pdrop|(embd|resid)_pdrop|embed_dropout|classifier_dropout|summary_.*|task_specific_params"
@@ -21,15 +21,15 @@ HARMLESS = re.compile(
     "|cache_implementation|_?sliding_window_pattern|(scale_)?attention_softmax_in_fp32|layerdrop|prefix|finetuning_task"
     "|attention_dropout|auto_map|embedding_dropout|chunk_size_feed_forward|tokenizer_class|hidden_act|ff_factor"
 )
-"""Keys that do not change what the model computes, in families that do not ask for them."""
+"""Keys that do not change the model's results in families that do not read them."""
 GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "gelu": "gelu_exact"}
 PLAIN = GELU | {"relu": "relu", "relu2": "squared_relu"}
 GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu", "gelu": "geglu_exact"}
-"""Activations by transformers' names; of several names for one, the first is written."""
+"""{transformers' name of an activation: megagpt's}; of several names for one activation, the first is written."""
 
 
 def name_of(activation: str, names: Mapping[str, str]) -> str:
-    """transformers' name of an activation; of another one where the family lacks it, which `Family.held` finds."""
+    """transformers' name of an activation. If the family lacks it, the first name; `Family.held` detects that."""
     return next((theirs for theirs, ours in names.items() if ours == activation), next(iter(names)))
 
 
@@ -42,12 +42,15 @@ class Values:
     """The `model_type`, for messages."""
     values: Mapping[str, Any]
     used: dict[str, Any] = field(default_factory=dict)
-    """What was asked for: the part of the file that transformers may be given."""
+    """Keys that were read and checked, with their values; only these may be given to transformers."""
     objects: set[str] = field(default_factory=set)
-    """Keys of the objects that were asked for; what transformers may be given of them is put into `used`."""
+    """Keys of the objects that were read; callers put the checked parts of these into `used`."""
 
     def get(self, key: str, default: Any, fits: Callable[[Any], bool], what: str, null: bool = False) -> Any:
-        """The value, or `default` where there is none. None fits where it is the default, or with `null`."""
+        """The value, or `default` if the key is missing. None is accepted if it is the default, or with `null`.
+
+        fits: whether a value is valid. what: description of valid values, for the message.
+        """
         value = self.values.get(key, default)
         if value is REQUIRED:
             raise self.flaw(f"{key} is missing")
@@ -62,7 +65,7 @@ class Values:
         return CheckpointError(f"{self.path} is not a complete config of {self.kind}: {message}")
 
     def refusal(self, message: str) -> CheckpointError:
-        """The error for what megagpt's models do not have."""
+        """The error for a feature that megagpt's models lack."""
         return CheckpointError(f"{self.path}: megagpt has no model with {message}")
 
     def integer(self, key: str, default: int | object | None = None, null: bool = False) -> Any:
@@ -95,7 +98,7 @@ class Values:
         return self.get(key, default, lambda value: isinstance(value, bool), "true or false")
 
     def choice(self, key: str, names: Mapping[str, str], default: str) -> str:
-        """megagpt's name of what transformers calls by one of `names`."""
+        """megagpt's name for a value that must be one of transformers' `names`."""
         value = self.values.get(key, default)
         if not isinstance(value, str) or value not in names:
             raise self.refusal(f"{key}={shown(value)}; known are {', '.join(names)}")
@@ -104,7 +107,7 @@ class Values:
         return names[value]
 
     def object(self, key: str) -> dict[str, Any] | None:
-        """An object, whose own values are not checked here; None where there is none."""
+        """An object, whose own values are not checked here; None if the key is missing."""
         self.objects.add(key)
         value = self.values.get(key)
         if not isinstance(value, dict | None):
@@ -112,7 +115,7 @@ class Values:
         return value
 
     def only(self, **allowed: Sequence[Any]) -> None:
-        """Raises for a key with another value than these."""
+        """Raises for a key that is present with another value than the allowed ones."""
         for key, good in allowed.items():
             if key in self.values:
                 value = self.values[key]
