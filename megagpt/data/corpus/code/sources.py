@@ -53,7 +53,7 @@ def list_units(inputs: Sequence[str | Path]) -> list[Unit]:
         for unit in found:
             units.setdefault(unit.path, unit)
         if len(units) == before:
-            raise DataError(f"{item}: it has no file, or only files of an earlier input")
+            raise DataError(f"{item}: there is no file in it, or only files of an earlier input")
     return list(units.values())
 
 

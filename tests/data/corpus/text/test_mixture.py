@@ -78,7 +78,7 @@ def test_a_part_of_a_recipe():
     corpora = [Corpus("webtext2", "a", 19e9), Corpus("wikipedia", "b", 3e9)]
     parts = mix(corpora, recipe_weights("gpt3", corpora), 1e9)
     assert [part.share for part in parts] == pytest.approx([0.88, 0.12])
-    with pytest.raises(ConfigError, match=r"webtext is no corpus of the recipe gpt3; did you mean webtext2\?"):
+    with pytest.raises(ConfigError, match=r"webtext is not a corpus of the recipe gpt3; did you mean webtext2\?"):
         recipe_weights("gpt3", [Corpus("webtext", "a", 1.0)])
 
 
@@ -131,7 +131,7 @@ def test_weights_that_are_none(text):
 
 def test_mixtures_that_are_none():
     web, wiki = Corpus("web", "", 1.0, "one"), Corpus("wiki", "", 1.0, "other")
-    with pytest.raises(ConfigError, match="a name of its own"):
+    with pytest.raises(ConfigError, match="each needs a different name"):
         mix([web, web], {"web": 1}, 1.0)
     with pytest.raises(ConfigError, match="weights are given for web, wiki, but the corpora are web"):
         mix([web], {"web": 1, "wiki": 1}, 1.0)
