@@ -111,7 +111,7 @@ def test_corpora_by_file(tmp_path):
     assert read_corpus(f"web={prefix}.json") == Corpus("web", prefix, 123, "abc")
     for content in ("{}", "[]", "{", '{"tokens": "x"}', '{"tokens": 0}', '{"tokens": null}'):
         (tmp_path / "bad.json").write_text(content)
-        with pytest.raises(DataError, match=r"bad\.json is no \.json of a corpus"):
+        with pytest.raises(DataError, match=r"bad\.json is not the \.json of a corpus"):
             read_corpus(f"web={tmp_path}/bad.json")
     with pytest.raises(DataError, match=r"absent\.json"):
         read_corpus("web=absent.json")
@@ -119,7 +119,7 @@ def test_corpora_by_file(tmp_path):
 
 @pytest.mark.parametrize("text", ["web", "=3", "web=", "web=x", "web=-1", "web=0", "web=nan", "web=inf", "a b=3"])
 def test_corpora_that_are_none(text):
-    with pytest.raises(ConfigError, match=r"NAME=|no number of tokens"):
+    with pytest.raises(ConfigError, match=r"NAME=|neither a number of tokens"):
         read_corpus(text)
 
 

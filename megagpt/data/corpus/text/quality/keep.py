@@ -45,7 +45,7 @@ def top_threshold(scores: np.ndarray, share: float) -> float:
     """
     known = np.sort(scores[~np.isnan(scores)])
     if not len(known):
-        raise DataError("there are no scores, so there is no top share")
+        raise DataError("there are no scores, so there is no top share of them")
     if not 0 < share <= 1:
         raise DataError(f"the top share is {share:g}: give a share above 0 and at most 1, such as 0.1")
     return float(known[-max(1, round(share * len(known)))])
