@@ -63,7 +63,7 @@ class Command(click.Command):
 
 
 class RankedCommand(Command):
-    """A command that several ranks run together. torchrun starts them, or the command itself by `--nproc-per-node N`."""
+    """A command that several ranks run together: torchrun starts them, or the command does by `--nproc-per-node N`."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)

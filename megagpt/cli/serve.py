@@ -152,7 +152,7 @@ def by_name(checkpoints: tuple[str, ...]) -> dict[str, Path]:
 
 
 def name_of(folder: Path) -> str:
-    """The name of a run's folder, or of the run of a checkpoint. Raises ConfigError if a model cannot have this name."""
+    """The name of a run's folder, or of the run of a checkpoint. Raises ConfigError if it is not valid for a model."""
     whole = folder.absolute()
     name = whole.parents[1].name if whole.parent.name == "checkpoints" else whole.name
     if not NAME.fullmatch(name):

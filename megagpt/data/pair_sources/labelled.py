@@ -137,7 +137,7 @@ def _same_shape(
 
 
 def _with_names(rows: Iterable[Record], reject: Reject) -> Iterator[Record]:
-    """Rows of a table as dicts by its header. In a table without header, two columns are a pair; a number is a score."""
+    """Rows of a table as dicts by its header. Without a header, two columns are a pair, and a number is a score."""
     names: list[str] | None = None
     for row in rows:
         if names is None:
