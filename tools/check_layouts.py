@@ -17,7 +17,7 @@ With --stages, the batches are random batches of the stages sft, reward and ppo:
 and episodes with text.
 
 The exit code is 1 if layouts exceed the tolerance; they are named. --write-docs puts the table into
-docs/parallelism.md.
+docs/benchmarks/layouts.md.
 """
 
 import argparse
@@ -127,8 +127,8 @@ def _has(package: str) -> bool:
 
 
 def write_docs(text: str, result: dict[str, Any], device: str) -> None:
-    """Put the tables between the markers of docs/parallelism.md, and the figures into docs/benchmarks."""
-    page = DOCS / "parallelism.md"
+    """Put the tables between the markers of docs/benchmarks/layouts.md, and the figures into docs/benchmarks."""
+    page = DOCS / "benchmarks" / "layouts.md"
     before, rest = page.read_text(encoding="utf-8").split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
     page.write_text(f"{before}{MARKERS[0]}\n\n{text}\n\n{MARKERS[1]}{after}", encoding="utf-8")
