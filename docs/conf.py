@@ -21,7 +21,7 @@ python_use_unqualified_type_names = True
 
 
 def setup(app):
-    """Types in signatures link to megagpt's own classes, which tools/api_pages.py names in full; all others are text."""
+    """In signatures megagpt's own classes, which tools/api_pages.py names in full, are links; other types are not."""
     app.connect("doctree-read", unlink_other_types)
 
 

@@ -3,8 +3,8 @@
     python tools/build_docs.py --output build/docs
 
 The pages of docs/, CONTRIBUTING.md, CHANGELOG.md and the API reference (tools/api_pages.py) are put together in
-OUTPUT/source, and Sphinx makes OUTPUT/html of them. A warning, such as a link that leads nowhere, fails the command. The
-navigation has the pages that the lists of every index.md link.
+OUTPUT/source, and Sphinx makes OUTPUT/html of them. A warning, such as a link that leads nowhere, fails the command.
+The navigation has the pages that the lists of every index.md link.
 """
 
 import argparse
@@ -56,6 +56,12 @@ def with_navigation(text: str) -> str:
     return "\n".join(found)
 
 
+def run_sphinx(source: Path, html: Path, doctrees: Path, jobs: str) -> int:
+    """Sphinx's exit code: 0 where there was not one warning."""
+    words = ["--builder", "html", "--fail-on-warning", "--keep-going", "--quiet", "--jobs", jobs]
+    return subprocess.run([sys.executable, "-m", "sphinx", *words, "--doctree-dir", doctrees, source, html]).returncode
+
+
 def main() -> int:
     """Put the pages together, then run Sphinx."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -70,13 +76,10 @@ def main() -> int:
     for folder in (source, html):
         shutil.rmtree(folder, ignore_errors=True)
     write_source(source)
-    words = ["--builder", "html", "--fail-on-warning", "--keep-going", "--quiet", "--jobs", args.jobs]
-    done = subprocess.run(
-        [sys.executable, "-m", "sphinx", *words, "--doctree-dir", args.output / "doctrees", source, html]
-    )
-    if done.returncode == 0:
-        print(f"{html / 'index.html'}")
-    return done.returncode
+    code = run_sphinx(source, html, args.output / "doctrees", args.jobs)
+    if code == 0:
+        print(html / "index.html")
+    return code
 
 
 if __name__ == "__main__":
