@@ -1,11 +1,11 @@
-"""What the store of a job costs when thousands of ranks give signs of life, ask the same moment, and end together.
+"""Measure the cost of a job's store when thousands of ranks send heartbeats, query it at once, and end together.
 
-The ranks are light: each has the connection and the `Heartbeat` that a rank of a run has, and no model. They share a
-few processes on this machine; the store is served by a process of its own, whose time is what is measured:
+The ranks are simulated: each has the connection and the `Heartbeat` of a real rank, but no model. They share a few
+processes on this machine. A separate process serves the store, and its time is measured:
 
     ulimit -n 40000; python tools/bench_control_plane.py --ranks 1024 --ranks 16384
 
-On a machine with more than one, ranks look at the same time and the store's time stays what it is here.
+On a real cluster the ranks query at the same time; the store needs the same time as here.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from megagpt.train.post_mortem import Hang
 
 SPARE_FILES = 1000
 GLOO_RANKS = 64
-"""Ranks of the group of gloo; each is a thread."""
+"""Number of ranks in the gloo group; each is a thread."""
 
 
 def allow_files(count: int) -> None:
-    """Raise this process's limit of open files; every connection is one."""
+    """Raise this process's limit of open files; every connection needs one. Exits if the hard limit is too low."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < count:
         raise SystemExit(
@@ -43,7 +43,7 @@ def allow_files(count: int) -> None:
 
 
 def serve(ranks: int, pipe: Connection) -> None:
-    """Serve the store; answer each message with the processor time, in seconds, that this has taken so far."""
+    """Serve the store. Answer each message with the CPU seconds of this process so far."""
     allow_files(ranks + SPARE_FILES)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     pipe.send(store.port)
@@ -52,7 +52,7 @@ def serve(ranks: int, pipe: Connection) -> None:
 
 
 def client(ranks: range, size: int, port: int, pipe: Connection) -> None:
-    """Be these ranks: do to each in turn what `pipe` names, and send the seconds that each took."""
+    """Simulate these ranks: for each message, run the named task on every rank, and send the seconds of each."""
     allow_files(len(ranks) + SPARE_FILES)
     beats = []
     for rank in ranks:
@@ -80,7 +80,7 @@ def client(ranks: range, size: int, port: int, pipe: Connection) -> None:
 
 
 class Job:
-    """A store and so many ranks."""
+    """A store and `ranks` simulated ranks."""
 
     def __init__(self, ranks: int, processes: int) -> None:
         context = get_context("spawn")
@@ -104,7 +104,7 @@ class Job:
         self.connected = time.perf_counter() - started
 
     def measure(self, name: str) -> dict[str, float]:
-        """Let every rank do something once, as soon as it can: figures of the store and of the ranks."""
+        """Run a task once on every rank, without waiting. Returns the times of the store and of the ranks."""
         before, started = self._store_seconds(), time.perf_counter()
         for pipe in self._clients:
             pipe.send(name)
@@ -118,7 +118,7 @@ class Job:
         }
 
     def report(self) -> float:
-        """Seconds that one rank takes to read the signs of all twice and to announce a hang."""
+        """Seconds that one rank needs to read all heartbeats twice and to announce a hang."""
         store = dist.TCPStore("127.0.0.1", self.port, is_master=False, wait_for_workers=False)
         heartbeat = Heartbeat(Progress(), 0, self.ranks, dist.PrefixStore("watchdog1", store))
         started = time.perf_counter()
@@ -139,7 +139,7 @@ class Job:
 
 
 def gloo_connections(ranks: int, lazy: bool) -> dict[str, float]:
-    """Files that a rank holds open for one group of gloo: when it is formed, and when all have gathered a number."""
+    """Number of files that a rank holds open for one gloo group, after its creation and after an all-gather."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
     def form(rank: int) -> dist.ProcessGroupGloo:
@@ -159,17 +159,17 @@ def gloo_connections(ranks: int, lazy: bool) -> dict[str, float]:
         formed = open_files()
         list(pool.map(gather, range(ranks)))
         gathered = open_files()
-    # Both ends of a connection are in this process. Each rank has one to the store besides.
+    # Both ends of a connection are in this process. Each rank also has a connection to the store.
     return {"formed": (formed - before) / ranks - 2, "gathered": (gathered - before) / ranks - 2}
 
 
 def open_files() -> int:
-    """Files and sockets that this process has open."""
+    """Number of open files and sockets of this process."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def measure(ranks: int, processes: int, rounds: int) -> dict[str, float]:
-    """All figures of a job of so many ranks."""
+    """All figures of a job of `ranks` ranks."""
     job = Job(ranks, processes)
     try:
         looks = [job.measure("look") for _ in range(rounds)]
@@ -199,8 +199,8 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--ranks", type=int, action="append", required=True, help="may be repeated")
-    parser.add_argument("--processes", type=int, default=2, help="that the ranks share")
-    parser.add_argument("--rounds", type=int, default=5, help="looks of every rank; figures are medians")
+    parser.add_argument("--processes", type=int, default=2, help="processes that the ranks share")
+    parser.add_argument("--rounds", type=int, default=5, help="queries of every rank; figures are medians")
     parser.add_argument("--output", type=Path, help="a .json file for the figures")
     arguments = parser.parse_args()
     figures = []

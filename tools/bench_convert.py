@@ -1,13 +1,13 @@
-"""Time a conversion both ways and take its peak memory, beside what safetensors alone reads and writes.
+"""Measure time and peak memory of a conversion both ways, and compare them with plain safetensors.
 
     python tools/bench_convert.py --output docs/benchmarks/convert_cpu.json
     python tools/bench_convert.py --folder scratch model=gpt3_125m 'model.attention_pattern=[dense]'
 
-A checkpoint of a random model (by default GPT-3's 1.3B, in fp32) becomes a folder for transformers and comes back, each
-in a process of its own, without the proof, which is another thing. Beside its memory stands that of --dry-run. The
-peer loads and saves the same tensors with safetensors.torch. Needs free disk of five times the model. Memory beyond 1.5
-times the largest tensor and 2 GiB, or a difference after the round trip, fails the command. Banded layers do not come
-back bit for bit: GPT-Neo lacks biases.
+A checkpoint of a random model (by default GPT-3's 1.3B, in fp32) is converted to a folder for transformers and back,
+each in a separate process, without the proof of equality. The peer loads and saves the same tensors with
+safetensors.torch. The memory that --dry-run predicts is written beside the measured one. The tool needs free disk space of five times the model. The command fails if memory exceeds 1.5 times the
+largest tensor plus 2 GiB, or if the round trip changes a tensor. Banded layers do not come back bit for bit, because
+GPT-Neo lacks biases.
 """
 
 import argparse
@@ -110,7 +110,7 @@ code = subprocess.call(sys.argv[1:], stdout=sys.stderr)
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(code, time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss)
 """
-"""Started in between, because it is small: Linux counts the memory of whoever starts a process as the process's own."""
+"""A small process between this one and the measured one: Linux includes the parent's memory in a process's peak."""
 
 
 def timed(command: list[Any], size: int) -> dict[str, float]:

@@ -1,14 +1,16 @@
-"""Time every step of a corpus of text, and the whole chain from WET files on, beside datatrove's blocks.
+"""Time every step of a corpus of text, and the whole chain from WET files, and compare with datatrove's blocks.
 
     python tools/bench_corpus.py --data ../shared/data --output docs/benchmarks/corpus_cpu.json
 
-Steps: one core, the same pages of the web and of an encyclopaedia, each step on its own with words and all. Chain: WET
-files that it writes of these pages and as much text in other languages (eight tenths German and French) are read, and
-go through all steps of the recipes fineweb and gopher that look at one document, those about addresses aside, here and
-there in the same order. datatrove splits words as it does by default, with spaCy. Both take turns, each first in half
-of them; figures are medians; megabytes are of UTF-8 text. It fails where a chain is under 20 times as fast as
-datatrove's, or where datatrove's blocks, given our words and sentences, keep other documents or other text. The search
-for duplicates is timed by documents, with keys drawn at random: `plan_corpus` makes hours of all these rates.
+Steps: one core, the same pages of the web and of an encyclopaedia, and each step alone, including its splitting into
+words. Chain: the tool writes WET files with these pages and as much text in other languages (eight tenths German and
+French), reads them, and runs all steps of the recipes fineweb and gopher for single documents, without the rules about
+addresses; datatrove runs its blocks in the same order, and splits words by its default, spaCy. Both sides take turns,
+and each is first in half of them. Figures are medians; megabytes are of UTF-8 text.
+
+It fails if a chain is less than 20 times as fast as datatrove's, or if datatrove's blocks, with our words and
+sentences, keep other documents or other text. The search for duplicates is timed per document, with random keys.
+`plan_corpus` computes hours from all these rates.
 """
 
 import argparse
@@ -42,10 +44,10 @@ from megagpt.errors import MegaGPTError
 from megagpt.log import run_tool
 
 REQUIRED = 20.0
-"""How many times as fast as datatrove's a chain must be."""
+"""Smallest ratio of a chain's speed to datatrove's."""
 RECIPES = ("fineweb", "gopher")
 SHORTEST = 0.5
-"""Seconds that a measurement takes at least; what is faster is done several times."""
+"""Smallest duration of a measurement in seconds; faster work is repeated."""
 OURS, THEIRS = "megagpt", "datatrove"
 PACKAGES = ("datatrove", "spacy", "numpy", "xxhash", "fastwarc", "warcio", "pycld2", "fasttext-community")
 
@@ -60,10 +62,10 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 
 
 def compare(step: Step, size: int, repeats: int) -> dict[str, Any]:
-    """A step on both sides, in turns, after one that does not count. `size`: bytes of its text."""
+    """Time a step on both sides, in turns, after a warm-up. size: bytes of its text"""
     sides = {OURS: step.ours} | ({THEIRS: step.theirs} if step.theirs else {})
     for work in sides.values():
-        work()  # loads what is loaded once
+        work()  # warm-up, which also loads models
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for repeat in range(repeats):
         for name in list(sides)[:: -1 if repeat % 2 else 1]:
@@ -83,7 +85,7 @@ def compare(step: Step, size: int, repeats: int) -> dict[str, Any]:
 
 
 def search(folder: Path, documents: int, repeats: int) -> dict[str, Any]:
-    """Documents a CPU second of the phases of the search for duplicates, each the median of `repeats`."""
+    """Documents per CPU second of each phase of the search for duplicates, medians of `repeats` runs."""
     runs = [search_seconds(folder / f"search{repeat}", documents) for repeat in range(repeats)]
     rates = {name: documents / max(1e-9, statistics.median(run[name] for run in runs)) for name in runs[0]}
     print(f"search, documents a CPU second: { {name: round(rate) for name, rate in rates.items()} }")
@@ -91,11 +93,11 @@ def search(folder: Path, documents: int, repeats: int) -> dict[str, Any]:
 
 
 def verdicts(wet: Path, recipe: str, language_model: Path) -> dict[str, Any]:
-    """Which documents of a WET file both sides keep, with the same words, sentences and languages for both.
+    """Compare the documents of a WET file that both sides keep, with the same words, sentences and languages for both.
 
-    Beside it, how many verdicts differ when datatrove splits by itself.
+    Also counts the differences when datatrove splits words and sentences itself.
     """
-    same = [WITHOUT_URLS, "pii=null"]  # what secrets are replaced by differs
+    same = [WITHOUT_URLS, "pii=null"]  # the placeholders of secrets differ
     ours_recipe = load_recipe(recipe, same)
     if ours_recipe.languages:
         ours_recipe = load_recipe(recipe, [*same, f"languages.model={language_model}"])
@@ -113,7 +115,7 @@ def verdicts(wet: Path, recipe: str, language_model: Path) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All figures. `folder` takes what is written on the way."""
+    """All figures. folder: for temporary files"""
     half = options.mb * 1e6 / 2
     english = [text for kind in ("web", "encyclopaedia") for text in clean_pages(options.data, kind, half)]
     foreign = foreign_pages(options.data, 2 * half)
@@ -141,7 +143,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def in_turns(some: list[str], others: list[str]) -> list[list[str]]:
-    """Items of both lists in turns, as long as there are any."""
+    """Pairs of items of both lists; the longer list's remaining items stand alone."""
     return [[*some[place : place + 1], *others[place : place + 1]] for place in range(max(len(some), len(others)))]
 
 
@@ -150,7 +152,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--mb", type=float, default=0.8, help="English text in megabytes (default: %(default)s)")
-    parser.add_argument("--search-documents", type=int, default=500_000, help="made up (default: %(default)s)")
+    parser.add_argument("--search-documents", type=int, default=500_000, help="random (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     return parser.parse_args()
@@ -168,9 +170,9 @@ def main() -> None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")
     if other := {name: found["examples"] for name, found in result["verdicts"].items() if found["different"]}:
-        raise MegaGPTError(f"datatrove's blocks with our words keep something else: {other}")
+        raise MegaGPTError(f"datatrove's blocks with our words keep other documents or text: {other}")
     if slow := {name: found["ratio"] for name, found in result["chains"].items() if found["ratio"] < REQUIRED}:
-        raise MegaGPTError(f"chains are under {REQUIRED:g} times as fast as datatrove's: {slow}")
+        raise MegaGPTError(f"chains are less than {REQUIRED:g} times as fast as datatrove's: {slow}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How fast stage embed learns beside sentence-transformers, and how a step grows with its batch.
+"""Compare the speed of stage embed with sentence-transformers, and measure how a step grows with its batch.
 
     python tools/bench_embed.py --tokenizer runs/demo/tokenizer.json --pairs runs/embed/data/pairs.jsonl \\
         --batch-size 64 --micro-batches 16 32 --growth 64 128 256 --output docs/benchmarks/embed_cpu.json
 
 Both have a dense GPT-2 of the same shape with random weights, the same pairs in the same batches, symmetric InfoNCE and
-torch's fused AdamW. A step reads texts, makes tokens, passes them through the model twice and updates it: here by stage
-embed, there by CachedMultipleNegativesRankingLoss, each with the fastest micro-batch for it among --micro-batches. They
-take steps in turn; the figures are medians. Before that, steps of larger and larger batches, each size in a process of
-its own, with seconds a pair and the most memory that the process ever held.
+torch's fused AdamW. A step reads texts, makes tokens, passes them through the model twice and updates it: with stage
+embed on one side and CachedMultipleNegativesRankingLoss on the other, each with its fastest micro-batch of
+--micro-batches. They take steps in turn; the figures are medians. Before that, it measures steps of growing batches,
+each size in a separate process: seconds per pair, and peak memory of the process.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from megagpt.train.trainer import Step, peak_memory_gib
 TEMPERATURE = 0.05
 LR = 1e-4
 SYMMETRIC = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
-"""How sentence-transformers' losses become the paper's."""
+"""Options that make sentence-transformers' loss equal to the paper's."""
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def check_pairs(args: argparse.Namespace) -> None:
-    """Raise ConfigError where the file has too few pairs for a batch, since the last size comes after minutes."""
+    """Raise ConfigError now if the file has too few pairs for a batch; the last size is only reached after minutes."""
     documents = [pair.document for pair in read_pairs([args.pairs])]
     usable = documents.count(None) + len({*documents} - {None})  # a batch has no document twice
     for option, size in [("--batch-size", args.batch_size), *(("--growth", size) for size in args.growth)]:
@@ -123,7 +123,7 @@ class Theirs:
     """A GPT-2 of the same shape in sentence-transformers, with the same batches."""
 
     def __init__(self, config: Config, ours: Ours, micro_batch_size: int) -> None:
-        env.set_deepspeed_accelerator(cpu.device().type)  # else DeepSpeed, imported below, says what it found on stdout
+        env.set_deepspeed_accelerator(cpu.device().type)  # otherwise DeepSpeed, imported below, prints to stdout
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer import losses, modules
         from transformers import PreTrainedTokenizerFast
@@ -161,7 +161,7 @@ class Theirs:
 
 
 def beside_peer(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds a step of both, each with its fastest micro-batch, taken in turns; and their ratio."""
+    """Seconds per step of both sides, in turns, each with its fastest micro-batch; and their ratio."""
     ours, theirs = {}, {}
     for micro in args.micro_batches:
         config = settings(args, args.batch_size, micro)
@@ -186,7 +186,7 @@ def beside_peer(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def growth(args: argparse.Namespace) -> list[dict[str, float]]:
-    """`grown` of every size, each in a new process, whose peak of memory is that of its own steps."""
+    """`grown` for every size, each in a new process, so that its peak memory comes only from its own steps."""
     found = []
     for size in args.growth:
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
@@ -194,13 +194,13 @@ def growth(args: argparse.Namespace) -> list[dict[str, float]]:
                 found.append(process.submit(grown, args, size).result())
             except BrokenProcessPool:
                 raise MegaGPTError(
-                    f"the process with --growth {size} was killed, perhaps for want of memory: leave this size out"
+                    f"the process with --growth {size} was killed, perhaps because memory ran out: leave this size out"
                 ) from None
     return found
 
 
 def grown(args: argparse.Namespace, size: int) -> dict[str, float]:
-    """Seconds a pair, and peak memory, of steps of so many pairs, in micro-batches of the first size."""
+    """Seconds per pair and peak memory of steps of `size` pairs, in micro-batches of the first size."""
     config = settings(args, size, args.micro_batches[0])
     try:
         launch.initialize(config.parallel, seed=0)
@@ -216,7 +216,7 @@ def grown(args: argparse.Namespace, size: int) -> dict[str, float]:
 
 
 def seconds(step: Callable[[], None], warm_up: int = 0) -> float:
-    """Seconds of one call, after some that do not count."""
+    """Seconds of one call, after `warm_up` calls."""
     for _ in range(warm_up):
         step()
     started = time.perf_counter()

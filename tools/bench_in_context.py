@@ -1,13 +1,13 @@
-"""Requests a second of few-shot multiple choice, beside lm-eval's `hf` back end with the same weights.
+"""Measure requests per second of few-shot multiple choice, and compare with lm-eval's `hf` with the same weights.
 
     python tools/bench_in_context.py --output docs/benchmarks/in_context_cpu.json
 
-Questions with four choices after five demonstrations, of made-up tokens: a request is a choice. Demonstrations are
-drawn anew for each question (drawn), as lm-eval does by default, or the same for all (fixed). Weights are random;
-attention is dense, for which transformers has its fastest implementation. Both sides take the same token ids, in one
-process with the same threads, in turns, each first in half of the rounds, after some requests that do not count; `hf`
-has the batch size that was fastest for it in these. Rates are medians over the rounds. It fails where the two disagree,
-by 1e-4 a token or in what is greedy, and where ours has under 3 times the requests a second.
+Questions have five demonstrations and four choices of random tokens; a request is a choice. Demonstrations are drawn
+for each question (drawn), as lm-eval does by default, or are the same for all (fixed). Weights are random; attention is
+dense, for which transformers has its fastest implementation. Both sides take the same token ids, in one process with
+the same threads, in turns, each first in half of the rounds, after a warm-up; `hf` has the batch size that was fastest
+for it in the warm-up. Rates are medians over the rounds. It fails if the two sides differ by more than 1e-4 per token
+or in what is greedy, or if ours has less than 3 times the requests per second.
 """
 
 import argparse
@@ -34,15 +34,15 @@ from megagpt.log import run_tool
 from megagpt.model.continuations import Counts
 
 REQUIRED = 3.0
-"""How many times the requests a second of `hf` ours must have."""
+"""Smallest ratio of our requests per second to those of `hf`."""
 TOLERANCE = 1e-4
-"""Nats by which a token's log-probability may differ."""
+"""Largest difference of a token's log-probability, in nats."""
 OURS, THEIRS = "megagpt", "lm_eval_hf"
 BATCH_SIZES = (1, 8, 32)
-"""Of `hf`, to choose from; its own default is 1."""
+"""Batch sizes to try for `hf`; its default is 1."""
 SHOTS, CHOICES = 5, 4
 EXAMPLES = {"demo": (24, 38), "gpt3_125m": (40, 80)}
-"""Tokens of a question with its answer, from and to, so that all fit the demo's window of 256."""
+"""Range of the tokens of a question with its answer, such that a prompt fits the demo's window of 256."""
 FRAMES = ("drawn", "fixed")
 
 Request = tuple[None, list[int], list[int]]
@@ -101,7 +101,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
 
 
 def fastest_batch_size(theirs: Any, requests: list[Request]) -> int:
-    """That of BATCH_SIZES with which `hf` takes the least CPU time for some of the requests."""
+    """The batch size of BATCH_SIZES with which `hf` needs the least CPU time for some of the requests."""
     some, seconds = requests[: max(BATCH_SIZES)], {}
     for size in BATCH_SIZES:
         theirs.batch_size_per_gpu = size
@@ -110,18 +110,20 @@ def fastest_batch_size(theirs: Any, requests: list[Request]) -> int:
 
 
 def check_same(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]], requests: list[Request]) -> float:
-    """The largest difference of a log-probability, a token of the choice. Raises MegaGPTError where it is too large."""
+    """The largest difference of a log-probability per token of the choice. Raises MegaGPTError if it is too large."""
     largest = 0.0
     for number, ((mine, greedy), (other, their_greedy)) in enumerate(zip(ours, theirs, strict=True)):
         difference = abs(mine - other) / len(requests[number][2])
         if not difference <= TOLERANCE or greedy != their_greedy:
-            raise MegaGPTError(f"request {number}: we say {mine}, {greedy}, lm-eval's hf {other}, {their_greedy}")
+            raise MegaGPTError(
+                f"request {number}: megagpt gives {mine}, {greedy}, lm-eval's hf {other}, {their_greedy}"
+            )
         largest = max(largest, difference)
     return largest
 
 
 def compare(ours: Any, theirs: Any, requests: list[Request], rounds: int) -> dict[str, Any]:
-    """Both sides in turns."""
+    """Measure both sides in turns."""
     theirs.batch_size_per_gpu = fastest_batch_size(theirs, requests)
     ours._loglikelihood_tokens(requests[:CHOICES], disable_tqdm=True)
     ours.counts = Counts()
@@ -203,7 +205,7 @@ def main() -> None:
         if found["ratio"] < REQUIRED
     }
     if slow:
-        raise MegaGPTError(f"under {REQUIRED:g} times the requests a second of lm-eval's hf: {slow}")
+        raise MegaGPTError(f"less than {REQUIRED:g} times the requests per second of lm-eval's hf: {slow}")
 
 
 if __name__ == "__main__":

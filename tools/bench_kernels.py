@@ -3,14 +3,15 @@
     python tools/bench_kernels.py --output docs/benchmarks
     python tools/bench_kernels.py --op attention --quick
 
-Per problem: our outputs and gradients are compared with the same mathematics in float64 (float32 for attention and
-cross-entropy), and when they differ nothing is timed. Then all solvers take turns; a time is that between CUDA events
-around one call, queued while the GPU is held busy, so that Python's time does not count; a ratio is the median over
-rounds of their time by ours. What is not installed or does not support a problem is named. Inputs exceed the L2 cache.
+For each problem, our outputs and gradients are compared with the same mathematics in float64 (float32 for attention and
+cross-entropy); if they differ, nothing is timed. Then all solvers take turns. A time is measured between CUDA events
+around one call, which is queued while the GPU is busy, so that Python's time does not count. A ratio is the median over
+rounds of their time divided by ours. Solvers that are not installed or do not support a problem are named. Inputs
+exceed the L2 cache.
 
-Written to kernels_<gpu>.json and .html after every problem, so that a run that is cut short keeps what it has: times,
-ratios, fractions of the measured copy bandwidth and matrix rate, peak memory, and targets, reached or not. Exit status
-1 when our results are wrong; a target that is not reached is only said.
+After every problem it writes kernels_<gpu>.json and .html, so that an interrupted run keeps its results: times, ratios,
+fractions of the measured copy bandwidth and matrix rate, peak memory, and targets, reached or not. The exit code is 1
+if our results are wrong; a missed target is only reported.
 """
 
 import argparse
@@ -52,7 +53,7 @@ class Clock(Protocol):
         """Time on the device."""
 
     def peak_bytes(self, run: Run) -> int:
-        """Most memory that was taken at once beyond what was there before."""
+        """Peak memory during the call minus the memory before it."""
 
 
 class CudaClock:
@@ -69,7 +70,7 @@ class CudaClock:
         return start.elapsed_time(end) / 1000
 
     def peak_bytes(self, run: Run) -> int:
-        """By torch's allocator."""
+        """Peak memory of torch's allocator minus the memory before the call."""
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -78,7 +79,7 @@ class CudaClock:
 
 
 def outputs(solver: Solver, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """What a solver returns, always as a tuple."""
+    """The outputs of a solver, always as a tuple."""
     out = solver(**inputs)
     return (out,) if isinstance(out, Tensor) else tuple(out)
 
@@ -118,7 +119,7 @@ def error(problem: Problem, given: list[Tensor]) -> float:
 
 
 def gradients(results: tuple[Tensor, ...], inputs: dict[str, Tensor], given: list[Tensor]) -> Run:
-    """A backward pass, which can be repeated. A solver may have parameters of its own in place of some inputs."""
+    """A backward pass, which can be repeated. A solver may use its own parameters in place of some inputs."""
     given = [weight.to(result.dtype) for weight, result in zip(given, results, strict=True)]
     wanted = leaves(inputs)
     return lambda: torch.autograd.grad(results, wanted, given, retain_graph=True, allow_unused=True)
@@ -142,7 +143,7 @@ def both(problem: Problem, given: list[Tensor], solver: Solver) -> Run:
 
 
 def prepare(problem: Problem, make: Callable[[Solver], Run]) -> tuple[dict[str, Run], dict[str, str]]:
-    """Calls that work, once warm, and why the others do not."""
+    """(working calls, after a warm-up; the error of each other solver)."""
     runs, missing = {}, {}
     for name, solver in problem.solvers.items():
         try:
@@ -158,7 +159,7 @@ def prepare(problem: Problem, make: Callable[[Solver], Run]) -> tuple[dict[str, 
 
 
 def take_turns(runs: dict[str, Run], clock: Clock) -> dict[str, list[float]]:
-    """Seconds of every call; all are called once a round, and who begins changes."""
+    """Seconds of every call. All are called once per round, each round beginning with another one."""
     names = list(runs)
     once = sum(clock.seconds(runs[name]) for name in names)
     rounds = max(ROUNDS[0], min(ROUNDS[1], int(SECONDS / max(once, 1e-9))))
@@ -171,7 +172,7 @@ def take_turns(runs: dict[str, Run], clock: Clock) -> dict[str, list[float]]:
 
 
 def measure(problem: Problem, clock: Clock, limits: dict[str, float]) -> list[Record]:
-    """Records of a problem's directions, or one that says that our results are wrong."""
+    """A record for each direction of a problem, or one record of the failure if our results are wrong."""
     given = weights(problem)
     about = {"op": problem.op, "case": problem.case, "error": error(problem, given)}
     if about["error"] > TOLERANCE:
@@ -217,13 +218,13 @@ def figures(work: Work, times: dict[str, list[float]], limits: dict[str, float],
 
 
 def quartiles(values: list[float]) -> list[float]:
-    """The lower and the upper."""
+    """The lower and the upper quartile."""
     low, _, high = statistics.quantiles(values, n=4)
     return [low, high]
 
 
 def verdict(value: float | None, must: float | None, aim: float | None) -> str:
-    """What is said of a target."""
+    """The verdict on a target."""
     if value is None:
         return "not measured"
     if aim is not None and value >= aim:
@@ -251,7 +252,7 @@ def table(records: list[Record]) -> str:
 
 
 def absent(records: list[Record]) -> str:
-    """Who could not take part, and why, each once an op."""
+    """The solvers that were not measured, with the reasons, once per op."""
     reasons = {(record["op"], *item) for record in records for item in record.get("missing", {}).items()}
     return "\n".join(f"{op}: {name} was not measured ({reason})" for op, name, reason in sorted(reasons))
 
@@ -274,7 +275,7 @@ def plot(report: Record) -> str:
 
 
 def write(folder: Path, report: Record) -> None:
-    """The JSON, and the plots where plotly is installed."""
+    """Write the JSON, and the plots if plotly is installed."""
     folder.mkdir(parents=True, exist_ok=True)
     name = "kernels_" + re.sub(r"[^a-z0-9]+", "_", report["device"].lower()).strip("_")
     (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -299,7 +300,7 @@ def measure_limits(clock: Clock, device: str, size: int = 8192, copied: int = 2*
 
 
 def machine(device: str) -> Record:
-    """What is measured on, and with."""
+    """Device, package versions, date and command."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -323,7 +324,7 @@ def bench(ops: list[str], sizes: Sizes, clock: Clock, limits: dict[str, float], 
                 torch.compiler.reset()
                 bar.set_postfix(case=f"{op}, {problem.case}", refresh=False)
                 records = measure(problem, clock, limits)
-                del problem  # its memory, before the next one takes its own
+                del problem  # free its memory before the next one allocates
                 report["results"] += records
                 print("\n".join(table(records).splitlines()[2:]), flush=True)
                 if output:
@@ -333,7 +334,7 @@ def bench(ops: list[str], sizes: Sizes, clock: Clock, limits: dict[str, float], 
 
 
 def main() -> int:
-    """Measure and say what was reached."""
+    """Measure and report the results. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--op", action="append", choices=list(PROBLEMS), help="only this op; may be repeated")
     parser.add_argument("--quick", action="store_true", help="attention at one sequence length only")

@@ -1,11 +1,12 @@
-"""Where the time of a PPO iteration goes, and how fast it generates beside transformers.
+"""Measure the parts of a PPO iteration, and compare the speed of its generation with transformers.
 
     python tools/bench_ppo.py runs/ppo --output docs/benchmarks/ppo_cpu.json
 
-The first comes from the run's own metrics: medians over its iterations. For the second the run's policy answers prompts
-of random words, by this project's generator and by transformers' `generate` on the same weights, in turn, sampling from
-all tokens; a token counts up to the one that ends its answer. Once one batch (`generation`), once as many prompts as an
-iteration has, in its batches (`rollout`); transformers gets these by length too. Medians over the repetitions.
+The parts come from the run's metrics: medians over its iterations. For the speed, the run's policy answers prompts of
+random words, in turns by this project's generator and by transformers' `generate` on the same weights, sampling from
+all tokens. Tokens count up to and including the end of an answer. `generation` is one batch; `rollout` is as many
+prompts as an iteration has, in its batches, which transformers also gets sorted by length. Figures are medians over the
+repetitions.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """Device, package versions, date and command."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads(),
@@ -77,7 +78,10 @@ def machine() -> dict[str, Any]:
 
 
 def iteration(run: Path) -> dict[str, float]:
-    """Seconds of an iteration's parts, and tokens it generates a second; medians. Raises ConfigError without any."""
+    """Median seconds of an iteration's parts, and generated tokens per second.
+
+    Raises ConfigError for a run of fewer than 3 iterations.
+    """
     groups: list[list[dict[str, Any]]] = []
     for line in read_jsonl(run / "metrics.jsonl"):
         if "rollout_seconds" in line:
@@ -106,7 +110,7 @@ def iteration(run: Path) -> dict[str, float]:
 
 
 def generation(args: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of both generators on the run's policy, and their ratio: one batch, and an iteration's."""
+    """Tokens per second of both generators on the run's policy, and their ratio, for one batch and for an iteration."""
     config, engine, tokenizer = load_model(args.run, ParallelConfig())
     with tempfile.TemporaryDirectory() as folder:
         convert(args.run, Path(folder) / "hf", "huggingface", prove=False)
@@ -143,7 +147,7 @@ def random_prompts(tokenizer: Tokenizer, count: int) -> list[list[int]]:
 def compare(
     generator: Generator, peer: PreTrainedModel, prompts: list[list[int]], new_tokens: int, repeats: int
 ) -> dict[str, float]:
-    """Tokens a second of this project's generator and of transformers' `generate`, medians."""
+    """Median tokens per second of this project's generator and of transformers' `generate`."""
     settings = GenerationConfig(max_new_tokens=new_tokens)
     end = generator.tokenizer.end_of_text_id
     batches = []
@@ -183,7 +187,7 @@ def compare(
 
 
 def speed(function: Callable[[int], int], seed: int) -> float:
-    """Tokens a second."""
+    """Tokens per second of one call."""
     started = time.perf_counter()
     made = function(seed)
     return made / (time.perf_counter() - started)

@@ -1,17 +1,17 @@
-"""Time `megagpt data preprocess`, all reading and writing included, by GigaToken and by the tokenizers library.
+"""Time `megagpt data preprocess`, with all reading and writing, for GigaToken and for the tokenizers library.
 
     python tools/bench_preprocess.py --output docs/benchmarks/preprocess_cpu.json
     python tools/bench_preprocess.py --memory-mb 100 1000
 
-Four take turns on the same documents with as many cores: the command with either library (--engine), and the library
-tokenizers itself, `encode_batch` and `encode_batch_fast`, on documents that are in memory already, whose result is
-thrown away. All must give as many tokens. Medians are compared. The tool fails where GigaToken gets less than 20 MB
-through in a second of CPU time, or the tokenizers library less than 0.9 of encode_batch's MB/s. CPU time is steadier
-on a machine that is busy with other things. Then one process does what the command's processes do, stage by
-stage, and the CPU time of each stage is given.
+Four methods take turns on the same documents with the same cores: the command with either library (--engine), and the
+library tokenizers alone, by `encode_batch` and `encode_batch_fast`, on documents in memory and with the result thrown
+away. All must give the same number of tokens. Medians are compared. The tool fails if GigaToken processes less than 20
+MB per second of CPU time, or if the command with tokenizers has less than 0.9 of encode_batch's MB/s. CPU time varies
+less on a busy machine. Then a single process runs the stages of the command one after the other, to measure the CPU
+time of each stage.
 
-The documents are the Python standard library's source, repeated; GigaToken remembers words, so in each repetition one
-word in 20 is spelled anew (--new-words). With --memory-mb the largest memory of the parent and of a worker is measured
+The documents are the Python standard library's source, repeated. GigaToken caches words, so each repetition changes the
+letters of one word in 20 (--new-words). With --memory-mb it measures the peak memory of the parent and of a worker
 instead, for inputs of these sizes in which all words are new.
 """
 
@@ -62,15 +62,16 @@ print(json.dumps([time.perf_counter() - start, time.process_time() - cpu, tokens
 
 
 class Run(NamedTuple):
-    """What one run took, and gave."""
+    """Time, tokens and memory of one run."""
 
     seconds: float
     cpu_seconds: float
     tokens: int
-    """Without end-of-text tokens."""
+    """Number of tokens without end-of-text."""
     parent_mb: float | None = None
+    """Peak resident memory of the command's parent process."""
     worker_mb: float | None = None
-    """Largest resident memory of the command's parent process, and of any of its workers."""
+    """Largest peak resident memory of its workers."""
 
 
 def standard_library() -> list[str]:
@@ -82,7 +83,7 @@ def standard_library() -> list[str]:
 
 
 def respelled(text: str, chance: random.Random, share: float) -> str:
-    """`text` with this share of its words in other letters, the same ones within a text."""
+    """`text` with this share of its words in permuted letters, with one permutation per text."""
     letters = list(string.ascii_lowercase)
     chance.shuffle(letters)
     table = str.maketrans(string.ascii_letters, "".join(letters) + "".join(letters).upper())
@@ -92,7 +93,7 @@ def respelled(text: str, chance: random.Random, share: float) -> str:
 
 
 def write_input(path: Path, megabytes: float, new_words: float) -> tuple[int, int]:
-    """Write jsonl of about this size: (documents, bytes of text)."""
+    """Write jsonl of about this size. Returns (number of documents, bytes of text)."""
     texts, chance = standard_library(), random.Random(0)
     count = size = 0
     with path.open("w") as output:
@@ -106,14 +107,14 @@ def write_input(path: Path, megabytes: float, new_words: float) -> tuple[int, in
 
 
 def direct(method: str, tokenizer: Path, source: Path, cores: int) -> Run:
-    """The library alone, in a process of its own."""
+    """Run the library alone, in a separate process."""
     variables = [f"RAYON_NUM_THREADS={cores}", "TOKENIZERS_PARALLELISM=true"]
     command = ["env", *variables, sys.executable, "-c", DIRECT, str(tokenizer), str(source), method]
     return Run(*json.loads(subprocess.check_output(command)))
 
 
 def ours(engine: EngineName, tokenizer: Path, source: Path, output: Path, cores: int) -> Run:
-    """The command, its start and its worker processes included."""
+    """Run the command; its start and its worker processes count."""
     command = [sys.executable, "-m", "megagpt.cli", "data", "preprocess", source, "--tokenizer", tokenizer]
     command += ["--output", output, "--workers", cores, "--engine", engine]
     start, cpu = time.perf_counter(), children_cpu_seconds()
@@ -131,7 +132,7 @@ def ours(engine: EngineName, tokenizer: Path, source: Path, output: Path, cores:
 
 
 def peak_memory(pid: int) -> dict[int, float]:
-    """Largest resident memory so far of a process and of each of its children, in MB."""
+    """{process id: peak resident memory so far in MB} of a process and its children."""
     peaks = {}
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -148,13 +149,13 @@ def peak_memory(pid: int) -> dict[int, float]:
 
 
 def children_cpu_seconds() -> float:
-    """CPU time of this process's children that have ended, and of theirs."""
+    """CPU seconds of this process's descendants that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def stages(engine: EngineName, tokenizer: Path, source: Path, output: Path) -> dict[str, float]:
-    """Seconds of CPU time of each stage where one process does them all, chunk by chunk."""
+    """CPU seconds of each stage when one process runs them all, chunk by chunk."""
     known = Tokenizer.load(tokenizer)
     encode = make_encoder(known, choose_engine(known, engine))
     limit = int(MAX_RECORD_MB * 1e6)
@@ -186,13 +187,13 @@ def stages(engine: EngineName, tokenizer: Path, source: Path, output: Path) -> d
 
 
 def speed(folder: Path, tokenizer: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Medians over the repeats, in MB of text a second and core, by the clock and by CPU time."""
+    """Medians over the repeats, in MB of text per second and core, by wall-clock time and by CPU time."""
     source = folder / "input.jsonl"
     count, size = write_input(source, options.mb, options.new_words)
     names = (*COMMANDS, *CALLS)
     runs: dict[str, list[Run]] = {name: [] for name in names}
     for repeat in range(options.repeats):
-        first = repeat % len(names)  # each is first in turn, lest a rising or falling load favour one
+        first = repeat % len(names)  # each is first in turn, so that a changing load favours none
         for name in (*names[first:], *names[:first]):
             if name in COMMANDS:
                 output = folder / f"{name}{repeat}"
@@ -201,7 +202,7 @@ def speed(folder: Path, tokenizer: Path, options: argparse.Namespace) -> dict[st
                 runs[name].append(direct(name, tokenizer, source, options.cores))
         tokens = {name: values[-1].tokens for name, values in runs.items()}
         if len(set(tokens.values())) > 1:
-            raise DataError(f"not all give as many tokens: {tokens}")
+            raise DataError(f"the methods give different numbers of tokens: {tokens}")
         print(f"repeat {repeat}: " + ", ".join(f"{name} {values[-1].seconds:.2f} s" for name, values in runs.items()))
     megabytes = size / 1e6
     rates = {n: megabytes / statistics.median(r.seconds for r in runs[n]) / options.cores for n in names}
@@ -232,8 +233,8 @@ def parse() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=float, default=200, help="size of the input (default: %(default)s)")
-    parser.add_argument("--new-words", type=float, default=0.05, help="share of them (default: %(default)s)")
-    parser.add_argument("--vocab-size", type=int, default=8192, help="of the tokenizer (default: %(default)s)")
+    parser.add_argument("--new-words", type=float, default=0.05, help="share of changed words (default: %(default)s)")
+    parser.add_argument("--vocab-size", type=int, default=8192, help="tokens of the tokenizer (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=4, help="runs of each (default: %(default)s)")
     parser.add_argument("--cores", type=int, default=2, help="workers, and threads (default: %(default)s)")
     parser.add_argument("--memory-mb", type=float, nargs="+", help="measure memory for inputs of these sizes instead")

@@ -1,14 +1,14 @@
-"""Tokens a second of the server's models, and of the server, beside transformers' continuous batching.
+"""Measure tokens per second of continuous batching and of the server, and compare with transformers.
 
     python tools/bench_serve.py engine --output docs/benchmarks/serve_engine_cpu.json
     python tools/bench_serve.py models runs/bench_serve
     python tools/bench_serve.py http URL URL --models run runs/bench_serve/transformers
 
-`engine` stays in one process, and on the same random weights and the same threads: clients that each send one request
+`engine` runs in one process, with the same random weights and threads for all sides. Clients that each send one request
 after another are served by a `ContinuousBatch` (continuous), by batches that begin together and wait for their longest
-(static), and by transformers' continuous batching. `http` asks two servers that are running, ours first, whose models
-have the same weights, such as those that `models` writes: each client streams one completion after another. Prompts
-are texts, answers greedy. All sides have the same requests, in turns, after some that do not count. Figures are medians
+completion (static), and by transformers' continuous batching. `http` queries two running servers, ours first, whose
+models have the same weights, such as the models that `models` writes: each client streams one completion after another.
+Prompts are texts, answers are greedy. All sides get the same requests, in turns, after a warm-up. Figures are medians
 over the rounds.
 """
 
@@ -76,7 +76,7 @@ def save_models(folder: Path, size: str) -> tuple[Path, Path]:
 
 
 def engine(args: argparse.Namespace) -> dict[str, Any]:
-    """The three sides in this process. Raises MegaGPTError where they write different tokens."""
+    """Measure the three sides in this process. Raises MegaGPTError if they write different tokens."""
     from transformers import AutoModelForCausalLM
 
     from megagpt.config.schema import ParallelConfig
@@ -115,7 +115,7 @@ def engine(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def continuous(generator: Any, jobs: list[Job], rows: int, at_once: int) -> tuple[list[list[int]], float]:
-    """The new tokens of every job, and the seconds; as many as `at_once` come together, when all before have ended."""
+    """(new tokens of every job, seconds). Groups of `at_once` jobs are added together, after all earlier ones end."""
     from megagpt.model.continuous_batching import ContinuousBatch
     from megagpt.model.staged_model import for_generation
 
@@ -132,7 +132,7 @@ def continuous(generator: Any, jobs: list[Job], rows: int, at_once: int) -> tupl
 
 
 def transformers_batching(peer: Any, tokenizer: Tokenizer, jobs: list[Job], rows: int) -> tuple[list[list[int]], float]:
-    """The same by transformers, of which `rows` are under way at a time; its thread has begun when time begins."""
+    """As `continuous`, by transformers, with `rows` requests at the same time. Its thread starts before the timing."""
     from transformers import ContinuousBatchingConfig
     from transformers import GenerationConfig as TheirConfig
 
@@ -140,7 +140,7 @@ def transformers_batching(peer: Any, tokenizer: Tokenizer, jobs: list[Job], rows
         do_sample=False, eos_token_id=tokenizer.end_of_text_id, pad_token_id=tokenizer.end_of_text_id
     )
     made: dict[str, list[int]] = {}
-    # By itself it would take most of the memory; a page holds the tokens of one request.
+    # By default it would take most of the memory; a page holds the tokens of one request.
     memory = ContinuousBatchingConfig(num_blocks=2 * rows, max_batch_tokens=512)
     batching = {"generation_config": settings, "continuous_batching_config": memory}
     with peer.continuous_batching_context_manager(**batching) as manager:
@@ -169,11 +169,11 @@ def transformers_batching(peer: Any, tokenizer: Tokenizer, jobs: list[Job], rows
 
 
 class Asked(NamedTuple):
-    """What one request took."""
+    """Tokens and time of one request."""
 
     tokens: int
     first_seconds: float
-    """To the first text."""
+    """Seconds to the first text."""
 
 
 async def ask(client: Any, url: str, model: str, job: Job) -> Asked:
@@ -205,7 +205,7 @@ async def ask(client: Any, url: str, model: str, job: Job) -> Asked:
 
 
 async def load(url: str, model: str, jobs: list[Job], clients: int) -> tuple[float, list[float]]:
-    """Tokens a second of so many clients, which share the jobs, and the seconds to each first text."""
+    """(tokens per second of `clients` clients that share the jobs, seconds to the first text of each request)."""
     import httpx
 
     coming, asked = list(reversed(jobs)), []
@@ -222,7 +222,7 @@ async def load(url: str, model: str, jobs: list[Job], clients: int) -> tuple[flo
 
 
 def http(args: argparse.Namespace) -> dict[str, Any]:
-    """Both servers, in turns."""
+    """Measure both servers, in turns."""
     if len(args.models) != len(args.urls):
         raise ConfigError(f"there are {len(args.urls)} servers, but --models names {len(args.models)}")
     servers = list(zip(("megagpt", "transformers"), args.urls, args.models, strict=True))

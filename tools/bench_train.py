@@ -1,16 +1,16 @@
-"""Time our training step against a plain loop over transformers' GPT2LMHeadModel, in the same process and in turns.
+"""Compare our training step with a plain loop over transformers' GPT2LMHeadModel, in the same process and in turns.
 
     python tools/bench_train.py --output docs/benchmarks
     python tools/bench_train.py --shapes demo --precision bf16 --threads 2
 
-Both train the same model on the same batches from the same weights, without dropout, all layers dense: forward and
-backward pass, gradient clipping and fused AdamW, and both read the loss. The plain loop is what one would write by
-hand: SDPA, clip_grad_norm_, zero_grad(set_to_none). It runs as transformers' configuration has it, and once more with
-PyTorch's fused GELU (`gelu_pytorch_tanh`, the same function as `gelu_new`); on CUDA also through torch.compile. In
-bf16 ours has bf16 weights with fp32 master weights and gradients; the plain loop has fp32 weights under bf16 autocast.
+Both train the same model on the same batches from the same weights, without dropout and with dense layers: forward and
+backward pass, gradient clipping and fused AdamW, and both read the loss. The plain loop is typical hand-written code:
+SDPA, clip_grad_norm_, zero_grad(set_to_none). It runs with transformers' default GELU, and once more with PyTorch's
+fused GELU (`gelu_pytorch_tanh`, the same function as `gelu_new`); on CUDA also through torch.compile. In bf16 ours has
+bf16 weights with fp32 master weights and gradients; the plain loop has fp32 weights under bf16 autocast.
 
-They take turns step by step, so that what else the machine does meets all alike; a ratio is the median over rounds of
-their seconds by ours. The command fails when losses or gradient norms differ, or a ratio is below what is required.
+They take turns step by step, so that other load on the machine affects all equally. A ratio is the median over rounds
+of their seconds divided by ours. The command fails if losses or gradient norms differ, or a ratio is too low.
 """
 
 import argparse
@@ -55,18 +55,18 @@ BATCHES = 4
 Step = Callable[[Batch], tuple[float, float]]
 """One training step: loss before it, gradient norm before clipping."""
 Times = dict[str, list[float]]
-"""Seconds of every step by contestant."""
+"""Seconds of every step, by the name of the contestant."""
 
 
 def configuration(shape: str, precision: str) -> Config:
-    """The configuration of a shape. The vocabulary is a multiple of 128 in both models, as fast matrices want it."""
+    """The configuration of a shape. The vocabulary of both models is a multiple of 128, for fast matrix products."""
     overrides = [*SHAPES[shape], *COMMON, f"optim.precision={precision}"]
     padded = load(overrides).model.padded_vocab_size
     return load([*overrides, f"model.vocab_size={padded}"])
 
 
 def make_batches(config: Config, device: torch.device) -> list[Batch]:
-    """Random tokens: speed does not depend on what they are."""
+    """Batches of random tokens, since speed does not depend on the tokens."""
     size, length = config.parallel.micro_batch_size, config.model.sequence_length
     generator = torch.Generator().manual_seed(config.seed)
     positions = torch.arange(length).expand(size, length).contiguous()
@@ -150,8 +150,8 @@ def plain_loop(
     bf16 = optim.precision == "bf16"
 
     def step(batch: Batch) -> tuple[float, float]:
-        # On a CPU our engine answers Megatron-Core's CUDA calls through a mode that costs every call a little. The
-        # plain loop would not have it.
+        # On a CPU our engine redirects Megatron-Core's CUDA calls by a mode that slows every call a little. A plain
+        # loop would not have this mode.
         with torch._C.DisableTorchFunction() if device.type == "cpu" else nullcontext():
             with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
                 loss = forward(batch.tokens, labels=batch.labels, shift_labels=batch.labels).loss
@@ -165,7 +165,7 @@ def plain_loop(
 
 
 def contestants(config: Config, device: torch.device, weights: dict[str, torch.Tensor] | None) -> dict[str, Callable]:
-    """What makes each of the plain loops that ours is compared with. Without weights they take transformers' own."""
+    """{name: function that makes the step} of each plain loop. weights: None takes transformers' initial weights"""
     makers = {
         "transformers": partial(plain_loop, config, device, weights, "gelu_new"),
         "transformers fused gelu": partial(plain_loop, config, device, weights, "gelu_pytorch_tanh"),
@@ -182,7 +182,7 @@ def wait(device: torch.device) -> None:
 
 
 def agree(step: int, values: dict[str, tuple[float, float]], tolerance: float) -> None:
-    """Raise when one of the models is not the one that the others are."""
+    """Raise MegaGPTError if a model's loss or gradient norm differs from ours."""
     loss, norm = values["megagpt"]
     for name, (other_loss, other_norm) in values.items():
         if abs(other_loss / loss - 1) > tolerance or abs(other_norm / norm - 1) > 10 * tolerance:
@@ -195,7 +195,7 @@ def agree(step: int, values: dict[str, tuple[float, float]], tolerance: float) -
 def take_turns(
     steps: dict[str, Step], batches: list[Batch], warmup: int, rounds: int, tolerance: float, title: str
 ) -> tuple[Times, Times]:
-    """Seconds, and processor seconds, of every step. All take one step, then all the next; who begins changes."""
+    """(seconds, CPU seconds) of every step. All take one step, then all the next, each time in another order."""
     device = batches[0].tokens.device
     names, seconds, cpu_seconds = list(steps), {name: [] for name in steps}, {name: [] for name in steps}
     with progress(warmup + rounds, "steps", title) as bar:
@@ -210,7 +210,7 @@ def take_turns(
                 if number >= warmup:
                     seconds[name].append(time.perf_counter() - start)
                     cpu_seconds[name].append(time.process_time() - cpu_start)
-            if number < len(batches):  # later on, rounding has driven them apart
+            if number < len(batches):  # later, rounding errors have accumulated
                 agree(number, values, tolerance)
             bar.update(1)
             bar.set_postfix({name: f"{times[-1]:.3f}s" for name, times in seconds.items() if times}, refresh=False)
@@ -245,7 +245,7 @@ def summary(config: Config, seconds: Times, cpu_seconds: Times, peaks: dict[str,
 
 
 def ratios(seconds: Times) -> dict[str, float]:
-    """Median over rounds of their seconds by ours: above 1 ours is faster."""
+    """Median over rounds of their seconds divided by ours. Above 1, ours is faster."""
     ours = seconds["megagpt"]
     return {
         name: round(statistics.median(a / b for a, b in zip(times, ours, strict=True)), 3)
@@ -255,7 +255,7 @@ def ratios(seconds: Times) -> dict[str, float]:
 
 
 def peak_memory(name: str, shape: str, precision: str, threads: int) -> float:
-    """Most memory of a process that does nothing but two steps of one contestant, in GiB. On a CPU: all of it."""
+    """Peak memory in GiB of two steps of one contestant in this process; on a CPU, of the whole process."""
     torch.set_num_threads(threads)
     config = configuration(shape, precision)
     device = launch.initialize(config.parallel, config.seed)
@@ -265,7 +265,7 @@ def peak_memory(name: str, shape: str, precision: str, threads: int) -> float:
     launch.shutdown()
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated() / 2**30, 3)
-    status = Path("/proc/self/status").read_text()  # getrusage would give the parent's peak where that is larger
+    status = Path("/proc/self/status").read_text()  # getrusage would return the parent's peak if that is larger
     return round(int(status.split("VmHWM:")[1].split()[0]) / 2**20, 3)
 
 
@@ -292,7 +292,7 @@ def measure(shape: str, precision: str, options: argparse.Namespace, device: tor
 
 
 def machine(device: torch.device, threads: int) -> dict[str, Any]:
-    """What the figures were measured on, and with."""
+    """Device, threads and versions of the measurement."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     return {"device": name, "threads": threads} | measured_on("torch", "transformers", "megatron-core")
 
@@ -312,7 +312,7 @@ def parse() -> argparse.Namespace:
 
 
 def measure_all(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the machine, the result of every shape and precision), printed as they come."""
+    """(the machine, the result of every shape and precision). Each result is printed when it is ready."""
     torch.set_num_threads(options.threads)
     device = launch.initialize(configuration(options.shapes[0], options.precision[0]).parallel, seed=0)
     results = {}

@@ -1,10 +1,10 @@
-"""BLiMP, pairs of a right and a wrong sentence, on a run's model and on n-grams that learnt the same tokens.
+"""Evaluate BLiMP (pairs of a right and a wrong sentence) on a run's model and on n-grams of the same tokens.
 
     python tools/blimp_beside_ngrams.py --checkpoint runs/demo --data ../shared/data
 
-An n-gram model sees two tokens back (--order 3), so it cannot know the grammar of a sentence; what the run's model has
-learnt beyond it shows in the accuracies, which are means over the tasks. The n-grams are interpolated after Witten and
-Bell (NLTK's), over the run's tokens and its tokenizer, and count the first --tokens of its training documents.
+An n-gram model sees two tokens back (--order 3), so it cannot know the grammar of a sentence. The difference of the
+accuracies, which are means over the tasks, shows what the run's model has learnt beyond that. The n-grams use
+Witten-Bell interpolation (NLTK's) over the run's tokenizer, and count the first --tokens of its training documents.
 """
 
 import argparse
@@ -33,10 +33,10 @@ from megagpt.stages.weights import load_model
 
 
 class NGramLM(TemplateLM):
-    """An n-gram model as lm-eval sees one."""
+    """An n-gram model with lm-eval's interface."""
 
     def __init__(self, tokenizer: Tokenizer, documents: Sequence[np.ndarray], order: int) -> None:
-        """documents: token ids, each with the end-of-text before it."""
+        """documents: int64 [n] token ids of each document, with end-of-text before it"""
         super().__init__()
         self.tokenizer, self.order = tokenizer, order
         words = [list(map(str, document.tolist())) for document in documents]
@@ -59,7 +59,7 @@ class NGramLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """Log-probabilities in nats; what n-grams would have written is not asked for."""
+        """Log-probabilities in nats. The greedy flag is always False, since BLiMP does not use it."""
         found = []
         with progress(len(requests), "requests", "n-grams") as bar:
             for _texts, context, continuation in requests:
@@ -74,16 +74,16 @@ class NGramLM(TemplateLM):
         return found
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        """BLiMP does not ask for it."""
+        """Not implemented, since BLiMP does not use it."""
         raise NotImplementedError
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """BLiMP does not ask for it."""
+        """Not implemented, since BLiMP does not use it."""
         raise NotImplementedError
 
 
 def training_documents(config: Config, tokenizer: Tokenizer, most: int) -> Iterator[np.ndarray]:
-    """The first documents that the run trained on, of at most so many tokens, after an end-of-text each."""
+    """The run's first training documents, of at most `most` tokens in all, with end-of-text before each."""
     for corpus in config.data.corpora:
         packed = PackedCorpus(corpus.path, config.data.split, "train", 1)
         tokens = packed.read(0, min(most, packed.num_tokens))
@@ -99,8 +99,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="run folder of a model and its corpus")
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--order", type=int, default=3, help="(default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=2_000_000, help="that n-grams learn (default: %(default)s)")
-    parser.add_argument("--limit", type=int, help="only so many pairs of a task")
+    parser.add_argument("--tokens", type=int, default=2_000_000, help="for the n-grams (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="most pairs per task")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     if args.order < 1 or args.tokens < 1:

@@ -1,23 +1,23 @@
-"""Prove that every layout on up to N ranks trains as one rank does: the same loss and gradient norm at every step.
+"""Check that every layout on up to N ranks trains like one rank: the same loss and gradient norm at every step.
 
     python tools/check_layouts.py
     python tools/check_layouts.py --ranks 2 --only PP2
     python tools/check_layouts.py --ranks 4 --steps 10 experiment=demo
     python tools/check_layouts.py --stages --output docs/benchmarks/layouts_stages_cpu.json
 
-Overrides, as for `python -m megagpt`, name the configuration to check; without any, two tiny models are checked: one
-like GPT-3 and one with the modern options. Every combination of tensor, sequence, pipeline, interleaved and data
-parallelism is tried, with and without the distributed optimizer, and, where DeepSpeed is installed, its ZeRO stages;
-those that the rules refuse are named.
-Where each kind of parallelism is used to the full, recompute, overlapped reduction, larger micro-batches and bf16 are
-tried as well. All start from the same weights and read the same batches, at the constant learning rate `optim.lr`,
-without dropout and without a batch ramp. Batches come from the configured corpora where they exist; else they are
-random tokens, a random part of which counts in the loss.
+Overrides, as for `megagpt train`, name the configuration to check; without overrides, two tiny models are checked: one
+like GPT-3 and one with the modern options. It tries every combination of tensor, sequence, pipeline, interleaved and
+data parallelism, with and without the distributed optimizer and, if DeepSpeed is installed, its ZeRO stages; it lists
+the combinations that the rules refuse. For the largest layout of each kind of parallelism it also tries recompute,
+overlapped reduction, larger micro-batches and bf16. All start from the same weights and read the same batches, at the
+constant learning rate `optim.lr`, without dropout and without a batch ramp. Batches come from the configured corpora if
+they exist; else they are random tokens, and a random part of them counts in the loss.
 
-With --stages, what the stages sft, reward and ppo learn takes the place of next tokens: packed conversations, ranked
-answers, and episodes with text beside them, all random.
+With --stages, the batches are random batches of the stages sft, reward and ppo: packed conversations, ranked answers,
+and episodes with text.
 
-Exit code 1 names the layouts beyond the tolerance. --write-docs puts the table into docs/benchmarks/layouts.md.
+The exit code is 1 if layouts exceed the tolerance; they are named. --write-docs puts the table into
+docs/benchmarks/layouts.md.
 """
 
 import argparse
@@ -63,7 +63,7 @@ STAGES = {
     "Ranked answers": (rankings, [*TINY, *START, "stage=reward"]),
     "Episodes and text": (episodes, [*TINY, *START, *EPISODES, "stage=ppo", "data.corpora=[{path: none}]"]),
 }
-"""What is checked with --stages."""
+"""Workloads of --stages: (function that makes batches, overrides)."""
 
 DOCS = Path(__file__).parent.parent / "docs"
 MARKERS = ("<!-- layouts: made by tools/check_layouts.py -->", "<!-- layouts: end -->")
@@ -80,7 +80,7 @@ def table(rows: list[Row]) -> str:
 
 
 def document(rows: list[Row], refused: dict[str, dict[str, list[str]]]) -> str:
-    """A table for each model, and what was refused, as Markdown."""
+    """A table for each model, and the refused layouts with their reasons, as Markdown."""
     parts = []
     for model in dict.fromkeys(row.model for row in rows):
         parts.append(f"**{model}**\n\n" + table([row for row in rows if row.model == model]))
@@ -94,7 +94,7 @@ def document(rows: list[Row], refused: dict[str, dict[str, list[str]]]) -> str:
 
 
 def summary(rows: list[Row]) -> str:
-    """A line a model as Markdown: how many layouts there are, and the largest differences among them."""
+    """One line per model as Markdown: the number of layouts, and their largest differences."""
     lines = ["| learnt from | layouts | loss | grad norm | loss in bf16 |", "| --- " + "| ---: " * 4 + "|"]
     for model in dict.fromkeys(row.model for row in rows):
         exact, rough = ([row for row in rows if row.model == model and row.holds_grad_norm == held] for held in (1, 0))
@@ -108,7 +108,7 @@ def summary(rows: list[Row]) -> str:
 
 
 def about(args: argparse.Namespace, gpus: bool) -> dict[str, Any]:
-    """What was measured on what, and with what."""
+    """Command, date, machine, versions and tolerances."""
     cpus = Path("/proc/cpuinfo")
     names = [line.split(": ", 1)[1] for line in cpus.read_text().splitlines() if line.startswith("model name")]
     return {
@@ -160,7 +160,7 @@ def parse() -> argparse.Namespace:
     if min(args.ranks, args.steps) < 1:
         parser.error("--ranks and --steps must be at least 1")
     if args.stages and (args.overrides or args.write_docs):
-        parser.error("--stages has models of its own, and a table of its own: no overrides, no --write-docs")
+        parser.error("--stages has its own models and table: give no overrides and no --write-docs")
     return args
 
 

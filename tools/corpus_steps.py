@@ -1,4 +1,4 @@
-"""The steps of a corpus of text for `bench_corpus`: this project's, and datatrove's blocks that do the same."""
+"""The steps of a corpus of text for `bench_corpus`: this project's steps, and datatrove's equivalent blocks."""
 
 import time
 from collections import Counter
@@ -36,21 +36,21 @@ EVALUATION = ("lambada/lambada_test.jsonl.gz", "hellaswag/hellaswag_val_4k.jsonl
 """Files of --data that the corpus is compared with."""
 NGRAM = 13
 WITHOUT_URLS = "urls=null"
-"""Addresses are looked at on their own, and cost next to nothing beside the text."""
+"""The rules about addresses are left out: they are separate, and cost very little compared to the text."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step: what it is called, and what does it once over all documents."""
+    """The name of a step, and functions that run it once over all documents, on each side."""
 
     name: str
     ours: Callable[[], Any]
     theirs: Callable[[], Any] | None = None
-    """None where datatrove has nothing that does the same."""
+    """None if datatrove has no equivalent."""
 
 
 def make_language_model(data: Path, path: Path, bucket: int = 2_000_000) -> None:
-    """Train fastText as lid.176.bin was (16 dimensions, runs of 2 to 4 characters, so many buckets for them)."""
+    """Train fastText with lid.176.bin's settings: 16 dimensions, runs of 2 to 4 characters in `bucket` buckets."""
     import fasttext
 
     text = path.with_suffix(".txt")
@@ -59,7 +59,7 @@ def make_language_model(data: Path, path: Path, bucket: int = 2_000_000) -> None
             for name, sentence in record.items():
                 if name in _CODES:
                     file.write(f"__label__{_CODES[name]} {' '.join(str(sentence).split())}\n")
-        for name, language in FOREIGN.items():  # letters and novels are no news
+        for name, language in FOREIGN.items():  # other kinds of text than FLORES's news: letters and novels
             for record in records(data, name):
                 for line in record["text"].splitlines()[:400]:
                     if line.strip():
@@ -77,7 +77,7 @@ _CODES = {"eng_Latn": "en", "deu_Latn": "de", "fra_Latn": "fr", "jpn_Jpan": "ja"
 
 
 def steps(texts: Sequence[str], data: Path, language_model: Path, folder: Path) -> Iterator[Step]:
-    """The steps that look at documents one by one. datatrove's blocks are given `folder`, and write nothing there."""
+    """The steps for single documents. folder: datatrove's blocks need one, but write nothing to it"""
     from datatrove.pipeline import filters, formatters
 
     gopher_recipe, web = load_recipe("gopher"), load_recipe("fineweb")
@@ -116,7 +116,7 @@ def steps(texts: Sequence[str], data: Path, language_model: Path, folder: Path) 
 
 
 def _comparing_steps(texts: Sequence[str], data: Path, folder: Path) -> Iterator[Step]:
-    """What is worked out of each document to compare it with all others, and the count of evaluation text."""
+    """The steps that compute hashes of each document for comparisons, and the count of evaluation text."""
     from datatrove.data import Document as Theirs
     from datatrove.pipeline.dedup import MinhashDedupSignature
     from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig, ExactDedupSignature
@@ -126,7 +126,7 @@ def _comparing_steps(texts: Sequence[str], data: Path, folder: Path) -> Iterator
     def text_of(document: Theirs) -> str:
         return document.text
 
-    sha1 = HashConfig(hash_fc="sha1")  # its xxhash takes no str from version 4 of the package on
+    sha1 = HashConfig(hash_fc="sha1")  # its xxhash fails, since xxhash accepts no str from version 4 on
     exact = ExactDedupSignature(str(folder / "exact"), ExactDedupConfig(text_of, hash_config=sha1))
     signing = MinhashDedupSignature(str(folder / "near"), MinhashConfig(hash_config=sha1))
     setting = MinHash()
@@ -152,7 +152,7 @@ def _words(texts: Sequence[str]) -> Callable[[], Any]:
 
 
 def _overlap(texts: Sequence[str], data: Path) -> Callable[[], Any]:
-    """datatrove's search for runs of words of evaluations; its indexer wants lighteval, so the index is made here."""
+    """datatrove's search for runs of words of evaluations. Its indexer needs lighteval, so the index is made here."""
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
     from datatrove.utils.hashing import HashConfig
     from datatrove.utils.text import ngrams, simplify_text
@@ -176,7 +176,7 @@ def _filter(block: "BaseFilter", texts: Sequence[str]) -> Callable[[], Any]:
 
 
 def language_filter(model: Path, keep: tuple[str, ...] = ("en",), least: float = 0.65) -> "BaseFilter":
-    """datatrove's filter of languages, with the model in a file; it insists on one of several builds of fastText."""
+    """datatrove's filter of languages with the model in a file. Its check for one build of fastText is switched off."""
     import fasttext
     from datatrove.pipeline.filters import LanguageFilter
 
@@ -265,15 +265,15 @@ def run_ours(wet: Path, recipe: Recipe) -> dict[str, Document]:
 
 
 def search_seconds(folder: Path, documents: int, tasks: int = 8) -> dict[str, float]:
-    """CPU seconds of each phase of the search for duplicates among so many made-up documents.
+    """CPU seconds of each phase of the search for duplicates among `documents` random documents.
 
-    A tenth of them share ten of their fourteen keys, or their text, with another one.
+    A tenth of them share ten of their fourteen keys, and their text, with another one.
     """
-    dice, setting = np.random.default_rng(0), MinHash()
-    keys = dice.integers(0, np.iinfo(np.uint64).max, (documents, setting.buckets), np.uint64)
-    texts = dice.integers(0, np.iinfo(np.uint64).max, (documents, 2), np.uint64)
-    copies = np.flatnonzero(dice.random(documents) < 0.1)
-    origins = dice.integers(0, documents, len(copies))
+    rng, setting = np.random.default_rng(0), MinHash()
+    keys = rng.integers(0, np.iinfo(np.uint64).max, (documents, setting.buckets), np.uint64)
+    texts = rng.integers(0, np.iinfo(np.uint64).max, (documents, 2), np.uint64)
+    copies = np.flatnonzero(rng.random(documents) < 0.1)
+    origins = rng.integers(0, documents, len(copies))
     keys[copies, :10], texts[copies] = keys[origins, :10], texts[origins]
     names = ("texts", "repeated", "signed", "edges", "members", "split", "near")
     exact, repeated, signed, edges, members, parts, found = (folder / name for name in names)

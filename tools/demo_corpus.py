@@ -1,4 +1,4 @@
-"""Writes the Python standard library's source as jsonl: a corpus that every machine with Python has.
+"""Write the Python standard library's source as jsonl: a corpus that every machine with Python has.
 
 python tools/demo_corpus.py --output runs/demo/data/stdlib.jsonl
 """
@@ -14,7 +14,7 @@ from megagpt.train.metrics import replace_file
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="jsonl file to write")
     options = parser.parse_args()

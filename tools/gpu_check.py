@@ -1,18 +1,20 @@
-"""Everything that one short call on a lent GPU can tell, in order of worth, each part bounded in time.
+"""Check and measure all parts of megagpt that need a GPU in a short time, the most important parts first.
 
     python tools/gpu_check.py --minutes 8 --output gpu_check
     python tools/gpu_check.py --device cpu --minutes 8 --output rehearsal
 
-First a smoke step of every stage, then the tests marked `gpu`, the kernels beside FlashAttention-2 and cuDNN at the
-sizes of docs/kernels.md, a training step beside a compiled loop of plain PyTorch, generated tokens a second, and where
-the time of a step goes. A part runs in a process of its own, which is killed when its time is over or a case hangs; a
-case that fails or crashes costs itself alone. What a part leaves of its time, the following ones have.
+The parts are: a smoke step of every stage; the tests marked `gpu`; the kernels compared with FlashAttention-2 and cuDNN
+at the sizes of docs/kernels.md; a training step compared with a compiled loop of plain PyTorch; generated tokens per
+second; and a profile of a step. Each part has a time limit and runs in a separate process, which is killed when the
+time is over or a case hangs. A case that fails or crashes does not affect the others. Later parts get the unused time
+of earlier ones.
 
-In the output folder: gpu_check.jsonl, with the machine in its first line and then a line for every case as it ends;
-gpu_check.md, the same to read; gpu_check.log, what the parts printed; and traces of the profiled steps.
+Files in the output folder: gpu_check.jsonl has the machine in its first line, then a line for every finished case;
+gpu_check.md has the same for people; gpu_check.log has the output of the parts; and there are traces of the profiled
+steps.
 
-Without a GPU everything on it is "not measured", and that is no error. `--device cpu` rehearses all parts on tiny
-sizes: it proves that the check works, and its figures say nothing else. Exit status 1 when a case failed.
+Without a GPU every case is "not measured", which is not an error. `--device cpu` rehearses all parts on tiny sizes to
+test the check itself; its figures mean nothing else. The exit code is 1 if a case failed.
 """
 
 import argparse
@@ -39,20 +41,20 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "tools/gpu_parts.py"
 POLL_SECONDS = 0.2
 CASE_FAILED = 3
-"""Exit status of a worker one of whose cases failed and left a result that says so."""
+"""Exit code of a worker with a failed case whose result was written."""
 PACKAGES = ("torch", "triton", "transformers", "megatron-core", "numpy")
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Cases that run one after another in a process of their own."""
+    """Cases that run one after another in one separate process."""
 
     name: str
     minutes: float
     """Its share of eight minutes."""
     case_seconds: float
-    """After so long without a result, a case is taken to hang. Imports and compilation count."""
+    """A case hangs if there is no result for this time. Imports and compilation count."""
     cases: tuple[str, ...]
 
 
@@ -85,7 +87,7 @@ PARTS = (
 
 @dataclass
 class Results:
-    """Results of all cases, written as they come."""
+    """Results of all cases. Each is written at once."""
 
     folder: Path
     about: Record
@@ -128,7 +130,7 @@ def shown(value: object) -> str:
 
 
 def read_new(path: Path, position: int) -> tuple[list[Record], int]:
-    """Whole lines of a file of JSON lines from a position on, and the position behind them."""
+    """(objects of the whole lines of a JSON lines file from a position on, position after them)."""
     if not path.exists():
         return [], position
     with path.open("rb") as file:
@@ -141,7 +143,7 @@ def read_new(path: Path, position: int) -> tuple[list[Record], int]:
 def kill(process: subprocess.Popen) -> None:
     """End a process and all that it started."""
     with suppress(ProcessLookupError):
-        process.send_signal(signal.SIGABRT)  # on which Python says where every thread stands
+        process.send_signal(signal.SIGABRT)  # faulthandler then prints the stack of every thread
     with suppress(subprocess.TimeoutExpired):
         process.wait(2)
     with suppress(ProcessLookupError, PermissionError):
@@ -151,27 +153,28 @@ def kill(process: subprocess.Popen) -> None:
 
 @dataclass
 class Runner:
-    """Runs parts in processes of their own."""
+    """Runs each part in a separate process."""
 
     device: str
     folder: Path
     """Output folder."""
     work: Path
-    """Folder for what the cases of all parts give each other: data and small runs."""
+    """Folder for files that cases share: data and small runs."""
     worker: Path = WORKER
 
     def run(self, part: Part, deadline: float) -> Iterator[Record]:
-        """Results of a part's cases as they come; all of them have one by `deadline` (of `time.monotonic`)."""
+        """Results of a part's cases as they end. All cases have a result by `deadline` (of `time.monotonic`)."""
         waiting = list(part.cases)
         while waiting and deadline - time.monotonic() > 1:
             why = yield from self._attempt(part, waiting, deadline)
-            if why:  # of the case that was running
+            if why:  # the case that was running failed
                 yield {"part": part.name, "case": waiting.pop(0), "result": "failed", "why": why}
         for case in waiting:
             yield not_measured(part, case, "no time was left")
 
     def _attempt(self, part: Part, waiting: list[str], deadline: float) -> Generator[Record, None, str | None]:
-        """Results from one process, whose cases leave `waiting`; returns why the first of the others failed, if so."""
+        """Results from one process. Finished cases are removed from `waiting`. Returns the reason if the next case
+        failed, else None."""
         results = self.work / f"{part.name}.jsonl"
         results.unlink(missing_ok=True)
         left = str(max(1, int(deadline - time.monotonic())))
@@ -215,18 +218,18 @@ class Runner:
 
 
 def not_measured(part: Part, case: str, why: str) -> Record:
-    """The result of a case that was not run to its end."""
+    """The result of a case that did not run to its end."""
     return {"part": part.name, "case": case, "result": "not measured", "why": why}
 
 
 def has_gpu() -> bool:
-    """Whether PyTorch sees a CUDA device, asked in another process: this one stays without a context on it."""
+    """Whether PyTorch sees a CUDA device. Another process checks, so that this one creates no context on the device."""
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 def output_of(command: Sequence[str]) -> str | None:
-    """First line that a command prints, None where it does not work."""
+    """First line of a command's output; None if the command fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=ROOT, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -235,7 +238,7 @@ def output_of(command: Sequence[str]) -> str | None:
 
 
 def version(package: str) -> str | None:
-    """Of an installed package, else None."""
+    """Version of an installed package, else None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -243,7 +246,7 @@ def version(package: str) -> str | None:
 
 
 def about(options: argparse.Namespace, gpu: bool) -> Record:
-    """What is measured on, and with. What cannot be asked is None."""
+    """Machine, versions, time and options. Unknown values are None."""
     asked = "name,driver_version,memory.total,power.limit"
     smi = output_of(["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]) if gpu else None
     return {
@@ -285,7 +288,7 @@ def main() -> int:
         "--device", choices=("cuda", "cpu"), default="cuda", help="cpu rehearses (default: %(default)s)"
     )
     parser.add_argument("--part", action="append", choices=[part.name for part in PARTS], help="only this; repeatable")
-    parser.add_argument("--commit", help="of the code, where it lies without its history")
+    parser.add_argument("--commit", help="commit of the code, if its folder has no history")
     options = parser.parse_args()
     chosen = [part for part in PARTS if not options.part or part.name in options.part]
     records = check(options, chosen)

@@ -2,8 +2,8 @@
 
     python tools/gpu_parts.py generation gpt3_125m --device cuda --work /tmp/work --output runs/gpu_check
 
-Appends a line of JSON for every case to --results (or prints it): the case, its result, seconds and figures. Ends at
-the first case that fails, because a CUDA error leaves a process unable to go on: exit status 3.
+It appends a line of JSON for every case to --results (or prints it): the case, its result, seconds and figures. It ends
+with exit code 3 at the first case that fails, because a process cannot continue after a CUDA error.
 """
 
 import argparse
@@ -52,11 +52,11 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how long a part runs."""
+    """Device, time limit and folders of a part."""
 
     device: str
     seconds: float
-    """Until the process is killed, counted from its start."""
+    """Time limit of the process, from its start; then it is killed."""
     work: Path
     output: Path
 
@@ -66,7 +66,7 @@ class Setting:
         return self.device == "cpu"
 
     def overrides(self, shape: str) -> list[str]:
-        """Of the configuration of a model of this shape, or of a tiny one in its place."""
+        """Overrides for a model of this shape, or for a tiny model in a rehearsal."""
         return TINY if self.rehearses else SHAPES[shape]
 
     @cached_property
@@ -78,7 +78,7 @@ class Setting:
 
     @cached_property
     def limits(self) -> dict[str, float]:
-        """Measured bytes a second of a copy, and operations a second of a product of matrices."""
+        """Measured bytes per second of a copy, and operations per second of a matrix product."""
         from bench_kernels import measure_limits
 
         sizes = {"size": 64, "copied": 2**12} if self.rehearses else {}
@@ -101,7 +101,7 @@ class HostClock:
 
 
 def machine(case: str, setting: Setting) -> Figures:
-    """The device, and how fast it copies and multiplies."""
+    """Properties of the device, and its speed of copies and matrix products."""
     limits = setting.limits
     found = {"copy GB/s": limits["copy"] / 1e9, "bf16 matmul TFLOP/s": limits["matmul"] / 1e12}
     if setting.rehearses:
@@ -125,7 +125,7 @@ def stages(case: str, setting: Setting) -> Figures:
 
 
 def tests(case: str, setting: Setting) -> Figures:
-    """The tests marked `gpu`, side by side, because most of their time is compilation. Raises where one fails."""
+    """Run the tests marked `gpu` in parallel, because most of their time is compilation. Raises if one fails."""
     chosen = REHEARSED if setting.rehearses else (*CHOSEN, "--numprocesses", "8")
     command = [sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "-p", "no:cacheprovider", *chosen]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
@@ -140,7 +140,10 @@ def tests(case: str, setting: Setting) -> Figures:
 
 
 def verdicts(said: str, stopped: bool) -> Figures:
-    """How many tests passed, by what `pytest -vv` printed; stopped: when its time was over. Raises where one failed."""
+    """Numbers of passed and skipped tests in the output `said` of `pytest -vv`. Raises MegaGPTError if one failed.
+
+    stopped: whether pytest was stopped at its time limit
+    """
     found = [(m["first"] or m["last"], m["test"] or m["name"]) for m in VERDICT.finditer(said)]
     words = [word for word, _ in found]
     failed = [test for word, test in found if word in ("FAILED", "ERROR")]
@@ -151,7 +154,7 @@ def verdicts(said: str, stopped: bool) -> Figures:
 
 
 def kernels(case: str, setting: Setting) -> Figures:
-    """An op's problems whose case begins as told, beside its peers. Raises where our results are wrong."""
+    """Measure an op's problems whose case has the given beginning, with all peers. Raises if our results are wrong."""
     if setting.rehearses:
         env.interpret_kernels()
     import bench_kernels
@@ -187,7 +190,7 @@ def kernels(case: str, setting: Setting) -> Figures:
 
 @contextmanager
 def trained(shape: str, setting: Setting):
-    """(configuration, device, our step, its engine, batches) of tools/bench_train.py, in the groups of one rank."""
+    """A context with (configuration, device, our step, its engine, batches) of tools/bench_train.py, on one rank."""
     import bench_train
 
     from megagpt.parallel import launch
@@ -203,13 +206,13 @@ def trained(shape: str, setting: Setting):
 
 
 def training(case: str, setting: Setting) -> Figures:
-    """Our step and that of a plain loop, compiled on a GPU, in turns."""
+    """Time our step and the step of a plain loop (compiled on a GPU), in turns."""
     import bench_train
 
     with trained(case, setting) as (config, device, step, engine, batches):
         makers = bench_train.contestants(config, device, bench_train.transformers_weights(engine))
         peer = "transformers" if setting.rehearses else "transformers compiled"
-        with torch.device(device):  # billions of random numbers, which the weights then replace, take long on the CPU
+        with torch.device(device):  # initializing billions of weights takes long on the CPU
             steps = {"megagpt": step, peer: makers[peer]()}
         rounds = (4, 3) if setting.rehearses else (5, 12)
         tolerance = bench_train.TOLERANCE[config.optim.precision]
@@ -225,7 +228,7 @@ def training(case: str, setting: Setting) -> Figures:
 
 @contextmanager
 def generating(shape: str, setting: Setting):
-    """(generator of an untrained model, its tokenizer, bytes of its weights)."""
+    """A context with (generator of an untrained model, its tokenizer, bytes of its weights)."""
     from megagpt.config.load import load
     from megagpt.data.tokenizer import train_tokenizer
     from megagpt.model.generation import Generator
@@ -245,7 +248,7 @@ def generating(shape: str, setting: Setting):
 
 
 def generation(case: str, setting: Setting) -> Figures:
-    """Tokens a second of an untrained model, one answer and 32 at a time, beside what reading its weights takes."""
+    """Tokens per second of an untrained model for 1 and 32 answers at a time, and the time to read its weights."""
     from megagpt.model.generation import GenerationConfig
 
     prompt, new, repeats = (4, 4, 2) if setting.rehearses else (128, 128, 3)
@@ -269,7 +272,7 @@ def generation(case: str, setting: Setting) -> Figures:
 
 
 def profile(case: str, setting: Setting) -> Figures:
-    """Where the time of a step of 125M, or of generated tokens, goes."""
+    """Profile a training step of 125M, or generated tokens."""
     import step_profile
 
     path = setting.output / f"{case.replace(' ', '_')}.json.gz"

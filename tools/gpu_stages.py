@@ -1,4 +1,4 @@
-"""A smoke step of every stage, for tools/gpu_check.py: small runs that go on from each other, on invented data."""
+"""Smoke runs of every stage, for tools/gpu_check.py: small runs on synthetic data that start from each other."""
 
 import json
 import math
@@ -26,13 +26,13 @@ from megagpt.train.metrics import read_jsonl
 STEPS, BATCH, LENGTH = 4, 8, 64
 NEW_TOKENS = 24
 RANKED = 40
-"""Rankings and pairs, which are learnt from once."""
+"""Number of rankings and of pairs; a run trains on each once."""
 AGREES = {torch.bfloat16: 0.15, torch.float32: 1e-3}
-"""Most difference of a token's log-probability, cached and from the whole text."""
+"""Largest difference of a token's log-probability between generation with a cache and a pass over the whole text."""
 
 
 def prepare(folder: Path) -> list[str]:
-    """Write data of every kind to `folder`, unless it is there; returns what all runs have in common."""
+    """Write data of every kind to `folder`, unless it is there. Returns the overrides that all runs share."""
     if not (folder / "tokenizer.json").exists():
         made = list(make_instructions(120, kinds=("some_words", "add", "copy"), seed=1))
         texts = ["\n".join(message.content for message in one.messages) for one in made]
@@ -81,7 +81,7 @@ def prepare(folder: Path) -> list[str]:
 
 
 def overrides(name: str, folder: Path) -> list[str]:
-    """What the run of stage `name` has besides."""
+    """All overrides of the run of stage `name`."""
     corpus = [f"data.corpora=[{{path: {folder}/text}}]"]
     few = ["optim.train_epochs=1", "data.split=[0.7,0.3,0]"]
     own = {
@@ -113,7 +113,8 @@ def overrides(name: str, folder: Path) -> list[str]:
 
 
 def run(name: str, folder: Path) -> dict[str, Any]:
-    """Run a stage from its beginning to its end; returns figures of its steps. Raises where one makes no sense."""
+    """Run a stage to its end. Returns figures of its steps. Raises MegaGPTError for an error or a loss that is not
+    finite."""
     if name == "generate":
         return generate(folder)
     prepare(folder)
@@ -134,7 +135,10 @@ def run(name: str, folder: Path) -> dict[str, Any]:
 
 
 def generate(folder: Path) -> dict[str, Any]:
-    """Continue prompts with the model of sft over the cache; the whole text, passed at once, must say the same."""
+    """Continue prompts with the model of sft, using the cache. One pass over the whole text must give the same.
+
+    Raises MegaGPTError if log-probabilities differ by more than AGREES.
+    """
     config, engine, tokenizer = load_model(folder / "sft", ParallelConfig())
     prompts = [tokenizer.encode(text) for text in ("Say: cat", "Add 2 and 3, and then the rest of it", "a", "b c")]
     try:

@@ -1,12 +1,12 @@
-"""How time and memory of `megagpt data corpus` grow with the crawl.
+"""Measure how time and memory of `megagpt data corpus` grow with the size of the crawl.
 
     python tools/grow_corpus.py --data ../shared/data --output docs/benchmarks/corpus_growth_cpu.json
 
-For each size it writes WET files whose pages are sentences of --data in an order of their own, filters them with
---recipe, and reports: CPU seconds of all processes, those of each step, seconds, the most memory that a process held,
-and megabytes on disk. One page in 50 is an exact copy of an earlier one, one in 20 a near copy. CPU seconds change
-little when the machine has other work; seconds do. It fails where CPU seconds grow more than 1.2 times as fast as the
-text, or where the most memory grows more than half as fast.
+For each size it writes WET files whose pages are random sentences of --data, filters them with --recipe, and reports
+CPU seconds of all processes and of each step, wall-clock seconds, peak memory of a process, and megabytes on disk. One
+page in 50 is an exact copy of an earlier page, one in 20 a near copy. Other load on the machine changes CPU seconds
+only a little, but wall-clock seconds a lot. It fails if CPU seconds grow more than 1.2 times as fast as the text, or if
+peak memory grows more than half as fast.
 """
 
 import argparse
@@ -29,31 +29,31 @@ from megagpt.errors import ConfigError, MegaGPTError
 from megagpt.log import run_tool
 
 FILE_MB = 25
-"""Text of a WET file."""
+"""Text per WET file, in megabytes."""
 PAGE = (15, 60)
-"""Sentences of a page, fewest and most."""
+"""Smallest and largest number of sentences of a page."""
 EXACT, NEAR = 0.02, 0.05
-"""Shares of pages that are copies."""
+"""Shares of pages that are exact copies and near copies."""
 RECENT = 10_000
-"""Copies are of one of so many pages before."""
+"""Number of latest pages of which one is copied, at least."""
 SPOILT = 0.02
-"""Share of a near copy's words that are others."""
+"""Share of changed words in a near copy."""
 MOST_TIME, MOST_MEMORY = 1.2, 0.5
-"""How much faster than the text CPU seconds and memory may grow."""
+"""Largest growth of CPU seconds and of memory, relative to the growth of the text."""
 
 
 def pages(sentences: list[str], size: float, seed: int) -> Iterator[str]:
     """Pages of `size` bytes in all."""
-    dice, recent, made = random.Random(seed), [], 0
+    rng, recent, made = random.Random(seed), [], 0
     words = sorted({word for sentence in sentences[:2000] for word in sentence.split()})
     while made < size:
-        kind = dice.random()
+        kind = rng.random()
         if recent and kind < EXACT:
-            page = dice.choice(recent)
+            page = rng.choice(recent)
         elif recent and kind < EXACT + NEAR:
-            page = spoilt(dice.choice(recent), SPOILT, words, dice)
+            page = spoilt(rng.choice(recent), SPOILT, words, rng)
         else:
-            drawn = dice.choices(sentences, k=dice.randint(*PAGE))
+            drawn = rng.choices(sentences, k=rng.randint(*PAGE))
             page = "\n".join(" ".join(drawn[first : first + 5]) for first in range(0, len(drawn), 5))
         recent = [*recent[-RECENT:], page] if len(recent) >= 2 * RECENT else recent
         recent.append(page)
@@ -62,7 +62,7 @@ def pages(sentences: list[str], size: float, seed: int) -> Iterator[str]:
 
 
 def write_crawl(folder: Path, sentences: list[str], size: float, seed: int) -> tuple[int, int]:
-    """Write the WET files; returns their number of pages and the bytes of their text."""
+    """Write the WET files. Returns (number of pages, bytes of text)."""
     folder.mkdir(parents=True)
     source, count, written, place = pages(sentences, size, seed), 0, 0, 0
     while written < size:
@@ -83,7 +83,7 @@ def write_crawl(folder: Path, sentences: list[str], size: float, seed: int) -> t
 
 
 def measure(args: argparse.Namespace, sentences: list[str], size: float) -> dict[str, Any]:
-    """Make a crawl and its corpus, and say what that took. The peak of memory is that of the largest size so far."""
+    """Make a crawl and its corpus. Returns sizes, times and peak memory (the largest of all sizes so far)."""
     crawl, corpus = args.folder / "crawl", args.folder / "corpus"
     for folder in (crawl, corpus, args.folder / "corpus.work"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -111,7 +111,7 @@ def measure(args: argparse.Namespace, sentences: list[str], size: float) -> dict
 
 
 def judge(sizes: list[dict[str, Any]]) -> list[str]:
-    """What grows too fast from one size to the next."""
+    """Messages about quantities that grow too fast from one size to the next."""
     faults = []
     for small, large in pairwise(sizes):
         text = large["text_mb"] / small["text_mb"]
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     if args.mb != sorted(args.mb) or args.mb[0] <= 0:
-        raise ConfigError("--mb must be sizes above 0, the smallest first: the peak of memory is that of all before")
+        raise ConfigError("--mb must be ascending sizes above 0, because peak memory includes all earlier sizes")
     texts = [text for kind in CLEAN for text in clean_pages(args.data, kind, 8e6)]
     sentences = [part.strip() + "." for text in texts for part in text.split(". ") if 40 < len(part) < 400]
     result: dict[str, Any] = {"recipe": args.recipe, "workers": args.workers, "sizes": []}

@@ -1,7 +1,7 @@
-"""What tools/bench_kernels.py measures: problems, who solves them, and what is aimed at.
+"""The problems of tools/bench_kernels.py, with their solvers and targets.
 
-Work is counted as the least that any implementation must move or compute: inputs and outputs once, an attention score
-that is hidden not at all, and a backward pass of attention as two and a half forward passes.
+Work is the least that any implementation must move or compute: inputs and outputs count once, masked attention scores
+do not count, and a backward pass of attention counts as two and a half forward passes.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,13 +19,13 @@ Solver = Callable[..., Tensor | tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large problems are; the defaults fit a large GPU and exceed its L2 cache."""
+    """Sizes of the problems. The defaults fit a large GPU and exceed its L2 cache."""
 
     device: str = "cuda"
     tokens: int = 16384
     hidden: int = 2048  # of attention: heads times their dimension
     sequences: tuple[int, ...] = (2048, 4096, 8192, 16384)
-    target_sequence: int = 8192  # the one that targets speak of
+    target_sequence: int = 8192  # the sequence length that has targets
     window: int = 256
     width: int = 4096  # of norms, dropout and rows of softmax
     long_row: int = 131072
@@ -36,10 +36,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Work:
-    """Bytes or floating-point operations of one direction, and targets: against what, (must, aim), None for neither.
+    """Bytes or floating-point operations of one direction, and targets {against: (must, aim)}; None: no such target.
 
-    Targets are ratios of their time to ours; against `copy` and `matmul`, fractions of those measured limits; against
-    `memory of X`, ratios of X's peak memory to ours.
+    A target is a ratio of their time to ours; against `copy` and `matmul`, a fraction of these measured limits; against
+    `memory of X`, the ratio of X's peak memory to ours.
     """
 
     bytes: int = 0
@@ -49,7 +49,7 @@ class Work:
 
 @dataclass
 class Problem:
-    """Inputs by name, solvers that take them, the truth (computed in `precision`), and work by direction."""
+    """Inputs by name, solvers of them, the reference `truth` (computed in `precision`), and work by direction."""
 
     op: str
     case: str
@@ -65,7 +65,7 @@ BACKWARD = {"copy": (0.75, 0.85)}
 
 
 def with_torch(ours: Solver, plain: Solver, sizes: Sizes, **others: Solver) -> dict[str, Solver]:
-    """Ours, PyTorch as written, compiled where there is a GPU, and others."""
+    """Ours, PyTorch eager, PyTorch compiled (on a GPU), and others."""
     compiled = {"torch.compile": torch.compile(plain, dynamic=False)} if sizes.device == "cuda" else {}
     return {OURS: partial(ours, backend="triton"), "torch": plain, **compiled, **others}
 
@@ -91,7 +91,7 @@ def sdpa(which: SDPBackend | None, causal: bool, mask: Tensor | None = None) -> 
 
 
 def flash_attn(causal: bool) -> Solver:
-    """The flash-attn package, where it is installed."""
+    """Attention of the flash-attn package, if it is installed."""
 
     def solve(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from flash_attn import flash_attn_func
@@ -102,7 +102,7 @@ def flash_attn(causal: bool) -> Solver:
 
 
 def attention(sizes: Sizes) -> Iterator[Problem]:
-    """Dense attention over all tokens at several sequence lengths; banded against our own dense."""
+    """Dense attention at several sequence lengths; banded and soft-capped attention compared with our dense one."""
     from megagpt.kernels.attention import attention
 
     ours = partial(attention, backend="triton")
@@ -138,7 +138,7 @@ def attention(sizes: Sizes) -> Iterator[Problem]:
 
 
 def banded(sizes: Sizes, ours: Solver) -> Problem:
-    """A window at the target sequence length; the aim is as many times faster as scores are fewer."""
+    """A window at the target sequence length. The aim: as many times faster as it has fewer scores."""
     length, window, depth = sizes.target_sequence, sizes.window, 128
     position = torch.arange(length, device=sizes.device)
     distance = position[:, None] - position[None, :]
@@ -160,7 +160,7 @@ def banded(sizes: Sizes, ours: Solver) -> Problem:
 
 
 def softcapped(sizes: Sizes, ours: Solver) -> Problem:
-    """Soft-capped scores, causal, at the target sequence length, beside our own without a cap."""
+    """Soft-capped scores, causal, at the target sequence length, compared with ours without a cap."""
     length, depth = sizes.target_sequence, 128
     shape = (sizes.tokens // length, length, sizes.hidden // depth, depth)
     flops = 2 * sizes.tokens * length * sizes.hidden
@@ -176,7 +176,7 @@ def softcapped(sizes: Sizes, ours: Solver) -> Problem:
 
 
 def decode(sizes: Sizes) -> Iterator[Problem]:
-    """One query a sequence against a long cache."""
+    """One query per sequence against a long cache."""
     from megagpt.kernels.decode import decode_attention
 
     batch, keys, depth = sizes.decode_batch, sizes.target_sequence, 128
@@ -200,7 +200,7 @@ def decode(sizes: Sizes) -> Iterator[Problem]:
 
 
 def softmax(sizes: Sizes) -> Iterator[Problem]:
-    """Rows of usual and great length, and causal squares."""
+    """Rows of usual and of very large length, and causal squares."""
     from megagpt.kernels.softmax import scale_mask_softmax
 
     def plain(x: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -239,7 +239,7 @@ def softmax(sizes: Sizes) -> Iterator[Problem]:
 
 
 def norm(sizes: Sizes) -> Iterator[Problem]:
-    """LayerNorm and RMSNorm, and LayerNorm of a sum that goes on."""
+    """LayerNorm and RMSNorm, and LayerNorm of a residual sum that is also an output."""
     from megagpt.kernels.norm import layer_norm, rms_norm
 
     def plain_layer(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None):
@@ -261,7 +261,7 @@ def norm(sizes: Sizes) -> Iterator[Problem]:
         return fused_rms_norm_affine(x, weight, x.shape[-1:], 1e-5)
 
     def transformer_engine(name: str) -> Solver:
-        @cache  # its parameters are its own: speed does not depend on them
+        @cache  # the module has its own parameters; speed does not depend on their values
         def module(width: int) -> torch.nn.Module:
             import transformer_engine.pytorch as te
 
@@ -321,7 +321,7 @@ def activation(sizes: Sizes) -> Iterator[Problem]:
 
 
 def bias_dropout_add(sizes: Sizes) -> Iterator[Problem]:
-    """Dropout of a tenth; the truth takes the mask from a run of ours on ones, with the seed that all runs start at."""
+    """Dropout with p = 0.1. The reference takes the mask from a run of ours on ones with the same seed."""
     from megagpt.kernels.bias_dropout_add import bias_dropout_add
 
     def ours(x: Tensor, bias: Tensor, residual: Tensor, backend: str) -> Tensor:
@@ -350,7 +350,7 @@ def bias_dropout_add(sizes: Sizes) -> Iterator[Problem]:
 
 
 def cross_entropy(sizes: Sizes) -> Iterator[Problem]:
-    """Of given logits, and fused with the output projection."""
+    """Cross-entropy of given logits, and fused with the output projection."""
     from megagpt.kernels.cross_entropy import cross_entropy, linear_cross_entropy
 
     def plain(logits: Tensor, labels: Tensor) -> Tensor:

@@ -3,12 +3,12 @@
     python tools/kernel_report.py --op activation --chip 90
     python tools/kernel_report.py --write-docs
 
-Every `cases()` of kernels/<op>/cases.py is called with meta tensors; a launch compiles and goes no further, so that
-Triton specialises on the arguments as in a real one. Printed for each kernel: registers a thread, stack and spilled
-bytes a thread, shared memory, and matrix instructions. Exit status 1, with each offender named, for a kernel that does
+It calls every case of `cases()` in kernels/<op>/cases.py with meta tensors. A launch only compiles, so Triton
+specialises on the arguments as in a real launch. For each kernel it prints registers per thread, stack and spilled
+bytes per thread, shared memory, and matrix instructions. The exit code is 1, and the kernel is named, if a kernel does
 not compile, uses the stack (as spills do), needs more shared memory than the chip has, multiplies matrices without the
-chip's instruction (wgmma on sm_90, mma.sync on sm_80, 86, 89 and 120), or leaves it to Triton's default whether a
-multiplication and an addition become one instruction. Two launches that compile to the same kernel are reported once.
+chip's instruction (wgmma on sm_90, mma.sync on sm_80, 86, 89 and 120), or relies on Triton's default for fusing
+multiplications and additions. Two launches that compile to the same kernel are reported once.
 """
 
 import argparse
@@ -45,13 +45,14 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs/benchmarks/kernels_report.md"
 MATRIX = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma.sync": "mma.sync"}
 REQUIRED = {80: "mma.sync", 86: "mma.sync", 89: "mma.sync", 90: "wgmma", 120: "mma.sync"}
-"""What a kernel that multiplies matrices must use. (tcgen05 is not required: its shapes exclude many sizes.)"""
+"""Required instruction of kernels that multiply matrices, by chip. tcgen05 is not required, since its shapes exclude
+many sizes."""
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What became of one kernel on one chip. Bytes and registers count for a thread, shared memory for a program."""
+    """One compiled kernel on one chip. Registers and bytes are per thread, shared memory is per program."""
 
     op: str
     case: str
@@ -70,7 +71,7 @@ class Kernel:
     hash: str
 
     def faults(self) -> list[str]:
-        """Why it may not be shipped."""
+        """Reasons why it must not be shipped."""
         found = []
         if self.stack_bytes:
             found.append(f"{self.stack_bytes} bytes of stack, {self.spilled_bytes} bytes of spilled registers")
@@ -85,7 +86,7 @@ class Kernel:
 
 @cache
 def find_cases(path: Path) -> dict[str, Callable[[], object]]:
-    """The cases of one cases.py by name."""
+    """The cases of one cases.py by name. Raises MegaGPTError for a name that occurs twice."""
     pairs = list(runpy.run_path(str(path))["cases"]())
     names = [name for name, _ in pairs]
     if doubled := {name for name in names if names.count(name) > 1}:
@@ -95,7 +96,8 @@ def find_cases(path: Path) -> dict[str, Callable[[], object]]:
 
 @contextmanager
 def compile_only(chip: int):
-    """Triton believes in a GPU of this kind and only compiles; gives a list of (compiled kernel, seconds)."""
+    """A context in which Triton only compiles, for a pretended GPU of this kind. Yields a list that receives
+    (compiled kernel, seconds)."""
     compiled, run = [], JITFunction.run
 
     def warm_up(self, *args, grid, warmup, **options):
@@ -104,7 +106,7 @@ def compile_only(chip: int):
         compiled.append((result, time.perf_counter() - started))
         return result
 
-    # The device's number is the chip's, because Triton keeps the target with its cache by device.
+    # The device number is the chip, because Triton caches the target by device.
     stub = SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", chip, 32),
         get_current_device=lambda: chip,
@@ -115,14 +117,14 @@ def compile_only(chip: int):
     JITFunction.run = warm_up
     try:
         with knobs.language.scope():
-            knobs.language.default_fp_fusion = False  # as newer versions of Triton have it
+            knobs.language.default_fp_fusion = False  # the default of newer versions of Triton
             yield compiled
     finally:
         JITFunction.run = run
 
 
 def resources(cubin: bytes) -> tuple[int, int, int]:
-    """Registers, bytes of stack, and bytes that instructions store there, of a thread."""
+    """(registers, bytes of stack, bytes that instructions store to the stack) per thread."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
 
@@ -136,7 +138,7 @@ def resources(cubin: bytes) -> tuple[int, int, int]:
 
 
 def describe(op: str, case: str, chip: int, kernel: object, seconds: float) -> Kernel:
-    """Read what the compiler made."""
+    """Read the properties of a compiled kernel."""
     registers, stack, spill = resources(kernel.asm["cubin"])
     intermediate = kernel.asm.get("ttir", "") + kernel.asm["ttgir"]
     return Kernel(
@@ -159,7 +161,7 @@ def describe(op: str, case: str, chip: int, kernel: object, seconds: float) -> K
 
 
 def compile_case(op: str, path: Path, case: str, chip: int) -> list[Kernel] | str:
-    """The kernels that a case launches, or why it failed."""
+    """The kernels that a case launches, or the reason why it failed."""
     with compile_only(chip) as compiled:
         try:
             find_cases(path)[case]()
@@ -171,7 +173,7 @@ def compile_case(op: str, path: Path, case: str, chip: int) -> list[Kernel] | st
 
 
 def compile_all(tasks: list[tuple[str, Path, str, int]], jobs: int) -> tuple[list[Kernel], list[str]]:
-    """Kernels without repetition, in the order of the tasks, and failures."""
+    """(distinct kernels in the order of the tasks, failures)."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context) as pool, progress(len(tasks), "case", "compiling") as bar:
         futures = [pool.submit(compile_case, *task) for task in tasks]
@@ -188,7 +190,7 @@ def compile_all(tasks: list[tuple[str, Path, str, int]], jobs: int) -> tuple[lis
 
 
 def table(kernels: list[Kernel], times: bool) -> str:
-    """A Markdown table; for the docs without padding, and without times, which each run would change."""
+    """A Markdown table. times: False for the docs, without padding and without times, which change in each run"""
     header = ["op", "case", "kernel", "chip", "warps", "stages", "registers", "stack, B", "spilled, B", "shared, KiB"]
     rows = [[*header, "matrix instructions", *(["compiled in, s"] if times else [])]]
     for kernel in kernels:
@@ -242,7 +244,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Compile, print, and name offenders."""
+    """Compile, print, and report faults. Returns the exit code."""
     arguments = parse()
     if interpreted():
         raise MegaGPTError("TRITON_INTERPRET is set, so Triton would compile nothing: unset it")

@@ -1,4 +1,4 @@
-"""What the figures of a tool were measured on, and with."""
+"""Describe the machine and the software of a measurement."""
 
 import datetime
 import importlib.metadata
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def measured_on(*packages: str) -> dict[str, str]:
-    """The processor, the versions of Python and of `packages`, the date, and the command that is running."""
+    """The processor, the versions of Python and of `packages`, the date, and the running command."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return {

@@ -1,11 +1,11 @@
-"""A plan of a whole snapshot of a crawl: tasks, hours, memory and bytes of every phase of `megagpt data corpus`.
+"""Plan `megagpt data corpus` for a whole snapshot of a crawl: tasks, hours, memory and bytes of every phase.
 
     python tools/plan_corpus.py --rates docs/benchmarks/corpus_cpu.json --pages 2.64e9 --cores 1000
 
-Rates are those that `bench_corpus` measured on one core, and nothing else is measured: the size of the snapshot, what
-the rules keep and how much of that has copies are options (or --report, the report.json of a corpus that was made of
-some of its files, for the size of a page and for what is kept). Memory is what the phases promise at most; phases
-without a figure hold one document and a model. Disks and networks are taken to keep up.
+`bench_corpus` measured the rates on one core; nothing else is measured. The size of the snapshot, the share that the
+rules keep, and the share with copies are options. --report, the report.json of a corpus from some of its files, gives
+the size of a page and the kept share instead. Memory is the upper limit of each phase; phases without a figure hold one
+document and a model. The plan assumes that disks and networks are fast enough.
 """
 
 import argparse
@@ -27,18 +27,20 @@ from megagpt.log import run_tool
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is known or taken to be so of a crawl."""
+    """Measured or assumed properties of a crawl."""
 
     pages: float
+    """Number of pages."""
     page_bytes: float
-    """UTF-8 text of a page, on average."""
+    """Mean UTF-8 bytes of a page's text."""
     stored: float
-    """Bytes that a byte of text takes on disk, compressed, in the crawl and in shards."""
+    """Bytes on disk per byte of text, compressed, in the crawl and in shards."""
     kept_pages: float
-    """Share that the rules about one document keep; likewise kept_bytes."""
+    """Share of the pages that the rules for single documents keep."""
     kept_bytes: float
+    """Share of the text that these rules keep."""
     alike: float
-    """Share of those pages that share a part of their signature with another."""
+    """Share of the kept pages that share a part of their signature with another page."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,17 @@ class Planned:
     name: str
     tasks: int
     cpu_seconds: float
-    """Of all tasks."""
+    """CPU seconds of all tasks."""
     read: float
-    """Bytes of all tasks; likewise written."""
+    """Bytes that all tasks read."""
     written: float
+    """Bytes that all tasks write."""
     memory: float | None = None
-    """Bytes that a task holds at most, where that grows with the corpus."""
+    """Largest memory of a task in bytes; None if it does not grow with the corpus."""
 
 
 def plan(rates: dict[str, Any], crawl: Snapshot, recipe: str) -> list[Planned]:
-    """The phases in order. rates: as `bench_corpus` writes them. Raises ConfigError where one is missing."""
+    """The phases in order. rates: the output of `bench_corpus`. Raises ConfigError if one is missing."""
     text, kept, left = crawl.pages * crawl.page_bytes, 0.0, crawl.pages * crawl.kept_pages
     kept = text * crawl.kept_bytes
     shards = max(1, min(MOST_SHARDS, math.ceil(text * crawl.stored / (SHARD_MB * 1e6))))
@@ -87,19 +90,19 @@ def plan(rates: dict[str, Any], crawl: Snapshot, recipe: str) -> list[Planned]:
 
 
 def _rate(rates: dict[str, Any], group: str, name: str) -> float:
-    """Megabytes, or documents of the search, a CPU second."""
+    """Megabytes per CPU second; for the search, documents per CPU second. Raises ConfigError if it is missing."""
     found = rates.get(group, {})
     if group == "search":
         rate = found.get("documents_per_cpu_second", {}).get(name)
     else:
         rate = found.get(name, {}).get("mb_per_cpu_second", {}).get("megagpt")
     if not rate:
-        raise ConfigError(f"--rates has no rate of {group} {name}: make the file anew with tools/bench_corpus.py")
+        raise ConfigError(f"--rates has no rate of {group} {name}: make the file again with tools/bench_corpus.py")
     return rate
 
 
 def hours(phases: list[Planned], cores: int) -> float:
-    """From the first task to the last, on so many cores: each phase waits for the one before it."""
+    """Hours from the first task to the last on `cores` cores. Each phase waits for the one before it."""
     return sum(math.ceil(phase.tasks / cores) * phase.cpu_seconds / phase.tasks for phase in phases) / 3600
 
 
@@ -120,7 +123,7 @@ def as_markdown(phases: list[Planned], cores: int) -> str:
 
 
 def snapshot(args: argparse.Namespace) -> Snapshot:
-    """What is given on the command line, with what a report says of a page and of what is kept."""
+    """The snapshot of the command line; a report replaces the size of a page and the kept shares."""
     page_bytes, kept_pages, kept_bytes = args.page_bytes, args.kept, args.kept
     if args.report:
         report = json.loads(args.report.read_bytes())
@@ -138,9 +141,11 @@ def parse() -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", type=Path, required=True, metavar="FILE", help="written by bench_corpus")
-    parser.add_argument("--pages", type=float, required=True, help="of the snapshot")
-    parser.add_argument("--page-bytes", type=float, default=5000, help="of text (default: %(default)s)")
-    parser.add_argument("--stored", type=float, default=0.4, help="bytes on disk a byte of text (default: %(default)s)")
+    parser.add_argument("--pages", type=float, required=True, help="number of pages of the snapshot")
+    parser.add_argument("--page-bytes", type=float, default=5000, help="text of a page (default: %(default)s)")
+    parser.add_argument(
+        "--stored", type=float, default=0.4, help="bytes on disk per byte of text (default: %(default)s)"
+    )
     parser.add_argument("--kept", type=float, default=0.15, help="share that the rules keep (default: %(default)s)")
     parser.add_argument("--alike", type=float, default=0.3, help="share of that with copies (default: %(default)s)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="report.json, for --page-bytes and --kept")

@@ -1,4 +1,4 @@
-"""Plan published runs as they were measured, and print plan and publication side by side.
+"""Plan published runs, and print the planned and the published figures side by side.
 
     python tools/plan_published.py                # the tables of docs/benchmarks/published_runs.md
     python tools/plan_published.py --write-docs   # and put them there
@@ -7,8 +7,9 @@
 SC21: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", arXiv
 2104.04473; its table 1's micro-batch sizes and interleaving are those of Megatron-LM's examples/sc21/run_table_1.sh.
 Korthikanti: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models", arXiv 2205.05198.
-Both on A100-80: sequences of 2,048 tokens, a vocabulary of 51,200, attention as two products around a fused softmax,
-dropout 0.1. MPT: mosaicml/llm-foundry at 8c8dd48, scripts/train/benchmarking/README.md, H100-80, bf16, 2,048 tokens.
+Both used A100-80, sequences of 2,048 tokens, a vocabulary of 51,200, attention as two products around a fused softmax,
+and dropout 0.1. MPT: mosaicml/llm-foundry at 8c8dd48, scripts/train/benchmarking/README.md, H100-80, bf16, 2,048
+tokens.
 """
 
 import argparse
@@ -103,7 +104,7 @@ MPT = [
 
 
 class Arguments(NamedTuple):
-    """What `megagpt plan` is given."""
+    """Arguments of `megagpt plan`."""
 
     overrides: tuple[str, ...]
     gpus: int
@@ -148,7 +149,7 @@ def megatron(run: Run, recompute: str, sequence_parallel: bool = False, zero_sta
 
 
 def mpt(size: str, gpus: int, micro_batch: int, zero_stage: int, recompute: str) -> Arguments:
-    """A row of llm-foundry's benchmark, its FSDP as DeepSpeed's ZeRO."""
+    """A row of llm-foundry's benchmark, with DeepSpeed's ZeRO in place of FSDP."""
     overrides = [
         *_model(*MPT_SIZES[size], MPT_VOCABULARY),
         *_batch(micro_batch * gpus, micro_batch),
@@ -188,7 +189,7 @@ def sc21_flops(run: Run) -> float:
 
 @cache
 def plan(arguments: Arguments) -> Estimate:
-    """What `megagpt plan` finds."""
+    """The plan of `megagpt plan`."""
     devices = {name.split("-")[0].lower(): device for name, device in load_devices().items()}
     return estimate(arguments.job, devices[arguments.device])
 

@@ -1,4 +1,4 @@
-"""A raw crawl in which it is known what is junk, what is a copy of what, and where evaluations and addresses are."""
+"""Make a raw crawl with known junk, known copies, and known places of evaluation text and addresses."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -10,49 +10,49 @@ from raw_crawl import CLEAN, JUNK, clean_pages, foreign_pages, junk, programs, r
 from megagpt.errors import ConfigError
 
 EVALUATIONS = {"lambada/lambada_test.jsonl.gz": "text", "hellaswag/hellaswag_val_4k.jsonl.gz": "ctx"}
-"""Files of --data whose text is planted, and by which key of their records it is."""
+"""Files of --data whose text is planted, with the key of the text in their records."""
 FOREIGN, EXACT, EVALUATION, ADDRESS = "foreign", "exact copy", "evaluation text", "address"
 NEAR = {"near copy, 1 word in 100": 0.01, "near copy, 1 word in 30": 1 / 30}
-"""Share of the words of a copy that differ."""
+"""Share of changed words in each kind of near copy."""
 DROPPED = (*JUNK, FOREIGN)
-"""Kinds of pages that should not stay."""
+"""Kinds of pages that should be dropped."""
 COPIES = (EXACT, *NEAR)
-"""Kinds of pages of which one of two should stay."""
+"""Kinds of copies: of a copy and its original, one should be kept."""
 
 HELD_OUT = 8
-"""One clean page of so many is kept for measuring."""
+"""One of HELD_OUT clean pages is held out for measuring."""
 CURATED = 4
-"""One of so many is kept for the curated set, from other sources than the crawl's web pages."""
+"""One of CURATED clean pages goes to the curated set, which has no web pages."""
 MIN_WORDS = 20
-"""Of an evaluation's text that is planted: fewer than a run of 13 cannot be found."""
+"""Smallest number of words of planted evaluation text. Text with fewer than 13 words cannot be found."""
 
 
 class Raw(NamedTuple):
     """A page of the crawl."""
 
     kind: str
-    """What it was made as: of CLEAN, DROPPED, COPIES, or a clean page with EVALUATION or ADDRESS in it."""
+    """One of CLEAN, DROPPED or COPIES, or EVALUATION or ADDRESS for a clean page with planted text."""
     text: str
     origin: int | None = None
-    """Of a copy: the place of its original in the crawl."""
+    """Index of a copy's original in the crawl."""
     planted: tuple[str, ...] = ()
-    """Passages or addresses that were put into it."""
+    """Passages or addresses that were inserted."""
 
 
 class Crawl(NamedTuple):
-    """What is made of --data."""
+    """A crawl, and sets of clean pages that are not in it."""
 
     pages: list[Raw]
-    """In a random order."""
+    """Pages of the crawl in a random order."""
     held_out: list[str]
-    """Clean pages that are nowhere else."""
+    """Clean pages for measuring."""
     curated: list[str]
-    """Clean pages that are not in the crawl: the set that is mixed with it."""
+    """Clean pages that are mixed with the crawl later."""
 
 
 def make_crawl(data: Path, mb: float, seed: int) -> Crawl:
     """A crawl with about `mb` megabytes of clean text before the rest is added. Raises ConfigError without the data."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     clean: list[tuple[str, str]] = []
     held_out, curated = [], []
     for kind in CLEAN:
@@ -64,28 +64,28 @@ def make_crawl(data: Path, mb: float, seed: int) -> Crawl:
             else:
                 clean.append((kind, text))
     if len(clean) < 50:
-        raise ConfigError(f"--mb {mb:g} makes {len(clean)} clean pages, and 50 are the least: raise it")
-    dice.shuffle(clean)
-    made = list(_plant(data, clean, dice))
-    order = dice.sample(range(len(made)), len(made))
+        raise ConfigError(f"--mb {mb:g} makes {len(clean)} clean pages, but at least 50 are needed: raise it")
+    rng.shuffle(clean)
+    made = list(_plant(data, clean, rng))
+    order = rng.sample(range(len(made)), len(made))
     place_of = {old: new for new, old in enumerate(order)}
     pages = [made[old] for old in order]
     pages = [page if page.origin is None else page._replace(origin=place_of[page.origin]) for page in pages]
     return Crawl(pages, held_out, curated)
 
 
-def _plant(data: Path, clean: Sequence[tuple[str, str]], dice: random.Random) -> Iterator[Raw]:
-    """The clean pages, of which a twentieth each has evaluation text or addresses in it; then the rest."""
+def _plant(data: Path, clean: Sequence[tuple[str, str]], rng: random.Random) -> Iterator[Raw]:
+    """The clean pages, a twentieth with evaluation text and a twentieth with addresses; then all other kinds."""
     part = max(2, len(clean) // 20)
-    passages = iter(dice.sample(_passages(data), part))
+    passages = iter(rng.sample(_passages(data), part))
     for place, (kind, text) in enumerate(clean):
         if place < part:
             passage = next(passages)
-            yield Raw(EVALUATION, _inserted(text, passage, dice), planted=(passage,))
+            yield Raw(EVALUATION, _inserted(text, passage, rng), planted=(passage,))
         elif place < 2 * part:
-            addresses = tuple(_addresses(dice))
+            addresses = tuple(_addresses(rng))
             for address in addresses:
-                text = _inserted(text, f"Write to {address} for more.", dice)
+                text = _inserted(text, f"Write to {address} for more.", rng)
             yield Raw(ADDRESS, text, planted=addresses)
         else:
             yield Raw(kind, text)
@@ -94,32 +94,32 @@ def _plant(data: Path, clean: Sequence[tuple[str, str]], dice: random.Random) ->
     code = programs(data)
     for kind in JUNK:
         for _ in range(part):
-            yield Raw(kind, junk(kind, dice, words, texts, code))
+            yield Raw(kind, junk(kind, rng, words, texts, code))
     for text in foreign_pages(data, 0.3 * sum(map(len, texts))):
         yield Raw(FOREIGN, text)
-    origins = iter(dice.sample(range(2 * part, len(clean)), 2 * part * len(COPIES)))
+    origins = iter(rng.sample(range(2 * part, len(clean)), 2 * part * len(COPIES)))
     for kind in COPIES:
         for _ in range(2 * part):
             origin = next(origins)
             text = texts[origin]
-            yield Raw(kind, spoilt(text, NEAR[kind], words, dice) if kind in NEAR else text, origin)
+            yield Raw(kind, spoilt(text, NEAR[kind], words, rng) if kind in NEAR else text, origin)
 
 
 def _passages(data: Path) -> list[str]:
-    """Texts of the evaluations that are long enough."""
+    """Texts of the evaluations with at least MIN_WORDS words."""
     texts = (" ".join(record[key].split()) for name, key in EVALUATIONS.items() for record in records(data, name))
     return sorted({text for text in texts if len(text.split()) >= MIN_WORDS})
 
 
-def _addresses(dice: random.Random) -> Iterator[str]:
+def _addresses(rng: random.Random) -> Iterator[str]:
     """An e-mail address and a public IP address."""
-    name = "".join(dice.choices("abcdefghijklmnoprstuvw", k=7))
-    yield f"{name}.{dice.randint(10, 99)}@{dice.choice(('gmail', 'yahoo', 'hotmail', 'web'))}.com"
-    yield f"{dice.choice((45, 66, 81, 93))}.{dice.randint(1, 254)}.{dice.randint(1, 254)}.{dice.randint(1, 254)}"
+    name = "".join(rng.choices("abcdefghijklmnoprstuvw", k=7))
+    yield f"{name}.{rng.randint(10, 99)}@{rng.choice(('gmail', 'yahoo', 'hotmail', 'web'))}.com"
+    yield f"{rng.choice((45, 66, 81, 93))}.{rng.randint(1, 254)}.{rng.randint(1, 254)}.{rng.randint(1, 254)}"
 
 
-def _inserted(text: str, what: str, dice: random.Random) -> str:
-    """`text` with a passage between two of its sentences, at a place drawn."""
+def _inserted(text: str, what: str, rng: random.Random) -> str:
+    """`text` with a passage between two of its sentences, at a random place."""
     ends = [place + 1 for place in range(len(text) - 1) if text[place] in ".!?" and text[place + 1].isspace()]
-    place = dice.choice(ends or [len(text)])
+    place = rng.choice(ends or [len(text)])
     return f"{text[:place]} {what}{text[place:]}"

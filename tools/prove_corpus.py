@@ -1,15 +1,16 @@
-"""Shows what the steps of a corpus find of what was planted, and that a model learns better from what they leave.
+"""Measure how much planted junk the steps of a corpus find, and show that a model learns better from the kept text.
 
     python tools/prove_corpus.py --data ../shared/data --output docs/benchmarks/corpus_proof_cpu.json
 
-A raw crawl is made of --data: clean pages of four kinds, junk of seven kinds, pages in other languages, exact and near
-copies, text of evaluations and addresses within clean pages, all in known amounts and drawn by --seed. The command
-`megagpt data corpus` filters it with --recipe. For each kind that was planted: what was found and what was missed
-(recall), by which step; for each step: how much of what it dropped was planted (precision).
+It makes a raw crawl of --data: clean pages of four kinds, junk of seven kinds, pages in other languages, exact and near
+copies, and evaluation text and addresses within clean pages, all in known amounts and drawn by --seed. The command
+`megagpt data corpus` filters it with --recipe. For each planted kind it reports the found share (recall), and which
+steps found it; for each step, the planted share of the dropped pages (precision).
 
-Then the model of experiment=demo learns from the raw crawl, from what is left of it, and from that mixed with a curated
-set, with as many tokens each and --seeds; the tokenizer is the raw crawl's. It fails unless the mean loss on clean
-pages that are in none of them is lower after the filtered text than after the raw one, and lower after the mixed one.
+Then the model of experiment=demo learns from the raw crawl, from the filtered crawl, and from the filtered crawl mixed
+with a curated set, with the same number of tokens each and with several --seeds; the tokenizer is the raw crawl's. It
+fails unless the mean loss on held-out clean pages is lower after the filtered text than after the raw text, and also
+lower after the mixed text.
 """
 
 import argparse
@@ -37,22 +38,22 @@ from megagpt.log import run_tool
 
 RUNS = ("raw", "filtered", "mixed")
 CRAWL_WEIGHT = 0.6
-"""Of the crawl in the mixture, as in GPT-3's; the curated set has the rest."""
+"""Weight of the crawl in the mixture, as in GPT-3's; the curated set has the rest."""
 NEEDED = ("duplicates.documents=true", "urls.lists=small", "pii.emails=true", "pii.addresses=true")
-"""Changes of the recipe: all that was planted is looked for."""
+"""Changes of the recipe, so that it searches for everything that was planted."""
 SIMILAR = ("exact duplicate", "near-duplicate")
 NGRAM = 13
 
 
 class Outcome(NamedTuple):
-    """What became of the pages of the crawl, by their places in it."""
+    """The kept, dropped and changed pages of the crawl, by their indices."""
 
     kept: dict[int, str]
-    """Text, pieces joined by line breaks."""
+    """Text of each kept page, its pieces joined by line breaks."""
     dropped: dict[int, tuple[str, str]]
-    """Rule and reason."""
+    """(rule, reason) of each dropped page."""
     changed: dict[str, set[int]]
-    """Places by what was changed, such as "e-mail address"."""
+    """Indices of the pages with each kind of change, such as "e-mail address"."""
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--folder", type=Path, default=Path("runs/prove_corpus"), help="(default: %(default)s)")
-    parser.add_argument("--mb", type=float, default=4, help="clean text, before more is added (default: %(default)s)")
+    parser.add_argument("--mb", type=float, default=4, help="clean text, before planting (default: %(default)s)")
     parser.add_argument("--recipe", default="fineweb", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the crawl (default: %(default)s)")
     parser.add_argument("--train-tokens", type=int, default=600_000, help="of a run; 0: none (default: %(default)s)")
@@ -87,16 +88,16 @@ def main() -> None:
         args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     means = result.get("training", {}).get("mean_loss", {})
     if worse := [name for name in RUNS[1:] if means and means[name] >= means["raw"]]:
-        raise MegaGPTError(f"clean text is predicted no better after {' and '.join(worse)} text than after raw text")
+        raise MegaGPTError(f"{' and '.join(worse)} text does not give a lower loss on clean text than raw text")
 
 
 def megagpt(*arguments: object) -> None:
-    """Run a command of megagpt; one that fails ends this one."""
+    """Run a command of megagpt. Raises CalledProcessError if it fails."""
     subprocess.run([sys.executable, "-m", "megagpt.cli", *map(str, arguments)], check=True)
 
 
 def make_corpus(args: argparse.Namespace, crawl: Crawl) -> Outcome:
-    """Write the crawl, filter it with the command, and see what became of every page."""
+    """Write the crawl, filter it with the command, and return the outcome of every page."""
     folder = args.folder
     folder.mkdir(parents=True, exist_ok=True)
     wet = folder / "raw.warc.wet.gz"
@@ -110,7 +111,7 @@ def make_corpus(args: argparse.Namespace, crawl: Crawl) -> Outcome:
 
 
 def read_outcome(corpus: Path, wet: Path) -> Outcome:
-    """What became of the pages of the WET file of which the corpus was made."""
+    """The outcome of all pages of the WET file from which the corpus was made. Raises MegaGPTError if one is lost."""
     report = json.loads((corpus / "report.json").read_bytes())
     (unit,) = list_units("web", [wet])
     records = [record for record in read_unit(unit, "web") if getattr(record, "url", None)]
@@ -120,7 +121,7 @@ def read_outcome(corpus: Path, wet: Path) -> Outcome:
         for record in read_shard(corpus / name):
             place = place_of[record["source"]]
             if record["url"] != url_of(place):
-                raise MegaGPTError(f"{record['source']} is said to be {record['url']}, and is {url_of(place)}")
+                raise MegaGPTError(f"{record['source']} has the URL {record['url']}, not {url_of(place)}")
             kept[place] = "\n".join([kept[place], record["text"]] if place in kept else [record["text"]])
     dropped = {
         place_of[sample["source"]]: (rule, sample["reason"])
@@ -137,7 +138,7 @@ def read_outcome(corpus: Path, wet: Path) -> Outcome:
 
 
 def planted_table(pages: list[Raw], outcome: Outcome) -> dict[str, Any]:
-    """For each kind that was planted: how much there was, what was found, the recall, and which rules found it."""
+    """For each planted kind: the planted and found numbers, the recall, and the rules that found it."""
     table = {}
     for kind in (*DROPPED, *COPIES, EVALUATION, ADDRESS):
         found: list[str | None] = []
@@ -155,7 +156,7 @@ def planted_table(pages: list[Raw], outcome: Outcome) -> dict[str, Any]:
 
 
 def _found(place: int, page: Raw, pages: list[Raw], outcome: Outcome) -> Iterator[str | None]:
-    """The rule that found each thing planted in a page, None for what was missed."""
+    """For each planted item of a page, the rule that found it, or None."""
     rule = outcome.dropped.get(place, (None, None))[0]
     if page.kind in DROPPED:
         yield rule
@@ -178,9 +179,9 @@ def _holds(text: str, planted: str, kind: str) -> bool:
 
 
 def steps_table(pages: list[Raw], outcome: Outcome) -> dict[str, Any]:
-    """For each step that drops pages: how many, how many of those were planted to be dropped, and the rest by kind.
+    """For each step that drops pages: the number of dropped pages, how many of them were planted, and the rest by kind.
 
-    Of a pair of copies either may go; a page that a copy was made of counts as one.
+    Of a copy and its original either may be dropped, so originals count as planted for these steps.
     """
     copied = {page.origin for page in pages}
     table: dict[str, Counter[str]] = {}
@@ -203,7 +204,7 @@ def steps_table(pages: list[Raw], outcome: Outcome) -> dict[str, Any]:
 
 
 def _changes(pages: list[Raw], outcome: Outcome) -> dict[str, Any]:
-    """The same of what is cut out or replaced, by pages: of those that had anything planted, and of others."""
+    """For each kind of change: the number of changed pages, how many of them had planted text, and the rest by kind."""
     wanted = {"overlap with evaluations": EVALUATION, "e-mail address": ADDRESS, "IP address": ADDRESS}
     table = {}
     for change, kind in wanted.items():
@@ -229,7 +230,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def train(args: argparse.Namespace, crawl: Crawl) -> dict[str, Any]:
-    """Losses on the held-out pages of a model for each kind of text and seed, and their means."""
+    """Losses of a model on the held-out pages for each kind of text and seed, and their means."""
     corpora = write_corpora(args, crawl)
     losses: dict[str, list[float]] = {name: [] for name in RUNS}
     for seed in args.seeds:
@@ -265,7 +266,7 @@ TEXTS = ("raw", "filtered", "curated", "held_out")
 
 
 def write_corpora(args: argparse.Namespace, crawl: Crawl) -> dict[str, str]:
-    """Tokenize all texts; returns what data.corpora is for each kind of run."""
+    """Tokenize all texts. Returns the value of data.corpora for each kind of run."""
     folder = args.folder
     texts = {"raw": [page.text for page in crawl.pages], "curated": crawl.curated, "held_out": crawl.held_out}
     for name, parts in texts.items():
@@ -294,7 +295,7 @@ def write_corpora(args: argparse.Namespace, crawl: Crawl) -> dict[str, str]:
 
 
 def held_out_loss(run: Path, corpus: Path) -> float:
-    """Nats a token of a run's model on a tokenized corpus; a tenth, which loaders want to train on, is left out."""
+    """Nats per token of a run's model on a tokenized corpus, without a tenth, since loaders need a training split."""
     from megagpt.config.schema import CorpusConfig, ParallelConfig
     from megagpt.data.loader import PretrainLoader
     from megagpt.evaluate.held_out import evaluate

@@ -1,14 +1,15 @@
-"""Shows that stage embed learns, beside sentence-transformers with the same weights, pairs and time.
+"""Show that stage embed learns, compared with sentence-transformers with the same weights, pairs and time.
 
     python tools/prove_embed.py --data ../shared/data --output docs/benchmarks/embed_learning_cpu.json
 
---data has the folders stsb, scifact and snli_sample. A small dense GPT learns to predict their texts first. From its
-weights both sides learn from the same pairs in the same batches: titles with abstracts, claims with abstracts (training
-split), and sentences that mean the same (training split of STS-B, and SNLI). Stage embed takes --minutes, on two ranks;
-then sentence-transformers (MultipleNegativesRankingLoss, symmetric) gets as many seconds of steps, on two threads. Both
-take a batch in one pass. Learning rate, warm-up and decay over the time, temperature and optimizer are the same.
-Measured before and after: rank correlation on STS-B's test split, and nDCG@10 of SciFact's 300 validation claims among
-its 5,183 abstracts. It fails where stage embed ends below its peer by more than --tolerance.
+--data has the folders stsb, scifact and snli_sample. First a small dense GPT is pretrained on their texts. Both sides
+start from its weights and learn from the same pairs in the same batches: titles with abstracts, claims with abstracts
+(training split), and sentences with the same meaning (training split of STS-B, and SNLI). Stage embed takes --minutes,
+on two ranks; then sentence-transformers (MultipleNegativesRankingLoss, symmetric) gets the same number of seconds of
+steps, on two threads. Both take a batch in one pass. Learning rate, warm-up and decay over the time, temperature and
+optimizer are the same. It measures, before and after, the rank correlation on STS-B's test split, and nDCG@10 of
+SciFact's 300 validation claims among its 5,183 abstracts. It fails if stage embed ends below its peer by more than
+--tolerance.
 """
 
 import argparse
@@ -40,9 +41,9 @@ from megagpt.train.metrics import read_jsonl
 BATCH, TEMPERATURE, LR, WARMUP, MIN_LR_RATIO = 64, 0.05, 1e-3, 0.05, 0.1
 MAX_TOKENS = 128
 RANKS = ("--nproc-per-node", "2")
-"""Two ranks of a core each; the peer has two threads."""
+"""Two ranks with one core each; the peer has two threads."""
 CALIBRATION = 12
-"""Steps of a run that tells how many fit into the time."""
+"""Number of steps of a first run that measures the time of a step."""
 SETS = (
     "scifact/corpus.jsonl.gz",
     "scifact/claims.jsonl.gz",
@@ -96,7 +97,7 @@ def main() -> None:
 
 
 def megagpt(*arguments: str) -> None:
-    """Run a command of megagpt; one that fails ends this one."""
+    """Run a command of megagpt. Raises CalledProcessError if it fails."""
     subprocess.run([sys.executable, "-m", "megagpt.cli", *arguments], check=True)
 
 
@@ -113,7 +114,7 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def write_sets(data: Path, folder: Path) -> None:
-    """The pairs and the text to learn from, and SciFact as a BEIR folder."""
+    """Write the pairs and the text to learn from, and SciFact as a BEIR folder."""
     documents = [
         {"_id": one["_id"], "title": one["title"], "text": " ".join(one["sentences"])}
         for one in lines_of(data / "scifact" / "corpus.jsonl.gz")
@@ -152,7 +153,7 @@ def write_sets(data: Path, folder: Path) -> None:
 
 
 def pretrain(folder: Path, tokens: int) -> None:
-    """The model that both sides start from; one that an earlier call made in the folder is taken."""
+    """Pretrain the model from which both sides start, unless an earlier call has made it in the folder."""
     if (folder / "base_hf").exists():
         return
     text, tokenizer, corpus = (str(folder / name) for name in ("text.jsonl", "tokenizer.json", "corpus"))
@@ -174,7 +175,7 @@ def pretrain(folder: Path, tokens: int) -> None:
 
 
 def shape(folder: Path) -> list[str]:
-    """What all runs have in common."""
+    """Overrides that all runs share."""
     return [
         f"runs_dir={folder}",
         f"data.tokenizer={folder}/tokenizer.json",
@@ -185,7 +186,7 @@ def shape(folder: Path) -> list[str]:
 
 
 def train_ours(folder: Path, seconds: float) -> float:
-    """Train stage embed for about so many seconds; returns how many its steps took."""
+    """Train stage embed for about `seconds` seconds. Returns the total seconds of its steps."""
     common = [
         "train",
         *RANKS,
@@ -242,7 +243,7 @@ class Peer:
         )
 
     def train(self, seconds: float) -> int:
-        """Take steps for so many seconds; returns their number."""
+        """Take steps for `seconds` seconds. Returns their number."""
         parameters = list(self.model.parameters())
         groups = [
             {"params": [value for value in parameters if value.dim() > 1], "weight_decay": self.optim.weight_decay},
@@ -267,12 +268,12 @@ class Peer:
         return number
 
     def save(self, folder: Path) -> None:
-        """Write the folder that `SentenceTransformer` reads."""
+        """Write the model to a folder that `SentenceTransformer` can read."""
         self.model.save(str(folder))
 
 
 def end_with_end_of_text(tokenizer: Any) -> None:
-    """Have the tokenizer of transformers end every text with end-of-text, as stage embed does."""
+    """Let the tokenizer of transformers end every text with end-of-text, like stage embed."""
     from tokenizers.processors import TemplateProcessing
 
     special = [(END_OF_TEXT, tokenizer.convert_tokens_to_ids(END_OF_TEXT))]
@@ -288,7 +289,7 @@ def rate(progress_made: float) -> float:
 
 
 def measure(folder: Path, name: str, model: str, data: Path) -> dict[str, float]:
-    """Figures on both sets."""
+    """Metrics on both sets."""
     found = {}
     for task, source, metric in (
         ("sts", data / "stsb" / "stsb-en-test.csv.gz", "spearman"),

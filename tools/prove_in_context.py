@@ -1,16 +1,16 @@
-"""Shows that a small model learns in context: it answers by rules that it has never seen, from examples in its prompt.
+"""Show that a small model learns in context: it answers by unseen rules, from examples in its prompt.
 
     python tools/prove_in_context.py --seeds 1 2 3 --output docs/benchmarks/in_context_learning_cpu.json
 
-For each seed, the model of experiment=demo_incontext learns from documents of one rule each (`megagpt data rules`), and
-a control from the same examples dealt out anew over the documents, so that no document has a rule: as many tokens of
-either, in the same order of kinds. Both then answer the same questions about held-out rules with K examples in front.
-It fails unless, for each seed and on average over the kinds that were trained on:
+For each seed, the model of experiment=demo_incontext learns from documents of one rule each (`megagpt data rules`). A
+control learns from the same examples, shuffled over the documents so that no document has a rule, with the same number
+of tokens and the same order of kinds. Both then answer the same questions about held-out rules after K examples. It
+fails unless, for each seed and on average over the trained kinds:
 
 - the model's accuracy without examples is chance, up to CHANCE_ERRORS standard errors,
 - its accuracy with the most examples is above chance by --margin,
 - its accuracy grows from every K to the next,
-- the control's accuracy is above chance by no more than --control-margin at any K.
+- the control's accuracy is above chance by at most --control-margin at any K.
 """
 
 import argparse
@@ -35,12 +35,12 @@ from megagpt.stages.weights import load_model
 from megagpt.train.metrics import read_jsonl
 
 ARMS = {"rules": [], "shuffled": ["--shuffled"]}
-"""What the model and its control learn from, and the options that make it."""
+"""Documents of the model and of its control, with the options that make them."""
 BATCH = 16
-"""Documents' windows in a step, as in configs/optim/demo_incontext.yaml."""
+"""Sequences per step, as in configs/optim/demo_incontext.yaml."""
 CHANCE_ERRORS = 3
 ROWS = 128
-"""Prompts with an answer that are scored at a time."""
+"""Number of prompts with answers that are scored at a time."""
 KNOWN, NEW = "kinds trained on", "kinds never trained on"
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     args = parser.parse_args()
     if args.shots != sorted(set(args.shots)) or args.shots[0] != 0 or len(args.shots) < 2:
-        raise ConfigError(f"--shots is {args.shots}; it must be numbers in rising order that begin with 0")
+        raise ConfigError(f"--shots is {args.shots}; it must be ascending numbers that begin with 0")
     if args.shots[-1] >= EXAMPLES:
         raise ConfigError(f"--shots asks for {args.shots[-1]} examples; a question has {EXAMPLES - 1}")
     asked = list(questions(args.questions * len(KINDS | HELD_OUT_KINDS), seed=0))
@@ -85,17 +85,17 @@ def main() -> None:
 
 
 def run_folder(folder: Path, seed: int, arm: str) -> Path:
-    """Where a run is."""
+    """Folder of a run."""
     return folder / f"{arm}_{seed}"
 
 
 def megagpt(*arguments: str) -> None:
-    """Run a command of megagpt; one that fails ends this one."""
+    """Run a command of megagpt. Raises CalledProcessError if it fails."""
     subprocess.run([sys.executable, "-m", "megagpt.cli", *arguments], check=True)
 
 
 def train(args: argparse.Namespace, seed: int, arm: str) -> float:
-    """Make the documents and train; a run that an earlier call finished is taken. Returns its minutes of steps."""
+    """Make the documents and train, unless an earlier call has finished the run. Returns the minutes of its steps."""
     run, data = run_folder(args.folder, seed, arm), args.folder / "data" / f"{arm}_{seed}"
     tokenizer = args.folder / "data" / "tokenizer.json"
     if (run / "config.yaml").exists() and (made := read_config(run / "config.yaml").optim.train_tokens) != args.tokens:
@@ -124,9 +124,9 @@ def train(args: argparse.Namespace, seed: int, arm: str) -> float:
 
 
 def ask(run: Path, asked: list[dict[str, Any]], shots: Sequence[int]) -> dict[str, Any]:
-    """Chance, and accuracy by K, of each kind, and over the kinds trained on and those not.
+    """Chance, and accuracy by K, for each kind, for all trained kinds, and for all other kinds.
 
-    The likeliest choice is the answer: the sum of its tokens' log-probabilities counts.
+    The answer is the choice with the highest sum of its tokens' log-probabilities.
     """
     _, engine, tokenizer = load_model(run, ParallelConfig(zero_stage=0))
     prompts, answers = [], []
@@ -177,7 +177,7 @@ def score_all(model: torch.nn.Module, tokenizer: Tokenizer, answers: list[tuple[
 
 
 def interval(rights: list[bool]) -> list[float]:
-    """The share of right answers, and the ends of its 95% interval by Wilson (1927)."""
+    """[share of right answers, lower and upper end of its 95% interval (Wilson, 1927)]."""
     n, share, z = len(rights), sum(rights) / len(rights), 1.96
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -195,7 +195,7 @@ def as_text(run: dict[str, Any], shots: Sequence[int]) -> str:
 
 
 def failures(runs: list[dict[str, Any]], shots: Sequence[int], margin: float, control_margin: float) -> list[str]:
-    """What does not hold."""
+    """Messages about conditions that do not hold."""
     wrong = []
     for run in runs:
         found = run["kinds"][KNOWN]

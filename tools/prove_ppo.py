@@ -1,13 +1,13 @@
-"""Show on a small task that PPO learns, is held near its reference, and with pretraining gradients forgets nothing.
+"""Show on a small task that PPO learns, stays near its reference, and with pretraining gradients does not forget.
 
     python tools/prove_ppo.py --output docs/benchmarks/ppo_learning_cpu.json --plot docs/benchmarks/ppo_learning.svg
     python tools/prove_ppo.py --seeds 1 --episodes 7680 --runs-dir runs/quick
 
-A model of two layers is pretrained on synthetic instructions as text and as conversations, and fine-tuned on these.
-Then it learns from a program that checks answers, with every seed in three ways: `plain`, with hardly any penalty for
-divergence; `target`, with a penalty that is adapted to a divergence of at most ppo.kl_target; and `text`, plain with
-pretraining gradients (PPO-ptx, as published: 8 sequences an answer, coefficient 27.8). Held-out prompts and text are
-measured before, on the way and after. It fails where a claim does not hold. Runs that are there are not made again.
+A model of two layers is pretrained on synthetic instructions as text and as conversations, and fine-tuned on the
+conversations. Then it learns from a program that checks answers, with every seed in three ways: `plain`, with a very
+small penalty for divergence; `target`, with a penalty that adapts to a divergence of at most ppo.kl_target; and `text`,
+plain with pretraining gradients (PPO-ptx, as published: 8 sequences per answer, coefficient 27.8). Held-out prompts and
+text are measured before, during and after training. It fails if a claim does not hold. Finished runs are kept.
 """
 
 import argparse
@@ -41,10 +41,10 @@ from megagpt.train.metrics import read_jsonl
 
 KINDS = ("some_words", "beginning", "add", "count")
 INSTRUCTIONS = 4000
-"""For demonstrations, and as many for prompts."""
+"""Number of instructions for demonstrations, and the same number for prompts."""
 
 OVERRIDES = "overrides.json"
-"""In a run's folder: what it was told."""
+"""File with the overrides of a run, in its folder."""
 
 KL_TARGET = 0.8
 WAYS = {
@@ -112,8 +112,8 @@ def parse() -> argparse.Namespace:
     add("--seeds", type=int, default=5, help="how many seeds (default: %(default)s)")
     add("--tokens", type=int, default=2_000_000, help="tokens of pretraining (default: %(default)s)")
     add("--episodes", type=int, default=15_360, help="answers that a run learns from (default: %(default)s)")
-    add("--margin", type=float, default=0.3, help="least rise of the score to claim (default: %(default)s)")
-    add("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a core each (default: all cores)")
+    add("--margin", type=float, default=0.3, help="smallest rise of the score to claim (default: %(default)s)")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="runs in parallel, one core each (default: all cores)")
     add("--runs-dir", type=Path, default=Path("runs/prove_ppo"), help="folder of the runs (default: %(default)s)")
     add("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     add("--plot", type=Path, metavar="FILE", help="draw the curves (.svg, .png); needs matplotlib")
@@ -124,10 +124,10 @@ def parse() -> argparse.Namespace:
 
 
 def prepare(folder: Path) -> list[str]:
-    """Write conversations, prompts, a tokenizer and the two corpora; returns what all runs are configured by."""
+    """Write conversations, prompts, a tokenizer and the two corpora. Returns the overrides that all runs share."""
     folder.mkdir(parents=True, exist_ok=True)
     made = list(make_instructions(2 * INSTRUCTIONS, kinds=KINDS))
-    random.Random(0).shuffle(made)  # they come kind by kind in turn
+    random.Random(0).shuffle(made)  # the kinds come in turn
     shown, asked = made[::2], made[1::2]
     write(folder / "conversations.jsonl", map(conversation, shown))
     write(folder / "prompts.jsonl", map(prompt, asked))
@@ -160,9 +160,9 @@ def prepare(folder: Path) -> list[str]:
 
 
 def train(runs: dict[str, list[str]], jobs: int = 1) -> None:
-    """Run stages to their ends, on a core each and `jobs` at a time, but for those that have ended before.
+    """Run all stages that have not ended before, with one core each and `jobs` in parallel.
 
-    Raises ConfigError where a run that is there was made with other overrides.
+    Raises ConfigError if the folder has a run with other overrides.
     """
     todo = []
     for name, overrides in runs.items():
@@ -187,12 +187,12 @@ def _train(overrides: list[str]) -> None:
 
     config = load(overrides)
     with (Path(config.run_dir) / "console.txt").open("a") as console:
-        os.dup2(console.fileno(), sys.stderr.fileno())  # several runs at a time would talk at once
+        os.dup2(console.fileno(), sys.stderr.fileno())  # the output of parallel runs would mix
     run(config)
 
 
 def read(run: Path) -> dict[str, Any]:
-    """What a run measured: by figure, steps and values; and the largest divergence of any iteration's answers."""
+    """A run's steps, values of each figure, and largest divergence of an iteration."""
     lines = read_jsonl(run / "metrics.jsonl")
     before, after = (json.loads((run / f"{name}.json").read_text()) for name in ("evaluation_before", "evaluation"))
     measured = [before, *(line for line in lines if "validation_score" in line), after]
@@ -204,7 +204,7 @@ def read(run: Path) -> dict[str, Any]:
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """A row a seed, as Markdown."""
+    """One row per seed, as Markdown."""
     heads = [f"{figure}, {way}" for figure in ("score after", "nats", "loss after") for way in found]
     rows = [["seed", "score before", "loss before", *heads]]
     for seed, runs in enumerate(zip(*found.values(), strict=True), 1):
@@ -218,7 +218,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def check_claims(found: dict[str, list[dict[str, Any]]], margin: float) -> Iterator[tuple[bool, str]]:
-    """Claims, and whether every seed bears them out."""
+    """(whether the claim holds for every seed, the claim) for all claims."""
     for way, runs in found.items():
         rise = min(run["validation_score"][-1] - run["validation_score"][0] for run in runs)
         yield rise >= margin, f"{way}: the score rises by {rise:.3f} or more with every seed ({margin:g} is claimed)"
@@ -233,7 +233,7 @@ def check_claims(found: dict[str, list[dict[str, Any]]], margin: float) -> Itera
 
 
 def about() -> dict[str, Any]:
-    """What it was measured on, and with what."""
+    """Command, date, device and versions."""
     return {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
@@ -244,11 +244,11 @@ def about() -> dict[str, Any]:
 
 
 def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Draw every seed's curve, a panel a figure, a colour a way."""
+    """Draw the curves of all seeds, with one panel per figure and one colour per way."""
     import matplotlib
 
     matplotlib.use("agg")
-    matplotlib.rcParams["svg.hashsalt"] = "megagpt"  # the same curves, the same file
+    matplotlib.rcParams["svg.hashsalt"] = "megagpt"  # the same curves give the same file
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, len(FIGURES), figsize=(12, 3.6), layout="constrained")

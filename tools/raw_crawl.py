@@ -1,6 +1,6 @@
-"""Pages of a crawl that are made of the project's data sets, junk of known kinds, and WET files of them.
+"""Make pages of a crawl from data sets, junk of known kinds, and WET files.
 
-`bench_corpus` times the steps of a corpus on them; `prove_corpus` counts what the steps find of what was planted.
+`bench_corpus` times the steps of a corpus on them; `prove_corpus` counts how much planted junk the steps find.
 """
 
 import gzip
@@ -20,15 +20,15 @@ CLEAN = {
     "novels": "english_novels/novels_en.jsonl.gz",
     "speeches": "us_speeches/state_union.jsonl.gz",
 }
-"""Files of --data with English text, by what kind of pages are made of them."""
+"""Files of --data with English text, by the kind of pages made from them."""
 FOREIGN = {"novels_de_fr_ja/novels_de_fr_ja.jsonl.gz": None, "chinese_classics/novels_zh.jsonl.gz": "zh"}
 """Files of text in other languages; None: each record names its own."""
 SHARES = {"de": 0.4, "fr": 0.4, "ja": 0.1, "zh": 0.1}
-"""Of the bytes of foreign pages: in a crawl, too, most languages put spaces between words."""
+"""Shares of the bytes of foreign pages. As in a crawl, most are in languages with spaces between words."""
 CODE = "humaneval/HumanEval.jsonl.gz"
 
 PAGE = 4000
-"""Characters of a page that is cut out of a longer text, about."""
+"""Approximate number of characters of a page that is cut out of a longer text."""
 _MENU = """
     Home|About us|Products|Contact|My account|Log in|Register|Sitemap|Share on Facebook|Tweet|Newsletter|Cart (0)|
     Next page|Previous page|Terms of use|Privacy policy|FAQ|Help|Search|Categories|Archive|Leave a comment|RSS|
@@ -50,7 +50,7 @@ _GOODS = (
 
 
 def records(data: Path, name: str) -> Iterator[dict[str, Any]]:
-    """The records of one of the files of --data. Raises ConfigError where there is no such file."""
+    """The records of a file of --data. Raises ConfigError if there is no such file."""
     path = data / name
     if not path.is_file():
         raise ConfigError(f"--data {data} has no {name}")
@@ -59,15 +59,15 @@ def records(data: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def clean_pages(data: Path, kind: str, most: float) -> list[str]:
-    """About `most` bytes of pages of one of the kinds in CLEAN, from all of its records alike."""
+    """About `most` bytes of pages of a kind in CLEAN, taken evenly from all its records."""
     texts = [unwrapped(record["text"]) for record in records(data, CLEAN[kind])]
     return _until(most, (text.strip() for text in texts) if kind == "web" else _in_turns([*map(cut, texts)]))
 
 
 def unwrapped(text: str) -> str:
-    """A text whose paragraphs are lines, also where its file breaks lines at a width, as books do and pages do not.
+    """The text with each paragraph on one line; files of books break lines at a fixed width.
 
-    A paragraph ends at an empty line, and at the end of a sentence in a line that is much shorter than most.
+    A paragraph ends at an empty line, or at the end of a sentence in a line that is much shorter than usual.
     """
     lines = [line.strip() for line in text.splitlines()]
     usual = statistics.median([len(line) for line in lines if line] or [0])
@@ -106,7 +106,7 @@ def _until(most: float, texts: Iterable[str]) -> list[str]:
 
 
 def cut(text: str, size: int = PAGE) -> list[str]:
-    """A text in pages of about `size` characters, at the ends of paragraphs where there are any."""
+    """A text in pages of about `size` characters, cut at the ends of paragraphs if possible."""
     pages, start = [], 0
     while start < len(text):
         end = start + size
@@ -120,34 +120,39 @@ def cut(text: str, size: int = PAGE) -> list[str]:
     return pages
 
 
-def junk(kind: str, dice: random.Random, words: Sequence[str], pages: Sequence[str], code: Sequence[str]) -> str:
-    """A page of junk. words: of the language; pages: good ones, to spoil; code: programs."""
+def junk(kind: str, rng: random.Random, words: Sequence[str], pages: Sequence[str], code: Sequence[str]) -> str:
+    """A page of junk.
+
+    words: words of the language
+    pages: good pages, for repeated lines
+    code: programs
+    """
     match kind:
         case "boilerplate":
             entries = [entry.strip() for entry in _MENU.split("|")]
-            lines = dice.choices(entries, k=dice.randint(40, 80))
-            return "\n".join([*lines[:30], *dice.sample(_COOKIES, 2), *lines[30:]])
+            lines = rng.choices(entries, k=rng.randint(40, 80))
+            return "\n".join([*lines[:30], *rng.sample(_COOKIES, 2), *lines[30:]])
         case "keyword spam":
-            return "\n".join(", ".join(dice.choices(_GOODS, k=12)) for _ in range(dice.randint(8, 20)))
+            return "\n".join(", ".join(rng.choices(_GOODS, k=12)) for _ in range(rng.randint(8, 20)))
         case "word salad":
-            return _sentences(dice.choices(words, k=dice.randint(200, 500)), dice)
+            return _sentences(rng.choices(words, k=rng.randint(200, 500)), rng)
         case "repeated lines":
-            lines = [line for line in dice.choice(pages).split(". ") if len(line) > 30][:3] or ["Nothing to see here"]
-            return "\n".join(f"{line}." for line in lines * dice.randint(6, 12))
+            lines = [line for line in rng.choice(pages).split(". ") if len(line) > 30][:3] or ["Nothing to see here"]
+            return "\n".join(f"{line}." for line in lines * rng.randint(6, 12))
         case "gibberish":
             letters = "bcdfghjklmnpqrstvwxz"
-            made = ["".join(dice.choices(letters, k=dice.randint(3, 11))) for _ in range(dice.randint(150, 400))]
-            return _sentences(made, dice)
+            made = ["".join(rng.choices(letters, k=rng.randint(3, 11))) for _ in range(rng.randint(150, 400))]
+            return _sentences(made, rng)
         case "code":
-            return "\n\n".join(dice.sample(list(code), min(len(code), 6)))
+            return "\n\n".join(rng.sample(list(code), min(len(code), 6)))
         case "numbers":
-            rows = range(dice.randint(20, 60))
-            return "\n".join("\t".join(f"{dice.uniform(0, 1e4):.2f}" for _ in range(8)) for _ in rows)
+            rows = range(rng.randint(20, 60))
+            return "\n".join("\t".join(f"{rng.uniform(0, 1e4):.2f}" for _ in range(8)) for _ in rows)
     raise ValueError(kind)
 
 
 JUNK = ("boilerplate", "keyword spam", "word salad", "repeated lines", "gibberish", "code", "numbers")
-"""Kinds of junk; "word salad" is words of the language drawn alike, in sentences."""
+"""Kinds of junk; "word salad" is uniformly drawn words of the language, in sentences."""
 
 
 def programs(data: Path) -> list[str]:
@@ -155,27 +160,27 @@ def programs(data: Path) -> list[str]:
     return [record["prompt"] + record["canonical_solution"] for record in records(data, CODE)]
 
 
-def _sentences(words: Sequence[str], dice: random.Random) -> str:
+def _sentences(words: Sequence[str], rng: random.Random) -> str:
     """Words in sentences of ten, with capitals and dots, in paragraphs."""
     parts = [" ".join(words[first : first + 10]).capitalize() + "." for first in range(0, len(words), 10)]
     return "\n".join(" ".join(parts[first : first + 5]) for first in range(0, len(parts), 5))
 
 
-def spoilt(text: str, share: float, words: Sequence[str], dice: random.Random) -> str:
-    """A near-duplicate: this share of the words, at places drawn, is replaced by others."""
+def spoilt(text: str, share: float, words: Sequence[str], rng: random.Random) -> str:
+    """A near-duplicate: this share of the words, at random places, is replaced by other words."""
     parts = text.split(" ")
-    for place in dice.sample(range(len(parts)), max(1, round(share * len(parts)))):
-        parts[place] = dice.choice(words)
+    for place in rng.sample(range(len(parts)), max(1, round(share * len(parts)))):
+        parts[place] = rng.choice(words)
     return " ".join(parts)
 
 
 def url_of(place: int) -> str:
-    """The address that `write_wet` gives the page at a place."""
+    """The URL that `write_wet` gives to the page with this index."""
     return f"https://www.site{place % 997}.org/page/{place}.html"
 
 
 def write_wet(path: Path, texts: Iterable[str]) -> int:
-    """Write a WET file with Common Crawl's headers, compressed by the record; returns the bytes of the text."""
+    """Write a WET file with Common Crawl's headers and one gzip member per record. Returns the bytes of the text."""
     from warcio.warcwriter import WARCWriter
 
     size = 0

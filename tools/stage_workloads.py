@@ -1,4 +1,4 @@
-"""Random micro-batches for what each stage learns, by which `check_layouts.py` holds stages to one rank."""
+"""Random micro-batches of each stage, with which `check_layouts.py` compares layouts with one rank."""
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -15,11 +15,11 @@ from megagpt.rl.objectives import PolicyObjective
 from megagpt.train.objectives import LanguageModelObjective, RewardObjective
 
 ANSWERS = 3
-"""To a prompt of `Rankings`."""
+"""Number of answers to a prompt of `Rankings`."""
 
 
 def demonstrations(config: Config) -> tuple[Objective, Batches]:
-    """Stages `edit` and `sft`: packed conversations, kept apart, of which a part counts."""
+    """Stages `edit` and `sft`: packed conversations that are kept apart; a part of the tokens counts in the loss."""
     return LanguageModelObjective(), Conversations(config)
 
 
@@ -46,7 +46,7 @@ class Conversations(RandomTokens):
 
 
 class Rankings(RandomTokens):
-    """A sample is a prompt with its answers, a row each; some are ties."""
+    """A sample is a prompt with its answers, one per row; some are ties."""
 
     def of_samples(self, numbers: range) -> Iterator[Batch]:
         """See `RandomTokens.of_samples`."""
@@ -60,7 +60,7 @@ class Rankings(RandomTokens):
 
 
 class Episodes(RandomTokens):
-    """Of a sample an episode, and a text beside it."""
+    """A sample gives an episode, and a text."""
 
     def of_samples(self, numbers: range) -> Iterator[Batch]:
         """See `RandomTokens.of_samples`."""

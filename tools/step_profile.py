@@ -1,4 +1,4 @@
-"""Where the time of a step goes: PyTorch's profiler, summed up from its trace."""
+"""Profile a step with PyTorch's profiler, and sum up its trace."""
 
 import gzip
 import json
@@ -13,14 +13,14 @@ import torch
 from torch.profiler import ProfilerActivity
 
 SHOWN = 8
-"""Kernels that are named."""
+"""Number of kernels to name."""
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 WAITS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize")
 """Calls in which the host waits for the GPU."""
 
 
 def measure(run: Callable[[], object], path: Path, warm_up: int) -> dict[str, Any]:
-    """Figures of one call of `run` after `warm_up` others, see `summary`; its trace is written to `path` (.json.gz)."""
+    """Figures of one call of `run` after `warm_up` calls; see `summary`. Its trace is written to `path` (.json.gz)."""
     cuda = torch.cuda.is_available()
     for _ in range(warm_up):
         run()
@@ -44,10 +44,10 @@ def measure(run: Callable[[], object], path: Path, warm_up: int) -> dict[str, An
 
 
 def summary(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """From a Chrome trace: the GPU's busy time and idle share, its kernels that took most, copies, and waits.
+    """Figures from a Chrome trace: the GPU's busy time and idle share, its most expensive kernels, copies, and waits.
 
-    The idle share is of the time between the first and the last thing that the GPU did: nothing ran on any stream.
-    Without a GPU: the operators of the CPU that took most by themselves are not told apart, and so only counted.
+    The idle share is the share of the time between the GPU's first and last work in which no stream was busy. Without a
+    GPU there is only the number of CPU operators.
     """
     events = [event for event in events if event.get("ph") == "X" and "dur" in event]
     device = [event for event in events if event.get("cat") in ON_GPU]

@@ -1,12 +1,12 @@
-"""Counts the functions and files that a reader goes through to follow a training step, a save, a load, a step of PPO.
+"""Count the functions and files of a training step, a save, a load and a step of PPO: the reading effort of each path.
 
     python tools/trace_calls.py
     python tools/trace_calls.py --list "training step"
 
-Every path is run for real: a tiny model is trained on one rank, saved, loaded and taught by PPO, in a temporary folder,
-while `sys.setprofile` notes each function of megagpt and its kernels in the order of its first call. Configuration and
-environment are left out, and so are lambdas and comprehensions. "Changes of file" counts neighbours in that order that
-stand in different files.
+It runs every path: a tiny model is trained on one rank, saved, loaded and trained by PPO, in a temporary folder, while
+`sys.setprofile` records each function of megagpt and its kernels in the order of first calls. Configuration,
+environment, lambdas and comprehensions are left out. "Changes of file" counts consecutive functions in that order that
+are in different files.
 """
 
 import argparse
@@ -38,14 +38,14 @@ PATHS = ("training step", "save", "load", "step of PPO")
 
 @dataclass
 class CallTrace:
-    """The functions that a path goes through: from call number `call` of `first` until `last` returns."""
+    """The functions of a path: from call number `call` of `first` until `last` returns."""
 
     first: str
     """Qualified name of the function that begins the path."""
     last: str
     """Qualified name of the function that ends it."""
     call: int
-    """Counts from 1. The first call may hold what is done only once."""
+    """Number of the call, from 1. The first call may contain work that is done only once."""
     seen: dict[CodeType, tuple[str, str]] = field(default_factory=dict)
     """File and qualified name of every function, in the order of the first calls."""
     _calls: int = 0
@@ -66,17 +66,17 @@ class CallTrace:
 
     @property
     def files(self) -> set[str]:
-        """The files that were gone through."""
+        """The files of the functions."""
         return {file for file, _ in self.seen.values()}
 
     @property
     def file_changes(self) -> int:
-        """Neighbours, in the order of first calls, that stand in different files."""
+        """Number of consecutive functions, in the order of first calls, that are in different files."""
         return sum(a != b for (a, _), (b, _) in pairwise(self.seen.values()))
 
 
 def trace(traces: Iterable[CallTrace], work: Callable[[], object]) -> None:
-    """Do `work`, and note what the paths go through. Raises LookupError for a path that was not taken."""
+    """Run `work`, and record the functions of the paths. Raises LookupError for a path that did not run."""
     own: dict[CodeType, bool] = {}
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
@@ -100,7 +100,7 @@ def trace(traces: Iterable[CallTrace], work: Callable[[], object]) -> None:
 
 
 def write_data(folder: Path) -> tuple[int, list[Instruction]]:
-    """Write tokenizer.json, the corpus `text` and prompts.jsonl; returns the vocabulary's size and the instructions."""
+    """Write tokenizer.json, the corpus `text` and prompts.jsonl. Returns (size of the vocabulary, instructions)."""
     made = list(make_instructions(90, kinds=("some_words", "add", "copy"), seed=1))
     texts = ["\n".join(message.content for message in one.messages) for one in made]
     tokenizer = grow_for_chat(train_tokenizer(texts, 300))
@@ -116,7 +116,7 @@ def write_data(folder: Path) -> tuple[int, list[Instruction]]:
 
 
 def settings(folder: Path) -> list[str]:
-    """Write data to `folder`; returns overrides of a tiny run that uses them."""
+    """Write data to `folder`. Returns the overrides of a tiny run that uses it."""
     vocab_size, _ = write_data(folder)
     return [
         "model=tiny",
@@ -138,7 +138,7 @@ def settings(folder: Path) -> list[str]:
 
 
 def configs(folder: Path) -> dict[str, Config]:
-    """The runs that are traced, by stage, in the order in which they need each other."""
+    """The runs to trace, by stage, each after the runs that it needs."""
     common = settings(folder)
     tokens = 4 * 8 * 32
     pretrain = [*common, "run_name=base", f"optim.train_tokens={tokens}", f"optim.decay_tokens={tokens}"]

@@ -78,7 +78,7 @@ SECTIONS = {
 
 
 def dashboard(entity: str, project: str, name: str) -> "Workspace":
-    """The dashboard; nothing is sent before its `save()`."""
+    """The dashboard. Nothing is sent before `save()` is called. Raises ConfigError without wandb-workspaces."""
     try:
         import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
@@ -124,7 +124,7 @@ def main() -> None:
         return
     try:
         workspace.save()
-    except Exception as error:  # whatever the client raises: no key, no network, no such entity
+    except Exception as error:  # the client raises many classes: no key, no network, no such entity
         raise ConfigError(
             f"Weights & Biases did not take the dashboard of {arguments.entity}/{arguments.project} ({error}). "
             "Run `wandb login`, and check the entity, the project and the network."

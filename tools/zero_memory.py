@@ -1,10 +1,11 @@
-"""Measure what each rank holds of parameters, gradients and optimizer state under ZeRO, beside the theory.
+"""Measure the memory of parameters, gradients and optimizer state per rank under ZeRO, and compare it with the theory.
 
     python tools/zero_memory.py
     python tools/zero_memory.py --ranks 2 --write-docs
 
-Bytes for each parameter of the model, on data-parallel ranks of this machine's CPUs. Gradients are what is in memory
-just before an update beside the other two: DeepSpeed's buckets, at most an eighth of the gradients, are among them.
+Figures are bytes per parameter of the model, on data-parallel ranks on this machine's CPUs. Gradients are all memory
+just before an update that is not parameters or optimizer state; this includes DeepSpeed's buckets, at most an eighth of
+the gradients.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """`megagpt`, the command. A subcommand is a module of this package, which is imported when it is called.
 
-Modules import what is heavy (torch, pydantic, transformers) inside their functions, so that every `--help` is there at
-once; tests/cli/test_help.py holds them to it.
+Modules import heavy packages (torch, pydantic, transformers) inside their functions, so that every `--help` appears at
+once; tests/cli/test_help.py checks this.
 """
 
 import click
@@ -50,16 +50,16 @@ click.version_option(__version__, prog_name="megagpt")(command)
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run a command line (by default this process's) and return its exit code. Raises MegaGPTError."""
+    """Run a command line, by default this process's, and return its exit code. Raises MegaGPTError."""
     try:
         return command.main(arguments, prog_name="megagpt", standalone_mode=False) or 0
     except click.ClickException as error:
-        if env.rank() != 0:  # every rank reads the same command line: the first says it for all
+        if env.rank() != 0:  # all ranks have the same command line, so only rank 0 reports the error
             return reported_by_first_rank(error.exit_code)
         error.show()
         return error.exit_code
 
 
 def main() -> None:
-    """The installed command: ends the process."""
+    """The installed command. Runs it and ends the process with its exit code."""
     run_tool(run)

@@ -1,4 +1,4 @@
-"""`python -m megagpt.cli`: the command where there is no script to call, as for torchrun and in a container."""
+"""`python -m megagpt.cli`: the command for places without the installed script, such as torchrun and containers."""
 
 from megagpt.cli import main
 

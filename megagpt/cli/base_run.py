@@ -1,4 +1,4 @@
-"""A run that starts from another one, or from a converted model: its shape, tokenizer and weights as overrides."""
+"""Overrides for a run that starts from another run or a converted model: shape, tokenizer and weights."""
 
 import dataclasses
 from pathlib import Path
@@ -6,11 +6,13 @@ from typing import Any
 
 TOKENIZER = "tokenizer.json"
 LEFT_OUT = ("head", "name")
-"""Fields of the model that belong to the stage and to the run."""
+"""Fields of the model that depend on the stage or the run, and so are not taken over."""
 
 
 def base_overrides(run: Path) -> list[str]:
-    """Overrides by which a run has the model of `run`, a run folder or a checkpoint, its tokenizer and its weights.
+    """Overrides that give a new run the model shape, the tokenizer and the weights of `run`.
+
+    run: a run folder or a checkpoint
 
     Raises CheckpointError when there is no checkpoint.
     """

@@ -22,7 +22,7 @@ COMMANDS = ("/reset", "/undo", "/system", "/quit")
 
 @click.command("chat", cls=RankedCommand, short_help="Talk to a model that was trained on conversations.")
 @options.checkpoint
-@click.option("--system", help="What the model is told before everything else.")
+@click.option("--system", help="System prompt: a text before all turns.")
 @options.sampling(max_new_tokens=256)
 @options.layout
 @one_voice()
@@ -46,10 +46,10 @@ def command(
       printf 'Reverse: cat dog\\nAgain.\\n' | megagpt chat --checkpoint runs/ppo --greedy
       megagpt chat --checkpoint runs/ppo --nproc-per-node 2 --tensor-parallel-size 2
 
-    Answers come as they are written; Ctrl-C stops one. The oldest exchanges are forgotten when the context is full.
-    Commands: /reset forgets all turns, /undo the last exchange, /system TEXT sets what the model is told first, and
-    /quit (or end of file) ends. Without a terminal every line of the input is a turn, and every answer is written as a
-    line.
+    Answers appear while they are written; Ctrl-C stops one. The oldest exchanges are forgotten when the context is
+    full. Commands: /reset forgets all turns, /undo forgets the last exchange, /system TEXT sets the system prompt, and
+    /quit (or end of file) ends. Without a terminal, every line of the input is a turn, and every answer is written as
+    a line.
     """
     from megagpt.config.schema import ParallelConfig
     from megagpt.data.chat import check_chat
@@ -60,7 +60,7 @@ def command(
     layout = ParallelConfig(tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size)
     config, engine, tokenizer = restore_model(checkpoint, layout)
     generator = Generator(engine.modules, config, tokenizer)
-    check_chat(tokenizer)  # a model that was never told who speaks is refused here
+    check_chat(tokenizer)  # raises if the tokenizer has no tokens for roles
     history = History(tokenizer, generator.window, min(max_new_tokens, generator.window // 2), system)
     for turn, line in enumerate(lines()):
         if not line.startswith("/"):
@@ -70,7 +70,7 @@ def command(
 
 
 def lines() -> Iterator[str]:
-    """What is typed, or comes through a pipe, at the first rank; empty lines are passed over."""
+    """Lines of the first rank's terminal or pipe, for all ranks, without empty ones."""
     from megagpt.checkpoint import current_world
 
     world, shown = current_world(), sys.stdin.isatty()
@@ -89,7 +89,7 @@ def lines() -> Iterator[str]:
 
 
 def obey(line: str, history: "History") -> bool:
-    """Obey a command; False to end."""
+    """Run a command. Returns False for /quit."""
     name, _, rest = line.strip().partition(" ")
     if name == "/reset":
         history.reset()
@@ -98,12 +98,12 @@ def obey(line: str, history: "History") -> bool:
     elif name == "/system":
         history.system = rest or None
     elif name != "/quit":
-        say(f"{name} is no command: {', '.join(COMMANDS)}\n")
+        say(f"{name} is not a command; the commands are {', '.join(COMMANDS)}\n")
     return name != "/quit"
 
 
 def answer(line: str, history: "History", generator: "Generator", settings: "GenerationConfig") -> None:
-    """Ask, and write the answer as it comes. An answer that was stopped stays in the conversation as far as it got."""
+    """Ask, and write the answer while it is generated. The part of a stopped answer stays in the conversation."""
     try:
         prompt, left_out = history.ask(line)
     except DataError as error:  # the next turn may be shorter
@@ -119,6 +119,6 @@ def answer(line: str, history: "History", generator: "Generator", settings: "Gen
             parts.append(text)
     except KeyboardInterrupt:
         if env.world_size() > 1:
-            raise  # ranks that share a model stop together
+            raise  # ranks that share a model must stop together
     say("\n")
     history.respond("".join(parts))

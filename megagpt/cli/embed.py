@@ -22,10 +22,10 @@ FORMATS = (".npy", ".parquet", ".jsonl")
     type=click.Choice(["query", "document"]),
     default="document",
     show_default=True,
-    help="What the texts are: a model wraps the two kinds in delimiters of their own.",
+    help="Kind of the texts; a model uses different delimiters for each kind.",
 )
 @options.dimensions
-@click.option("--with-text", is_flag=True, help="Write the texts beside their vectors (.parquet, .jsonl).")
+@click.option("--with-text", is_flag=True, help="Write the texts with their vectors (.parquet, .jsonl).")
 @click.option("--key", default="text", show_default=True, help="Key or column of the text.")
 @options.embedding_layout
 @one_voice()
@@ -39,7 +39,7 @@ def command(
     key: str,
     **layout: Any,
 ) -> None:
-    """Turn texts into vectors of length 1, whose products say how similar the texts are.
+    """Turn texts into vectors of length 1. The dot product of two vectors is the similarity of the texts.
 
     \b
     Examples
@@ -47,14 +47,14 @@ def command(
       megagpt embed --checkpoint runs/embed questions.txt --side query --output questions.jsonl --with-text
       megagpt embed --checkpoint runs/embed --nproc-per-node 8 --tensor-parallel-size 2 web/ --output web.parquet
 
-    INPUT is a file, folder or glob of .jsonl (one object a line), .parquet or text (one text a line), also compressed.
-    Vectors are float32, in the order of the texts; OUTPUT.meta.json says what they were made from. Interrupted work
-    waits in OUTPUT.parts, and the same command goes on.
+    INPUT is a file, folder or glob of .jsonl (one object per line), .parquet or text (one text per line), also
+    compressed. Vectors are float32, in the order of the texts; OUTPUT.meta.json describes their model and inputs. After
+    an interruption, OUTPUT.parts holds the finished work, and the same command goes on.
     """
     if output.suffix not in FORMATS:
         raise ConfigError(f"--output is {output}; it must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     if with_text and output.suffix == ".npy":
-        raise ConfigError("--with-text: a .npy file holds numbers alone; choose .parquet or .jsonl")
+        raise ConfigError("--with-text: a .npy file holds only numbers; choose .parquet or .jsonl")
     from megagpt.cli.embedding import find_checkpoint, loader
     from megagpt.data.texts import read_texts, text_sources
     from megagpt.evaluate import vectors

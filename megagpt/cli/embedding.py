@@ -1,4 +1,4 @@
-"""What commands do that embed texts on several ranks."""
+"""Functions of the commands that embed texts on several ranks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def find_checkpoint(
     path: Path, tensor_parallel_size: int, pipeline_parallel_size: int, micro_batch_size: int
 ) -> tuple[Path, "World"]:
-    """The checkpoint that `path` stands for, found by all ranks together, and these ranks.
+    """(the checkpoint at `path`, the ranks). All ranks call this together and get the same checkpoint.
 
     Raises CheckpointError when there is none, ConfigError when the number of ranks does not fit the layout.
     """
@@ -26,14 +26,14 @@ def find_checkpoint(
 
     parallel = _layout(tensor_parallel_size, pipeline_parallel_size, micro_batch_size)
     raise_all(list(world_size_fits(Config(parallel=parallel), env.world_size())))
-    if env.world_size() > 1:  # one rank alone forms its groups when it loads the model, if it comes to that
+    if env.world_size() > 1:  # a single rank makes its groups when it loads the model
         launch.initialize(parallel, seed=0)
     world = current_world()
     return find(path, world), world
 
 
 def loader(tensor_parallel_size: int, pipeline_parallel_size: int, micro_batch_size: int) -> Callable[[Path], "Embeds"]:
-    """What loads a checkpoint's embedder in this layout."""
+    """A function that loads a checkpoint's embedder in this layout."""
     from megagpt.stages import embedding
 
     parallel = _layout(tensor_parallel_size, pipeline_parallel_size, micro_batch_size)

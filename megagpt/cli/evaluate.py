@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 SHOWN = 10
-"""Of what is left out, so many are named."""
+"""Number of omitted problems to name."""
 
 
 class EvaluateCommand(RankedCommand):
-    """Its help ends with the keys."""
+    """A command whose help ends with the keys."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Every key with its default and docstring, once, under the widest group of tasks that have it."""
+        """Write every key with its default and docstring, once, under the largest group of tasks that has it."""
         from megagpt.evaluate import settings
 
         for title, kind in (
@@ -44,7 +44,7 @@ class EvaluateCommand(RankedCommand):
 
 
 def _keys(kind: type) -> list[tuple[str, str]]:
-    """The keys that a class of settings itself declares, with their defaults and docstrings."""
+    """(key, its docstring and default) for the keys that the class itself declares."""
     from megagpt.config.help import docstrings
 
     texts = docstrings(kind)
@@ -67,8 +67,8 @@ def _default(value: Any) -> str:
 )
 @click.argument("overrides", nargs=-1, metavar="KEY=VALUE...")
 def command(overrides: tuple[str, ...]) -> None:
-    """Evaluate a model: on tasks that its prompt shows (zero-, one- and few-shot), on programming problems (pass@k, in
-    a sandbox), on edits by instruction, or by its embeddings (similarity, search, linear probes).
+    """Evaluate a model: on tasks in context (zero-, one- and few-shot), on programming problems (pass@k, in a sandbox),
+    on edits by instruction, or by its embeddings (similarity, search, linear probes).
 
     \b
     Examples
@@ -82,8 +82,8 @@ def command(overrides: tuple[str, ...]) -> None:
       megagpt evaluate task=code_search data=pairs.test.jsonl checkpoint=runs/embed output=runs/embed/code
       megagpt evaluate task=sts data=sts-test.csv sentence_transformer=all-MiniLM-L6-v2 output=peer
 
-    Tasks in context may run on several ranks (--nproc-per-node N); the others run on one. Interrupted, the same command
-    goes on where it stopped.
+    Tasks in context may run on several ranks (--nproc-per-node N); the others run on one. After an interruption, the
+    same command goes on where it stopped.
     """
     settings = parse(list(overrides))
     from megagpt.evaluate.settings import TasksEvaluation
@@ -177,7 +177,7 @@ def show_code(result: dict[str, Any]) -> None:
 
 
 def show_left_out(left_out: dict[str, Any], kind: str) -> None:
-    """Print what could not be judged: how many, and the first of them with their reasons."""
+    """Print the number of items that could not be judged, and the first of them with their reasons."""
     if count := left_out[kind]:
         click.echo(f"{count} {kind} left out of all figures, since their own reference solutions fail their tests:")
         for name, reason in list(left_out["reasons"].items())[:SHOWN]:
@@ -198,7 +198,7 @@ def show_edits(result: dict[str, Any]) -> None:
 
 
 def show_embeddings(result: dict[str, Any]) -> None:
-    """Print a line of metrics for the model, and one for each of what it is compared with."""
+    """Print a line of metrics for the model, and one for each baseline."""
     sizes = {name: count for name, count in result["data"].items() if name != "files"}
     click.echo(", ".join(f"{count} {name}" for name, count in sizes.items()))
     for name, metrics in result["metrics"].items():

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 @click.option(
     "--prompt-file",
     type=options.FILE,
-    help='.jsonl with {"prompt": "..."} on every line, or text with a prompt a line.',
+    help='.jsonl with {"prompt": "..."} on every line, or text with one prompt per line.',
 )
-@click.option("--suffix", help="Text that follows: insert between every prompt and it.")
+@click.option("--suffix", help="Text after the completion: insert between every prompt and this text.")
 @click.option("--instruction", help="Edit every prompt by this instruction instead of continuing it.")
 @click.option("--num-samples", type=int, default=1, show_default=True, help="Completions of every prompt.")
 @options.sampling(max_new_tokens=128)
@@ -62,17 +62,17 @@ def command(
       megagpt generate --checkpoint runs/code --prompt "def double(x):" --suffix "    return y"
       megagpt generate --checkpoint runs/edit --prompt "helo wrld" --instruction "Fix the spelling." --greedy
 
-    With a suffix, a model that was trained on filling in the middle writes what belongs between the two; with an
-    instruction, one that was trained on conversations writes the prompt anew, as the instruction says. Text goes to the
-    standard output, a single completion as it comes; --json prints an object a completion, with tokens and
-    log-probabilities. Without a prompt, in a terminal, it asks for one after another.
+    With a suffix, a model that was trained on fill-in-the-middle writes the text between prompt and suffix. With an
+    instruction, a model that was trained on conversations writes the changed prompt. Text goes to the standard output;
+    a single completion appears while it is written. --json prints one object per completion, with tokens and
+    log-probabilities. Without a prompt, in a terminal, it asks for prompts one after another.
     """
     from megagpt.config.schema import ParallelConfig
     from megagpt.model.generation import GenerationConfig, Generator
 
     settings = GenerationConfig(temperature=options.temperature(temperature, greedy), **sampling)
     if suffix is not None and instruction is not None:
-        raise ConfigError("--suffix asks for what lies between two texts and --instruction for a text anew: give one")
+        raise ConfigError("--suffix inserts text and --instruction changes text: give only one of them")
     if num_samples < 1:
         raise ConfigError(f"--num-samples is {num_samples}; it must be at least 1")
     given = [*prompts, *(read_prompts(prompt_file) if prompt_file else [])]
@@ -86,12 +86,12 @@ def command(
     for prompt in ask():
         try:
             show(generator, [prompt] * num_samples, settings, **how)
-        except DataError as error:  # too long: the next one may do
+        except DataError as error:  # the prompt is too long; the next one may be shorter
             say(f"{error}\n")
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Prompts of a .jsonl file, or of a text file, a prompt a line; empty lines are skipped. Raises DataError."""
+    """Prompts of a .jsonl file, or of a text file with one prompt per line, without empty lines. Raises DataError."""
     from megagpt.data.unread import log_unread
 
     lines = read_text(path, "prompts").split("\n")
@@ -143,7 +143,7 @@ def show(
     instruction: str | None,
     as_json: bool,
 ) -> None:
-    """Generate and print: one completion as it comes, several when all are there."""
+    """Generate and print: a single completion while it is written, several when all are finished."""
     from megagpt.data.chat import chat_prompt
     from megagpt.data.shapes import edit_messages
 
@@ -154,10 +154,10 @@ def show(
     if instruction is not None:
         around = {"instruction": instruction}
         inputs = [chat_prompt(generator.tokenizer, edit_messages(instruction, prompt)) for prompt in prompts]
-    # An edited text stands for itself.
+    # An edited text replaces its prompt.
     shown = prompts if instruction is None else [""] * len(prompts)
     if len(prompts) == 1 and not as_json:
-        unsaid = shown[0]  # until the first text is there, since a prompt may be refused
+        unsaid = shown[0]  # printed with the first text, since the prompt may be refused
         first = instruction is not None
         for _, text in generator.stream(inputs, settings):
             say(unsaid + (generator.tokenizer.without_start(text) if first else text))

@@ -1,4 +1,4 @@
-"""Groups whose subcommands are imported when they are called, and commands that several ranks run."""
+"""Groups that import a subcommand only when it is called, and commands that run on several ranks."""
 
 import time
 from importlib import import_module
@@ -10,13 +10,13 @@ from megagpt import env
 from megagpt.errors import Interrupted
 
 HEAD_START_SECONDS = 5.0
-"""Time for rank 0 to report an error that all ranks have."""
+"""Time for rank 0 to report an error that occurs on all ranks."""
 
 
 def reported_by_first_rank(exit_code: int) -> int:
-    """The exit code of another rank than 0, for an error that all ranks have and rank 0 reports.
+    """The exit code of a rank other than 0, for an error that occurs on all ranks and that rank 0 reports.
 
-    It waits, since a launcher ends all ranks as soon as one has ended; it ends this one while it waits.
+    It waits before it returns, because the launcher kills all ranks, also rank 0, as soon as one rank ends.
     """
     time.sleep(HEAD_START_SECONDS)
     return exit_code
@@ -40,7 +40,10 @@ class Group(click.Group):
 
 
 class Command(click.Command):
-    """A command that Ctrl-C ends with one line. `goes_on`: whether the same command then goes on where it stopped."""
+    """A command that Ctrl-C ends with a one-line message.
+
+    goes_on: whether the same command then goes on where it stopped
+    """
 
     def __init__(self, *arguments: Any, goes_on: bool = False, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -60,7 +63,7 @@ class Command(click.Command):
 
 
 class RankedCommand(Command):
-    """A command that several ranks run together: torchrun's, or those that its own `--nproc-per-node N` starts."""
+    """A command that several ranks run together: torchrun starts them, or the command does by `--nproc-per-node N`."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -74,12 +77,12 @@ class RankedCommand(Command):
         )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does; the ranks get the same arguments."""
+        """Parse as click does, and keep the arguments for the ranks."""
         ctx.meta["arguments"] = list(args)
         return super().parse_args(ctx, args)
 
     def start(self, ctx: click.Context) -> Any:
-        """Run the command's function, in this process or in the ranks that it starts."""
+        """Run the command's function in this process, or in new ranks."""
         ranks = ctx.params.pop("nproc_per_node")
         if ranks in (None, 1) or env.is_rank():
             return super().start(ctx)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @one_voice()
 def evaluate_tasks(settings: "TasksEvaluation") -> None:
-    """Run the tasks, print a line for each, and write the results; finished ones of an earlier call stay."""
+    """Run the tasks, print a line for each, and write the results. Finished tasks of an earlier call are kept."""
     from megagpt.checkpoint import current_world
     from megagpt.evaluate.in_context import results
     from megagpt.evaluate.in_context.run import check_tasks, run_tasks
@@ -71,7 +71,7 @@ def evaluate_tasks(settings: "TasksEvaluation") -> None:
 
 
 MOST_METRICS = 4
-"""Metrics of a task that the terminal shows; result.json has all."""
+"""Number of metrics per task that the terminal shows; result.json has all."""
 
 
 def line(outcome: "TaskOutcome") -> str:
@@ -85,7 +85,7 @@ def line(outcome: "TaskOutcome") -> str:
 
 
 def _language_model(settings: "TasksEvaluation") -> tuple["TemplateLM", dict[str, Any]]:
-    """The model, and what the request says of it."""
+    """(the model, its description in the request)."""
     if settings.huggingface is not None:
         return _peer(settings)
     from megagpt import checkpoint
@@ -115,7 +115,7 @@ def _peer(settings: "TasksEvaluation") -> tuple["TemplateLM", dict[str, Any]]:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of the loading of weights
+    disable_progress_bar()  # the bar for loading weights
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lm = HFLM(pretrained=settings.huggingface, backend="causal", batch_size=8, device=device)
     parts = sorted(file for file in Path(settings.huggingface).rglob("*") if file.is_file())
@@ -132,7 +132,7 @@ def _peer(settings: "TasksEvaluation") -> tuple["TemplateLM", dict[str, Any]]:
 
 
 def _request(settings: "TasksEvaluation", model: dict[str, Any]) -> dict[str, Any]:
-    """All that the results depend on, but for the data, whose files each task names."""
+    """Everything that determines the results, except for the data, whose files each task names."""
     return model | {
         "tasks": list(settings.tasks),
         "shots": list(settings.shots),

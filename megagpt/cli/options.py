@@ -1,4 +1,4 @@
-"""Arguments that several commands share. Defaults are those of the library, which a test compares."""
+"""Options that several commands share. Their defaults equal the library's; a test compares them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,26 +8,26 @@ import click
 
 
 class HomePath(click.Path):
-    """A path, in which `~` is the home folder: no shell puts that in behind `--output=`."""
+    """A path in which `~` is the home folder. Shells do not replace it in `--output=~/file`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As click does."""
+        """Convert as click does, after replacing `~`."""
         from megagpt.config.home import at_home
 
         return super().convert(at_home(value) if isinstance(value, str) else value, param, ctx)
 
 
 FILE = HomePath(path_type=Path)
-"""A path of a file or folder; whoever opens it says what is wrong with it."""
+"""A path of a file or folder. The code that opens it checks it."""
 
 INPUT = HomePath()
-"""The same as text: a path as it was typed, or a pattern that several match (a glob)."""
+"""A path as text, or a pattern that matches several paths (a glob)."""
 
 Decorator = Callable[[Any], Any]
 
 
 def together(*options: Decorator) -> Decorator:
-    """One decorator for several options, which the help shows in the order given."""
+    """One decorator for several options. The help shows them in the order given."""
 
     def decorate(function: Any) -> Any:
         for option in reversed(options):
@@ -38,7 +38,7 @@ def together(*options: Decorator) -> Decorator:
 
 
 def words(name: str, **settings: Any) -> Decorator:
-    """An option for a list of words: `--kinds copy,reverse`, or the option repeated; None where it is not given."""
+    """An option for a list of words: `--kinds copy,reverse`, or the option repeated; None if it is not given."""
 
     def split(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...] | None:
         return tuple(word for text in given for word in text.replace(",", " ").split()) or None
@@ -58,11 +58,11 @@ checkpoint = click.option(
 )
 
 like = click.option(
-    "--like", type=FILE, help="config.yaml or checkpoint of megagpt with the model's shape, where a format has none."
+    "--like", type=FILE, help="config.yaml or checkpoint of megagpt with the model's shape, if the format has none."
 )
 
 tokenizer = click.option(
-    "--tokenizer", type=FILE, required=True, help="tokenizer.json, as made by `megagpt data tokenizer`."
+    "--tokenizer", type=FILE, required=True, help="tokenizer.json, for example from `megagpt data tokenizer`."
 )
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -73,7 +73,7 @@ layout = together(
     click.option("--tensor-parallel-size", type=int, default=1, help="Ranks that share every layer."),
     click.option("--pipeline-parallel-size", type=int, default=1, help="Pipeline stages of layers."),
 )
-"""How ranks share a model."""
+"""Options for the division of a model among ranks."""
 
 embedding_layout = together(
     click.option(
@@ -81,7 +81,7 @@ embedding_layout = together(
     ),
     layout,
 )
-"""How ranks embed texts."""
+"""Options for embedding on several ranks."""
 
 dimensions = click.option(
     "--dimensions",
@@ -106,21 +106,21 @@ text_files = together(
         "compressed]",
     ),
 )
-"""What is read in files of text."""
+"""Options for reading files of text."""
 
 rejection = together(
     click.option("--max-rejected", type=int, default=0, show_default=True, help="Malformed records to tolerate."),
     click.option("--max-record-mb", type=float, default=32, show_default=True, help="Longest record, in MB."),
 )
-"""Which records are refused."""
+"""Options for malformed records."""
 
 max_mb = click.option("--max-mb", type=float, help="Read about this many MB, spread evenly over the inputs.")
 
 
 def sampling(max_new_tokens: int) -> Decorator:
-    """How a model writes; `temperature` reads what the first two give."""
+    """Options for sampling. The function `temperature` combines the first two."""
     return together(
-        click.option("--temperature", type=float, help="Of sampling [default: 1.0]."),
+        click.option("--temperature", type=float, help="Temperature of sampling [default: 1.0]."),
         click.option("--greedy", is_flag=True, help="Take the likeliest token."),
         click.option("--top-p", type=float, default=1.0, help="Sample from the likeliest tokens of this probability."),
         click.option(
@@ -131,7 +131,7 @@ def sampling(max_new_tokens: int) -> Decorator:
 
 
 def temperature(given: float | None, greedy: bool) -> float:
-    """The temperature that `--temperature` and `--greedy` ask for. Raises UsageError when both are given."""
+    """The temperature by `--temperature` and `--greedy`. Raises UsageError when both are given."""
     if greedy and given is not None:
         raise click.UsageError("--greedy takes the likeliest token: leave --temperature out")
     return 0.0 if greedy else 1.0 if given is None else given

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from megagpt.plan.job import Job
 
 
-@click.command("plan", cls=RankedCommand, short_help="Say before a run whether it fits, how fast, and at what cost.")
+@click.command("plan", cls=RankedCommand, short_help="Predict whether a run fits, its speed, and its cost.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--gpus", type=int, help="Number of GPUs [default: the ranks, or those of one replica].")
 @click.option("--device", default="h100", show_default=True, help="Device, such as a100, h100, h200, b200.")
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 @click.option(
     "--scattered-messages",
     is_flag=True,
-    help="Assume that tensor ranks share the sending between stages, as arXiv 2104.04473. megagpt's do not.",
+    help="Assume that tensor ranks share the sending between stages, as in arXiv 2104.04473. megagpt's do not.",
 )
 @click.option("--search", "searching", is_flag=True, help="Rank the ten fastest layouts that fit.")
 @click.option("--trace", "tracing", is_flag=True, help="Also build the ranks that differ, as fake tensors.")
-@click.option("--check", "checking", is_flag=True, help="Look whether all is in place, on all ranks.")
+@click.option("--check", "checking", is_flag=True, help="Check data, folders and machines, on all ranks.")
 @click.option(
     "--max-epochs",
     type=float,
     default=4,
     show_default=True,
-    help="With --check: passes over a corpus that are no problem yet.",
+    help="With --check: more passes over a corpus are a problem.",
 )
-@click.option("--hashes", is_flag=True, help="With --check: read all of the corpora, and hash them.")
+@click.option("--hashes", is_flag=True, help="With --check: read the whole corpora, and compare their hashes.")
 @click.option("--need-gpus", is_flag=True, help="With --check: a rank without a GPU is a problem.")
-@click.option("--html", type=options.FILE, metavar="FILE", help="Also write a page with memory and timeline drawn.")
+@click.option("--html", type=options.FILE, metavar="FILE", help="Also write a page with plots of memory and timeline.")
 @options.as_json
 def command(
     overrides: tuple[str, ...],
@@ -63,7 +63,7 @@ def command(
     html: Path | None,
     as_json: bool,
 ) -> int:
-    """Say before a run whether it fits, how fast it will be and what it will cost; nothing here needs a GPU.
+    """Predict whether a run fits, how fast it is and what it costs. No GPU is needed.
 
     \b
     Examples
@@ -169,7 +169,7 @@ def search(config: "Config", gpus: int, device: "Device", as_json: bool) -> None
 
 
 def check(config: "Config", gpus: int, *, max_epochs: float, hashes: bool, need_gpus: bool, as_json: bool) -> int:
-    """Look at everything, together with the other ranks; rank 0 says what is wrong. Returns the exit code."""
+    """Check everything together with the other ranks; rank 0 prints the problems. Returns the exit code."""
     from megagpt.checkpoint import current_world
     from megagpt.config.rules import check
     from megagpt.config.schema import ParallelConfig
@@ -198,19 +198,19 @@ def check(config: "Config", gpus: int, *, max_epochs: float, hashes: bool, need_
 
 
 def layout_dict(layout: Any) -> dict[str, Any]:
-    """A layout that was found, as JSON."""
+    """A layout of the search, as values for JSON."""
     return {"overrides": layout.overrides, **plan_dict(layout.plan)}
 
 
 def plan_dict(plan: "Estimate") -> dict[str, Any]:
-    """A plan as JSON, with what it assumes and why its time may be wrong."""
+    """A plan as values for JSON, with its assumptions and the reasons why its time may be wrong."""
     from megagpt.plan.assumptions import assumptions, doubts
 
     return plan.to_dict() | {"assumes": assumptions(plan.job, plan.device), "not_trustworthy": doubts(plan)}
 
 
 def show(*tables: Any) -> None:
-    """Print rich's tables, in a file as wide as they want."""
+    """Print rich's tables. Outside a terminal they are not limited to the width of one."""
     from rich.console import Console
 
     console = Console()

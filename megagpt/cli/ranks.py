@@ -1,4 +1,4 @@
-"""What commands do that run a model on several ranks."""
+"""Functions of the commands that run a model on several ranks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Ranks act together, and the first of them to fail speaks for all; the others only end with its exit code.
+    """A context for all ranks of a command: the first rank that fails reports its error, the others only exit.
 
-    A rank that failed is to end its process: it has left its groups as they were, see `launch.abandon`.
+    A rank that failed must end its process, because its process groups are not shut down; see `launch.abandon`.
     """
     import torch.distributed as dist
 
@@ -47,7 +47,7 @@ def one_voice() -> Iterator[None]:
 def restore_model(
     checkpoint: Path, parallel: "ParallelConfig", objective: "Objective | None" = None
 ) -> tuple["Config", "MegatronEngine", "Tokenizer"]:
-    """The model of a checkpoint, laid out over the ranks; see `load_model`.
+    """The model of a checkpoint, divided among the ranks; see `load_model`.
 
     Raises ConfigError when there are more or fewer ranks than the layout needs.
     """

@@ -14,13 +14,13 @@ from megagpt.errors import ConfigError
 @click.option(
     "--output",
     type=options.FILE,
-    help="File to write [default: report.html in the run folder; of several runs, comparison.html beside them].",
+    help="File to write [default: report.html in the run folder; for several runs, comparison.html beside them].",
 )
 def command(run_dirs: tuple[Path, ...], output: Path | None) -> None:
     """Turn one or several runs into one HTML page with interactive plots that opens offline.
 
-    Several runs are overlaid and compared. The folder of a corpus is recognised by its report.json, that of an
-    evaluation in context by its result.json; two of these are also compared example by example, in a table.
+    Several runs are overlaid and compared. A folder with report.json is a corpus, and one with result.json an
+    evaluation in context. Two evaluations are also compared example by example, in a table.
 
     \b
     Examples

@@ -34,8 +34,9 @@ def command(
       megagpt score --checkpoint runs/reward --nproc-per-node 2 --tensor-parallel-size 2 answers.jsonl
 
     Every line of FILE (.jsonl or .json, also .gz) is a conversation, {"messages": [...]} with the answer last, or with
-    --rankings a prompt with ranked answers; docs/conversations.md and docs/reward.md have the forms. Out come JSON
-    lines in the same order: {"score": ...}, or {"scores": [...], "ranks": [...]}. Demonstrations score 0 on average.
+    --rankings a prompt with ranked answers; docs/conversations.md and docs/reward.md describe the formats. It prints
+    JSON lines in the same order: {"score": ...}, or {"scores": [...], "ranks": [...]}. The mean score of demonstrations
+    is 0.
     """
     from megagpt.config.schema import ParallelConfig
     from megagpt.data.chat import encode_chat
@@ -53,7 +54,7 @@ def command(
     config, engine, tokenizer = restore_model(checkpoint, layout, RewardObjective())
     if config.model.head != "scalar":
         kind = {"tokens": "a language model", "embedding": "an embedding model"}[config.model.head]
-        raise ConfigError(f"{checkpoint} is {kind}, which scores nothing: give a run of stage reward")
+        raise ConfigError(f"{checkpoint} is {kind}, which gives no scores: give a run of stage reward")
     if rankings:
         ranked = read_rankings([file])
         rows = [encode_ranking(tokenizer, ranking).rows for ranking in ranked]

@@ -26,14 +26,14 @@ NAME = re.compile(r"[A-Za-z0-9][\w.:-]{0,99}", re.ASCII)
     "hosts",
     multiple=True,
     metavar="NAME",
-    help="Answer requests for this name too, where a proxy passes its own on; may be repeated.",
+    help="Also answer requests to this host name, for example the name of a proxy; may be repeated.",
 )
 @click.option(
     "--max-batch-size",
     type=click.IntRange(min=1),
     default=32,
     show_default=True,
-    help="Completions that a model writes at a time.",
+    help="Completions that a model writes at the same time.",
 )
 @click.option(
     "--max-queue",
@@ -47,7 +47,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.:-]{0,99}", re.ASCII)
     type=click.IntRange(min=1),
     default=128,
     show_default=True,
-    help="Completions a request: prompts times n or best_of.",
+    help="Completions per request: prompts times n or best_of.",
 )
 @click.option(
     "--max-new-tokens",
@@ -61,14 +61,14 @@ NAME = re.compile(r"[A-Za-z0-9][\w.:-]{0,99}", re.ASCII)
     type=click.IntRange(min=1),
     default=512,
     show_default=True,
-    help="Tokens of new prompts between two tokens of the others.",
+    help="Tokens of new prompts to process between two tokens of running completions.",
 )
 @click.option(
     "--prefix-memory",
     type=click.FloatRange(min=0),
     default=0.25,
     show_default=True,
-    help="GiB a model for what prompts that begin alike share.",
+    help="GiB per model for keys and values of common beginnings of prompts.",
 )
 @click.option(
     "--grace",
@@ -104,8 +104,8 @@ def command(
       megagpt serve runs/ppo --nproc-per-node 2 --tensor-parallel-size 2
       MEGAGPT_API_KEY=secret megagpt serve runs/ppo --host 0.0.0.0
 
-    A run's folder stands for its best or newest checkpoint, and its name is the model's, unless NAME= gives another.
-    What a model can do follows from its head and from the special tokens of its tokenizer: completions, insertion,
+    A run's folder means its best or newest checkpoint. The folder's name is the name of the model, unless NAME= gives
+    another. The head of a model and the special tokens of its tokenizer decide its abilities: completions, insertion,
     chat, edits, or embeddings. The page is at /, the API below /v1, and metrics for Prometheus at /metrics.
     """
     named = by_name(checkpoints)
@@ -122,7 +122,7 @@ def command(
     settings = FrontSettings(
         key,
         hosts,
-        # Completions that no queue could ever hold would be told to try again for ever.
+        # A request with more completions than the queue can hold must be refused, since retrying could never help.
         Bounds(completions=min(max_completions, max_batch_size + max_queue), new_tokens=max_new_tokens),
         Limits(max_batch_size, max_queue, prefill_tokens, prefix_memory),
         grace,
@@ -132,7 +132,7 @@ def command(
 
 
 def by_name(checkpoints: tuple[str, ...]) -> dict[str, Path]:
-    """Checkpoints by the names that their models shall have. Raises ConfigError for a name that two would have."""
+    """{name of the model: checkpoint}. Raises ConfigError if two models would have the same name."""
     from megagpt.config.home import at_home
 
     found: dict[str, Path] = {}
@@ -151,16 +151,16 @@ def by_name(checkpoints: tuple[str, ...]) -> dict[str, Path]:
 
 
 def name_of(folder: Path) -> str:
-    """The name of a run's folder, or of the run that a checkpoint is in. Raises ConfigError when it is no name."""
+    """The name of a run's folder, or of the run of a checkpoint. Raises ConfigError if it is not valid for a model."""
     whole = folder.absolute()
     name = whole.parents[1].name if whole.parent.name == "checkpoints" else whole.name
     if not NAME.fullmatch(name):
-        raise ConfigError(f"{folder} gives no name that a model can have: put one before it, as in model={folder}")
+        raise ConfigError(f"{folder} gives no valid name for a model: put one before it, as in model={folder}")
     return name
 
 
 def check_key(key: str | None) -> str | None:
-    """The key, if a header can have it. Raises ConfigError."""
+    """The key, if it can be sent in a header. Raises ConfigError."""
     if key is not None and not re.fullmatch(r"[!-~]+", key):
         raise ConfigError("the API key must have printable ASCII characters, without spaces, and at least one")
     return key

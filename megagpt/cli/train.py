@@ -1,6 +1,6 @@
 """`megagpt train`: compose the configuration, check it, run the stage.
 
-Nothing heavy is imported before the configuration is known to be right, so that a misspelt key costs a second.
+Heavy packages are imported only after the configuration is checked, so that a misspelt key is reported in a second.
 """
 
 from pathlib import Path
@@ -14,17 +14,17 @@ from megagpt.errors import ConfigError
 
 
 class TrainCommand(RankedCommand):
-    """Its help is that of the configuration."""
+    """A command whose help is the help of the configuration."""
 
     def get_help(self, ctx: click.Context) -> str:
-        """Every group and every key."""
+        """The help of every group and every key."""
         from megagpt.config import help
 
         return help.full()
 
 
 def show_section(ctx: click.Context, parameter: click.Parameter, name: str | None) -> None:
-    """Print the whole help, or that of one section."""
+    """Print the help of all sections, or of one."""
     if name is None or ctx.resilient_parsing:
         return
     from megagpt.config import help
@@ -73,10 +73,10 @@ def command(overrides: tuple[str, ...], only_config: bool, base: Path | None) ->
             return 0
         check(config, env.world_size())
     except ConfigError as error:
-        if env.rank() == 0:  # every rank reads the same configuration: the first says it for all
+        if env.rank() == 0:  # all ranks have the same configuration, so only rank 0 reports the error
             raise
         return reported_by_first_rank(error.exit_code)
-    if env.rank() == 0:  # the stage itself finds what only another rank lacks
+    if env.rank() == 0:  # the stage itself finds problems of other ranks
         check_inputs(config)
         if config.stage.tasks.names:
             from megagpt.stages import tasks

@@ -24,12 +24,12 @@ class Batch:
     position_ids: torch.Tensor
     """int64 [B, S]: position of each token, from 0."""
     document_ids: torch.Tensor | None = None
-    """int64 [B, S], where samples hold several documents that are kept apart: attention must not cross from one value
-    to another."""
+    """int64 [B, S]: number of each token's document, where a sample holds several documents. Attention must not cross
+    from one document to another. None: attention sees the whole sample."""
 
     document_lengths: torch.Tensor | None = None
-    """int32 [N + 1], with `document_ids`: the cumulative lengths of the N documents over the rows of the batch. Counted
-    where the batch is made, because a GPU could only say how many there are by being waited for."""
+    """int32 [N + 1], with `document_ids`: the cumulative lengths of the N documents over the rows of the batch. They
+    are counted when the batch is made, on the CPU: counting them on a GPU would make the host wait for it."""
 
     def __post_init__(self) -> None:
         if self.document_ids is not None and self.document_lengths is None:
@@ -42,7 +42,7 @@ class Batch:
 
 
 def cumulative_lengths(document_ids: torch.Tensor) -> torch.Tensor:
-    """int32 [N + 1]: where the documents of packed rows begin, row by row, and at last the number of tokens.
+    """int32 [N + 1]: first tokens of the N documents of packed rows, row by row, then the number of all tokens.
 
     document_ids: int64 [B, S], the number of every token's document. Every row begins a document.
     """
@@ -52,17 +52,17 @@ def cumulative_lengths(document_ids: torch.Tensor) -> torch.Tensor:
 
 
 def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """`values` on `device`. A GPU takes those of the CPU from pinned memory, while the host goes on."""
+    """`values` on `device`. A copy from CPU to GPU goes through pinned memory, and the host does not wait for it."""
     if has_gpu() and values.device.type == "cpu" and torch.device(device).type != "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
 
 
 class HeldOut:
-    """Batches of held-out samples, each made when it is read: all of them may be more than memory holds."""
+    """`count` batches of held-out samples. Each is made when it is read, since memory may not hold all of them."""
 
     def __init__(self, count: int, make: Callable[[int], Batch]) -> None:
-        """make: gives the batch of a number below `count`."""
+        """make: returns batch number 0 <= n < `count`."""
         self._count, self._make = count, make
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class Loader(Protocol):
 
     tokenizer: Tokenizer
     sample_tokens: int
-    """Tokens that a training sample counts for, padding included."""
+    """Tokens of a training sample, padding included."""
 
     def micro_batches(
         self, first_sample: int, global_batch_size: int, data_parallel_rank: int, data_parallel_size: int
@@ -91,10 +91,14 @@ class Loader(Protocol):
     def evaluation_batches(
         self, split: Split, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
     ) -> HeldOut:
-        """One rank's share of the held-out samples of `split`, as many batches on every rank."""
+        """One rank's share of the held-out samples of `split`. All ranks get the same number of batches.
+
+        max_tokens: upper limit of the tokens of all ranks together; None: all
+        """
 
     def evaluation_bytes(self, split: Split, max_tokens: int | None, part: int = 0, parts: int = 1) -> int:
         """Number of UTF-8 bytes of the text that `evaluation_batches` predicts on all ranks together.
 
-        Of `parts` ranks that share the counting, this one does `part`: the whole text may be gigabytes.
+        `parts` ranks share the counting, because the text may be gigabytes; this call counts number `part` of them, so
+        the sum over all parts is the number of the whole text.
         """

@@ -1,4 +1,4 @@
-"""BM25, a search by words: it finds hard negatives, and embeddings are measured against it."""
+"""BM25, a search by words. It finds hard negatives, and it is the baseline of embedding evaluation."""
 
 import re
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ import numpy as np
 from megagpt.errors import ConfigError
 
 K1 = 0.9
-"""How soon further occurrences of a word stop to count; Anserini's value, with which BEIR's BM25 figures were made."""
+"""Saturation of the term frequency. Anserini's value, which BEIR's BM25 figures use (arXiv 2104.08663)."""
 
 B = 0.4
-"""How much longer documents are discounted, from 0 to 1; Anserini's as well."""
+"""Strength of the length normalization, from 0 to 1. Also Anserini's value."""
 
 _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-"""Where a name in camel case has its next word."""
+"""Places where a new word begins in a name in camel case."""
 
 _CHARACTER = r"\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_CHARACTER}]|[^\W\d_{_CHARACTER}]+|\d+")
@@ -23,20 +23,22 @@ _WORD = re.compile(rf"[{_CHARACTER}]|[^\W\d_{_CHARACTER}]+|\d+")
 def words(text: str) -> list[str]:
     """The words of a text or a program, in lower case: runs of letters or of digits.
 
-    Names are cut at underscores and capitals (`readHTTPLine` is read, http, line), since code is searched by words of
-    plain language; a Chinese or Japanese character is a word. Nothing is stemmed, and no word is left out.
+    Names are cut at underscores and capitals (`readHTTPLine` gives read, http, line), because people search code with
+    words of plain language. Each Chinese or Japanese character is a word. There is no stemming, and no list of words
+    to leave out.
     """
     return _WORD.findall(_CAPITAL.sub(" ", text).lower())
 
 
 class BM25:
-    """Robertson's BM25 in Lucene's form, over some documents.
+    """Robertson's BM25 in Lucene's form, over a list of documents.
 
     score(q, d) = sum over the words w of q of ln(1 + (N - n_w + 1/2) / (n_w + 1/2)) * f / (f + K1 (1 - B + B L_d / L)),
     with f the occurrences of w in d, n_w the number of documents with w of all N, L_d the words of d, and L their mean.
     """
 
     def __init__(self, documents: Sequence[str]) -> None:
+        """Index `documents`. Raises ConfigError without scikit-learn."""
         try:
             from sklearn.feature_extraction.text import CountVectorizer
         except ImportError:
@@ -58,7 +60,10 @@ class BM25:
         self._weights = counts
 
     def scores(self, queries: Sequence[str], documents: np.ndarray | None = None) -> np.ndarray:
-        """float64 [queries, documents], of all documents or those with the given numbers; 0 without a common word."""
+        """float64 [queries, documents]: scores of all documents; 0 where query and document share no word.
+
+        documents: int [n], numbers of the documents to score; None: all
+        """
         size = self._size if documents is None else len(documents)
         if self._weights is None:
             return np.zeros((len(queries), size))

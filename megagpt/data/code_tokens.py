@@ -9,21 +9,22 @@ from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError
 
 FIM_TOKENS = FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, FIM_PAD = OWN
-"""Fill-in-the-middle's special tokens, by the names that Megatron-LM gives them."""
+"""Special tokens of fill-in-the-middle, with Megatron-LM's names."""
 
 LONGEST_RUN = 32
-"""Spaces of the longest run that gets a token of its own."""
+"""Number of spaces in the longest run that gets its own token."""
 
 _SPACE = "Ġ"
 """How byte-level BPE spells a space."""
 
 
 def grow_for_code(base: Tokenizer, longest_run: int = LONGEST_RUN) -> Tokenizer:
-    """`base` with a token for every run of 2..longest_run spaces, as Codex has (arXiv 2107.03374), and FIM_TOKENS.
+    """`base` with a token for every run of 2..longest_run spaces, as in Codex (arXiv 2107.03374), and FIM_TOKENS.
 
-    Old tokens keep their ids, and new ones follow them; what `base` has already is not added again. The runs are
-    merges of lower rank than all others, so text without runs of spaces is encoded as before, and a word still takes
-    the space before it. Raises ConfigError for a longest_run below 1.
+    Old tokens keep their ids, and new tokens get the ids after them; tokens that `base` has already are not added
+    again. The merges of spaces have a lower rank than all others, so text without runs of spaces is encoded as before,
+    and a word still takes the space before it. Raises ConfigError for a longest_run below 1, and DataError when `base`
+    is not byte-level BPE.
     """
     if longest_run < 1:
         raise ConfigError(f"the longest run of spaces is {longest_run}; it must be at least 1 (no tokens for runs)")
@@ -48,7 +49,7 @@ def grow_for_code(base: Tokenizer, longest_run: int = LONGEST_RUN) -> Tokenizer:
 
 
 def _merge_run(length: int, runs: list[tuple[str, str]]) -> list[str]:
-    """The tokens of `length` spaces under the merges `runs`, which are all that can apply to them."""
+    """The tokens of `length` spaces. `runs` are all merges that consist of spaces, so no others can apply."""
     tokens = dict.fromkeys([_SPACE, *(part for pair in runs for part in (*pair, "".join(pair)))])
     model = BPE({token: index for index, token in enumerate(tokens)}, runs)
     return [token.value for token in model.tokenize(_SPACE * length)]

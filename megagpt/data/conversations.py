@@ -1,4 +1,4 @@
-"""Conversations: reading them from JSON files in the common shapes, and dividing them into splits."""
+"""Read conversations from JSON files in the common shapes, and divide them into splits."""
 
 import json
 import logging
@@ -29,13 +29,13 @@ class Conversation:
     user: str | None = None
     """The person who wrote it, if known."""
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
-    """The record's other fields, such as "check", by which a program scores answers."""
+    """The record's other fields, such as "check", the rule with which a program scores answers."""
     place: str = field(default="data.conversations", compare=False)
     """File and line of the record, for messages."""
 
 
 class HasPrompt(Protocol):
-    """A `Conversation`, or another record that begins as one; input of `split_conversations`."""
+    """A `Conversation`, or another record with the same turns and user; input of `split_conversations`."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -51,24 +51,24 @@ Record = TypeVar("Record", bound=HasPrompt)
 
 @dataclass
 class Account:
-    """What became of the records of some files."""
+    """Counts of the records that were read, left out, or read only in part."""
 
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """The name of each file's shape, and the number of its records."""
+    """For each path: the name of the file's shape, and the number of its records."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """Number of records by the reason for which they are left out."""
+    """Number of omitted records for each reason."""
     unread: dict[str, Counter[str]] = field(default_factory=dict)
-    """For each file: in how many records each field is that nobody reads."""
+    """For each path: fields that no code reads, and the number of records that have each."""
     empty: int = 0
-    """Records with an empty answer among those to be learnt."""
+    """Number of records that train on an empty answer."""
 
     @property
     def records(self) -> int:
-        """Of all files."""
+        """Number of records of all files."""
         return sum(count for _, count in self.files.values())
 
     def log(self) -> None:
-        """Say it, a line for each file and reason."""
+        """Log one line for each file and each reason."""
         for path, (shape, count) in self.files.items():
             log.info("%s: %d records, read as %s", path, count, shape)
             log_unread(path, self.unread[path])
@@ -81,11 +81,11 @@ class Account:
 def read_conversations(paths: Sequence[str | Path], account: Account | None = None) -> list[Conversation]:
     """The conversations of all files, in order; each file has one of the SHAPES.
 
-    A record whose "label" is false holds an unwanted answer, and is left out. Fields that nobody reads are counted.
-    account: takes note of all this; without one the log tells it.
+    A record whose "label" is false holds an unwanted answer, and is left out. Fields that no code reads are counted.
+    account: collects these counts; None logs them
 
-    Raises DataError naming file and line of a record that is malformed, of no known shape, or of another shape than the
-    file's first.
+    Raises DataError with the file and line of a record that is malformed, has no known shape, or has another shape than
+    the first record of its file.
     """
     noted, found = account or Account(), []
     for path in paths:
@@ -121,7 +121,7 @@ def _is_wanted(record: dict[str, Any], place: str) -> bool:
 
 
 def shaped_records(path: Path, account: Account) -> Iterator[tuple[dict[str, Any], Shape, str]]:
-    """The records of a file, their shape, and where each is. Raises DataError; see `read_conversations`."""
+    """(record, its shape, its file and line) for every record. Raises DataError; see `read_conversations`."""
     first: Shape | None = None
     unread = account.unread.setdefault(str(path), Counter())
     for record, place in records(path):
@@ -142,11 +142,14 @@ def shaped_records(path: Path, account: Account) -> Iterator[tuple[dict[str, Any
 
 
 READ_ELSEWHERE = frozenset({"check"})
-"""Fields of `Conversation.extra` that somebody reads: PPO's checkers."""
+"""Fields of `Conversation.extra` that other modules read: PPO's checkers."""
 
 
 def records(path: Path) -> Iterator[tuple[Any, str]]:
-    """The objects of a file of JSON lines, or of one JSON list, and where each is. Raises DataError."""
+    """(object, its place) of a file of JSON lines ("path:line") or of one JSON list ("path[index]").
+
+    Raises DataError when the file cannot be read or is not JSON.
+    """
     try:
         text = read_text(path)
     except DataError as error:
@@ -156,7 +159,7 @@ def records(path: Path) -> Iterator[tuple[Any, str]]:
         try:
             found = json.loads(text, object_pairs_hook=_object)
         except (ValueError, RecursionError):
-            pass  # lines that are lists; what they are is said below
+            pass  # the file may have one list per line; the caller refuses those with a message of its own
         else:
             yield from ((record, f"{path}[{index}]") for index, record in enumerate(found))
             return
@@ -190,9 +193,9 @@ def _conversation(record: dict[str, Any], shape: Shape, place: str) -> Conversat
 def split_conversations(records: Sequence[Record], proportions: Sequence[float]) -> dict[Split, list[Record]]:
     """Records with the same first prompt or the same user go to the same split, transitively.
 
-    Prompts are the same if they differ only in case and white space. Exact repetitions are left out; records that ask
-    for different answers ("check") are none. `proportions` are the shares of train, validation and test, relative to
-    their sum.
+    Two prompts are the same if they differ only in case and white space. Exact repetitions are left out; records with
+    different "check" fields are not repetitions. `proportions` are the shares of train, validation and test, relative
+    to their sum.
     """
     distinct = [record for record, _ in dict.fromkeys((record, _check(record)) for record in records)]
     if repeated := len(records) - len(distinct):
@@ -212,7 +215,7 @@ def _check(record: HasPrompt) -> str:
 
 
 class _Groups:
-    """Keys in groups that can be joined (union-find). A group's name is the least of its keys, whatever the order."""
+    """Keys in groups that can be joined (union-find). A group's name is its smallest key, in any order of joining."""
 
     def __init__(self) -> None:
         self._parents: dict[str, str] = {}

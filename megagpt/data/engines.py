@@ -1,8 +1,8 @@
-"""What turns many megabytes of text into ids: GigaToken where it gives the ids of `tokenizers`, and that elsewhere.
+"""Libraries that tokenize large corpora: GigaToken where it gives the same ids as `tokenizers`, else `tokenizers`.
 
-GigaToken (https://github.com/marcelroed/gigatoken) is about a hundred times as fast: it splits text by code written for
-a few known patterns, and remembers the ids of every word. It is used when three things hold: the tokenizer is one whose
-ids it computes by the same rules (`obstacle`), its library is installed, and both give the same ids on a test text.
+GigaToken (https://github.com/marcelroed/gigatoken) is about a hundred times as fast: it has compiled code for a few
+known splitting patterns, and caches the ids of every word. It is used when three conditions hold: it follows the same
+rules as this tokenizer (`obstacle` finds none that differ), it is installed, and both give the same ids on a test text.
 """
 
 import json
@@ -24,23 +24,23 @@ from megagpt.errors import ConfigError
 log = logging.getLogger(__name__)
 
 CACHE_BYTES = 32 << 20
-"""Memory that GigaToken's caches may take, about."""
+"""Approximate limit of the memory of GigaToken's caches, in bytes."""
 
 CHECKED_BYTES = 4 << 20
-"""Text between two looks at that memory, which can grow by 20 times as much where every word is new."""
+"""Bytes of text between two checks of that memory. If every word is new, the memory grows by 20 times as much."""
 
 _ALPHABET = frozenset(ByteLevel.alphabet())
-"""How byte-level BPE spells the 256 bytes."""
+"""The 256 characters with which byte-level BPE spells the 256 bytes."""
 
 _FLAGS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-"""Options of the BPE model that change what it does; GPT-2 has none of them."""
+"""Options of the BPE model that change its ids; GPT-2 uses none of them."""
 
 _SAMPLE = (
     "It's 12 o'clock; we'll see THEM'RE 'd  3.14159e-10, 1,000,000!?\r\n\t\tdef f(x):\n        return x  +  1\n\n \n"
     "naïve façade Straße Ελλάδα Москва שלום مرحبا नमस्ते สวัสดี 你好，世界。こんにちは 한국어 ①²½ e\u0301 "
     "👩\u200d👩\u200d👧 \u00a0\u2003\u3000\u0085\u2028x \x00\x1c\x7f\ufeff\ufffd\U0010ffff <|endoftext|><|user|> ====="
 )
-"""Text with every kind of border that GPT-2's pattern knows."""
+"""Text with every kind of word boundary in GPT-2's pattern."""
 
 
 EngineName = Literal["gigatoken", "tokenizers"]
@@ -54,16 +54,16 @@ class Engine(NamedTuple):
 
 
 class Encoder(Protocol):
-    """What turns texts into ids."""
+    """A function from texts to ids."""
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, as arrays of integers; what looks like a special token is plain text."""
+        """Ids of each text, as arrays of integers. The name of a special token in a text is plain text."""
 
 
 def choose_engine(tokenizer: Tokenizer, wanted: EngineName | None = None) -> Engine:
-    """GigaToken if it gives this tokenizer's ids, else `tokenizers`; the log says which, and why.
+    """GigaToken if it gives this tokenizer's ids, else `tokenizers`. Logs the choice and its reason.
 
-    wanted: the one to take; ConfigError if it is GigaToken and that would not give the same ids
+    wanted: the engine to use; None chooses. Raises ConfigError if GigaToken is wanted but would give other ids.
     """
     usual = Engine("tokenizers", version("tokenizers"))
     if wanted == "tokenizers":
@@ -83,7 +83,7 @@ def choose_engine(tokenizer: Tokenizer, wanted: EngineName | None = None) -> Eng
 
 
 def make_encoder(tokenizer: Tokenizer, engine: Engine) -> Encoder:
-    """What encodes with `engine`, chosen by choose_engine."""
+    """The encoder of `engine`, which `choose_engine` returned."""
     if engine.name == "gigatoken":
         return GigaToken(tokenizer)
     return partial(_encode, tokenizer)
@@ -94,7 +94,7 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
 
 
 def obstacle(tokenizer: Tokenizer) -> str | None:
-    """Why GigaToken might give other ids than `tokenizer`; None if both follow the same rules."""
+    """The reason why GigaToken might give other ids than `tokenizer`; None if both follow the same rules."""
     spec = json.loads(tokenizer.to_json())
     model, splitter = spec["model"], spec["pre_tokenizer"] or {}
     if model["type"] != "BPE":
@@ -110,7 +110,7 @@ def obstacle(tokenizer: Tokenizer) -> str | None:
     if ordinary := [token["content"] for token in spec["added_tokens"] if not token["special"]]:
         return f"its added token {ordinary[0]!r} is not a special one"
     products = ["".join(pair) for pair in model["merges"]]
-    if len(set(products)) < len(products):  # GigaToken may rank the two by what they make
+    if len(set(products)) < len(products):  # GigaToken may rank merges by the token that they make
         return "two of its merges make the same token"
     if not _ALPHABET.issubset(model["vocab"]) or not _ALPHABET.issuperset("".join(products)):
         return "its tokens are not spelled in bytes"
@@ -118,19 +118,22 @@ def obstacle(tokenizer: Tokenizer) -> str | None:
 
 
 def _fault(tokenizer: Tokenizer) -> str | None:
-    """What is wrong with GigaToken as it is installed; None if it gives the ids of `tokenizer` on test texts."""
+    """The fault of the installed GigaToken; None if it gives the ids of `tokenizer` on test texts."""
     try:
         return first_difference(tokenizer, GigaToken(tokenizer))
     except ImportError:
         return "it is not installed (pip install gigatoken)"
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic of its Rust code is no Exception
+    except BaseException as error:  # a panic in its Rust code is not a subclass of Exception
         return f"it fails on a test text ({type(error).__name__}: {error})"
 
 
 def first_difference(tokenizer: Tokenizer, encode: Encoder) -> str | None:
-    """Where `encode` gives other ids than `tokenizer`, on a fixed text or on all of its own tokens; None if nowhere."""
+    """A message with the first test text for which `encode` gives other ids than `tokenizer`; None if there is none.
+
+    The test texts are a fixed text, its words, the special tokens, and all tokens of the vocabulary in a row.
+    """
     words = [tokenizer.decode([index]) for index in range(tokenizer.vocab_size)]
     texts = [_SAMPLE, *re.split(r"(?<=\s)", _SAMPLE), "", *tokenizer.special_ids, "".join(words), " ".join(words[::-1])]
     for text, expected, ids in zip(texts, tokenizer.encode_batch(texts), encode(texts), strict=True):
@@ -140,7 +143,7 @@ def first_difference(tokenizer: Tokenizer, encode: Encoder) -> str | None:
 
 
 def _bare_spec(tokenizer: Tokenizer) -> str:
-    """A tokenizer.json of what ordinary text can become: GigaToken takes any added token in a text at its word."""
+    """A tokenizer.json without added tokens: GigaToken would encode the name of a special token in a text as one."""
     model = json.loads(tokenizer.to_json())["model"]
     known = _ALPHABET.union(map("".join, model["merges"]))
     bare: dict[str, Any] = {
@@ -157,7 +160,7 @@ def _bare_spec(tokenizer: Tokenizer) -> str:
 
 
 class GigaToken:
-    """GigaToken's encoder, made anew when its caches, which only grow, have become large."""
+    """GigaToken's encoder. It is created anew when its caches have become large, because they only grow."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         from gigatoken.gigatoken_rs import load_hf_json
@@ -166,12 +169,12 @@ class GigaToken:
         self._renew()
 
     def _renew(self) -> None:
-        self._library: Any = None  # frees the old caches before there are new ones
+        self._library: Any = None  # frees the old caches before the new ones are created
         self._library = self._load()
         self._resident, self._unchecked = _resident_bytes(), 0
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, as uint32 arrays; what looks like a special token is plain text."""
+        """Ids of each text, as uint32 arrays. The name of a special token in a text is plain text."""
         encoded = []
         for text in texts:
             data = text.encode()
@@ -189,7 +192,7 @@ class GigaToken:
 
 
 def _resident_bytes() -> int | None:
-    """Memory of this process that is in RAM; None where the system does not tell."""
+    """Resident memory of this process; None where the system has no /proc."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and inputs that are files indeed."""
+"""Write files atomically, and read inputs only from regular files."""
 
 import fcntl
 import gzip
@@ -15,12 +15,16 @@ from megagpt.config.regular import require_file
 from megagpt.errors import DataError
 
 MAX_RATIO, SLACK = 100, 64 << 20
-"""A .gz that holds more than so many times its size, and so many bytes besides, is a bomb: text shrinks to a fifth."""
+"""A .gz file may expand to MAX_RATIO times its size plus SLACK bytes; beyond that it is a decompression bomb.
+Compressed text usually has a fifth of its size."""
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file to write that takes the name `path`, on disk, only when the block ends without an error."""
+    """A binary file to write. It gets the name `path`, and is on disk, only when the block ends without an error.
+
+    Raises DataError when it cannot be written.
+    """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
@@ -38,15 +42,16 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def open_input(path: str | Path, what: str = "") -> BinaryIO:
-    """Opens a file to read. Raises DataError for what is missing, cannot be read, or is no regular file.
+    """Open a file to read. Raises DataError when it is missing, cannot be read, or is not a regular file.
 
-    A pipe or a device would be waited for, or never end. `what` the file should hold is for the message.
+    Reading from a pipe or a device could wait forever or never end.
+    what: expected content of the file, for the message
     """
     try:
         handle = os.open(require_file(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise DataError(_cannot_read(path, what, str(error.strerror))) from None
-    if not stat.S_ISREG(os.fstat(handle).st_mode):  # another one has taken its place
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # it was replaced after `require_file` looked at it
         os.close(handle)
         raise DataError(_cannot_read(path, what, "it is no file any more"))
     return os.fdopen(handle, "rb")
@@ -68,7 +73,7 @@ def read_input(path: str | Path, what: str = "") -> bytes:
 
 
 def read_text(path: str | Path, what: str = "", encoding: str = "utf-8") -> str:
-    """The text of a file, see `read_input`; its line ends stay. Raises DataError for what is not encoded so, too."""
+    """The text of a file, see `read_input`; line ends are kept. Also raises DataError for bytes not in `encoding`."""
     try:
         return read_input(path, what).decode(encoding)
     except UnicodeDecodeError as error:
@@ -80,7 +85,7 @@ def _cannot_read(path: str | Path, what: str, why: str) -> str:
 
 
 def file_size(path: str | Path) -> int:
-    """Bytes of a file. Raises DataError as `open_input`, without opening it."""
+    """Size of a file in bytes, without opening it. Raises DataError as `open_input`."""
     try:
         return require_file(path).stat().st_size
     except OSError as error:
@@ -104,7 +109,7 @@ def file_sha256(path: Path) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    """Put renames in the folder `path` on disk."""
+    """Flush the entries of the folder `path` to disk, so that renames in it survive a crash."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -114,7 +119,10 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from working in `folder`, until this one ends in whatever way. Raises DataError."""
+    """Hold a lock on `folder` during the block. The system releases it if the process is killed.
+
+    Raises DataError when another process holds it, or the folder cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as file:

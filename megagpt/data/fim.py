@@ -1,12 +1,12 @@
 """Fill-in-the-middle (Bavarian et al., arXiv 2207.14255): documents rearranged so that a model learns to insert.
 
-A document is cut at two random characters, or around one line, into prefix, middle and suffix, which are encoded one by
-one and put in one of two orders, PSM and SPM, with the middle at the end:
+A document is cut at two random characters, or around one line, into prefix, middle and suffix. Each part is encoded
+alone, and the parts are put in one of two orders, PSM and SPM, with the middle at the end:
 
     PSM   <fim_prefix> prefix <fim_suffix> suffix <fim_middle> middle <|endoftext|>
     SPM   <fim_prefix> <fim_suffix> suffix <fim_middle> prefix middle <|endoftext|>
 
-End-of-text says that the middle has reached the suffix, so it is always there. All parts are trained on.
+End-of-text is always added: it tells that the middle has reached the suffix. All parts are trained on.
 """
 
 import re
@@ -19,7 +19,8 @@ from megagpt.data.packed import hashes
 from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError
 
-_STREAM, _PIECES = 2, 4  # streams 0 and 1 of (seed, number) order documents and windows, 3 draws what is evaluated
+# Numbers of random streams. Streams 0 and 1 order documents and windows, 3 draws the documents to evaluate.
+_STREAM, _PIECES = 2, 4
 
 UNITS: dict[str, re.Pattern[str]] = {
     "line": re.compile(r"(?<=\S)\n[^\n]*\S(?=\n)"),
@@ -29,7 +30,7 @@ UNITS: dict[str, re.Pattern[str]] = {
 
 
 def fim_style(tokenizer: Tokenizer) -> FimTokens | None:
-    """The names that the tokenizer has for these tokens; None where it lacks one."""
+    """The tokenizer's names of these tokens; None if it has no complete set."""
     special = tokenizer.special_ids
     return next((style for style in FIM_STYLES if special.keys() >= set(style[: 4 if style is OWN else 3])), None)
 
@@ -37,7 +38,7 @@ def fim_style(tokenizer: Tokenizer) -> FimTokens | None:
 def fim_ids(tokenizer: Tokenizer) -> tuple[int, int, int, int]:
     """Ids of prefix, middle, suffix and padding. Raises DataError when the tokenizer lacks one.
 
-    Where published models have no padding of its own, it is their pad token, or end-of-text.
+    Published models without a padding token for fill-in-the-middle use their pad token, or end-of-text.
     """
     style = fim_style(tokenizer)
     if style is None:
@@ -52,10 +53,10 @@ def fim_ids(tokenizer: Tokenizer) -> tuple[int, int, int, int]:
 
 
 def fim_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, spm: bool = True) -> list[int]:
-    """Token ids after which a model writes the text between `prefix` and `suffix`, then end-of-text.
+    """Token ids of a prompt. The model continues it with the text between `prefix` and `suffix`, then end-of-text.
 
-    SPM fills in slightly better than PSM, and leaves the prefix at the end, where a longer one only adds to it. Raises
-    DataError when the tokenizer lacks the tokens for it.
+    SPM order fills in slightly better than PSM. It also has the prefix at the end, so a longer prefix only adds tokens.
+    Raises DataError when the tokenizer lacks the tokens for it.
     """
     first, middle, second, _ = fim_ids(tokenizer)
     before, after = tokenizer.encode_part(prefix), tokenizer.encode_part(suffix)
@@ -65,11 +66,11 @@ def fim_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, spm: bool = True)
 
 
 def units_within(text: str, unit: str = "line") -> list[tuple[int, int]]:
-    """Where the lines or words of `text` are that can be filled in: (first, last + 1) characters, as in UNITS.
+    """(first, last + 1) characters of the lines or words of `text` that can be a middle, by the patterns of UNITS.
 
-    Not the first and the last line, which may be parts of lines; no blank ones; and neither they nor the lines before
-    them end in white space. Around these, all three parts have the tokens that they have in the whole text, since
-    nothing but white space is in one token with a newline, and no token begins inside a word of letters.
+    The first and the last line are left out, since they may be parts of lines, and so are blank lines. A line, and the
+    line before it, must not end in white space. With these cuts, all three parts have the same tokens as in the whole
+    text, because a token with a newline holds only white space, and no token begins inside a word of letters.
     """
     return [match.span() for match in UNITS[unit].finditer(text)]
 
@@ -87,12 +88,14 @@ class FillInTheMiddle:
         unit: str = "line",
         piece_tokens: int = 0,
     ) -> None:
-        """A share `rate` of the documents is rearranged; of these, a share `spm_rate` is in SPM order, and a share
-        `unit_rate` has a single `unit` (of UNITS) as its middle.
+        """Shares are in 0..1.
 
-        If `piece_tokens` is above 0, documents are first cut into pieces of a quarter of it up to all of it, and each
-        piece counts as a document. Otherwise a document that is longer than a sample has its end-of-text at the
-        sample's end, wherever the middle is, and a model may learn to end there by position alone.
+        rate: share of the documents that are rearranged
+        spm_rate: share of the rearranged documents in SPM order
+        unit_rate: share of the rearranged documents whose middle is one `unit` (a key of UNITS)
+        piece_tokens: if above 0, documents are first cut into pieces of piece_tokens / 4 to piece_tokens tokens, and
+            each piece counts as a document. Without it, a document longer than a sample has its end-of-text always at
+            the end of the sample, and a model may learn to end there by position alone.
 
         Raises ConfigError for a share outside 0..1, DataError when the tokenizer lacks the tokens.
         """
@@ -123,12 +126,12 @@ class FillInTheMiddle:
         return result, (np.arange(1, len(tokens)) < filled).astype(np.float32)
 
     def rearrange(self, text: str, first: int, last: int, spm: bool) -> list[int]:
-        """Tokens of `text` with its characters first..last-1 moved to the end, end-of-text behind them."""
+        """Tokens of `text` with its characters first..last-1 moved to the end, followed by end-of-text."""
         prompt = fim_prompt(self.tokenizer, text[:first], text[last:], spm)
         return [*prompt, *self.tokenizer.encode_part(text[first:last]), self.tokenizer.end_of_text_id]
 
     def _edges(self, count: int, index: int) -> np.ndarray:
-        """int64: places in 1..count - 1 where sample `index` of `count` tokens is cut into pieces."""
+        """int64 [n]: positions in 1..count - 1 at which sample `index` of `count` tokens is cut into pieces."""
         least = max(1, self.piece_tokens // 4)
         lengths = least + hashes(count // least, self.seed, index, _PIECES) % np.uint64(self.piece_tokens - least + 1)
         edges = np.cumsum(lengths.astype(np.int64))
@@ -154,12 +157,14 @@ class FillInTheMiddle:
             new = self.rearrange(text, first, last, order < self.spm_rate)
             if len(new) <= room:
                 return new
-            excess = len(new) - room
-            body = body[:-excess]
+            body = body[: room - len(new)]
         return document
 
     def _middle(self, text: str, cuts: list[float], cut_unit: bool) -> tuple[int, int]:
-        """(first, last + 1) character of the middle, by two numbers in [0, 1): a unit if asked for and there is one."""
+        """(first, last + 1) character of the middle, from two numbers in [0, 1).
+
+        cut_unit: take a whole unit if the text has one
+        """
         if cut_unit and (units := units_within(text, self.unit)):
             return units[int(cuts[0] * len(units))]
         first, last = sorted(int(cut * (len(text) + 1)) for cut in cuts)

@@ -1,10 +1,10 @@
-"""Names of the special tokens for filling in the middle, as published models have them."""
+"""Names of the special tokens of fill-in-the-middle in published models."""
 
 from typing import NamedTuple
 
 
 class FimTokens(NamedTuple):
-    """Before the prefix, before the middle, before the suffix, and padding if there is a token for it."""
+    """Tokens before the prefix, before the middle and before the suffix, and the padding token if there is one."""
 
     prefix: str
     middle: str
@@ -13,7 +13,7 @@ class FimTokens(NamedTuple):
 
 
 OWN = FimTokens("<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>")
-"""As StarCoder and Megatron-LM name them."""
+"""The names of StarCoder and Megatron-LM."""
 FIM_STYLES = (
     OWN,
     FimTokens("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),  # Qwen2.5-Coder, CodeGemma
@@ -21,5 +21,5 @@ FIM_STYLES = (
     FimTokens("\u2581<PRE>", "\u2581<MID>", "\u2581<SUF>", None),  # CodeLlama
 )
 END_OF_MIDDLE = "\u2581<EOT>"
-"""Ends what CodeLlama inserts; for others it is end-of-text."""
+"""CodeLlama's token for the end of the middle; other models use end-of-text."""
 FIM_NAMES = frozenset(name for style in FIM_STYLES for name in style if name) | {END_OF_MIDDLE}

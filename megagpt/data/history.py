@@ -9,7 +9,7 @@ from megagpt.errors import DataError
 
 @dataclass
 class History:
-    """Turns so far."""
+    """The turns of a conversation so far, and the limits of its prompt."""
 
     tokenizer: Tokenizer
     window: int
@@ -21,9 +21,9 @@ class History:
     turns: list[Message] = field(default_factory=list)
 
     def ask(self, text: str) -> tuple[list[int], int]:
-        """Add a user's turn; returns the prompt's token ids and how many of the oldest turns it leaves out.
+        """Add a user's turn. Returns the prompt's token ids, and the number of oldest turns that it leaves out.
 
-        Whole exchanges are left out, oldest first, until the prompt and `response_room` tokens fit; the system prompt
+        Whole exchanges are left out, oldest first, until the prompt and `response_room` tokens fit. The system prompt
         and the new turn always stay. Raises DataError, and adds nothing, when they leave no room for a response.
         """
         head = [] if self.system is None else [Message("system", self.system)]

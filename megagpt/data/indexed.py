@@ -1,10 +1,10 @@
-"""Tokenized corpora on disk: Megatron's `.bin` and `.idx`, and a `.json` that says what they are.
+"""Tokenized corpora on disk: Megatron's `.bin` and `.idx`, and a `.json` that describes them.
 
     PREFIX.bin   the tokens of all documents, each ending with end-of-text; uint16 where the vocabulary fits, else int32
-    PREFIX.idx   length and place of every document; both files are read by megatron.core's IndexedDataset
+    PREFIX.idx   length and position of every document; megatron.core's IndexedDataset reads both files
     PREFIX.json  tokenizer_sha256, vocab_size, documents, tokens, max_token, bin_sha256, idx_sha256, bytes, sources ...
 
-A corpus is whole when its .json is there: it is written last.
+A corpus is complete if it has its .json, which is written last.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _LARGEST_UINT16_VOCABULARY = 65_499  # Megatron-Core's own limit
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The dtype in which tokens of such a vocabulary are stored."""
+    """The dtype of stored tokens: uint16 if the vocabulary fits, else int32."""
     return np.dtype("<u2") if vocab_size <= _LARGEST_UINT16_VOCABULARY else np.dtype("<i4")
 
 
@@ -43,12 +43,14 @@ def write_corpus(
     documents: int,
     about: dict[str, Any],
 ) -> None:
-    """Write a corpus, part by part so that memory stays flat.
+    """Write a corpus part by part, so that only one part is in memory.
 
     parts: (int32 [n] lengths of n documents, [sum of lengths] their tokens), in order
-    documents: sum of n
-    about: goes into the .json; has at least `tokenizer_sha256` and `vocab_size`. Numbers of documents and tokens, the
-        largest token and hashes of the two files are added.
+    documents: number of documents of all parts
+    about: content of the .json, with at least `tokenizer_sha256` and `vocab_size`. The numbers of documents and
+        tokens, the largest token and the hashes of the two files are added.
+
+    Raises DataError when a file cannot be written.
     """
     bin_path, idx_path, json_path = corpus_files(prefix)
     dtype = token_dtype(about["vocab_size"])
@@ -99,9 +101,9 @@ def read_about(prefix: str | Path) -> dict[str, Any]:
 
 
 def check_corpus(prefix: str | Path) -> dict[str, Any]:
-    """The content of the .json of the corpus at `prefix`, after a look at the three files' sizes and headers.
+    """The content of the .json of the corpus at `prefix`, after a check of the sizes and headers of its three files.
 
-    Raises DataError naming the file that is missing, truncated or does not belong to the others.
+    Raises DataError with the file that is missing, truncated or does not belong to the others.
     """
     about = read_about(prefix)
     bin_path, idx_path, json_path = corpus_files(prefix)
@@ -131,9 +133,10 @@ def check_corpus(prefix: str | Path) -> dict[str, Any]:
 
 
 def check_hashes(prefix: str | Path) -> str | None:
-    """Read the whole corpus, and raise DataError naming the file that is not what was written.
+    """Read the whole corpus, and compare its files with their hashes in the .json.
 
-    Returns the reason when there is nothing to compare with, as in corpora made before hashes were kept.
+    Raises DataError with the file that has changed. Returns a reason if the .json has no hashes, as in corpora made
+    before hashes were kept; else None.
     """
     about = read_about(prefix)
     for path, name in zip(corpus_files(prefix), ("bin_sha256", "idx_sha256"), strict=False):
@@ -148,7 +151,7 @@ def check_hashes(prefix: str | Path) -> str | None:
 
 
 def open_corpus(prefix: str | Path) -> tuple[Any, dict[str, Any]]:
-    """(Megatron-Core's IndexedDataset, what the .json says) of the corpus at `prefix`. Raises DataError."""
+    """(Megatron-Core's IndexedDataset, content of the .json) of the corpus at `prefix`. Raises DataError."""
     about = check_corpus(prefix)
     from megatron.core.datasets.indexed_dataset import IndexedDataset  # slow to import, and only needed here
 

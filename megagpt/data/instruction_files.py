@@ -1,4 +1,4 @@
-"""A synthetic instruction set as files: demonstrations, ranked answers, and prompts whose answers a program checks."""
+"""Files of a synthetic instruction set: demonstrations, ranked answers, and prompts with checkable answers."""
 
 import json
 import random
@@ -12,9 +12,9 @@ from megagpt.data.instructions import Instruction, ranked_answers
 
 
 def split_and_write(made: list[Instruction], folder: Path, seed: int) -> dict[Path, int]:
-    """Write a third of the instructions each to conversations.jsonl, rankings.jsonl and prompts.jsonl.
+    """Write a third of the instructions to each of conversations.jsonl, rankings.jsonl and prompts.jsonl.
 
-    Returns the records of every file. The order is drawn anew.
+    Shuffles `made` in place. Returns the number of records of each file. Raises DataError when one cannot be written.
     """
     rng = random.Random(seed)
     rng.shuffle(made)
@@ -43,7 +43,7 @@ def ranking(instruction: Instruction, rng: random.Random) -> dict[str, Any]:
 
 
 def write(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    """Write a record a line, all or none of them; returns how many."""
+    """Write one record per line, atomically. Returns the number of records."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     write_atomic(path, "".join(lines).encode())

@@ -1,8 +1,8 @@
-"""A synthetic instruction set: prompts of a dozen kinds, right answers, and a program that scores any answer.
+"""A synthetic instruction set: prompts of a dozen kinds, right answers, and a function that scores any answer.
 
-A record's "check" says how an answer is scored, from 0 to 1:
+A record's "check" is the rule that scores an answer, from 0 to 1:
 
-    {"exact": text}          1 for the text; else half the share of its words that stand in their places
+    {"exact": text}          1 for the text; else half the share of its words that are at their positions
     {"words": n}             1 for exactly n different words; else half of 1 - |difference| / n, at least 0
     {"begin": c, "words": n} 1 for n different words that begin with c; else half the share of such words
 """
@@ -24,12 +24,12 @@ WORDS = tuple(_WORDS.split())
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo")
 COLOURS = ("red", "blue", "green", "black", "white", "brown")
 MOST_ANSWERS = 9
-"""Answers of a ranking at most, as published (K = 4 to 9, arXiv 2203.02155)."""
+"""Largest number of answers in a ranking, as published (K = 4 to 9, arXiv 2203.02155)."""
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """A conversation whose last turn is a right answer, and how others are scored."""
+    """A conversation whose last turn is a right answer, and the rule that scores other answers."""
 
     kind: str
     messages: tuple[Message, ...]
@@ -42,7 +42,7 @@ class Instruction:
 
 
 def check(rule: dict[str, Any], answer: str) -> float:
-    """Score of an answer, 0 to 1; see the module. Raises ValueError for a rule that is none."""
+    """Score of an answer, 0 to 1; see the module. Raises ValueError for an unknown rule."""
     said = answer.split()
     if "exact" in rule:
         wanted = rule["exact"].split()
@@ -143,7 +143,7 @@ def recall(rng: random.Random) -> Made:
 
 
 def some_words(rng: random.Random) -> Made:
-    """So many words, whatever they are."""
+    """A given number of any words."""
     number = rng.randint(2, 5)
     phrase = rng.choice(("Say any {} words.", "Give me {} different words.", "Write {} words."))
     return phrase.format(number), " ".join(rng.sample(WORDS, number)), {"words": number}
@@ -176,14 +176,14 @@ KINDS: dict[str, Callable[[random.Random], Made]] = {
         beginning,
     )
 }
-"""Kinds of one turn, by name."""
+"""Kinds with one user's turn, by name."""
 
 TURNS: tuple[str, ...] = ("follow_up", "system")
-"""Kinds with more: a second request about the first answer, and a system prompt that fixes how answers look."""
+"""Kinds with more turns: a second request about the first answer, and a system prompt about the form of answers."""
 
 
 def make_instructions(number: int, *, kinds: Sequence[str] = (*KINDS, *TURNS), seed: int = 0) -> Iterator[Instruction]:
-    """`number` instructions, the kinds in equal shares; the same for the same arguments.
+    """`number` instructions with equal shares of all kinds. The same arguments give the same instructions.
 
     Raises ConfigError for an unknown kind.
     """
@@ -232,7 +232,7 @@ _TURNS = {"follow_up": _follow_up, "system": _system}
 def ranked_answers(instruction: Instruction, rng: random.Random) -> list[tuple[str, int]]:
     """2 to MOST_ANSWERS different answers with their ranks by `check`, 0 for the best; equal scores are ties.
 
-    The right one is among them. The others are wrong in their words, longer, shorter, or about something else.
+    One of them is the right answer. The others have wrong words, are longer or shorter, or have other words entirely.
     """
     right = instruction.messages[-1].content
     words = right.split()

@@ -15,7 +15,7 @@ from megagpt.data.tokenizer import Tokenizer
 from megagpt.errors import ConfigError, DataError
 
 CHUNK = 1 << 20
-"""Held-out tokens that are read at a time."""
+"""Number of held-out tokens that are read at a time."""
 
 
 def load_tokenizer(config: Config) -> Tokenizer:
@@ -34,7 +34,7 @@ def load_tokenizer(config: Config) -> Tokenizer:
 
 
 class PretrainLoader(PrefetchLoader):
-    """Every batch of a run. A batch is a function of the seed and of sample numbers, in every layout."""
+    """Batches of a pretraining run; see `Loader`. A batch depends only on the seed and on its sample numbers."""
 
     def __init__(self, config: Config) -> None:
         """Open all corpora. Raises DataError or ConfigError when they do not fit the configuration."""
@@ -72,11 +72,11 @@ class PretrainLoader(PrefetchLoader):
         data_parallel_size: int = 1,
         micro_batch_size: int | None = None,
     ) -> HeldOut:
-        """One rank's share of the documents of `split`, in order, each token predicted once.
+        """One rank's share of the documents of `split`, in order. Each token is predicted once.
 
         Windows follow one another without overlap; the first input of a corpus is end-of-text. `max_tokens` (None:
-        all) is shared by the corpora according to their weights. Every rank gets the same number of batches; what is
-        beyond the end has loss_mask 0.
+        all) is divided among the corpora by their weights. Every rank gets the same number of batches; rows beyond the
+        end of the text have loss_mask 0.
         """
         size, length = micro_batch_size or self.config.parallel.micro_batch_size, self.config.model.sequence_length
         parts = self._held_out(split, max_tokens)
@@ -100,7 +100,7 @@ class PretrainLoader(PrefetchLoader):
         return sum(int(self.tokenizer.token_bytes[tokens].sum()) for tokens in chunks)
 
     def held_out_text(self, split: Split, max_tokens: int | None = None) -> bytes:
-        """The text that `evaluation_batches` predicts, for other compressors to be measured on."""
+        """The text that `evaluation_batches` predicts, in UTF-8; other compressors are measured on it."""
         chunks = self._evaluation_tokens(split, max_tokens)
         return b"".join(self.tokenizer.decode_bytes(tokens.tolist()) for tokens in chunks)
 
@@ -115,7 +115,7 @@ class PretrainLoader(PrefetchLoader):
                 )
         for corpus, of in zip(self.corpora["train"], data.corpora, strict=True):
             if of.weight > 0:
-                corpus[0]  # fails now, not in the middle of a run, when the split is too short
+                corpus[0]  # raises now, not in the middle of a run, if the split is too short
         for split, share in zip(SPLITS, data.split, strict=True):
             if share > 0 and not any(corpus.num_tokens for corpus in self.corpora[split]):
                 total = sum(corpus.about["documents"] for corpus in self.corpora[split])
@@ -143,7 +143,7 @@ class PretrainLoader(PrefetchLoader):
         tokens = np.full((size, self.config.model.sequence_length + 1), self.tokenizer.end_of_text_id)
         mask = np.zeros((size, self.config.model.sequence_length), np.float32)
         for row, (corpus, start, count) in enumerate(windows):
-            known = min(start, 1)  # the input that comes before the first prediction, except at the beginning
+            known = min(start, 1)  # 1 if a token before the first prediction can be its input
             tokens[row, 1 - known : count + 1] = corpus.read(start - known, count + known)
             mask[row, :count] = 1
         tokens = torch.from_numpy(tokens)
@@ -159,10 +159,10 @@ class PretrainLoader(PrefetchLoader):
         return Batch(inputs, labels, loss_mask, positions - starts, after_end.long().cumsum(1))
 
     def _held_out(self, split: Split, max_tokens: int | None) -> list[tuple[PackedCorpus, int]]:
-        """(corpus, how many of its tokens are predicted) for every corpus."""
+        """(corpus, number of its tokens to predict) for every corpus."""
         weights = [corpus.weight for corpus in self.config.data.corpora]
         shares = np.array(weights) / sum(weights)
-        # At least one token of each corpus that is learnt: a few tokens for many corpora must not be none at all.
+        # At least one token of each corpus that is trained on, so that a small limit does not round to 0 for all.
         limits = [None if max_tokens is None else max(int(share > 0), int(max_tokens * share)) for share in shares]
         return [
             (corpus, corpus.num_tokens if limit is None else min(corpus.num_tokens, limit))
@@ -172,7 +172,7 @@ class PretrainLoader(PrefetchLoader):
     def _evaluation_tokens(
         self, split: Split, max_tokens: int | None, part: int = 0, parts: int = 1
     ) -> Iterator[np.ndarray]:
-        """The tokens in chunks, or every `parts`-th chunk of them from number `part` on."""
+        """The tokens in chunks of at most CHUNK: chunks part, part + parts, part + 2 parts, ..."""
         chunks = [
             (corpus, start, min(CHUNK, limit - start))
             for corpus, limit in self._held_out(split, max_tokens)

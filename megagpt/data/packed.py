@@ -1,8 +1,8 @@
 """Training samples as a pure function of (seed, sample index): packed windows of one corpus, and mixtures.
 
-Nothing here depends on the length of the run, the number of ranks or what was read before, and nothing is written to
-disk: a sample's content can be computed from its number alone. Permutations come from sorting hashes rather than from
-a random generator's stream, so they are the same under every version of NumPy.
+Nothing here depends on the length of the run, the number of ranks or earlier reads, and nothing is written to disk: the
+seed and a sample's number determine its content. Permutations come from sorting hashes rather than from a random
+generator's stream, so they are the same under every version of NumPy.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 BLOCK = 65_536
-"""Samples over which a mixture's proportions are exact."""
+"""Number of consecutive samples in which a mixture has its exact proportions."""
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -32,7 +32,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def hashes(count: int, *keys: int) -> np.ndarray:
-    """uint64 [count]: a different pseudo-random number for each of 0..count-1, fixed by `keys`."""
+    """uint64 [count]: a different pseudo-random number for each of 0..count-1, a function of `keys`."""
     state = np.zeros(1, np.uint64)
     for key in keys:
         state = _mix(state + np.uint64(key % 2**64) + np.uint64(0x9E3779B97F4A7C15))
@@ -40,13 +40,13 @@ def hashes(count: int, *keys: int) -> np.ndarray:
 
 
 def permutation(count: int, *keys: int) -> np.ndarray:
-    """uint32 or int64 [count]: 0..count-1 in a random order, fixed by `keys`."""
-    order = np.argsort(hashes(count, *keys))  # hashes of one call never tie, so every sorting method agrees
+    """uint32 or int64 [count]: 0..count-1 in a random order, a function of `keys`."""
+    order = np.argsort(hashes(count, *keys))  # hashes of one call are all different, so every sorting method agrees
     return order.astype(np.uint32) if count < 2**32 else order
 
 
 def documents_of(split: Split, proportions: Sequence[float], count: int) -> np.ndarray:
-    """int64 [n]: which of `count` documents are in `split`, ascending; it depends on a document's number alone.
+    """int64 [n]: the numbers of the documents in `split`, ascending. A document's split depends only on its number.
 
     proportions: shares of train, validation and test, relative to their sum.
     """
@@ -57,7 +57,7 @@ def documents_of(split: Split, proportions: Sequence[float], count: int) -> np.n
 
 
 def split_of(key: str, proportions: Sequence[float]) -> Split:
-    """The split that holds everything with this key; it depends on a hash of the key alone."""
+    """The split of everything with this key. It depends only on a hash of the key."""
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2.0**64
     edges = np.cumsum(proportions) / np.sum(proportions)
     edges[np.flatnonzero(proportions)[-1] :] = 1.0
@@ -68,8 +68,8 @@ class PackedCorpus:
     """One split of one corpus: its documents are concatenated and cut into windows.
 
     In epoch e the documents are permuted by (seed, e), concatenated, and cut into windows of sequence_length + 1
-    tokens that overlap by one; the windows are permuted by (seed, e). The last tokens, fewer than a window, are left
-    out; they are others in each epoch.
+    tokens that overlap by one; the windows are permuted by (seed, e). The last tokens, too few for a window, are left
+    out; each epoch leaves out other tokens.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class PackedCorpus:
         self.prefix, self.split, self.sequence_length, self.seed = str(prefix), split, sequence_length, seed
         dataset, self.about = open_corpus(prefix)
         self.documents = documents_of(split, proportions, len(dataset))
-        # Copies of the index, and tokens that are read: a mapped file that is cut off ends the process without a word.
+        # The index is copied and tokens are read, not mapped: if a mapped file shrinks, a signal kills the process.
         self._lengths = dataset.sequence_lengths[self.documents]
         self._begins = dataset.index.sequence_pointers[self.documents]
         self._dtype = np.dtype(dataset.index.dtype)
@@ -87,7 +87,7 @@ class PackedCorpus:
         self._in_order = np.cumsum(self._lengths, dtype=np.int64)
         self.num_tokens = int(self._in_order[-1]) if len(self.documents) else 0
         self.samples_per_epoch = max(0, (self.num_tokens - 1) // sequence_length)
-        self._epoch = lru_cache(maxsize=2)(self._build_epoch)  # two, because epochs meet inside a batch
+        self._epoch = lru_cache(maxsize=2)(self._build_epoch)  # two, because one batch can hold the end of an epoch
 
     def __getitem__(self, index: int) -> np.ndarray:
         """int64 [sequence_length + 1]: tokens of sample `index`, which may be any number from 0."""
@@ -102,7 +102,7 @@ class PackedCorpus:
         return self._read(order, ends, int(windows[place]) * self.sequence_length, self.sequence_length + 1)
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """int64 [count]: tokens from `start` on, of the documents in their own order."""
+        """int64 [count]: tokens from `start` on, with the documents in the order of the corpus."""
         return self._read(range(len(self.documents)), self._in_order, start, count)
 
     def _build_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -111,7 +111,11 @@ class PackedCorpus:
         return order, ends, permutation(self.samples_per_epoch, self.seed, epoch, 1)
 
     def _read(self, order: Sequence[int], ends: np.ndarray, start: int, count: int) -> np.ndarray:
-        """Tokens start..start+count-1 of the documents `order`, which end at `ends`."""
+        """int64 [count]: tokens start..start+count-1 of the documents in this order.
+
+        order: indices into the split's documents
+        ends: int64, cumulative lengths of the documents in this order
+        """
         tokens = np.empty(count, np.int64)
         place, filled = int(np.searchsorted(ends, start, side="right")), 0
         while filled < count:
@@ -125,20 +129,20 @@ class PackedCorpus:
 
 
 class Mixture:
-    """A mixture of corpora in which sample `index` is a sample of one of them, by weight.
+    """A mixture of corpora: sample `index` is a sample of one of them, by weight.
 
-    In every BLOCK of samples each corpus has the same fixed quota, so proportions hold at every point of a run to
-    within a block, and within the block its samples are evenly spread.
+    Each corpus has the same quota in every BLOCK of samples, and its samples are evenly spread within the block. So the
+    proportions hold at every point of a run to within a block.
     """
 
     def __init__(self, corpora: Sequence[Sequence[np.ndarray]], weights: Sequence[float], seed: int = 0) -> None:
-        """Weights are relative to their sum; a corpus of positive weight gets at least one sample a block."""
+        """weights: relative to their sum; a corpus of positive weight gets at least one sample per block"""
         self.corpora, self.seed = list(corpora), seed
         self.quotas = _quotas(weights)
         self._block = lru_cache(maxsize=2)(self._build_block)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """(which corpus, the index within it) of sample `index`."""
+        """(number of the corpus, index within it) of sample `index`."""
         block, place = divmod(int(index), BLOCK)
         owners, ranks = self._block(block)
         corpus = int(owners[place])

@@ -1,4 +1,4 @@
-"""Packing: several whole conversations in one row of a batch, so that little of it is padding."""
+"""Packing: several whole conversations in one row of a batch, to have little padding."""
 
 import bisect
 from collections.abc import Sequence
@@ -12,9 +12,10 @@ from megagpt.data.tokenizer import Tokenizer
 
 
 def batch_of_rows(rows: Sequence[Sequence[Example]], length: int, tokenizer: Tokenizer) -> Batch:
-    """Rows of `length` tokens, each of whole examples, with positions from 0 in every one; what is left is padding.
+    """A batch of `length` tokens per row. Each row holds whole examples, then padding.
 
-    Unless every row holds a single example, `document_ids` keeps them apart.
+    Positions begin at 0 in every example. If a row holds several examples, the batch has `document_ids`, which keep
+    them apart.
     """
     shape = len(rows), length
     tokens, labels = (np.full(shape, tokenizer.end_of_text_id) for _ in range(2))
@@ -33,7 +34,10 @@ def batch_of_rows(rows: Sequence[Sequence[Example]], length: int, tokenizer: Tok
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Indices of `lengths` in rows of at most `room`, by best fit, longest first; `room` 0: one a row, in order."""
+    """Rows of indices of `lengths`, of at most `room` tokens, by best fit, longest first.
+
+    `room` 0: one example per row, in order.
+    """
     if not room:
         return [[index] for index in range(len(lengths))]
     rows: list[list[int]] = []

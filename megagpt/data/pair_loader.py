@@ -1,4 +1,4 @@
-"""Batches of pairs for the stage embed: every text in a row of its own, texts of like lengths together."""
+"""Batches of pairs for the stage embed: one text per row, with texts of similar length in one micro-batch."""
 
 import dataclasses
 import logging
@@ -23,10 +23,10 @@ from megagpt.errors import DataError
 log = logging.getLogger(__name__)
 
 ABSENT = -1
-"""The number of a text that is not there: a pair may have fewer negatives than others."""
+"""Number in place of a missing text: a pair may have fewer negatives than others."""
 
 MEASURED = 2000
-"""Pairs whose lengths in tokens are measured at the start."""
+"""Approximate number of pairs whose lengths in tokens are measured at the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,27 +34,28 @@ class PairBatch(TextBatch):
     """Some of the texts of a replica's m pairs; the micro-batches of a step hold all of them."""
 
     places: torch.Tensor
-    """int64 [B]: place of each row's text among the m x K texts: the queries, the positives, all first negatives..."""
+    """int64 [B]: index of each row's text among the m x K texts: all queries, all positives, all first negatives..."""
     text_ids: torch.Tensor
-    """int64 [K, m]: the texts' numbers, see `Pair.text_ids`; ABSENT for those that are not there. The same in all
-    micro-batches."""
+    """int64 [K, m]: the texts' numbers, see `Pair.text_ids`; ABSENT for missing texts. The same in all micro-batches
+    of a step."""
     gradients: torch.Tensor | None = None
-    """float32 [B, H]: gradients of the step's loss in the rows' vectors, where they are known already."""
+    """float32 [B, H]: gradients of the step's loss in the rows' vectors, once they are known."""
     sums: torch.Tensor | None = None
-    """float32 [n]: this micro-batch's share of loss, count and metrics, where they are known already."""
+    """float32 [n]: this micro-batch's share of loss, count and metrics, once they are known."""
 
     def with_step(self, gradients: torch.Tensor, sums: torch.Tensor) -> "PairBatch":
-        """This batch with what is known of the step."""
+        """This batch with the step's `gradients` and `sums`."""
         return dataclasses.replace(self, gradients=gradients, sums=sums)
 
 
 class PairLoader:
-    """Every batch of a run on pairs. A batch is a function of the seed and of sample numbers, in every layout.
+    """Batches of a run on pairs. A batch is a function of the seed and of sample numbers, in every layout.
 
-    A sample is a pair. An epoch is a permutation of all pairs, in batches that hold no document twice; pairs that would
-    break this wait for the next batch, and those that are left at the end are left out of the epoch. The pairs of a
-    step are shared out by length, so that replicas have as much to do, and a replica's texts are sorted by length, so
-    that its micro-batches have little padding. Where stages of a pipeline exchange them, a step's have one shape.
+    A sample is a pair. An epoch is a permutation of all pairs, in batches that hold no document twice: a pair whose
+    document is already in the batch waits for the next batch, and an epoch leaves out the pairs that remain at its end.
+    A step divides its pairs among replicas by length, so that all replicas have equal work. A replica sorts its texts
+    by length, so that its micro-batches have little padding. With pipeline parallelism, all micro-batches of a step
+    have one shape.
     """
 
     def __init__(self, config: Config) -> None:
@@ -75,7 +76,7 @@ class PairLoader:
 
     @property
     def pairs_per_epoch(self) -> int:
-        """Pairs of the first epoch's whole batches."""
+        """Number of pairs in the batches of the first epoch."""
         return self._batches_of(0).size
 
     def micro_batches(
@@ -98,7 +99,7 @@ class PairLoader:
     def evaluation_batches(
         self, split: Split, max_tokens: int | None, data_parallel_rank: int = 0, data_parallel_size: int = 1
     ) -> HeldOut:
-        """Nothing: held-out pairs are embedded, see `megagpt.stages.embed`."""
+        """No batches: `megagpt.stages.embed` evaluates held-out pairs by their vectors."""
         return HeldOut(0, lambda number: None)
 
     def _check(self) -> None:
@@ -131,7 +132,7 @@ class PairLoader:
             log.info("%d pairs have negatives of their own; %s", having, used)
 
     def _mean_tokens(self) -> int:
-        """Tokens of a pair, on average. Warns of texts that lose their ends."""
+        """Mean number of tokens per pair, rounded up. Warns about texts that are cut at their end."""
         step = max(1, len(self.pairs["train"]) // MEASURED)
         sampled = self.pairs["train"][::step]
         tokens = 0
@@ -158,8 +159,8 @@ class PairLoader:
     def _epoch(self, epoch: int) -> np.ndarray:
         """The pairs of an epoch's batches, int64 [batches, batch size].
 
-        A batch takes the pairs that come first in the permutation, of each document the first that is left. So it is
-        enough to look at one pair of each document, and at its successor once it is taken.
+        A batch takes the first remaining pairs of the permutation, at most one per document. So a heap with the first
+        remaining pair of each document is enough; its successor enters the heap after the batch.
         """
         size, pairs = self.config.optim.global_batch_size, self.pairs["train"]
         order = permutation(len(pairs), self.config.seed, epoch).tolist()
@@ -200,7 +201,7 @@ class PairLoader:
         return self.batches_of_pairs(chosen[rank::replicas])
 
     def batches_of_pairs(self, pairs: Sequence[Pair]) -> list[PairBatch]:
-        """Micro-batches of `parallel.micro_batch_size` pairs' worth of texts, which hold all texts of the pairs."""
+        """Micro-batches of all texts of the pairs; each has as many rows as `parallel.micro_batch_size` pairs have."""
         rows = self.encoder.encode([pair.query for pair in pairs], "query")[0]
         rows += self.encoder.encode([pair.positive for pair in pairs], "document")[0]
         text_ids = [[pair.text_ids[kind] for pair in pairs] for kind in (0, 1)]

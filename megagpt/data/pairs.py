@@ -1,4 +1,4 @@
-"""Pairs of texts that belong together, which stage embed learns vectors from."""
+"""Pairs of texts that belong together; the stage embed learns vectors from them."""
 
 import hashlib
 import json
@@ -16,10 +16,10 @@ from megagpt.data.unread import log_unread
 from megagpt.errors import DataError
 
 KEYS = ("query", "positive", "negatives", "document", "split_key", "text_ids")
-"""What a record may hold."""
+"""Keys that a record may have."""
 
 SCORED_KEYS = ("sentence1", "sentence2", "score")
-"""What is read of a scored pair."""
+"""Keys of a scored pair."""
 
 _NO_LETTERS = re.compile(r"[\W_]+")
 
@@ -34,16 +34,16 @@ class Pair:
     negatives: tuple[str, ...]
     """Documents that do not answer it."""
     document: str | None
-    """What both texts come from, such as a file. A batch holds at most one pair of it."""
+    """Common source of both texts, such as a file. A batch holds at most one pair of each document."""
     split_key: str
     """All pairs with this key are in one split: training, validation or test."""
     text_ids: tuple[int, ...]
-    """A number for the query, the positive and each negative. Texts with one number are the same, or nearly."""
+    """One number each for the query, the positive and the negatives. Equal numbers mean equal or nearly equal texts."""
 
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """Two sentences and how similar people find them."""
+    """Two sentences and their similarity according to people."""
 
     sentence1: str
     sentence2: str
@@ -53,13 +53,13 @@ class ScoredPair:
 def read_pairs(paths: Sequence[str | Path]) -> list[Pair]:
     """The pairs of all files (.jsonl, also .gz and .zst), in order.
 
-    Raises DataError naming file and line of a record that is malformed, has an empty text, or a key not in `KEYS`.
+    Raises DataError with file and line of a record that is malformed, has an empty text, or has a key not in `KEYS`.
     """
     return [_pair(record, place) for path in paths for record, place in _records(Path(path))]
 
 
 def read_scored_pairs(path: str | Path) -> list[ScoredPair]:
-    """The scored pairs of a file of JSON lines; the log names other fields. Raises DataError as `read_pairs`."""
+    """The scored pairs of a file of JSON lines. Logs the names of other fields. Raises DataError as `read_pairs`."""
     found, unread = [], Counter()
     for record, place in _records(Path(path)):
         found.append(_scored_pair(record, place))
@@ -69,13 +69,13 @@ def read_scored_pairs(path: str | Path) -> list[ScoredPair]:
 
 
 def text_key(text: str) -> int:
-    """A 63-bit number that is the same for texts which differ in case, white space and punctuation alone."""
+    """A 63-bit hash. Texts that differ only in case, white space and punctuation have the same hash."""
     content = folded(text) or text.strip()
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest()) >> 1
 
 
 def folded(text: str) -> str:
-    """The letters and digits of a text without their case; everything between two runs of them is one space."""
+    """The text in one case, with each run of characters other than letters and digits replaced by one space."""
     return _NO_LETTERS.sub(" ", text.casefold()).strip()
 
 
@@ -135,7 +135,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """The objects of a file of JSON lines, and where each is."""
+    """(object, "path:line") for every line of a file of JSON lines."""
     if not path.exists() and not path.is_symlink():
         remedy = how_to_make(path) or "`megagpt data pairs` makes one"
         raise DataError(f"cannot read pairs from {path}: there is no such file; {remedy}")

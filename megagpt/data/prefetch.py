@@ -1,4 +1,4 @@
-"""Micro-batches that a thread prepares while the model computes."""
+"""Base of loaders whose micro-batches a thread prepares while the model computes."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,11 +8,11 @@ from megagpt.data.batch import Batch
 from megagpt.errors import ConfigError
 
 PREFETCHED = 2
-"""Micro-batches prepared in advance."""
+"""Number of micro-batches prepared in advance."""
 
 
 class PrefetchLoader:
-    """Base of loaders that make a micro-batch from the number of its first sample, ahead of time."""
+    """Prepares micro-batches ahead of time. Subclasses make one from the number of its first sample."""
 
     config: Config
 
@@ -35,7 +35,8 @@ class PrefetchLoader:
         """The micro-batches of one rank in the step that trains on samples first_sample .. + global_batch_size - 1.
 
         Micro-batch m has samples first_sample + (m * data_parallel_size + data_parallel_rank) * micro_batch_size and
-        the following. A background thread reads ahead, into the next step too.
+        the following. A background thread reads ahead, also into the next step. Raises ConfigError when the global
+        batch is not a multiple of `parallel.micro_batch_size` x `data_parallel_size`.
         """
         size = self.config.parallel.micro_batch_size
         if global_batch_size % (size * data_parallel_size):
@@ -46,7 +47,7 @@ class PrefetchLoader:
         count = global_batch_size // (size * data_parallel_size)
         starts = [
             first_sample + (m * data_parallel_size + data_parallel_rank) * size
-            for m in range(count + PREFETCHED)  # the last ones are the next step's first, however large it is
+            for m in range(count + PREFETCHED)  # the last PREFETCHED belong to the next step, whatever its size
         ]
         self._pending = {start: self._pending[start] for start in starts if start in self._pending}
         for m in range(count):

@@ -1,8 +1,8 @@
-"""Files of text into a tokenized corpus, with many processes, flat memory, and work that survives an interruption.
+"""Tokenize files of text into a corpus, with many processes, bounded memory, and resumption after an interruption.
 
-One process reads chunks; workers tokenize them, each into one part file under PREFIX.parts/, whole or not at all. When
-all are there they are joined into PREFIX.bin, .idx and .json (megagpt.data.indexed). A rerun goes on after the parts
-that exist; what comes out is, byte for byte, what an uninterrupted run gives.
+One process reads chunks; workers tokenize each chunk and write it atomically to a part file under PREFIX.parts/. At the
+end the parts are joined into PREFIX.bin, .idx and .json (megagpt.data.indexed). A rerun continues after the existing
+parts; its result is byte for byte the result of an uninterrupted run.
 """
 
 import json
@@ -45,16 +45,17 @@ from megagpt.log import progress
 log = logging.getLogger(__name__)
 
 MAX_RECORD_MB = 32
-"""Longest record that is accepted unless told otherwise, in millions of bytes."""
+"""Default length limit of a record, in millions of bytes."""
 
 _BATCH_CHARACTERS = 1 << 19
-"""Text that is tokenized at a time: the library's intermediate results are many times as large."""
+"""Characters that are tokenized at a time; the library's intermediate results are many times as large."""
 
 _FIELDS = 100
-"""Names of unread fields that are counted, of those in most records: some files have data for keys."""
+"""Number of unread fields that are counted, the most frequent first. Some files use data as keys, so there may be very
+many."""
 
 _SHOWN = 10
-"""Rejected records that are shown one by one; PREFIX.rejected.txt has all."""
+"""Number of rejected records that are logged; PREFIX.rejected.txt lists all."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class _Part:
     end: Position
     rejected: list[Rejection]
     unread: dict[str, int] = field(default_factory=dict)
-    """In how many records each field is that nobody reads."""
+    """Fields that no code reads, and the number of records that have each."""
 
 
 def preprocess(
@@ -95,16 +96,20 @@ def preprocess(
     max_record_mb: float = MAX_RECORD_MB,
     engine: EngineName | None = None,
 ) -> dict[str, Any]:
-    """Tokenize `inputs` (see readers.find_sources) into the corpus `output`.bin, .idx, .json; return what .json says.
+    """Tokenize `inputs` (see readers.find_sources) into the corpus `output`.bin, .idx, .json.
 
-    tokenizer: path of a tokenizer.json; key: the text's key in JSON records, or column in parquet files
-    workers: tokenizing processes, by default one a core
-    max_rejected: more malformed records than this raise DataError; all are listed in `output`.rejected.txt
-    max_record_mb: longer records are malformed; a worker needs about 20 times as much memory for one
+    tokenizer: path of a tokenizer.json
+    key: key of the text in JSON records, or its column in parquet files
+    workers: number of tokenizing processes, by default one per core
+    max_rejected: limit of malformed records; `output`.rejected.txt lists all
+    max_record_mb: longer records are malformed; a worker needs about 20 times the record's size in memory
     engine: the library that tokenizes, by default the faster one that gives the tokenizer's ids
 
-    Other fields of the records are counted and named once, also in the .json as `unread`. A corpus that was made from
-    the same inputs with the same options is left as it is.
+    Returns the content of the .json. Other fields of the records are counted and logged once, and stand in the .json as
+    `unread`. A corpus that was made from the same inputs with the same options is left unchanged.
+
+    Raises DataError when an input cannot be read, too many records are malformed, there is no document, or another
+    process is making the corpus; ConfigError when `engine` cannot be used.
     """
     sources = find_sources(inputs, patterns)
     known = Tokenizer.load(tokenizer)
@@ -135,7 +140,7 @@ def preprocess(
 
 
 def _around(known: Tokenizer) -> list[list[int]]:
-    """Token ids before and behind every document; none where they are end-of-text alone, as of own tokenizers."""
+    """Token ids before and after every document; empty for MegaGPT's own tokenizers, which add only end-of-text."""
     usual = not known.start_ids and known.end_of_text == END_OF_TEXT
     return [] if usual else [known.start_ids, [known.end_of_text_id]]
 
@@ -158,7 +163,7 @@ def _is_made(output: str | Path, about: dict[str, Any], sources: list[Source], m
 
 
 def _forget_other_work(job: _Job, about: dict[str, Any], sources: list[Source]) -> None:
-    """Remove what an interrupted run with other inputs or options has left in the folder, and say so."""
+    """Remove the files of an interrupted run with other inputs or options from the folder, and log it."""
     folder = job.folder
     path = folder / "job.json"
     changes = [Path(source.path).stat().st_mtime_ns for source in sources]
@@ -183,7 +188,7 @@ def _part_path(folder: Path, number: int) -> Path:
 
 
 def _finished_parts(folder: Path, known: Tokenizer) -> list[_Part]:
-    """The parts of an interrupted run, up to the first that is missing."""
+    """The parts of an interrupted run, up to the first missing or truncated one."""
     parts: list[_Part] = []
     itemsize = indexed.token_dtype(known.vocab_size).itemsize
     while (path := _part_path(folder, len(parts))).exists():
@@ -202,7 +207,7 @@ def _parse(line: bytes) -> _Part:
 
 
 def _run(job: _Job, sources: list[Source], workers: int, known: Tokenizer) -> int:
-    """Make all parts that are not there yet, and return how many there are. Raises DataError."""
+    """Make all missing parts, and return the number of all parts. Raises DataError."""
     finished = _finished_parts(job.folder, known)
     start = finished[-1].end if finished else Position()
     done = sum(part.stored_bytes for part in finished)
@@ -230,7 +235,7 @@ def _reject(rejected: list[Rejection], more: list[Rejection], max_rejected: int)
     if len(rejected) > max_rejected:
         raise DataError(
             f"{len(rejected)} malformed records so far, and --max-rejected is {max_rejected}: {_kinds(rejected)}; "
-            f"the first is {rejected[0]}. Correct the input, or allow for more; what is tokenized is kept"
+            f"the first is {rejected[0]}. Correct the input, or allow for more; finished parts are kept"
         )
 
 
@@ -240,7 +245,7 @@ def _kinds(rejected: list[Rejection]) -> str:
 
 def _tokenize_all(job: _Job, sources: list[Source], start: Position, number: int, workers: int) -> Iterator[_Part]:
     """Parts `number` and following, from `start` in `sources` on, in order."""
-    env.tokenize_on_one_thread()  # a process a core leaves nothing for threads to do
+    env.tokenize_on_one_thread()  # one process per core is enough; threads would compete for the cores
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, start_worker) as pool:
         waiting: deque[Future[_Part]] = deque()
@@ -254,7 +259,7 @@ def _tokenize_all(job: _Job, sources: list[Source], start: Position, number: int
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise DataError(
-                "a worker process was killed, perhaps for want of memory: run the command again, with fewer "
+                "a worker process was killed, perhaps because memory ran out: run the command again with fewer "
                 "--workers or a smaller --max-record-mb, and it goes on from here"
             ) from None
         finally:
@@ -268,7 +273,7 @@ def _load(path: str, engine: Engine) -> tuple[Tokenizer, Encoder]:
 
 
 def _tokenize(job: _Job, number: int, chunk: Chunk) -> _Part:
-    """Make part `number` out of `chunk`; not if it has too many malformed records."""
+    """Write part `number` from `chunk`, unless it has too many malformed records."""
     tokenizer, encode = _load(job.tokenizer, job.engine)
     dtype = indexed.token_dtype(tokenizer.vocab_size)
     rejected: list[Rejection] = []
@@ -292,9 +297,9 @@ def _tokenize(job: _Job, number: int, chunk: Chunk) -> _Part:
 
 
 def _batches(chunk: Chunk, job: _Job, rejected: list[Rejection], unread: Counter[str]) -> Iterator[list[str]]:
-    """The texts of `chunk`, some at a time; malformed records go to `rejected`, until they are too many.
+    """The texts of `chunk` in lists. Malformed records go to `rejected`; stops when there are too many.
 
-    unread: counts fields that nobody reads
+    unread: receives the counts of fields that no code reads
     """
     texts, size = [], 0
     for item in chunk.items:
@@ -313,7 +318,7 @@ def _batches(chunk: Chunk, job: _Job, rejected: list[Rejection], unread: Counter
 
 
 def _publish(output: str | Path, folder: Path, count: int, about: dict[str, Any], known: Tokenizer) -> dict[str, Any]:
-    """Join `count` parts into the corpus, and return what its .json says."""
+    """Join `count` parts into the corpus, and return the content of its .json."""
     parts = _finished_parts(folder, known)
     if len(parts) != count:
         raise DataError(f"{_part_path(folder, len(parts))} is gone: run the command again")

@@ -1,4 +1,4 @@
-"""Ranked answers to prompts, which a reward model learns from."""
+"""Ranked answers to prompts: the training data of reward models."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ from megagpt.errors import DataError
 
 @dataclass(frozen=True)
 class Ranking:
-    """A prompt and K answers to it; from fewer than two nothing can be learnt."""
+    """A prompt and K >= 2 answers to it."""
 
     messages: tuple[Message, ...]
     """The prompt, whose last turn is the user's."""
     answers: tuple[str, ...]
     ranks: tuple[int, ...]
-    """Of each answer, 0 for the best; equal ones are ties."""
+    """Rank of each answer, 0 for the best; equal ranks are ties."""
     user: str | None = None
-    """Who wrote the prompt, where that is known."""
+    """The person who wrote the prompt, if known."""
     place: str = field(default="data.rankings", compare=False)
     """File and line of the record, for messages."""
 
@@ -28,10 +28,10 @@ class Ranking:
 def read_rankings(paths: Sequence[str | Path], account: Account | None = None) -> list[Ranking]:
     """The rankings of all files, in order; each file has one of the SHAPES with ranked answers.
 
-    An answer that repeats a better one word for word is left out: nothing can be learnt from the two. account: takes
-    note of what is left out and of fields that nobody reads; without one the log tells it.
+    An answer that repeats a better one word for word is left out, since a comparison of the two teaches nothing.
+    account: collects the counts of omitted answers and of fields that no code reads; None logs them
 
-    Raises DataError naming file and line of a record that is malformed or has no ranked answers.
+    Raises DataError with file and line of a record that is malformed or has no ranked answers.
     """
     noted = account or Account()
     found = [ranking for path in paths for ranking in _rankings(Path(path), noted)]
@@ -65,7 +65,7 @@ def _rankings(path: Path, account: Account) -> Iterator[Ranking]:
 
 
 def _without_repetitions(answers: Sequence[str], ranks: Sequence[int]) -> list[int]:
-    """Places of the answers, each text once, with its best rank."""
+    """Indices of the distinct answers, ascending; of equal texts, the one with the best rank."""
     best: dict[str, int] = {}
     for place in sorted(range(len(answers)), key=lambda place: ranks[place]):
         best.setdefault(answers[place], place)

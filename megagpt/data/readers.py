@@ -1,7 +1,7 @@
-"""Documents out of files: what the inputs are, how they are read in chunks, and which records are malformed.
+"""Read documents from files in chunks, and reject malformed records.
 
-`find_sources` lists files, `chunks` reads them one after the other, and `documents` turns what was read into texts.
-The first two run in one process, the last in many. Nothing is held beyond a chunk, whose longest record is limited.
+`find_sources` lists files, `chunks` reads them one after the other, and `documents` turns chunks into texts. The first
+two run in one process, the last in many. Only one chunk is in memory at a time, and the length of records is limited.
 """
 
 import codecs
@@ -20,28 +20,28 @@ from megagpt.data.files import file_size, open_input
 from megagpt.errors import ConfigError, DataError
 
 CHUNK_BYTES = 4 << 20
-"""Uncompressed bytes, about, that a worker gets at a time."""
+"""Approximate number of uncompressed bytes in a chunk, which one worker gets."""
 
 READ_BYTES = 1 << 20
-"""Uncompressed bytes, about, that are read at a time."""
+"""Approximate number of uncompressed bytes that are read at a time."""
 
 BURST_BYTES = 16 << 20
-"""No piece of a compressed file that is decompressed at a time can become larger than this, however hostile."""
+"""Upper limit of the bytes that one piece of a compressed file can become, even in a hostile file."""
 
 _LARGEST_RATIO = {".gz": 1032, ".zst": 32_768}
-"""How many times as large compressed bytes can become: by the formats' definitions."""
+"""Largest possible ratio of decompressed to compressed size, by the definitions of the formats."""
 
 MAX_RECORD_BYTES = 32_000_000
-"""Longest record, where the caller has no limit of its own."""
+"""Length limit of a record, for callers without a limit of their own."""
 
 ROWS = 256
-"""Rows of a parquet file read at a time."""
+"""Number of rows of a parquet file that are read at a time."""
 
 FOLDER_PATTERNS = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.parquet", "*.txt", "*.txt.gz", "*.txt.zst")
-"""Files that are taken from a folder unless patterns say otherwise."""
+"""Default patterns of the files to read in a folder."""
 
 Format = Literal["jsonl", "parquet", "text", "lines"]
-"""What is one document: a JSON object, a row, a whole file, or a line of text."""
+"""One document is a JSON object, a row, a whole file, or a line of text."""
 
 
 class Source(NamedTuple):
@@ -53,13 +53,13 @@ class Source(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """A record that is left out, and why."""
+    """A record that is left out, and the reason."""
 
     path: str
     line: int
     """Line of the file, or row of a parquet file, from 1."""
     kind: str
-    """The reason, in words shared by all rejections of this kind."""
+    """The reason; equal for all rejections of this kind."""
     detail: str = ""
 
     def __str__(self) -> str:
@@ -73,20 +73,20 @@ class Block(NamedTuple):
     format: Format
     first_line: int
     records: bytes | list[bytes | None]
-    """Lines of JSON or of text, one text, or the values of a parquet column."""
+    """Lines of JSON or of text, a whole text, or the values of a parquet column."""
     unread: tuple[str, ...] = ()
     """Other columns of the parquet file."""
 
 
 class Position(NamedTuple):
-    """Where reading goes on."""
+    """The place where reading continues."""
 
     source: int = 0
     """Number of the file; all files before it are done."""
     offset: int = 0
-    """Uncompressed bytes of the file that are done."""
+    """Number of uncompressed bytes of the file that are done."""
     line: int = 0
-    """Lines or rows of the file that are done."""
+    """Number of lines or rows of the file that are done."""
 
 
 @dataclass
@@ -96,9 +96,9 @@ class Chunk:
     end: Position
     """Where the next chunk begins."""
     items: list[Block | Rejection] = field(default_factory=list)
-    """Records, and what could not even be read, in order."""
+    """Records, and rejections of records that could not be read, in order."""
     stored_bytes: int = 0
-    """Bytes of the files as they are stored, compressed or not, that were read for it."""
+    """Number of bytes read from disk for this chunk; of compressed files, the compressed bytes."""
 
 
 class _Piece(NamedTuple):
@@ -109,7 +109,7 @@ class _Piece(NamedTuple):
     offset: int
     line: int
     stored: int
-    """Bytes of the stored file that are done."""
+    """Number of bytes of the stored file that are done."""
 
 
 class _Damaged(Exception):
@@ -117,14 +117,14 @@ class _Damaged(Exception):
 
 
 def find_sources(inputs: Sequence[str | Path], patterns: Sequence[str] = FOLDER_PATTERNS) -> list[Source]:
-    """The files that `inputs` (files, folders, globs) stand for: in the order given, sorted within each.
+    """The files of `inputs` (files, folders, globs): in the order given, sorted within each input.
 
-    A folder stands for the files anywhere below it whose names match one of `patterns`. A file's format follows from
-    its name: .jsonl, .ndjson or .json (one JSON object a line), .parquet, and anything else is text, one document a
-    file; all but parquet may end in .gz or .zst. Raises DataError when an input stands for nothing, or for a pipe, a
-    device or a link to nothing.
+    A folder gives all files below it whose names match one of `patterns`. A file's format follows from its name:
+    .jsonl, .ndjson or .json (one JSON object per line), .parquet, and any other name is text, one document per file.
+    All but parquet may also end in .gz or .zst. Raises DataError when an input gives no file, or is a pipe, a device or
+    a broken link.
     """
-    paths: dict[str, None] = {}  # in order, and a file that is named twice is read once
+    paths: dict[str, None] = {}  # keeps the order, and a file that is given twice is read once
     for item in map(str, inputs):
         found = [item] if os.path.lexists(item) else sorted(glob.glob(item, recursive=True))  # noqa: PTH207
         if not found:
@@ -151,7 +151,9 @@ def _format_of(path: str) -> Format:
 def chunks(sources: Sequence[Source], key: str, limit: int, start: Position) -> Iterator[Chunk]:
     """Read `sources` from `start` on.
 
-    key: the column of parquet files; limit: bytes of the longest record that is held in memory
+    key: the column of parquet files
+    limit: length limit of a record in bytes; longer records are rejected without being held in memory
+    Raises DataError when a file cannot be read or has no such column, ConfigError when a library is not installed.
     """
     chunk, size = Chunk(start), 0
     for number in range(start.source, len(sources)):
@@ -171,7 +173,7 @@ def chunks(sources: Sequence[Source], key: str, limit: int, start: Position) -> 
 
 
 def _read(source: Source, key: str, limit: int, offset: int, line: int) -> Iterator[_Piece]:
-    """The rest of one file after `offset` and `line`. If it is damaged, the last piece is a rejection that says so."""
+    """The rest of one file after `offset` and `line`. If it is damaged, the last piece is a rejection."""
     try:
         with open_input(source.path) as raw:
             if source.format == "parquet":
@@ -212,7 +214,7 @@ def _read_lines(
 
 
 def _skip_line(stream: Iterator[bytes], length: int) -> tuple[int, bytes]:
-    """Read to the end of a line whose first `length` bytes were read: (its length, what was read of the next one)."""
+    """Read to the end of a line whose first `length` bytes were read: (its length, bytes read after it)."""
     for data in stream:
         if cut := data.find(b"\n") + 1:
             return length + cut, data[cut:]
@@ -266,7 +268,7 @@ def _too_long(path: str, line: int, limit: int) -> Rejection:
 
 
 def _uncompressed(path: str, raw: BinaryIO, offset: int) -> Iterator[bytes]:
-    """The uncompressed bytes of a file from `offset` on, in pieces. Raises _Damaged after all that can be read."""
+    """The uncompressed bytes of a file from `offset` on, in pieces. Raises _Damaged after the last readable piece."""
     if path.endswith(".gz"):
         return _gathered(_decompressed(raw, ".gz", lambda: zlib.decompressobj(wbits=31), zlib.error), offset)
     if path.endswith(".zst"):
@@ -281,7 +283,7 @@ def _uncompressed(path: str, raw: BinaryIO, offset: int) -> Iterator[bytes]:
 
 
 def _decompressed(raw: BinaryIO, suffix: str, engine: Callable[[], Any], error: type[Exception]) -> Iterator[bytes]:
-    """Small pieces of a gzip or zstd file, which may be several such files one after the other."""
+    """Small pieces of a gzip or zstd file, which may consist of several concatenated files."""
     member = engine()
     try:
         while data := raw.read(BURST_BYTES // _LARGEST_RATIO[suffix]):
@@ -296,7 +298,7 @@ def _decompressed(raw: BinaryIO, suffix: str, engine: Callable[[], Any], error: 
 
 
 def _gathered(pieces: Iterator[bytes], skip: int) -> Iterator[bytes]:
-    """The same bytes, after the first `skip`, in pieces of about READ_BYTES."""
+    """The bytes of `pieces` after the first `skip`, in pieces of about READ_BYTES."""
     held, size, damage = [], 0, None
     try:
         for piece in pieces:
@@ -318,9 +320,9 @@ def _gathered(pieces: Iterator[bytes], skip: int) -> Iterator[bytes]:
 def documents(
     item: Block | Rejection, key: str, limit: int, unread: Counter[str] | None = None
 ) -> Iterator[str | Rejection]:
-    """The texts of the records of `item`, and a rejection in place of each record that is malformed.
+    """The texts of the records of `item`, and a rejection in place of each malformed record.
 
-    unread: counts the records that have a field other than `key`, by its name
+    unread: receives, for each field other than `key`, the number of records that have it
     """
     if isinstance(item, Rejection):
         yield item
@@ -337,7 +339,7 @@ def documents(
 
 
 class _Malformed(Exception):
-    """(kind, detail) of what is wrong with a record."""
+    """A record is malformed; the arguments are (kind, detail) of its rejection."""
 
 
 def raw_records(block: Block) -> Iterable[bytes | None]:
@@ -348,7 +350,7 @@ def raw_records(block: Block) -> Iterable[bytes | None]:
 
 
 def _text_of(record: bytes | None, key: str | None, limit: int, unread: Counter[str] | None) -> str:
-    """The text of a record: all of it or, given a `key`, that value of the JSON object that it is."""
+    """The text of a record: all of it or, with a `key`, that field of the JSON object. Raises _Malformed."""
     if record is None:
         raise _Malformed("wrong type", "null, not a string")
     if len(record) > limit:
@@ -392,6 +394,6 @@ def _value_of(line: str, key: str, unread: Counter[str] | None) -> str:
 
 
 def _is_repeated(line: str, key: str) -> bool:
-    """Whether the object of a line has a key twice, of which Python's reader keeps the last."""
+    """Whether the object of a line has a key twice; Python's JSON reader would silently keep the last value."""
     pairs = json.loads(line, object_pairs_hook=list)
     return sum(name == key for name, _ in pairs) > 1

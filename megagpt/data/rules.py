@@ -1,10 +1,10 @@
-r"""Documents whose rule can only be read from their examples: data to learn learning in context from, and its test.
+r"""Synthetic documents that follow a hidden rule: training data for learning in context, and its test.
 
 A document is a list of examples of one rule, an input and its answer on each line: in "cQ\naT\ncQ\n" c has the label
-Q, and a has T. Every document has another rule, of one of a few kinds. Held-out rules are made of what no training
-document has: other pairs of letter and label, another modulus, and so on; each kind says which. All answers that a
-question about a held-out rule offers are equally likely before the first example, so a model that sees no example is
-right by chance, whatever it has learned.
+Q, and a has T. The rule can only be inferred from the examples. Every document has another rule, of one of a few kinds.
+Held-out rules use elements that no training document has, such as other pairs of letter and label or another modulus;
+see each kind. All choices of a question about a held-out rule are equally likely before the first example, so a model
+that sees no example is right by chance, whatever it has learned.
 """
 
 import random
@@ -17,11 +17,11 @@ from typing import Any, ClassVar, Protocol, Self
 from megagpt.errors import ConfigError
 
 LETTERS, LABELS, SIGNS = "abcdefghijklmnopqrst", "ABCDEFGHIJKLMNOPQRST", "+-*/=<>!?"
-"""What texts are made of, beside digits."""
+"""The symbols of the texts, besides digits."""
 CLASSES = 4
-"""Into which letters, labels and strings of them are divided; see `_class_of`."""
+"""Number of classes of letters, labels and strings; see `_class_of`."""
 EXAMPLES = 16
-"""In a document. A question has one fewer, and is itself the last."""
+"""Number of examples in a document. A question has one fewer: the question itself is the last."""
 
 
 @dataclass(frozen=True)
@@ -31,26 +31,26 @@ class Example:
     input: str
     answer: str
     choices: tuple[str, ...]
-    """Answers that the question could have, the right one among them, sorted."""
+    """Possible answers, sorted; the right one is among them."""
 
     @property
     def line(self) -> str:
-        """As a document has it."""
+        """The line of a document."""
         return f"{self.input}{self.answer}\n"
 
 
 class Rule(Protocol):
-    """What the examples of a document have in common."""
+    """The rule that all examples of a document follow."""
 
     @classmethod
     def draw(cls, rng: random.Random, held_out: bool) -> Self:
-        """A rule, one of those for training or one of those that are held out."""
+        """A random rule for training, or a held-out one."""
 
     def example(self, rng: random.Random) -> Example:
-        """An example as a document shows it."""
+        """An example for a document. Some kinds have noise, so its answer may be wrong."""
 
     def question(self, rng: random.Random) -> Example:
-        """An example whose answer is right."""
+        """An example whose answer is always right."""
 
 
 class _Exact:
@@ -74,10 +74,10 @@ class _Pairs(_Exact):
 
 
 class Mapping(_Pairs):
-    """Each of a few letters has a label of its own: "cQ", "aT".
+    """Each of a few letters has its own label: "cQ", "aT".
 
-    A pair of the same class is held out: no training document has it. A held-out rule has letters and labels of one
-    class.
+    Pairs of a letter and a label of the same class are held out: no training document has one. A held-out rule has
+    letters and labels of one class.
     """
 
     @classmethod
@@ -94,9 +94,9 @@ class Mapping(_Pairs):
 
 
 class Words(_Pairs):
-    """A few words with different first letters, which are the inputs: "cmgd", "sdpo".
+    """A few words with different first letters: "cmgd", "sdpo". The first letter is the input, the rest the answer.
 
-    A word whose first letter has the class of the rest is held out.
+    Words whose first letter has the same class as the rest are held out.
     """
 
     @classmethod
@@ -122,10 +122,9 @@ class Words(_Pairs):
 
 @dataclass(frozen=True)
 class Category(_Exact):
-    """Characters of two types have a label each: "4Q", "aT", "7Q".
+    """Characters of two types, and one label for each type: "4Q", "aT", "7Q".
 
-    A character that no example showed has the label of its type. The two labels of a held-out rule are never together
-    in training.
+    The rule also covers characters that no example shows. In training, no rule has both labels of a held-out rule.
     """
 
     types: tuple[str, ...]
@@ -146,9 +145,9 @@ class Category(_Exact):
 
 @dataclass(frozen=True)
 class Majority:
-    """The first label is more frequent than the other, whatever the letter: "aT", "kT", "aQ", "mT".
+    """The first label is more frequent than the other, for every letter: "aT", "kT", "aQ", "mT".
 
-    The two labels of a held-out rule are never together in training.
+    In training, no rule has both labels of a held-out rule.
     """
 
     labels: str
@@ -174,9 +173,9 @@ class Majority:
 
 @dataclass(frozen=True)
 class Pattern(_Exact):
-    """The answer is made of the input's letters, by their positions: by (2, 0, 2) "abc" becomes "cac".
+    """The answer takes letters of the input by position: (2, 0, 2) turns "abc" into "cac".
 
-    The orders of HELD_OUT are never trained on.
+    Training never has the positions of HELD_OUT.
     """
 
     positions: tuple[int, ...]
@@ -194,7 +193,7 @@ class Pattern(_Exact):
         return [one for one in cls.ALL if (one in cls.HELD_OUT) == held_out]
 
     def example(self, rng: random.Random) -> Example:
-        """Three different letters and what becomes of them; the other choices are what other orders would make."""
+        """Three different letters and their answer; the other choices are the answers by other positions."""
         text = _some(rng, LETTERS, 3)
         others = self._orders(self.positions in self.HELD_OUT)
         others.remove(self.positions)
@@ -206,7 +205,7 @@ class Pattern(_Exact):
 class Remainder(_Exact):
     """The remainder of (digit + shift) by a modulus, "82", "93", for five of the digits.
 
-    The moduli of HELD_OUT are never trained on.
+    Training never has the moduli of HELD_OUT.
     """
 
     digits: tuple[str, ...]
@@ -233,7 +232,7 @@ class Cycle(_Pairs):
 
     @classmethod
     def draw(cls, rng: random.Random, held_out: bool) -> Self:
-        """A circle; all of them are held out."""
+        """A circle; this kind is never trained on."""
         letters = _some(rng, LETTERS, 4)
         return cls(letters, letters[1:] + letters[:1])
 
@@ -248,7 +247,7 @@ class Phrases(_Pairs):
 
     @classmethod
     def draw(cls, rng: random.Random, held_out: bool) -> Self:
-        """Pairs and labels; all of them are held out."""
+        """Pairs and labels; this kind is never trained on."""
         return cls(_some(rng, [one + other for one in LETTERS for other in LETTERS], 4), _some(rng, LABELS, 4))
 
 
@@ -260,19 +259,20 @@ KINDS: dict[str, type[Rule]] = {
     "pattern": Pattern,
     "remainder": Remainder,
 }
-"""Kinds that are trained on."""
+"""Kinds with training documents."""
 HELD_OUT_KINDS: dict[str, type[Rule]] = {"cycle": Cycle, "phrases": Phrases}
-"""Kinds that are only asked."""
+"""Kinds with questions only."""
 
 
 def documents(
     count: int, seed: int, kinds: Sequence[str] | None = None, *, shuffled: bool = False
 ) -> Iterator[dict[str, str]]:
-    """So many documents for training, {"text", "kind"}, the kinds in turn.
+    """`count` training documents, {"text", "kind"}, of all kinds in turn.
 
-    shuffled: the examples of all documents of a kind are dealt out anew, so that a document has examples of many rules.
-    Nothing else is different: the same examples, as many in a document, and the same order of kinds. Raises ConfigError
-    for a kind that is unknown or only asked.
+    shuffled: redistribute the examples of each kind at random over its documents, so that a document has examples of
+        many rules. The examples, their number per document, and the order of kinds stay the same.
+
+    Raises ConfigError for a kind that is unknown or has no training documents.
     """
     rng = random.Random(f"documents {seed}")
     kinds = _known(kinds, KINDS)
@@ -293,11 +293,13 @@ def documents(
 
 
 def questions(count: int, seed: int, kinds: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """So many questions about held-out rules, the kinds in turn, each with EXAMPLES - 1 examples of its rule.
+    """`count` questions about held-out rules, of all kinds in turn, each with EXAMPLES - 1 examples of its rule.
 
     A record is {"id", "kind", "input", "answer", "choices", "examples": [{"input", "answer", "choices"}]}; the first K
-    examples are the demonstrations of a K-shot prompt. kinds: by default all of KINDS and HELD_OUT_KINDS. Raises
-    ConfigError for an unknown kind.
+    examples are the demonstrations of a K-shot prompt.
+    kinds: by default all of KINDS and HELD_OUT_KINDS
+
+    Raises ConfigError for an unknown kind.
     """
     known = KINDS | HELD_OUT_KINDS
     kinds = _known(kinds, known)
@@ -321,7 +323,7 @@ def _class_of(text: str) -> int:
 
 
 def _some(rng: random.Random, symbols: Sequence[str], count: int) -> tuple[str, ...]:
-    """Different ones of the symbols."""
+    """`count` different symbols."""
     return tuple(rng.sample(symbols, count))
 
 
@@ -330,7 +332,7 @@ def _text(rng: random.Random, length: int) -> str:
 
 
 def _two_labels(rng: random.Random, held_out: bool) -> str:
-    """Two different labels; they are held out where they make class 0 together."""
+    """Two different labels; pairs of class 0 are held out."""
     while True:
         labels = "".join(_some(rng, LABELS, 2))
         if (_class_of(labels) == 0) == held_out:

@@ -1,4 +1,4 @@
-"""Texts to train a tokenizer on, out of inputs of any size."""
+"""Sample texts from inputs of any size, to train a tokenizer on."""
 
 import logging
 from collections import Counter
@@ -22,10 +22,10 @@ def sample_texts(
     max_rejected: int = 0,
     max_record_mb: float = MAX_RECORD_MB,
 ) -> Iterator[str]:
-    """The texts of `inputs` (see readers.find_sources), about `max_mb` million bytes of them in all.
+    """About `max_mb` million bytes of texts of `inputs` (see readers.find_sources).
 
-    What is left out is spread evenly over the inputs and depends on them alone. Says at the end how much was taken.
-    Raises DataError when there are more than `max_rejected` malformed records.
+    The sample is spread evenly over the inputs and depends only on them. Logs the amount of text at the end. Raises
+    DataError when there are more than `max_rejected` malformed records.
     """
     sources = find_sources(inputs, patterns)
     total, limit = sum(source.bytes for source in sources), int(max_record_mb * 1e6)

@@ -1,4 +1,4 @@
-"""Files of pairs of sentences with scores, in the shapes in which they are published."""
+"""Read pairs of sentences with scores, in the file formats of published data sets."""
 
 import csv
 import io
@@ -20,7 +20,8 @@ def read_sentence_pairs(path: Path) -> list[ScoredPair]:
     """The pairs of a .jsonl, .csv or .tsv file, plain or .gz.
 
     jsonl: {"sentence1", "sentence2", "score"}. csv, tsv: a first line that names these columns, in any order and among
-    others, or exactly these three columns without names. Raises DataError naming file and line of what is none.
+    others, or exactly these three columns without names. Raises DataError with file and line of a malformed pair, or
+    for fewer than two pairs.
     """
     kind = Path(path.stem if path.suffix in (".gz", ".zst") else path.name).suffix
     if kind in (".csv", ".tsv"):
@@ -46,7 +47,7 @@ def _pair(row: dict[str, str], place: str) -> ScoredPair:
 
 
 def _table(path: Path, tabs: bool) -> Iterator[tuple[dict[str, str], str]]:
-    """Rows by column name. Tab-separated sets (GLUE's) are published without quoting: a quote is a character there."""
+    """(row by column name, "path:line"). Published tab-separated sets (GLUE's) have no quoting: a quote is text."""
     style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     try:
         reader, names = csv.reader(io.StringIO(read_text(path, "scored pairs", "utf-8-sig"), newline=""), **style), None

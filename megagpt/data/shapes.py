@@ -36,15 +36,15 @@ class Shape:
     keys: frozenset[str]
     """Required keys."""
     messages: Callable[[Record], Messages]
-    """The conversation; for ranked answers, the one that leads to the best answer."""
+    """Returns the conversation; of ranked answers, the one with the best answer."""
     rankings: Callable[[Record], Iterator[Ranked]] | None = None
-    """Prompts with ranked answers, for shapes that have them; a record may have none to compare."""
+    """Returns prompts with ranked answers, perhaps none; None for shapes without ranked answers."""
     optional: frozenset[str] = frozenset()
-    """Keys that it may have, and that are read."""
+    """Optional keys that are read."""
 
     @property
     def known(self) -> frozenset[str]:
-        """All keys that are read; others are not copied from them to `Conversation.extra`."""
+        """All keys that are read; they are not copied to `Conversation.extra`."""
         return self.keys | self.optional | {"user", "label"}
 
 
@@ -56,18 +56,18 @@ def shape_of(record: Any) -> Shape | None:
 
 
 def edit_messages(instruction: str, given: str) -> Messages:
-    """The user's message that asks to change `given` as `instruction` says; without a text, the instruction alone."""
+    """The user's message: the instruction, and below it the text to change, if there is one."""
     return (Message("user", f"{instruction}\n\n{given}" if given else instruction),)
 
 
 def from_ranked_messages(record: Record) -> Messages:
-    """Ours: the prompt with the best answer."""
+    """MegaGPT's own: the prompt with the best answer."""
     (ranked,) = rank_messages(record)
     return (*ranked.prompt, Message("assistant", ranked.answers[ranked.ranks.index(min(ranked.ranks))]))
 
 
 def rank_messages(record: Record) -> Iterator[Ranked]:
-    """Ours: {"messages": prompt, "answers": [{"content", "rank" or "score"}]}."""
+    """MegaGPT's own: {"messages": prompt, "answers": [{"content", "rank" or "score"}]}."""
     refuse_tools(record)
     given = record["answers"]
     if not given:
@@ -77,7 +77,7 @@ def rank_messages(record: Record) -> Iterator[Ranked]:
 
 
 def _ranks(answers: Sequence[Record]) -> tuple[int, ...]:
-    """Ranks of answers that have a `rank`, low for good, or a `score`, high for good."""
+    """Ranks of answers that have a `rank` (low is good) or a `score` (high is good)."""
     kinds = {kind for answer in answers for kind in ("rank", "score") if answer.get(kind) is not None}
     if len(kinds) != 1 or any(answer.get(kind) is None for answer in answers for kind in kinds):
         raise ValueError("every answer must have a rank, or every answer a score")
@@ -112,7 +112,7 @@ def from_sharegpt(record: Record) -> Messages:
 
 
 def from_sharegpt_chosen(record: Record) -> Messages:
-    """ShareGPT with {"chosen", "rejected"} turns: the conversation with the chosen one."""
+    """ShareGPT with {"chosen", "rejected"} turns: the conversation with the chosen turn."""
     return (*from_sharegpt(record), sharegpt_turn(record["chosen"]))
 
 
@@ -129,7 +129,7 @@ SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score")
 
 
 def from_pair(record: Record) -> Messages:
-    """The chosen one of two answers or whole conversations."""
+    """Of two answers or whole conversations: the conversation with the chosen answer."""
     return _pair(record)[0]
 
 
@@ -150,7 +150,7 @@ def _pair(record: Record) -> tuple[Messages, Messages]:
 
 
 def _prompt(record: Record) -> Messages:
-    """The turns before the answers; none where the answers are whole conversations."""
+    """The turns before the answers; none if the answers are whole conversations."""
     given = [name for name in PROMPTS if record.get(name) is not None]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)}: only one of them can be the prompt")
@@ -166,7 +166,7 @@ def _prompt(record: Record) -> Messages:
 
 
 def _whole(prompt: Messages, answer: Any, name: str) -> Messages:
-    """The conversation that ends with an answer: it may be the answer alone, or have the prompt in it."""
+    """The conversation that ends with `answer`, which may be only the answer, or include the prompt."""
     if isinstance(answer, dict):
         answer = [answer]
     if isinstance(answer, str):
@@ -188,7 +188,7 @@ def _check_scores(record: Record) -> None:
 
 
 def from_oasst(record: Record) -> Messages:
-    """OpenAssistant's trees of replies: the path of the best replies."""
+    """OpenAssistant's trees of replies: the path that follows the best reply of every turn."""
     node, path = record["prompt"], [_oasst_message(record["prompt"])]
     while replies := _oasst_replies(node):
         node = replies[0]
@@ -210,7 +210,7 @@ def rank_oasst(record: Record) -> Iterator[Ranked]:
 
 
 def _oasst_replies(node: Record) -> list[Record]:
-    """Replies to a node, the best first; those without a rank come last."""
+    """Replies to a node, the best first; replies without a rank come last."""
     return sorted(node["replies"], key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0))
 
 
@@ -254,7 +254,7 @@ def _asked_and_answered(question: str, answer: str) -> Callable[[Record], Messag
 
 
 def from_prompt(record: Record) -> Messages:
-    """{"prompt"}: a text, or a list of messages, that waits for an answer (TRL)."""
+    """{"prompt"}: a text, or a list of messages, without an answer (TRL)."""
     refuse_tools(record)
     value = record["prompt"]
     return with_system(record, turns(value) if isinstance(value, list) else (Message("user", text(value)),))
@@ -313,4 +313,4 @@ SHAPES = (
     ),
     Shape("prompt", keys=frozenset({"prompt"}), messages=from_prompt, optional=_AROUND),
 )
-"""The shapes that can be read; the first that fits a record counts."""
+"""The shapes that can be read; a record has the first shape whose keys it has."""

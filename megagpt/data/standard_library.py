@@ -5,16 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(sysconfig.get_paths()["stdlib"])
-"""Where this Python's own is."""
+"""Folder of the standard library of the running Python."""
 SKIPPED = {"site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data", "lib-dynload"}
-"""Not the standard library's, or tables rather than code."""
+"""Folders with other packages, or with tables rather than code."""
 TESTS = {"test", "tests", "idle_test"}
 ENOUGH = 12_000_000
-"""Bytes of source that the corpus should have."""
+"""Target size of the corpus in bytes of source."""
 
 
 def source_files(root: Path) -> list[Path]:
-    """The library's own source files by name, then as many of its tests as it takes to have ENOUGH bytes."""
+    """The library's source files in the order of names, then as many of its tests as are needed for ENOUGH bytes."""
     files = sorted(path for path in root.rglob("*.py") if not SKIPPED & set(path.relative_to(root).parts))
     chosen = [path for path in files if not TESTS & set(path.relative_to(root).parts)]
     size = sum(path.stat().st_size for path in chosen)
@@ -28,7 +28,7 @@ def source_files(root: Path) -> list[Path]:
 
 
 def documents(root: Path = ROOT) -> Iterator[dict[str, str]]:
-    """One record a file that is UTF-8 text with something in it."""
+    """One record per non-empty file in UTF-8."""
     for path in source_files(root):
         try:
             text = path.read_text(encoding="utf-8")

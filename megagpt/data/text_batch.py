@@ -1,4 +1,4 @@
-"""Texts as the rows of a batch, between the delimiters of their side, for a model with an embedding head."""
+"""Batches of texts for a model with an embedding head: one text per row, between the delimiters of its side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +18,17 @@ SIDES: tuple[Side, ...] = ("query", "document")
 
 @dataclass(frozen=True, kw_only=True)
 class TextBatch(Batch):
-    """B texts, each in a row of its own. `labels`, int64 [B], are the places of their last tokens, end-of-text.
+    """B texts, one per row.
 
-    `loss_mask`, float32 [B], is 0 for rows that only fill the batch.
+    `labels`, int64 [B], are the positions of their last tokens, end-of-text. `loss_mask`, float32 [B], is 0 for rows
+    that only fill the batch.
     """
 
 
 class TextEncoder:
-    """Texts to tokens: what starts a document of the model's, delimiter, text, delimiter, end-of-text.
+    """Encodes texts: start tokens of the tokenizer if any, prefix, text, suffix, end-of-text.
 
-    A text that is too long loses its end.
+    A text that is too long is cut at its end.
     """
 
     def __init__(self, settings: EmbedConfig, sequence_length: int, tokenizer: Tokenizer) -> None:
@@ -45,28 +46,28 @@ class TextEncoder:
                 )
 
     def around(self, side: Side) -> tuple[list[int], list[int]]:
-        """Tokens before and behind a text, end-of-text included."""
+        """Tokens before and after a text, including end-of-text."""
         return self._around[side]
 
     def room(self, side: Side) -> int:
-        """Most tokens that a text can have without losing any."""
+        """Largest number of tokens of a text that is not cut."""
         return self.max_tokens - sum(map(len, self.around(side)))
 
     def encode(self, texts: Sequence[str], side: Side) -> tuple[list[np.ndarray], np.ndarray]:
-        """The texts as tokens, int64 [length] each, and whether each of them lost its end, bool [n]."""
+        """The tokens of the n texts, int64 [length] each, and whether each text was cut, bool [n]."""
         found = self.tokenizer.encode_batch(texts)
         rows = [self.row(tokens, side) for tokens in found]
         return rows, np.array([len(tokens) > self.room(side) for tokens in found], bool)
 
     def row(self, tokens: Sequence[int], side: Side) -> np.ndarray:
-        """int64 [length]: a text's tokens between the delimiters; what there is no room for is left out."""
+        """int64 [length]: a text's tokens between the delimiters, cut at `room` tokens."""
         before, after = self._around[side]
         return np.array([*before, *tokens[: self.room(side)], *after], np.int64)
 
     def batch(self, rows: Sequence[np.ndarray], count: int, length: int) -> TextBatch:
-        """A batch of `count` rows of `length` tokens: the given ones, and rows that fill it.
+        """A batch of `count` rows of `length` tokens: the given rows, and empty rows that fill it.
 
-        Attention is causal, so that what stands behind a text changes nothing.
+        Attention is causal, so the padding after a text does not change its vector.
         """
         tokens = np.full((count, length), self.tokenizer.end_of_text_id, np.int64)
         for number, row in enumerate(rows):

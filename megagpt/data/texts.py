@@ -1,7 +1,7 @@
-"""Texts to embed, one a record: a line of text, a JSON object's key, or a row of a parquet column.
+"""Texts to embed, one per record: a line of text, a field of a JSON object, or a row of a parquet column.
 
-Unlike a corpus, in which a malformed record may be left out, every record has to hold a text: a vector is found again
-by the number of its record.
+A corpus may leave out malformed records. Here every record must hold a text, because the number of a record is also the
+number of its vector.
 """
 
 import json
@@ -22,21 +22,19 @@ from megagpt.data.readers import (
 )
 from megagpt.errors import DataError
 
-"""Longest record that is held in memory."""
-
 
 class Text(NamedTuple):
     """One record."""
 
     text: str
     record: dict[str, Any]
-    """The other keys of a JSON object; empty for what is not one."""
+    """The other fields of a JSON object; empty for lines of text and parquet rows."""
 
 
 def text_sources(inputs: Sequence[str | Path]) -> list[Source]:
-    """The files that `inputs` stand for, as `find_sources` finds them, but with a text in every line of a text file.
+    """The files of `inputs` as `find_sources` finds them, but every line of a text file is one text.
 
-    Raises DataError when an input stands for nothing.
+    Raises DataError when an input gives no file.
     """
     found = find_sources(inputs)
     return [source._replace(format="lines") if source.format == "text" else source for source in found]
@@ -45,7 +43,7 @@ def text_sources(inputs: Sequence[str | Path]) -> list[Source]:
 def read_texts(sources: Sequence[Source], key: str = "text") -> Iterator[Text]:
     """The texts of `sources`, in order. `key`: the text's key in JSON objects, or its column in parquet files.
 
-    Raises DataError naming file and line of the first record that is empty or malformed.
+    Raises DataError with file and line of the first record that is empty or malformed.
     """
     for chunk in chunks(sources, key, MAX_RECORD_BYTES, Position()):
         for item in chunk.items:

@@ -1,4 +1,4 @@
-"""The bytes that each token of a tokenizer.json stands for, by its decoder: byte-level, or SentencePiece's."""
+"""The bytes of each token of a tokenizer.json, for byte-level decoders and SentencePiece's decoders."""
 
 import re
 from collections.abc import Iterator
@@ -7,21 +7,21 @@ from typing import Any, NamedTuple
 from megagpt.errors import DataError
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-"""How byte fallback spells a byte."""
+"""Name of a byte's token in byte fallback."""
 SPACE = "\u2581"
-"""How SentencePiece spells a space."""
+"""SentencePiece's character for a space."""
 MODELS = ("BPE", "Unigram")
 _SENTENCEPIECE = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
-"""Decoders that SentencePiece's tokenizers are made of."""
+"""Steps of the decoders of SentencePiece's tokenizers."""
 
 
 class Decoding(NamedTuple):
-    """How tokens become text."""
+    """The method by which tokens become text."""
 
     byte_level: bool
-    """Tokens are spelled in GPT-2's characters for bytes; otherwise as text, with SPACE for spaces."""
+    """True: tokens consist of GPT-2's characters for bytes. False: of text, with SPACE for spaces."""
     strips_space: bool
-    """A text loses the space at its start, which encoding has put there."""
+    """Decoding removes the space at the start of a text, which encoding has added."""
 
     def piece(self, token: str) -> bytes:
         """The bytes of a token of the model."""
@@ -32,12 +32,16 @@ class Decoding(NamedTuple):
         return bytes([int(byte[1], 16)]) if byte else self.added(token)
 
     def added(self, token: str) -> bytes:
-        """The bytes of an added token that is no special one."""
+        """The bytes of an added token that is not special."""
         return (token if self.byte_level else token.replace(SPACE, " ")).encode()
 
 
 def decoding(spec: dict[str, Any], name: str) -> Decoding:
-    """The decoding of a tokenizer.json. Raises DataError for one that does not give back every text."""
+    """The decoding of a tokenizer.json. Raises DataError if decoding cannot restore every text.
+
+    spec: the object of the file
+    name: name of the file, for messages
+    """
     model, steps = spec.get("model") or {}, list(_steps(spec.get("decoder")))
     kinds = {step.get("type") for step in steps}
     advice = "megagpt takes byte-level BPE, and BPE and unigram of SentencePiece with byte fallback"
@@ -79,7 +83,7 @@ def _strips(step: dict[str, Any]) -> bool:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """How byte-level BPE spells bytes: printable Latin-1 stands for itself, the others are numbered from U+0100."""
+    """The byte of each character of byte-level BPE: printable Latin-1 stands for itself, others begin at U+0100."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

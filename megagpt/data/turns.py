@@ -1,4 +1,4 @@
-"""Turns of conversations as public data sets write them; what cannot be learnt is refused, not dropped."""
+"""Read turns of conversations in the formats of public data sets. Turns that cannot be learnt raise an error."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,10 +16,10 @@ SPEAKERS: dict[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
-"""Our role for each speaker of ShareGPT's conversations."""
+"""Role of each speaker in ShareGPT's conversations."""
 
 TURN_FIELDS = frozenset({"role", "content", "from", "value", "weight", "train", "tool_calls", "function_call"})
-"""Fields of a turn that are read, or refused."""
+"""Fields of a turn that are read or raise an error."""
 CALLS = ("tool_calls", "function_call")
 
 
@@ -33,7 +33,7 @@ def turns(value: Any) -> Messages:
 def _turn(turn: Record) -> Message:
     role = "system" if turn.get("role") == "developer" else turn.get("role")
     if role not in ROLE_TOKENS:
-        raise ValueError(f"the role {turn.get('role')!r} is none of {', '.join(ROLE_TOKENS)}")
+        raise ValueError(f"the role {turn.get('role')!r} is not one of {', '.join(ROLE_TOKENS)}")
     return _message(role, content(turn.get("content")), turn)
 
 
@@ -41,12 +41,12 @@ def sharegpt_turn(turn: Record) -> Message:
     """The message of a {"from", "value"}."""
     speaker = turn["from"]
     if speaker not in SPEAKERS:
-        raise ValueError(f"the speaker {speaker!r} is none of {', '.join(SPEAKERS)}")
+        raise ValueError(f"the speaker {speaker!r} is not one of {', '.join(SPEAKERS)}")
     return _message(SPEAKERS[speaker], content(turn["value"]), turn)
 
 
 def _message(role: Role, said: str, turn: Record) -> Message:
-    """A message, with what the turn says of learning it."""
+    """A message. The turn's `weight` or `train` decides whether it is trained on."""
     if call := next((name for name in CALLS if turn.get(name)), None):
         raise ValueError(f"{call}: calls of tools cannot be learnt; leave such records out")
     return Message(role, said, _is_trained(turn))
@@ -62,7 +62,7 @@ def _is_trained(turn: Record) -> bool:
 
 
 def content(value: Any) -> str:
-    """A turn's text: a string, or OpenAI's list of parts, all of them text."""
+    """A turn's text, from a string or OpenAI's list of parts. Raises ValueError for parts other than text."""
     if isinstance(value, list):
         kinds = {part.get("type") if isinstance(part, dict) else type(part).__name__ for part in value}
         if kinds - {"text"}:
@@ -74,7 +74,7 @@ def content(value: Any) -> str:
 
 
 def text(value: Any) -> str:
-    """A value that must be text. Raises TypeError for another, ValueError for one that UTF-8 cannot hold."""
+    """`value`, which must be text. Raises TypeError if it is not, ValueError if UTF-8 cannot encode it."""
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.60} is no text")
     try:
@@ -98,7 +98,7 @@ def transcript(value: str) -> Messages:
 
 
 def with_system(record: Record, messages: Messages) -> Messages:
-    """Messages after the record's own `system` text, if any. Raises ValueError where they begin with one too."""
+    """Messages after the record's `system` text, if any. Raises ValueError if they also begin with a system turn."""
     system = record.get("system")
     if system is None or not text(system).strip():
         return messages
@@ -114,7 +114,7 @@ def refuse_tools(record: Record) -> None:
 
 
 def unread_fields(record: Record, known: frozenset[str]) -> Iterator[str]:
-    """Names of the fields of a record that nobody reads: its own, and those of its turns, such as messages[].name."""
+    """Names of the unread fields of a record and of its turns, such as messages[].name."""
     yield from (name for name in record if name not in known)
     for name in known & record.keys():
         value = record[name]

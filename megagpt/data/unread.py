@@ -1,4 +1,4 @@
-"""Fields of records that nobody reads: counted, and named once, so that none vanishes silently."""
+"""Log the fields of records that no code reads, so that none is ignored silently."""
 
 import logging
 from collections.abc import Mapping
@@ -7,17 +7,17 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 SHOWN = 20
-"""So many fields are named; a file that has data for keys may have more."""
+"""Largest number of fields to name; a file that uses data as keys may have many more."""
 
 
 def log_unread(source: str | Path, unread: Mapping[str, int]) -> None:
-    """Name the fields of a file, or of other inputs, that nobody reads, in one warning; none for no field."""
+    """Log one warning with the unread fields of a file or of other inputs, if there are any."""
     if unread:
         log.warning("%s: fields that are not read, with their records: %s", source, described(unread))
 
 
 def most_common(unread: Mapping[str, int], limit: int) -> dict[str, int]:
-    """The `limit` most frequent fields with their numbers; the order does not depend on who counted first."""
+    """The `limit` most frequent fields with their counts, by count, then by name."""
     return dict(sorted(unread.items(), key=lambda item: (-item[1], item[0]))[:limit])
 
 

@@ -1,8 +1,8 @@
 """Special tokens that no text can spell.
 
-A tokenizer.json is run with its special tokens under names that are drawn anew in every process. A text that spells
-"<|endoftext|>" or "</s>" is then text like any other, also for unigram models, which have such tokens among their
-pieces; and where a special token is meant, as between the turns of a conversation, it is written by its drawn name.
+Every process renames the special tokens of a tokenizer.json at random. A text that spells "<|endoftext|>" or "</s>" is
+then ordinary text, also for unigram models, which have such tokens among their pieces. Code that means a special token,
+for example between the turns of a conversation, writes its random name.
 """
 
 import json
@@ -16,19 +16,19 @@ from megagpt.data.fim_names import FIM_NAMES
 from megagpt.errors import DataError
 
 _MARK = f"\ue000{secrets.token_hex(8)}\ue000"
-"""Begins the names in this process; a text cannot know it."""
+"""Prefix of the random names in this process; no text can contain it except by chance."""
 _FILLERS = [chr(code) for code in range(0xE001, 0xE100)]
-"""Private characters, of which one that a text does not have can be put into it."""
+"""Private characters; one that a text does not have can be inserted into it."""
 
 
 class Unspellable:
-    """A tokenizer.json whose special tokens have other names."""
+    """A tokenizer.json with random names of its special tokens."""
 
     def __init__(self, spec: dict[str, Any], name: str) -> None:
-        """Take the object of a tokenizer.json, which is changed. Raises DataError where merges spell a special token,
-        or KeyError, TypeError or ValueError where it is none.
+        """Rename the special tokens in `spec`, the object of a tokenizer.json, in place.
 
-        Special are the tokens that it calls so, and those of filling in the middle, which some files call ordinary.
+        Tokens are special if the file says so, or if they belong to fill-in-the-middle: some files call these ordinary.
+        Raises DataError if merges make a special token; KeyError, TypeError or ValueError if `spec` is malformed.
         """
         model, vocab = spec["model"], spec["model"]["vocab"]
         special = [token for token in spec["added_tokens"] if token["special"] or token["content"] in FIM_NAMES]
@@ -55,11 +55,11 @@ class Unspellable:
         self._pattern = re.compile(_any_of(self.ids))
 
     def name_of(self, token: int) -> str | None:
-        """What a token is called in the file; None for an unknown id."""
+        """The name of a token in the file; None for an unknown id."""
         return self._names.get(token)
 
     def fillers(self, texts: Iterable[str]) -> tuple[str, str]:
-        """Two characters that none of the texts has. Raises DataError for texts that have all private ones."""
+        """Two characters that occur in none of the texts. Raises DataError if they use all private characters."""
         used = set().union(*texts)
         free = [character for character in _FILLERS if character not in used]
         if len(free) < 2:
@@ -67,9 +67,9 @@ class Unspellable:
         return free[0], free[1]
 
     def hide(self, text: str, filler: str) -> str:
-        """The text with a filler behind every character of special tokens' names that it spells.
+        """The text with a filler after every character of each special token's name in it.
 
-        One filler in a name is not enough: what follows it may spell another name.
+        One filler per name is not enough: the rest of the name may contain another name.
         """
         return self._pattern.sub(lambda found: "".join(f"{character}{filler}" for character in found[0]), text)
 
@@ -81,9 +81,11 @@ class Unspellable:
         return re.compile(f"(?:{_any_of(names)})(?!{filler})")
 
     def mark(self, text: str, filler: str, places: Sequence[int]) -> tuple[str, list[int]]:
-        """A text whose special tokens are meant and whose fillers are to go, for `Tokenizer.encode_marked`.
+        """The text with random names in place of special tokens and without fillers, for `Tokenizer.encode_marked`.
 
-        places: characters of `text`, ascending, none inside a special token's name; where they are in the new text.
+        places: character positions in `text`, ascending, none inside a special token's name
+
+        Returns the new text, and these positions in it.
         """
         parts: list[str] = []
         new: list[int] = []

@@ -1,4 +1,4 @@
-"""How worker processes live and die with the process that started them."""
+"""Set-up of worker processes, which end together with the process that started them."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ import threading
 
 
 def start_worker() -> None:
-    """Leave Ctrl-C to the process that started this one, and end when that one has ended, in whatever way."""
+    """Ignore Ctrl-C, which the parent process handles, and exit when the parent has ended, even if it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end_with_parent() -> None:

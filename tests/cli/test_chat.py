@@ -62,7 +62,7 @@ def test_the_system_is_told_first(say):
 def test_commands_and_the_end(say):
     assert say("/quit\nthe cat\n")[0] == ""
     assert say("")[0] == ""
-    assert say("/sytem x\n")[0] == "/sytem is no command: /reset, /undo, /system, /quit\n"
+    assert say("/sytem x\n")[0] == "/sytem is not a command; the commands are /reset, /undo, /system, /quit\n"
 
 
 def test_a_full_context_is_said_and_a_turn_that_cannot_fit_is_refused(say):

@@ -54,7 +54,7 @@ def test_corpora_of_ones_own(tmp_path, megagpt, caplog):
     ("words", "message"),
     [
         ([], "no corpus is given"),
-        (["web=1", "--recipe", "gpt3"], "web is no corpus of the recipe gpt3; they are common_crawl"),
+        (["web=1", "--recipe", "gpt3"], "web is not a corpus of the recipe gpt3; they are common_crawl"),
         (["web=1", "--exponent", "1", "--weights", "web=1"], "three ways to give the weights"),
         (["web=1", "--weights", "wob=1"], "weights are given for wob, but the corpora are web"),
         (["web=1", "--output", "m.json"], "a name that ends in .yaml"),

@@ -200,7 +200,7 @@ def test_an_empty_line_of_text_is_named(embed, tmp_path):
 def test_what_cannot_be_made_is_refused(embed, embedder, documents, checkpoint, tmp_path, monkeypatch):
     for words, kind, message in [
         ([documents, "--output", tmp_path / "v.csv"], ConfigError, "must end in .npy, .parquet or .jsonl"),
-        ([documents, "--output", tmp_path / "v.npy", "--with-text"], ConfigError, "holds numbers alone"),
+        ([documents, "--output", tmp_path / "v.npy", "--with-text"], ConfigError, "holds only numbers"),
         (
             [documents, "--output", tmp_path / "v.npy", "--dimensions", 64],
             ConfigError,

@@ -54,7 +54,7 @@ def test_it_writes_no_text(folder):
 
 
 def test_it_scores_nothing(folder):
-    message = "run is an embedding model, which scores nothing: give a run of stage reward"
+    message = "run is an embedding model, which gives no scores: give a run of stage reward"
     assert message in said("score", "--checkpoint", folder / "run", folder / "talks.jsonl")
 
 

@@ -67,7 +67,7 @@ def test_several_prompts_from_arguments_and_files(tool, tmp_path):
 def test_an_instruction_is_refused_without_roles_and_beside_a_suffix(tool):
     with pytest.raises(DataError, match=r"<\|system\|>.*--add chat"):
         tool("--prompt", "the cat", "--instruction", "Fix it.")
-    with pytest.raises(ConfigError, match="give one"):
+    with pytest.raises(ConfigError, match="give only one"):
         tool("--prompt", "the cat", "--instruction", "Fix it.", "--suffix", "x")
 
 

@@ -135,7 +135,7 @@ def test_answers_that_repeat_better_ones_are_left_out(tmp_path, caplog):
         ({"instruction": "q", "output": "a", "history": [["x"]]}, "not enough values"),
         ({"messages": [{"role": "human", "content": "a"}]}, "system.*user.*assistant"),
         ({"messages": ["a"]}, "not a list of"),
-        ({"conversations": [{"from": "observation", "value": "a"}]}, "the speaker 'observation' is none of human"),
+        ({"conversations": [{"from": "observation", "value": "a"}]}, "the speaker 'observation' is not one of human"),
         ({"chosen": "a", "rejected": "b"}, 'a transcript begins with "Human:"'),
     ],
 )

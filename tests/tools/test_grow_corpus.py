@@ -46,7 +46,7 @@ def test_two_sizes_are_measured(data_dir, tmp_path, monkeypatch):
         assert 0.5 < size["kept_pages"] / size["pages"] < 1
         assert 0 < size["cpu_seconds_by_step"]["filter"]["total"] < size["cpu_seconds"] < 3 * size["seconds"]
         assert 50 < size["peak_memory_mb"] < 3000
-    with pytest.raises(ConfigError, match="smallest first"):
+    with pytest.raises(ConfigError, match="ascending sizes"):
         monkeypatch.setattr(sys, "argv", ["grow_corpus.py", "--data", str(data_dir), "--mb", "2", "1"])
         grow_corpus.main()
 

@@ -34,7 +34,7 @@ def test_what_is_planted_is_there(data_dir):
             assert 0 < changed <= share + 1 / len(page.text.split(" "))
     assert crawl.held_out and crawl.curated
     assert not {*crawl.held_out} & {*texts, *crawl.curated} and not {*crawl.curated} & {*texts}
-    with pytest.raises(ConfigError, match="50 are the least"):
+    with pytest.raises(ConfigError, match="at least 50 are needed"):
         make_crawl(data_dir, 0.05, seed=1)
 
 

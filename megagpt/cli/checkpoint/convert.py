@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 @options.like
 @click.option("--no-verify", is_flag=True, help="Do not compare the outputs of both sides.")
 @click.option("--tolerance", type=float, help="Largest difference: 0.001 for logits, 1e-05 for vectors of texts.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, from headers and config files alone.")
+@click.option("--dry-run", is_flag=True, help="Report the work without doing it, from headers and config files.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -57,12 +57,13 @@ def command(
       megagpt checkpoint convert iter_0005000 demo_hf --to huggingface --like runs/demo/config.yaml
       megagpt checkpoint convert --dry-run downloaded runs/imported --to megagpt
 
-    SOURCE is a checkpoint, whose format is found out, or a run folder (its newest valid checkpoint). TARGET must not
-    exist, and appears whole or not at all. Tensors pass one at a time, so memory is that of the largest; the proof then
-    loads each side in fp32, one by one. Nothing in a checkpoint is run, but a chat template, in Jinja's sandbox.
+    SOURCE is a checkpoint, whose format is detected, or a run folder (its newest valid checkpoint). TARGET must not
+    exist, and is written atomically. Tensors are converted one at a time, so memory holds only the largest; the proof
+    then loads each side in fp32, one after the other. No code in a checkpoint is run, except a chat template in Jinja's
+    sandbox.
 
-    --dry-run reads and writes no weights, and needs none: a folder with config.json alone will do. It says what would
-    be read, renamed, refused and written, and what memory and time that takes; its exit status is 1 where something is
+    --dry-run reads and writes no weights, and needs none: a folder with only config.json is enough. It reports what
+    would be read, renamed, refused and written, and the memory and time needed. Its exit code is 1 if something is
     refused.
     """
     from megagpt.checkpoint.convert.convert import convert

@@ -26,9 +26,9 @@ def command(checkpoint: Path, no_norms: bool, verify: bool, like: Path | None, a
       megagpt checkpoint inspect runs/demo/checkpoints/step_00000100 --verify --no-norms
       megagpt checkpoint inspect checkpoint --json > checkpoint.json
 
-    CHECKPOINT is a checkpoint, or a run folder (the best checkpoint in it, or else the newest). Its format is found
-    out. Norms are Euclidean and take reading everything, a tensor at a time; --no-norms reads headers only. Nothing in
-    a checkpoint is run.
+    CHECKPOINT is a checkpoint, or a run folder (the best checkpoint in it, or else the newest). Its format is detected.
+    Norms are Euclidean and need all tensors to be read, one at a time; --no-norms reads only headers. No code in a
+    checkpoint is run.
     """
     from megagpt.checkpoint.inspect import inspect
 

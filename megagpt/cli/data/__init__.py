@@ -1,4 +1,4 @@
-"""`megagpt data`: from raw text, code and conversations to what a model is trained on."""
+"""`megagpt data`: make training data from raw text, code and conversations."""
 
 from megagpt.cli.group import Group
 

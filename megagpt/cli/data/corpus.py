@@ -45,7 +45,7 @@ def command(ctx: click.Context, inputs: tuple[str, ...], kind: str, output: str,
       code       folders, git checkouts (their tracked files) and archives (zip, tar; nothing is extracted)
 
     The output is FOLDER/*.jsonl.zst for `megagpt data preprocess`, and report.html, report.md and report.json, which
-    account for every record of the input. An interrupted run goes on where it stopped when the command is given again.
+    count every record of the input. After an interruption, the same command goes on where it stopped.
     docs/text_corpora.md and docs/code_corpora.md explain the steps.
     """
     options.refuse_foreign(ctx, kind)
@@ -101,7 +101,7 @@ def _text(
 
 
 def show(result: "Result", output: str) -> None:
-    """Print what each rule dropped, and how fast."""
+    """Print the numbers of dropped and kept items by rule, and the speed."""
     found, corpus = result.report["input"], result.report["corpus"]
     what = "files" if "files" in found else "documents"
     click.echo(f"{'rule':20} {what:>10} {'share':>8} {'MB':>12}")
@@ -115,5 +115,5 @@ def show(result: "Result", output: str) -> None:
 
         click.echo(f"fields that are not read, with their records: {described(unread)}")
     if result.mb_per_second_core:
-        click.echo(f"{result.mb_per_second_core:.2f} MB/s a core, {result.mb_per_cpu_second:.2f} MB a CPU second")
-    click.echo(f"{output}: {corpus['documents']:,} documents; report.md has samples of what was dropped")
+        click.echo(f"{result.mb_per_second_core:.2f} MB/s per core, {result.mb_per_cpu_second:.2f} MB per CPU second")
+    click.echo(f"{output}: {corpus['documents']:,} documents; report.md has samples of dropped documents")

@@ -1,4 +1,4 @@
-"""Options of `megagpt data corpus`: those of every kind of corpus, of code, of text, and of clusters."""
+"""Options of `megagpt data corpus`: for every kind of corpus, for code, for text, and for clusters."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -34,22 +34,22 @@ limits = options.together(
 """Thresholds of the rules about code; the fields of rules.Limits."""
 
 code = options.together(
-    options.words("--languages", metavar="NAME,...", help="Of code, required: programming languages to keep."),
+    options.words("--languages", metavar="NAME,...", help="Programming languages to keep; required for code."),
     limits,
     options.words("--licences", metavar="SPDX,...", help="Allowed licences, or `permissive` [default: any, and none]."),
     number("--ngram", 13, "Words in a row that no file may share with evaluation data."),
-    number("--minhash-words", 5, "Words in the runs that near-duplicates are compared by."),
-    number("--minhash-buckets", 14, "Chances to be found alike."),
+    number("--minhash-words", 5, "Words per run that MinHash compares."),
+    number("--minhash-buckets", 14, "Buckets of MinHash; near-duplicates agree in at least one."),
     number("--minhash-hashes", 8, "Hashes that must agree in a bucket."),
 )
-"""Of code."""
+"""Options for code."""
 
 text = options.together(
     click.option(
         "--recipe",
         type=options.INPUT,
         metavar="NAME|FILE",
-        help="Of text, required: gpt3, c4, gopher, fineweb, dclm, or YAML.",
+        help="gpt3, c4, gopher, fineweb, dclm, or a YAML file; required for text.",
     ),
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the recipe: c4.min_words=5."),
     click.option("--quality-model", type=options.INPUT, metavar="FOLDER", help="Made by `megagpt data quality train`."),
@@ -68,11 +68,11 @@ text = options.together(
         type=click.Choice(("trafilatura", "resiliparse")),
         default="trafilatura",
         show_default=True,
-        help="Of text from HTML.",
+        help="Library that extracts text from HTML.",
     ),
     number("--max-record-mb", 32.0, "Longest record, in MB."),
 )
-"""Of text."""
+"""Options for text."""
 
 both = options.together(
     number("--workers", 1, "Processes."),
@@ -82,23 +82,23 @@ both = options.together(
         type=click.Choice(("zst", "gz", "none")),
         default="zst",
         show_default=True,
-        help="Of the shards.",
+        help="Compression of the shards.",
     ),
     number("--samples", 20, "Files or documents that the report shows for each rule."),
-    click.option("--shard-mb", type=float, help="Input in a shard, in MB [default: 16 of code, 128 of other files]."),
+    click.option("--shard-mb", type=float, help="Input per shard, in MB [default: 16 of code, 128 of other files]."),
 )
-"""Of every kind of corpus."""
+"""Options for every kind of corpus."""
 
 clusters = options.together(
-    click.option("--slurm-partition", help="Submit the work to Slurm, there, instead of doing it here."),
-    click.option("--slurm-time", default="20:00:00", show_default=True, help="Limit for each job."),
-    number("--slurm-tasks", 100, "Tasks that run at a time."),
+    click.option("--slurm-partition", help="Submit the work to this partition of Slurm instead of doing it here."),
+    click.option("--slurm-time", default="20:00:00", show_default=True, help="Time limit of each job."),
+    number("--slurm-tasks", 100, "Tasks that run at the same time."),
     number("--slurm-memory-gb", 4, "Memory for each task."),
-    click.option("--slurm-option", multiple=True, metavar="NAME=VALUE", help="Another of sbatch; may be repeated."),
-    click.option("--ray", metavar="ADDRESS", help="Do the work on a cluster of Ray; `local` starts one here."),
+    click.option("--slurm-option", multiple=True, metavar="NAME=VALUE", help="An option of sbatch; may be repeated."),
+    click.option("--ray", metavar="ADDRESS", help="Do the work on a Ray cluster; `local` starts one here."),
     number("--ray-memory-gb", 0.0, "Memory to reserve for each task; 0: none."),
 )
-"""How to run on a cluster."""
+"""Options for clusters."""
 
 
 def _names(decorator: options.Decorator) -> list[str]:
@@ -123,7 +123,7 @@ def refuse_foreign(ctx: click.Context, kind: str) -> None:
 
 
 def taken(settings: dict[str, Any], *prefixes: str) -> dict[str, Any]:
-    """Those of `settings` whose names begin with a prefix; they are removed."""
+    """Remove the `settings` whose names begin with one of the prefixes, and return them."""
     return {name: settings.pop(name) for name in list(settings) if name.startswith(prefixes)}
 
 
@@ -136,7 +136,7 @@ def cluster_of(
     ray: str | None,
     ray_memory_gb: float,
 ) -> "Slurm | Ray | None":
-    """How to run on a cluster, where that is asked for."""
+    """The settings of the cluster, if the options ask for one. Raises ConfigError for contradictory options."""
     from megagpt.data.corpus.cluster import Ray, Slurm
 
     if slurm_partition and ray:

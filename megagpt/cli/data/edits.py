@@ -15,13 +15,13 @@ from megagpt.errors import ConfigError
 @click.argument("inputs", nargs=-1, type=options.INPUT, metavar="[INPUT]...")
 @click.option("--output", type=options.FILE, required=True, help=".jsonl to write.")
 @click.option("--count", type=int, default=10_000, show_default=True, help="Edits to make, the kinds in equal shares.")
-@options.words("--kinds", metavar="KIND,...", help="Of the kinds above [default: all].")
+@options.words("--kinds", metavar="KIND,...", help="Some of the kinds above [default: all].")
 @click.option("--max-chars", type=int, default=400, show_default=True, help="Longest input, in characters.")
 @options.seed
 @click.option(
     "--split",
     type=click.Choice(("train", "validation")),
-    help="Only of 95% of the texts, or of the other 5%.",
+    help="Use only 95% of the texts (train), or only the other 5%.",
 )
 @options.text_files
 @options.max_mb
@@ -37,7 +37,7 @@ def command(
     patterns: tuple[str, ...],
     max_mb: float | None,
 ) -> None:
-    """Make edits by instruction to train on: {"instruction", "input", "output", "kind"} a line.
+    """Make edits by instruction to train on: one {"instruction", "input", "output", "kind"} per line.
 
     \b
     Examples
@@ -45,8 +45,8 @@ def command(
       megagpt data edits books/ --kinds spelling,sort_lines --count 5000 --max-chars 200 --output edits.jsonl
       megagpt data edits src/ --pattern '*.py' --kinds rename,fix_bug --count 5000 --output edits.jsonl
 
-    Inputs are files, folders or globs: .jsonl (also .gz, .zst), .parquet, and anything else as text; without any, the
-    standard library of this Python. Where the answer is a function that works, the record holds its tests too.
+    Inputs are files, folders or globs: .jsonl (also .gz, .zst), .parquet, and other files as text. Without inputs, it
+    reads the standard library of this Python. Records of fix_bug also hold the tests of the function.
 
     \b
     Kinds

@@ -13,7 +13,7 @@ from megagpt.errors import ConfigError
 @click.command("instructions", cls=Command, short_help="Make demonstrations, ranked answers and prompts.")
 @click.option("--output-dir", type=options.FILE, required=True, help="Folder to write into.")
 @click.option("--count", type=int, default=10_000, show_default=True, help="Records of each file.")
-@options.words("--kinds", metavar="KIND,...", help="Of the kinds above [default: all].")
+@options.words("--kinds", metavar="KIND,...", help="Some of the kinds above [default: all].")
 @options.seed
 def command(output_dir: Path, count: int, kinds: tuple[str, ...] | None, seed: int) -> None:
     """Make a synthetic instruction set: demonstrations, ranked answers, and prompts whose answers a program can check.
@@ -24,7 +24,7 @@ def command(output_dir: Path, count: int, kinds: tuple[str, ...] | None, seed: i
       megagpt data instructions --kinds copy,reverse,first,last --count 5000 --seed 7 --output-dir data
 
     It writes conversations.jsonl (for stage sft), rankings.jsonl (for stage reward) and prompts.jsonl (for stage ppo),
-    each with instructions of its own. The same arguments give the same files.
+    each with different instructions. The same arguments give the same files.
 
     \b
     Kinds

@@ -10,7 +10,7 @@ from megagpt.cli.group import Command
 from megagpt.errors import ConfigError
 
 
-@click.command("mixture", cls=Command, short_help="Weights and epochs of a mixture of corpora.")
+@click.command("mixture", cls=Command, short_help="Compute weights and epochs of a mixture of corpora.")
 @click.argument("corpora", nargs=-1, metavar="NAME=TOKENS|NAME=PREFIX.json...")
 @options.words("--weights", metavar="NAME=WEIGHT,...", help="Shares of the training samples, relative to each other.")
 @click.option(
@@ -21,7 +21,7 @@ from megagpt.errors import ConfigError
 )
 @click.option("--exponent", type=float, help="Weights are tokens^EXPONENT: 1 proportional, 0 equal [default: 1].")
 @click.option("--train-tokens", type=float, required=True, metavar="N", help="Tokens of the run.")
-@click.option("--output", type=options.FILE, required=True, metavar="FILE.yaml", help="What data.corpora reads.")
+@click.option("--output", type=options.FILE, required=True, metavar="FILE.yaml", help="Mixture to write, for a run.")
 def command(
     corpora: tuple[str, ...],
     weights: tuple[str, ...] | None,
@@ -30,7 +30,7 @@ def command(
     train_tokens: float,
     output: Path,
 ) -> None:
-    """Work out the weights and epochs of a mixture of corpora, and write them for a run.
+    """Compute the weights and epochs of a mixture of corpora, and write them for a run.
 
     \b
     Examples
@@ -39,7 +39,7 @@ def command(
           --output mixture.yaml
       megagpt data mixture de=20e9 fr=15e9 is=0.5e9 --exponent 0.3 --train-tokens 30e9 --output mixture.yaml
 
-    PREFIX.json is what `megagpt data preprocess` wrote. Beside the YAML file a page of the same name shows the mixture.
+    `megagpt data preprocess` writes PREFIX.json. An HTML page with the same name as the YAML file shows the mixture.
     """
     from megagpt.data.corpus.text import mixture
     from megagpt.data.files import write_atomic

@@ -10,10 +10,10 @@ from megagpt.cli.group import Command
 from megagpt.errors import ConfigError
 
 
-@click.command("overlap", cls=Command, short_help="Find the examples of evaluations that a corpus has.")
+@click.command("overlap", cls=Command, short_help="Find the examples of evaluations that a corpus contains.")
 @click.argument("evaluations", nargs=-1, type=options.INPUT, required=True, metavar="EVALUATION...")
 @options.inputs("--corpus", "inputs", help="Text")
-@click.option("--output", type=options.FILE, required=True, metavar="FOLDER", help="Where the clean examples go.")
+@click.option("--output", type=options.FILE, required=True, metavar="FOLDER", help="Folder for the clean examples.")
 @click.option(
     "--ngram",
     multiple=True,
@@ -38,9 +38,9 @@ def command(
     Example
       megagpt data overlap lambada.jsonl piqa.jsonl --corpus data/web --corpus books.jsonl --output data/clean
 
-    Evaluation files are .jsonl, .json, .csv, .tsv, .txt (also .gz) and .parquet. FOLDER gets FILE.clean.jsonl of each,
-    and clean.json with the share that is clean. A corpus is left as it is: `megagpt data corpus` cuts the
-    evaluations out of one. docs/decontamination.md explains the rule.
+    Evaluation files are .jsonl, .json, .csv, .tsv, .txt (also .gz) and .parquet. FOLDER gets FILE.clean.jsonl for each,
+    and clean.json with the clean share. The corpus stays unchanged; `megagpt data corpus` can cut evaluations out of
+    one. docs/decontamination.md explains the rule.
     """
     from megagpt.data.corpus.text.decontamination.measuring import read_evaluations
     from megagpt.data.corpus.text.quality.texts import Texts
@@ -58,7 +58,7 @@ def command(
 
 
 def _lengths(given: tuple[str, ...]) -> dict[str, int]:
-    """N by file, of options FILE=N,FILE=N; the name of a file may have commas, spaces and `=`. Raises ConfigError."""
+    """{file: N} from options FILE=N,FILE=N; file names may have commas, spaces and `=`. Raises ConfigError."""
     lengths: dict[str, int] = {}
     for text in given:
         found = list(re.finditer(r"(.+?)=(\d+)(?:[,\s]+|$)", text))

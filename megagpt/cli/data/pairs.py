@@ -19,10 +19,10 @@ neighbours = options.together(
         type=click.Choice(("characters", "words")),
         default="characters",
         show_default=True,
-        help="neighbours: of these lengths.",
+        help="neighbours: unit of these lengths.",
     ),
-    click.option("--distance", type=int, default=0, show_default=True, help="neighbours: passages between, at most."),
-    click.option("--per-document", type=int, default=1, show_default=True, help="neighbours: pairs, at most."),
+    click.option("--distance", type=int, default=0, show_default=True, help="neighbours: most passages in between."),
+    click.option("--per-document", type=int, default=1, show_default=True, help="neighbours: most pairs per document."),
 )
 
 code = options.together(
@@ -34,30 +34,32 @@ code = options.together(
         show_default=True,
         help="code: its first paragraph, or all of it.",
     ),
-    click.option("--min-words", type=int, default=3, show_default=True, help="code: of the docstring."),
-    click.option("--min-lines", type=int, default=3, show_default=True, help="code: of the function."),
-    click.option("--max-lines", type=int, default=150, show_default=True, help="code: of the function."),
+    click.option("--min-words", type=int, default=3, show_default=True, help="code: fewest words of a docstring."),
+    click.option("--min-lines", type=int, default=3, show_default=True, help="code: fewest lines of a function."),
+    click.option("--max-lines", type=int, default=150, show_default=True, help="code: most lines of a function."),
     click.option("--tests", is_flag=True, help="code: take tests too."),
 )
 
 labelled = options.together(
-    click.option("--min-score", type=float, help="labelled: scored pairs from this score on are positives."),
+    click.option("--min-score", type=float, help="labelled: smallest score of a positive pair."),
     options.words("--qrels", metavar="NAME,...", help="labelled: splits of a BEIR folder [default: train]."),
-    click.option("--max-negatives", type=int, help="labelled: of those in the data, so many a pair [default: all]."),
+    click.option("--max-negatives", type=int, help="labelled: most negatives of the data per pair [default: all]."),
     click.option("--bm25-negatives", type=int, default=0, show_default=True, help="Hard negatives to add to a pair."),
     click.option("--bm25-ranks", default="30-100", show_default=True, help="Ranks to draw them from, 1 for the best."),
 )
 
 selection = options.together(
-    click.option("--max-pairs", type=int, help="So many pairs, drawn evenly [default: all]."),
-    click.option("--split", type=click.Choice(("train", "validation", "test")), help="Only this split."),
-    click.option("--split-shares", default="0.9,0.05,0.05", show_default=True, help="Of train, validation, test."),
+    click.option("--max-pairs", type=int, help="Largest number of pairs, a random sample [default: all]."),
+    click.option("--split", type=click.Choice(("train", "validation", "test")), help="Keep only this split."),
+    click.option(
+        "--split-shares", default="0.9,0.05,0.05", show_default=True, help="Shares of train, validation, test."
+    ),
     click.option(
         "--near-duplicates",
         type=float,
         default=0.85,
         show_default=True,
-        help="Likeness from which on texts are near-duplicates; 0 looks for none.",
+        help="Smallest similarity of near-duplicates; 0 does not search for them.",
     ),
 )
 
@@ -65,7 +67,7 @@ selection = options.together(
 @click.command("pairs", cls=Command, short_help="Make pairs of texts for embeddings: text, code, labelled sets.")
 @click.argument("inputs", nargs=-1, type=options.INPUT, metavar="[INPUT]...")
 @click.option("--kind", type=click.Choice(KINDS), required=True, help="See above.")
-@click.option("--output", type=options.FILE, help=".jsonl or .jsonl.gz to write, with a report beside it.")
+@click.option("--output", type=options.FILE, help=".jsonl or .jsonl.gz to write, with a report next to it.")
 @click.option("--preview", type=int, metavar="N", help="Print N pairs and write nothing.")
 @options.seed
 @selection
@@ -75,7 +77,7 @@ selection = options.together(
 @options.text_files
 @options.rejection
 def command(**given: Any) -> None:
-    """Make pairs of texts that belong together, which embeddings are trained on.
+    """Make pairs of texts that belong together, to train embeddings on.
 
     \b
     Examples
@@ -86,10 +88,10 @@ def command(**given: Any) -> None:
 
     \b
     Kinds
-      neighbours  neighbouring passages of a document; of any text
-      code        docstring or leading comment, and the function without it; without inputs, of the standard library
+      neighbours  neighbouring passages of a document, from any text
+      code        docstring or leading comment, and the function without it; by default from the standard library
       labelled    queries, positives and negatives in the public shapes: triples, two columns, NLI, BEIR folders
-      scored      sentence pairs with a score, such as STS, for measuring: not made into pairs to train on
+      scored      sentence pairs with a score, such as STS, to evaluate on, not to train on
     """
     from megagpt.data.pair_sources.command import Job, run
 

@@ -12,15 +12,13 @@ from megagpt.cli.group import Command
 @click.command("preprocess", cls=Command, goes_on=True, short_help="Tokenize files of text into a corpus.")
 @click.argument("inputs", nargs=-1, type=options.INPUT, required=True, metavar="INPUT...")
 @options.tokenizer
-@click.option(
-    "--output", type=options.INPUT, required=True, metavar="PREFIX", help="Where the corpus goes, without .bin."
-)
+@click.option("--output", type=options.INPUT, required=True, metavar="PREFIX", help="Path of the corpus, without .bin.")
 @options.text_files
-@click.option("--workers", type=int, help="Tokenizing processes [default: one a core].")
+@click.option("--workers", type=int, help="Tokenizing processes [default: one per core].")
 @click.option(
     "--engine",
     type=click.Choice(("gigatoken", "tokenizers")),
-    help="What tokenizes [default: GigaToken where it gives the same ids].",
+    help="Library that tokenizes [default: GigaToken if it gives the same ids].",
 )
 @options.rejection
 def command(
@@ -42,8 +40,8 @@ def command(
       megagpt data preprocess web/*.jsonl.zst books/ --tokenizer tokenizer.json --output data/mix --max-rejected 100
       megagpt data preprocess src/ --pattern '*.py' --pattern '*.c' --tokenizer code.json --output data/code
 
-    Inputs are files, folders or globs: .jsonl (also .gz, .zst), .parquet, and anything else as text, one document a
-    file. The files are Megatron's. An interrupted run goes on where it stopped when the command is given again. A
+    Inputs are files, folders or globs: .jsonl (also .gz, .zst), .parquet, and other files as text, one document per
+    file. The output has Megatron's format. After an interruption, the same command goes on where it stopped. A
     malformed record is named (file:line) and counted; more than --max-rejected of them fail the command.
     """
     from megagpt.data.preprocess import preprocess
@@ -61,4 +59,6 @@ def command(
         engine=engine,
     )
     per_token = about["bytes"] / about["tokens"]
-    click.echo(f"{output}: {about['documents']:,} documents, {about['tokens']:,} tokens, {per_token:.2f} bytes a token")
+    click.echo(
+        f"{output}: {about['documents']:,} documents, {about['tokens']:,} tokens, {per_token:.2f} bytes per token"
+    )

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 @click.option("--sequence-length", type=int, default=2048, show_default=True, help="Context, in tokens.")
 @click.option("--samples", type=int, default=2, show_default=True, help="Conversations to print.")
 def command(files: tuple[Path, ...], tokenizer: Path, sequence_length: int, samples: int) -> None:
-    """Show what a model will learn from files of conversations: samples as it sees them, and counts.
+    """Show files of conversations as a model will see them: samples, and counts.
 
     \b
     Example
       megagpt data preview demonstrations.jsonl --tokenizer data/chat_tokenizer.json --sequence-length 2048
 
-    What counts in the loss is marked, in a terminal by colour, otherwise by [[ ]]. Files (.jsonl or .json, also .gz) in
-    which nothing or everything counts are refused, as training refuses them. Then: how each file was read, which fields
-    are not read, and how many conversations are left out for which reason.
+    Colour in a terminal, and otherwise [[ ]], marks the text that counts in the loss. Like training, it refuses files
+    (.jsonl or .json, also .gz) in which nothing or everything counts. Then it prints the shape of each file, the fields
+    that are not read, and the number of omitted conversations for each reason.
     """
     from megagpt.config.schema import DataConfig
     from megagpt.data.chat import has_answer, truncate_to_context
@@ -82,7 +82,7 @@ def command(files: tuple[Path, ...], tokenizer: Path, sequence_length: int, samp
 
 
 def marked(example: "Example", tokenizer: "Tokenizer", colour: bool) -> str:
-    """The text of an example with what is trained on between marks; special tokens are spelled out."""
+    """The text of an example, with marks around trained text, and with the names of special tokens."""
     names = {index: name for name, index in tokenizer.special_ids.items()}
     before, after = ("\033[32m", "\033[0m") if colour else ("[[", "]]")
     parts = []

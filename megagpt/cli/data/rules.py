@@ -10,10 +10,10 @@ from megagpt.cli.group import Command
 from megagpt.errors import ConfigError
 
 
-@click.command("rules", cls=Command, short_help="Make documents whose rule can only be read from their examples.")
+@click.command("rules", cls=Command, short_help="Make documents whose rule follows only from their examples.")
 @click.option("--output", type=options.FILE, required=True, help=".jsonl to write.")
 @click.option("--count", type=int, default=10_000, show_default=True, help="Documents or questions, the kinds in turn.")
-@options.words("--kinds", metavar="KIND,...", help="Of the kinds below [default: all of the split].")
+@options.words("--kinds", metavar="KIND,...", help="Some of the kinds below [default: all of the split].")
 @options.seed
 @click.option(
     "--split",
@@ -22,9 +22,9 @@ from megagpt.errors import ConfigError
     show_default=True,
     help="Documents to train on, or questions about held-out rules.",
 )
-@click.option("--shuffled", is_flag=True, help="Deal the examples of a kind anew, so that no document has a rule.")
+@click.option("--shuffled", is_flag=True, help="Shuffle the examples of a kind over its documents: none has a rule.")
 def command(output: Path, count: int, kinds: tuple[str, ...] | None, seed: int, split: str, shuffled: bool) -> None:
-    """Make documents of examples of one rule each, or questions about rules that no document has.
+    """Make documents with examples of one rule each, or questions about rules that no document has.
 
     \b
     Examples
@@ -38,7 +38,7 @@ def command(output: Path, count: int, kinds: tuple[str, ...] | None, seed: int, 
 
     \b
     Kinds
-      words, mapping, category, majority, pattern, remainder; only to ask: cycle, phrases
+      words, mapping, category, majority, pattern, remainder; only for questions: cycle, phrases
     """
     from megagpt.data.files import write_atomic
     from megagpt.data.rules import documents, questions

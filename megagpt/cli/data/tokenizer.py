@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 @click.option("--vocab-size", type=int, help="Tokens, end-of-text included (GPT-3: 50257).")
 @click.option("--extend", type=options.FILE, metavar="OLD", help="A tokenizer.json to add tokens to.")
 @click.option(
-    "--add", type=click.Choice(("code", "chat")), default="code", show_default=True, help="With --extend: what for."
+    "--add",
+    type=click.Choice(("code", "chat")),
+    default="code",
+    show_default=True,
+    help="With --extend: what the tokens are for.",
 )
-@click.option("--longest-run", type=int, default=32, show_default=True, help="With --extend: spaces in a token.")
+@click.option("--longest-run", type=int, default=32, show_default=True, help="With --extend: most spaces in a token.")
 @options.text_files
 @options.max_mb
 @options.rejection
@@ -39,7 +43,7 @@ def command(
     max_rejected: int,
     max_record_mb: float,
 ) -> None:
-    """Train a byte-level BPE tokenizer, as GPT-2's and GPT-3's, on files of text.
+    """Train a byte-level BPE tokenizer, like GPT-2's and GPT-3's, on files of text.
 
     \b
     Examples
@@ -49,11 +53,11 @@ def command(
       megagpt data tokenizer --extend tokenizer.json --output code.json
       megagpt data tokenizer --extend code.json --add chat --output chat.json
 
-    The last two add tokens to a tokenizer, whose own ids stay: what code needs, for runs of spaces and for filling in
-    the middle, or the roles of a conversation. For code it prints how many tokens that saves on the inputs, or without
-    inputs on the standard library of this Python.
+    The last two add tokens to a tokenizer and keep its ids: tokens for code (runs of spaces, and fill-in-the-middle),
+    or the roles of a conversation. For code it prints how many tokens this saves on the inputs, or without inputs on
+    the standard library of this Python.
 
-    Inputs are files, folders or globs: .jsonl (also .gz, .zst), .parquet, and anything else as text, one document a
+    Inputs are files, folders or globs: .jsonl (also .gz, .zst), .parquet, and other files as text, one document per
     file. The same inputs always give the same tokenizer.
     """
     from megagpt.data.readers import FOLDER_PATTERNS
@@ -103,7 +107,7 @@ def extended(path: Path, add: str, longest_run: int, output: Path) -> tuple["Tok
             f"{path}: {error}. Mend the template, or remove it from the files beside the tokenizer"
         ) from None
     save(new, output)
-    click.echo(f"ids 0..{old.vocab_size - 1} are those of {path}; {new.vocab_size - old.vocab_size} tokens are new")
+    click.echo(f"ids 0..{old.vocab_size - 1} are as in {path}; {new.vocab_size - old.vocab_size} tokens are new")
     return old, new
 
 
@@ -117,11 +121,11 @@ def show_saving(old: "Tokenizer", new: "Tokenizer", texts: Iterable[str] | None,
         before += len(old.encode(text))
         after += len(new.encode(text))
     if not before:
-        raise DataError(f"{where}: there is no text to measure the saving on; {output} is written all the same")
+        raise DataError(f"{where}: there is no text to measure the saving on; {output} was written anyway")
     click.echo(f"{where}: {after} tokens instead of {before}, {1 - after / before:.1%} fewer")
 
 
 def save(tokenizer: "Tokenizer", path: Path) -> None:
-    """Write the tokenizer.json and say what it is."""
+    """Write the tokenizer.json, and print its size and hash."""
     tokenizer.save(path)
     click.echo(f"{path}: {tokenizer.vocab_size} tokens, sha256 {tokenizer.sha256}")

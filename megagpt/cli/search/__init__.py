@@ -1,4 +1,4 @@
-"""`megagpt search`: ask an index of embedded documents, and look at it."""
+"""`megagpt search`: make an index of embedded documents, search it, and explore it."""
 
 from megagpt.cli.group import Group
 
@@ -6,8 +6,8 @@ command = Group(
     "search",
     ("index", "ask", "neighbours", "duplicates", "clusters", "map"),
     package="megagpt.cli.search",
-    short_help="Search documents by meaning, and look at them.",
-    help="""Search documents by meaning: make an index of them, ask it, and look at it.
+    short_help="Search documents by meaning, and explore them.",
+    help="""Search documents by meaning: make an index of them, search it, and explore it.
 
     \b
     Examples

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from megagpt.evaluate.index import Backend, Index
 
 AT_A_TIME = 4096
-"""Questions of a file that are answered together."""
+"""Number of questions of a file that are answered together."""
 
 
 @click.command("ask", cls=RankedCommand, short_help="Find the documents that answer a question.")
 @options.index
 @click.argument("questions", nargs=-1, metavar="[QUESTION]...")
-@click.option("--file", type=options.FILE, help="Questions to read: .jsonl, .parquet, or text with one a line.")
-@click.option("--output", type=options.FILE, help="Where to write the results as JSON lines, instead of showing them.")
+@click.option("--file", type=options.FILE, help="Questions to read: .jsonl, .parquet, or text with one per line.")
+@click.option("--output", type=options.FILE, help="Write the results to this file as JSON lines, and do not show them.")
 @click.option("--key", default="text", show_default=True, help="Key or column of the questions in the file.")
 @options.top
 @click.option(
@@ -37,9 +37,9 @@ AT_A_TIME = 4096
     type=click.Choice(["exact", "faiss", "hnsw"]),
     default="exact",
     show_default=True,
-    help="What finds vectors: a matrix product; the same by faiss; faiss's graph, which is fast and approximate.",
+    help="Search by a matrix product; by faiss, also exact; or by faiss's graph, which is fast and approximate.",
 )
-@click.option("--checkpoint", type=options.FILE, help="Where the model of the index is now [default: where it was].")
+@click.option("--checkpoint", type=options.FILE, help="New place of the index's model, if it was moved.")
 @options.as_json
 @options.embedding_layout
 @one_voice()
@@ -63,8 +63,8 @@ def command(
       megagpt search ask docs_index --file questions.jsonl --output results.jsonl --top 100
       megagpt search ask docs_index
 
-    Without a question, in a terminal, it asks for one after another. Results have the cosine of the document's vector
-    and the question's, and the document's number in the index, from 0. --json prints an object a question.
+    Without a question, in a terminal, it asks for questions one after another. Results have the cosine of the vectors
+    of document and question, and the document's number in the index, from 0. --json prints one object per question.
     """
     from megagpt.cli.embedding import find_checkpoint, loader
     from megagpt.data.files import atomic_file
@@ -99,7 +99,7 @@ def command(
 def _answers(
     index: "Index", questions: list[str], vectors: "np.ndarray", top: int, backend: "Backend"
 ) -> Iterator[dict[str, Any]]:
-    """For every question its results, best first."""
+    """(question, its results, best first) as an object for every question."""
     scores, rows = index.search(vectors, top, backend)
     for question, own_scores, own_rows in zip(questions, scores, rows, strict=True):
         yield {"question": question, "results": results_of(index, own_scores, own_rows)}
@@ -111,7 +111,7 @@ def _shown(answer: dict[str, Any]) -> str:
 
 
 def _questions_of(file: Path, key: str) -> Iterator[list[str]]:
-    """The questions of a file, some at a time. Raises DataError where it has none."""
+    """The questions of a file, AT_A_TIME in a list. Raises DataError if it has none."""
     from megagpt.data.texts import count_texts, read_texts, text_sources
 
     sources = text_sources([file])

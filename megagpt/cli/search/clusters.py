@@ -22,8 +22,8 @@ def command(folder: Path, count: int, seed: int, as_json: bool) -> None:
       megagpt search clusters docs_index --count 20
       megagpt search clusters docs_index --count 20 --json > clusters.jsonl
 
-    It is k-means on vectors of length 1. Words are those that are more usual in a cluster than in all documents. --json
-    prints an object a cluster, with the numbers of all its documents.
+    It is k-means on vectors of length 1. The words of a cluster are more frequent in it than in all documents. --json
+    prints one object per cluster, with the numbers of all its documents.
     """
     from megagpt.evaluate.clusters import find_clusters
     from megagpt.evaluate.index import Index

@@ -9,26 +9,26 @@ from megagpt.cli.group import Command
 from megagpt.cli.search.results import bold, json_line, shortened
 
 
-@click.command("duplicates", cls=Command, short_help="Find groups of documents that say nearly the same.")
+@click.command("duplicates", cls=Command, short_help="Find groups of documents with nearly the same meaning.")
 @options.index
 @click.option(
     "--above",
     type=click.FloatRange(-1, 1),
     default=0.95,
     show_default=True,
-    help="Smallest cosine of two documents that count as the same.",
+    help="Smallest cosine of two documents that count as duplicates.",
 )
 @options.as_json
 def command(folder: Path, above: float, as_json: bool) -> None:
-    """Find groups of documents that say nearly the same.
+    """Find groups of documents with nearly the same meaning.
 
     \b
     Examples
       megagpt search duplicates docs_index
       megagpt search duplicates docs_index --above 0.99 --json > duplicates.jsonl
 
-    A group holds all documents that a chain of such pairs connects; the largest group comes first. --json prints an
-    object a group, with the documents' numbers. Every pair is compared: twice the documents take four times as long.
+    A group holds all documents that a chain of such pairs connects; the largest group comes first. --json prints one
+    object per group, with the documents' numbers. Every pair is compared: twice the documents take four times as long.
     """
     from megagpt.evaluate.index import Index, find_duplicates
 

@@ -10,7 +10,7 @@ from megagpt.cli.group import RankedCommand
 from megagpt.cli.ranks import one_voice
 
 
-@click.command("index", cls=RankedCommand, goes_on=True, short_help="Embed documents and keep them to be searched.")
+@click.command("index", cls=RankedCommand, goes_on=True, short_help="Embed documents and store them for search.")
 @click.argument("documents", nargs=-1, required=True, type=options.FILE, metavar="DOCUMENTS...")
 @options.checkpoint
 @click.option("--output", type=options.FILE, required=True, help="Folder of the index.")
@@ -26,16 +26,16 @@ def command(
     key: str,
     **layout: Any,
 ) -> None:
-    """Embed documents and keep them to be searched.
+    """Embed documents and store them for search.
 
     \b
     Examples
       megagpt search index documents.jsonl --checkpoint runs/embed --output docs_index
       megagpt search index code/ --checkpoint runs/embed --nproc-per-node 2 --output code_index
 
-    DOCUMENTS are as for `megagpt embed`: .jsonl, .parquet, or text with a document a line. The index keeps the texts
-    and the other keys of JSON objects, which results show and maps can be coloured by. The same command goes on where
-    it stopped.
+    DOCUMENTS are as for `megagpt embed`: .jsonl, .parquet, or text with one document per line. The index stores the
+    texts and the other keys of JSON objects; results show these keys, and maps can use them for colours. After an
+    interruption, the same command goes on where it stopped.
     """
     from megagpt.cli.embedding import find_checkpoint, loader
     from megagpt.data.texts import read_texts, text_sources

@@ -8,7 +8,7 @@ from megagpt.cli import options
 from megagpt.cli.group import Command
 
 
-@click.command("map", cls=Command, short_help="Draw the documents on a page: near each other is what is similar.")
+@click.command("map", cls=Command, short_help="Draw the documents on a page, similar ones near each other.")
 @options.index
 @click.option("--output", type=options.FILE, required=True, help="Page to write, .html.")
 @click.option("--clusters", type=click.IntRange(min=1), default=10, show_default=True, help="Clusters, each a colour.")
@@ -18,20 +18,20 @@ from megagpt.cli.group import Command
     type=click.IntRange(min=1),
     default=4000,
     show_default=True,
-    help="Documents to draw; of more, a random choice.",
+    help="Most documents to draw, a random choice.",
 )
 @options.seed
 def command(folder: Path, output: Path, clusters: int, color_by: str | None, points: int, seed: int) -> None:
-    """Draw the documents on a page: near each other is what is similar.
+    """Draw the documents on a page, similar ones near each other.
 
     \b
     Examples
       megagpt search map docs_index --output map.html
       megagpt search map docs_index --color-by language --output map.html
 
-    The page is one file that needs no network. It shows a document's text and the documents that are most similar to
-    it, finds words, and lists the groups. Points are placed by t-SNE, which takes seconds for hundreds and minutes for
-    many thousands of documents.
+    The page is one file that needs no network. It shows a document's text and the most similar documents, finds words,
+    and lists the groups. t-SNE places the points; it takes seconds for hundreds of documents, and minutes for many
+    thousands.
     """
     from megagpt.data.files import write_atomic
     from megagpt.evaluate.index import Index

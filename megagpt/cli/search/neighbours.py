@@ -21,7 +21,7 @@ def command(folder: Path, number: int, top: int, as_json: bool) -> None:
     Example
       megagpt search neighbours docs_index --of 42
 
-    Numbers are those that `megagpt search ask` shows: rows of the index's vectors.npy, from 0.
+    `megagpt search ask` shows the numbers of documents: rows of the index's vectors.npy, from 0.
     """
     from megagpt.evaluate.index import Index
 

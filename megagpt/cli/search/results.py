@@ -1,4 +1,4 @@
-"""How documents of an index are shown."""
+"""Show documents of an index."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,12 @@ def json_line(record: dict[str, Any]) -> str:
 
 
 def shown_result(result: dict[str, Any]) -> str:
-    """A line for a document that was found: its score, its number, and how its text begins."""
+    """A line for a found document: its score, its number, and the beginning of its text."""
     return (
         f"{result['score']:8.4f}  {click.style('#' + str(result['number']), fg='cyan')}  {shortened(result['text'])}\n"
     )
 
 
 def bold(text: str) -> str:
-    """A heading; its style is left out where the output is no terminal."""
+    """A heading. Its style is left out if the output is not a terminal."""
     return click.style(shortened(text), bold=True)

@@ -1,29 +1,28 @@
-"""The clusters that a corpus can be made on."""
+"""Settings of the clusters on which a corpus can be made."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """How to run on a cluster of Slurm."""
+    """Settings of a Slurm cluster."""
 
     partition: str
     time: str = "20:00:00"
-    """Of each job, as sbatch takes it."""
+    """Time limit of each job, in sbatch's format."""
     tasks: int = 100
-    """That run at a time."""
+    """Largest number of tasks that run at the same time."""
     memory_gb: int = 4
-    """For each task."""
+    """Memory of each task."""
     sbatch: dict[str, str] = field(default_factory=dict)
     """More options of sbatch, without dashes, such as account."""
 
 
 @dataclass(frozen=True)
 class Ray:
-    """How to run on a cluster of Ray."""
+    """Settings of a Ray cluster."""
 
     address: str
-    """Of the cluster, as ray.init takes it; `local` starts one on this machine with as many CPUs as there are workers.
-    """
+    """Address of the cluster, for ray.init; `local` starts one on this machine with one CPU per worker."""
     memory_gb: float = 0
-    """That is reserved for each task; 0 reserves none."""
+    """Memory to reserve for each task; 0 reserves none."""

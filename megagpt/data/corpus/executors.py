@@ -1,4 +1,4 @@
-"""Runs a chain of datatrove pipelines, here, on Slurm or on Ray. Importing this needs datatrove."""
+"""Run a chain of datatrove pipelines on this machine, on Slurm or on Ray. Importing this module needs datatrove."""
 
 import io
 import logging
@@ -31,23 +31,27 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _SLURM_ARRAY = 1000
-"""Jobs in an array: Slurm's own limit is 1001, and datatrove makes the next phase wait for its last array only."""
+"""Largest size of a job array. Slurm's limit is 1001, and datatrove lets the next phase wait for the last array only,
+so a phase must fit into one array."""
 _RAY_ATTEMPTS = 3
-"""So often a task that was killed, or whose node died, is started again."""
+"""Number of restarts of a task that was killed or whose node died."""
 
 
 class Phase(NamedTuple):
-    """Pipelines that can run at once, after those of the phases before."""
+    """One pipeline and its tasks, which can run in parallel after all earlier phases."""
 
     name: str
     pipeline: list[PipelineStep]
     tasks: int
     by_shard: bool = False
-    """Whether each task is a shard's."""
+    """Whether each task works on one shard."""
 
 
 def run_here(chain: list[Phase], work: Path, shards: list[int], workers: int) -> bool:
-    """Run what is not completed yet; return whether that was all of it. Raises DataError when a worker is killed."""
+    """Run all tasks that are not completed yet. Returns whether no task was completed before.
+
+    Raises DataError when a worker is killed.
+    """
     anew = not any(_completed(work / "logs" / phase.name) for phase in chain)
     with _pool(workers) as pool:
         for phase in chain:
@@ -59,7 +63,7 @@ Runner = Callable[[LocalPipelineExecutor, list[int]], None]
 
 
 def _run_phase(phase: Phase, work: Path, shards: list[int], run: Runner) -> None:
-    """Run the tasks that are not completed, and show how many are. Raises DataError where, say, the disk is full."""
+    """Run the tasks that are not completed, and show progress. Raises DataError when, for example, the disk is full."""
     folder = work / "logs" / phase.name
     try:
         executor = LocalPipelineExecutor(phase.pipeline, phase.tasks, logging_dir=str(folder))
@@ -71,7 +75,7 @@ def _run_phase(phase: Phase, work: Path, shards: list[int], run: Runner) -> None
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes for all phases; unlike those of datatrove's executor they are missed when they are killed."""
+    """Processes for all phases. Unlike datatrove's executor, this pool notices when a process is killed."""
     if workers == 1:
         yield None
         return
@@ -80,7 +84,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
             yield pool
         except BrokenProcessPool:
             raise DataError(
-                "a worker process was killed, perhaps for want of memory: run the command again, with fewer "
+                "a worker process was killed, perhaps because memory ran out: run the command again with fewer "
                 "--workers, and it goes on from here"
             ) from None
         finally:
@@ -98,7 +102,7 @@ def _run(pool: ProcessPoolExecutor | None, executor: LocalPipelineExecutor, rank
 
 
 def _run_task(executor: LocalPipelineExecutor, rank: int) -> None:
-    logger.disable("datatrove")  # its log on the terminal: what fails is raised anyway
+    logger.disable("datatrove")  # its log would fill the terminal, and errors are raised anyway
     deepcopy(executor)._run_for_rank(rank)
 
 
@@ -108,9 +112,9 @@ def _completed(folder: Path) -> list[int]:
 
 @contextmanager
 def _watched(folder: Path, name: str, sizes: list[int]) -> Iterator[None]:
-    """Show how much of a phase is completed."""
+    """Show the progress of a phase."""
     if not sizes:
-        with redirect_stderr(io.StringIO()):  # datatrove has bars of its own, over counts that mean little
+        with redirect_stderr(io.StringIO()):  # hide datatrove's own progress bars, whose counts mean little
             yield
         return
     done = sum(sizes[rank] for rank in _completed(folder))
@@ -133,10 +137,13 @@ def _watched(folder: Path, name: str, sizes: list[int]) -> Iterator[None]:
 
 
 def run_on_ray(chain: list[Phase], work: Path, shards: list[int], workers: int, cluster: Ray) -> None:
-    """Run what is not completed yet as tasks of Ray. Raises DataError when one is killed again and again.
+    """Run all tasks that are not completed yet on Ray.
 
-    datatrove's RayPipelineExecutor is not used: it runs each task in a pool of one process, for which it waits for ever
-    when that is killed, and an error in a task is only logged, so that the next phase would read what is not there.
+    Raises DataError when a task is killed again and again, ConfigError without ray or when the cluster cannot be
+    reached.
+
+    datatrove's RayPipelineExecutor is not used. It runs each task in a pool of one process, and waits forever if that
+    process is killed; and it only logs errors of tasks, so the next phase would read missing files.
     """
     env.keep_ray_to_itself()
     try:
@@ -147,7 +154,7 @@ def run_on_ray(chain: list[Phase], work: Path, shards: list[int], workers: int, 
     try:
         _knock(cluster.address)
         ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR, **here)
-    except Exception as error:  # of any class, Exception itself among them
+    except Exception as error:  # Ray raises many classes here, even Exception itself
         raise ConfigError(f"--ray {cluster.address}: {error}") from error
     try:
         for phase in chain:
@@ -157,14 +164,14 @@ def run_on_ray(chain: list[Phase], work: Path, shards: list[int], workers: int, 
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nobody listens at HOST:PORT, for which Ray would try for minutes."""
+    """Raise OSError if no server listens at HOST:PORT. Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _run_ray_tasks(cluster: Ray, executor: LocalPipelineExecutor, ranks: list[int]) -> None:
-    """Run tasks; those whose process or node dies are started again by Ray."""
+    """Run tasks. Ray restarts a task if its process or node dies."""
     import ray
 
     memory = {"memory": int(cluster.memory_gb * 1e9)} if cluster.memory_gb else {}
@@ -179,8 +186,8 @@ def _run_ray_tasks(cluster: Ray, executor: LocalPipelineExecutor, ranks: list[in
         raise error.cause from None
     except ray.exceptions.RayError as error:
         raise DataError(
-            f"a task was killed {_RAY_ATTEMPTS + 1} times on Ray, perhaps for want of memory ({type(error).__name__}): "
-            "run the command again, with more --ray-memory-gb, and it goes on from here"
+            f"a task was killed {_RAY_ATTEMPTS + 1} times on Ray, perhaps because memory ran out "
+            f"({type(error).__name__}): run the command again with more --ray-memory-gb, and it goes on from here"
         ) from None
     finally:
         for task in waiting:
@@ -188,7 +195,7 @@ def _run_ray_tasks(cluster: Ray, executor: LocalPipelineExecutor, ranks: list[in
 
 
 def submit(chain: list[Phase], work: Path, slurm: Slurm) -> None:
-    """Submit all phases to Slurm, each after the one before; completed tasks are left out."""
+    """Submit all phases to Slurm, each to start after the one before, without completed tasks."""
     activate = Path(sys.prefix) / "bin" / "activate"
     last = None
     for phase in chain:

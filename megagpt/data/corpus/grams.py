@@ -11,22 +11,22 @@ _MIX = np.random.RandomState(0).randint(1, 1 << 62, size=64, dtype=np.uint64) * 
 
 
 def words(text: str) -> list[bytes]:
-    """The words of `text` in lower case: identifiers, numbers, and runs of other letters than ASCII's."""
+    """The words of `text` in lower case: identifiers, numbers, and runs of non-ASCII characters."""
     return _WORD.findall(text.lower().encode())
 
 
 def hash_each(found: Sequence[bytes]) -> np.ndarray:
-    """64-bit xxh3 of each string of bytes, the same in every process: uint64."""
+    """uint64 [n]: 64-bit xxh3 of each of n byte strings, the same in every process."""
     return np.fromiter(map(xxhash.xxh3_64_intdigest, found), np.uint64, len(found))
 
 
 def ngram_hashes(found: Sequence[bytes], length: int) -> np.ndarray:
-    """64-bit hashes of all runs of `length` words (at most 64), in order: uint64, empty when there are too few."""
+    """uint64 [n]: hashes of all runs of `length` words (at most 64), in order; empty if there are too few words."""
     return run_hashes(hash_each(found), length)
 
 
 def run_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
-    """The same, of words whose hashes are known: uint64 [words]."""
+    """As `ngram_hashes`, from the hashes of the words, uint64 [words]."""
     count = max(0, len(hashes) - length + 1)
     total = np.zeros(count, np.uint64)
     for place in range(length if count else 0):

@@ -1,8 +1,8 @@
-"""What making any corpus takes: knowing what is made already, a folder of work, and going on after an interruption.
+"""The work common to all corpora: find a finished corpus, keep a work folder, and resume after an interruption.
 
-Everything on the way lies in OUTPUT.work, one file a shard, whole or not at all; datatrove remembers there which tasks
-are completed. Given the same job again, work goes on after them. How the input is cut into shards depends on the input
-alone, so that the result depends neither on interruptions nor on the number of workers.
+All intermediate files are in OUTPUT.work, one per shard, written atomically; datatrove records there which tasks are
+completed. The same job, started again, continues after them. The division into shards depends only on the input, so the
+result does not depend on interruptions or on the number of workers.
 """
 
 import hashlib
@@ -35,11 +35,11 @@ class Result:
     """The outcome of `make`."""
 
     report: dict[str, Any] | None
-    """As in report.json; None when the work was only submitted to Slurm."""
+    """The content of report.json; None when the work was only submitted to Slurm."""
     mb_per_second_core: float | None = None
-    """Millions of bytes of the input made into a corpus a second and worker; None unless all was done here and now."""
+    """Megabytes of input per second and worker; None unless this call did all the work on this machine."""
     mb_per_cpu_second: float | None = None
-    """The same by the time that processors worked on it, which other programs on the machine change less."""
+    """Megabytes of input per second of CPU time, which other programs on the machine affect less."""
 
 
 @dataclass(frozen=True)
@@ -47,34 +47,34 @@ class Job:
     """A corpus to make."""
 
     output: Path
-    """Absolute."""
+    """Absolute path of the corpus."""
     about: dict[str, Any]
-    """All that the result depends on, for JSON: inputs, options, and a digest of what the inputs hold."""
+    """Everything that determines the result, for JSON: inputs, options, and a digest of the inputs' content."""
     shards: list[list[Any]]
-    """What each task reads, for JSON; it finds it as `sources/NUMBER.json` in the folder of work."""
+    """The input of each task, for JSON; tasks read it from `sources/NUMBER.json` in the work folder."""
     sizes: list[int]
-    """Bytes of each shard that have to be worked on."""
+    """Bytes of each shard that have to be processed."""
     set_up: Callable[[Path], None]
-    """Puts whatever else tasks need into the folder of work, once."""
+    """Called once with the work folder; writes other files that tasks need."""
     phases: Callable[[Path], "list[Phase]"]
-    """The work, in order, given its folder."""
+    """Called with the work folder; returns the phases in order."""
     bytes_read: Callable[[dict[str, Any]], int]
-    """Bytes that were worked on, from the report; rates are of them."""
+    """Called with the report; returns the number of processed bytes, for the rates."""
 
     @property
     def work(self) -> Path:
-        """The folder of all that is on the way."""
+        """The folder of intermediate files."""
         return work_folder(self.output)
 
 
 def work_folder(output: Path) -> Path:
-    """Where the corpus `output` is made."""
+    """The work folder of the corpus `output`."""
     return output.with_name(f"{output.name}.work")
 
 
 @contextmanager
 def needed(purpose: str) -> Iterator[None]:
-    """Say what is missing where an import of an optional package fails. Raises ConfigError."""
+    """Raise ConfigError with an instruction to install, if an import of an optional package fails in the block."""
     try:
         yield
     except ImportError as error:
@@ -82,14 +82,19 @@ def needed(purpose: str) -> Iterator[None]:
 
 
 def check_at_least(*values: tuple[str, float, float]) -> None:
-    """Raise ConfigError unless each (option, value, least) has at least the least value."""
+    """Check (option, value, least) triples. Raises ConfigError for a value below `least`."""
     for name, value, least in values:
         if not value >= least:
             raise ConfigError(f"{name} must be at least {least}, not {value}")
 
 
 def digest(units: Iterable[Any], files: Iterable[str | Path], what: str) -> str:
-    """Changes with every unit of the input, and with the content of every file, which are `what`. Raises DataError."""
+    """A hash of the units of the input and the content of the files.
+
+    what: description of the files, for the message
+
+    Raises DataError for a missing file.
+    """
     sha = hashlib.sha256()
     for unit in units:
         sha.update(json.dumps(unit).encode())
@@ -103,7 +108,10 @@ def digest(units: Iterable[Any], files: Iterable[str | Path], what: str) -> str:
 
 
 def cut(units: Sequence[Item], sizes: Sequence[int], shard_bytes: float, most: int) -> tuple[list[list[Item]], list]:
-    """Consecutive units in shards of `shard_bytes`, or of more where that would make over `most`, and their sizes."""
+    """Consecutive units in shards of about `shard_bytes`, or larger to have at most `most` shards; the shards' sizes.
+
+    sizes: bytes of each unit
+    """
     enough = max(shard_bytes, sum(sizes) / (most - 1))
     shards, totals, size, part = [], [], 0, []
     for unit, more in zip(units, sizes, strict=True):
@@ -117,10 +125,10 @@ def cut(units: Sequence[Item], sizes: Sequence[int], shard_bytes: float, most: i
 
 
 def make(job: Job, workers: int = 1, cluster: Slurm | Ray | None = None) -> Result:
-    """Make the corpus `output`/*.jsonl.*, report.json and report.md, here or on a cluster.
+    """Make the corpus `output`/*.jsonl.*, report.json and report.md, on this machine or on a cluster.
 
-    A corpus that was made by the same job is left as it is; report.json is written last. Raises ConfigError where
-    a package is missing, DataError when an input cannot be used, the work cannot go on, or nothing is kept.
+    A corpus of the same job is left unchanged; report.json is written last. Raises ConfigError when a package is
+    missing; DataError when an input cannot be used, the work cannot continue, or no document is kept.
     """
     from megagpt.data.corpus import executors
 
@@ -137,7 +145,7 @@ def make(job: Job, workers: int = 1, cluster: Slurm | Ray | None = None) -> Resu
         began = np.array([time.monotonic(), _cpu_seconds()])
         if cluster:
             executors.run_on_ray(phases, job.work, job.sizes, workers, cluster)
-            anew = False  # rates a core of machines that are not known say nothing
+            anew = False  # a rate per core means nothing on unknown machines
         else:
             anew = executors.run_here(phases, job.work, job.sizes, workers)
         seconds = np.array([time.monotonic(), _cpu_seconds()]) - began
@@ -150,13 +158,13 @@ def make(job: Job, workers: int = 1, cluster: Slurm | Ray | None = None) -> Resu
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of those that it has started and that have ended."""
+    """CPU seconds of this process and of its child processes that have ended."""
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(item.ru_utime + item.ru_stime for item in usage)
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:
-    """The report of the corpus in `folder`, None where there is no report. Raises DataError when it is no report."""
+    """The report of the corpus in `folder`; None without report.json. Raises DataError if it is not a report."""
     path = folder / "report.json"
     try:
         report = json.loads(path.read_bytes())
@@ -170,7 +178,7 @@ def read_report(folder: Path) -> dict[str, Any] | None:
 
 
 def _made(job: Job) -> dict[str, Any] | None:
-    """The report of a corpus that the job has made and that is all there."""
+    """The report of the job's corpus, if it is complete and up to date; else None."""
     report = read_report(job.output)
     if report is None:
         return None
@@ -188,7 +196,7 @@ def _plain(about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prepare(job: Job) -> None:
-    """Put what tasks need into the folder of work, unless it is there."""
+    """Write the tasks' input to the work folder, unless an interrupted run of the same job has done so."""
     path = job.work / "job.json"
     try:
         old = json.loads(path.read_bytes())

@@ -2,5 +2,5 @@
 
 
 def cell(text: str) -> str:
-    """Text that neither ends a table's cell nor is taken for markup, whatever a file or a record is called or holds."""
+    """`text`, cut at 300 characters and escaped, so that it cannot end a table's cell or act as markup."""
     return "".join(f"\\{char}" if char in "|\\`*_<>[]" else " " if char < " " else char for char in text[:300])

@@ -1,4 +1,4 @@
-"""The end of every corpus: its shards are moved to where it belongs, and the shards of an older one go."""
+"""The last step of every corpus: move its shards into place, and remove the shards of an older corpus."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ CORPUS = "corpus"
 
 
 def save_tally(folder: Path, rank: int, tally: Tally) -> None:
-    """Put a shard's tally where load_tally finds it."""
+    """Write a shard's tally, for `load_tally`."""
     write_atomic(folder / f"{rank:05d}.json", json.dumps(tally.to_json()).encode())
 
 
@@ -22,9 +22,9 @@ def load_tally(folder: Path, rank: int) -> Tally:
 
 
 def move_shards(work: Path, output: Path, names: list[str]) -> None:
-    """Move shards into place. Can be done again after an interruption at any moment.
+    """Move shards into place. This can be repeated after an interruption at any moment.
 
-    Shards of a corpus that was made with other options, by what its report lists, are removed.
+    If a corpus with other options is there, the shards that its report lists are removed.
     """
     output.mkdir(parents=True, exist_ok=True)
     older, here = work / "older.json", output / "report.json"

@@ -1,4 +1,4 @@
-"""Secrets and personal data (e-mail and IP addresses, telephone numbers), replaced by placeholders."""
+"""Replace secrets and personal data (e-mail and IP addresses, telephone numbers) by placeholders."""
 
 import ipaddress
 import math
@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 MIN_ENTROPY = 3.5
-"""Bits a character that a quoted value beside a name like `password` must have: words and placeholders have less."""
+"""Smallest entropy, in bits per character, of a quoted value after a name like `password`. Words and placeholders have
+less."""
 
 _LOOK_BACK = 100
 _TOP_LEVEL = "com|org|net|edu|gov|mil|int|info|biz|name|dev|app|tech|online|site|[a-z]{2}"
@@ -18,46 +19,45 @@ _NAMES = "password|passwd|pwd|secret|token|(?:api|access|auth|private)[_-]?key"
 
 _OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _UNICAST = ipaddress.ip_network("2000::/3")
-"""Where the public addresses of IPv6 are."""
+"""The range of public IPv6 addresses."""
 
 _PLACEHOLDERS = {"pass", "passwd", "password", "pw", "pwd", "secret", "token", "x-oauth-basic"}
 
 
 SECRETS, EMAILS, ADDRESSES, PHONES = "secrets", "e-mail addresses", "IP addresses", "telephone numbers"
-"""Groups of what can be replaced."""
+"""Groups of kinds of text that can be replaced."""
 
 
 class _Kind(NamedTuple):
-    """One sort of secret."""
+    """One kind of text to replace."""
 
     name: str
     hints: tuple[str, ...]
-    """Without one of these in the text (in lower case) the pattern need not be tried."""
+    """The pattern is only tried on texts that contain one of these, in lower case."""
     pattern: re.Pattern[str]
-    """Its group `secret`, or all of it without such a group, is replaced."""
+    """Its group `secret` is replaced, or the whole match if there is no such group."""
     placeholder: str
     before: re.Pattern[str] | None = None
-    """Must match right before the pattern does. What its group `secret` holds is replaced too. Patterns that begin
-    with a rare character, and look back from there, are many times as fast as those that begin with a choice of words.
-    """
+    """Must match directly before `pattern`. Its group `secret`, if any, is replaced too. A pattern that begins with a
+    rare character and looks back from it is many times faster than one that begins with alternatives of words."""
     is_real: Callable[[str], bool] = lambda secret: True
     group: str = SECRETS
 
 
 def entropy(text: str) -> float:
-    """Shannon entropy of the characters of `text`, in bits a character."""
+    """Shannon entropy of the characters of `text`, in bits per character."""
     counts = Counter(text).values()
     return -sum(count / len(text) * math.log2(count / len(text)) for count in counts)
 
 
 def _is_random(secret: str) -> bool:
-    """Letters and digits mixed without a pattern, as generators of keys make them."""
+    """Whether the text mixes letters and digits with a high entropy, like generated keys."""
     mixed = any(map(str.isdigit, secret)) and any(map(str.isalpha, secret))
     return mixed and entropy(secret) >= MIN_ENTROPY
 
 
 def _is_public(address: str) -> bool:
-    """An IP address that names a machine to the whole internet."""
+    """Whether it is a public IP address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -66,7 +66,7 @@ def _is_public(address: str) -> bool:
 
 
 def _is_phone(number: str) -> bool:
-    """As many digits as numbers have (E.164), and not all the same."""
+    """Whether the number of digits is possible (E.164), and the digits are not all the same."""
     digits = [character for character in number if character.isdigit()]
     return 8 <= len(digits) <= 15 and len(set(digits)) > 2
 
@@ -173,9 +173,9 @@ _KINDS = (
 
 
 def redact(text: str, groups: Collection[str] = (SECRETS, EMAILS)) -> tuple[str, Counter[str]]:
-    """`text` with what belongs to `groups` replaced, and how much of each kind there was.
+    """(`text` with all kinds of `groups` replaced, number of replacements by kind).
 
-    E-mail addresses at domains that are reserved for examples, `git@host`, and IP addresses of private networks stay.
+    E-mail addresses at reserved example domains, `git@host`, and IP addresses of private networks are kept.
     """
     counts: Counter[str] = Counter()
     lower = text.lower()
@@ -191,7 +191,7 @@ def redact(text: str, groups: Collection[str] = (SECRETS, EMAILS)) -> tuple[str,
 
 
 def _spans(kind: _Kind, text: str) -> Iterator[tuple[int, int]]:
-    """Where the secrets of one kind are."""
+    """(start, end) of each secret of one kind."""
     group = "secret" if "secret" in kind.pattern.groupindex else 0
     for match in kind.pattern.finditer(text):
         start, end = match.span(group)

@@ -1,4 +1,4 @@
-"""The inputs of a corpus as they are named in its report."""
+"""Names of the inputs of a corpus in its report."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from megagpt.errors import DataError
 
 
 def roots(inputs: Sequence[str | Path]) -> Iterator[tuple[Path, str]]:
-    """(absolute path, name in the report) of each input: its own name, or all of what was given where two share one.
+    """(absolute path, name in the report) of each input: the last part of its path, or all of it if two share a name.
 
     Links are not followed. Raises DataError when an input does not exist.
     """

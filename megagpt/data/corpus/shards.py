@@ -1,4 +1,4 @@
-"""Documents in jsonl files, compressed or not, that appear whole or not at all."""
+"""Read and write shards: documents in jsonl files, compressed or not, written atomically."""
 
 import gzip
 import json
@@ -17,7 +17,10 @@ def shard_name(rank: int, compression: str = "zst") -> str:
 
 
 def write_shard(path: Path, documents: Iterable[dict[str, Any]]) -> None:
-    """Write `documents`, one a line, to `path`, stored as its name ends. The same documents give the same bytes."""
+    """Write `documents` to `path`, one per line. The suffix of the name (.zst, .gz, other) decides the compression.
+
+    The same documents give the same bytes. Raises DataError when the file cannot be written.
+    """
     with atomic_file(path) as raw:
         if path.suffix == ".zst":
             file = zstandard.ZstdCompressor().stream_writer(raw, closefd=False)
@@ -32,7 +35,7 @@ def write_shard(path: Path, documents: Iterable[dict[str, Any]]) -> None:
 
 
 def read_shard(path: Path) -> Iterator[dict[str, Any]]:
-    """The documents of a shard that is stored as .zst."""
+    """The documents of a .zst shard."""
     with zstandard.open(path, "rt", encoding="utf-8", newline="\n") as file:
         for line in file:
             yield json.loads(line)

@@ -1,4 +1,4 @@
-"""A step of a datatrove pipeline that is the whole work of a task. Importing this needs datatrove."""
+"""Base of steps that do the whole work of a datatrove task. Importing this module needs datatrove."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from megagpt.data.files import write_atomic
 
 
 class Task(PipelineStep):
-    """Reads what it works on from the folder of work, and writes there; the CPU seconds it took are written as well."""
+    """Reads its input from the work folder and writes its output there, together with its CPU seconds."""
 
     def __init__(self, work: Path):
         super().__init__()
@@ -21,7 +21,7 @@ class Task(PipelineStep):
 
     @abstractmethod
     def do(self, rank: int, tasks: int) -> dict[str, float] | None:
-        """Do task `rank` of `tasks`; doing it again does no harm. Returns CPU seconds of its parts where it has any."""
+        """Do task `rank` of `tasks`. It may be repeated. Returns the CPU seconds of its parts by name, if any."""
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Pass nothing on."""
@@ -34,12 +34,12 @@ class Task(PipelineStep):
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of those it has started and that have ended."""
+    """CPU seconds of this process and of its child processes that have ended."""
     return sum(os.times()[:4])
 
 
 def read_seconds(work: Path) -> dict[str, dict[str, float]]:
-    """CPU seconds of all tasks so far: by the name of their step, those of its parts, and of all of it as `total`."""
+    """{step: {part: CPU seconds}} over all tasks so far; the part `total` is the whole step."""
     total: dict[str, Counter[str]] = {}
     for path in sorted((work / "seconds").glob("*/*.json")):
         total.setdefault(path.parent.name, Counter()).update(json.loads(path.read_bytes()))

@@ -1,4 +1,4 @@
-"""Mistakes in functions: one change of the syntax tree, which the function's tests notice."""
+"""Mistakes in functions: one change of the syntax tree that makes the function's tests fail."""
 
 import ast
 import copy
@@ -14,7 +14,7 @@ from megagpt.data.edits.edit import Edit, pick
 from megagpt.data.edits.functions import FUNCTIONS, source_of
 
 STEPS = 20_000
-"""Lines that a function may run in all its tests; one with a mistake may never end."""
+"""Largest number of lines that a function may run in all its tests. A function with a mistake may never end."""
 
 _COMPARISONS: dict[type, tuple[type, ...]] = {
     ast.Lt: (ast.LtE, ast.Gt),
@@ -42,7 +42,7 @@ _HINTS = {
 
 
 def mutants(source: str) -> list[tuple[str, str]]:
-    """Every version of `source` with one mistake, and the mistake's kind: a key of _HINTS."""
+    """(kind of the mistake, a key of _HINTS; source with it) for every version of `source` with one mistake."""
     tree, found = ast.parse(source), []
     for position, node in enumerate(ast.walk(tree)):
         for kind, change in _changes(node):
@@ -53,7 +53,7 @@ def mutants(source: str) -> list[tuple[str, str]]:
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[Any], None]]]:
-    """Mutations of a node: (kind, function that makes it)."""
+    """Mutations of a node: (kind, function that changes a node in place)."""
     if isinstance(node, ast.Compare):
         for other in _COMPARISONS.get(type(node.ops[0]), ()):
             yield "comparison", lambda n, other=other: n.ops.__setitem__(0, other())
@@ -73,7 +73,10 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[Any], None]]]:
 
 
 def passes(source: str, name: str, calls: tuple, expected: list[Any]) -> bool:
-    """Whether a function does what is expected, within STEPS. For functions of this package and their mutants alone."""
+    """Whether a function returns the expected values within STEPS.
+
+    It runs the source in this process, so the source must be a function of this package or its mutant.
+    """
     space: dict[str, Any] = {}
     left = STEPS
 
@@ -92,7 +95,7 @@ def passes(source: str, name: str, calls: tuple, expected: list[Any]) -> bool:
             _same(space[name](*copy.deepcopy(arguments)), value)
             for arguments, value in zip(calls, expected, strict=True)
         )
-    except Exception:  # whatever a mistake leads to
+    except Exception:  # a mistake can raise any class
         return False
     finally:
         sys.settrace(before)
@@ -103,10 +106,10 @@ def _same(found: Any, expected: Any) -> bool:
 
 
 class Broken(NamedTuple):
-    """A function with a mistake that its tests find."""
+    """A function with a mistake that makes its tests fail."""
 
     mistake: str
-    """A key of _HINTS."""
+    """Kind of the mistake, a key of _HINTS."""
     name: str
     right: str
     wrong: str
@@ -115,7 +118,7 @@ class Broken(NamedTuple):
 
 @cache
 def broken_functions() -> tuple[Broken, ...]:
-    """Every mutant that its function's tests find out."""
+    """Every mutant that fails its function's tests."""
     found = []
     for function, calls in FUNCTIONS.items():
         name, source = function.__name__, source_of(function)
@@ -131,7 +134,7 @@ def broken_functions() -> tuple[Broken, ...]:
 
 
 def fix_bug(broken: Broken, rng: random.Random) -> Edit:
-    """A function with a mistake, repaired; its variables have other names each time."""
+    """Repair a function with a mistake. Its variables are renamed at random."""
     right, wrong = broken.right, broken.wrong
     for old in sorted(local_names(ast.parse(right))):
         new = pick(rng, ["", "", f"{old}s" if not old.endswith("s") else f"my_{old}", old[0], f"the_{old}"])

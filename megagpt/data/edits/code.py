@@ -1,4 +1,4 @@
-"""Edits of Python functions. Each raises NotApplicableError where there is nothing to do."""
+"""Edits of Python functions. Each raises NotApplicableError if it would change nothing."""
 
 import ast
 import io
@@ -15,7 +15,7 @@ _NOTES = ("TODO: add a test", "handles the empty case", "see the documentation",
 
 
 def rename(source: str, rng: random.Random) -> Edit:
-    """An argument or a local variable gets another name, everywhere and nowhere else."""
+    """Rename an argument or a local variable at all its places, and only there."""
     tree = ast.parse(source)
     old = pick(rng, sorted(local_names(tree)))
     used = {token.string for token in _tokens(source) if token.type == tokenize.NAME}
@@ -28,7 +28,7 @@ def rename(source: str, rng: random.Random) -> Edit:
 
 
 def local_names(tree: ast.Module) -> set[str]:
-    """Arguments and variables of the functions of `tree` that are not global, and are no keyword of a call."""
+    """Local arguments and variables of the functions of `tree` whose names are not attributes or keywords of calls."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.arg):
@@ -44,7 +44,7 @@ def local_names(tree: ast.Module) -> set[str]:
 
 
 def remove_comments(source: str, rng: random.Random) -> Edit:
-    """All comments out; a line that was only a comment goes with it."""
+    """Remove all comments, and the lines that have only a comment."""
     lines = source.split("\n")
     found = [token for token in _tokens(source) if token.type == tokenize.COMMENT]
     if not found:
@@ -58,14 +58,14 @@ def remove_comments(source: str, rng: random.Random) -> Edit:
 
 
 def add_comment(source: str, rng: random.Random) -> Edit:
-    """A comment above the function."""
+    """Add a comment above the function."""
     note = pick(rng, list(_NOTES))
     asked = [f"Add the comment '{note}' at the top.", f"Put the comment '{note}' above the function."]
     return Edit("add_comment", pick(rng, asked), source, f"# {note}\n{source}")
 
 
 def remove_docstring(source: str, rng: random.Random) -> Edit:
-    """The function without its docstring."""
+    """Remove the docstring of the function."""
     function = ast.parse(source).body[0]
     if not isinstance(function, ast.FunctionDef) or not ast.get_docstring(function) or len(function.body) < 2:
         raise NotApplicableError
@@ -79,7 +79,7 @@ def remove_docstring(source: str, rng: random.Random) -> Edit:
 
 
 def sort_imports(source: str, rng: random.Random) -> Edit:
-    """Import lines in alphabetical order."""
+    """Put import lines in alphabetical order."""
     lines = [f"import {name}" for name in sorted(set(re.findall(r"(?<![.\w])([a-z][a-z_]+)\.", source)))]
     lines = [line for line in lines if not keyword.iskeyword(line[7:]) and line[7:] not in ("self", "cls")]
     if len(lines) < 2:
@@ -104,7 +104,7 @@ class _Renamer(ast.NodeTransformer):
 
 
 def replace_names(source: str, old: str, new: str) -> str:
-    """`source` with every name `old` written `new`, attributes and keywords too."""
+    """`source` with every name `old` replaced by `new`, including attributes and keywords."""
     lines = source.split("\n")
     for token in reversed(_tokens(source)):
         if token.type == tokenize.NAME and token.string == old:
@@ -125,7 +125,7 @@ CODE_KINDS: dict[str, Callable[[str, random.Random], Edit]] = {
 
 
 def functions_in(source: str, max_chars: int) -> list[str]:
-    """The source of every function of at most `max_chars` characters, without its indentation; none if it is broken."""
+    """The source, without indentation, of every function of at most `max_chars` characters; [] for invalid source."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -144,7 +144,7 @@ def functions_in(source: str, max_chars: int) -> list[str]:
 
 
 def prose_of(document: str) -> str:
-    """The docstrings of Python source, blank lines between them; anything else as it is."""
+    """The docstrings of Python source with blank lines between them; any other document unchanged."""
     try:
         tree = ast.parse(document)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -155,7 +155,7 @@ def prose_of(document: str) -> str:
 
 
 def _stands_alone(source: str) -> bool:
-    """Whether a dedented function is still one: strings over several lines may have moved."""
+    """Whether a dedented function is still valid; removing indentation may damage strings over several lines."""
     try:
         ast.parse(source)
         _tokens(source)

@@ -1,4 +1,4 @@
-"""One edit, and choices that are alike on every machine."""
+"""An edit, and a random choice that is the same on every machine."""
 
 import random
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ class Edit:
     tests: str | None = None
     """Python source that passes with the output and fails with the input."""
     function: str | None = None
-    """The name that the tests call."""
+    """Name of the function that the tests call."""
 
     def record(self) -> dict[str, Any]:
-        """As a line of a file; without what is not there."""
+        """The edit as an object for JSON, without fields that are None."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class NotApplicableError(Exception):
-    """This kind of edit changes nothing in this text."""
+    """This kind of edit would change nothing in this text."""
 
 
 def pick(rng: random.Random, options: list) -> Any:
-    """One of `options`. Raises NotApplicableError when there is none."""
+    """A random element of `options`. Raises NotApplicableError if they are empty."""
     if not options:
         raise NotApplicableError
     return options[rng.randrange(len(options))]

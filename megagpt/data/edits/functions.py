@@ -1,9 +1,9 @@
-"""Small functions to put mistakes into, with arguments that show whether they work.
+"""Small functions to put mistakes into, with arguments that test them.
 
-They do no input or output and end quickly, and so do versions of them with a mistake, within a limit on their steps.
+They have no input or output and end quickly. Versions with a mistake run with a limit on their steps.
 """
 
-# Their text is data: a docstring would give the mistake away, and a loop is what can go wrong.
+# The source of these functions is training data: a docstring would reveal the mistake, and loops give more mistakes.
 # ruff: noqa: D103, SIM110
 
 import ast
@@ -183,11 +183,11 @@ FUNCTIONS: dict[Callable, Sequence[tuple[Any, ...]]] = {
     is_leap: ((2000,), (1900,), (2024,), (2023,)),
     greatest_divisor: ((12, 8), (7, 3), (9, 0), (21, 14)),
 }
-"""Each function with calls that it is tested by."""
+"""The arguments of the test calls of each function."""
 
 
 def source_of(function: Callable) -> str:
-    """The function as text, without annotations."""
+    """The source of a function, without annotations."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     for node in ast.walk(tree):
         if isinstance(node, ast.arg):

@@ -1,4 +1,4 @@
-"""Draws edits from documents."""
+"""Make edits from documents."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ PROPORTIONS = (0.95, 0.05, 0.0)
 """Shares of texts in train, validation and test."""
 
 ATTEMPTS = 200
-"""Edits of a kind in a row that there are already, after which it is given up."""
+"""Number of repeated edits of a kind in a row after which the search for a new one fails."""
 
 
 def make_edits(
@@ -31,11 +31,13 @@ def make_edits(
     seed: int = 0,
     split: Split | None = None,
 ) -> Iterator[Edit]:
-    """`count` edits, the kinds in equal shares, of texts of at most `max_chars` characters; no two are the same.
+    """`count` different edits of texts of at most `max_chars` characters, with equal shares of all kinds.
 
-    Prose is taken from between blank lines, of Python source from docstrings; code from functions. The same arguments
-    give the same edits. `split`: only of texts that a hash puts into train, or into validation (one in twenty), so that
-    the two have none in common. Raises ConfigError for an unknown kind, DataError when there is too little text.
+    Prose comes from paragraphs, or from docstrings of Python source; code comes from functions. The same arguments give
+    the same edits.
+    split: use only texts of this split (PROPORTIONS); a hash of the text decides, so splits have no text in common
+
+    Raises ConfigError for an unknown kind, DataError when there is too little text.
     """
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown or not kinds:
@@ -50,7 +52,7 @@ def make_edits(
 
 
 def _pools(documents: Iterable[str], kinds: Sequence[str], max_chars: int, split: Split | None) -> dict[str, list]:
-    """The texts that each kind may apply to, none twice; for fix_bug, the broken functions."""
+    """The distinct texts for each kind; for fix_bug, the broken functions."""
     prose: dict[str, None] = {}
     code: dict[str, None] = {}
     wants_code, wants_prose = set(kinds) & set(CODE_KINDS), set(kinds) & set(TEXT_KINDS)
@@ -72,7 +74,7 @@ def _pools(documents: Iterable[str], kinds: Sequence[str], max_chars: int, split
 
 
 def _draw(kind: str, pool: list, max_chars: int, rng: random.Random, seen: set[tuple[str, str]]) -> Edit:
-    """An edit that has not been `seen`. Texts that the kind does not apply to leave the pool."""
+    """An edit that is not in `seen`. Texts to which the kind does not apply are removed from the pool."""
     for _ in range(ATTEMPTS):
         edit = _apply(kind, pool, rng)
         if edit is None:
@@ -90,7 +92,7 @@ def _draw(kind: str, pool: list, max_chars: int, rng: random.Random, seen: set[t
 
 
 def _apply(kind: str, pool: list, rng: random.Random) -> Edit | None:
-    """An edit of a text of the pool; None when there is none left."""
+    """An edit of a random text of the pool; None when the pool is empty."""
     function = _MAKERS[kind]
     while pool:
         place = rng.randrange(len(pool))

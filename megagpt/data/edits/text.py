@@ -1,4 +1,4 @@
-"""Edits of prose. Each raises NotApplicableError where there is nothing to do."""
+"""Edits of prose. Each raises NotApplicableError if it has nothing to change."""
 
 import random
 import re
@@ -9,11 +9,11 @@ from megagpt.data.edits.edit import Edit, NotApplicableError, pick
 _WORD = re.compile(r"[A-Za-z]+")
 _LONG_WORD = re.compile(r"[A-Za-z]{4,}")
 _NEIGHBOURS = dict(zip("abcdefghijklmnopqrstuvwxyz", "snxfrdghokjlkbipwtdyivqzux", strict=True))
-"""A key beside each letter's."""
+"""A key next to each letter on the keyboard."""
 
 
 def spelling(text: str, rng: random.Random) -> Edit:
-    """Misspelt words repaired."""
+    """Correct misspelt words."""
     words = list(_LONG_WORD.finditer(text))
     count = min(len(words), 1 + rng.randrange(3))
     if not count:
@@ -26,7 +26,7 @@ def spelling(text: str, rng: random.Random) -> Edit:
 
 
 def misspell(word: str, rng: random.Random) -> str:
-    """`word`, of at least 4 letters, as a hasty typist writes it; never as it is."""
+    """`word`, of at least 4 letters, with a typing error."""
     while True:
         at = 1 + rng.randrange(len(word) - 2)  # first letters are seldom mistyped
         a, b = word[at], word[at + 1]
@@ -44,19 +44,19 @@ def misspell(word: str, rng: random.Random) -> str:
 
 
 def uppercase(text: str, rng: random.Random) -> Edit:
-    """All letters large."""
+    """Write all letters as capitals."""
     asked = ["Write it in capitals.", "Make everything uppercase.", "Convert to upper case."]
     return Edit("uppercase", pick(rng, asked), text, text.upper())
 
 
 def lowercase(text: str, rng: random.Random) -> Edit:
-    """All letters small."""
+    """Write all letters as small letters."""
     asked = ["Write it in small letters.", "Make everything lowercase.", "Convert to lower case."]
     return Edit("lowercase", pick(rng, asked), text, text.lower())
 
 
 def sentence_case(text: str, rng: random.Random) -> Edit:
-    """A large letter at the start of each sentence."""
+    """Begin each sentence with a capital letter."""
     small = text.lower()
     large = re.sub(r"(^|[.!?]\s+)([a-z])", lambda match: match[1] + match[2].upper(), small)
     asked = ["Begin every sentence with a capital letter.", "Capitalise the first letter of each sentence."]
@@ -64,7 +64,7 @@ def sentence_case(text: str, rng: random.Random) -> Edit:
 
 
 def replace_word(text: str, rng: random.Random) -> Edit:
-    """One word by another, wherever it stands."""
+    """Replace a word by another one everywhere."""
     words = sorted(set(_LONG_WORD.findall(text)))
     old = pick(rng, words)
     new = pick(rng, [word for word in words if word.lower() != old.lower()])
@@ -73,28 +73,28 @@ def replace_word(text: str, rng: random.Random) -> Edit:
 
 
 def remove_word(text: str, rng: random.Random) -> Edit:
-    """Every occurrence of a word out, with the space before it."""
+    """Remove every occurrence of a word, with one space."""
     old = pick(rng, sorted(set(_LONG_WORD.findall(text))))
     asked = [f"Remove the word {old}.", f"Delete {old}.", f"Take out {old}."]
     return Edit("remove_word", pick(rng, asked), text, re.sub(rf"(?<!\S){old}(?!\S) ?", "", text).rstrip(" "))
 
 
 def sort_lines(text: str, rng: random.Random) -> Edit:
-    """A list of words, one a line, in alphabetical order."""
+    """Sort a list of words, one per line, alphabetically."""
     lines = _list(text, rng)
     asked = ["Sort the lines.", "Put the lines in alphabetical order.", "Order the list alphabetically."]
     return Edit("sort_lines", pick(rng, asked), "\n".join(lines), "\n".join(sorted(lines)))
 
 
 def reverse_lines(text: str, rng: random.Random) -> Edit:
-    """A list of words the other way round."""
+    """Reverse a list of words."""
     lines = _list(text, rng)
     asked = ["Reverse the order of the lines.", "Turn the list around.", "List the lines from last to first."]
     return Edit("reverse_lines", pick(rng, asked), "\n".join(lines), "\n".join(reversed(lines)))
 
 
 def number_lines(text: str, rng: random.Random) -> Edit:
-    """A list of words with numbers before them."""
+    """Number a list of words."""
     lines = _list(text, rng)
     asked = ["Number the lines.", "Make it a numbered list.", "Put a number before every line."]
     numbered = [f"{number}. {line}" for number, line in enumerate(lines, 1)]
@@ -102,7 +102,7 @@ def number_lines(text: str, rng: random.Random) -> Edit:
 
 
 def single_spaces(text: str, rng: random.Random) -> Edit:
-    """Superfluous spaces out."""
+    """Remove superfluous spaces."""
     clean = re.sub(r" +", " ", text).strip()
     wide = re.sub(r" ", lambda _: " " * (1 + (rng.random() < 0.4) * (1 + rng.randrange(2))), clean)
     asked = ["Remove the extra spaces.", "Leave one space between words.", "Clean up the spacing."]
@@ -135,7 +135,7 @@ TEXT_KINDS: dict[str, Callable[[str, random.Random], Edit]] = {
 
 
 def passages(text: str, max_chars: int) -> list[str]:
-    """Pieces of prose of at most `max_chars`: whole sentences that follow one another, without line breaks."""
+    """Pieces of prose of at most `max_chars` characters: consecutive whole sentences, without line breaks."""
     found = []
     for paragraph in re.split(r"\n\s*\n", text):
         piece = ""

@@ -1,4 +1,4 @@
-"""Where pairs of texts for contrastive training come from: text, source code, and labelled sets.
+"""Make pairs of texts for contrastive training from text, source code, and labelled sets.
 
-Each source yields `FoundPair`s and counts what it leaves out in a `Tally`; `make` drops duplicates, splits and samples.
+Each source yields `FoundPair`s and counts omissions in a `Tally`. `make` drops duplicates, splits and samples.
 """

@@ -1,4 +1,4 @@
-"""BEIR folders (arXiv 2104.08663): corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv."""
+"""Read BEIR folders (arXiv 2104.08663): corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ def _find(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def files_of(folder: str | Path) -> list[Path]:
-    """Corpus, queries, then judgements. Raises DataError where one is missing."""
+    """Paths of the corpus, the queries and all judgements. Raises DataError when one is missing."""
     folder = Path(folder)
     corpus, queries = _find(folder, ("corpus.jsonl",)), _find(folder, _QUERIES)
     judgements = sorted(folder.glob("qrels/*.tsv*")) or sorted(folder.glob("qrels.tsv*"))
@@ -46,14 +46,14 @@ class Collection:
 
     name: str
     documents: dict[str, str] = field(default_factory=dict)
-    """Title and text, by id."""
+    """Title and text of each document, by id."""
     queries: dict[str, str] = field(default_factory=dict)
     judgements: dict[str, list[tuple[str, str, int]]] = field(default_factory=lambda: defaultdict(list))
-    """(query, document, score) of each split."""
+    """(query id, document id, score) of the judgements of each split."""
 
     @classmethod
     def load(cls, folder: str | Path, reject: Rejections, progress: Progress = lambda count: None) -> "Collection":
-        """Read a folder. Raises DataError for what is missing or, unless `reject` tolerates it, malformed."""
+        """Read a folder. Raises DataError for a missing file, and for more malformed records than `reject` allows."""
         corpus, queries, *judgements = files_of(folder)
         found = cls(str(folder))
         for texts, path in ((found.documents, corpus), (found.queries, queries)):
@@ -92,7 +92,7 @@ class Collection:
                 reject(Rejection(record.path, record.number, "not a judgement: query-id, corpus-id, score"))
 
     def splits(self, wanted: Sequence[str] | None) -> list[str]:
-        """The splits to take: those wanted, else train, else the only one. Raises DataError."""
+        """The splits to take: the wanted ones, or train, or the only one. Raises DataError if there is none such."""
         there = list(self.judgements)
         if wanted is None:
             wanted = ["train"] if "train" in there else there
@@ -103,14 +103,14 @@ class Collection:
         return list(wanted)
 
     def relevant(self) -> Iterator[tuple[str, str]]:
-        """(query, document) that belong together, as texts, in all splits."""
+        """(text of a query, text of a relevant document) in all splits."""
         for rows in self.judgements.values():
             for query, document, score in rows:
                 if score > 0 and query in self.queries and document in self.documents:
                     yield self.queries[query], self.documents[document]
 
     def pairs(self, splits: Sequence[str], max_negatives: int | None, tally: Tally) -> Iterator[FoundPair]:
-        """Each query with each relevant document; documents that were judged and are not relevant are negatives."""
+        """Pairs of each query with each relevant document; its documents that were judged irrelevant are negatives."""
         for split in splits:
             by_query: dict[str, list[tuple[str, int]]] = defaultdict(list)
             for query, document, score in self.judgements[split]:
@@ -138,7 +138,10 @@ def _read(path: Path, reject: Rejections, progress: Progress) -> Iterator[Record
 
 
 def _entry(value: object) -> tuple[str, str]:
-    """Id and text of a document or query. SciFact has sentences in place of a text, in `sentences` or `abstract`."""
+    """(id, title and text) of a document or query. SciFact has a list of sentences in `sentences` or `abstract`.
+
+    Raises ValueError for a malformed record.
+    """
     if not isinstance(value, dict):
         raise ValueError(f"{type(value).__name__}, not an object")
     key = next((value[name] for name in _IDS if name in value), None)

@@ -1,4 +1,4 @@
-"""Pairs of a docstring, or the comment above a function, and the function without it (arXiv 2201.10005, section 2)."""
+"""Pairs of a function and its docstring, or the comment above the function (arXiv 2201.10005, section 2)."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,12 @@ from megagpt.data.pairs import folded
 from megagpt.errors import ConfigError
 
 LANGUAGES = ("python", *PARSED)
-"""Languages whose functions are found."""
+"""Languages with a parser for functions."""
 
 REPOSITORY_KEYS = ("repository", "repo", "repo_name", "repository_name", "max_stars_repo_name")
-"""Where public corpora of code name the repository of a file."""
+"""Fields for the repository of a file in public corpora of code."""
 PATH_KEYS = ("path", "file_path", "max_stars_repo_path", "func_path_in_repository")
+"""Fields for the path of a file in public corpora of code."""
 
 _TEST_FOLDERS = {"test", "tests", "testing", "__tests__", "spec", "specs", "idle_test", "testdata"}
 _TEST_FILE = re.compile(r"(?:^|[_.-])(?:test|tests|spec)(?:[_.-]|$)", re.IGNORECASE)
@@ -31,21 +32,22 @@ _TEST_FILE = re.compile(r"(?:^|[_.-])(?:test|tests|spec)(?:[_.-]|$)", re.IGNOREC
 
 @dataclass(frozen=True)
 class Functions:
-    """Which functions are taken, and how much of their docstrings."""
+    """Criteria for functions, and the part of the docstring to use. Raises ConfigError for invalid values."""
 
     languages: tuple[str, ...] = LANGUAGES
     docstring: Literal["first", "whole"] = "first"
-    """The first paragraph on one line, or all of it."""
+    """Use the first paragraph on one line, or the whole docstring."""
     min_words: int = 3
-    """Of the docstring."""
+    """Smallest number of words in the docstring."""
     min_lines: int = 3
-    """Lines of code, without blank lines and docstring."""
+    """Smallest number of lines of code, without blank lines and docstring."""
     max_lines: int = 150
+    """Largest number of such lines."""
     tests: bool = False
     """Whether tests are taken too."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be met."""
+        """Check the values."""
         if unknown := [name for name in self.languages if name not in LANGUAGES]:
             raise ConfigError(f"--languages {', '.join(unknown)}: functions are found in {', '.join(LANGUAGES)}")
         if not 1 <= self.min_lines <= self.max_lines:
@@ -60,22 +62,24 @@ class SourceText:
     path: str
     language: str | None
     unit: str
-    """Its repository or, where none is named, the top-level folder or module: no two splits share one."""
+    """Its repository or, if unknown, the top-level folder or module. Each unit is in one split only."""
 
 
 def source_text(
     record: Record, key: str, inputs: Sequence[str | Path], languages: Sequence[str] = LANGUAGES
 ) -> SourceText | str:
-    """The file that a record is or holds, or why there is none in it.
+    """The source file in a record, or the reason why it has none.
 
-    A record that names neither path nor language is in the only one of `languages`, if there is one alone.
+    key: field of the source in JSON objects
+    inputs: the inputs of the command; a file's unit is relative to them
+    languages: if there is only one, it is the language of records without path and language
     """
     value = record.value
     if isinstance(value, str):
         inside = _below_input(Path(record.path), inputs)
         return SourceText(value, record.path, language_of(inside.name, value), _top_level(inside))
     if not isinstance(value, dict):
-        return "record that is no JSON object"
+        return "record that is not a JSON object"
     text = value.get(key, value.get("content"))
     if not isinstance(text, str) or not text.strip():
         return f"record without source code under {key!r}"
@@ -95,7 +99,7 @@ def _first_text(value: dict[str, Any], keys: Sequence[str]) -> str:
 
 
 def _below_input(path: Path, inputs: Sequence[str | Path]) -> PurePosixPath:
-    """The path of a file from the name of the folder that was given on; as in a corpus of source code."""
+    """The path of a file that begins with the name of the input folder, as in a corpus of source code."""
     for root in map(Path, inputs):
         if root.is_dir() and path.is_relative_to(root):
             return PurePosixPath(root.resolve().name, path.relative_to(root).as_posix())
@@ -103,7 +107,7 @@ def _below_input(path: Path, inputs: Sequence[str | Path]) -> PurePosixPath:
 
 
 def _top_level(path: PurePosixPath) -> str:
-    """The input's name and the folder in it, or the module where a file lies in the input itself."""
+    """The input's name and the first folder in it, or the module if the file is directly in the input."""
     first, *rest = path.parts
     if len(rest) > 1:
         return f"{first}/{rest[0]}"
@@ -111,7 +115,7 @@ def _top_level(path: PurePosixPath) -> str:
 
 
 def code_pairs(source: SourceText, options: Functions, tally: Tally) -> Iterator[FoundPair]:
-    """The pairs of a file; what is left out is counted."""
+    """The pairs of a file. `tally` counts omitted files and functions."""
     if source.language not in options.languages:
         known = f"language: {source.language}" if source.language in LANGUAGES else None
         reason = known or (f"no parser for {source.language}" if source.language else "language not known")
@@ -150,7 +154,7 @@ def _unwanted_file(source: SourceText, options: Functions) -> str | None:
 
 
 def _unwanted(function: Function, query: str, options: Functions) -> str | None:
-    """Why a function makes no pair; None if it does."""
+    """The reason why a function gives no pair; None if it gives one."""
     if not function.docstring:
         return "no docstring"
     if function.code is None:
@@ -160,7 +164,7 @@ def _unwanted(function: Function, query: str, options: Functions) -> str | None:
     if words(query) < options.min_words:
         return "docstring too short"
     if not is_prose(query):
-        return "docstring that is no description"
+        return "docstring that is not a description"
     if function.trivial:
         return "trivial"
     lines = sum(1 for line in function.code.split("\n") if line.strip())

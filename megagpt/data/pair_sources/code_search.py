@@ -1,4 +1,4 @@
-"""Records of CodeSearchNet (arXiv 1909.09436): a function, its docstring and its repository."""
+"""Read records of CodeSearchNet (arXiv 1909.09436): a function, its docstring and its repository."""
 
 import textwrap
 from typing import Any
@@ -21,7 +21,13 @@ def fits(value: Any) -> bool:
 
 
 def pairs(value: dict[str, Any], place: str, docstring: str) -> list[FoundPair]:
-    """The pair of a record. Its code is left without the docstring. Raises ValueError for a malformed record."""
+    """The pair of a record, [] if the docstring cannot be removed from the code.
+
+    place: name of the record, for pairs without repository and path
+    docstring: "first" for the first paragraph, else the whole docstring
+
+    Raises ValueError for a malformed record.
+    """
     code, said = _first(value, _CODE), _first(value, _DOCSTRING)
     if not code.strip() or not said.strip():
         raise ValueError("docstring or code is missing or empty")

@@ -1,4 +1,4 @@
-"""All of `megagpt data pairs` but its options: reads, selects, writes and reports."""
+"""The work of `megagpt data pairs`: read, select, write and report."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ from megagpt.log import progress
 log = logging.getLogger(__name__)
 
 LARGE_SHARE = 0.2
-"""A warning is given where more of the pairs than this share cannot be split."""
+"""A warning is logged if more than this share of the pairs has one split key, and so cannot be split."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def selection(self) -> make.Selection:
-        """Which pairs are kept. Raises ConfigError."""
+        """Options for keeping pairs. Raises ConfigError."""
         try:
             shares = tuple(float(share) for share in self.split_shares.split(","))
         except ValueError:
@@ -72,18 +72,18 @@ class Job:
 
     @property
     def neighbours(self) -> Neighbours:
-        """Which passages are taken. Raises ConfigError."""
+        """Options for passages. Raises ConfigError."""
         return Neighbours(self.min_length, self.max_length, self.unit, self.distance, self.per_document)
 
     @property
     def functions(self) -> Functions:
-        """Which functions are taken. Raises ConfigError."""
+        """Options for functions. Raises ConfigError."""
         languages = tuple(name.lower() for name in self.languages or LANGUAGES)
         return Functions(languages, self.docstring, self.min_words, self.min_lines, self.max_lines, self.tests)
 
     @property
     def wanted(self) -> Wanted:
-        """What labelled sets are read for. Raises ConfigError."""
+        """Options for labelled sets. Raises ConfigError."""
         if self.max_negatives is not None and self.max_negatives < 0:
             raise ConfigError(f"--max-negatives is {self.max_negatives}; it must not be negative")
         if self.kind == "scored" and self.min_score is not None:
@@ -92,9 +92,9 @@ class Job:
 
 
 def run(job: Job, output: Path | None, preview: int | None) -> Iterator[str]:
-    """Make the pairs and write them to `output`, or give `preview` of them; yields lines to print.
+    """Make the pairs, write them to `output` if given, and show `preview` of them if given. Yields lines to print.
 
-    Raises ConfigError for options that cannot be met, DataError for input that is malformed or holds no pair.
+    Raises ConfigError for invalid options, DataError for input that is malformed or gives no pair.
     """
     started, tally = time.perf_counter(), Tally()
     pairs = _pairs(job, tally)
@@ -118,7 +118,7 @@ def run(job: Job, output: Path | None, preview: int | None) -> Iterator[str]:
 
 
 def report_path(output: Path) -> Path:
-    """Where the account of a pair file is written."""
+    """Path of the report of a pair file."""
     return output.with_name(f"{output.name}.report.json")
 
 
@@ -126,7 +126,8 @@ def _write(pairs: Sequence[FoundPair], output: Path) -> None:
     with atomic_file(output) as file:
         lines = (json.dumps(pair.record(), ensure_ascii=False).encode() + b"\n" for pair in pairs)
         if output.name.endswith(".gz"):
-            with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:  # the same bytes each time
+            # Without name and time, the same pairs give the same bytes.
+            with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
                 packed.writelines(lines)
         else:
             file.writelines(lines)
@@ -195,7 +196,7 @@ def _labelled(job: Job, tally: Tally) -> list[FoundPair]:
 
 
 def _patterns(functions: Functions | None) -> tuple[str, ...]:
-    """Files to take from folders: of source code, where functions are wanted."""
+    """Patterns of the files to read in folders; with `functions`, also files of source code."""
     if functions is None:
         return FOLDER_PATTERNS
     endings = " ".join(EXTENSIONS[language] for language in functions.languages).split()

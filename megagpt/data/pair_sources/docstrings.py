@@ -1,4 +1,4 @@
-"""What a docstring or comment says, without the marks that its language puts around it."""
+"""The text of a docstring or comment, without the comment marks of its language."""
 
 import re
 
@@ -7,7 +7,7 @@ _SECTION = re.compile(
     r"|:\w+[^:\n]*:|(?:Args|Arguments|Parameters|Params|Returns?|Yields|Raises|Examples?|Notes?|See [Aa]lso|Attributes"
     r"|Usage|Panics|Errors|Safety|Todo)\s*:?\s*$|#+\s|>>>|```|\.\. |-{3,}|={3,})"
 )
-"""The first line of what is no description: tags, fields, headings, examples."""
+"""First lines of parts that are not a description: tags, fields, headings, examples."""
 
 _TAGS = re.compile(r"</?[a-zA-Z][^<>\n]*>")
 _INLINE = re.compile(r"\{@\w+\s+([^{}]*)\}")
@@ -21,7 +21,7 @@ _NOT_PROSE = re.compile(
 
 
 def comment_text(comment: str) -> str:
-    """The text of a comment of a C-like language, Ruby or a shell: of `//`, `///`, `#` lines or of a `/* */` block."""
+    """The text of a comment in a C-like language, Ruby or a shell: lines of `//`, `///`, `#`, or a `/* */` block."""
     lines = []
     for line in comment.splitlines():
         line = re.sub(r"^\s*(?:/\*+!?|//[/!]?|#+|\*+(?!/)|=begin|=end)\s?", "", line)
@@ -43,7 +43,7 @@ def summary(docstring: str) -> str:
 
 
 def is_prose(text: str) -> bool:
-    """Whether a comment describes, as far as that can be told: not a to-do, a notice, a switch of a tool, or code."""
+    """Whether a comment seems to be a description, and not a to-do, a notice, a directive for a tool, or code."""
     letters = sum(character.isalpha() or character.isspace() for character in text)
     return letters >= 0.6 * len(text) and not _NOT_PROSE.match(text) and not text.rstrip().endswith((";", "{"))
 

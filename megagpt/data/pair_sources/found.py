@@ -1,11 +1,11 @@
-"""A pair that a source found, and the account of what became of everything that was read."""
+"""A pair from a source, and the counts of read and dropped items."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 EXAMPLES = 5
-"""Examples of each reason that the report shows."""
+"""Number of examples that the report shows for each reason."""
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,13 @@ class FoundPair:
     positive: str
     negatives: tuple[str, ...] = ()
     document: str = ""
-    """What both texts come from: `file:record`, or a file of source code."""
+    """Common source of both texts: `file:record`, or a file of source code."""
     split_key: str = ""
     """All pairs with this key are in one split."""
     text_ids: tuple[int, ...] = ()
-    """A number for each text, the same for near-duplicates; none where the reader's own numbers do."""
+    """A number for each text, equal for near-duplicates; empty if the reader of the file shall compute the numbers."""
     score: float | None = None
-    """How similar people find the two, of scored pairs."""
+    """Similarity according to people, in scored pairs."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -30,7 +30,7 @@ class FoundPair:
         return (self.query, self.positive, *self.negatives)
 
     def record(self) -> dict[str, Any]:
-        """A line of a pair file or of a file of scored pairs; see megagpt.data.pairs."""
+        """The pair as an object of a pair file or of a file of scored pairs; see megagpt.data.pairs."""
         if self.score is not None:
             return {"sentence1": self.query, "sentence2": self.positive, "score": self.score}
         record: dict[str, Any] = {"query": self.query, "positive": self.positive}
@@ -42,17 +42,17 @@ class FoundPair:
 
 @dataclass
 class Tally:
-    """What was read, and what was dropped and why."""
+    """Counts of read items, and of dropped items by reason."""
 
     read: Counter[str] = field(default_factory=Counter)
-    """Records, documents, functions and so on, by that word."""
+    """Number of read records, documents, functions and so on, by that word."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Pairs, or what would have become pairs, by the reason."""
+    """Number of dropped pairs or possible pairs, by reason."""
     examples: dict[str, list[str]] = field(default_factory=dict)
-    """Where the first EXAMPLES of each reason were found."""
+    """Places of the first EXAMPLES for each reason."""
 
     def drop(self, reason: str, place: str, count: int = 1) -> None:
-        """Account for something that is left out."""
+        """Count `count` dropped items."""
         self.dropped[reason] += count
         seen = self.examples.setdefault(reason, [])
         if len(seen) < EXAMPLES:

@@ -1,18 +1,18 @@
-"""A function of any language, as the parsers give it."""
+"""A function of any language: the result of the parsers."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Function:
-    """A function or method with what is said about it."""
+    """A function or method and its docstring."""
 
     name: str
     line: int
-    """Where it begins in the file, from 1."""
+    """Number of its first line in the file, from 1."""
     docstring: str
-    """Its docstring, or the comment above it, without marks; empty where there is none."""
+    """Its docstring, or the comment above it, without marks; empty if there is none."""
     code: str | None
-    """Its source without the docstring; None where the two cannot be told apart."""
+    """Its source without the docstring; None if the two cannot be separated."""
     trivial: bool
-    """Whether its body does nothing worth a search: empty, a getter, a setter, a refusal."""
+    """Whether its body is trivial: empty, a getter, a setter, or only raises an error."""

@@ -1,4 +1,4 @@
-"""Pairs out of text and source code that nobody labelled."""
+"""Make pairs from unlabelled text and source code."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,19 +16,19 @@ Records = Iterator[Record | Rejection]
 
 
 def standard_records() -> Records:
-    """The files of Python's standard library, where no input is given."""
+    """The files of Python's standard library, the default input for code."""
     for number, value in enumerate(standard_library.documents(), 1):
         yield Record("standard library", number, value | {"path": f"Lib/{value['path']}"})
 
 
 class Rejections:
-    """Malformed records, and how many of them are tolerated."""
+    """Counts malformed records up to a limit."""
 
     def __init__(self, most: int, tally: Tally) -> None:
         self.most, self.tally, self.count = most, tally, 0
 
     def __call__(self, rejection: Rejection) -> None:
-        """Count a record. Raises DataError for the first beyond the number tolerated."""
+        """Count a record. Raises DataError when there are more than the limit."""
         self.count += 1
         self.tally.drop(f"record: {rejection.kind}", str(rejection))
         if self.count > self.most:
@@ -36,9 +36,9 @@ class Rejections:
 
 
 def accepted(records: Records, reject: Rejections, tally: Tally, *, sources: bool = False) -> Iterator[Record]:
-    """The records that could be read.
+    """The records that could be read; the others go to `reject`.
 
-    sources: files of source code that are empty or no text are dropped, not rejected, since any checkout has some
+    sources: drop files of source code that are empty or not text instead, since any checkout has some
     """
     for record in records:
         if sources and isinstance(record, Rejection) and language_of(record.path, "") is not None:
@@ -73,7 +73,7 @@ def from_code(
     reject: Rejections,
     tally: Tally,
 ) -> Iterator[FoundPair]:
-    """Docstrings and functions of every file; a record that holds no source code is rejected."""
+    """Docstrings and functions of every file; a record without source code is rejected."""
     for record in records:
         source = source_text(record, key, inputs, options.languages)
         if isinstance(source, str):

@@ -1,4 +1,4 @@
-"""Negatives that share words with the query: texts that BM25 ranks high and nobody called relevant."""
+"""Hard negatives: texts that share words with the query (BM25 ranks them high) but are not marked as relevant."""
 
 import random
 import re
@@ -18,23 +18,24 @@ QUERIES_AT_A_TIME = 128
 
 @dataclass(frozen=True)
 class Mining:
-    """How many negatives a pair gets, and from where in the ranking."""
+    """Number of negatives per pair, and the range of ranks to draw them from."""
 
     count: int
     first: int
-    """Rank, from 1."""
+    """First rank, from 1."""
     last: int
+    """Last rank, included."""
 
     @classmethod
     def parse(cls, count: int, ranks: str) -> "Mining":
-        """Of `--bm25-negatives` and `--bm25-ranks`. Raises ConfigError."""
+        """The values of `--bm25-negatives` and `--bm25-ranks`. Raises ConfigError."""
         found = re.fullmatch(r"(\d+)-(\d+)", ranks)
         if count < 0 or not found or not 1 <= int(found[1]) <= int(found[2]):
             raise ConfigError(
                 f"--bm25-negatives {count} --bm25-ranks {ranks}: give a number and two ranks such as 30-100"
             )
         if count > int(found[2]) - int(found[1]) + 1:
-            raise ConfigError(f"--bm25-negatives {count}: there are not so many ranks in {ranks}")
+            raise ConfigError(f"--bm25-negatives {count}: there are fewer ranks in --bm25-ranks {ranks}")
         return cls(count, int(found[1]), int(found[2]))
 
 
@@ -47,10 +48,12 @@ def with_hard_negatives(
     seed: int,
     tally: Tally,
 ) -> list[FoundPair]:
-    """The pairs with up to `mining.count` further negatives, drawn from those ranks among `texts`.
+    """The pairs with up to `mining.count` more negatives, drawn from the given ranks among `texts`.
 
-    Left out are texts without a word of the query, and those whose number is in `relevant` under the query's number.
-    Raises ConfigError where there are fewer texts than the first rank.
+    relevant: {number of a query: numbers of its relevant texts}; these are no negatives, nor are texts that share no
+        word with the query
+
+    Raises ConfigError if there are fewer texts than the first rank.
     """
     if len(texts) < mining.first:
         raise ConfigError(f"--bm25-ranks begins at {mining.first}, and there are only {len(texts)} texts to rank")

@@ -22,11 +22,12 @@ _LABELS = ("gold_label", "label", "labels", "entailment_label", "entailment_judg
 
 ENTAILMENT, NEUTRAL, CONTRADICTION = "entailment", "neutral", "contradiction"
 INTEGERS = (ENTAILMENT, NEUTRAL, CONTRADICTION)
-"""What 0, 1 and 2 mean in SNLI, MultiNLI, ANLI and XNLI as the Hugging Face hub has them; -1 is no majority."""
+"""Meanings of 0, 1 and 2 in SNLI, MultiNLI, ANLI and XNLI on the Hugging Face hub; -1 means no majority."""
 NO_MAJORITY = ("-", "-1", "")
+"""Labels of examples whose annotators had no majority."""
 
 BENCHMARK = ("genre", "filename", "year", "number", "score", "sentence1", "sentence2")
-"""Columns of the files of the STS benchmark, which have no header; licences may follow."""
+"""Columns of the STS benchmark's files, which have no header. Two columns with sources may follow."""
 
 Reject = Callable[[Rejection], None]
 
@@ -43,9 +44,9 @@ class Judged:
 
 
 def names_of(value: Any, scores: bool) -> Judged | None:
-    """Where a record has two sentences and a judgement; None if it has none.
+    """The fields with two sentences and a judgement in a record; None if it has no such fields.
 
-    scores: whether a label that is a number is a score. Otherwise only one with a fraction is.
+    scores: whether any number in a label field is a score. Otherwise only a number with a fraction is one.
     """
     if not isinstance(value, dict):
         return None
@@ -63,7 +64,7 @@ def names_of(value: Any, scores: bool) -> Judged | None:
 
 
 def benchmark_names(cells: Sequence[str]) -> list[str] | None:
-    """Names for the columns of the STS benchmark's own files; None for another table."""
+    """Names of the columns if the first row `cells` is from the STS benchmark's files; None for another table."""
     extra = len(cells) - len(BENCHMARK)
     if 0 <= extra <= 2 and is_number(cells[4]) and not is_number(cells[5]):
         return [*BENCHMARK, *("source1", "source2")[:extra]]
@@ -73,7 +74,7 @@ def benchmark_names(cells: Sequence[str]) -> list[str] | None:
 def scored_pairs(
     records: Iterator[Record], names: Judged, least: float | None, reject: Reject, tally: Tally
 ) -> Iterator[FoundPair]:
-    """Pairs of at least the score `least`, or, where that is None, all of them with their scores."""
+    """Pairs with a score of at least `least`; if that is None, all pairs, with their scores."""
     for record in records:
         texts, score = _sentences(record, names, reject), record.value.get(names.judgement)
         if texts is None:
@@ -91,7 +92,10 @@ def scored_pairs(
 def nli_pairs(
     records: Iterator[Record], names: Judged, max_negatives: int | None, reject: Reject, tally: Tally
 ) -> Iterator[FoundPair]:
-    """Each premise with what it entails, and what contradicts it as negatives (SimCSE, arXiv 2104.08821)."""
+    """Pairs of each premise with its entailed sentences; contradictions are negatives (SimCSE, arXiv 2104.08821).
+
+    Raises DataError if the labels are only 0 and 1, which is ambiguous.
+    """
     premises: dict[str, dict[str, list[str]]] = {}
     places: dict[str, str] = {}
     labels: set[str] = set()
@@ -113,7 +117,7 @@ def nli_pairs(
     if labels and labels <= {"0", "1"}:
         raise DataError(
             f"{next(iter(places.values()))}: the only values of {names.judgement} are {' and '.join(sorted(labels))}:"
-            " 1 may mean duplicate, or neutral. If 1 marks pairs that belong together, say --min-score 1"
+            " 1 may mean duplicate, or neutral. If 1 marks pairs that belong together, give --min-score 1"
         )
     for premise, found in premises.items():
         place, contradictions = places[premise], tuple(dict.fromkeys(found[CONTRADICTION]))[:max_negatives]

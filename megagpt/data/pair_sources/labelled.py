@@ -1,6 +1,6 @@
-"""Queries, positives and negatives out of the shapes in which labelled sets are published.
+"""Read queries, positives and negatives from labelled sets in their published shapes.
 
-The first record of a file shows its shape. Fields that the shape has no use for are named once in the log.
+The first record of a file decides its shape. Fields that the shape does not use are logged once.
 """
 
 import logging
@@ -26,19 +26,24 @@ Reject = Callable[[Rejection], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What labelled sets are read for."""
+    """Options for labelled sets."""
 
     scored: bool = False
-    """Scored pairs with their scores, rather than pairs to train on."""
+    """Keep scored pairs with their scores, instead of making pairs to train on."""
     min_score: float | None = None
+    """Smallest score of a positive pair."""
     max_negatives: int | None = None
+    """Largest number of negatives per pair; None: all."""
     docstring: str = "first"
+    """"first" for the first paragraph of a docstring, "whole" for all of it."""
 
 
 def from_labelled(records: Iterable[Record], wanted: Wanted, reject: Reject, tally: Tally) -> Iterator[FoundPair]:
-    """The pairs of labelled records. Raises DataError, naming file and line, for shapes that are not known.
+    """The pairs of labelled records.
 
-    reject: what a malformed record is given to
+    reject: called with each malformed record
+
+    Raises DataError with file and line for an unknown shape.
     """
     for path, group in groupby(records, key=lambda record: record.path):
         rows = _with_names(group, reject) if table_kind(path) else group  # noqa: B031 (one of the two)
@@ -56,12 +61,12 @@ Reader = Callable[[Iterator[Record], Reject, Tally], Iterator[FoundPair]]
 
 
 def _reader(first: Record, wanted: Wanted) -> tuple[str, "re.Pattern[str]", Reader]:
-    """The shape's name, the keys it uses, and what reads its records."""
+    """The shape's name, a pattern of the keys that it uses, and the reader of its records."""
     value, place = first.value, first.place
     if scale := judged.names_of(value, wanted.scored or wanted.min_score is not None):
         return _judged_reader(scale, place, wanted)
     if wanted.scored:
-        raise DataError(f"{place}: no scored pair: it needs sentence1, sentence2 and score; {_about(value)}")
+        raise DataError(f"{place}: not a scored pair: it needs sentence1, sentence2 and score; {_about(value)}")
     if code_search.fits(value):
         keys = re.compile("|".join(code_search.KEYS))
         return (
@@ -92,8 +97,8 @@ def _judged_reader(names: Judged, place: str, wanted: Wanted) -> tuple[str, "re.
         )
     if not wanted.scored and wanted.min_score is None:
         raise DataError(
-            f"{place}: scored pairs: --min-score says from which score on they are positives; `--kind scored` keeps"
-            " them with their scores"
+            f"{place}: scored pairs: give --min-score, the smallest score of a positive pair, or keep the pairs with"
+            " their scores by `--kind scored`"
         )
     least = None if wanted.scored else wanted.min_score
     return (
@@ -104,7 +109,7 @@ def _judged_reader(names: Judged, place: str, wanted: Wanted) -> tuple[str, "re.
 
 
 def _one_by_one(make: Callable[[Record], list[FoundPair]]) -> Reader:
-    """A reader of shapes whose records stand alone. `make` raises ValueError for a malformed record."""
+    """A reader of shapes with independent records. `make` raises ValueError for a malformed record."""
 
     def read(records: Iterator[Record], reject: Reject, tally: Tally) -> Iterator[FoundPair]:
         for record in records:
@@ -119,7 +124,7 @@ def _one_by_one(make: Callable[[Record], list[FoundPair]]) -> Reader:
 def _same_shape(
     records: Iterable[Record], name: str, keys: "re.Pattern[str]", unused: Counter[str], reject: Reject
 ) -> Iterator[Record]:
-    """The records, after counting the fields that are not used; what is of another kind is rejected."""
+    """The records, after counting their unused fields; a record of another type than the first one is rejected."""
     kind: type | None = None
     for record in records:
         kind = kind or type(record.value)
@@ -132,7 +137,7 @@ def _same_shape(
 
 
 def _with_names(rows: Iterable[Record], reject: Reject) -> Iterator[Record]:
-    """Rows of a table as dicts by its header. Without one, two columns are a pair, and a number is a score."""
+    """Rows of a table as dicts by its header. Without a header, two columns are a pair, and a number is a score."""
     names: list[str] | None = None
     for row in rows:
         if names is None:
@@ -140,7 +145,7 @@ def _with_names(rows: Iterable[Record], reject: Reject) -> Iterator[Record]:
             if names is None:
                 names = [cell.strip() for cell in row.value]
                 if len(set(names)) < len(names):
-                    raise DataError(f"{row.place}: a header that names a column twice: {', '.join(names)}")
+                    raise DataError(f"{row.place}: the header has a column twice: {', '.join(names)}")
                 continue
         if names[: len(judged.BENCHMARK)] == list(judged.BENCHMARK):  # some rows name sources, others do not
             fits = len(judged.BENCHMARK) <= len(row.value)

@@ -1,4 +1,4 @@
-"""From what the sources found to what is written: without duplicates, of one split, at most so many."""
+"""Select pairs from the sources: drop duplicates, choose a split, and sample."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,24 +12,25 @@ from megagpt.errors import ConfigError
 from megagpt.log import progress
 
 SHARES = (0.9, 0.05, 0.05)
-"""Of train, validation and test."""
+"""Shares of train, validation and test."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which of the pairs are kept."""
+    """Criteria for keeping pairs. Raises ConfigError for invalid values."""
 
     split: Split | None = None
-    """Only this one; None keeps all, each with its split_key, by which a run splits them."""
+    """Keep only this split; None keeps all pairs, and a run divides them by their split_key."""
     shares: tuple[float, ...] = SHARES
+    """Shares of train, validation and test."""
     max_pairs: int | None = None
-    """So many, drawn evenly; None keeps all."""
+    """Size of a uniform sample; None keeps all."""
     near_duplicates: float = LIKENESS
-    """See near.LIKENESS; 0 looks for none."""
+    """See near.LIKENESS; 0 does not search for near-duplicates."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be met."""
+        """Check the values."""
         if len(self.shares) != len(SPLITS) or min(self.shares) < 0 or sum(self.shares) <= 0:
             given = ",".join(f"{share:g}" for share in self.shares)
             raise ConfigError(
@@ -44,7 +45,8 @@ class Selection:
 
 
 def distinct(found: Iterable[FoundPair], tally: Tally) -> Iterator[FoundPair]:
-    """The pairs without those whose query and positive both came before, but for case, space and punctuation."""
+    """The pairs without exact duplicates of earlier pairs (ignoring case, space and punctuation), and without pairs of
+    two equal texts."""
     seen: dict[tuple[int, int], FoundPair] = {}
     for pair in found:
         tally.read["pairs"] += 1
@@ -59,8 +61,10 @@ def distinct(found: Iterable[FoundPair], tally: Tally) -> Iterator[FoundPair]:
 
 
 def unlike(found: Iterable[FoundPair], likeness: float, both_sides: bool, tally: Tally) -> Iterator[FoundPair]:
-    """The pairs without those whose positive is nearly that of an earlier one; with `both_sides`, whose query too is
-    compared with all earlier texts. Of near-duplicates in one pair the pair is dropped."""
+    """The pairs whose positive is not a near-duplicate of an earlier positive.
+
+    both_sides: compare queries too, and all texts with each other; also drops a pair of two near-duplicates
+    """
     if not likeness:
         yield from found
         return
@@ -74,14 +78,14 @@ def unlike(found: Iterable[FoundPair], likeness: float, both_sides: bool, tally:
 
 
 class Numbers:
-    """Numbers of texts, the same for near-duplicates: the reader's own number of the first of them."""
+    """Numbers of texts, equal for near-duplicates: the number is `text_key` of the first of them."""
 
     def __init__(self, likeness: float) -> None:
         self._near = NearDuplicates(likeness) if likeness else None
         self._known: dict[int, int] = {}
 
     def of(self, text: str) -> int:
-        """The number of a text, which is remembered."""
+        """The number of a text. The text is stored for later comparisons."""
         key = text_key(text)
         if key not in self._known:
             found = self._near.add(text, key) if self._near else None
@@ -89,10 +93,10 @@ class Numbers:
         return self._known[key]
 
     def numbered(self, pair: FoundPair, tally: Tally) -> FoundPair:
-        """The pair with its text_ids, where they are others than the reader would compute.
+        """The pair, with text_ids if they differ from the numbers that `read_pairs` computes.
 
-        A negative that is the same text as the query, the positive or another negative is left out. One that is only
-        nearly the same keeps a number of its own: whoever called it a negative knows better.
+        A negative that equals the query, the positive or another negative is left out. A negative that is only a
+        near-duplicate of the query or positive keeps its own number, because an annotator marked it as a negative.
         """
         own = self.of(pair.query), self.of(pair.positive)
         ids = {text_key(pair.query): own[0], text_key(pair.positive): own[1]}
@@ -109,7 +113,7 @@ class Numbers:
 
 
 def together(pairs: Sequence[FoundPair], numbers: Numbers) -> list[FoundPair]:
-    """The pairs, and one split_key for all that share a query, a positive or a split_key, also through others."""
+    """The pairs, with one split_key for all that share a query, a positive or a split_key, transitively."""
     parents: dict[int | str, int | str] = {}
 
     def root(name: int | str) -> int | str:
@@ -132,7 +136,7 @@ def together(pairs: Sequence[FoundPair], numbers: Numbers) -> list[FoundPair]:
 
 
 def in_split(found: Iterable[FoundPair], selection: Selection, tally: Tally) -> Iterator[FoundPair]:
-    """The pairs of the split asked for, by `split_key`."""
+    """The pairs of `selection.split`, by their split_key."""
     for pair in found:
         split = split_of(pair.split_key, selection.shares)
         tally.read[f"pairs of {split}"] += 1
@@ -141,7 +145,7 @@ def in_split(found: Iterable[FoundPair], selection: Selection, tally: Tally) -> 
 
 
 def sample(found: Iterable[FoundPair], selection: Selection) -> list[FoundPair]:
-    """At most `max_pairs` of the pairs, in their order; each set of so many is as likely (Vitter's algorithm R)."""
+    """A uniform sample of at most `max_pairs` of the pairs, in their order (Vitter's algorithm R)."""
     if selection.max_pairs is None:
         return list(found)
     rng, kept = random.Random(selection.seed), []

@@ -10,17 +10,18 @@ if TYPE_CHECKING:
     from datasketch import MinHash
 
 RUN = 6
-"""Bytes of a run. A changed word changes as many runs as it has letters, and five more."""
+"""Number of bytes of a run. A changed word of n letters changes n + 5 runs."""
 PERMUTATIONS = 128
-"""The estimated similarity is off by 0.03 to 0.04 (one standard deviation) near 0.85."""
+"""Number of hash functions. Near 0.85, the estimated similarity has a standard deviation of 0.03 to 0.04."""
 LIKENESS = 0.85
-"""Share of two texts' runs that both have, from which on the texts are near-duplicates."""
+"""Smallest Jaccard similarity of the runs of near-duplicates."""
 
 
 class NearDuplicates:
-    """Texts seen so far. It finds those that are like a new one."""
+    """The texts seen so far, and a search for near-duplicates of a new text among them."""
 
     def __init__(self, likeness: float = LIKENESS) -> None:
+        """Raises ConfigError for a likeness out of range, or without datasketch."""
         try:
             from datasketch import MinHash, MinHashLSH
         except ImportError:
@@ -28,14 +29,14 @@ class NearDuplicates:
         if not 0 < likeness <= 1:
             raise ConfigError(f"--near-duplicates is {likeness}; it must be above 0 and at most 1")
         self.likeness = likeness
-        # Candidates are compared by their whole signatures, so the index may propose more than it should, not less.
+        # Candidates are compared by their whole signatures, so the index may return too many, but must not miss any.
         self._index = MinHashLSH(threshold=max(0.05, likeness - 0.1), num_perm=PERMUTATIONS, weights=(0.1, 0.9))
         self._empty = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)  # copied, since making one takes long
         self._signatures: list[MinHash] = []
         self._keys: list[int] = []
 
     def add(self, text: str, key: int) -> int | None:
-        """The key of the first text seen that is nearly `text`; without one, `text` is remembered under `key`."""
+        """The key of the first near-duplicate among the earlier texts. If there is none, store `text`; returns None."""
         signature = self._signature(text)
         for place in sorted(self._index.query(signature)):
             if signature.jaccard(self._signatures[place]) >= self.likeness:

@@ -1,7 +1,7 @@
-"""Neighbouring passages of a document, which are about the same: Neelakantan et al., arXiv 2201.10005, section 2.
+"""Pairs of neighbouring passages of a document (Neelakantan et al., arXiv 2201.10005, section 2).
 
-A document is cut at blank lines, in longer paragraphs at line ends and sentence ends, in longer sentences at white
-space. Pieces are joined until a passage has a length that is drawn between the smallest and the largest.
+A document is cut at blank lines; paragraphs that are too long at line ends and sentence ends; sentences that are too
+long at white space. Pieces are joined until a passage has a random length between the smallest and the largest.
 """
 
 import random
@@ -19,23 +19,24 @@ _BORDERS = (
     re.compile(r"(?<=[.!?])[\"')\]]*\s+|(?<=[。！？])"),
     re.compile(r"\s+"),
 )
-"""Where a text may be cut, the best place first."""
+"""Places to cut a text, the best first."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Which passages are taken."""
+    """Options for passages. Raises ConfigError for invalid values."""
 
     min_length: int = 200
     max_length: int = 1000
     unit: Literal["characters", "words"] = "characters"
-    """Of both lengths."""
+    """Unit of both lengths."""
     distance: int = 0
-    """Passages, at most, that lie between the two of a pair."""
+    """Largest number of passages between the two of a pair."""
     per_document: int = 1
+    """Largest number of pairs per document."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be met."""
+        """Check the values."""
         if not 1 <= self.min_length <= self.max_length:
             raise ConfigError(
                 f"--min-length {self.min_length} and --max-length {self.max_length}: they must be at least 1, and the"
@@ -50,7 +51,7 @@ class Neighbours:
 
 
 def neighbour_pairs(text: str, document: str, options: Neighbours, seed: int, tally: Tally) -> Iterator[FoundPair]:
-    """Up to `per_document` pairs of one document, no passage in two of them; the same for the same seed."""
+    """Up to `per_document` pairs of one document. Each passage is in one pair at most; the seed decides the pairs."""
     rng = random.Random(f"{seed} {document}")
     found = passages(text, options, rng)
     tally.read["passages"] += len(found)
@@ -76,7 +77,7 @@ def _places(count: int, options: Neighbours, rng: random.Random) -> list[tuple[i
 
 
 def passages(text: str, options: Neighbours, rng: random.Random) -> list[str]:
-    """The passages of a text in its order, each as it stands there; what is left between two is too short."""
+    """The passages of a text, unchanged and in order. Text between two passages is too short for one."""
     found: list[str] = []
     start = end = 0
     longest = min(options.max_length, max(options.min_length, options.length(text) // 2))  # two should fit
@@ -94,7 +95,7 @@ def passages(text: str, options: Neighbours, rng: random.Random) -> list[str]:
 
 
 def _pieces(text: str, start: int, stop: int, options: Neighbours, level: int) -> Iterator[tuple[int, int]]:
-    """Consecutive parts of text[start:stop] that are at most the largest length, cut at the best borders."""
+    """(start, stop) of consecutive parts of text[start:stop] of at most the largest length, cut at the best borders."""
     if options.length(text[start:stop].strip()) <= options.max_length:
         yield start, stop
         return

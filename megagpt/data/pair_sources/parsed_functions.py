@@ -1,7 +1,7 @@
-"""The functions of other languages than Python and the comments above them, by tree-sitter's parsers.
+"""Find functions and the comments above them in languages other than Python, with tree-sitter's parsers.
 
-Every language has a wheel of its own that holds its grammar. (tree-sitter-language-pack downloads grammars when they
-are first used, which a machine without a network cannot.)
+The grammar of each language is in a separate wheel. (tree-sitter-language-pack downloads grammars at their first use,
+which fails on a machine without a network.)
 """
 
 import re
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Grammar:
-    """What the functions of a language are called in its syntax tree."""
+    """The grammar of a language, and its node types for functions."""
 
     module: str
-    """The wheel's."""
+    """Module of the wheel."""
     functions: frozenset[str]
+    """Node types of functions in the syntax tree."""
     entry: str = "language"
-    """The function of the wheel that gives the grammar."""
+    """The module's function that returns the grammar."""
 
 
 _FIELDS = ("field_definition", "public_field_definition")
@@ -41,7 +42,7 @@ _SCRIPT = frozenset(
     }
 )
 _VALUES = ("arrow_function", "function_expression", "generator_function")
-"""Functions that are the value of a variable or field: such a declaration counts as a function."""
+"""Functions as values: a declaration of a variable or field with such a value counts as a function."""
 
 GRAMMARS = {
     "javascript": Grammar("tree_sitter_javascript", _SCRIPT),
@@ -56,19 +57,24 @@ GRAMMARS = {
     "c++": Grammar("tree_sitter_cpp", frozenset({"function_definition"})),
     "c#": Grammar("tree_sitter_c_sharp", frozenset({"method_declaration", "constructor_declaration"})),
 }
-"""By the name of the language in megagpt.data.corpus.code.languages; "tsx" is for the files of that ending."""
+"""Grammars by the names of languages in megagpt.data.corpus.code.languages, and "tsx" for .tsx files."""
 
 LANGUAGES = tuple(name for name in GRAMMARS if name != "tsx")
 
 _WRAPPERS = {"export_statement", "template_declaration"}
 _ABOVE = {"attribute_item", "decorator"}
-"""What stands before a function and belongs to it."""
+"""Nodes before a function that belong to it."""
 _SIMPLE = re.compile(r"(?:return\b)?[\s\w.$@\->\"'&*:]*(?:=[\s\w.$@\->\"'&*:]*)?;?\s*")
-"""A statement that calls and computes nothing."""
+"""A statement without a call or computation."""
 
 
 def parsed_functions(source: str, language: str) -> Iterator[Function]:
-    """The functions of a file, also where the rest of it has mistakes. `language`: one of GRAMMARS."""
+    """The functions of a file, even if other parts of it have errors.
+
+    language: a key of GRAMMARS
+
+    Raises ConfigError when the grammar is not installed.
+    """
     content = source.encode()
     tree, grammar = _parser(language).parse(content), GRAMMARS[language]
     lines = content.split(b"\n")
@@ -122,7 +128,7 @@ def _nodes(root: "Node", grammar: Grammar) -> "Iterator[Node]":
 
 
 def _body(node: "Node") -> "Node | None":
-    """Of a function, or of the function that is the value of a declaration; None where there is none."""
+    """Body of a function, or of the function that is the value of a declaration; None if there is none."""
     if node.type in ("lexical_declaration", *_FIELDS):
         holder = node if node.type != "lexical_declaration" else next(iter(node.named_children), node)
         value = holder.child_by_field_name("value")
@@ -131,7 +137,7 @@ def _body(node: "Node") -> "Node | None":
 
 
 def _around(node: "Node") -> "tuple[Node, Node]":
-    """Where a function begins and ends with what belongs to it: `export`, `template <...>`, attributes, decorators."""
+    """First and last node of a function with its `export`, `template <...>`, attributes and decorators."""
     while node.parent is not None and node.parent.type in _WRAPPERS:
         node = node.parent
     first = node
@@ -150,12 +156,12 @@ def _name(node: "Node") -> str:
 
 
 def _comment_above(row: int, comments: "dict[int, Node]") -> str:
-    """The text of the comments that end on the line above `row` and of those above them, without a gap."""
+    """The text of the comments directly above `row`, without a gap between them."""
     found: list[str] = []
     while (comment := comments.get(row - 1)) is not None:
         block = comment.text.lstrip().startswith((b"/*", b"=begin"))
         if found and block:
-            break  # a block is a comment of its own
+            break  # a block is a separate comment
         found.insert(0, comment.text.decode(errors="replace").rstrip())
         row = comment.start_point.row
         if block:

@@ -1,4 +1,4 @@
-"""The functions of Python source and their docstrings, by its syntax tree."""
+"""Find functions and their docstrings in Python source, by its syntax tree."""
 
 import ast
 import warnings
@@ -10,10 +10,10 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def python_functions(source: str) -> Iterator[Function]:
-    """Functions of a module and methods of its classes. Raises SyntaxError where Python would."""
-    source = source.replace("\r\n", "\n").replace("\r", "\n")  # so that the tree's lines are those of the text
+    """Functions of a module and methods of its classes. Raises SyntaxError for source that Python cannot parse."""
+    source = source.replace("\r\n", "\n").replace("\r", "\n")  # line numbers of the tree must fit split("\n")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes in other people's strings
+        warnings.simplefilter("ignore")  # such as invalid escapes in the parsed source
         try:
             tree = ast.parse(source)
         except (ValueError, RecursionError, MemoryError) as error:
@@ -42,7 +42,7 @@ def _definitions(tree: ast.Module) -> Iterator[Definition]:
 
 
 def _rows(lines: list[bytes], node: Definition, has_docstring: bool) -> list[int] | None:
-    """Numbers from 0 of a definition's lines without its docstring; None where they hold other code as well."""
+    """Numbers from 0 of a definition's lines without its docstring; None if a line of the docstring has code too."""
     first = min((decorator.lineno for decorator in node.decorator_list), default=node.lineno) - 1
     if not has_docstring:
         return list(range(first, node.end_lineno))
@@ -58,7 +58,7 @@ def _rows(lines: list[bytes], node: Definition, has_docstring: bool) -> list[int
 
 
 def _dedented(lines: list[bytes], rows: list[int], node: Definition) -> str:
-    """The lines `rows` without the definition's indentation; what is inside a string stays as it is."""
+    """The lines `rows` without the definition's indentation; lines inside strings are unchanged."""
     inside: set[int] = set()
     for part in ast.walk(node):
         if isinstance(part, ast.Constant | ast.JoinedStr) and part.end_lineno > part.lineno:
@@ -72,7 +72,7 @@ def _without_indent(line: bytes, indent: int) -> bytes:
 
 
 def _is_trivial(body: list[ast.stmt]) -> bool:
-    """Nothing, `pass`, `...`, a refusal, or one statement that only returns or stores a name or constant."""
+    """Whether a body is empty, `pass`, `...`, `raise`, or one statement that returns or stores a name or constant."""
     if len(body) > 1:
         return False
     plain = (ast.Constant, ast.Name, ast.Attribute)

@@ -1,4 +1,4 @@
-"""Whole records out of files, each with its place: JSON lines, parquet, tables (csv, tsv) and plain text."""
+"""Read records with their places from files: JSON lines, parquet, tables (csv, tsv) and plain text."""
 
 import csv
 import json
@@ -11,16 +11,16 @@ from megagpt.data.readers import FOLDER_PATTERNS, Block, Position, Rejection, So
 from megagpt.errors import ConfigError, DataError
 
 TABLES = (".csv", ".tsv")
-"""Ends of the names of tables."""
+"""Suffixes of tables."""
 
 PATTERNS = (*FOLDER_PATTERNS, *(f"*{table}{packed}" for table in TABLES for packed in ("", ".gz", ".zst")))
-"""Files that are taken from a folder of labelled pairs unless patterns say otherwise."""
+"""Default patterns of the files to read in a folder of labelled pairs."""
 
 LARGEST_TABLE = 4 << 30
-"""Bytes of a table, or of a JSON array: they are held in memory."""
+"""Largest size of a table or a JSON array in bytes; they are held in memory."""
 
 Progress = Callable[[int], Any]
-"""Called with the bytes of the stored files that have been read since the last call."""
+"""Called with the number of stored bytes read since the last call."""
 
 
 class Record(NamedTuple):
@@ -30,11 +30,11 @@ class Record(NamedTuple):
     number: int
     """Line, row or record of the file, from 1."""
     value: Any
-    """What the line of JSON says, a dict of columns, a list of a table's cells, or the text of a file of text."""
+    """The value of a line of JSON, a dict of parquet columns, a list of a table's cells, or the text of a file."""
 
     @property
     def place(self) -> str:
-        """For messages, and for `document` of pairs."""
+        """ "path:number", for messages and for `document` of pairs."""
         return f"{self.path}:{self.number}"
 
 
@@ -47,19 +47,20 @@ def read_records(
 ) -> Iterator[Record | Rejection]:
     """The records of files, folders and globs (see readers.find_sources), in order.
 
-    Of what cannot be read as a record, a rejection comes in its place. Raises DataError where an input is missing.
+    A rejection stands in place of each record that cannot be read. Raises DataError for a missing input, ConfigError
+    when a library is not installed.
     """
     for source in find_sources(inputs, patterns):
         yield from _records(source, int(max_record_mb * 1e6), progress)
 
 
 def inputs_bytes(inputs: Sequence[str | Path], patterns: Sequence[str] = FOLDER_PATTERNS) -> int:
-    """The bytes of all files that `inputs` stand for, as they are stored."""
+    """Total size of the stored files of `inputs`, in bytes."""
     return sum(source.bytes for source in find_sources(inputs, patterns))
 
 
 def table_kind(path: str) -> str | None:
-    """ ".csv" or ".tsv" for the name of a table, compressed or not; None for another."""
+    """ ".csv" or ".tsv" for the name of a table, compressed or not; None for another name."""
     name = path.lower().removesuffix(".gz").removesuffix(".zst")
     return next((end for end in TABLES if name.endswith(end)), None)
 
@@ -69,7 +70,7 @@ def _records(source: Source, limit: int, progress: Progress) -> Iterator[Record 
         yield from _rows(source, progress)
         return
     if table_kind(source.path):
-        limit = LARGEST_TABLE  # it is read whole, as one text
+        limit = LARGEST_TABLE  # a table is read whole, as one text
     if source.path.lower().removesuffix(".gz").removesuffix(".zst").endswith(".json"):
         yield from _array(source, progress)
         return
@@ -93,7 +94,7 @@ def _json_lines(block: Block) -> Iterator[Record | Rejection]:
                 yield Rejection(block.path, number, "empty")
                 continue
             value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could not be written
+            json.dumps(value, ensure_ascii=False).encode()  # raises for half a surrogate pair, which cannot be written
             yield Record(block.path, number, value)
         except UnicodeError as error:
             yield Rejection(block.path, number, "invalid UTF-8", str(error.reason))
@@ -102,7 +103,7 @@ def _json_lines(block: Block) -> Iterator[Record | Rejection]:
 
 
 def _array(source: Source, progress: Progress) -> Iterator[Record | Rejection]:
-    """The elements of a JSON array of records; JSON lines where the file is none."""
+    """The elements of a JSON array of records; if the file is not an array, its JSON lines."""
     blocks: list[Block] = []
     for chunk in chunks([source], "", LARGEST_TABLE, Position()):
         for item in chunk.items:
@@ -136,7 +137,7 @@ def _text(block: Block) -> Iterator[Record | Rejection]:
 
 
 def _cells(block: Block) -> Iterator[Record | Rejection]:
-    """The rows of a table as lists of cells. The benchmark's own files of STS are named .csv and have tabs."""
+    """The rows of a table as lists of cells. The STS benchmark's files are named .csv but have tabs."""
     texts = [record for record in _text(block) if isinstance(record, Record)]
     if not texts:
         yield from _text(block)
@@ -144,7 +145,7 @@ def _cells(block: Block) -> Iterator[Record | Rejection]:
     lines = texts[0].value.split("\n")
     tabs = table_kind(block.path) == ".tsv" or lines[0].count("\t") >= 4
     style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"delimiter": ",", "strict": True}
-    csv.field_size_limit(LARGEST_TABLE)  # its own limit is 131,072 characters
+    csv.field_size_limit(LARGEST_TABLE)  # the default is 131,072 characters
     rows = csv.reader((f"{line}\n" for line in lines), **style)
     done = 0
     try:

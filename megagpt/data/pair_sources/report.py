@@ -1,4 +1,4 @@
-"""What a pair file is made of: counts, lengths and examples, as JSON beside it and in words."""
+"""The report of a pair file: counts, lengths and examples, as JSON and in words."""
 
 import json
 from collections import Counter
@@ -13,7 +13,11 @@ PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
 def report(pairs: Sequence[FoundPair], tally: Tally, job: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """The whole account. `job`: the command's arguments."""
+    """The report as values for JSON.
+
+    job: arguments of the command
+    seconds: duration of the command
+    """
     groups = Counter(pair.split_key for pair in pairs)
     texts = {
         "query": [pair.query for pair in pairs],
@@ -46,7 +50,7 @@ def _percentiles(lengths: list[int]) -> dict[str, int]:
 
 
 def as_json(account: dict[str, Any]) -> bytes:
-    """The account as it is written."""
+    """The report as the content of its file."""
     return (json.dumps(account, ensure_ascii=False, indent=1) + "\n").encode()
 
 
@@ -65,7 +69,7 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 def preview(pair: FoundPair, number: int, width: int = 600) -> str:
-    """A pair as a person reads it."""
+    """A pair as text for people. Texts are cut at `width` characters."""
     parts = [f"--- {number}: {pair.document} (split key: {pair.split_key})"]
     sides = [("query", pair.query), ("positive", pair.positive), *(("negative", text) for text in pair.negatives)]
     for name, text in sides:

@@ -1,4 +1,4 @@
-"""Shapes of records that hold a query, what answers it and what does not."""
+"""Shapes of records with a query, positive documents and perhaps negatives."""
 
 import re
 from collections.abc import Sequence
@@ -11,13 +11,16 @@ from megagpt.data.pair_sources.found import FoundPair
 
 @dataclass(frozen=True)
 class Shape:
-    """One way to write a record."""
+    """The keys of a record."""
 
     name: str
+    """Name in messages."""
     query: str
+    """Required key of the query."""
     positive: str
+    """Required key of the positives."""
     negatives: tuple[str, ...] = ()
-    """Keys that it may have."""
+    """Optional keys of negatives."""
 
     @property
     def keys(self) -> str:
@@ -45,10 +48,10 @@ SHAPES = (
     _LIST,
     *(Shape(f"{first}, {second}", first, second) for first, second in map(str.split, _TWO_COLUMNS.split(","))),
 )
-"""The first that fits counts."""
+"""A record has the first shape that fits."""
 
 _CHANGES_MEANING = ("label", "labels", "gold_label", "score", "similarity", "is_duplicate")
-"""Fields by which two columns are no pair that belongs together, or not always."""
+"""With one of these fields, two columns may not belong together."""
 
 
 def shape_of(value: Any) -> Shape | None:
@@ -65,7 +68,7 @@ def shape_of(value: Any) -> Shape | None:
 
 
 def column_names(cells: Sequence[str]) -> list[str] | None:
-    """Names for the columns of a table that has no header; None where this row is one."""
+    """Names of the columns if the first row `cells` is not a header; None if it is one."""
     known = {name for shape in SHAPES for name in (shape.query, shape.positive, *shape.negatives)} - {"0", "1", "2"}
     known |= {"premise", "hypothesis", "sentence_A", "sentence_B", "original_string", "func_code_string", "docstring"}
     if known & {cell.strip() for cell in cells}:
@@ -113,7 +116,7 @@ def pairs(value: Any, place: str, shape: Shape, max_negatives: int | None) -> li
 
 
 def _texts(value: dict[str, Any], key: str) -> list[str]:
-    """One text, or a list of them; each may be an object with title and text."""
+    """The texts of a field: one, or a list. Each may be an object with title and text."""
     found = value[key]
     if isinstance(found, list):
         return [_text(item, f"{key}, item {number},") for number, item in enumerate(found, 1)]

@@ -241,7 +241,7 @@ def test_a_comment_with_a_gap_or_beside_code_belongs_to_nobody():
         ('def f(x):\n    """Too short."""\n    y = x\n    return y + 1', "docstring too short"),
         ('def test_it(x):\n    """Check that it works."""\n    y = x\n    return y + 1', "test"),
         ('def f(x):\n    """TODO: write all of this."""\n    y = x\n    return y + 1',
-         "docstring that is no description"),
+         "docstring that is not a description"),
         ('def f(x):\n    """Give back the same."""\n    return g(x)', "too short"),
         ('def f(x):\n    """Give back the same."""\n    # Give back the same\n    y = x\n    return y + 1',
          "docstring repeated in the code"),

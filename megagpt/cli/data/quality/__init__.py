@@ -1,4 +1,4 @@
-"""`megagpt data quality`: classifiers that tell good documents from bad ones."""
+"""`megagpt data quality`: classifiers that separate good documents from bad ones."""
 
 from megagpt.cli.group import Group
 

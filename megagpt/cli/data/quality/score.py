@@ -11,7 +11,7 @@ from megagpt.errors import ConfigError
 
 
 def shares_of(given: tuple[str, ...] | None) -> list[float]:
-    """The numbers of `--top`."""
+    """The numbers of `--top`. Raises ConfigError."""
     try:
         shares = [float(text) for text in given or ()]
     except ValueError:
@@ -25,7 +25,7 @@ def shares_of(given: tuple[str, ...] | None) -> list[float]:
 @click.argument("model", type=options.FILE, metavar="MODEL")
 @click.argument("inputs", nargs=-1, type=options.INPUT, required=True, metavar="INPUT...")
 @click.option("--output", type=options.FILE, required=True, help=".npy or .jsonl to write, a score for every record.")
-@options.words("--top", metavar="SHARE,...", help="Print the scores from which on a document is in these top shares.")
+@options.words("--top", metavar="SHARE,...", help="Print the smallest scores of these top shares of the documents.")
 @options.text_files
 @options.rejection
 @options.as_json
@@ -40,13 +40,13 @@ def command(
     max_record_mb: float,
     as_json: bool,
 ) -> None:
-    """Score every document with the classifier in the folder MODEL: from 0, as the bad ones, to 1, as the good ones.
+    """Score every document with the classifier in the folder MODEL, from 0 (like bad documents) to 1 (like good ones).
 
     \b
     Example
       megagpt data quality score data/quality crawl/*.jsonl.gz --output scores.npy --top 0.1,0.01
 
-    The printed thresholds are those of these documents: score a random sample of a corpus, or all of it.
+    The printed thresholds refer to these documents: score a random sample of a corpus, or all of it.
     """
     from megagpt.data.corpus.text.quality.model import load_model
     from megagpt.data.corpus.text.quality.score import score_files

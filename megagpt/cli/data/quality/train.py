@@ -12,7 +12,7 @@ from megagpt.cli.group import Command
 @click.command("train", cls=Command, short_help="Train a classifier from good and bad documents.")
 @options.inputs("--good", help="Curated documents")
 @options.inputs("--bad", help="Documents of a crawl")
-@click.option("--output", type=options.FILE, required=True, metavar="FOLDER", help="Where the classifier goes.")
+@click.option("--output", type=options.FILE, required=True, metavar="FOLDER", help="Folder for the classifier.")
 @click.option(
     "--method",
     type=click.Choice(("hashing", "fasttext")),
@@ -21,12 +21,12 @@ from megagpt.cli.group import Command
     help="GPT-3's hashed words and logistic regression, or DCLM's fastText.",
 )
 @click.option("--held-out", type=float, default=0.1, show_default=True, help="Share of the documents to measure on.")
-@click.option("--documents", type=int, metavar="N", help="Documents of each class at most, a random choice.")
+@click.option("--documents", type=int, metavar="N", help="Most documents of each class, a random choice.")
 @click.option("--l2", type=float, default=1.0, show_default=True, help="Regularisation of hashing.")
-@click.option("--balanced", is_flag=True, help="Both classes count the same for hashing, whatever their sizes.")
-@click.option("--buckets", type=int, metavar="N", help="Rows for fastText's bigrams [default: 262144].")
-@click.option("--dimension", type=int, metavar="N", help="Of fastText's vectors [default: 100].")
-@click.option("--epochs", type=int, metavar="N", help="Of fastText; a few hundred documents need 50 [default: 5].")
+@click.option("--balanced", is_flag=True, help="hashing: both classes count the same, whatever their sizes.")
+@click.option("--buckets", type=int, metavar="N", help="fasttext: rows for bigrams [default: 262144].")
+@click.option("--dimension", type=int, metavar="N", help="fasttext: size of the vectors [default: 100].")
+@click.option("--epochs", type=int, metavar="N", help="fasttext: a few hundred documents need 50 [default: 5].")
 @options.seed
 @options.text_files
 @options.rejection
@@ -43,7 +43,7 @@ def command(
     max_record_mb: float,
     **settings: Any,
 ) -> None:
-    """Train a classifier that tells documents like the good ones from documents like the bad ones.
+    """Train a classifier that separates documents like the good ones from documents like the bad ones.
 
     \b
     Examples
@@ -51,8 +51,8 @@ def command(
       megagpt data quality train --method fasttext --good answers.jsonl --bad crawl.jsonl --documents 200000 \\
           --output data/quality
 
-    Inputs are files, folders or globs, as those of `megagpt data preprocess`. FOLDER gets the classifier, and its
-    figures on documents that were held out: quality.json, and quality.html to look at. docs/quality.md explains them.
+    Inputs are files, folders or globs, as for `megagpt data preprocess`. FOLDER gets the classifier, and its metrics on
+    held-out documents as quality.json and as a page, quality.html. docs/quality.md explains them.
     """
     from megagpt.data.corpus.text.quality.texts import Texts
     from megagpt.data.corpus.text.quality.train import Training, train

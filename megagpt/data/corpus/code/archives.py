@@ -1,4 +1,4 @@
-"""Files in archives, read one by one: nothing is written to disk, and no archive can become larger than it should."""
+"""Read files in archives one by one, without writing to disk, and with a limit on the expanded size."""
 
 import bz2
 import gzip
@@ -19,9 +19,10 @@ from megagpt.data.corpus.code import licences
 from megagpt.data.corpus.code.source_file import LICENCE_BYTES, SourceFile, Unreadable, clean
 
 MAX_RATIO = 100
-"""An archive that expands to more than so many times its size is a bomb: source code shrinks to a fifth, about."""
+"""An archive may expand to MAX_RATIO times its size plus SLACK bytes; beyond that it is a decompression bomb.
+Compressed source code has about a fifth of its size."""
 SLACK = 10_000_000
-"""Bytes that any archive may expand to, however small it is."""
+"""Bytes to which even the smallest archive may expand."""
 
 _DAMAGED = (
     zipfile.BadZipFile,
@@ -30,7 +31,7 @@ _DAMAGED = (
     lzma.LZMAError,
     EOFError,
     OSError,
-    RuntimeError,  # zipfile says so of what is encrypted
+    RuntimeError,  # zipfile raises it for encrypted members
     NotImplementedError,
     ValueError,
 )
@@ -46,11 +47,11 @@ class _Member(NamedTuple):
     bytes: int
     regular: bool
     read: Callable[[int], bytes]
-    """Gives so many of its first bytes."""
+    """Returns the given number of its first bytes."""
 
 
 def unsafe(name: str) -> str | None:
-    """Why it would be unsafe to extract a member of this name; None if it stays below the target folder."""
+    """The reason why a member of this name would be unsafe to extract; None if it stays below the target folder."""
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
         return "absolute path"
     if ".." in re.split(r"[/\\]", name):
@@ -59,9 +60,13 @@ def unsafe(name: str) -> str | None:
 
 
 def members(path: str, shown: str, max_bytes: int) -> Iterator[SourceFile]:
-    """The files in the archive at `path`, which is shown as `shown`; refusals in place of what cannot be used."""
+    """The files in the archive at `path`; `SourceFile.refused` in place of each member that cannot be used.
+
+    shown: name of the archive in reports
+    max_bytes: a file is read up to one byte more than this
+    """
     texts: dict[str, list[str]] = defaultdict(list)
-    with suppress(_Bomb, *_DAMAGED):  # which the second passage meets again
+    with suppress(_Bomb, *_DAMAGED):  # the second pass below meets the same error, and reports it
         for member in _open(path):
             where = PurePosixPath(member.name)
             if member.regular and not unsafe(member.name) and licences.is_licence_file(where.name):
@@ -111,7 +116,7 @@ def _zip_members(path: str) -> Iterator[_Member]:
             return content
 
         for info in archive.infolist():
-            allowance.spend(0)  # which raises when an earlier member has used it up
+            allowance.spend(0)  # raises if earlier members have used it up
             if not info.is_dir():
                 kind = stat.S_IFMT(info.external_attr >> 16)
                 yield _Member(
@@ -130,11 +135,11 @@ def _tar_members(path: str) -> Iterator[_Member]:
                 yield _Member(
                     info.name, info.size, info.isreg(), lambda size, info=info: archive.extractfile(info).read(size)
                 )
-            archive.members = []  # or it would keep all of them
+            archive.members = []  # otherwise tarfile keeps all members in memory
 
 
 class _Allowance:
-    """Bytes that an archive may still expand to."""
+    """The number of bytes to which an archive may still expand."""
 
     def __init__(self, path: str):
         with open(path, "rb") as file:  # noqa: PTH123
@@ -142,14 +147,14 @@ class _Allowance:
         self.limit = self.left = MAX_RATIO * stored + SLACK
 
     def spend(self, size: int) -> None:
-        """Raise _Bomb when there are not so many left."""
+        """Take `size` bytes of it. Raises _Bomb when fewer are left."""
         self.left -= size
         if self.left < 0:
             raise _Bomb(f"it expands to more than {self.limit:,} bytes")
 
 
 class _Metered:
-    """A file that counts what is read from it against an allowance."""
+    """A file that takes every byte read from it from an allowance."""
 
     def __init__(self, file: BinaryIO, allowance: _Allowance):
         self.file, self.allowance = file, allowance

@@ -1,4 +1,4 @@
-"""Makes a corpus of source code: a chain of datatrove pipelines, on this machine or on a cluster."""
+"""Make a corpus of source code with a chain of datatrove pipelines, on this machine or on a cluster."""
 
 import logging
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from megagpt.errors import ConfigError
 log = logging.getLogger(__name__)
 
 MOST_SHARDS = 500
-"""Each step that compares all documents opens a file of every shard in each of its tasks."""
+"""Largest number of shards. Each task of a step that compares all documents opens a file of every shard."""
 
 
 def build(
@@ -28,15 +28,15 @@ def build(
     workers: int = 1,
     cluster: Slurm | Ray | None = None,
 ) -> Result:
-    """Make the corpus `output`/*.jsonl.*, report.json and report.md out of folders, git checkouts and archives.
+    """Make the corpus `output`/*.jsonl.*, report.json and report.md from folders, git checkouts and archives.
 
-    Raises ConfigError for options that make no sense, and as `job.make` does.
+    Raises ConfigError for options out of range, and the errors of `job.make`.
     """
     with needed("making a code corpus"):
         from megagpt.data.corpus.code.phases import phases
     options = _checked(options, workers)
     output = Path(output).absolute()
-    own = tuple(f"{folder}/" for folder in (output, work_folder(output)))  # which may lie inside of an input
+    own = tuple(f"{folder}/" for folder in (output, work_folder(output)))  # these may be inside an input
     units = [unit for unit in list_units(inputs) if not unit.path.startswith(own)]
     sizes = [unit.work(options.languages, options.limits.max_bytes) for unit in units]
     shards, sizes = cut(units, sizes, options.shard_mb * 1e6, MOST_SHARDS)
@@ -75,17 +75,17 @@ def _checked(options: Options, workers: int) -> Options:
     if limits.min_alphanumeric > 1:
         raise ConfigError(f"--min-alphanumeric is a share, at most 1, not {limits.min_alphanumeric}")
     for name, likely in doubtful(options.licences or ()).items():
-        log.warning("--licences: %s is no licence that is known here: was %s meant?", name, likely)
+        log.warning("--licences: %s is not a known licence: did you mean %s?", name, likely)
     return Options(**vars(options) | {"languages": check_languages(options.languages)})
 
 
 def _save_evaluation(work: Path, options: Options) -> None:
-    """Put the runs of words of the evaluation data where tasks find them."""
+    """Write the n-grams of the evaluation data to the work folder, for the tasks."""
     from megagpt.data.corpus.code.contamination import read_evaluation
 
     evaluation, short = read_evaluation(options.decontaminate, options.ngram)
     if short:
         log.warning(
-            "%d records of evaluation data have less than %d words and are not looked for", short, options.ngram
+            "%d records of evaluation data have fewer than %d words and are not searched for", short, options.ngram
         )
     evaluation.save(work / "evaluation.npz")

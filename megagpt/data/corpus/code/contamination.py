@@ -1,4 +1,4 @@
-"""Evaluation data in a corpus: files that share a run of words with it are found."""
+"""Find files of a corpus that share an n-gram of words with evaluation data."""
 
 import ast
 import json
@@ -20,18 +20,19 @@ _LETTER = re.compile(rb"[^0-9_]")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The runs of words of all evaluation sets."""
+    """The n-grams of words of all evaluation sets."""
 
     hashes: np.ndarray
-    """Sorted, without repetition."""
+    """uint64 [n]: hashes of the n-grams, sorted, without repetition."""
     owners: np.ndarray
-    """Number of the first file, in `names`, that has each of them."""
+    """int64 [n]: index in `names` of the first file that has each n-gram."""
     names: list[str]
+    """Names of the files."""
     length: int
-    """Words in a run."""
+    """Number of words in an n-gram."""
 
     def overlap(self, text: str) -> str | None:
-        """Which evaluation set shares which run of words with `text`; None when no set does."""
+        """'file name: "n-gram"' for the first n-gram that `text` shares with an evaluation set; None without one."""
         found = words(text)
         hashes = ngram_hashes(found, self.length)
         if not len(self.hashes) or not len(hashes):
@@ -45,7 +46,7 @@ class Evaluation:
         return f'{self.names[self.owners[places[hits[0]]]]}: "{run}"'
 
     def save(self, path: Path) -> None:
-        """Write it to `path`, for load."""
+        """Write it to `path`, for `load`."""
         with path.open("wb") as file:
             np.savez(file, hashes=self.hashes, owners=self.owners, names=np.array(self.names), length=self.length)
 
@@ -57,10 +58,10 @@ class Evaluation:
 
 
 def read_evaluation(files: Sequence[str | Path], length: int = NGRAM) -> tuple[Evaluation, int]:
-    """The runs of `length` words of jsonl(.gz) `files`, and how many of their records are too short to have one.
+    """The n-grams of `length` words of jsonl(.gz) `files`, and the number of records that are too short to have one.
 
-    All strings of a record count, each of them, and a HumanEval prompt together with its solution, with the docstring
-    and without. Raises DataError, naming file and line, when a record is not a JSON object.
+    Takes n-grams of every string of a record, and of a HumanEval prompt joined with its solution, with and without
+    docstrings. Raises DataError with file and line when a record is not a JSON object.
     """
     hashes, owners, short = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0
     for number, path in enumerate(files):
@@ -75,7 +76,7 @@ def read_evaluation(files: Sequence[str | Path], length: int = NGRAM) -> tuple[E
 
 
 def _telling(found: list[bytes], length: int) -> np.ndarray:
-    """Hashes of the runs in which at least half of the words have letters: others are only rows of numbers."""
+    """Hashes of the n-grams in which at least half of the words have letters; others are only rows of numbers."""
     letters = np.fromiter((_LETTER.search(word) is not None for word in found), np.int64, len(found))
     sums = np.concatenate([[0], np.cumsum(letters)])
     hashes = ngram_hashes(found, length)
@@ -113,7 +114,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _without_docstrings(program: str) -> str:
-    """The program as somebody would have it who copies the code only; "" when it is not Python."""
+    """The program without docstrings and comments, like a copy of the bare code; "" when it is not Python."""
     try:
         tree = ast.parse(program)
     except (SyntaxError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Filters source files: each becomes a document of the corpus, or is dropped by a rule that gives a reason."""
+"""Filter source files: each file becomes a document of the corpus, or a rule drops it and gives a reason."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Criteria:
-    """Which files are kept."""
+    """Criteria for keeping a file."""
 
     languages: tuple[str, ...]
     limits: rules.Limits
     licences: frozenset[str] | None
-    """Allowed licences, as licences.expand gives them; None keeps files of any licence and of none."""
+    """Allowed licences, from `licences.expand`; None keeps files with any licence or without one."""
 
 
 class Document(NamedTuple):
@@ -32,20 +32,20 @@ class Document(NamedTuple):
     path: str
     language: str
     licence: str | None
-    """As an SPDX expression; None when nothing states one."""
+    """SPDX expression; None if no licence was found."""
     bytes: int
-    """Of the file."""
+    """Size of the file."""
 
 
 class Drop(NamedTuple):
-    """Which rule leaves a file out, and why."""
+    """The rule that drops a file, and its reason."""
 
     rule: str
     reason: str
 
 
 def filter_file(file: SourceFile, criteria: Criteria, evaluation: "Evaluation | None" = None) -> Document | Drop:
-    """The document that `file` becomes, its text not redacted yet, or the first rule that drops it."""
+    """The document of `file`, not redacted yet, or the first rule that drops it."""
     if file.refusal:
         return Drop(*file.refusal)
     possible, limits = may_be(file.name), criteria.limits
@@ -82,7 +82,7 @@ def _filter_text(file: SourceFile, text: str, criteria: Criteria, evaluation: "E
 def filter_units(
     units: list[Unit], criteria: Criteria, evaluation: "Evaluation | None", tally: Tally
 ) -> Iterator[Document]:
-    """The documents of `units` that are kept, redacted; `tally` counts what became of every file."""
+    """The kept documents of `units`, redacted. `tally` counts every file."""
     for unit in units:
         for file in files_of(unit, criteria.limits.max_bytes):
             tally.find(file.bytes)

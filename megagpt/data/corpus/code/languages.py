@@ -1,4 +1,4 @@
-"""Which language a source file is in: by its name, and by its content where the name does not decide."""
+"""Find the language of a source file by its name, and by its content where the name is ambiguous."""
 
 import re
 from collections.abc import Sequence
@@ -41,13 +41,13 @@ EXTENSIONS = {
     "swift": "swift",
     "typescript": "ts tsx mts cts",
 }
-"""Extensions that belong to one language, or to it unless the content says otherwise."""
+"""Extensions of each language. The content of a file can still decide otherwise."""
 
 LANGUAGES = sorted({*EXTENSIONS, "dockerfile", "matlab"})
-"""Names of all languages that are told apart."""
+"""Names of all known languages."""
 
 ANY = frozenset(LANGUAGES)
-"""Languages that a file may be in if its name does not say."""
+"""Possible languages of a file whose name gives no hint."""
 
 _BY_EXTENSION = {extension: name for name, extensions in EXTENSIONS.items() for extension in extensions.split()}
 _BY_FILE_NAME = {"makefile": "makefile", "gnumakefile": "makefile", "dockerfile": "dockerfile", "rakefile": "ruby"}
@@ -82,7 +82,7 @@ _HEAD = 20_000
 
 
 def check_languages(names: Sequence[str]) -> tuple[str, ...]:
-    """`names` in lower case. Raises ConfigError when one of them is not a language that is told apart."""
+    """`names` in lower case. Raises ConfigError when one of them is not in LANGUAGES."""
     for name in names:
         if name.lower() not in LANGUAGES:
             likely = nearest(name, LANGUAGES)
@@ -92,7 +92,7 @@ def check_languages(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def may_be(name: str) -> frozenset[str]:
-    """Languages that a file of this name can be in; a name without extension leaves every one open."""
+    """Possible languages of a file with this name; ANY for a name without extension."""
     path = PurePosixPath(name.lower())
     if path.stem in _BY_FILE_NAME and (not path.suffix or path.stem == "dockerfile"):
         return frozenset({_BY_FILE_NAME[path.stem]})
@@ -105,7 +105,7 @@ def may_be(name: str) -> frozenset[str]:
 
 
 def language_of(name: str, text: str) -> str | None:
-    """The language of a file with this name and text; None when it is in none of LANGUAGES."""
+    """The language of a file with this name and text; None if it is not in LANGUAGES."""
     possible, head = may_be(name), text[:_HEAD]
     suffix = PurePosixPath(name.lower()).suffix
     if suffix == ".h":
@@ -117,7 +117,7 @@ def language_of(name: str, text: str) -> str | None:
         return _INTERPRETERS.get(found[1].lower()) if found else None
     language = next(iter(possible), None)
     if language not in (None, "html", "php") and _MARKUP.match(head):
-        return None  # a Qt translation named .ts, a web page that was saved under a program's name
+        return None  # such as a Qt translation named .ts, or a web page saved under a program's name
     if language == "perl" and suffix == ".pl" and _PROLOG.search(head) and "#!" not in head[:2]:
         return None
     return language

@@ -1,4 +1,4 @@
-"""Licences as SPDX expressions, out of source files' headers and licence files, and whether they are allowed."""
+"""Find licences in source files' headers and in licence files, as SPDX expressions, and check if they are allowed."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 from megagpt.config.nearest import nearest
 
 HEADER_CHARACTERS = 5000
-"""Where a file's SPDX-License-Identifier is looked for."""
+"""Number of first characters of a file in which its SPDX-License-Identifier is searched."""
 
 UNKNOWN = "LicenseRef-unknown"
-"""A licence file that is none of those known here."""
+"""Licence of a licence file with unknown content."""
 
 PERMISSIVE = (
     "MIT",
@@ -27,15 +27,15 @@ PERMISSIVE = (
     "Python-2.0",
     "NCSA",
 )
-"""Allowed by the word `permissive`: licences that ask for no more than a notice."""
+"""Licences that the word `permissive` allows: they require no more than a notice."""
 
 FILE_NAME = re.compile(r"(?:un)?licen[cs]e|copying|copyright", re.IGNORECASE)
-"""How names of licence files begin."""
+"""Beginning of the names of licence files."""
 
 _PROGRAM = re.compile(r"\.(?!txt$|md$|rst$|html?$|mit$|apache\S*$|bsd$|gpl\S*$|lesser$|lib$)[a-z]\w*$", re.IGNORECASE)
 
-# Phrases that must all be in the text, white space and case aside; more particular licences come first. Titles are
-# taken with what follows them, because the GNU licences speak of each other.
+# All phrases must be in the text, in any case and with any white space; more specific licences come first. The phrases
+# include the line after the title, because the GNU licences mention each other's titles.
 _PHRASES = (
     ("AGPL-3.0", ("gnu affero general public license version 3, 19 november 2007",)),
     ("LGPL-3.0", ("gnu lesser general public license version 3, 29 june 2007",)),
@@ -71,53 +71,53 @@ _SPACES = re.compile(r"\s+")
 
 
 def is_licence_file(name: str) -> bool:
-    """Whether a file of this name (without folders) holds a licence."""
+    """Whether `name`, without folders, is the name of a licence file."""
     return bool(FILE_NAME.match(name)) and not _PROGRAM.search(name)
 
 
 def header(text: str) -> str | None:
-    """The SPDX expression that a source file states at its beginning; None where there is none, or it is malformed."""
+    """The SPDX expression at the beginning of a source file; None if there is none or it is malformed."""
     found = _HEADER.search(text[:HEADER_CHARACTERS])
     expression = " ".join(found[1].split()) if found else None
     return expression if expression and _value(expression, ()) is not None else None
 
 
 def recognise(text: str) -> str:
-    """The SPDX identifier of a licence's text; UNKNOWN when it is not one of the common ones."""
+    """The SPDX identifier of a licence's text; UNKNOWN if it is not one of the common licences."""
     plain = _SPACES.sub(" ", text[:60_000]).lower().replace("“", '"').replace("’", "'").replace("‘", "'")
     return next((name for name, phrases in _PHRASES if all(phrase in plain for phrase in phrases)), UNKNOWN)
 
 
 def combine(texts: Sequence[str]) -> str | None:
-    """The licence that one folder's files give together: a choice, for example of LICENSE-MIT and LICENSE-APACHE."""
+    """The licence of a folder with these licence texts: several give a choice (OR); None without a text."""
     names = dict.fromkeys(map(recognise, texts))
     known = [name for name in names if name != UNKNOWN] or list(names)
     return " OR ".join(known) or None
 
 
 def expand(allowed: Sequence[str]) -> frozenset[str]:
-    """An allow-list in which `permissive` stands for all of PERMISSIVE; names without regard to case."""
+    """The allow-list in lower case, with all of PERMISSIVE in place of `permissive`."""
     names = [name for item in allowed for name in (PERMISSIVE if item.lower() == "permissive" else [item])]
     return frozenset(_base(name) for name in names)
 
 
 def doubtful(allowed: Sequence[str]) -> dict[str, str]:
-    """Names in an allow-list that are not known here but nearly so, with what was probably meant."""
+    """Unknown names in an allow-list that resemble a known one: {name: known name}."""
     known = {name.lower(): name for name in (*PERMISSIVE, *(name for name, _ in _PHRASES), "permissive")}
     likely = {name: nearest(name, known) for name in allowed if _base(name) not in known}
     return {name: known[other] for name, other in likely.items() if other}
 
 
 def is_allowed(expression: str | None, allowed: Collection[str]) -> bool:
-    """Whether the SPDX `expression` can be met within `allowed` (see expand): every part of AND, some part of OR.
+    """Whether `allowed` (see `expand`) satisfies the SPDX `expression`: every part of AND, some part of OR.
 
-    An exception (WITH) only grants more, so that the licence before it decides. No licence is not allowed.
+    An exception (WITH) only grants more rights, so the licence before it decides. None is not allowed.
     """
     return bool(expression and _value(expression, allowed))
 
 
 def _value(expression: str, allowed: Collection[str]) -> bool | None:
-    """Whether `allowed` is enough; None when it is no SPDX expression."""
+    """Whether `allowed` satisfies the expression; None if it is not an SPDX expression."""
     try:
         value, rest = _either(_TOKEN.findall(expression), allowed)
     except (IndexError, RecursionError):

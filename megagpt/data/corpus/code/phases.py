@@ -1,4 +1,4 @@
-"""The chain of pipelines that makes a corpus of source code. Importing this needs datatrove."""
+"""The chain of datatrove pipelines that makes a corpus of source code. Importing this module needs datatrove."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from megagpt.data.corpus.executors import Phase
 
 
 def phases(work: Path, output: Path, options: Options, shards: int, job: dict[str, Any]) -> list[Phase]:
-    """All the work, in order."""
+    """All phases, in order."""
     allowed = None if options.licences is None else expand(options.licences)
     criteria = Criteria(options.languages, options.limits, allowed)
     setting = MinHash(options.minhash_words, options.minhash_buckets, options.minhash_hashes)

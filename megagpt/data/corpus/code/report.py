@@ -1,4 +1,4 @@
-"""Reports what became of every file: JSON for programs, Markdown for people."""
+"""Report the kept and dropped files of a corpus: JSON for programs, Markdown for people."""
 
 from typing import Any
 
@@ -24,20 +24,20 @@ RULES = {
     "exact duplicate": "the same text as an earlier file",
     "near-duplicate": "MinHash finds it like another file, which is kept",
 }
-"""The files that each rule drops, in the order of the rules."""
+"""Description of the files that each rule drops, in the order of the rules."""
 
 BEFORE_READING = list(RULES)[: list(RULES).index("not UTF-8")]
-"""Rules that need no more of a file than its name, size and place, or at most its first line."""
+"""Rules that need only a file's name, size and place, or at most its first line."""
 
 
 def read_bytes(report: dict[str, Any]) -> int:
-    """Bytes of the files whose text was filtered."""
+    """Bytes of the files whose text was read and filtered."""
     unread = sum(report["dropped"][rule]["bytes"] for rule in BEFORE_READING if rule in report["dropped"])
     return report["input"]["bytes"] - unread
 
 
 def as_json(total: Tally, job: dict[str, Any], shards: list[str]) -> dict[str, Any]:
-    """Everything that is known of the corpus. Files and bytes of the drops and the corpus add up to the input's."""
+    """The report of a corpus. The files and bytes of "dropped" and "corpus" add up to "input"."""
     dropped = {
         rule: {"share": round(count.files / max(1, total.files), 6)} | _count(count)
         for rule, count in sorted(total.dropped.items(), key=lambda item: list(RULES).index(item[0]))
@@ -71,7 +71,7 @@ def _samples(count: Count) -> list[dict[str, str]]:
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The same for people."""
+    """The report as Markdown."""
     found, corpus = report["input"], report["corpus"]
     rows = [("input", found["files"], found["bytes"], "")]
     rows += [(rule, count["files"], count["bytes"], RULES[rule]) for rule, count in report["dropped"].items()]

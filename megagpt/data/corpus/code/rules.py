@@ -1,4 +1,4 @@
-"""The rules by which a source file is kept: one small function for each, and the published thresholds.
+"""The rules that drop a source file, one small function each, and the published thresholds.
 
 Each rule takes a property of the file and returns the reason to drop the file, or None.
 """
@@ -9,17 +9,19 @@ import string
 from dataclasses import dataclass
 
 MAX_BYTES = 1_000_000
-"""Codex (arXiv 2107.03374) takes files under 1 MB."""
+"""Largest size of a file; Codex (arXiv 2107.03374) takes files under 1 MB."""
 MAX_MEAN_LINE = 100.0
-"""Codex drops files whose mean line length is greater, in characters."""
+"""Largest mean line length, in characters; Codex's value."""
 MAX_LINE = 1000
-"""Codex drops files whose longest line is longer, in characters."""
+"""Largest length of a line, in characters; Codex's value."""
 MIN_ALPHANUMERIC = 0.25
-"""Codex gives no figure for its "small percentage of alphanumeric characters"; CodeParrot and The Stack took this."""
+"""Smallest share of letters and digits. Codex drops "a small percentage" without a figure; this is CodeParrot's and
+The Stack's."""
 GENERATED_LINES = 5
-"""Codex drops files that are likely auto-generated and does not say how it knows; CodeParrot looks at so many lines."""
+"""Number of first lines that are searched for signs of generated code. Codex drops likely generated files but does not
+publish its method; this is CodeParrot's value."""
 NGRAM = 13
-"""Words in a row that count as an overlap with evaluation data: GPT-3 (arXiv 2005.14165) uses 13-grams."""
+"""Length in words of an overlap with evaluation data; GPT-3 (arXiv 2005.14165) uses 13-grams."""
 
 _ALPHANUMERIC = (string.ascii_letters + string.digits).encode()
 _GENERATED = re.compile(
@@ -41,12 +43,12 @@ class Limits:
 
 
 def too_large(size: int, limits: Limits) -> str | None:
-    """Over a number of bytes: tables and bundles rather than what a person wrote."""
+    """Too many bytes: tables and bundles rather than hand-written code."""
     return f"{size:,} bytes" if size > limits.max_bytes else None
 
 
 def decode(content: bytes) -> tuple[str, str | None]:
-    """The text of a file, without byte order mark, and None; or "" and why it is not UTF-8 text."""
+    """(text of a file without byte order mark, None), or ("", the reason why it is not UTF-8 text)."""
     if b"\0" in content:
         return "", f"NUL at byte {content.index(0)}"
     try:
@@ -82,7 +84,7 @@ def longest_line(text: str, limits: Limits) -> str | None:
 
 def alphanumeric(text: str, limits: Limits) -> str | None:
     """Hardly any letters and digits: tables of symbols, drawings, escapes."""
-    if text.isascii():  # many times as fast
+    if text.isascii():  # this way is many times faster
         count = len(text) - len(text.encode().translate(None, _ALPHANUMERIC))
     else:
         count = sum(map(str.isalnum, text))

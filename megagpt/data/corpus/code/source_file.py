@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 LICENCE_BYTES = 100_000
-"""So much of a licence file is read."""
+"""Number of first bytes of a licence file that are read."""
 
 
 class Refusal(NamedTuple):
-    """Why a file cannot even be read or listed."""
+    """The reason why a file cannot be listed or read."""
 
     rule: str
     reason: str
 
 
 class Unreadable(Exception):
-    """The content of a file cannot be had: arguments are the rule that accounts for it, and the reason."""
+    """The content of a file cannot be read. The arguments are the rule that counts it, and the reason."""
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,21 @@ class SourceFile:
     """A file found in the input."""
 
     name: str
-    """Where it was found: the input's name, then the path in it."""
+    """The input's name, then the path in it."""
     bytes: int
     read: Callable[[], bytes]
-    """Gives its content; raises Unreadable. Of archives it must be called before the next file is asked for."""
+    """Returns its content; raises Unreadable. For a file in an archive, call it before taking the next file."""
     licence: Callable[[], str | None]
-    """Gives what the licence files in its folder, or the nearest one above it that has any, say."""
+    """Returns the licence by the licence files of its folder, or of the nearest folder above it that has any."""
     refusal: Refusal | None = None
+    """The reason why the file cannot be used, if any."""
 
     @classmethod
     def refused(cls, name: str, size: int, rule: str, reason: str) -> "SourceFile":
-        """A file that nothing more than its size is known of."""
+        """A file that cannot be used."""
         return cls(name, size, lambda: b"", lambda: None, Refusal(rule, reason))
 
 
 def clean(name: str) -> str:
-    """A file's name as text that can be written as UTF-8, whatever bytes it is made of."""
+    """A file's name with bytes that are not UTF-8 replaced."""
     return name.encode(errors="surrogateescape").decode(errors="replace")

@@ -1,4 +1,4 @@
-"""The files that a corpus is made from: in folders, git checkouts (tracked files only) and archives."""
+"""The input files of a corpus: in folders, git checkouts (tracked files only) and archives."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from megagpt.data.corpus.roots import roots
 from megagpt.errors import DataError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-"""Names of archives that are looked into end so."""
+"""Extensions of the archives that are read."""
 
 
 class Unit(NamedTuple):
@@ -25,15 +25,15 @@ class Unit(NamedTuple):
     kind: Literal["file", "archive", "refused"]
     path: str
     root: str
-    """The input that it is from: licence files are looked for up to there."""
+    """The input folder; the search for licence files ends there."""
     name: str
     bytes: int
     modified: int = 0
-    """In nanoseconds since 1970."""
+    """Time of modification, in nanoseconds since 1970."""
     refusal: tuple[str, str] | None = None
 
     def work(self, languages: Sequence[str], max_bytes: int) -> int:
-        """Bytes, about, that will have to be filtered; 0 if the name shows another language."""
+        """Approximate number of bytes to filter; 0 if the name shows another language."""
         if self.kind == "archive":
             return self.bytes
         wanted = self.kind == "file" and self.bytes <= max_bytes and not may_be(self.path).isdisjoint(languages)
@@ -41,7 +41,7 @@ class Unit(NamedTuple):
 
 
 def list_units(inputs: Sequence[str | Path]) -> list[Unit]:
-    """All files and archives in `inputs`, in the order given and by name within each; what is named twice comes once.
+    """All files and archives in `inputs`, in the order given and by name within each, without repetition.
 
     In a folder that is a git checkout, at any depth, only tracked files count. Links are not followed.
     Raises DataError when an input does not exist or holds no file.
@@ -53,7 +53,7 @@ def list_units(inputs: Sequence[str | Path]) -> list[Unit]:
         for unit in found:
             units.setdefault(unit.path, unit)
         if len(units) == before:
-            raise DataError(f"{item}: there is no file in it (that an earlier input has not)")
+            raise DataError(f"{item}: there is no file in it, or only files of an earlier input")
     return list(units.values())
 
 
@@ -82,7 +82,7 @@ def _refused(path: Path, root: Path, name: str, rule: str, reason: str) -> Unit:
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, str | None]]:
-    """Files below `root`, and with a problem what cannot be listed."""
+    """(path, None) for files below `root`; (path, problem) for folders that cannot be listed."""
     problems: list[OSError] = []
     for parent, folders, files in os.walk(root, onerror=problems.append):
         here = Path(parent)
@@ -97,7 +97,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def _tracked(checkout: Path) -> Iterator[tuple[Path, str | None]]:
-    # Nothing that a hostile checkout's own configuration names is run.
+    # A hostile checkout's configuration could name a program as fsmonitor, which git would run.
     command = ["git", "-c", "core.fsmonitor=false", "-c", "safe.directory=*", "-C", checkout, "ls-files", "-z"]
     try:
         listed = subprocess.run(command, capture_output=True, check=True).stdout
@@ -115,7 +115,7 @@ def _tracked(checkout: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def files_of(unit: Unit, max_bytes: int) -> Iterator[SourceFile]:
-    """The file that `unit` is, or those in it. Of larger files than `max_bytes` no content can be had."""
+    """The file of `unit`, or the files in it. Files in archives are read up to `max_bytes` + 1 bytes."""
     if unit.kind == "refused":
         yield SourceFile.refused(unit.name, unit.bytes, *unit.refusal)
     elif unit.kind == "archive":
@@ -135,7 +135,7 @@ def _read(path: Path) -> bytes:
 
 
 BORDERS = {"site-packages", "dist-packages", "node_modules", "third_party", "vendor", "_vendor"}
-"""Folders of other people's code: a licence above them does not speak for what they hold."""
+"""Folders of third-party code: a licence above them does not apply to their content."""
 
 
 @cache
@@ -147,7 +147,7 @@ def _nearest_licence(folder: Path, root: Path) -> str | None:
 
 def _licence_in(folder: Path) -> str | None:
     texts = []
-    with suppress(OSError):  # a licence that cannot be read allows nothing
+    with suppress(OSError):  # an unreadable licence counts as none, which allows nothing
         for path in sorted(folder.iterdir()):
             if licences.is_licence_file(path.name) and path.is_file():
                 with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""The work as steps of datatrove pipelines. Importing this needs datatrove.
+"""Steps of the datatrove pipelines for source code. Importing this module needs datatrove.
 
-Phases pass their results on through the work folder: documents as shards, texts' hashes as arrays, tallies as JSON.
-Documents keep their number in the shard that they were written to, and that number is what deduplication names.
+Phases pass results on through the work folder: documents as shards, hashes of texts as arrays, tallies as JSON.
+Deduplication identifies a document by its shard and its number in that shard.
 """
 
 import json
@@ -28,11 +28,11 @@ from megagpt.data.corpus.tally import Tally
 from megagpt.data.files import write_atomic
 
 TEXTS, EXACT = "texts", "exact"
-"""Folders of the texts' hashes, and of the exact duplicates that they tell."""
+"""Folders of the texts' hashes, and of the exact duplicates found with them."""
 
 
 class FilterSources(PipelineStep):
-    """Reads the sources of a shard and passes on the documents that the rules about one file keep."""
+    """Reads the sources of a shard and passes on the documents that the file rules keep."""
 
     type = "READER"
     name = "source files"
@@ -166,11 +166,11 @@ class Publish(PipelineStep):
         self.samples, self.shards, self.job = samples, shards, job
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        """Can be run again after an interruption at any moment."""
+        """Publish the corpus. It can be run again after an interruption at any moment."""
         total, names = Tally(self.samples), []
         for shard in range(self.shards):
             kept = load_tally(self.work / "tally_kept", shard)
-            if kept.documents:  # a file without records is no document, and `megagpt data preprocess` says so
+            if kept.documents:  # `megagpt data preprocess` would reject a file without records
                 names.append(shard_name(shard, self.compression))
             for tally in (load_tally(self.work / "tally_filter", shard), kept):
                 total.merge(tally)

@@ -1,11 +1,12 @@
-"""Near-duplicates: groups of documents with a part of their signature in common, of which leaders are kept.
+"""Near-duplicates: documents that share a part of their signature form groups, and the leaders of groups are kept.
 
 1. `sign` writes the keys of a shard's documents; documents that share a key are a group.
 2. `match` reads a range of keys and writes edges from the first document of each group to the others.
-3. `find_components` joins the edges of all ranges, and cuts the components into tasks.
+3. `find_components` joins the edges of all ranges, and divides the components among tasks.
 4. `split` writes a shard's keys again, sorted by component.
-5. `cluster` reads some components and keeps a document unless it shares a key with one that is kept, in the order of
-   the input. So A and C are both kept where only B is like both of them, unlike in a component that is one cluster.
+5. `cluster` reads some components and, in the order of the input, keeps a document unless it shares a key with a kept
+   one. So if B is similar to A and to C, but A and C are not similar, both A and C are kept. (Keeping one document per
+   component would drop C.)
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -28,15 +29,18 @@ from megagpt.data.corpus.duplicates.tables import (
 from megagpt.data.files import write_atomic
 
 BYTES_A_KEY = 80
-"""Memory that `match` takes for each key of its range, and `cluster` for each key of its documents, at most."""
+"""Largest memory of `match` for each key of its range, and of `cluster` for each key of its documents, in bytes."""
 BYTES_A_CANDIDATE = 350
-"""Memory that `find_components` takes for each document that shares a key with another, at most."""
+"""Largest memory of `find_components` for each document that shares a key with another one, in bytes."""
 
 Similar = Callable[[int, int], bool]
 
 
 def sign(folder: Path, shard: int, documents: Iterable[tuple[int, np.ndarray]], setting: MinHash) -> None:
-    """Write the keys of the documents of a shard, given as (number, hashes of its runs of words): (key, place)."""
+    """Write the keys of a shard's documents: rows (key, place).
+
+    documents: (number, uint64 [n] hashes of its runs of words) of each document
+    """
     numbers, keys = [], [np.zeros(0, np.uint64)]
     for number, runs in documents:
         keys.append(bucket_keys(runs, setting))
@@ -46,10 +50,11 @@ def sign(folder: Path, shard: int, documents: Iterable[tuple[int, np.ndarray]], 
 
 
 def match(signed: Path, edges: Path, task: int, tasks: int, first_place: int = 0) -> int:
-    """Write which documents share a key of the task's range with an earlier one: (the group's first place, place).
+    """Write the documents that share a key of the task's range with an earlier one: rows (group's first place, place).
 
-    first_place: documents before it are of reference corpora, and pairs of them do not matter. Returns how many edges
-    there are, each once.
+    first_place: documents before it belong to reference corpora, and pairs of them are ignored
+
+    Returns the number of distinct edges.
     """
     rows = gather(signed, 2, *key_range(task, tasks))
     new = begins(rows[:, :1])
@@ -62,11 +67,11 @@ def match(signed: Path, edges: Path, task: int, tasks: int, first_place: int = 0
 
 
 def find_components(edges: Path, members: Path, tasks: int) -> int:
-    """Write the component of every document that has an edge, named by its first place: (place, component).
+    """Write the component of every document that has an edge: rows (place, component). A component is its first place.
 
-    Edges are taken up as many at a time as there are candidates so far, so that memory grows with the candidates
-    (BYTES_A_CANDIDATE each), not with their edges. `members`/bounds holds the components at which `cluster`'s tasks
-    after the first begin, for about the same number of documents each. Returns the number of candidates.
+    Each round adds as many edges as there are candidates so far, so memory grows with the candidates (BYTES_A_CANDIDATE
+    each), not with their edges. `members`/bounds gets the first component of each of `cluster`'s tasks but the first,
+    so that all tasks have about the same number of documents. Returns the number of candidates.
     """
     forest, waiting, size = np.zeros((0, 2), np.uint64), [], 0
     for path in sorted(edges.glob("*.u64")):
@@ -87,7 +92,7 @@ def find_components(edges: Path, members: Path, tasks: int) -> int:
 
 
 def _joined(edges: np.ndarray) -> np.ndarray:
-    """Edges from the first place of each component to each of its others, sorted, of any edges: uint64 (n, 2)."""
+    """uint64 [n, 2]: for each component of `edges`, the edges from its first place to its other places, sorted."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -101,7 +106,10 @@ def _joined(edges: np.ndarray) -> np.ndarray:
 
 
 def split(signed: Path, members: Path, parts: Path, shard: int) -> np.ndarray:
-    """Write the keys of a shard's documents that are in a component: (component, key, place). Returns their numbers."""
+    """Write the keys of a shard's documents in components: rows (component, key, place).
+
+    Returns the numbers of these documents, int64 [n].
+    """
     own = read_rows(table_path(members, 0), 2, place_of(shard), place_of(shard + 1))
     rows = read_rows(table_path(signed, shard), 2)
     at = np.searchsorted(own[:, 0], rows[:, 1])
@@ -113,10 +121,12 @@ def split(signed: Path, members: Path, parts: Path, shard: int) -> np.ndarray:
 def cluster(
     parts: Path, members: Path, found: Path, task: int, first_place: int = 0, similar: Similar | None = None
 ) -> int:
-    """Write which documents of the task's components are not kept: (place, place of the one kept in its stead).
+    """Write the documents of the task's components that are not kept: rows (place, place of the kept leader).
 
-    first_place: documents before it are of reference corpora, which are kept whatever they are like.
-    similar: whether two places that share a key are duplicates, by default all are. Returns how many are not kept.
+    first_place: documents before it belong to reference corpora, and are always kept
+    similar: whether two places that share a key are duplicates; None: they always are
+
+    Returns the number of documents that are not kept.
     """
     bounds = [0, *np.fromfile(members / "bounds", "<u8").tolist(), KEYS]
     rows = gather(parts, 3, *bounds[task : task + 2])
@@ -138,7 +148,7 @@ Pairs = Iterator[tuple[int, int]]
 
 
 def _follow(documents: Documents, groups: int, first_place: int) -> Pairs:
-    """(place, place of the first leader that it shares a group with) of those that are no leaders."""
+    """(place, place of the first leader in one of its groups) for each document that is not a leader."""
     nobody = KEYS - 1
     leaders = np.full(groups, nobody, np.uint64)
     for place, own in documents:
@@ -150,7 +160,7 @@ def _follow(documents: Documents, groups: int, first_place: int) -> Pairs:
 
 
 def _follow_similar(documents: Documents, first_place: int, similar: Similar) -> Pairs:
-    """The same, of those that are also `similar` to the leader; a group can then have several leaders."""
+    """As `_follow`, but a document follows only a leader to which it is `similar`: a group may have several leaders."""
     leaders: dict[int, list[int]] = {}
     for place, own in documents:
         leader = None

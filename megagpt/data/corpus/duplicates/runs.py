@@ -1,4 +1,4 @@
-"""The runs of words of documents, on disk, from which the true similarity of any two of them is told."""
+"""The runs of words of documents, on disk, for the exact similarity of any two documents."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -11,11 +11,14 @@ from megagpt.data.corpus.duplicates.tables import places_of, read_rows, shard_an
 from megagpt.data.files import atomic_file
 
 CACHE_BYTES = 256 << 20
-"""Memory for the runs of documents that were compared last."""
+"""Size of the cache of recently compared documents' runs."""
 
 
 def write_runs(folder: Path, shard: int, documents: Iterable[tuple[int, np.ndarray]]) -> None:
-    """Write the runs of documents of a shard, given as (number, hashes of its runs: sorted, each once)."""
+    """Write the runs of documents of a shard.
+
+    documents: (number, uint64 [n] hashes of its runs of words, sorted, without repetition) of each document
+    """
     rows, offset = [], 0
     with atomic_file(_data(folder, shard)) as file:
         for number, runs in documents:
@@ -32,7 +35,7 @@ def _data(folder: Path, shard: int) -> Path:
 
 
 class Runs:
-    """What write_runs has written for all shards."""
+    """Reads the files of `write_runs` of all shards."""
 
     def __init__(self, folder: Path, cache_bytes: int = CACHE_BYTES) -> None:
         self.folder = folder

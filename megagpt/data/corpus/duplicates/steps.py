@@ -1,4 +1,4 @@
-"""The search for duplicates as steps of datatrove pipelines. Importing this needs datatrove."""
+"""The search for duplicates as steps of datatrove pipelines. Importing this module needs datatrove."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -16,27 +16,27 @@ from megagpt.data.corpus.task import Task
 from megagpt.data.files import write_atomic
 
 MOST_RANGES = 500
-"""Each task opens a file of every shard; more tasks would each read less from as many files."""
+"""Largest number of ranges. Each task opens a file of every shard, so more tasks would only read less of each file."""
 
 SIGNED = "signatures"
-"""Folder of what near.sign writes; the phases of `near_phases` begin there."""
+"""Folder of the signatures that near.sign writes; `near_phases` reads them."""
 NEAR = "near"
 """Folder of the near-duplicates that are found."""
 LARGEST = 20
-"""Clusters that Cluster lists."""
+"""Number of clusters that each task of Cluster lists."""
 
 Documents = Iterable[tuple[int, np.ndarray]]
 RunsOf = Callable[[Path, int, set[int]], Documents]
-"""Gives (number, hashes of its runs of words) of some documents of a shard: (work, shard, their numbers)."""
+"""Called with (work, shard, numbers of documents); returns (number, hashes of its runs of words) of each document."""
 
 
 def ranges(shards: int) -> int:
-    """Tasks that compare the documents of so many shards, of which each then holds about a shard's hashes."""
+    """Number of tasks that compare the documents of `shards` shards; each task then holds about one shard's hashes."""
     return min(shards, MOST_RANGES)
 
 
 def write_names(work: Path, shard: int, names: Sequence[str]) -> None:
-    """Write what name_of gives for each document of a shard."""
+    """Write the names of a shard's documents, for `name_of`."""
     write_atomic(work / "names" / f"{shard:06d}.json", json.dumps(names).encode())
 
 
@@ -52,7 +52,7 @@ def name_of(work: Path, place: int) -> str:
 
 
 class FindRepeated(Task):
-    """Finds what stands twice in the tables of one folder."""
+    """Finds repeated hashes in the tables of one folder."""
 
     type = "DEDUP"
 
@@ -118,7 +118,7 @@ class Split(Task):
 
 
 class Cluster(Task):
-    """Finds the documents of some components that are like one that is kept."""
+    """Finds the documents of some components that are similar to a kept one."""
 
     type = "DEDUP"
     name = "cluster"
@@ -135,7 +135,7 @@ class Cluster(Task):
         self._describe(rank)
 
     def _describe(self, rank: int) -> None:
-        """Write how many clusters there are of which size, and where those are kept that most documents are like."""
+        """Write the number of clusters by size, and the places of the leaders of the largest clusters."""
         leaders, counts = np.unique(read_rows(table_path(self.work / NEAR, rank), 2)[:, 1], return_counts=True)
         powers = np.ceil(np.log2(counts + 1)).astype(int)  # with the leader: 2, 3 to 4, 5 to 8, ...
         names = ["2", *(f"{2 ** (power - 1) + 1} to {2**power}" for power in range(2, 64))]
@@ -156,10 +156,11 @@ def _similar(runs: Runs, least: float, one: int, other: int) -> bool:
 def near_phases(
     work: Path, shards: int, first_place: int = 0, verify: float | None = None, runs_of: RunsOf | None = None
 ) -> list[Phase]:
-    """Finds near-duplicates among `shards` shards whose signatures are written.
+    """The phases that find near-duplicates among `shards` shards with signatures.
 
-    first_place: of the first document that is not of a reference corpus.
-    verify, runs_of: the Jaccard similarity that duplicates must have, and what it is told from.
+    first_place: place of the first document that does not belong to a reference corpus
+    verify: smallest Jaccard similarity of duplicates, computed from their runs of words; None: no check
+    runs_of: returns the runs of words of documents; needed with `verify`
     """
     tasks = ranges(shards)
     return [

@@ -1,4 +1,4 @@
-"""Sorted tables on disk, of which a task reads only the rows of its range of keys."""
+"""Sorted tables on disk. A task reads only the rows of its range of keys."""
 
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -10,33 +10,33 @@ import numpy as np
 from megagpt.data.files import write_atomic
 
 KEYS = 1 << 64
-"""Keys are less than this."""
+"""Number of possible keys."""
 
 _SHARD_BITS = 32
 
 
 def place_of(shard: int, number: int = 0) -> int:
-    """The place of document (or line) `number` of a shard, in the order of the input: a key, 64 bits."""
+    """The place of document (or line) `number` of a shard: a 64-bit key that sorts by the order of the input."""
     return shard << _SHARD_BITS | number
 
 
 def places_of(shard: int, numbers: np.ndarray) -> np.ndarray:
-    """The same for many numbers: uint64."""
+    """uint64 [n]: the places of many documents of a shard."""
     return numbers.astype(np.uint64) | np.uint64(place_of(shard))
 
 
 def shard_and_number(place: int) -> tuple[int, int]:
-    """What place_of made `place` of."""
+    """The arguments from which `place_of` made `place`."""
     return place >> _SHARD_BITS, place & ((1 << _SHARD_BITS) - 1)
 
 
 def key_range(task: int, tasks: int) -> tuple[int, int]:
-    """The keys [low, high) of one of `tasks` tasks; together they are all keys."""
+    """The range [low, high) of keys of a task. The ranges of all `tasks` tasks cover all keys."""
     return KEYS * task // tasks, KEYS * (task + 1) // tasks
 
 
 def table_path(folder: Path, number: int) -> Path:
-    """Where table `number` of a folder is."""
+    """Path of table `number` of a folder."""
     return folder / f"{number:06d}.u64"
 
 
@@ -56,7 +56,7 @@ def gather(folder: Path, columns: int, low: int = 0, high: int = KEYS) -> np.nda
 
 
 def begins(rows: np.ndarray) -> np.ndarray:
-    """Whether each of `rows`, sorted, (rows, columns), differs from the one before it: bool (rows)."""
+    """bool [rows]: whether each of the sorted rows [rows, columns] differs from the one before it."""
     new = np.ones(len(rows), bool)
     new[1:] = (rows[1:] != rows[:-1]).any(axis=1)
     return new
@@ -80,7 +80,7 @@ def read_rows(path: Path, columns: int, low: int = 0, high: int = KEYS) -> np.nd
 
 
 def _find(file: BinaryIO, count: int, width: int, key: int) -> int:
-    """The first of `count` rows whose key is not less than `key`."""
+    """Number of the first of `count` rows whose key is not less than `key`."""
     if key in (0, KEYS):
         return count if key else 0
 

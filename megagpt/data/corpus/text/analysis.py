@@ -1,4 +1,4 @@
-"""What several rules ask about one text, each worked out once, when it is first asked for."""
+"""Properties of a text that several rules use. Each is computed once, at its first use."""
 
 import re
 from functools import cached_property
@@ -8,7 +8,7 @@ import numpy as np
 
 from megagpt.data.corpus.grams import hash_each
 
-# Letters of scripts that put no spaces between words: Thai to Myanmar, Khmer, kana, Han, and their extensions.
+# Letters of scripts without spaces between words: Thai to Myanmar, Khmer, kana, Han, and their extensions.
 UNSPACED = (
     "\u0e00-\u0eff\u0f40-\u0fbc\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u3005-\u3007\u3031-\u3035"
     "\u3041-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua9e0-\ua9fe\uaa60-\uaadf\uf900-\ufaff"
@@ -17,9 +17,9 @@ UNSPACED = (
 _HAS_UNSPACED = re.compile(f"[{UNSPACED}]")
 _WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 
-# A sentence ends at marks and the quotes and brackets that close after them: before a space where a script has spaces,
-# with no small letter next. The dot after a single capital is an initial's. Nothing here looks at a character twice.
-# The mark comes first and what must not stand before it after, for `re` looks for a first character much faster.
+# A sentence ends after a mark and closing quotes and brackets. In scripts with spaces, a space must follow, and no
+# small letter after it. A dot after a single capital belongs to an initial. The pattern visits no character twice, and
+# begins with the mark, before the lookbehinds: `re` searches for a fixed first character much faster.
 _SENTENCE = re.compile(
     r"""[.!?…؟।॥。！？｡](?:"""
     r"""(?<=[.!?…؟।॥])(?<![.!?…؟।॥].)(?<!\b[A-Z]\.)[.!?…]*+["'”’»)\]]*+\s++(?![a-z])|"""
@@ -28,45 +28,45 @@ _SENTENCE = re.compile(
 
 
 class Analysis:
-    """A text and what is known of it. Positions in the arrays are those of `words`."""
+    """A text and its properties. All arrays have one element per word of `words`, except `characters`."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
     @cached_property
     def lines(self) -> list[str]:
-        """As `str.splitlines` gives them, empty ones too."""
+        """The lines by `str.splitlines`, including empty ones."""
         return self.text.splitlines()
 
     @cached_property
     def paragraphs(self) -> list[str]:
-        """What empty lines divide."""
+        """The parts between empty lines."""
         text = self.text.strip()
         return re.split(r"\n{2,}", text) if "\n\n" in text else [text]
 
     @cached_property
     def sentences(self) -> list[str]:
-        """Sentences with the white space after them; together they are the text."""
+        """Sentences with the white space after them; joined, they are the text."""
         return split_sentences(self.text)
 
     @cached_property
     def words(self) -> list[str]:
-        """What white space divides; a letter of a script that writes no spaces is a word of its own."""
+        """The parts between white space. In scripts without spaces, every letter is a word."""
         return split_words(self.text)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Characters of every word: int64."""
+        """int64 [words]: number of characters of every word."""
         return np.fromiter(map(len, self.words), np.int64, len(self.words))
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Where every word begins in all words written without spaces between them, in characters: int64."""
+        """int64 [words]: position in `characters` at which every word begins."""
         return np.cumsum(self.lengths) - self.lengths
 
     @cached_property
     def characters(self) -> np.ndarray:
-        """Code points of all words written without spaces between them: uint8 for ASCII, else uint32."""
+        """Code points of all words joined without spaces: uint8 for ASCII, else uint32."""
         joined = "".join(self.words)
         if joined.isascii():
             return np.frombuffer(joined.encode(), np.uint8)
@@ -74,31 +74,31 @@ class Analysis:
 
     @cached_property
     def hashes(self) -> np.ndarray:
-        """64-bit xxh3 of every word, the same in every process: uint64."""
+        """uint64 [words]: 64-bit xxh3 of every word, the same in every process."""
         return hash_words(self.words)
 
     @cached_property
     def lower_hashes(self) -> np.ndarray:
-        """64-bit xxh3 of every word in lower case: uint64."""
+        """uint64 [words]: 64-bit xxh3 of every word in lower case."""
         lower = "\n".join(self.words).lower()
         return hash_words(lower.split("\n") if lower else [])
 
 
 def split_words(text: str) -> list[str]:
-    """The words of `text`: see Analysis.words."""
+    """The words of `text`; see `Analysis.words`."""
     if text.isascii() or not _HAS_UNSPACED.search(text):
         return text.split()
     return _WORD.findall(text)
 
 
 def hash_words(words: list[str]) -> np.ndarray:
-    """64-bit xxh3 of words that hold no line break: uint64."""
+    """uint64 [words]: 64-bit xxh3 of words without line breaks."""
     encoded = "\n".join(words).encode("utf-8", "surrogatepass").split(b"\n") if words else []
     return hash_each(encoded)
 
 
 def count_sentences(text: str, most: int) -> int:
-    """How many sentences `split_sentences` gives, or `most` where there are more: what comes after is not read."""
+    """Number of sentences of `split_sentences`, at most `most`; the text after them is not read."""
     end, count = 0, 0
     for match in islice(_SENTENCE.finditer(text), most):
         end, count = match.end(), count + 1
@@ -106,7 +106,7 @@ def count_sentences(text: str, most: int) -> int:
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of `text`, each with the white space after it. Their end is told by punctuation alone."""
+    """The sentences of `text`, each with the white space after it, by punctuation only."""
     ends = [match.end() for match in _SENTENCE.finditer(text)]
     if not ends or ends[-1] < len(text):
         ends.append(len(text))

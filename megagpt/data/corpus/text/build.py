@@ -1,4 +1,4 @@
-"""Makes a corpus of text: a chain of datatrove pipelines, on this machine or on a cluster."""
+"""Make a corpus of text with a chain of datatrove pipelines, on this machine or on a cluster."""
 
 import logging
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from megagpt.errors import ConfigError
 log = logging.getLogger(__name__)
 
 MOST_SHARDS = 10_000
-"""Each step that compares all documents opens a file of every shard in each of its tasks."""
+"""Largest number of shards. Each task of a step that compares all documents opens a file of every shard."""
 
 
 def build(
@@ -29,10 +29,10 @@ def build(
     workers: int = 1,
     cluster: Slurm | Ray | None = None,
 ) -> Result:
-    """Make the corpus `output`/*.jsonl.*, report.json, report.md and timing.json out of crawls, dumps or books.
+    """Make the corpus `output`/*.jsonl.*, report.json, report.md and timing.json from crawls, dumps or books.
 
-    timing.json, the CPU seconds of each step, is the only file that is not the same each time. Raises ConfigError for
-    options that make no sense, and as `job.make` does.
+    All files but timing.json, the CPU seconds of each step, are the same every time. Raises ConfigError for options
+    that contradict each other or are out of range, and the errors of `job.make`.
     """
     with needed("making a corpus of text"):
         from megagpt.data.corpus.text import references
@@ -41,7 +41,7 @@ def build(
     options = _checked(options, workers)
     output = Path(output).absolute()
     work = work_folder(output)
-    own = tuple(f"{folder}/" for folder in (output, work))  # which may lie inside of an input
+    own = tuple(f"{folder}/" for folder in (output, work))  # these may be inside an input
     units = [unit for unit in list_units(options.kind, inputs) if not unit.path.startswith(own)]
     shards, sizes = cut(units, [unit.bytes for unit in units], options.shard_mb * 1e6, MOST_SHARDS)
     against = references.list_shards(options.against)
@@ -74,18 +74,18 @@ def _stamps(paths: list[str]) -> list[tuple[str, int, int]]:
 
 
 def _files(options: Options) -> list[str]:
-    """All files besides the inputs that the result depends on."""
+    """All files, besides the inputs, that affect the result."""
     recipe = options.recipe
     named = [recipe.languages and recipe.languages.model, recipe.c4 and recipe.c4.bad_words]
     if recipe.urls:
         named += [value for name, value in vars(recipe.urls).items() if isinstance(value, str) and name != "lists"]
     if recipe.quality and recipe.quality.model:
-        named.append(str(Path(recipe.quality.model) / "model.json"))  # which has the SHA-256 of the rest
+        named.append(str(Path(recipe.quality.model) / "model.json"))  # it has the SHA-256 of the model's other files
     return [*options.decontaminate, *options.links, *(name for name in named if name and name != "cld2")]
 
 
 def _checked(options: Options, workers: int) -> Options:
-    """The options with what one of them implies for others."""
+    """The options, completed where one option implies another. Raises ConfigError for a contradiction."""
     check_at_least(
         ("--workers", workers, 1),
         ("--samples", options.samples, 1),
@@ -103,10 +103,11 @@ def _checked(options: Options, workers: int) -> Options:
         )
     if options.against and not (recipe.duplicates and (recipe.duplicates.documents or recipe.duplicates.urls or near)):
         raise ConfigError(
-            "--against removes copies, and the recipe looks for none: turn duplicates.documents or duplicates.near on"
+            "--against removes copies, but the recipe searches for none: turn on duplicates.documents or"
+            " duplicates.near"
         )
     if options.decontaminate and not recipe.decontamination:
-        log.info("the recipe has no decontamination: taking GPT-3's limits for it")
+        log.info("the recipe has no decontamination: GPT-3's limits are used")
         return replace(options, recipe=replace(recipe, decontamination=Decontamination()))
     if recipe.decontamination and not options.decontaminate:
         log.warning("the recipe cuts out text of evaluations, but no --decontaminate FILE is given: nothing is cut out")
@@ -114,7 +115,7 @@ def _checked(options: Options, workers: int) -> Options:
 
 
 def _set_up(work: Path, options: Options) -> None:
-    """Put what tasks need into the folder of work."""
+    """Write the index of evaluations and the scores of links to the work folder, for the tasks."""
     from megagpt.data.corpus.text.decontamination.index import read_index
     from megagpt.data.corpus.text.inputs.links import load_links
     from megagpt.data.corpus.text.steps import EVALUATION, LINKS

@@ -1,7 +1,7 @@
-"""Documents between the filter and the corpus: a shard of them, and what later steps have found of each.
+"""Documents between the filter and the corpus: shards of documents, and the findings of later steps about them.
 
-A document has a number in its shard and so a place in the order of the input, behind all documents of the reference
-corpora. What is found is a table that says which places go; the documents are only written again at the end.
+A document has a number in its shard, and so a place in the order of the input, after all documents of the reference
+corpora. A step writes its findings as a table of places to drop; the documents are only written again at the end.
 """
 
 import json
@@ -24,34 +24,34 @@ from megagpt.data.corpus.text.recipe import Recipe
 from megagpt.data.files import write_atomic
 
 SHARE, URLS, TEXTS, PASSAGES, NEAR = "share", "same_urls", "same_texts", "same_passages", "near"
-"""Names of what is found, in the order in which it is: folders of tables, and for SHARE the file of a threshold."""
+"""Names of the findings, in the order of the steps: folders of tables, and for SHARE the file of a threshold."""
 
 RULES = {
     URLS: ("duplicate URL", "the same URL as {}"),
     TEXTS: ("exact duplicate", "the same text as {}"),
     NEAR: ("near-duplicate", "like {}"),
 }
-"""The rule that drops what is found, and the reason."""
+"""For each finding: the rule that drops the documents, and the reason."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all steps know."""
+    """Settings that all steps use."""
 
     work: Path
     recipe: Recipe
     references: int
-    """Shards of reference corpora; their places come first."""
+    """Number of shards of reference corpora; their places come first."""
     samples: int
 
     @property
     def first_place(self) -> int:
-        """Of the first document that is not of a reference corpus."""
+        """Place of the first document that does not belong to a reference corpus."""
         return place_of(self.references)
 
     @property
     def compared(self) -> list[tuple[str, str]]:
-        """What is compared for being exactly the same, and the name of the phase that does it."""
+        """(finding, name of its phase) for each search for exact repetitions."""
         wanted = self.recipe.duplicates
         if wanted is None:
             return []
@@ -61,7 +61,7 @@ class Plan:
 
 
 def write_filtered(plan: Plan, rank: int, documents: Iterable[dict[str, Any]]) -> None:
-    """Write a shard of documents; and beside it their names, hashes and scores."""
+    """Write a shard of documents, and files with their names, hashes and scores."""
     names, scores = [], []
     hashes = [np.zeros((0, 4), np.uint64)]
 
@@ -79,35 +79,35 @@ def write_filtered(plan: Plan, rank: int, documents: Iterable[dict[str, Any]]) -
 
 
 def read_hashes(plan: Plan, rank: int) -> np.ndarray:
-    """Hashes of a shard's URLs (columns 0 and 1) and texts: uint64 (documents, 4)."""
+    """uint64 [documents, 4]: 128-bit hashes of a shard's URLs (columns 0 and 1) and texts (columns 2 and 3)."""
     return np.fromfile(plan.work / "hashes" / f"{rank:05d}", "<u8").reshape(-1, 4)
 
 
 NO_URL = hash_texts([""])[0]
-"""The hash of a document that has no URL."""
+"""uint64 [2]: the URL hash of a document without a URL."""
 
 
 Reason = str | Callable[[], str]
 
 
 class Fate(NamedTuple):
-    """What becomes of the documents of a shard, as far as it is found."""
+    """The documents and passages of a shard that the findings drop."""
 
     dropped: dict[int, tuple[str, Reason]]
-    """Numbers, each with the rule that drops it and the reason."""
+    """{number of a document: (rule that drops it, reason)}."""
     cut: set[int]
-    """Numbers of passages, counted through the documents that reach PASSAGES."""
+    """Numbers of the passages to cut, counted over all documents that reach the step PASSAGES."""
 
 
 def fate_of(plan: Plan, rank: int, found: tuple[str, ...]) -> Fate:
-    """What becomes of a shard's documents by what is `found`."""
+    """The documents and passages of a shard that the findings named in `found` drop."""
     dropped: dict[int, tuple[str, Reason]] = {}
     shard = plan.references + rank
     if SHARE in found:
         least = json.loads((plan.work / SHARE).read_bytes())
         scores = np.fromfile(plan.work / "scores" / f"{rank:05d}", "<f8")
         for number in np.flatnonzero(scores < least).tolist():
-            dropped[number] = "quality", f"score {scores[number]:.4f}; the best are those from {least:.4f} on"
+            dropped[number] = "quality", f"score {scores[number]:.4f}; documents from {least:.4f} on are kept"
     for name in RULES.keys() & set(found):
         rule, reason = RULES[name]
         for number, first in found_in(plan.work / name, shard).items():
@@ -122,9 +122,9 @@ def _reason(reason: str, work: Path, place: int) -> str:
 def remaining(
     plan: Plan, rank: int, found: tuple[str, ...], tally: Tally | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and record of the documents that what is `found` leaves, without passages that stood before.
+    """(number, record) of the documents that the findings named in `found` leave, without repeated passages.
 
-    tally: counts the others, where it is given
+    tally: counts the dropped documents, if given
     """
     fate, at = fate_of(plan, rank, found), 0
     for number, record in enumerate(read_shard(plan.work / "filtered" / shard_name(rank))):

@@ -1,6 +1,6 @@
-"""What each step may be told: thresholds, files and switches, with the values of the publications as defaults.
+"""Settings of each step: thresholds, files and switches, with the published values as defaults.
 
-A threshold that is None is not asked. `recipe` reads these from YAML and checks the ranges that the fields carry.
+A threshold of None is not checked. `recipe` reads these settings from YAML and checks the ranges of the fields.
 """
 
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 
 def share(default: float | None) -> Any:
-    """A field from 0 to 1."""
+    """A field with a number from 0 to 1."""
     return number(default, 0, 1)
 
 
@@ -19,32 +19,32 @@ def number(default: float | None, least: float = 0, most: float = float("inf")) 
 
 @dataclass(frozen=True)
 class Languages:
-    """Which languages are kept."""
+    """Languages to keep."""
 
     keep: tuple[str, ...] = ("en",)
     """ISO 639-1 codes."""
     min_score: float = share(0.65)
-    """CLD2: the share of the text that is in the language. fastText: the probability of the language."""
+    """CLD2: smallest share of the text in the language. fastText: smallest probability of the language."""
     model: str = "cld2"
-    """cld2, whose tables come with its package, or a file of fastText's lid.176.bin or lid.176.ftz."""
+    """cld2, whose tables are in its package, or the path of fastText's lid.176.bin or lid.176.ftz."""
 
 
 @dataclass(frozen=True)
 class Urls:
-    """Which addresses are refused. Lists are files with one entry a line; # begins a comment."""
+    """Addresses to refuse. Lists are files with one entry per line; # begins a comment."""
 
     lists: Literal["small", "datatrove", "none"] = "small"
-    """Lists beside those of the files: a few words, all that datatrove brings (FineWeb's), or none."""
+    """Built-in lists, in addition to the files: a few words, all lists of datatrove (FineWeb's), or none."""
     domains: str | None = None
-    """Domains; a domain stands for all below it."""
+    """File of domains; subdomains are refused too."""
     urls: str | None = None
-    """Whole addresses."""
+    """File of whole addresses."""
     strict_words: str | None = None
-    """Refused anywhere in the address, whatever stands between their letters."""
+    """File of words that are refused anywhere in the address, also with other characters between their letters."""
     hard_words: str | None = None
-    """Refused as words of the address."""
+    """File of words that are refused as whole words of the address."""
     soft_words: str | None = None
-    """Refused when there are several."""
+    """File of words that are refused if the address has at least `min_soft_words` of them."""
     min_soft_words: int = number(2, 1)
 
 
@@ -53,20 +53,21 @@ class Lines:
     """RefinedWeb's rules about lines (arXiv 2306.01116, appendix G.2)."""
 
     max_uppercase: float | None = share(0.5)
-    """Of a line's characters."""
+    """Largest share of capitals in a line's characters; other lines are removed."""
     numbers: bool = True
-    """Lines of digits alone go."""
+    """Remove lines that consist of digits."""
     counters: bool = True
-    """Lines such as "3 likes" go."""
+    """Remove lines such as "3 likes"."""
     min_words: int | None = number(2)
+    """Remove lines with fewer words."""
     phrases: bool = True
-    """"Sign-in" at the start, "Read more..." at the end and "items in cart" anywhere are cut out of short lines."""
+    """Cut "Sign-in" at the start, "Read more..." at the end and "items in cart" anywhere out of short lines."""
     max_phrase_words: int = number(10)
-    """Words of a line that is short enough for `phrases`."""
+    """Largest number of words of a short line, for `phrases`."""
     max_newlines: int | None = number(2, 1)
-    """In a row; what is more goes."""
+    """Largest number of line breaks in a row; more are removed."""
     max_removed: float | None = share(0.05)
-    """Of the words; a page that would lose more is dropped."""
+    """Largest share of the words that these rules may remove; a page that would lose more is dropped."""
 
 
 @dataclass(frozen=True)
@@ -74,27 +75,27 @@ class C4:
     """C4's rules (arXiv 1910.10683, section 2.2; c4_utils.py of TensorFlow Datasets), as datatrove applies them."""
 
     terminal_marks: str | None = ".?!\"'"
-    """Lines that end with none of them, or with three dots, go."""
+    """Remove lines that end with none of these marks, or with three dots."""
     min_words: int | None = number(3)
-    """Of a line; others go."""
+    """Remove lines with fewer words."""
     max_word_length: int | None = number(1000, 1)
-    """Lines with a longer word go."""
+    """Remove lines with a longer word, in characters."""
     citations: bool = True
-    """[12], [edit] and [citation needed] are cut out of lines."""
+    """Cut [12], [edit] and [citation needed] out of lines."""
     javascript: bool = True
-    """Lines with this word go."""
+    """Remove lines with the word javascript."""
     policy: bool = True
-    """Lines about cookies and terms of use go."""
+    """Remove lines about cookies and terms of use."""
     lorem_ipsum: bool = True
-    """Pages with this phrase go."""
+    """Drop pages with the phrase lorem ipsum."""
     curly_bracket: bool = True
-    """Pages with one go."""
+    """Drop pages with a curly bracket."""
     min_sentences: int | None = number(5)
-    """Of the lines that stay; pages with fewer go."""
+    """Drop pages whose remaining lines have fewer sentences."""
     bad_words: str | None = None
-    """File of words or phrases, one a line: pages with one go."""
+    """File of words or phrases, one per line; drop pages with one of them."""
     min_paragraphs: int | None = number(None)
-    """mC4: so many lines must have at least `min_paragraph_length` characters (3 of 200)."""
+    """Drop pages with fewer lines of at least `min_paragraph_length` characters (mC4: 3 lines of 200)."""
     min_paragraph_length: int = number(200)
 
 
@@ -103,37 +104,38 @@ class GopherQuality:
     """Gopher's rules about quality (arXiv 2112.11446, appendix A1.1)."""
 
     min_words: int | None = number(50)
-    """Of words that are more than punctuation, like the next three."""
+    """This and the next three limits do not count words that are only punctuation."""
     max_words: int | None = number(100_000)
     min_mean_word_length: float | None = number(3)
     max_mean_word_length: float | None = number(10)
     max_hashes: float | None = number(0.1)
-    """`#` a word."""
+    """Largest number of `#` per word."""
     max_ellipses: float | None = number(0.1)
-    """Ellipses a word."""
+    """Largest number of ellipses per word."""
     max_bullet_lines: float | None = share(0.9)
+    """Largest share of lines that begin with a bullet."""
     max_ellipsis_lines: float | None = share(0.3)
-    """Lines that end with one."""
+    """Largest share of lines that end with an ellipsis."""
     min_alphabetic_words: float | None = share(0.8)
-    """Words with a letter."""
+    """Smallest share of words with a letter."""
     min_stop_words: int | None = number(2)
-    """Different ones of the, be, to, of, and, that, have, with."""
+    """Smallest number of different words out of the, be, to, of, and, that, have, with."""
 
 
 @dataclass(frozen=True)
 class GopherRepetition:
-    """Gopher's rules about repetition (arXiv 2112.11446, table A1): shares of the lines, paragraphs or characters."""
+    """Gopher's rules about repetition (arXiv 2112.11446, table A1): limits of shares of lines, paragraphs or text."""
 
     duplicate_lines: float | None = share(0.30)
     duplicate_paragraphs: float | None = share(0.30)
     duplicate_line_characters: float | None = share(0.20)
     duplicate_paragraph_characters: float | None = share(0.20)
     top_2grams: float | None = share(0.20)
-    """Characters in the most frequent run of so many words."""
+    """Share of the characters in the most frequent run of 2 words; likewise for 3 and 4."""
     top_3grams: float | None = share(0.18)
     top_4grams: float | None = share(0.16)
     duplicate_5grams: float | None = share(0.15)
-    """Characters in runs of so many words that stood before."""
+    """Share of the characters in repeated runs of 5 words; likewise for 6 to 10."""
     duplicate_6grams: float | None = share(0.14)
     duplicate_7grams: float | None = share(0.13)
     duplicate_8grams: float | None = share(0.12)
@@ -146,35 +148,37 @@ class FineWeb:
     """FineWeb's own rules (arXiv 2406.17557, section 3.6)."""
 
     min_punctuated_lines: float | None = share(0.12)
-    """Lines that end a sentence."""
+    """Smallest share of lines that end a sentence."""
     max_short_lines: float | None = share(0.67)
+    """Largest share of short lines."""
     short_line: int = number(30)
-    """Characters of a line that is short."""
+    """Largest number of characters of a short line."""
     max_duplicate_characters: float | None = share(0.01)
-    """In lines that stood before."""
+    """Largest share of the characters in repeated lines."""
     max_newlines: float | None = number(0.3)
-    """Line breaks a word."""
+    """Largest number of line breaks per word."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What is kept by the score of a classifier."""
+    """Keeping documents by the score of a classifier."""
 
     rule: Literal["pareto", "threshold", "share"] = "pareto"
-    """By chance, a score that grows with it (GPT-3); from a score on (DCLM); or the best share of all documents."""
+    """`pareto`: keep by chance, more likely with a higher score (GPT-3). `threshold`: keep from a score on (DCLM).
+    `share`: keep the best share of all documents."""
     alpha: float = number(9)
-    """Of `pareto`: a document of score s stays with probability (2 - s)^-alpha."""
+    """For `pareto`: a document of score s is kept with probability (2 - s)^-alpha."""
     threshold: float = share(0.5)
-    """Of `threshold`."""
+    """For `threshold`: smallest score."""
     share: float = share(0.1)
-    """Of `share`."""
+    """For `share`: share of the documents to keep."""
     model: str | None = None
-    """Made by `megagpt data quality train`."""
+    """Folder of the classifier, made by `megagpt data quality train`."""
 
 
 @dataclass(frozen=True)
 class Pii:
-    """Which secrets and personal data are replaced."""
+    """Secrets and personal data to replace."""
 
     secrets: bool = True
     """Keys and passwords."""
@@ -183,45 +187,49 @@ class Pii:
     """Public IP addresses."""
     phones: bool = False
     max_spans: int | None = number(None)
-    """E-mail addresses, IP addresses and telephone numbers; a document with more is dropped (Dolma: 5)."""
+    """Largest number of e-mail addresses, IP addresses and telephone numbers; drop documents with more (Dolma: 5)."""
 
 
 @dataclass(frozen=True)
 class Near:
-    """How near-duplicates are found: MinHash of runs of words."""
+    """Search for near-duplicates: MinHash of runs of words."""
 
     words: int = number(5, 1)
-    """In a run."""
+    """Number of words in a run."""
     buckets: int = number(14, 1)
+    """Number of buckets; documents match if one bucket agrees."""
     hashes: int = number(8, 1)
-    """Hashes that must agree in one bucket: half of the pairs with a similarity of (1/buckets)^(1/hashes) are found."""
+    """Hashes per bucket. About half of the pairs with a similarity of (1/buckets)^(1/hashes) are found."""
     verify: float | None = share(None)
-    """Jaccard similarity of the runs that pairs found must truly have."""
+    """Smallest exact Jaccard similarity of the runs; matches with less are kept. None: no check."""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Which copies are removed."""
+    """Copies to remove."""
 
     urls: bool = False
+    """Drop documents with the URL of an earlier one."""
     documents: bool = False
+    """Drop documents with the text of an earlier one."""
     lines: bool = False
+    """Cut out repeated lines."""
     spans: int | None = number(None, 1)
-    """So many sentences in a row that stood before go (C4: 3)."""
+    """Cut out repeated runs of this many sentences (C4: 3)."""
     near: Near | None = None
 
 
 @dataclass(frozen=True)
 class Decontamination:
-    """How text of evaluation files is cut out (GPT-3, arXiv 2005.14165, appendix C)."""
+    """Cutting text of evaluation files out of documents (GPT-3, arXiv 2005.14165, appendix C)."""
 
     ngram: int = number(13, 1)
-    """Words in a row that count as an overlap."""
+    """Number of words in a row that count as an overlap."""
     window: int = number(200)
-    """Characters that go on each side of an overlap."""
+    """Number of characters to remove on each side of an overlap."""
     min_piece: int = number(200)
-    """Characters; shorter pieces go."""
+    """Remove shorter pieces, in characters."""
     max_pieces: int = number(10, 1)
-    """A document that falls into more goes."""
+    """Drop documents that would have more pieces."""
     max_documents: int = number(10, 1)
-    """Runs of words in more documents of the corpus are no overlap."""
+    """Runs of words in more documents of the corpus do not count as overlaps."""

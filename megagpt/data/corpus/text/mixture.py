@@ -1,4 +1,4 @@
-"""Weights and epochs of a mixture of corpora, from their numbers of tokens."""
+"""Compute weights and epochs of a mixture of corpora from their numbers of tokens."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from megagpt.data.files import read_input
 from megagpt.errors import ConfigError, DataError
 
 LARGEST_EPOCHS = 4
-"""Epochs over a corpus beyond which repeated tokens are worth clearly less than new ones (arXiv 2305.16264)."""
+"""Number of epochs beyond which repeated tokens are worth clearly less than new ones (arXiv 2305.16264)."""
 
 
 class Corpus(NamedTuple):
@@ -24,7 +24,7 @@ class Corpus(NamedTuple):
     """Prefix of its .bin and .idx files."""
     tokens: float
     tokenizer: str | None = None
-    """SHA-256 of the tokenizer.json that it was tokenized with, where that is known."""
+    """SHA-256 of its tokenizer.json, if known."""
 
 
 class Published(NamedTuple):
@@ -57,18 +57,18 @@ class Part:
 
     corpus: Corpus
     weight: float
-    """Relative to the other corpora's."""
+    """Weight relative to the other corpora's weights."""
     share: float
-    """Of the training samples: the weight divided by the sum of the weights."""
+    """Share of the training samples: the weight divided by the sum of all weights."""
     epochs: float
-    """Passes over the corpus in the run."""
+    """Number of passes over the corpus in the run."""
 
 
 def read_corpus(text: str) -> Corpus:
-    """The corpus that NAME=TOKENS or NAME=PREFIX.json stands for.
+    """The corpus of NAME=TOKENS or NAME=PREFIX.json.
 
-    Without files its path is data/NAME. PREFIX.json is what `megagpt data preprocess` writes. Raises ConfigError for
-    another form, DataError for a file that does not say how many tokens there are.
+    With TOKENS its path is data/NAME. `megagpt data preprocess` writes PREFIX.json. Raises ConfigError for another
+    form, DataError for a file without the number of tokens.
     """
     name, equals, value = text.partition("=")
     value = at_home(value)
@@ -78,13 +78,15 @@ def read_corpus(text: str) -> Corpus:
         try:
             return Corpus(name, f"data/{name}", _positive(float(value)))
         except ValueError:
-            raise ConfigError(f"{text}: {value} is no number of tokens, such as 410e9, and no PREFIX.json") from None
+            raise ConfigError(
+                f"{text}: {value} is neither a number of tokens, such as 410e9, nor a PREFIX.json"
+            ) from None
     try:
         about = json.loads(read_input(value))
         return Corpus(name, value.removesuffix(".json"), _positive(about["tokens"]), about.get("tokenizer_sha256"))
     except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__} {error}"
-        raise DataError(f"{value} is no .json of a corpus of `megagpt data preprocess`: {reason}") from None
+        raise DataError(f"{value} is not the .json of a corpus of `megagpt data preprocess`: {reason}") from None
 
 
 def read_weight(text: str) -> tuple[str, float]:
@@ -102,21 +104,21 @@ def published(recipe: str) -> list[Corpus]:
 
 
 def recipe_weights(recipe: str, corpora: Sequence[Corpus]) -> dict[str, float]:
-    """The published weights of `corpora`, which may be some of the recipe's. Raises ConfigError for other names."""
+    """The published weights of `corpora`, a part of the recipe's corpora. Raises ConfigError for other names."""
     rows = RECIPES[recipe]
     for corpus in corpora:
         if corpus.name not in rows:
             close = nearest(corpus.name, rows)
             hint = f"did you mean {close}?" if close else f"they are {', '.join(rows)}"
-            raise ConfigError(f"{corpus.name} is no corpus of the recipe {recipe}; {hint}")
+            raise ConfigError(f"{corpus.name} is not a corpus of the recipe {recipe}; {hint}")
     return {corpus.name: rows[corpus.name].weight for corpus in corpora}
 
 
 def size_weights(corpora: Sequence[Corpus], exponent: float) -> dict[str, float]:
     """Weights that grow with the sizes: tokens^exponent, made to sum to 1.
 
-    1 is proportional, so that every corpus is passed over as often; 0 gives equal weights. Multilingual models take
-    0.3 (XLM-R, arXiv 1911.02116; mT5, arXiv 2010.11934); a temperature T is the exponent 1 / T.
+    Exponent 1 is proportional and gives every corpus the same number of epochs; 0 gives equal weights. Multilingual
+    models take 0.3 (XLM-R, arXiv 1911.02116; mT5, arXiv 2010.11934); a temperature T is the exponent 1 / T.
     """
     largest = max(corpus.tokens for corpus in corpora)
     sizes = {corpus.name: (corpus.tokens / largest) ** exponent for corpus in corpora}
@@ -126,12 +128,12 @@ def size_weights(corpora: Sequence[Corpus], exponent: float) -> dict[str, float]
 def mix(corpora: Sequence[Corpus], weights: Mapping[str, float], train_tokens: float) -> list[Part]:
     """The mixture for a run of `train_tokens`.
 
-    Raises ConfigError when names occur twice, or do not match those of the weights; DataError when the corpora are of
+    Raises ConfigError when names occur twice, or do not match the names of the weights; DataError when the corpora have
     different tokenizers.
     """
     names = [corpus.name for corpus in corpora]
     if len(set(names)) < len(names):
-        raise ConfigError(f"the corpora {', '.join(names)}: each needs a name of its own")
+        raise ConfigError(f"the corpora {', '.join(names)}: each needs a different name")
     if set(names) != set(weights):
         raise ConfigError(f"weights are given for {', '.join(weights)}, but the corpora are {', '.join(names)}")
     if train_tokens <= 0:
@@ -147,7 +149,7 @@ def mix(corpora: Sequence[Corpus], weights: Mapping[str, float], train_tokens: f
 
 
 def repeated(parts: Sequence[Part]) -> list[str]:
-    """A warning for each corpus that is passed over too often."""
+    """A warning for each corpus with more than LARGEST_EPOCHS epochs."""
     return [
         f"{part.corpus.name}: {part.epochs:.1f} epochs; beyond {LARGEST_EPOCHS} repeated tokens are worth clearly less "
         "than new ones (arXiv 2305.16264): add data or lower its weight"
@@ -157,7 +159,7 @@ def repeated(parts: Sequence[Part]) -> list[str]:
 
 
 def contradictions(recipe: str = "gpt3") -> list[str]:
-    """What does not fit in the published table, and whether its rounding can explain that."""
+    """Contradictions in the published table, each with a note whether its rounding can explain them."""
     rows = RECIPES[recipe]
     total = sum(row.weight for row in rows.values())
     found = [f"The weights as printed sum to {total:.0%}; a run divides them by their sum."]
@@ -176,7 +178,7 @@ def contradictions(recipe: str = "gpt3") -> list[str]:
 
 
 def override(parts: Sequence[Part]) -> str:
-    """The mixture as a setting of a run, for the command line."""
+    """The mixture as a command-line setting of a run."""
     entries = []
     for part in parts:
         path = part.corpus.path
@@ -186,7 +188,7 @@ def override(parts: Sequence[Part]) -> str:
 
 
 def to_yaml(parts: Sequence[Part], train_tokens: float, notes: Sequence[str] = ()) -> str:
-    """The mixture as an option of the config group `data`, with what it means as comments."""
+    """The mixture as an option of the config group `data`, with explanations as comments."""
     total = sum(part.corpus.tokens for part in parts)
     lines = [f"# {len(parts)} corpora of {total:.4g} tokens in all, for a run of {train_tokens:.4g} tokens."]
     lines += [f"# {note}" for note in notes]

@@ -10,30 +10,32 @@ from megagpt.data.corpus.text.recipe import Recipe
 from megagpt.data.readers import MAX_RECORD_BYTES
 
 SHARD_MB = 128
-"""Files, as they are stored, that make a shard, in millions of bytes."""
+"""Input files per shard, in millions of bytes as stored."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the corpus; the result depends on nothing else."""
+    """Options of the corpus. The result depends only on these and on the input."""
 
     kind: Kind
     recipe: Recipe
     key: str = "text"
-    """Of the text in lines of JSON, and its column in parquet files."""
+    """Key of the text in lines of JSON, or its column in parquet files."""
     links: tuple[str, ...] = ()
     """Files of links with scores: only pages with a link of a sufficient score are kept."""
     min_link_score: float = MIN_SCORE
+    """Smallest sufficient score of a link."""
     against: tuple[str, ...] = ()
-    """Folders of corpora whose documents are removed from this one; they stay as they are."""
+    """Folders of corpora whose documents are removed from this one. These corpora stay unchanged."""
     decontaminate: tuple[str, ...] = ()
     """Files of evaluation data."""
     extractor: Library = "trafilatura"
-    """Of text from HTML."""
+    """Library that extracts text from HTML."""
     max_record_mb: float = MAX_RECORD_BYTES / 1e6
-    """Longest record that is read, in millions of bytes."""
+    """Largest size of a record, in millions of bytes."""
     compression: str = "zst"
-    """Of the shards: zst, gz or none."""
+    """Compression of the shards: zst, gz or none."""
     samples: int = SAMPLES
-    """Documents that the report shows for each rule."""
+    """Number of documents that the report shows for each rule."""
     shard_mb: float = SHARD_MB
+    """Input files per shard, in millions of bytes as stored."""

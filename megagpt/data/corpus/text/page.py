@@ -1,4 +1,4 @@
-"""What the readers of `inputs` make of every record: a page, or the reason why there is none."""
+"""The output of the readers of `inputs` for each record: a page, or the reason why there is none."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -9,18 +9,18 @@ class Page:
     """A document before it is filtered."""
 
     text: str
-    """Empty while only `html` is there."""
+    """Empty before text is extracted from `html`."""
     source: str
-    """Names the record: "CC-MAIN.warc.gz#12", "dump.xml.bz2:Title" or "book.epub"."""
+    """Name of the record: "CC-MAIN.warc.gz#12", "dump.xml.bz2:Title" or "book.epub"."""
     bytes: int
-    """Of the record as it was stored, uncompressed."""
+    """Uncompressed size of the stored record."""
     url: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
-    """Title, date, author, and whatever else the format states."""
+    """Title, date, author, and other fields of the format."""
     html: bytes | None = None
-    """Markup whose text is to be extracted (`inputs.extract`), after the rules for URLs."""
+    """Markup. `inputs.extract` extracts its text after the rules for URLs."""
     unread: tuple[str, ...] = ()
-    """Names of the record's other fields, which nobody reads."""
+    """Names of the record's other fields, which are not read."""
 
 
 class Broken(NamedTuple):
@@ -29,6 +29,6 @@ class Broken(NamedTuple):
     source: str
     bytes: int
     rule: str
-    """The reason, in words shared by all records of this kind."""
+    """Name of the rule that drops the record; equal for all records of this kind."""
     reason: str
-    """What exactly was wrong with this one."""
+    """The exact reason for this record."""

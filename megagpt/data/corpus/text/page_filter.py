@@ -1,4 +1,4 @@
-"""Filters pages: each becomes a document of the corpus, or is dropped by a rule that gives a reason."""
+"""Filter pages: each page becomes a document of the corpus, or a rule drops it and gives a reason."""
 
 import time
 from collections import Counter
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from megagpt.data.corpus.text.inputs.extract import Library
 
 _ENGLISH = "en"
-"""The language that C4's bad words are taken to be in where no step tells the language."""
+"""Language of C4's bad words if no step identifies the language."""
 
 
 class Document(NamedTuple):
@@ -36,11 +36,11 @@ class Document(NamedTuple):
     source: str
     url: str | None
     language: str | None
-    """ISO 639-1; None where no step tells it."""
+    """ISO 639-1 code; None if no step identifies it."""
     score: float | None
-    """Of the classifier, 0 to 1; None without one."""
+    """Score of the classifier, 0 to 1; None without a classifier."""
     bytes: int
-    """Of the record."""
+    """Size of the record."""
     metadata: dict[str, str]
 
 
@@ -48,15 +48,15 @@ class Scorer(Protocol):
     """A classifier of quality."""
 
     def score(self, analysis: Analysis) -> float:
-        """How much a text is like the good ones, 0 to 1."""
+        """Similarity of a text to the good examples, 0 to 1."""
 
 
 class _Dropped(Exception):
-    """A step leaves the page out: the rule and the reason."""
+    """A step drops the page. The arguments are the rule and the reason."""
 
 
 class PageFilter:
-    """The steps of a recipe that look at one page alone, in order; a context manager around the extraction of HTML."""
+    """The steps of a recipe for a single page, in order; a context manager that ends the extraction process."""
 
     def __init__(
         self,
@@ -66,12 +66,13 @@ class PageFilter:
         seconds: Counter[str],
         scorer: Scorer | None = None,
     ) -> None:
-        """Loads what the steps need, once a process.
+        """Load the models and lists of the steps.
 
-        tally: counts what is dropped and changed
-        seconds: CPU seconds of each step are added to it
-        scorer: in place of the recipe's `quality.model`
-        Raises ConfigError for a file or a package that is missing, DataError for a model that cannot be read.
+        tally: receives the counts of drops and changes
+        seconds: receives the CPU seconds of each step
+        scorer: replaces the recipe's `quality.model`
+
+        Raises ConfigError for a missing file or package, DataError for a model that cannot be read.
         """
         self._recipe, self._tally, self._seconds = recipe, tally, seconds
         self._library, self._extractor = extractor, None
@@ -88,7 +89,7 @@ class PageFilter:
             self._extractor.close()
 
     def __call__(self, page: Page) -> Document | None:
-        """The document that a page becomes, or None where a step drops it."""
+        """The document of a page, or None if a step drops it."""
         changes: Counter[str] = Counter()
         try:
             document = self._document(page, changes)
@@ -99,7 +100,7 @@ class PageFilter:
         return document
 
     def _document(self, page: Page, changes: Counter[str]) -> Document:
-        """The document that a page becomes; raises _Dropped. `changes` counts lines and spans that were changed."""
+        """The document of a page; raises _Dropped. `changes` receives the counts of changed lines and spans."""
         recipe = self._recipe
         if self._url_rules and page.url:
             self._ask("urls", self._url_rules, page.url)
@@ -132,7 +133,7 @@ class PageFilter:
         return Document(text, page.source, page.url, code, score, page.bytes, page.metadata)
 
     def _ask(self, step: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function returns, its time counted; raises _Dropped where that is a drop."""
+        """Call a function and count its time. Returns its result; raises _Dropped if the result is a drop."""
         began = time.process_time()
         result = function(*arguments)
         self._seconds[step] += time.process_time() - began
@@ -145,7 +146,7 @@ class PageFilter:
         """The page with the text of its HTML; raises _Dropped."""
         from megagpt.data.corpus.text.inputs.extract import Extractor
 
-        if self._extractor is None:  # its process is only started for HTML
+        if self._extractor is None:  # the process is only started if there is HTML
             self._extractor = Extractor(self._library)
         elsewhere = self._extractor.cpu_seconds
         page = self._ask("extraction", self._extractor.extract, page)
@@ -157,11 +158,11 @@ class PageFilter:
 
 _EDITS = {"lines": lines, "c4": c4}
 _RULES = {"gopher_quality": gopher_quality, "gopher_repetition": gopher_repetition, "fineweb": fineweb}
-"""Steps in the order in which they are taken."""
+"""Steps in their order."""
 
 
 def _is_kept(score: float, text: str, limits: Quality) -> bool:
-    """Whether a document of this score stays. The best share of all is only known when all have scores."""
+    """Whether a document with this score is kept. The rule `share` decides later, when all scores are known."""
     if limits.rule == "pareto":
         from megagpt.data.corpus.text.quality.keep import keep_pareto
 

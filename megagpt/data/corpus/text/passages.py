@@ -1,4 +1,4 @@
-"""Passages that stood before in the corpus are cut out: lines, or some sentences in a row (C4, arXiv 1910.10683)."""
+"""Cut out repeated passages: lines, or runs of sentences (C4, arXiv 1910.10683), that an earlier document has."""
 
 from itertools import accumulate
 
@@ -14,9 +14,9 @@ Span = tuple[int, int]
 
 
 def passages(text: str, duplicates: Duplicates) -> tuple[list[Span], np.ndarray]:
-    """The lines of `text` with their breaks, and runs of `duplicates.spans` sentences, as far as either is asked for.
+    """The lines of `text` if `duplicates.lines`, and its runs of `duplicates.spans` sentences if that is set.
 
-    Returns their spans and their hashes, uint64 (passages, 2), in which case and space at the ends do not count.
+    Returns their spans and their hashes, uint64 [passages, 2], which ignore case and white space at the ends.
     """
     spans: list[Span] = []
     if duplicates.lines:
@@ -30,15 +30,15 @@ def passages(text: str, duplicates: Duplicates) -> tuple[list[Span], np.ndarray]
 
 
 def _spans(parts: list[str], length: int) -> list[Span]:
-    """Where each run of `length` parts stands, of parts that are the text together."""
+    """The span of each run of `length` parts; joined, the parts are the text."""
     ends = list(accumulate(map(len, parts), initial=0))
     return [(ends[first], ends[first + length]) for first in range(len(parts) - length + 1)]
 
 
 def edited(text: str, cut: list[Span], recipe: Recipe) -> tuple[str, str]:
-    """`text` without the passages `cut`, and why what is left is no document; "" where it is one.
+    """(`text` without the passages `cut`, reason to drop the rest or "").
 
-    A page of which C4's rule about the number of sentences would leave nothing goes, as in C4's own code.
+    The rest is dropped if it has fewer sentences than C4's rule requires, as in C4's own code.
     """
     if not cut:
         return text, ""

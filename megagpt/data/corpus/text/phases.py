@@ -1,4 +1,4 @@
-"""The chain of pipelines that makes a corpus of text. Importing this needs datatrove."""
+"""The chain of datatrove pipelines that makes a corpus of text. Importing this module needs datatrove."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from megagpt.data.corpus.text.options import Options
 
 
 def phases(plan: Plan, output: Path, options: Options, shards: int, job: dict[str, Any]) -> list[Phase]:
-    """All the work, in order. What a phase finds is known to those after it."""
+    """All phases, in order. Later phases use the findings of earlier ones."""
     work, recipe = plan.work, plan.recipe
     duplicates, everything = recipe.duplicates, plan.references + shards
     chain: list[Phase] = []
@@ -23,7 +23,7 @@ def phases(plan: Plan, output: Path, options: Options, shards: int, job: dict[st
         chain.append(Phase("share", [steps.FindShare(work, shards, recipe.quality.share)], 1))
         found += (SHARE,)
     for what, name in plan.compared:
-        # A document that an earlier comparison drops is no first one, so the hashes of the next wait for it.
+        # A document that an earlier comparison drops must not be a first occurrence, so the next one waits for it.
         chain.append(Phase(f"{name}_hashes", [steps.Offer(plan, found, what)], shards, True))
         chain.append(Phase(name, [FindRepeated(work, steps.offered(work, what).name, what)], ranges(everything)))
         found += (what,)

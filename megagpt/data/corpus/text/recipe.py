@@ -1,4 +1,4 @@
-"""Recipes: which steps a text goes through, with which limits. Those in configs/corpus follow the publications."""
+"""Recipes: the steps that filter a text, and their limits. The recipes in configs/corpus follow publications."""
 
 import dataclasses
 import types
@@ -19,7 +19,7 @@ from megagpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class Recipe:
-    """The steps of a corpus in the order in which they are taken; None is a step that is not taken."""
+    """The steps of a corpus in their order; None leaves a step out."""
 
     urls: limits.Urls | None = None
     languages: limits.Languages | None = None
@@ -42,8 +42,7 @@ def recipes() -> list[str]:
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe of that name, or in that YAML file, with `step.key=value` overrides; `step=null` leaves a step out.
 
-    Raises ConfigError that lists every unknown key, with the nearest one that is known, and every value of a wrong
-    type or out of range.
+    Raises ConfigError with every unknown key, the nearest known key, and every value with a wrong type or out of range.
     """
     where = str(name_or_path)
     path = CORPUS_DIR / f"{where}.yaml" if where in recipes() else Path(name_or_path)
@@ -61,7 +60,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
 
 
 def from_dict(values: Any, where: str = "recipe") -> Recipe:
-    """The recipe that plain data, such as to_dict gives, describes. Raises ConfigError as load_recipe."""
+    """The recipe from plain data, such as the result of `to_dict`. Raises ConfigError as `load_recipe`."""
     problems: list[str] = []
     recipe = _build(Recipe, values, "", problems)
     if problems:
@@ -81,7 +80,7 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def _override(values: Any, text: str) -> None:
-    """Sets what one `step.key=value` says."""
+    """Apply one override `step.key=value` to `values`."""
     key, equals, given = text.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"{text!r} cannot be read as an override: write STEP.KEY=VALUE")
@@ -101,7 +100,7 @@ def _override(values: Any, text: str) -> None:
 
 
 def _build(kind: type, values: Any, path: str, problems: list[str]) -> Any:
-    """An object of a dataclass from a mapping; what is wrong is added to `problems`."""
+    """An object of the dataclass `kind` from a mapping. Errors are added to `problems`."""
     if not isinstance(values, Mapping):
         problems.append(f"{path or 'the file'}: expected a mapping of keys to values, got {values!r}")
         return None
@@ -117,7 +116,7 @@ def _build(kind: type, values: Any, path: str, problems: list[str]) -> Any:
 
 
 def _value(hint: Any, value: Any, limits: tuple[float, float] | None, path: str, problems: list[str]) -> Any:
-    """`value` as the type `hint`; what is wrong is added to `problems`."""
+    """`value` as the type `hint`. Errors are added to `problems`."""
     optional = get_origin(hint) in (Union, types.UnionType)
     kind = get_args(hint)[0] if optional else hint
     if optional and value is None:
@@ -149,7 +148,7 @@ def _describe(kind: Any) -> str:
 
 
 def _unknown(path: str) -> str:
-    """The line for a key that is none."""
+    """The message for an unknown key."""
     section, _, _ = path.rpartition(".")
     beside = [known for known in _paths(Recipe) if known.rpartition(".")[0] == section]
     close = nearest(path, beside) or nearest(path, _paths(Recipe))

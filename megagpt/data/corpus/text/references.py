@@ -1,4 +1,4 @@
-"""Corpora whose documents are removed from another one: they were made before, and stay as they are."""
+"""Read reference corpora: finished corpora whose documents are removed from a new corpus."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ _FILE = "references.json"
 
 
 def list_shards(folders: Sequence[str | Path]) -> list[str]:
-    """Paths of the shards of corpora. Raises DataError where a folder holds no whole one of `megagpt data corpus`."""
+    """Paths of the corpora's shards. Raises DataError if a folder has no complete corpus of `megagpt data corpus`."""
     shards = []
     for folder in map(Path, folders):
         report = read_report(folder)
@@ -30,12 +30,12 @@ def list_shards(folders: Sequence[str | Path]) -> list[str]:
 
 
 def save_list(work: Path, shards: list[str]) -> None:
-    """Put the list where tasks find it."""
+    """Write the list to the work folder, for `read`."""
     write_atomic(work / _FILE, json.dumps(shards).encode())
 
 
 def read(work: Path, number: int) -> Iterator[dict[str, Any]]:
-    """The documents of one of the shards. Raises DataError where it cannot be read."""
+    """The documents of shard `number` of the list. Raises DataError when it cannot be read."""
     path = Path(json.loads((work / _FILE).read_bytes())[number])
     opened = {".zst": zstandard.open, ".gz": gzip.open}.get(path.suffix, open)
     line = 0
@@ -51,5 +51,5 @@ def read(work: Path, number: int) -> Iterator[dict[str, Any]]:
 
 
 def name_of(record: dict[str, Any]) -> str:
-    """What a document of a corpus of any kind is called."""
+    """The name of a document of a corpus of any kind."""
     return str(record.get("source") or record.get("path") or "a document without a name")

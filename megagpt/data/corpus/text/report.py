@@ -1,4 +1,4 @@
-"""Reports what became of every record of a corpus of text: JSON for programs, Markdown for people."""
+"""Report the kept and dropped records of a corpus of text: JSON for programs, Markdown for people."""
 
 import json
 from collections import Counter
@@ -29,17 +29,17 @@ STEPS = (
     "near-duplicate",
     "contamination",
 )
-"""Beginnings of the names of rules, in the order in which they are asked; rules of reading come before."""
+"""Beginnings of the names of rules, in the order of the steps; rules of reading come before them."""
 
 FIELDS = 100
-"""Names of unread fields that are listed."""
+"""Number of unread fields that are listed."""
 
 SIMILARITIES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-"""For which the chance to be found is told."""
+"""Similarities for which the probability of a match is reported."""
 
 
 def as_json(total: Tally, job: dict[str, Any], shards: list[str], plan: Plan) -> dict[str, Any]:
-    """Everything that is known of the corpus. Documents and bytes of the drops and the corpus add up to the input's."""
+    """The report of a corpus. The documents and bytes of "dropped" and "corpus" add up to "input"."""
     dropped = {
         rule: {"share": round(count.files / max(1, total.files), 6)} | _count(count)
         for rule, count in sorted(total.dropped.items(), key=lambda item: _order(item[0]))
@@ -80,7 +80,7 @@ def _samples(count: Count) -> list[dict[str, str]]:
 
 
 def _near(plan: Plan) -> dict[str, Any] | None:
-    """The setting of MinHash with what it finds, and the clusters that were found."""
+    """The settings of MinHash, the probabilities of a match, and the clusters that were found."""
     near = plan.recipe.duplicates and plan.recipe.duplicates.near
     if not near:
         return None
@@ -101,7 +101,7 @@ def _near(plan: Plan) -> dict[str, Any] | None:
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The same for people."""
+    """The report as Markdown."""
     found, corpus, near = report["input"], report["corpus"], report["near_duplicates"]
     rows = [("input", found["documents"], found["bytes"])]
     rows += [(rule, count["documents"], count["bytes"]) for rule, count in report["dropped"].items()]
@@ -137,7 +137,7 @@ def _near_markdown(near: dict[str, Any]) -> list[str]:
         "## Near-duplicates",
         "",
         f"MinHash of runs of {near['words']} words, {near['buckets']} buckets of {near['hashes']} hashes{verified}. A "
-        "pair of which this share of the runs is the same is found with this probability:",
+        "pair with this Jaccard similarity is found with this probability:",
         "",
     ]
     lines += _table(

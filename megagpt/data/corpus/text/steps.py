@@ -1,4 +1,4 @@
-"""The work on a corpus of text as tasks, one for each shard, or for all. Importing this needs datatrove."""
+"""Tasks of the datatrove pipelines for text, most of them one per shard. Importing this module needs datatrove."""
 
 import json
 from collections import Counter
@@ -44,16 +44,16 @@ from megagpt.data.corpus.text.passages import passages
 from megagpt.data.files import write_atomic
 
 EVALUATION, LINKS = "evaluation.npz", "links.npz"
-"""Files that the job puts into the folder of work."""
+"""Files that the job writes to the work folder."""
 
 
 def runs_of(text: str, words: int) -> np.ndarray:
-    """Hashes of the runs of so many words, lower-cased and without punctuation, sorted, each once: uint64."""
+    """uint64 [n]: distinct sorted hashes of the runs of `words` words, in lower case and without punctuation."""
     return np.unique(run_hashes(word_hashes(text), words))
 
 
 class TextTask(Task):
-    """A task that knows the plan, and what is found so far."""
+    """A task with the plan, and the names of the findings of earlier phases."""
 
     def __init__(self, plan: Plan, found: tuple[str, ...] = ()):
         super().__init__(plan.work)
@@ -61,7 +61,7 @@ class TextTask(Task):
 
 
 class Filter(TextTask):
-    """Reads the files of a shard and writes the documents that the rules about one document keep."""
+    """Reads the files of a shard and writes the documents that the rules for single documents keep."""
 
     type = "FILTER"
     name = "filter"
@@ -100,7 +100,7 @@ def _load_links(path: Path) -> Links:
 
 
 class FindShare(Task):
-    """Finds the score from which on documents are in the best share of all."""
+    """Finds the smallest score in the best share of all documents."""
 
     type = "FILTER"
     name = "best share"
@@ -110,14 +110,14 @@ class FindShare(Task):
         self.shards, self.share = shards, share
 
     def do(self, rank: int, tasks: int) -> None:
-        """Look at the scores of all documents, 16 bits of them at a time: memory does not grow with the corpus."""
+        """Select by radix, 16 bits of the scores at a time, so that memory does not grow with the corpus."""
         files = [self.work / "scores" / f"{shard:05d}" for shard in range(self.shards)]
         wanted = max(1, round(self.share * sum(file.stat().st_size // 8 for file in files)))
         prefix = 0
         for shift in (48, 32, 16, 0):
             counts = np.zeros(1 << 16, np.int64)
             for file in files:
-                # The bits of floats that are not negative are ordered as they are.
+                # Non-negative floats have the same order as their bits.
                 bits = np.fromfile(file, "<f8").clip(0).view(np.uint64) >> np.uint64(shift)
                 bits = bits[bits >> np.uint64(16) == prefix]
                 counts += np.bincount((bits & np.uint64(0xFFFF)).astype(np.int64), minlength=1 << 16)
@@ -129,7 +129,7 @@ class FindShare(Task):
 
 
 class Offer(TextTask):
-    """Writes the hashes of a shard's URLs, texts or passages that are left, sorted, for FindRepeated."""
+    """Writes the sorted hashes of the remaining URLs, texts or passages of a shard, for FindRepeated."""
 
     type = "DEDUP"
 
@@ -157,12 +157,12 @@ class Offer(TextTask):
 
 
 def offered(work: Path, what: str) -> Path:
-    """The folder of hashes of which repeated ones are found."""
+    """The folder of hashes in which FindRepeated searches."""
     return work / f"hashes_{what}"
 
 
 class Sign(TextTask):
-    """Writes the MinHash signatures of the documents of a shard that are left."""
+    """Writes the MinHash signatures of the remaining documents of a shard."""
 
     type = "DEDUP"
     name = "signatures"
@@ -176,7 +176,7 @@ class Sign(TextTask):
 
 
 class ReadReferences(TextTask):
-    """Writes names, hashes and signatures of a shard of a reference corpus, all of whose documents count."""
+    """Writes names, hashes and signatures of all documents of a shard of a reference corpus."""
 
     type = "READER"
     name = "reference corpora"
@@ -207,13 +207,13 @@ class ReadReferences(TextTask):
 
 
 class RunsOfCandidates:
-    """Gives the runs of words of documents whose similarity is to be verified."""
+    """Returns the runs of words of documents whose similarity is verified."""
 
     def __init__(self, plan: Plan, found: tuple[str, ...]):
         self.plan, self.found = plan, found
 
     def __call__(self, work: Path, shard: int, numbers: set[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """(number, runs) of documents of a shard, counted with those of the reference corpora."""
+        """(number, uint64 [n] runs) of documents of a shard; shards of the reference corpora come first."""
         if shard < self.plan.references:
             documents = enumerate(references.read(work, shard))
         else:
@@ -224,7 +224,7 @@ class RunsOfCandidates:
 
 
 class Count(TextTask):
-    """Counts in how many documents of a shard each run of words of the evaluation data is."""
+    """Counts the documents of a shard that have each run of words of the evaluation data."""
 
     type = "DECONTAMINATION"
     name = "count"
@@ -249,7 +249,7 @@ class AddCounts(Task):
         self.shards = shards
 
     def do(self, rank: int, tasks: int) -> None:
-        """Hold two arrays as long as the index."""
+        """Add the counts. Memory holds two arrays as long as the index."""
         total = Index.load(self.work / EVALUATION).no_counts()
         for shard in range(self.shards):
             total += np.fromfile(self.work / "counts" / f"{shard:05d}", total.dtype)
@@ -257,7 +257,7 @@ class AddCounts(Task):
 
 
 class Write(TextTask):
-    """Writes shards of the corpus: the documents that are left, without the text of evaluation data."""
+    """Writes shards of the corpus: the remaining documents, without the text of evaluation data."""
 
     type = "WRITER"
     name = "write"
@@ -293,7 +293,7 @@ class _Cut:
         self.limits = limits
 
     def pieces(self, record: dict[str, Any], size: int, tally: Tally) -> list[str]:
-        """What is left of a document; [] when it is dropped, which is counted."""
+        """The remaining pieces of a document; [] if it is dropped. `tally` counts cuts and drops."""
         found = overlaps(record["text"], self.index, self.counts, self.limits.max_documents)
         parts = pieces(record["text"], found, self.limits)
         where = f"{len(found)} overlaps with {', '.join(sorted({overlap.name for overlap in found}))}"
@@ -316,11 +316,11 @@ class Publish(TextTask):
         self.output, self.compression, self.shards, self.job = output, compression, shards, job
 
     def do(self, rank: int, tasks: int) -> None:
-        """Can be done again after an interruption at any moment."""
+        """Publish the corpus. It can be repeated after an interruption at any moment."""
         total, names = Tally(self.plan.samples), []
         for shard in range(self.shards):
             kept = load_tally(self.work / "tally_write", shard)
-            if kept.documents:  # a file without records is no document, and `megagpt data preprocess` says so
+            if kept.documents:  # `megagpt data preprocess` would reject a file without records
                 names.append(shard_name(shard, self.compression))
             total.merge(load_tally(self.work / "tally_filter", shard))
             total.merge(kept)

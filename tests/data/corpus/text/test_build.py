@@ -305,7 +305,7 @@ def test_a_curated_set_removes_its_copies(source, made, tmp_path):
 def test_references_that_are_none(source, tmp_path):
     with pytest.raises(DataError, match=r"--against .*: there is no report\.json"):
         build([source], tmp_path / "c", options(source, against=(str(source),)))
-    with pytest.raises(ConfigError, match="--against removes copies, and the recipe looks for none"):
+    with pytest.raises(ConfigError, match="--against removes copies, but the recipe searches for none"):
         build([source], tmp_path / "c", options(source, Recipe(), against=(str(source),)))
 
 

@@ -84,7 +84,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"languages\.model: .*nowhere: no such file; it is cld2, or a file"):
         load_identifier(str(tmp_path / "nowhere"))
     (tmp_path / "broken").write_bytes(b"no model")
-    with pytest.raises(ConfigError, match="is no model of fastText"):
+    with pytest.raises(ConfigError, match="is not a fastText model"):
         load_identifier(str(tmp_path / "broken"))
     monkeypatch.setitem(sys.modules, "pycld2", None)
     load_identifier.cache_clear()

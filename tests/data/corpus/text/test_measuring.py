@@ -164,7 +164,7 @@ def test_parquet(tmp_path):
         ("a.jsonl.gz", gzip.compress(b"{}\n" * 9, mtime=0)[:-9], r"cannot read .*a\.jsonl\.gz"),
         ("a.csv", b'a,b\n"c,d\ne,f\n', r"a\.csv: row 2: unexpected end"),
         ("a.parquet", b"PAR1 no", r"cannot read .*a\.parquet"),
-        ("a.doc", b"x", r"a\.doc is no evaluation file that can be read: they are \.jsonl"),
+        ("a.doc", b"x", r"a\.doc: evaluation files of this format cannot be read; the formats are \.jsonl"),
         ("a.json", b"[" * 100_000, r"a\.json:1: not JSON"),
     ],
 )

@@ -78,7 +78,7 @@ def test_a_part_of_a_recipe():
     corpora = [Corpus("webtext2", "a", 19e9), Corpus("wikipedia", "b", 3e9)]
     parts = mix(corpora, recipe_weights("gpt3", corpora), 1e9)
     assert [part.share for part in parts] == pytest.approx([0.88, 0.12])
-    with pytest.raises(ConfigError, match=r"webtext is no corpus of the recipe gpt3; did you mean webtext2\?"):
+    with pytest.raises(ConfigError, match=r"webtext is not a corpus of the recipe gpt3; did you mean webtext2\?"):
         recipe_weights("gpt3", [Corpus("webtext", "a", 1.0)])
 
 
@@ -111,7 +111,7 @@ def test_corpora_by_file(tmp_path):
     assert read_corpus(f"web={prefix}.json") == Corpus("web", prefix, 123, "abc")
     for content in ("{}", "[]", "{", '{"tokens": "x"}', '{"tokens": 0}', '{"tokens": null}'):
         (tmp_path / "bad.json").write_text(content)
-        with pytest.raises(DataError, match=r"bad\.json is no \.json of a corpus"):
+        with pytest.raises(DataError, match=r"bad\.json is not the \.json of a corpus"):
             read_corpus(f"web={tmp_path}/bad.json")
     with pytest.raises(DataError, match=r"absent\.json"):
         read_corpus("web=absent.json")
@@ -119,7 +119,7 @@ def test_corpora_by_file(tmp_path):
 
 @pytest.mark.parametrize("text", ["web", "=3", "web=", "web=x", "web=-1", "web=0", "web=nan", "web=inf", "a b=3"])
 def test_corpora_that_are_none(text):
-    with pytest.raises(ConfigError, match=r"NAME=|no number of tokens"):
+    with pytest.raises(ConfigError, match=r"NAME=|neither a number of tokens"):
         read_corpus(text)
 
 
@@ -131,7 +131,7 @@ def test_weights_that_are_none(text):
 
 def test_mixtures_that_are_none():
     web, wiki = Corpus("web", "", 1.0, "one"), Corpus("wiki", "", 1.0, "other")
-    with pytest.raises(ConfigError, match="a name of its own"):
+    with pytest.raises(ConfigError, match="each needs a different name"):
         mix([web, web], {"web": 1}, 1.0)
     with pytest.raises(ConfigError, match="weights are given for web, wiki, but the corpora are web"):
         mix([web], {"web": 1, "wiki": 1}, 1.0)

@@ -1,1 +1,1 @@
-"""Text of the evaluations is cut out of a corpus, and evaluations lose what a corpus has: GPT-3's appendix C."""
+"""Cut text of evaluations out of a corpus, and find clean examples of evaluations (arXiv 2005.14165, appendix C)."""

@@ -1,4 +1,4 @@
-"""What documents share with evaluations is cut out of them: the second pass."""
+"""The second pass: cut text that documents share with evaluations out of the documents."""
 
 from typing import NamedTuple
 
@@ -15,13 +15,19 @@ class Overlap(NamedTuple):
     start: int
     """Its first character in the text."""
     end: int
-    """The one after its last."""
+    """The position after its last character."""
     name: str
-    """File of the evaluation."""
+    """File name of the evaluation."""
 
 
 def overlaps(text: str, index: Index, counts: np.ndarray, max_documents: int = 10) -> list[Overlap]:
-    """The runs that count, in order. `counts`: in how many documents of the corpus each run of the index is."""
+    """The runs of words that `text` shares with evaluations, in order; runs in many documents are ignored.
+
+    counts: uint32 [runs], number of documents of the corpus that have each run of the index
+    max_documents: runs in more documents than this are ignored
+
+    Raises ValueError when `counts` and `index` do not fit together.
+    """
     if len(counts) != len(index.hashes):
         raise ValueError(f"{len(counts)} counts of an index of {len(index.hashes)} runs")
     words, places = index.find(word_hashes(text))
@@ -36,15 +42,15 @@ def overlaps(text: str, index: Index, counts: np.ndarray, max_documents: int = 1
 
 
 def cut(text: str, index: Index, counts: np.ndarray, limits: Decontamination) -> list[str] | None:
-    """The pieces that are left of a document: [text] where it shares nothing with the evaluations, whatever its length.
+    """The pieces that remain of a document; [text] if it shares nothing with the evaluations, whatever its length.
 
-    [] when every piece is too short, None when there are more than limits.max_pieces.
+    [] if every piece is too short, None if there are more than limits.max_pieces.
     """
     return pieces(text, overlaps(text, index, counts, limits.max_documents), limits)
 
 
 def pieces(text: str, found: list[Overlap], limits: Decontamination) -> list[str] | None:
-    """The same, given the overlaps of `text`, in order."""
+    """As `cut`, with the overlaps of `text` given in order."""
     if not found:
         return [text]
     left, end = [], 0

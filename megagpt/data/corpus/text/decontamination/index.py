@@ -1,7 +1,7 @@
-"""All runs of words of the evaluations, and the count of the documents that have each of them.
+"""The first of two passes: count the documents of a corpus that have each run of words of the evaluations.
 
-The first of two passes: every task counts its shard in an array as long as the index, and the arrays are added, so that
-the sum is the same for any number of tasks. An index takes about 24 bytes for each run, a task's counts 4 more.
+Every task counts its shard in an array as long as the index. The arrays are added, so the sum is the same for any
+number of tasks. An index takes about 24 bytes per run, and a task's counts 4 more.
 """
 
 import logging
@@ -20,29 +20,31 @@ from megagpt.errors import DataError
 log = logging.getLogger(__name__)
 
 NGRAM = 13
-"""Words in a run (arXiv 2005.14165, appendix C)."""
+"""Number of words in a run (arXiv 2005.14165, appendix C)."""
 
 
 @dataclass(frozen=True)
 class Index:
     """The runs of `length` words of all evaluation files, as 64-bit hashes.
 
-    That two different runs have one hash is expected once in 2^64 / runs: with ten million runs, once in two trillion
-    words of a corpus.
+    A word of a corpus gives a false match with probability runs / 2^64: with ten million runs, about one false match in
+    two trillion words.
     """
 
     hashes: np.ndarray
-    """Sorted, without repetition: uint64 [runs]."""
+    """uint64 [runs], sorted, without repetition."""
     owners: np.ndarray
-    """Number of the first file, in `names`, that has each of them: uint16 [runs]."""
+    """uint16 [runs]: index in `names` of the first file that has each run."""
     names: list[str]
+    """Names of the files."""
     length: int
-    """Words in a run."""
+    """Number of words in a run."""
 
     def find(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Runs of the evaluations in a text, given the hashes of its words (`word_hashes`).
+        """Runs of the evaluations in a text, from the hashes of its words (`word_hashes`), uint64 [words].
 
-        Returns for each, in the text's order, the number of its first word and its place in `hashes`: int64 [found].
+        Returns the number of the first word of each run in the order of the text, and the index of each run in
+        `hashes`, both int64 [found].
         """
         runs = run_hashes(words, self.length)
         if not len(self.hashes) or not len(runs):
@@ -54,11 +56,11 @@ class Index:
         return maybe[equal], places[equal]
 
     def no_counts(self) -> np.ndarray:
-        """Counts before the first document: uint32 [runs]."""
+        """uint32 [runs]: zeros, the counts before the first document."""
         return np.zeros(len(self.hashes), np.uint32)
 
     def count(self, text: str, counts: np.ndarray) -> bool:
-        """Count a document once for each run that it has; whether it has any."""
+        """Add 1 to the count of each run in a document. Returns whether it has any."""
         places = self.find(word_hashes(text))[1]
         counts[np.unique(places)] += 1
         return len(places) > 0
@@ -68,7 +70,7 @@ class Index:
 
     @cached_property
     def _beginnings(self) -> np.ndarray:
-        """Which highest bits some hash has: most words of a corpus need no search. bool [8 to 16 times the runs]."""
+        """bool [8 to 16 times the runs]: whether a hash has these highest bits. So most words need no search."""
         known = np.zeros(1 << (64 - int(self._shift)), bool)
         known[self.hashes >> self._shift] = True
         return known
@@ -78,7 +80,7 @@ class Index:
         return np.uint64(64 - max(10, len(self.hashes).bit_length() + 3))
 
     def save(self, path: Path) -> None:
-        """Write it to `path`, for load."""
+        """Write it to `path`, for `load`."""
         with path.open("wb") as file:
             np.savez(file, hashes=self.hashes, owners=self.owners, names=np.array(self.names, str), length=self.length)
 
@@ -90,11 +92,11 @@ class Index:
 
 
 def read_index(files: Sequence[str | Path], length: int = NGRAM) -> tuple[Index, int]:
-    """The runs of `length` words (at most 64) of evaluation files, and how many records are too short to have one.
+    """The runs of `length` words (at most 64) of evaluation files, and the number of records too short to have one.
 
-    A record's text is all of its strings (`records`). Records that are too short cannot be found in a corpus; a warning
-    says how many there are in which file. Raises DataError, naming file and line, for a record that cannot be read,
-    and for a file without any.
+    A record's text consists of all its strings (see `records`). Records that are too short cannot be found in a corpus;
+    a warning gives their number for each file. Raises DataError with file and line for a record that cannot be read,
+    and for a file without records.
     """
     hashes, owners, short = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint16)], 0
     for number, path in enumerate(files):

@@ -1,7 +1,7 @@
-"""Which examples of the evaluations a corpus has, so that they can be measured without those (GPT-3, appendix C).
+"""Find the examples of evaluations that a corpus contains, to evaluate without them (arXiv 2005.14165, appendix C).
 
-Not what is cut out of a corpus: here every set has a run length of its own, no run is ignored, and nothing is removed
-but the examples from the sets. Tasks look at shards, and what they found is joined by a logical or.
+This differs from cutting text out of a corpus: here every set has its own run length, no run is ignored, and examples
+are removed from the sets while the corpus stays unchanged. Each task reads shards; results are combined by logical or.
 """
 
 import json
@@ -23,12 +23,12 @@ from megagpt.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 SHORTEST, LONGEST = 8, 13
-"""Words in a run: GPT-3's bounds, the lower one against chance, the upper one for speed."""
+"""GPT-3's bounds of the number of words in a run: the lower one avoids chance matches, the upper one saves time."""
 
 PERCENTILE = 5
 
 VERSION = 1
-"""Of clean.json."""
+"""Version of the format of clean.json."""
 
 
 @dataclass(frozen=True)
@@ -37,39 +37,39 @@ class Examples:
 
     path: Path
     length: int
-    """Words in a run."""
+    """Number of words in a run."""
     numbers: np.ndarray
-    """Number of each record in the file, from 1: int64 [records]."""
+    """int64 [records]: number of each record in the file, from 1."""
     runs: np.ndarray
-    """Hashes of the runs of all records, one record after the other: uint64."""
+    """uint64 [runs]: hashes of the runs of all records, one record after the other."""
     owners: np.ndarray
-    """Place in `numbers` of the record that each run is of: int64."""
+    """int64 [runs]: index in `numbers` of each run's record."""
 
     @property
     def short(self) -> int:
-        """Records without a run, which are clean whatever the corpus has."""
+        """Number of records without a run; they always count as clean."""
         return len(self.numbers) - len(np.unique(self.owners))
 
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Evaluation files, and an index of all their runs for every length that they have."""
+    """Evaluation files, and one index of their runs for each run length."""
 
     sets: list[Examples]
     indexes: list[Index]
 
     def nothing_found(self) -> list[np.ndarray]:
-        """For each index whether a run was found, before the first document: bool [runs]."""
+        """For each index bool [runs], all False: whether a run was found, before the first document."""
         return [np.zeros(len(index.hashes), bool) for index in self.indexes]
 
     def look(self, text: str, found: list[np.ndarray]) -> None:
-        """Mark the runs that a document of the corpus has."""
+        """Mark the runs of the document `text` in `found`."""
         words = word_hashes(text)
         for index, marks in zip(self.indexes, found, strict=True):
             marks[index.find(words)[1]] = True
 
     def clean(self, examples: Examples, found: list[np.ndarray]) -> np.ndarray:
-        """Whether no run of a record was found: bool [records]."""
+        """bool [records]: whether no run of the record was found."""
         for index, marks in zip(self.indexes, found, strict=True):
             if index.length == examples.length:
                 dirty = examples.owners[marks[np.searchsorted(index.hashes, examples.runs)]]
@@ -78,10 +78,10 @@ class Evaluations:
         return clean
 
     def write(self, found: list[np.ndarray], output: str | Path) -> dict[str, Any]:
-        """Write the clean examples into the folder `output`: FILE.clean.jsonl of every set, and clean.json.
+        """Write the clean examples to the folder `output`: FILE.clean.jsonl for every set, and clean.json.
 
-        A line is {"record": its number in the file, "value": the record}. Returns the content of clean.json, which
-        docs/decontamination.md describes.
+        A line is {"record": its number in the file, "value": the record}. Returns the content of clean.json; its format
+        is in docs/decontamination.md.
         """
         output = Path(output)
         sets = {}
@@ -112,9 +112,11 @@ class Evaluations:
 def read_evaluations(files: Sequence[str | Path], lengths: Mapping[str, int] | None = None) -> Evaluations:
     """Read evaluation files.
 
-    lengths: words in a run by file name, where they are not to follow from the file (GPT-3 took 2 for anagrams and 7
-    for symbols inserted into words). Raises DataError for a record that cannot be read and a file without any,
-    ConfigError for two files of one name and for lengths of a file that is not there.
+    lengths: number of words in a run by file name, for files that need another than `run_length` (GPT-3 took 2 for
+        anagrams and 7 for symbols inserted into words)
+
+    Raises DataError for a record that cannot be read and for a file without records; ConfigError for two files with one
+    name and for a length of an unknown file.
     """
     paths, lengths = [Path(file) for file in files], dict(lengths or {})
     names = [path.name for path in paths]

@@ -1,4 +1,4 @@
-"""Records of evaluation files, in whatever of the usual formats they come."""
+"""Read records of evaluation files in the usual formats."""
 
 import csv
 import io
@@ -20,20 +20,20 @@ class Record(NamedTuple):
     number: int
     """Line or row of the file, or place in a JSON list, from 1."""
     value: Any
-    """As it was read: an object, a row as a list of strings, or a line."""
+    """The record as read: an object, a row as a list of strings, or a line."""
 
     @property
     def text(self) -> str:
-        """All strings of the record, in its order: a quiz is copied with its answers."""
+        """All strings of the record, in order. Copies of a quiz usually include its answers."""
         return "\n".join(_strings(self.value))
 
 
 def read_records(path: str | Path) -> Iterator[Record]:
-    """The records of an evaluation file, whose format follows from its name.
+    """The records of an evaluation file; its name decides the format.
 
-    A line of .jsonl, .ndjson or .txt is a record, a row of .csv, .tsv (the first one too) or .parquet, and of .json an
-    item of its list. Empty lines are none. Raises DataError naming file and line: a record that is left out would
-    stay in the corpus.
+    A record is a non-empty line of .jsonl, .ndjson or .txt, a row of .csv, .tsv (including the first) or .parquet, or
+    an item of the list in .json. Raises DataError with file and line for a record that cannot be read: if it were left
+    out, its text would stay in the corpus.
     """
     path = Path(path)
     name = path.name.lower().removesuffix(".gz")
@@ -43,7 +43,7 @@ def read_records(path: str | Path) -> Iterator[Record]:
     readers = {"jsonl": _lines, "ndjson": _lines, "json": _json, "csv": _csv, "tsv": _tsv, "txt": _text}
     reader = readers.get(name.rpartition(".")[2])
     if reader is None:
-        raise DataError(f"{path} is no evaluation file that can be read: they are {FORMATS}")
+        raise DataError(f"{path}: evaluation files of this format cannot be read; the formats are {FORMATS}")
     yield from reader(path, _content(path))
 
 
@@ -68,7 +68,7 @@ def _lines(path: Path, content: str) -> Iterator[Record]:
 def _json(path: Path, content: str) -> Iterator[Record]:
     try:
         value = json.loads(content)
-    except (ValueError, RecursionError):  # several sets call JSON lines .json
+    except (ValueError, RecursionError):  # several sets have JSON lines in a .json file
         yield from _lines(path, content)
         return
     if isinstance(value, dict):
@@ -79,7 +79,7 @@ def _json(path: Path, content: str) -> Iterator[Record]:
 
 
 def _csv(path: Path, content: str, **dialect: Any) -> Iterator[Record]:
-    csv.field_size_limit(sys.maxsize)  # its own limit, 131,072 characters, cuts documents off
+    csv.field_size_limit(sys.maxsize)  # the default limit, 131,072 characters, is too small for documents
     reader = csv.reader(io.StringIO(content, newline=""), strict=True, **dialect)
     number = 0
     try:

@@ -1,8 +1,8 @@
-"""Words by which evaluations and corpora are compared: lower-cased white-space words without punctuation.
+"""Words for comparing evaluations with corpora: lower-case parts between white space, without punctuation.
 
-That is GPT-3's definition (arXiv 2005.14165, appendix C). Punctuation is what ASCII and Unicode call so
-(string.punctuation, category P), and what is nothing else is no word: "it's - as they say -" and "Its as they say" are
-the same four words. A letter of a script that writes no spaces, such as Han or Thai, is a word (`analysis`).
+This is GPT-3's definition (arXiv 2005.14165, appendix C). Punctuation is ASCII's and Unicode's (string.punctuation,
+category P). Punctuation alone is not a word: "it's - as they say -" and "Its as they say" are the same four words. In
+scripts without spaces, such as Han or Thai, every letter is a word (see `analysis`).
 """
 
 import re
@@ -21,16 +21,17 @@ _WIDE_PUNCTUATION = re.compile(f"[{re.escape(_WIDE)}]+")
 _ALONE = re.compile(f"[{UNSPACED}]")
 _TOKEN = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 _ASCII = bytes(32 if chr(code).isspace() else code for code in range(128)) + bytes(range(128, 256))
-"""For bytes.translate: what str calls a space and bytes does not (0x1C to 0x1F) becomes one."""
+"""Table for bytes.translate. It turns 0x1C to 0x1F into spaces, since only str counts them as white space."""
 
 
 class Spans(NamedTuple):
-    """Words and where they stand."""
+    """Words and their positions in the text."""
 
     words: list[bytes]
     starts: np.ndarray
-    """First character of each word in the text, int64; likewise ends, the one after its last."""
+    """int64 [words]: position of the first character of each word."""
     ends: np.ndarray
+    """int64 [words]: position after the last character of each word."""
 
 
 def plain_words(text: str) -> list[bytes]:
@@ -43,7 +44,7 @@ def plain_words(text: str) -> list[bytes]:
 
 
 def word_spans(text: str) -> Spans:
-    """The same words with their places, which takes about ten times as long."""
+    """The words of `plain_words` with their positions; this takes about ten times as long."""
     found, starts, ends = [], [], []
     for token in _TOKEN.finditer(text):
         if word := _PUNCTUATION.sub("", token[0].lower()):
@@ -54,5 +55,5 @@ def word_spans(text: str) -> Spans:
 
 
 def word_hashes(text: str) -> np.ndarray:
-    """64-bit hashes of the words, the same in every process: uint64 [words]."""
+    """uint64 [words]: hashes of the words, the same in every process."""
     return hash_each(plain_words(text))

@@ -1,4 +1,4 @@
-"""MediaWiki's XML dumps, as Wikipedia's: the articles, streamed, as plain text."""
+"""Stream the articles of MediaWiki's XML dumps, such as Wikipedia's, as plain text."""
 
 import bz2
 import gzip
@@ -16,15 +16,17 @@ from megagpt.data.corpus.text.page import Broken, Page
 _READ = 1 << 16
 _DAMAGED = (expat.ExpatError, OSError, EOFError, zlib.error, lzma.LZMAError)
 _FILES, _CATEGORIES = "6", "14"
-"""Keys of the namespaces whose links are no text, whatever a wiki's language calls them."""
+"""Keys of the namespaces whose links are not text. Their names depend on the wiki's language."""
 _MODELS = ("wikitext", "")
 
 
 def read_dump(path: str, name: str, limit: int) -> Iterator[Page | Broken]:
-    """Every page of a dump (.bz2 of any number of streams, .gz or neither) that is shown as `name`.
+    """Every page of a dump (.bz2 with any number of streams, .gz or uncompressed).
 
-    Articles (namespace 0) are pages; other namespaces, redirects and what is not wikitext are Broken and say so. Of
-    several revisions the last one counts. limit: bytes of the longest article, of which no more is held in memory
+    Articles (namespace 0) become Page; other namespaces, redirects and content other than wikitext become Broken. Of
+    several revisions the last one counts.
+    name: name of the dump in reports
+    limit: largest size of an article in bytes; longer ones are not held in memory
     """
     opener = {".bz2": bz2.open, ".gz": gzip.open}.get("." + path.lower().rsplit(".", 1)[-1], open)
     reader = _Reader(limit)
@@ -70,9 +72,12 @@ def _page_of(fields: dict[str, Any], name: str, base: str, sandbox: Sandbox, lim
 
 
 class _Reader:
-    """Pages as they come out of a stream of XML.
+    """Reads pages from a stream of XML.
 
-    namespaces: names by key; base: URL of the main page; title: of the page being read; done: pages read so far.
+    namespaces: names by key
+    base: URL of the main page
+    title: title of the current page
+    done: number of pages read so far
     """
 
     def __init__(self, limit: int):
@@ -95,12 +100,12 @@ class _Reader:
         parser.CharacterDataHandler = self._characters
         parser.EntityDeclHandler = _refuse_entities
         try:
-            while data := stream.read1(_READ):  # read would lose what comes before damage
+            while data := stream.read1(_READ):  # `read` would lose the bytes before damage
                 parser.Parse(data)
                 yield from self._taken()
             parser.Parse(b"", True)
         except _DAMAGED:
-            yield from self._taken()  # which was sound
+            yield from self._taken()  # the pages before the damage
             raise
         yield from self._taken()
 

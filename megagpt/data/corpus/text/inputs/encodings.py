@@ -1,4 +1,4 @@
-"""Text of bytes whose encoding is stated, wrongly stated, or not stated."""
+"""Decode bytes whose encoding is stated, wrongly stated, or not stated."""
 
 import codecs
 import re
@@ -7,30 +7,32 @@ from types import ModuleType
 from megagpt.errors import ConfigError
 
 REPLACED_SHARE = 0.01
-"""A text of which more characters than this cannot be decoded is not in that encoding."""
+"""Largest share of characters that may be undecodable; with more, the text is not in that encoding."""
 
 DETECTED_BYTES = 1 << 17
-"""So many bytes tell the encoding."""
+"""Number of first bytes from which resiliparse detects the encoding."""
 SECOND_OPINION_BYTES = 1 << 14
-"""Likewise for charset-normalizer, which is slow, and asked only about what resiliparse does not know."""
+"""Number of first bytes for charset-normalizer, which is slow and only used where resiliparse fails."""
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _MARKS = {"utf-16-le": b"\0", "utf-16-be": b"\0", "iso2022_jp": b"\x1b"}
-"""Encodings whose bytes may all be ASCII, and a byte without which a text is hardly in them."""
+"""Encodings whose bytes may all be ASCII, and a byte that nearly every text in them has."""
 _META = re.compile(rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?\s*([\w:.-]{1,40})""", re.I)
 _META_BYTES = 4096
 
 
 class Undecodable(Exception):
-    """Bytes are in no encoding that could be found; says what was tried."""
+    """No encoding fits the bytes. The message names the encodings that were tried."""
 
 
 def decode(data: bytes, label: str | None = None, markup: bool = False) -> tuple[str, str]:
-    """The text of `data`, and the name (Python's) of the encoding that it was found to be in. Raises Undecodable.
+    """The text of `data`, and Python's name of its encoding.
 
-    Asked in this order: a byte order mark; UTF-8, because long text that is not is hardly ever valid as such, while
-    what pages state is often wrong; what `label` states (names of the WHATWG Encoding Standard); what the `markup`
-    states itself; and the frequencies of bytes. Single bytes that cannot be decoded become U+FFFD.
+    Tried in this order: a byte order mark; UTF-8, because long text in another encoding is hardly ever valid UTF-8,
+    while pages often state a wrong encoding; `label` (a name of the WHATWG Encoding Standard); a statement in the text
+    if it is `markup`; and detection by the frequencies of bytes. Single undecodable bytes become U+FFFD.
+
+    Raises Undecodable when none fits, ConfigError without resiliparse.
     """
     for mark, name in _BOMS:
         if data.startswith(mark):
@@ -56,10 +58,10 @@ def _utf8(data: bytes) -> str | None:
         return data.decode()
     except UnicodeDecodeError as error:
         if error.reason == "unexpected end of data" and error.end == len(data):
-            return data[: error.start].decode()  # a page that was cut off
+            return data[: error.start].decode()  # the page is cut inside a character
     text = data.decode(errors="replace")
     foreign = len(text) - len(text.encode("ascii", "ignore"))
-    # One of many letters is damaged, or something in another encoding was pasted in.
+    # Still UTF-8 if few letters are damaged, for example by pasted text in another encoding.
     return text if 10 * text.count("\ufffd") < foreign else None
 
 
@@ -80,7 +82,7 @@ def _python_name(label: str) -> str | None:
 
 def _detected(data: bytes) -> str:
     name = _resiliparse().detect_encoding(data, DETECTED_BYTES)
-    if name == "utf-8":  # which was ruled out; so it says of Korean and what it does not know
+    if name == "utf-8":  # UTF-8 was ruled out; resiliparse returns it for Korean and unknown encodings
         from charset_normalizer import from_bytes
 
         best = from_bytes(data[:SECOND_OPINION_BYTES]).best()

@@ -1,7 +1,7 @@
-"""Books as EPUB: an archive of XHTML documents and of the order in which they are read. Nothing is put on disk.
+"""Read books in EPUB: an archive of XHTML documents and their reading order. Nothing is written to disk.
 
-EPUB 3.3, Open Container Format and Package Document: META-INF/container.xml names the package document, whose manifest
-lists the files, and whose spine the order of those that make up the book.
+EPUB 3.3, Open Container Format and Package Document: META-INF/container.xml names the package document. Its manifest
+lists the files, and its spine lists the files of the book in order.
 """
 
 import posixpath
@@ -28,9 +28,10 @@ class _Refused(Exception):
 
 
 def read_epub(path: str, name: str, limit: int) -> Iterator[Page | Broken]:
-    """The book that a file is, shown as `name`: the text of its spine's documents, in that order.
+    """The book in a file as one Page: the text of the documents in its spine, in that order. Or one Broken.
 
-    limit: bytes of all its documents together
+    name: name of the file in reports
+    limit: largest size of all its documents together, in bytes
     """
     size = Path(path).stat().st_size
     try:
@@ -45,7 +46,7 @@ def read_epub(path: str, name: str, limit: int) -> Iterator[Page | Broken]:
 
 
 class _Book:
-    """The files in an archive, read one by one within what it may expand to."""
+    """The files in an archive, read one by one, with a limit on the expanded size."""
 
     def __init__(self, archive: zipfile.ZipFile, limit: int, size: int):
         self.archive, self.limit, self.allowed = archive, limit, MAX_RATIO * size + SLACK
@@ -62,7 +63,7 @@ class _Book:
         try:
             with self.archive.open(name) as file:
                 content = file.read(left + 1)
-        except RuntimeError as error:  # zipfile says so of what needs a password
+        except RuntimeError as error:  # zipfile raises it for files with a password
             raise _Refused("encrypted", str(error)) from None
         if len(content) > left:
             if self.allowed < self.limit:
@@ -99,7 +100,7 @@ def _package_path(book: _Book) -> str:
 
 
 def _encrypted(book: _Book) -> set[str]:
-    """Files that only a licence opens; of most books with such a list these are only fonts."""
+    """Encrypted files. Most books with such a list encrypt only their fonts."""
     if ENCRYPTION not in book.names:
         return set()
     elements = ElementTree.fromstring(book.read(ENCRYPTION)).iter()
@@ -107,7 +108,7 @@ def _encrypted(book: _Book) -> set[str]:
 
 
 def _spine(root: ElementTree.Element) -> list[str]:
-    """Files that make up the book, in order; without its table of contents and what is apart from the flow."""
+    """Files of the book in order, without the table of contents and non-linear parts."""
     items, order = {}, []
     for element in root.iter():
         if _local(element.tag) == "item":

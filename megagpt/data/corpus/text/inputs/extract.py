@@ -1,4 +1,4 @@
-"""The text of HTML pages: by trafilatura, as FineWeb, or by resiliparse, as DCLM, in a process that may be killed."""
+"""Extract text from HTML pages with trafilatura (as FineWeb) or resiliparse (as DCLM), in a sandbox process."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,14 +11,15 @@ from megagpt.errors import ConfigError
 Library = Literal["trafilatura", "resiliparse"]
 
 RULE = "extraction"
-"""By which pages are dropped that no text can be extracted from."""
+"""Rule that drops pages from which no text can be extracted."""
 
 
 class Extractor:
-    """Extracts text from pages; a context manager around the process that does it, one for a task.
+    """Extracts text from pages in a separate process; a context manager that ends the process. One for each task.
 
     Pages do not influence each other: the text of a page is the same in any order and for any number of processes.
-    seconds: CPU time for a page; memory: bytes that the process may allocate
+    seconds: limit of the CPU time per page
+    memory: limit of the memory of the process, in bytes
     """
 
     def __init__(self, library: Library = "trafilatura", seconds: float = SECONDS, memory: int = MEMORY):
@@ -42,7 +43,7 @@ class Extractor:
         self._sandbox.close()
 
     def extract(self, page: Page) -> Page | Broken:
-        """`page` with the text of its HTML in place of the HTML; itself if it has none."""
+        """`page` with text in place of its HTML; `page` itself if it has no HTML. Broken if there is no text."""
         if page.html is None:
             return page
         try:
@@ -55,7 +56,7 @@ class Extractor:
 
 
 def extraction(library: str) -> Callable[[bytes], str]:
-    """The function from HTML (UTF-8) to text of `library`. Raises ConfigError where it is not installed."""
+    """The library's function from HTML (UTF-8) to text. Raises ConfigError if the library is not installed."""
     try:
         return _FUNCTIONS[library]()
     except ImportError as error:
@@ -66,7 +67,7 @@ def _trafilatura() -> Callable[[bytes], str]:
     from trafilatura import extract
 
     def text(html: bytes) -> str:
-        # deduplicate=True would compare paragraphs with those of earlier pages: text would depend on the order.
+        # deduplicate=True would compare paragraphs with earlier pages, so the text would depend on the order of pages.
         return extract(html.decode(), favor_precision=True, include_comments=False, deduplicate=False) or ""
 
     return text

@@ -1,4 +1,4 @@
-"""Files that are one document each: plain text, HTML."""
+"""Read files with one document each: plain text or HTML."""
 
 from collections.abc import Iterator
 
@@ -8,9 +8,12 @@ from megagpt.data.readers import Position, Rejection, Source, chunks
 
 
 def read_file(path: str, size: int, name: str, limit: int, markup: bool = False) -> Iterator[Page | Broken]:
-    """The document that a file (.gz, .zst or neither) is, shown as `name`: text in any encoding or, if `markup`, HTML.
+    """The document in a file (.gz, .zst or uncompressed): text in any encoding or, if `markup`, HTML.
 
-    An encoding other than UTF-8 is named in the metadata. limit: bytes of the longest document
+    The metadata name an encoding other than UTF-8.
+    size: size of the file in bytes
+    name: name of the file in reports
+    limit: largest size of the document in bytes
     """
     for chunk in chunks([Source(path, size, "text")], "", limit, Position()):
         for item in chunk.items:

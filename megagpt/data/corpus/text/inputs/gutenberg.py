@@ -1,4 +1,4 @@
-"""What Project Gutenberg puts around a book: its header, notes of how the file was made, and its licence."""
+"""Remove Project Gutenberg's frame around a book: the header, notes about the production of the file, the licence."""
 
 import re
 
@@ -13,11 +13,11 @@ _PRODUCED = re.compile(r"\s*(?:Produced|E-text prepared|This e-?text was (?:prod
 _FIELD = re.compile(r"^(Title|Author|Language|Release Date): *(\S.*)$", re.M)
 _NAMES = {"Title": "title", "Author": "author", "Language": "language", "Release Date": "date"}
 _WINDOW = 1 << 15
-"""The header is in so many characters at the beginning, the end mark may be anywhere."""
+"""Number of first characters in which the header ends. The end mark may be anywhere."""
 
 
 def cut_gutenberg(text: str) -> tuple[str, dict[str, str]]:
-    """The book in `text`, and what the header said of it; `text` itself where Project Gutenberg's marks are absent."""
+    """(the book in `text`, metadata of the header); (`text`, {}) without Project Gutenberg's marks."""
     start = _START.search(text[:_WINDOW])
     if not start:
         return text, {}

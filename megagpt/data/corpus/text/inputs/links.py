@@ -1,6 +1,6 @@
-"""Lists of links with scores, such as votes: pages that people found worth linking to, as WebText's.
+"""Select pages by lists of links with scores, such as votes, like WebText.
 
-WebText (Radford et al. 2019, section 2.1) takes the pages that posts with at least 3 karma link to.
+WebText (Radford et al. 2019, section 2.1) takes the targets of links in posts with at least 3 karma.
 """
 
 import csv
@@ -21,7 +21,7 @@ from megagpt.errors import ConfigError, DataError
 
 MIN_SCORE = 3.0
 RULE = "link score"
-"""By which pages are dropped that no link with a sufficient score leads to."""
+"""Rule that drops pages without a link of a sufficient score."""
 
 _TRACKING = re.compile(r"(utm_\w+|fbclid|gclid|mc_cid|mc_eid)=[^&]*&?", re.I)
 _MAX_LINE = 1 << 20
@@ -29,16 +29,17 @@ _MAX_LINE = 1 << 20
 
 @dataclass(frozen=True)
 class Links:
-    """The scores of URLs: 12 bytes for each, and picklable."""
+    """The scores of URLs, with 12 bytes per URL."""
 
     hashes: np.ndarray
-    """uint64 [links], rising: of normalised URLs."""
+    """uint64 [links], ascending: hashes of normalised URLs."""
     scores: np.ndarray
-    """float32 [links]: the highest of each URL."""
+    """float32 [links]: the highest score of each URL."""
     min_score: float = MIN_SCORE
+    """Smallest sufficient score."""
 
     def reject(self, page: Page) -> Broken | None:
-        """Why no link leads to `page` that counts; None if one does."""
+        """None if a link with a sufficient score leads to `page`; else the reason."""
         if page.url is None:
             return Broken(page.source, page.bytes, RULE, "the record states no URL")
         key = np.uint64(_hash(page.url))
@@ -55,7 +56,7 @@ def load_links(paths: Sequence[str | Path], min_score: float = MIN_SCORE) -> Lin
     """Read lists of links: lines `{"url": ..., "score": ...}` of JSON, or `url<TAB>score` or `url,score`.
 
     Files end in .jsonl, .tsv or .csv, and .gz or .zst may follow; the first line of a table may be its header. Raises
-    DataError, with file and line, at the first line that is neither.
+    DataError with file and line of the first malformed line.
     """
     hashes, scores = array("Q"), array("f")
     for path in map(Path, paths):
@@ -69,15 +70,15 @@ def load_links(paths: Sequence[str | Path], min_score: float = MIN_SCORE) -> Lin
 
 
 def normalise_url(url: str) -> str:
-    """`url` such that usual spellings of the same address are equal.
+    """`url` in a form that is equal for common variants of the same address.
 
-    Without scheme, "www.", user, default port, fragment, tracking parameters, and slashes at the end; host in lower
-    case.
+    The host is in lower case. Scheme, "www.", user, default port, fragment, tracking parameters and slashes at the end
+    are removed.
     """
     try:
         parts = urlsplit(url.strip() if "//" in url else f"//{url.strip()}")
         host, port = (parts.hostname or "").removeprefix("www.").rstrip("."), parts.port
-    except ValueError:  # of a port or an IPv6 address
+    except ValueError:  # an invalid port or IPv6 address
         return url.strip()
     query = _TRACKING.sub("", parts.query).rstrip("&")
     address = host + (f":{port}" if port not in (None, 80, 443) else "") + parts.path.rstrip("/")

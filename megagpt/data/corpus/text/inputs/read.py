@@ -1,4 +1,4 @@
-"""The pages in a file of the input, whatever its format."""
+"""Read the pages in a file of the input, in any format."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,13 +18,13 @@ from megagpt.data.readers import MAX_RECORD_BYTES
 def read_unit(
     unit: Unit, kind: Kind, links: Links | None = None, key: str = "text", max_bytes: int = MAX_RECORD_BYTES
 ) -> Iterator[Page | Broken]:
-    """Every record of a file, as the page that it is or the reason why it is none.
+    """A Page for every usable record of a file, and a Broken with the reason for every other record.
 
-    links: only pages whose URL has a sufficient score in them pass
-    key: of the text in lines of JSON and columns of parquet files
-    max_bytes: of the longest record; memory is bounded by a few times that
+    links: keeps only pages whose URL has a sufficient score in it
+    key: key of the text in lines of JSON, or its column in parquet files
+    max_bytes: largest size of a record; memory is at most a few times that
 
-    Raises DataError where the file has no such column, and OSError when a disk fails.
+    Raises DataError when the file has no such column, and OSError when a disk fails.
     """
     if unit.refusal:
         yield Broken(unit.name, unit.bytes, *unit.refusal)

@@ -1,4 +1,4 @@
-"""Documents in records: lines of JSON, rows of parquet files."""
+"""Read documents in records: lines of JSON, rows of parquet files."""
 
 import json
 from collections.abc import Iterator
@@ -19,20 +19,23 @@ from megagpt.data.readers import (
 from megagpt.errors import ConfigError, DataError
 
 URL = "url"
-"""The field that is a page's URL."""
+"""The field with a page's URL."""
 METADATA = ("title", "author", "date", "language")
-"""Fields that are kept where they are strings."""
+"""Fields that are kept as metadata if they are strings."""
 
 
 def read_jsonl(path: str, size: int, name: str, key: str, limit: int) -> Iterator[Page | Broken]:
-    """Every line of a file (.gz, .zst or neither) that is shown as `name`: an object whose text is at `key`.
+    """The page, or Broken, of every line of a file (.gz, .zst or uncompressed); a line is an object.
 
-    limit: bytes of the longest line
+    size: size of the file in bytes
+    name: name of the file in reports
+    key: the field of the text
+    limit: largest size of a line in bytes
     """
     number = 0
     for chunk in chunks([Source(path, size, "jsonl")], key, limit, Position()):
         for item in chunk.items:
-            # What could not be read is a Rejection in place of a block of lines.
+            # A Rejection stands in place of a block of lines that could not be read.
             records = [b""] if isinstance(item, Rejection) else raw_records(item)
             for record, text in zip(records, documents(item, key, limit), strict=True):
                 number += 1
@@ -45,9 +48,13 @@ def read_jsonl(path: str, size: int, name: str, key: str, limit: int) -> Iterato
 
 
 def read_parquet(path: str, name: str, key: str, limit: int) -> Iterator[Page | Broken]:
-    """Every row of a file that is shown as `name`: its text is in the column `key`, which holds strings.
+    """The page, or Broken, of every row of a file.
 
-    limit: bytes of the longest text. Raises DataError when there is no such column.
+    name: name of the file in reports
+    key: the column of the text, which holds strings
+    limit: largest size of a text in bytes
+
+    Raises DataError when there is no such column, ConfigError without pyarrow.
     """
     try:
         import pyarrow as pa
@@ -66,7 +73,7 @@ def read_parquet(path: str, name: str, key: str, limit: int) -> Iterator[Page | 
             columns = [key, *(column for column in (URL, *METADATA) if column in strings and column != key)]
             others = tuple(name for name in schema.names if name not in columns)
             for batch in file.iter_batches(ROWS, columns=columns):
-                # As bytes: a text that is not UTF-8 must cost its row, not the batch.
+                # Read as bytes, so that a text that is not UTF-8 breaks only its row and not the batch.
                 rows = [batch.column(column).cast(pa.large_binary()).to_pylist() for column in columns]
                 for values in zip(*rows, strict=True):
                     number += 1
@@ -106,7 +113,7 @@ def _page(text: str, record: dict[str, Any], source: str, size: int) -> Page:
 
 
 def _unread(record: dict[str, Any], key: str) -> Iterator[str]:
-    """Names of the fields that no page keeps; those that are known count where they are no strings."""
+    """Names of the fields that the page does not keep. Known fields are among them if they are not strings."""
     for name, value in record.items():
         kept = name in (URL, *METADATA) and isinstance(value, str | None)
         if name != key and not kept:

@@ -1,6 +1,6 @@
-"""A process that works on what strangers wrote, and may hang, eat memory or crash without harm.
+"""A process for work on untrusted input. It may hang, use too much memory or crash without harm to the main process.
 
-Sandbox starts it and is what the rest of the package uses. Its other half is `serve`, which runs in the process:
+The class Sandbox starts the process and sends it work. `serve` runs in the process:
 `python -m megagpt.data.corpus.text.inputs.sandbox DESCRIPTOR MODULE:FACTORY OPTIONS SECONDS BYTES`.
 """
 
@@ -20,29 +20,31 @@ from multiprocessing.connection import Connection
 from megagpt.errors import ConfigError
 
 SECONDS = 10.0
-"""CPU time for one piece of work. Not time on the clock: results must not depend on what else the machine does."""
+"""CPU time of one call, in seconds. Wall-clock time would make results depend on the machine's load."""
 PATIENCE = 1800.0
-"""Seconds on the clock after which a process that neither answers nor uses up its CPU time, or does not start, is hung:
-so many that a machine with too much to do does not seem hung."""
+"""Wall-clock seconds after which a process that does not answer or start counts as hung, even if it has CPU time left.
+The limit is long because an overloaded machine may be slow."""
 MEMORY = 1 << 30
-"""Bytes that it may take beyond what it holds at the start."""
+"""Bytes that the process may take in addition to its memory at the start."""
 
 _HEAD = struct.Struct("=cd")
-"""Before each answer: of which kind it is, and CPU seconds."""
+"""Header of each answer: its kind, and CPU seconds."""
 _READY, _DONE, _LAST, _FAILED, _NO_MEMORY = b"r", b"d", b"l", b"f", b"m"
 _WORN = 4
-"""A process whose memory has grown by so large a part of what it may take is replaced: all work finds equal room."""
+"""A process whose memory has grown by 1/_WORN of the limit is replaced, so that all calls have about equal room."""
 
 
 class Failed(Exception):
-    """A piece of work could not be done; says why."""
+    """A call failed. The message is the reason."""
 
 
 class Sandbox:
-    """Calls a function in another process, which is started at the first call and again whenever it has died.
+    """Calls a function in another process, which is started at the first call, and again after it has died.
 
-    target: "module:factory", called as factory(options) in that process, gives the function from bytes to text
-    seconds: CPU time for each call; memory: bytes for all that it allocates; patience: time on the clock for each call
+    target: "module:factory"; factory(options), called in that process, returns the function from bytes to text
+    seconds: limit of the CPU time of each call
+    memory: limit of the memory that the process allocates, in bytes
+    patience: limit of the wall-clock time of each call, in seconds
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Sandbox:
         self.command = [target, options, str(seconds), str(memory)]
         self.seconds, self.memory, self.patience = seconds, memory, patience
         self.cpu_seconds = 0.0
-        """CPU time of all calls that were answered or took too long."""
+        """CPU time of all calls that were answered or exceeded their CPU time."""
         self._process: subprocess.Popen | None = None
         self._link: Connection | None = None
 
@@ -67,7 +69,11 @@ class Sandbox:
         self.close()
 
     def __call__(self, work: bytes) -> str:
-        """The text that the function makes of `work`. Raises Failed when it raises, dies, or takes too much."""
+        """The function's text for `work`.
+
+        Raises Failed when the function raises, the process dies, or a limit is exceeded; ConfigError when the function
+        cannot be made.
+        """
         if self._process is None:
             self._start()
         try:
@@ -118,7 +124,7 @@ class Sandbox:
         return self._link.recv_bytes()
 
     def _cause_of_death(self, error: Exception) -> str:
-        if not isinstance(error, TimeoutError):  # or it still runs
+        if not isinstance(error, TimeoutError):  # after a timeout the process still runs
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=PATIENCE)
         code = self._process.poll()
@@ -132,7 +138,7 @@ class Sandbox:
 
 
 def serve(link: Connection, make: Callable[[], Callable[[bytes], str]], seconds: float, memory: int) -> None:
-    """Answer calls until the other end hangs up."""
+    """Answer calls until the other end closes the connection."""
 
     def answer(kind: bytes, used: float = 0.0, text: str = "") -> None:
         with suppress(BrokenPipeError):
@@ -140,52 +146,52 @@ def serve(link: Connection, make: Callable[[], Callable[[bytes], str]], seconds:
 
     try:
         function = make()
-    except Exception as error:  # the other end tells people
+    except Exception as error:  # the other end raises it as ConfigError
         answer(_FAILED, text=str(error))
         return
     held = _peak_memory()
     _limit_memory(held + 2 * memory)
     answer(_READY)
-    os.dup2(1, 2)  # to nowhere: what libraries log of each bad page, which the caller tells in its own way
+    os.dup2(1, 2)  # discard the libraries' log about bad pages; the caller reports them itself
     with suppress(EOFError):
         while True:
             work, kind, text = link.recv_bytes(), _DONE, ""
-            # The timer counts CPU time of this process; at its end the kernel kills it, whatever code it is in, and
-            # also when nobody is left at the other end.
+            # The timer counts CPU time of this process. When it expires, the kernel kills the process, in any code and
+            # also if the other end is gone.
             signal.setitimer(signal.ITIMER_PROF, seconds)
             start = time.process_time()
             try:
                 text = function(work)
             except MemoryError:
                 kind = _NO_MEMORY
-            except Exception as error:  # of any kind: a library met something that nobody thought of
+            except Exception as error:  # libraries raise any class on unexpected input
                 kind, text = _FAILED, f"{type(error).__name__}: {error}"[:1000]
             signal.setitimer(signal.ITIMER_PROF, 0)
             grown = _peak_memory() - held
             if grown > memory:
-                kind = _NO_MEMORY  # libraries say something else, or give half a text, when they get no more
+                kind = _NO_MEMORY  # out of memory, libraries may raise other errors or return half a text
             elif grown > memory // _WORN and kind == _DONE:
                 kind = _LAST
             answer(kind, time.process_time() - start, text)
 
 
 def _peak_memory() -> int:
-    """Bytes: the most that this process has held."""
-    # Linux has getrusage begin with what the parent held before exec.
+    """Peak memory of this process in bytes."""
+    # On Linux, getrusage includes the parent's memory before exec.
     with suppress(OSError), open("/proc/self/status", "rb") as file:  # noqa: PTH123
         return 1024 * next(int(line.split()[1]) for line in file if line.startswith(b"VmHWM:"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes
 
 
 def _limit_memory(limit: int) -> None:
-    # Of data, not of addresses: those count what allocators and thread stacks only reserve.
+    # RLIMIT_DATA, not RLIMIT_AS: address space also counts memory that allocators and thread stacks only reserve.
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _main(descriptor: str, target: str, options: str, seconds: str, memory: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the other end ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too, but the other end handles it
     module, factory = target.split(":")
     with Connection(int(descriptor)) as link:
         serve(link, lambda: getattr(importlib.import_module(module), factory)(options), float(seconds), int(memory))

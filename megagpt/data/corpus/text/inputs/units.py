@@ -1,4 +1,4 @@
-"""The files that a corpus of text is made from, and what each of them is."""
+"""List the input files of a corpus of text, with their formats."""
 
 import os
 import re
@@ -19,7 +19,7 @@ FORMATS: dict[Kind, tuple[Format, ...]] = {
     "books": ("text", "epub", "jsonl"),
     "articles": ("parquet", "jsonl", "text", "html"),
 }
-"""What is read for each kind of corpus."""
+"""Formats that are read for each kind of corpus."""
 
 _ENDINGS: dict[Format, tuple[str, str]] = {
     "warc": (r"\.(warc|wet)(\.gz)?", ".warc, .wet (.gz)"),
@@ -30,30 +30,30 @@ _ENDINGS: dict[Format, tuple[str, str]] = {
     "dump": (r"\.xml(-p\d+p\d+)?(\.bz2|\.gz)?", ".xml (.bz2, .gz), and parts as .xml-p1p41242.bz2"),
     "epub": (r"\.epub", ".epub"),
 }
-"""How names of files end: a pattern, and the same for people."""
+"""Endings of file names for each format: a pattern, and a description for messages."""
 
 
 class Unit(NamedTuple):
-    """A file of the input, or something in it that can only be reported."""
+    """A file of the input, or an entry that cannot be read and is only reported."""
 
     path: str
     name: str
     """The input's name, then the path in it."""
     bytes: int
     modified: int
-    """In nanoseconds since 1970."""
+    """Time of modification, in nanoseconds since 1970."""
     format: Format | None
-    """None: it is not read, for the `refusal`."""
+    """None if it is not read; see `refusal`."""
     refusal: tuple[str, str] | None = None
-    """Rule and reason, as of a Broken."""
+    """(rule, reason) of a file that is not read, as in Broken."""
 
 
 def list_units(kind: Kind, inputs: Sequence[str | Path]) -> list[Unit]:
-    """All files in `inputs`, in the order given and by name within each; what is named twice comes once.
+    """All files in `inputs`, in the order given and by name within each, without repetition.
 
-    Links are not followed. In a folder, what `kind` does not read is a unit with a refusal, to be counted. Raises
-    ConfigError when there is no such kind, and DataError when an input does not exist, is a file that `kind` does not
-    read, or holds none that it reads.
+    Links are not followed. A file in a folder whose format `kind` does not read is a unit with a refusal, so that it is
+    counted. Raises ConfigError for an unknown kind; DataError when an input does not exist, is a file of another
+    format, or is a folder without a file to read.
     """
     if kind not in FORMATS:
         raise ConfigError(f"no such kind of text: {kind!r}; there are {', '.join(get_args(Kind))}")
@@ -70,7 +70,7 @@ def list_units(kind: Kind, inputs: Sequence[str | Path]) -> list[Unit]:
 
 
 def format_of(name: str) -> Format | None:
-    """What a file of this name holds; None where that is nothing that is read."""
+    """The format of a file by its name; None for a name of no known format."""
     return next((form for form, (ending, _) in _ENDINGS.items() if re.search(ending + r"\Z", name.lower())), None)
 
 

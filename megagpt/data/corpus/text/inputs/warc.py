@@ -1,8 +1,8 @@
-"""WARC files of crawls and their WET files, `.gz` or not: pages as HTML, or as text that the crawler extracted.
+"""Read WARC files of crawls (HTML) and WET files (text that the crawler extracted), `.gz` or not.
 
-What a record is follows from its headers (Common Crawl's WET records have no payload type; its WARC records have two
-types: what the server said, and what the crawler found). Damage costs the record that it is in, where the next one can
-be found: gzip members and records both begin with known bytes.
+The headers of a record decide its kind. Common Crawl's WET records have no payload type; its WARC records have two: the
+type that the server stated, and the type that the crawler found. Damage loses only the damaged record if the next one
+can be found; gzip members and records both begin with known bytes.
 """
 
 import io
@@ -48,16 +48,16 @@ class _Plain:
         return self.raw.read(size)
 
     def tell(self) -> int:
-        """Bytes read, which fastwarc asks for."""
+        """Number of bytes read; fastwarc calls this."""
         return self.raw.tell() - self.start
 
     def end(self) -> int:
-        """Where the next section begins."""
+        """Position of the next section."""
         return self.raw.seek(0, io.SEEK_END)
 
 
 class _Member:
-    """The uncompressed bytes of the gzip member that begins at `start`: of one record, as the standard has it."""
+    """The uncompressed bytes of the gzip member at `start`. By the standard, a member holds one record."""
 
     def __init__(self, raw: BinaryIO, start: int):
         self.raw, self.start = raw, start
@@ -66,7 +66,7 @@ class _Member:
         raw.seek(start)
 
     def read(self, size: int = _READ) -> bytes:
-        """At most `size` bytes, fewer at will; none at the end. Raises _Damage."""
+        """At most `size` bytes, perhaps fewer; b"" at the end. Raises _Damage."""
         while not self.engine.eof:
             data = self.engine.unconsumed_tail or self.raw.read(_READ)
             try:
@@ -84,27 +84,31 @@ class _Member:
         return b""
 
     def tell(self) -> int:
-        """Uncompressed bytes given, which fastwarc asks for."""
+        """Number of uncompressed bytes returned; fastwarc calls this."""
         return self.given
 
     def end(self) -> int:
-        """Where the next section begins. Raises _Damage if this one is not sound to its end."""
+        """Position of the next section. Raises _Damage if the rest of this one is damaged."""
         while self.read():
             pass
         return self.start + self.taken
 
 
 def read_warc(raw: BinaryIO, name: str, limit: int) -> Iterator[Page | Broken]:
-    """Every record of a file that is shown as `name`: its pages, and why each other record is none.
+    """A Page for every record of a file with a page, and a Broken with the reason for every other record.
 
-    limit: bytes of the longest record, of which no more is held in memory
+    raw: the opened file
+    name: name of the file in reports
+    limit: largest size of a record in bytes; longer ones are not held in memory
+
+    Raises OSError when the disk fails, ConfigError without fastwarc.
     """
     size = raw.seek(0, io.SEEK_END)
     zipped = _is_zipped(raw)
     number, start = 0, 0
     while start < size:
         section = _Member(raw, start) if zipped else _Plain(raw, start)
-        begin, made, begun = start, None, False  # what a record became waits until its member is known to be sound
+        begin, made, begun = start, None, False  # `made` waits until its whole member has been read without damage
         try:
             for record in _records(section):
                 if made:
@@ -115,10 +119,10 @@ def read_warc(raw: BinaryIO, name: str, limit: int) -> Iterator[Page | Broken]:
             start = section.end()
         except (_Damage, OSError) as error:
             if getattr(error, "errno", None):
-                raise  # the disk's, not the library's
+                raise  # an error of the disk, not of the library
             damage = error if isinstance(error, _Damage) else _damage_in(section)
             if made and not damage:
-                yield made  # the trouble is behind it
+                yield made  # the error came after this record
                 begun = False
             number += not begun
             start = _find_record(raw, begin + 1, zipped) or size
@@ -132,12 +136,12 @@ def read_warc(raw: BinaryIO, name: str, limit: int) -> Iterator[Page | Broken]:
 def _is_zipped(raw: BinaryIO) -> bool:
     raw.seek(0)
     head = raw.read(len(_RECORD))
-    # With neither beginning, the first record is damaged, and what follows it tells.
+    # If the file begins with neither, its first record is damaged, and later records decide.
     return head != _RECORD and (head.startswith(_GZIP) or _find_record(raw, 0, zipped=True) is not None)
 
 
 def _damage_in(section: _Member | _Plain) -> _Damage | None:
-    """Why what fastwarc could not make sense of was no fault of the crawler's."""
+    """The damage of a section that fastwarc could not parse; None if its bytes are intact."""
     try:
         section.end()
     except _Damage as damage:
@@ -154,7 +158,7 @@ def _records(section: _Member | _Plain) -> Iterator["WarcRecord"]:
 
 
 def _find_record(raw: BinaryIO, start: int, zipped: bool) -> int | None:
-    """Where, from `start` on, the next record or the gzip member of one begins."""
+    """Position of the next record, or of its gzip member, from `start` on; None if there is none."""
     mark, before = (_GZIP, 0) if zipped else (b"\r\n\r\n" + _RECORD, 4)
     raw.seek(start)
     held = b""
@@ -222,7 +226,7 @@ def _with_html(page: Page, block: bytes, headers: dict[str, str], limit: int) ->
         record, body = parsed("all")
     except OSError as error:
         try:
-            record, body = parsed("none")  # what Common Crawl and others have decoded before they stored it
+            record, body = parsed("none")  # Common Crawl and others store bodies that are already decoded
         except OSError:
             return Broken(page.source, page.bytes, "HTTP headers", str(error))
         if not _MARKUP.match(body):

@@ -1,7 +1,7 @@
-"""Plain text of wikitext, by mwparserfromhell: what a reader of the article would read in its running text.
+"""Convert wikitext to plain text with mwparserfromhell: the running text of the article.
 
 Left out: templates, tables, references, galleries, links to files and categories, magic words, comments. Kept: text,
-headings as lines of their own, items of lists as lines that begin with "- ".
+headings on separate lines, items of lists as lines that begin with "- ".
 """
 
 import html
@@ -19,19 +19,24 @@ _ITEMS = {"li", "dt", "dd"}
 _MAGIC = re.compile(r"__[A-Z]{3,}__|'{2,}")
 """Switches such as __NOTOC__, and marks of bold and italics."""
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*")
-"""A link with such a prefix leads to the article in that language; it is no part of the text."""
+"""A link with such a prefix leads to the article in that language; it is not part of the text."""
 _BLANKS = re.compile(r"[ \t\xa0]+")
 _EDGES = re.compile(r"^ *-? *$|^ +| +$", re.M)
-"""Blanks around lines, and items of lists that were nothing but a template."""
+"""Blanks around lines, and list items that consisted only of a template."""
 _GAPS = re.compile(r"\n{3,}")
 _LEFT_EMPTY = re.compile(r" *\(\s*[,;:]*\s*\)| +(?=[,.;:)](?:\s|$))|(?<=\()\s*[,;:]\s*")
-"""Brackets and blanks around what was a template, such as the pronunciation after a title."""
+"""Brackets and blanks around removed templates, such as the pronunciation after a title."""
 _HEADING = "\x01"
-"""Stands before and after each heading, with its level, until the text is complete."""
+"""Mark before and after each heading, with its level, until the text is complete."""
 
 
 def converter(options: str) -> Callable[[bytes], str]:
-    """The function from wikitext (UTF-8) to text. options: JSON list of the namespaces whose links are left out."""
+    """The function from wikitext (UTF-8) to text.
+
+    options: JSON list of the namespaces whose links are left out
+
+    Raises ConfigError without mwparserfromhell.
+    """
     try:
         import mwparserfromhell
     except ImportError:
@@ -101,7 +106,7 @@ def _tidy(text: str) -> str:
     kept, below = [], 0
     for heading, body in zip(rest[-2::-2], rest[-1::-2], strict=True):  # from the end
         level, title = int(heading[0]), heading[1:].strip()
-        if body.strip(" \t\n-") or below > level:  # a heading over nothing stood over references or a table
+        if body.strip(" \t\n-") or below > level:  # drop a heading without text: it had references or a table
             kept.append(f"\n\n{title}\n\n{body}")
             below = level
     text = _BLANKS.sub(" ", "".join([lead, *reversed(kept)]))

@@ -1,1 +1,1 @@
-"""How much a document is like those of curated sets: a classifier gives a score between 0 and 1, and a rule decides."""
+"""Classifiers that score from 0 to 1 how similar a document is to curated texts, and rules that keep by score."""

@@ -1,11 +1,11 @@
 """DCLM's classifier: fastText on words and bigrams (arXiv 2406.11794; fastText: arXiv 1607.01759).
 
-Rate, dimension, epochs and bigrams are DCLM's. fastText's own table of two million bigrams would make a model of
-800 MB; ours has 2^18 rows, 105 MB, and 400 bytes for each word besides. It learns in one thread, since several would
-give another model each time.
+Learning rate, dimension, epochs and bigrams are DCLM's. fastText's default table of two million bigrams would make a
+model of 800 MB; this one has 2^18 rows, 105 MB, and 400 bytes for each word. Training uses one thread, because several
+threads would give a different model each time.
 
-The library is fasttext-community. In one thread, fasttext-numpy2-wheel 0.9.2 and fasttext-numpy2 0.10.4 set a tenth of
-the vectors at random and leave to the others what the memory holds: another model each time, or "Encountered NaN".
+The library is fasttext-community. With one thread, fasttext-numpy2-wheel 0.9.2 and fasttext-numpy2 0.10.4 initialize
+only a tenth of the vectors and leave the others uninitialized: the model differs each time, or "Encountered NaN".
 """
 
 import tempfile
@@ -21,7 +21,7 @@ LABEL = "__label__"
 GOOD, BAD = f"{LABEL}good", f"{LABEL}bad"
 SETTINGS = {"lr": 0.1, "dim": 100, "epoch": 5, "wordNgrams": 2, "minCount": 1, "bucket": 1 << 18}
 PARTS = 64
-"""Files that documents are sorted in."""
+"""Number of files into which documents are divided for sorting."""
 
 
 class FastTextModel:
@@ -49,32 +49,32 @@ class FastTextModel:
 
     @classmethod
     def load(cls, path: Path) -> "FastTextModel":
-        """The model that was saved, or another one of fastText with the same two labels."""
+        """The saved model, or any fastText model with these two labels. Raises DataError for another file."""
         try:
             model = _fasttext().load_model(str(path))
         except ValueError as error:
-            raise DataError(f"{path} is no model of fastText: {error}") from None
+            raise DataError(f"{path} is not a fastText model: {error}") from None
         if set(model.get_labels()) != {GOOD, BAD}:
             raise DataError(f"{path} has the labels {', '.join(model.get_labels())}, not {GOOD} and {BAD}")
         return cls(model)
 
 
 class FastTextLearner:
-    """Collects documents in a folder of the disk and learns a FastTextModel from them."""
+    """Collects documents in a folder and trains a FastTextModel on them."""
 
     def __init__(self, folder: Path, seed: int = 0, **settings: Any) -> None:
-        """settings: of fastText, beside or instead of SETTINGS."""
+        """settings: settings of fastText, in addition to SETTINGS or in place of them"""
         self.given = SETTINGS | settings | {"seed": seed}
         self.library = _fasttext()
         self.folder = tempfile.TemporaryDirectory(prefix="documents.", dir=folder)
         self.parts = [Path(self.folder.name, str(number)).open("w", encoding="utf-8") for number in range(PARTS)]  # noqa: SIM115
 
     def add(self, analysis: Analysis, good: bool, order: float) -> None:
-        """A document; fastText will see them by ascending `order` (0 to 1), both classes mixed."""
+        """Add a document. fastText reads the documents of both classes by ascending `order` (0 to 1)."""
         self.parts[int(order * PARTS)].write(f"{order!r} {GOOD if good else BAD} {line_of(analysis)}")
 
     def fit(self) -> FastTextModel:
-        """The model."""
+        """Train the model."""
         with self.folder:
             whole = Path(self.folder.name, "all")
             with whole.open("w", encoding="utf-8") as file:
@@ -91,12 +91,12 @@ class FastTextLearner:
             yield from (line for _, line in lines)
 
     def settings(self) -> dict[str, Any]:
-        """What the model depends on besides the documents."""
+        """All settings that affect the model."""
         return {**self.given, "thread": 1}
 
 
 def line_of(analysis: Analysis) -> str:
-    """A document as fastText reads it: words, in their case, on one line, none of which can pass for a label."""
+    """A document in fastText's input format: its words on one line, with words that look like labels changed."""
     text = " ".join(analysis.words).replace("\0", " ").replace(LABEL, "_ _label__")
     return text.encode("utf-8", "replace").decode() + "\n"
 

@@ -1,8 +1,8 @@
 """GPT-3's classifier: logistic regression on counts of hashed words (arXiv 2005.14165, appendix A).
 
-Lower-cased white-space words with their punctuation, put into 2^18 buckets by a hash, counted: what Spark's Tokenizer
-and HashingTF do with their defaults. Our hash is 64-bit xxh3 where Spark's is MurmurHash3, so other words share a
-bucket. The paper does not say how GPT-3 regularised, nor how many examples it had.
+Lower-case words between white space, with their punctuation, are hashed into 2^18 buckets and counted, like Spark's
+Tokenizer and HashingTF with their defaults. The hash is 64-bit xxh3 while Spark's is MurmurHash3, so other words share
+a bucket. The paper does not publish GPT-3's regularization or its number of examples.
 """
 
 import logging
@@ -25,13 +25,13 @@ BUCKETS = 1 << 18
 L2 = 1.0
 MAX_ITERATIONS = 1000
 TOLERANCE = 1e-6
-"""Largest part of the gradient, a document, at which the fit ends."""
+"""The fit ends when no component of the gradient per document is larger."""
 
 FILE = "model.npz"
 
 
 class HashingModel:
-    """Weights of the buckets."""
+    """A logistic regression with one weight for each bucket."""
 
     def __init__(self, weights: np.ndarray, bias: float) -> None:
         """weights: float64 [BUCKETS]."""
@@ -50,7 +50,7 @@ class HashingModel:
 
     @classmethod
     def load(cls, path: Path) -> "HashingModel":
-        """The model that was saved. Nothing in the file can name code."""
+        """The saved model. Loading cannot run code of the file. Raises DataError for another file."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 weights, bias = file["weights"], float(file["bias"])
@@ -62,21 +62,23 @@ class HashingModel:
 
 
 class HashingLearner:
-    """Collects documents, 8 bytes for each of their different words, and fits a HashingModel to them."""
+    """Collects documents (8 bytes of memory for each distinct word of each) and fits a HashingModel to them."""
 
     def __init__(self, l2: float = L2, balanced: bool = False, max_iterations: int = MAX_ITERATIONS) -> None:
-        """l2: weight of half the squared norm of the weights, beside the sum of the documents' log-losses. balanced:
-        whether both classes count the same, however many documents they have."""
+        """The loss is the sum of the documents' log-losses + l2 / 2 * squared norm of the weights.
+
+        balanced: give both classes the same total weight, whatever their numbers of documents
+        """
         self.l2, self.balanced, self.max_iterations = l2, balanced, max_iterations
         self.rows: list[tuple[float, bool, np.ndarray, np.ndarray]] = []
 
     def add(self, analysis: Analysis, good: bool, order: float) -> None:
-        """A document. The same documents with the same `order` give the same model, whatever order they come in."""
+        """Add a document. The model depends on `order`, not on the order of the calls."""
         found, counts = np.unique(buckets(analysis), return_counts=True)
         self.rows.append((order, good, found.astype(np.int32), counts.astype(np.float32)))
 
     def fit(self) -> HashingModel:
-        """The model: L-BFGS finds the only minimum, and leaves nothing to chance."""
+        """Fit the model with L-BFGS. The loss has one minimum, and the result is deterministic."""
         linear_model, sparse = import_scientific("sklearn.linear_model"), import_scientific("scipy.sparse")
         rows = sorted(self.rows, key=lambda row: row[:2])
         ends = np.cumsum([0, *(len(row[2]) for row in rows)])
@@ -89,7 +91,7 @@ class HashingLearner:
             max_iter=self.max_iterations,
             tol=TOLERANCE,
         )
-        # Several threads would add in another order, and so end somewhere else. Of warnings, we give our own below.
+        # Several threads would add in another order and give other weights. The warning below replaces sklearn's.
         with import_scientific("threadpoolctl").threadpool_limits(1), warnings.catch_warnings(action="ignore"):
             regression.fit(matrix, np.array([row[1] for row in rows]))
         if regression.n_iter_[0] >= self.max_iterations:
@@ -99,7 +101,7 @@ class HashingLearner:
         return HashingModel(weights, float(regression.intercept_[0]))
 
     def settings(self) -> dict[str, Any]:
-        """What the model depends on besides the documents."""
+        """All settings that affect the model."""
         given = {"l2": self.l2, "balanced": self.balanced, "max_iterations": self.max_iterations}
         return {"buckets": BUCKETS, **given, "tolerance": TOLERANCE}
 

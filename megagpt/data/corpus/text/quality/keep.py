@@ -1,4 +1,4 @@
-"""Which documents are kept, given their scores. Chance is a hash of the text: the same in every run and process."""
+"""Rules that keep documents by score. Random numbers are hashes of the text, so they are the same in every run."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,11 @@ from megagpt.data.files import open_input, read_text
 from megagpt.errors import DataError
 
 ALPHA = 9.0
-"""Of GPT-3 (arXiv 2005.14165, appendix A); The Pile took 3 (arXiv 2101.00027)."""
+"""GPT-3's value (arXiv 2005.14165, appendix A); The Pile took 3 (arXiv 2101.00027)."""
 
 
 def draw(key: str, purpose: str, seed: int = 0) -> float:
-    """A number between 0 and 1, both excluded, that looks random and depends on the arguments alone."""
+    """A pseudo-random number between 0 and 1, both excluded; a function of the arguments."""
     salt = xxhash.xxh3_64_intdigest(f"{purpose} {seed}".encode())
     digits = xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"), salt) >> 12
     return (digits + 0.5) * 2.0**-52
@@ -23,34 +23,39 @@ def draw(key: str, purpose: str, seed: int = 0) -> float:
 def pareto_probability(score: float, alpha: float = ALPHA) -> float:
     """The probability that a document with this score is kept: (2 - score)^-alpha.
 
-    GPT-3 keeps it when np.random.pareto(alpha) > 1 - score. NumPy's is the Lomax distribution, which begins at 0 and
-    has P(draw > x) = (1 + x)^-alpha; a Pareto distribution that begins at 1 would keep everything.
+    GPT-3 keeps it if np.random.pareto(alpha) > 1 - score. NumPy samples the Lomax distribution, which begins at 0 and
+    has P(draw > x) = (1 + x)^-alpha. A Pareto distribution that begins at 1 would keep everything.
     """
     return (2 - score) ** -alpha
 
 
 def keep_pareto(score: float, key: str, alpha: float = ALPHA, seed: int = 0) -> bool:
-    """GPT-3's rule. `key`: the document's text, or what else names it."""
+    """Whether GPT-3's rule keeps a document. key: the document's text, or another identifier of it"""
     return draw(key, "pareto", seed) < pareto_probability(score, alpha)
 
 
 def top_threshold(scores: np.ndarray, share: float) -> float:
-    """The score from which on (>=) a document is in the top `share`, 0 to 1, of `scores`.
+    """The smallest score in the top `share`, 0 to 1, of `scores`.
 
-    They are those of a whole corpus or of a sample of it, as `megagpt data quality score` writes them. Those that tie
-    with the last one are in as well. Scores that are NaN, of malformed records, do not count. Raises
-    DataError without scores.
+    scores: float64 [records], of a corpus or a sample of it, from `megagpt data quality score`; NaN (malformed records)
+        is ignored
+
+    Documents that tie with this score are in the top share too. Raises DataError without scores or for a share out of
+    range.
     """
     known = np.sort(scores[~np.isnan(scores)])
     if not len(known):
-        raise DataError("there is no score of which to take the top")
+        raise DataError("there are no scores, so there is no top share of them")
     if not 0 < share <= 1:
         raise DataError(f"the top share is {share:g}: give a share above 0 and at most 1, such as 0.1")
     return float(known[-max(1, round(share * len(known)))])
 
 
 def read_scores(path: str | Path) -> np.ndarray:
-    """The scores that `megagpt data quality score` wrote, .npy or .jsonl: float64 [records], NaN for malformed ones."""
+    """float64 [records]: scores in a .npy or .jsonl of `megagpt data quality score`; NaN for malformed records.
+
+    Raises DataError for another file.
+    """
     path = Path(path)
     try:
         if path.suffix == ".npy":

@@ -1,4 +1,4 @@
-"""How well scores tell good documents from bad ones, on documents that the classifier has not seen."""
+"""Measure how well scores separate good from bad documents, on held-out documents."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from megagpt.data.corpus.text.quality.hashing import import_scientific
 from megagpt.data.corpus.text.quality.keep import ALPHA, pareto_probability, top_threshold
 
 BINS = 20
-"""Of the histograms, from 0 to 1; the reliability has half as many."""
+"""Number of bins of the histograms, from 0 to 1; the reliability has half as many."""
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
 """Top shares whose thresholds are reported."""
@@ -17,11 +17,17 @@ CLASSES = ("bad", "good")
 
 
 def measure(scores: np.ndarray, good: np.ndarray) -> dict[str, Any]:
-    """Figures as JSON. scores: float64 [documents]; good: bool [documents], with some of both.
+    """Metrics, as values for JSON.
 
-    roc_auc: the probability that a good document scores above a bad one. average_precision: the mean precision over the
-    ranks of the good ones. log_loss in nats. calibration_error: the mean distance between score and share of good ones
-    in bins of equal width, weighted by documents. kept: the share of each class that a rule keeps.
+    scores: float64 [documents]
+    good: bool [documents], with both values
+
+    roc_auc: probability that a good document scores above a bad one
+    average_precision: mean precision over the ranks of the good documents
+    log_loss: in nats
+    calibration_error: mean distance between score and share of good documents in bins of equal width, weighted by the
+        number of documents
+    kept: share of each class that a rule keeps
     """
     metrics = import_scientific("sklearn.metrics")
     by_class = {name: scores[good == bool(number)] for number, name in enumerate(CLASSES)}
@@ -41,7 +47,7 @@ def measure(scores: np.ndarray, good: np.ndarray) -> dict[str, Any]:
 
 
 def _reliability(scores: np.ndarray, good: np.ndarray) -> list[dict[str, float]]:
-    """Bins that hold documents: what was predicted, and what is true."""
+    """Mean score and share of good documents in each bin that has documents."""
     bins = np.minimum((scores * (BINS // 2)).astype(int), BINS // 2 - 1)
     return [
         {
@@ -55,7 +61,7 @@ def _reliability(scores: np.ndarray, good: np.ndarray) -> list[dict[str, float]]
 
 
 def _kept(by_class: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """What the rules would keep of each class. The top shares are those of the bad class, which stands for a crawl."""
+    """Shares of each class that the rules keep. Top shares refer to the bad class, which represents a crawl."""
     rules = [{"rule": "pareto", "alpha": ALPHA}]
     rules += [{"rule": "top", "share": share, "threshold": top_threshold(by_class["bad"], share)} for share in SHARES]
     for rule in rules:

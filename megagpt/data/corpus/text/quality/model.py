@@ -1,4 +1,4 @@
-"""A classifier in a folder: model.json says which method it is and what its file's SHA-256 is."""
+"""Save and load a classifier in a folder: model.json has its method and the SHA-256 of its file."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from megagpt.data.files import file_sha256, read_input, write_atomic
 from megagpt.errors import DataError
 
 VERSION = 1
-"""Of what a score means; it changes with the words, their hashes, or the files."""
+"""Version of models. It increases when the splitting into words, their hashes or the files change."""
 
 METHODS: dict[str, type[HashingModel] | type[FastTextModel]] = {"hashing": HashingModel, "fasttext": FastTextModel}
 
@@ -24,7 +24,7 @@ class Model(Protocol):
 
 
 def save_model(model: HashingModel | FastTextModel, folder: Path) -> None:
-    """Write `model` into `folder`, which is there; model.json comes last."""
+    """Write `model` to the existing folder `folder`; model.json is written last."""
     method = next(name for name, kind in METHODS.items() if isinstance(model, kind))
     file = model.save(folder)
     about = {"version": VERSION, "method": method, "file": file.name, "sha256": file_sha256(file)}
@@ -32,9 +32,9 @@ def save_model(model: HashingModel | FastTextModel, folder: Path) -> None:
 
 
 def load_model(folder: str | Path) -> Model:
-    """The classifier that `megagpt data quality train` wrote into `folder`.
+    """The classifier that `megagpt data quality train` wrote to `folder`.
 
-    Raises DataError when there is none, when its file is not the one that was written, or when its version is another.
+    Raises DataError when there is none, when its file has changed, or when it has another version.
     """
     folder = Path(folder)
     about = _read_about(folder / "model.json")

@@ -1,4 +1,4 @@
-"""Scores of all documents of files."""
+"""Score all documents of files."""
 
 import json
 from array import array
@@ -18,10 +18,10 @@ from megagpt.errors import ConfigError, DataError
 
 
 def score_files(model: Model, texts: Texts, output: str | Path, shares: Sequence[float] = ()) -> dict[str, Any]:
-    """Score every document and write `output`; returns counts and the threshold of each top share.
+    """Score every document and write `output`. Returns counts and the threshold of each top share.
 
-    .npy gets float64 [records] in the order of the input, NaN for malformed ones, .jsonl a line for each record:
-    {"record": number from 0, "score": number, or null and "reason"}. Raises ConfigError for another name, DataError
+    .npy: float64 [records] in the order of the input, NaN for malformed records. .jsonl: one line per record,
+    {"record": number from 0, "score": number, or null and "reason"}. Raises ConfigError for another suffix, DataError
     without documents.
     """
     output = Path(output)

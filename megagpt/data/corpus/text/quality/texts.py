@@ -1,4 +1,4 @@
-"""Documents of files, read as often as they are asked for, with a limit to how many may be malformed."""
+"""Documents of files that can be read several times, with a limit of malformed records."""
 
 import logging
 from collections import Counter
@@ -23,14 +23,15 @@ class Texts:
     """Key of JSON objects, or column of parquet files."""
     patterns: Sequence[str] = FOLDER_PATTERNS
     max_rejected: int = 0
-    """More malformed records raise DataError."""
+    """Largest number of malformed records; more raise DataError."""
     max_record_mb: float = 32
+    """Longer records are malformed, in millions of bytes."""
     rejected: int = 0
-    """Malformed records of the last time they were read."""
+    """Number of malformed records in the last pass."""
     named: int = 0
-    """Malformed records that the log has named."""
+    """Number of malformed records that were logged."""
     read_before: bool = field(default=False, init=False)
-    """Whether all of them have been read."""
+    """Whether a whole pass has been made."""
     sources: list[Source] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -38,14 +39,14 @@ class Texts:
 
     @property
     def bytes(self) -> int:
-        """Of the files as they are stored."""
+        """Size of the stored files."""
         return sum(source.bytes for source in self.sources)
 
     def __iter__(self) -> Iterator[str]:
         return (text for text in self.records("reading documents") if isinstance(text, str))
 
     def records(self, what: str) -> Iterator[str | Rejection]:
-        """Texts and, in their places, what is malformed; a bar shows how much has been read, and `what` for."""
+        """Texts, and a rejection in place of each malformed record, with a progress bar named `what`."""
         self.rejected, unread = 0, Counter()
         limit = int(self.max_record_mb * 1e6)
         with progress(self.bytes, "B", what) as bar:
@@ -56,7 +57,7 @@ class Texts:
                             self._refuse(text)
                         yield text
                 bar.update(chunk.stored_bytes)
-        if not self.read_before:  # the second reading would say it again
+        if not self.read_before:  # log it only once
             log_unread(f"the inputs, of which only --key {self.key} is read", unread)
             self.read_before = True
 

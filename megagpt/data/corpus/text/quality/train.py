@@ -1,4 +1,4 @@
-"""Training of a classifier from files of good and of bad documents, and its figures on documents that are held out."""
+"""Train a classifier on files of good and of bad documents, and measure it on held-out documents."""
 
 import json
 import logging
@@ -23,33 +23,33 @@ from megagpt.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 POOR = 0.6
-"""ROC AUC below which a classifier is of no use; chance is 0.5."""
+"""ROC AUC below which a warning is logged; chance is 0.5."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How to train."""
+    """Settings of the training."""
 
     method: str = "hashing"
     """One of METHODS."""
     held_out: float = 0.1
     """Share of the documents, chosen by a hash of their text, on which the figures are measured."""
     documents: int | None = None
-    """Documents of each class at most; those with the smallest hashes, so that they are a random choice."""
+    """Largest number of documents per class. The documents with the smallest hashes are taken: a random choice."""
     l2: float = L2
-    """Of hashing: weight of half the squared norm of the weights, beside the sum of the documents' log-losses."""
+    """For hashing: see `HashingLearner`."""
     balanced: bool = False
-    """Of hashing: whether both classes count the same, however many documents they have."""
+    """For hashing: give both classes the same total weight, whatever their numbers of documents."""
     fasttext: dict[str, Any] = field(default_factory=dict)
     """Settings of fastText that differ from DCLM's."""
     seed: int = 0
 
 
 def train(good: Texts, bad: Texts, output: str | Path, settings: Training = Training()) -> dict[str, Any]:
-    """Train a classifier and write it to the folder `output` with quality.json, whose content is returned.
+    """Train a classifier and write it to the folder `output`, with quality.json. Returns the content of quality.json.
 
-    The same documents, in whatever order and files, give the same bytes. Raises ConfigError for settings that make no
-    sense, DataError for inputs that cannot be used or leave a class without documents.
+    The same documents, in any order and any files, give the same bytes. Raises ConfigError for settings out of range,
+    DataError for inputs that cannot be used or leave a class without documents.
     """
     _check(settings)
     output = Path(output)
@@ -101,7 +101,7 @@ def _learner(settings: Training, folder: Path) -> HashingLearner | FastTextLearn
 
 
 def _cut(texts: Texts, settings: Training) -> float:
-    """Documents whose order is beyond it are not used."""
+    """The largest order of a document that is used."""
     if settings.documents is None:
         return 1.0
     orders = np.sort([_order(text, settings) for text in texts])
@@ -113,7 +113,7 @@ def _order(text: str, settings: Training) -> float:
 
 
 def _part(texts: Texts, cut: float, held_out: bool, settings: Training) -> Iterator[tuple[float, str]]:
-    """(order, text) of the documents used that are held out, or of those that are not."""
+    """(order, text) of the used documents: of the held-out ones, or of the others."""
     for text in texts:
         order = _order(text, settings)
         if order <= cut and (draw(text, "held out", settings.seed) < settings.held_out) == held_out:
@@ -123,7 +123,7 @@ def _part(texts: Texts, cut: float, held_out: bool, settings: Training) -> Itera
 def _learn(
     learner: HashingLearner | FastTextLearner, texts: Texts, number: int, cut: float, settings: Training
 ) -> np.ndarray:
-    """Give the learner a class; returns the orders of its documents."""
+    """Add the documents of a class to the learner. Returns their orders, float64 [documents]."""
     orders = []
     for order, text in _part(texts, cut, False, settings):
         learner.add(Analysis(text), bool(number), order)

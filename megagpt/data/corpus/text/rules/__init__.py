@@ -1,5 +1,5 @@
-"""The rules by which texts are kept, one module for each publication.
+"""The rules that drop or edit texts, one module for each publication.
 
-A rule looks at an `Analysis` and returns the reason to drop the text, or None; an edit also returns the text that is
-left. Neither changes anything, reads a file, or depends on texts seen before.
+A rule takes an `Analysis` and returns the reason to drop the text, or None; an edit also returns the remaining text.
+Neither has side effects, reads files, or depends on earlier texts.
 """

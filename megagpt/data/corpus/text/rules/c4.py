@@ -1,4 +1,4 @@
-"""C4's rules (arXiv 1910.10683, section 2.2), each as datatrove's blocks decide."""
+"""C4's rules (arXiv 1910.10683, section 2.2), with the same decisions as datatrove's blocks."""
 
 import heapq
 import re
@@ -14,11 +14,11 @@ from megagpt.errors import ConfigError, DataError
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _NO_SPACES = ("ja", "th", "zh")
-"""Languages in which a bad word need not stand alone."""
+"""Languages without spaces: a bad word also counts inside other text."""
 
 
 def c4(analysis: Analysis, limits: C4) -> Edit:
-    """Lines that are no sentences, or about cookies and scripts, go; pages with placeholders or code are dropped."""
+    """Remove lines that are not sentences or are about cookies and scripts; drop pages with placeholders or code."""
     kept: list[str] = []
     counts: Counter[str] = Counter()
     drop = _edit_lines(analysis, limits, kept, counts)
@@ -29,9 +29,9 @@ def c4(analysis: Analysis, limits: C4) -> Edit:
 
 
 def _edit_lines(analysis: Analysis, limits: C4, kept: list[str], counts: Counter[str]) -> Drop | None:
-    """Puts the lines that stay into `kept` and counts the others."""
+    """Append the remaining lines to `kept` and count the others. Returns a drop of the whole page, if any."""
     lower = analysis.text.lower()
-    cite = limits.citations and "[" in lower  # a phrase may come about when a citation is cut out of it
+    cite = limits.citations and "[" in lower  # cutting out a citation may create one of the phrases
     lorem = limits.lorem_ipsum and (cite or "lorem ipsum" in lower)
     javascript = limits.javascript and (cite or "javascript" in lower)
     policy = limits.policy and (cite or any(phrase in lower for phrase in _POLICY))
@@ -68,7 +68,7 @@ def _edit_lines(analysis: Analysis, limits: C4, kept: list[str], counts: Counter
 
 
 def _has_sentences(lines: list[str], least: int) -> bool:
-    """Whether the lines hold `least` sentences or more; an empty line counts as one."""
+    """Whether the lines have at least `least` sentences; an empty line counts as one."""
     count = 0
     for line in lines:
         if count >= least:
@@ -88,7 +88,7 @@ def _short_paragraphs(text: str, limits: C4) -> Drop | None:
 
 
 class BadWords:
-    """Finds words of a list, as whole words in languages that put spaces between them."""
+    """Finds words of a list; in languages with spaces, only whole words."""
 
     def __init__(self, words: set[str]) -> None:
         self._words = {word for word in words if re.fullmatch(r"\w+", word)}
@@ -96,7 +96,7 @@ class BadWords:
         self._all = words
 
     def __call__(self, text: str, language: str) -> Drop | None:
-        """`language` is an ISO 639-1 code."""
+        """A drop if `text` has a bad word. language: ISO 639-1 code"""
         lower = text.lower()
         if language in _NO_SPACES:
             found = next((word for word in sorted(self._all) if word in lower), None)
@@ -112,7 +112,7 @@ def _stands_alone(phrase: str, text: str) -> bool:
 
 @lru_cache(maxsize=4)
 def load_bad_words(path: str) -> BadWords:
-    """The list in a file, one word or phrase a line. Raises ConfigError that names a file that cannot be read."""
+    """The list in a file, one word or phrase per line. Raises ConfigError when the file cannot be read."""
     try:
         lines = read_text(path).splitlines()
     except DataError as error:

@@ -1,4 +1,4 @@
-"""FineWeb's own rules (arXiv 2406.17557, section 3.6), each as datatrove's block decides."""
+"""FineWeb's own rules (arXiv 2406.17557, section 3.6), with the same decisions as datatrove's block."""
 
 from datatrove.utils.text import TERMINAL_PUNCTUATION
 
@@ -9,7 +9,7 @@ from megagpt.data.corpus.text.rules.verdict import Drop, over, under
 
 
 def fineweb(analysis: Analysis, limits: FineWeb) -> Drop | None:
-    """Lists: few lines that end a sentence, many short lines, lines that repeat, many line breaks."""
+    """Drop lists: few lines that end a sentence, many short lines, repeated lines, many line breaks."""
     text = analysis.text
     lines = [line for line in text.split("\n") if line and not line.isspace()]
     if not lines:

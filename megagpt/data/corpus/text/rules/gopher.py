@@ -1,4 +1,4 @@
-"""Gopher's rules about quality and repetition (arXiv 2112.11446, appendix A1), each as datatrove's block decides."""
+"""Gopher's rules about quality and repetition (arXiv 2112.11446, appendix A1), as datatrove's blocks decide."""
 
 from functools import cache
 
@@ -11,14 +11,15 @@ from megagpt.data.corpus.text.rules.verdict import Drop, over, under
 
 _STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 _FIRST = 500
-"""Words among which stop words are nearly always found."""
+"""Number of first words to search first: they nearly always have the stop words."""
 _BULLETS = ("•", "-")
 _ELLIPSES = ("...", "…")
 _LETTER, _NO_PUNCTUATION = 1, 2
 
 
 def quality(analysis: Analysis, limits: GopherQuality) -> Drop | None:
-    """Too short or long, words of odd lengths, symbols, lists, cut-off lines, few letters, no common English words."""
+    """Drop texts that are too short or long, or have words of unusual length, many symbols, list items or ellipses, few
+    letters, or no common English words."""
     if not analysis.words:
         return Drop("few words", "no word")
     classes = np.bitwise_or.reduceat(_classes()[analysis.characters], analysis.starts)
@@ -31,7 +32,7 @@ def quality(analysis: Analysis, limits: GopherQuality) -> Drop | None:
 
 
 def _word_lengths(lengths: np.ndarray, limits: GopherQuality) -> Drop | None:
-    """Rules about the words that are more than punctuation."""
+    """Rules about the words that are not only punctuation."""
     if limits.min_words is not None and len(lengths) < limits.min_words:
         return Drop("few words", f"{len(lengths)} words")
     if limits.max_words is not None and len(lengths) > limits.max_words:
@@ -64,7 +65,7 @@ def _stop_words(words: list[str], least: int | None) -> Drop | None:
 
 @cache
 def _classes() -> np.ndarray:
-    """Whether each code point is a letter and whether it is no punctuation mark, as bits: uint8 [0x110000]."""
+    """uint8 [0x110000]: for each code point, bits _LETTER and _NO_PUNCTUATION."""
     from datatrove.utils.text import PUNCTUATION_SET
 
     everything = list(map(chr, range(0x110000)))
@@ -75,7 +76,7 @@ def _classes() -> np.ndarray:
 
 
 def repetition(analysis: Analysis, limits: GopherRepetition) -> Drop | None:
-    """Paragraphs, lines and runs of words that repeat. Shares of characters are of all the text's characters."""
+    """Drop texts with repeated paragraphs, lines or runs of words. Shares of characters refer to the whole text."""
     characters = len(analysis.text)
     if not characters:
         return Drop("empty", "no character")
@@ -93,7 +94,7 @@ def repetition(analysis: Analysis, limits: GopherRepetition) -> Drop | None:
 
 
 def _lines(text: str) -> list[str]:
-    """What one or more line breaks divide, as `re.split` gives it."""
+    r"""The parts between runs of line breaks, equal to `re.split(r"\n+", text)`."""
     inner = [line for line in text.split("\n") if line]
     return [*[""] * text.startswith("\n"), *inner, *[""] * text.endswith("\n")]
 

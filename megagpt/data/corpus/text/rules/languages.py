@@ -1,4 +1,4 @@
-"""Which language a text is in, by a model that comes with a package or lies in a file; nothing is downloaded."""
+"""Identify the language of a text, with a model from a package or a local file. Nothing is downloaded."""
 
 import re
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from megagpt.data.corpus.text.limits import Languages
 from megagpt.data.corpus.text.rules.verdict import Drop
 from megagpt.errors import ConfigError
 
-# What CLD2 refuses to read: control characters, halves of surrogate pairs, code points that are no characters.
+# CLD2 refuses these: control characters, halves of surrogate pairs, code points that are not characters.
 _UNREADABLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
     + "".join(chr(plane * 0x10000 + low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
@@ -21,29 +21,29 @@ _UNKNOWN = "un"
 
 
 class Language(NamedTuple):
-    """The language that most of a text is in."""
+    """The main language of a text."""
 
     code: str
-    """ISO 639-1, else 639-3; `un` where it is not known."""
+    """ISO 639-1 code, else 639-3; `un` if unknown."""
     score: float
     """0 to 1. CLD2: the share of the text in this language. fastText: its probability."""
 
 
 Identifier = Callable[[str], Language]
-"""Tells the language of a text."""
+"""A function that identifies the language of a text."""
 
 
 @lru_cache(maxsize=2)
 def load_identifier(model: str) -> Identifier:
     """CLD2 for `cld2`, else fastText with the model in that file.
 
-    Raises ConfigError that says which package or file is missing.
+    Raises ConfigError with the missing package or file.
     """
     return _cld2() if model == "cld2" else _fasttext(Path(model))
 
 
 def wrong_language(language: Language, limits: Languages) -> Drop | None:
-    """Another language, or too little of a wanted one."""
+    """A drop for another language, or for a score below the limit."""
     if language.code not in limits.keep:
         return Drop("other language", language.code)
     if language.score < limits.min_score:
@@ -74,14 +74,14 @@ def _fasttext(path: Path) -> Identifier:
         import fasttext
     except ImportError as error:
         raise ConfigError(
-            'a model of fastText needs that package: pip install "megagpt[corpora]", or take languages.model=cld2'
+            'a fastText model needs the package fasttext: pip install "megagpt[corpora]", or use languages.model=cld2'
         ) from error
     if not path.is_file():
         raise ConfigError(f"languages.model: {path}: no such file; it is cld2, or a file such as lid.176.bin")
     try:
         model = fasttext.load_model(str(path))
     except ValueError as error:
-        raise ConfigError(f"languages.model: {path} is no model of fastText: {error}") from error
+        raise ConfigError(f"languages.model: {path} is not a fastText model: {error}") from error
 
     def identify(text: str) -> Language:
         line = " ".join(text.encode("utf-8", "replace").decode().splitlines())

@@ -17,7 +17,7 @@ _PHRASES = re.compile(r"\Asign-in\s?|\s?read more\.\.\.\Z|\s?items in cart", re.
 
 
 def lines(analysis: Analysis, limits: Lines) -> Edit:
-    """Headings in capitals, numbers, counters, single words and scraps of menus go; a page of many is dropped."""
+    """Remove headings in capitals, numbers, counters, single words and parts of menus; drop a page with many."""
     text = analysis.text
     if limits.max_newlines is not None:
         text = re.sub(rf"\n{{{limits.max_newlines + 1},}}", "\n" * limits.max_newlines, text)
@@ -45,7 +45,7 @@ def lines(analysis: Analysis, limits: Lines) -> Edit:
 
 
 def _objection(line: str, limits: Lines) -> str | None:
-    """The rule that removes a line."""
+    """The rule that removes a line, or None."""
     if limits.max_uppercase is not None and _is_over(line, limits.max_uppercase * len(line)):
         return "uppercase"
     if limits.numbers and line.strip().isdigit():
@@ -69,7 +69,7 @@ def _is_over(line: str, most: float) -> bool:
 
 
 def _without_phrases(line: str, most: int) -> str:
-    """A line of at most so many words without the phrases of menus."""
+    """A line without phrases of menus, if it has at most `most` words; else the line."""
     if not _PHRASES.search(line) or len(split_words(line)) > most:
         return line
     return _PHRASES.sub("", line)

@@ -1,4 +1,4 @@
-"""Secrets and personal data are replaced; a document with much of it is dropped (Dolma, arXiv 2402.00159)."""
+"""Replace secrets and personal data; drop documents with much personal data (Dolma, arXiv 2402.00159)."""
 
 from collections import Counter
 
@@ -10,7 +10,7 @@ _PERSONAL = ("e-mail address", "IP address", "telephone number")
 
 
 def pii(text: str, limits: Pii) -> Edit:
-    """The text with placeholders."""
+    """The text with placeholders, the number of replacements by kind, and a drop if there are too many."""
     wanted = {SECRETS: limits.secrets, EMAILS: limits.emails, ADDRESSES: limits.addresses, PHONES: limits.phones}
     text, counts = redact(text, [group for group, is_wanted in wanted.items() if is_wanted])
     spans = sum(counts[kind] for kind in _PERSONAL)

@@ -1,8 +1,8 @@
-"""How much of a text repeats itself, by the definitions of Gopher's table A1 as datatrove counts.
+"""Measure repetition in a text by the definitions of Gopher's table A1, with datatrove's way of counting.
 
-Runs of words are compared by hashes modulo 2^64 that are worked out for all places at once. Runs that repeat are
-"the words written together": `ab c` repeats `a bc`, so hashes are polynomials over the characters: differences of sums
-from the start of the text, divided by the power of the base that they begin with.
+Runs of words are compared by hashes modulo 2^64, which are computed for all positions at once. Repeated runs are
+compared without spaces: `ab c` repeats `a bc`. So their hashes are polynomials over the characters: differences of
+prefix sums, divided by the power of the base at their first character.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from megagpt.data.corpus.text.analysis import Analysis
 _BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(_BASE, -1, 1 << 64)
 _CACHED_POWERS = 1 << 16
-"""Tables of powers are kept up to this size, half a megabyte each."""
+"""Length of the cached tables of powers, half a megabyte each."""
 _MIX = np.random.RandomState(0).randint(1, 1 << 62, size=16, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
 def duplicates(items: Sequence[str]) -> tuple[int, int]:
-    """How many of `items` stood before, and their characters."""
+    """Number of repeated `items` (all copies but the first), and their number of characters."""
     unique = set(items)
     if len(unique) == len(items):
         return 0, 0
@@ -39,17 +39,18 @@ class Runs:
         self._values = self.hashes(1)
 
     def rare(self, asked: Sequence[tuple[int, float]]) -> bool:
-        """Whether `top` gives 0 for all (length, least) asked, of two words and more, as one look at pairs can tell.
+        """Whether `top` is certainly 0 for all (length, least) with length >= 2, from the counts of word pairs.
 
-        A run has no more copies than its first two words have.
+        A run has at most as many copies as its first two words.
         """
         needed = min((self._needed(length, least) for length, least in asked), default=0)
         return needed > 0 and not _has_copies(np.sort(self._separate(2)), needed)
 
     def top(self, length: int, least: float) -> int:
-        """Characters of all copies of the most frequent run of `length` words, the first of those, spaces included.
+        """Number of characters, with spaces, of all copies of the most frequent run of `length` words (the first such
+        run).
 
-        0 where these are certainly not more than `least`, or where there are too few words.
+        0 if the number is certainly not above `least`, or if there are too few words.
         """
         needed, hashes = self._needed(length, least), self._separate(length)
         ordered = np.sort(hashes)
@@ -62,14 +63,14 @@ class Runs:
         return int(most * (self._ends[first + length] - self._ends[first] + length - 1))
 
     def _needed(self, length: int, least: float) -> int:
-        """Copies of a run of `length` words without which there cannot be more than `least` characters in them."""
+        """Smallest number of copies of a run of `length` words that can have more than `least` characters."""
         if len(self._values) < length:
             return 1
         longest = int((self._ends[length:] - self._ends[:-length]).max()) + length - 1
-        return int(least / longest - 1e-9) + 1  # rounding must not ask for one too many
+        return int(least / longest - 1e-9) + 1  # rounding must not increase the number
 
     def _separate(self, length: int) -> np.ndarray:
-        """Hashes of all runs of `length` words, with borders between these: uint64."""
+        """uint64 [runs]: hashes of all runs of `length` words, which depend on the borders between words."""
         count = max(0, len(self._values) - length + 1)
         hashes = self._values[:count] * _MIX[0]
         for place in range(1, length if count else 0):
@@ -77,14 +78,14 @@ class Runs:
         return hashes
 
     def hashes(self, length: int) -> np.ndarray:
-        """Of all runs of `length` words, written together: uint64. Of a character c at a place, (c + 1) B^place."""
+        """uint64 [runs]: hashes of all runs of `length` words without spaces, sum over characters c of (c + 1) B^i."""
         count = max(0, len(self._sums) - length)
         return (self._sums[length:] - self._sums[:count]) * self._divisors[:count]
 
     def repeated(self, length: int) -> int:
-        """Characters in runs of `length` words that stood before.
+        """Number of characters in repeated runs of `length` words.
 
-        Runs are read from the left; after one that stood before, reading goes on behind it.
+        Runs are read from the left; after a repeated run, reading continues after its last word.
         """
         hashes = self.hashes(length)
         ordered = np.sort(hashes)
@@ -105,7 +106,7 @@ class Runs:
 
 
 def _powers(base: int, count: int) -> np.ndarray:
-    """The powers 0 to count - 1 of a base, modulo 2^64: uint64."""
+    """uint64 [count]: the powers 0 to count - 1 of a base, modulo 2^64."""
     return _cached_powers(base)[:count] if count <= _CACHED_POWERS else _all_powers(base, count)
 
 
@@ -121,10 +122,10 @@ def _all_powers(base: int, count: int) -> np.ndarray:
 
 
 def _has_copies(ordered: np.ndarray, needed: int) -> bool:
-    """Whether one of the sorted hashes is there so many times."""
+    """Whether one of the sorted hashes occurs at least `needed` times."""
     return bool(len(ordered) >= needed and (ordered[needed - 1 :] == ordered[: len(ordered) - needed + 1]).any())
 
 
 def _among(hashes: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """Which of `hashes` are in `ordered`: bool. Quick where these are few."""
+    """bool [hashes]: whether each of `hashes` is in the sorted `ordered`. Fast if `ordered` is short."""
     return ordered[np.minimum(np.searchsorted(ordered, hashes), len(ordered) - 1)] == hashes

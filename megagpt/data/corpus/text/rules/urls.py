@@ -1,4 +1,4 @@
-"""Which addresses are refused: by domain, by whole address, and by words in it, as RefinedWeb does (appendix G.1)."""
+"""Refuse addresses by domain, by whole address, and by words in them, like RefinedWeb (appendix G.1)."""
 
 import re
 import tarfile
@@ -43,10 +43,10 @@ _HOST = re.compile(r"[\w.:-]+")
 
 
 class UrlRules:
-    """The rules of one recipe. Lists are kept as hashes: 8 bytes an entry."""
+    """The rules of one recipe. Lists are held as hashes, with 8 bytes per entry."""
 
     def __init__(self, limits: Urls) -> None:
-        """Reads the lists. Raises ConfigError that names a file that cannot be read."""
+        """Read the lists. Raises ConfigError with the file that cannot be read."""
         self._domains = _hashes(map(_in_ascii, _entries(limits, "domains")))
         self._urls = _hashes(map(_without_scheme, _entries(limits, "urls")))
         self._strict = sorted({_NO_WORD.sub("", word.lower()) for word in _entries(limits, "strict_words")} - {""})
@@ -55,7 +55,7 @@ class UrlRules:
         self._min_soft = limits.min_soft_words
 
     def __call__(self, url: str) -> Drop | None:
-        """Why a page at this address goes."""
+        """The reason to drop a page at this address, or None."""
         host = host_of(url)
         if not host:
             return Drop("unreadable", url[:200])
@@ -76,17 +76,17 @@ class UrlRules:
 
 
 def host_of(url: str) -> str | None:
-    """The host in lower case, international names in ASCII; None for what is no address with a host."""
+    """The host in lower case, with international names in ASCII; None for an address without a host."""
     try:
         host = (urlsplit(url if "://" in url else f"//{url}").hostname or "").rstrip(".")
         host = host if host.isascii() else host.encode("idna").decode()
-    except ValueError:  # UnicodeError is one
+    except ValueError:  # includes UnicodeError
         return None
     return host if _HOST.fullmatch(host) else None
 
 
 def domains_of(host: str) -> Iterator[str]:
-    """The registered domain of a host and those below it, up to the host: example.co.uk, a.example.co.uk."""
+    """The registered domain of a host, and all its subdomains up to the host: example.co.uk, a.example.co.uk."""
     labels = host.split(".")
     if ":" in host or labels[-1].isdigit():  # an IP address
         yield host
@@ -105,7 +105,7 @@ def _without_scheme(url: str) -> str:
 
 
 def _entries(limits: Urls, name: str) -> Iterator[str]:
-    """The entries of one list, from the recipe's file and from the lists that it takes beside."""
+    """The entries of one list, from the recipe's file and from the built-in lists."""
     if path := getattr(limits, name):
         try:
             yield from _lines(read_text(path).splitlines())
@@ -122,7 +122,7 @@ def _lines(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _datatrove(name: str) -> Iterator[str]:
-    """The lines of a list that comes with datatrove."""
+    """The lines of a list in datatrove's package."""
     try:
         from datatrove.utils._import_utils import ASSETS_PATH
     except ImportError as error:
@@ -136,7 +136,7 @@ def _datatrove(name: str) -> Iterator[str]:
 
 
 def _hashes(entries: Iterable[str]) -> np.ndarray:
-    """Sorted hashes of entries in lower case: uint64. The entries are never all in memory."""
+    """uint64 [entries]: sorted hashes of entries in lower case. The entries are never all in memory."""
     lower, parts = map(str.lower, entries), []
     while batch := list(islice(lower, _BATCH)):
         parts.append(hash_words(batch))
@@ -144,7 +144,7 @@ def _hashes(entries: Iterable[str]) -> np.ndarray:
 
 
 def _first(names: list[str], hashes: np.ndarray) -> str | None:
-    """The first of `names` that is in a list."""
+    """The first of `names` whose hash is in the sorted `hashes`, or None."""
     if not len(hashes):
         return None
     own = hash_words([name.lower() for name in names])
@@ -154,7 +154,7 @@ def _first(names: list[str], hashes: np.ndarray) -> str | None:
 
 @cache
 def _get_domain() -> Callable[..., str | None]:
-    """tld's function, which knows the public suffixes from the list in its package."""
+    """tld's function for registered domains; its package has the list of public suffixes."""
     try:
         from tld import get_fld
     except ImportError as error:
@@ -164,5 +164,5 @@ def _get_domain() -> Callable[..., str | None]:
 
 @lru_cache(maxsize=2)
 def load_url_rules(limits: Urls) -> UrlRules:
-    """The rules of a recipe; lists are read once a process. Raises ConfigError that names a file that is none."""
+    """The rules of a recipe. Lists are read once per process. Raises ConfigError as `UrlRules`."""
     return UrlRules(limits)

@@ -71,7 +71,7 @@ def test_ties_are_all_in():
 
 
 def test_what_has_no_top_share():
-    with pytest.raises(DataError, match="no score"):
+    with pytest.raises(DataError, match="no scores"):
         top_threshold(np.array([np.nan]), 0.1)
     for share in (0, -1, 1.1, float("nan")):
         with pytest.raises(DataError, match="top share is"):

@@ -207,7 +207,7 @@ def test_files_of_other_things_are_refused(tmp_path):
         with pytest.raises(DataError, match="finite weights"):
             HashingModel.load(tmp_path / f"{name}.npz")
     (tmp_path / "text.bin").write_bytes(b"no model at all")
-    with pytest.raises(DataError, match="no model of fastText"):
+    with pytest.raises(DataError, match="not a fastText model"):
         FastTextModel.load(tmp_path / "text.bin")
     (tmp_path / "train.txt").write_text("__label__x a b c\n__label__y d e f\n" * 5)
     other = fasttext.train_supervised(str(tmp_path / "train.txt"), dim=2, bucket=10, verbose=0, minCount=1)
