@@ -1,4 +1,4 @@
-"""The loop that runs the models of a server: in a thread beside the event loop on rank 0, alone on the others."""
+"""The loop that runs a server's models: on rank 0 in its own thread, on the other ranks in the main thread."""
 
 import asyncio
 import concurrent.futures
@@ -20,37 +20,37 @@ from megagpt.serve.channel import Channel
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 10.0
-"""Between two messages to the other ranks, at most: so they never wait long enough to give up, and all see who died."""
+"""Longest time between two messages to the other ranks. It keeps them from timing out, and reveals dead ranks."""
 
 
 class Runner(Protocol):
-    """A model on this rank. Every rank gets the same calls, and the collectives within match."""
+    """A model on this rank. Every rank gets the same calls in the same order, so that collectives match."""
 
     busy: bool
     """Whether there is work."""
 
     def obey(self, verb: str, number: int, details: dict[str, Any]) -> None:
-        """Begin request `number` or stop it; `details` are JSON values."""
+        """Start request `number`, or stop it if `verb` is "stop"; `details` are JSON values."""
         ...
 
     def work(self) -> Iterable[tuple[int, Any]]:
-        """Do some; returns results with the numbers of their requests."""
+        """Do one step of work; returns (request number, result) pairs."""
         ...
 
 
 class Answer:
-    """The results of one request, as they come to the event loop that asked."""
+    """The queue of results of one request, for the event loop that sent it."""
 
     def __init__(self) -> None:
         self.event_loop = asyncio.get_running_loop()
         self._results: asyncio.Queue[Any] = asyncio.Queue()
 
     def put(self, result: Any) -> None:
-        """Hand over a result, or an exception; called in the event loop."""
+        """Add a result or an exception; called in the event loop."""
         self._results.put_nowait(result)
 
     async def get(self) -> Any:
-        """The next result. Raises what the model raised."""
+        """The next result. Raises the exception if it is one."""
         result = await self._results.get()
         if isinstance(result, Exception):
             raise result
@@ -58,28 +58,31 @@ class Answer:
 
 
 class ModelLoop:
-    """Runs models one after the other, a step each, for as long as any has work. Requests come in between."""
+    """Runs one step of each busy model in turn, and takes new requests between these rounds."""
 
     def __init__(self, runners: Sequence[Runner], timeout: datetime.timedelta) -> None:
-        """timeout: how long ranks wait for each other. Collective."""
+        """timeout: longest time that ranks wait for each other. Collective."""
         self.runners, self.channel = runners, Channel(timeout)
         self._inbox: queue.SimpleQueue[tuple | None] = queue.SimpleQueue()
         self._answers: dict[int, Answer] = {}
-        self._lock = threading.Lock()  # of the answers and the error: what comes when all has failed must not wait
+        self._lock = threading.Lock()  # for _answers and _error, so that no request waits after a failure
         self._number = 0
         self._error: MegaGPTError | None = None
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._thread: threading.Thread | None = None
 
-    # On rank 0, by the event loop
+    # Called on rank 0 by the event loop
 
     def start(self) -> None:
-        """Run in a thread."""
+        """Start the loop in a thread."""
         self._thread = threading.Thread(target=self._run_thread, name="models", daemon=True)
         self._thread.start()
 
     def ask(self, model: int, verb: str, details: dict[str, Any]) -> tuple[int, Answer]:
-        """Send model number `model` a request; returns its number and where its results arrive."""
+        """Send a request to model number `model`; returns the request's number and the queue of its results.
+
+        Raises the MegaGPTError that ended the loop.
+        """
         answer = Answer()
         with self._lock:
             if self._error is not None:
@@ -91,14 +94,14 @@ class ModelLoop:
         return number, answer
 
     def stop(self, model: int, number: int) -> None:
-        """Nobody waits for the results of a request any more."""
+        """Cancel a request."""
         with self._lock:
             known = self._answers.pop(number, None)
         if known is not None:
             self._inbox.put((model, "stop", number, {}))
 
     def done(self, number: int) -> None:
-        """A request has given its last result."""
+        """Forget a request whose last result has been read."""
         with self._lock:
             self._answers.pop(number, None)
 
@@ -107,7 +110,7 @@ class ModelLoop:
         await asyncio.shield(asyncio.wrap_future(self._ended))
 
     def close(self) -> None:
-        """End the loop on all ranks. Raises what had ended it before."""
+        """End the loop on all ranks. Raises the error if one had ended it before."""
         self._inbox.put(None)
         self._thread.join()
         if (error := self._ended.exception()) is not None:
@@ -115,7 +118,7 @@ class ModelLoop:
 
     def _run_thread(self) -> None:
         if torch.cuda.is_available():
-            torch.cuda.set_device(env.local_rank())  # which every thread has for itself
+            torch.cuda.set_device(env.local_rank())  # the current device is set per thread
         cpu.enable()
         try:
             self.run()
@@ -136,10 +139,10 @@ class ModelLoop:
             self._answers = {}
         self._deliver([(answer, error) for answer in answers.values()])
 
-    # On every rank
+    # Called on every rank
 
     def run(self) -> None:
-        """Work until rank 0 closes. Raises DistributedError when contact with a rank is lost."""
+        """Run until rank 0 closes the loop. Raises DistributedError when the contact with a rank is lost."""
         try:
             while (commands := self.channel.broadcast(self._commands())) is not None:
                 for model, verb, number, details in commands:
@@ -153,7 +156,7 @@ class ModelLoop:
             raise
 
     def _commands(self) -> list[tuple] | None:
-        """Of rank 0, what has come in; waits for something where there is no work. None: all is to end."""
+        """On rank 0 the new commands, waiting for one if no model is busy; None ends the loop. Empty on other ranks."""
         if env.rank() > 0:
             return []
         found: list[tuple] = []
@@ -174,10 +177,10 @@ class ModelLoop:
             self._deliver([(answer, result) for answer, result in known if answer is not None])
 
     def _deliver(self, results: list[tuple[Answer, Any]]) -> None:
-        """Hand results over to their event loops, all that have one in one go, since each wakes it."""
+        """Pass results to their event loops, in one call per loop, since each call wakes the loop."""
         for event_loop in {answer.event_loop for answer, _ in results}:
             own = [(answer, result) for answer, result in results if answer.event_loop is event_loop]
-            with suppress(RuntimeError):  # it was closed, with all who waited in it
+            with suppress(RuntimeError):  # the event loop is closed, so nobody waits
                 event_loop.call_soon_threadsafe(_put_all, own)
 
 

@@ -1,4 +1,4 @@
-"""A generative checkpoint in a server."""
+"""Serves a language model."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +19,7 @@ from megagpt.serve.queueing import OpenRequests
 
 
 class TextRunner:
-    """Implements `Runner`: continues the prompts of all requests together."""
+    """Implements `Runner`: generates the completions of all requests in one batch."""
 
     def __init__(self, generator: Generator, config: Config, limits: Limits) -> None:
         self.generator = generator
@@ -69,14 +69,14 @@ def _new_token(written: Written) -> NewToken:
 
 
 class TextModel:
-    """Implements `ServedModel` for a generative checkpoint."""
+    """Implements `ServedModel` for a language model."""
 
     dimensions = 0
 
     def __init__(
         self, name: str, created: int, runner: TextRunner, loop: ModelLoop, number: int, limits: Limits
     ) -> None:
-        """number: of the runner among those of the loop."""
+        """number: index of the runner among the loop's runners."""
         self.name, self.created, self._generator = name, created, runner.generator
         self.tokenizer, self.window = runner.generator.tokenizer, runner.generator.window
         self.abilities = _abilities(runner.generator)
@@ -92,11 +92,11 @@ class TextModel:
         return TokenStream(self._loop, self._number, details, self._open)
 
     def infill_prompt(self, prefix: str, suffix: str) -> list[int]:
-        """See `ServedModel.infill_prompt`. Raises DataError where the tokenizer has no tokens for it."""
+        """See `ServedModel.infill_prompt`. Raises DataError if the tokenizer has no fill-in-the-middle tokens."""
         return self._generator.fim_prompt(prefix, suffix)
 
     async def embed(self, *_: Any, **__: Any) -> Any:
-        """Raises ConfigError: it makes no vectors."""
+        """Raises ConfigError: a language model computes no vectors."""
         raise ConfigError(f"{self.name} generates text and makes no vectors: take a model of stage embed")
 
     def count_tokens(self, inputs: Iterable[str]) -> int:
@@ -112,7 +112,7 @@ class TextModel:
 
 
 class TokenStream:
-    """What `TextModel.generate` returns: an asynchronous iterator that can be closed."""
+    """The asynchronous iterator of `TextModel.generate`, which can be closed."""
 
     def __init__(self, loop: ModelLoop, model: int, details: dict[str, Any], requests: OpenRequests) -> None:
         self._loop, self._model, self._requests = loop, model, requests
@@ -137,7 +137,7 @@ class TokenStream:
         return result
 
     async def aclose(self) -> None:
-        """Stop what is still being written."""
+        """Cancel the completion if it still runs."""
         if self._answer is not None:
             self._loop.stop(self._model, self._request)
             self._end()
@@ -149,7 +149,7 @@ class TokenStream:
 
 
 def _abilities(generator: Generator) -> frozenset[Ability]:
-    """What a checkpoint can be asked for, by the special tokens that it knows."""
+    """The abilities of a language model, which depend on its tokenizer's special tokens and chat template."""
     tokenizer = generator.tokenizer
     found: set[Ability] = {"completions"}
     if fim_style(tokenizer) is not None:

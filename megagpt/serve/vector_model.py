@@ -1,4 +1,4 @@
-"""An embedding checkpoint in a server."""
+"""Serves an embedding model."""
 
 import asyncio
 from collections import deque
@@ -16,12 +16,12 @@ from megagpt.serve.model_loop import ModelLoop
 from megagpt.serve.queueing import OpenRequests
 
 STEP_TOKENS = 8192
-"""Tokens of texts that are embedded before other requests, or other models, have their turn; at least one text is."""
+"""Largest number of tokens in one step, after which other models have their turn; a step has at least one text."""
 
 
 @dataclass(eq=False)
 class _Job:
-    """The texts of one request, and their vectors so far."""
+    """The texts of one request (token ids), and the vectors computed so far."""
 
     number: int
     rows: list[np.ndarray]
@@ -29,13 +29,13 @@ class _Job:
 
 
 class VectorRunner:
-    """Implements `Runner`: embeds the texts of all requests together, in the order in which they came."""
+    """Implements `Runner`: embeds the texts of all requests in common batches, in order of arrival."""
 
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
         self._jobs: deque[_Job] = deque()
         self.running = self.tokens = 0
-        """Texts that are being embedded, and tokens of all texts so far."""
+        """Number of texts that are being embedded, and number of tokens of all texts so far."""
 
     @property
     def busy(self) -> bool:
@@ -43,14 +43,14 @@ class VectorRunner:
         return bool(self._jobs)
 
     def obey(self, verb: str, number: int, details: dict[str, Any]) -> None:
-        """See `Runner`; `details` has the rows, as `TextEncoder` makes them."""
+        """See `Runner`; `details["rows"]` has the token ids of each text, from `TextEncoder.row`."""
         if verb == "stop":
             self._jobs = deque(job for job in self._jobs if job.number != number)
             return
         self._jobs.append(_Job(number, [np.array(row, np.int64) for row in details["rows"]], []))
 
     def work(self) -> Iterable[tuple[int, Any]]:
-        """See `Runner`; a result has all vectors of a request, float32 [n, size]."""
+        """See `Runner`; a result is the vectors of all texts of a request, float32 [n, size]."""
         batch: list[tuple[_Job, np.ndarray]] = []
         room = STEP_TOKENS
         for job in self._jobs:
@@ -77,14 +77,14 @@ class VectorRunner:
 
 
 class VectorModel:
-    """Implements `ServedModel` for an embedding checkpoint."""
+    """Implements `ServedModel` for an embedding model."""
 
     abilities: frozenset[Ability] = frozenset({"embeddings"})
 
     def __init__(
         self, name: str, created: int, runner: VectorRunner, loop: ModelLoop, number: int, limits: Limits
     ) -> None:
-        """number: of the runner among those of the loop."""
+        """number: index of the runner among the loop's runners."""
         self.name, self.created, self._runner = name, created, runner
         self._encoder, self.dimensions = runner.embedder.encoder, runner.embedder.size
         self.tokenizer, self.window = self._encoder.tokenizer, self._encoder.max_tokens
@@ -94,12 +94,12 @@ class VectorModel:
     async def embed(
         self, inputs: Sequence[str] | Sequence[Sequence[int]], dimensions: int | None, side: Side = "document"
     ) -> np.ndarray:
-        """See `ServedModel.embed`. Raises DataError for a text that is empty, or too long for the model."""
+        """See `ServedModel.embed`. Raises DataError for a text that is empty, too long, or has unknown token ids."""
         if dimensions is not None and not 0 < dimensions <= self.dimensions:
             raise ConfigError(f"the vectors have {self.dimensions} dimensions, not {dimensions}")
         self._open.check(len(inputs))
         rows = await asyncio.to_thread(self._rows, inputs, side)
-        self._open.check(len(inputs))  # others may have come meanwhile
+        self._open.check(len(inputs))  # other requests may have arrived meanwhile
         number, answer = self._loop.ask(self._number, "embed", {"rows": [row.tolist() for row in rows]})
         begun = self._open.add(len(rows))
         try:
@@ -110,16 +110,16 @@ class VectorModel:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def count_tokens(self, inputs: Sequence[str]) -> int:
-        """See `ServedModel.count_tokens`: delimiters and end-of-text, which a model reads, count too."""
+        """See `ServedModel.count_tokens`; includes delimiters and end-of-text."""
         around = sum(map(len, self._encoder.around("document")))
         return sum(len(tokens) + around for tokens in self.tokenizer.encode_batch(list(inputs)))
 
     def generate(self, request: GenerateRequest) -> Any:
-        """Raises ConfigError: it writes no text."""
+        """Raises ConfigError: an embedding model generates no text."""
         raise ConfigError(f"{self.name} makes vectors and writes no text: take a language model")
 
     def infill_prompt(self, prefix: str, suffix: str) -> list[int]:
-        """Raises ConfigError: it writes no text."""
+        """Raises ConfigError: an embedding model generates no text."""
         raise ConfigError(f"{self.name} makes vectors and writes no text: take a language model")
 
     def load(self) -> Load:
@@ -128,7 +128,7 @@ class VectorModel:
         return Load(running, self._open.count - running, self._runner.tokens, 0, 0)
 
     def _rows(self, inputs: Sequence[str] | Sequence[Sequence[int]], side: Side) -> list[np.ndarray]:
-        """The inputs as the model reads them."""
+        """The inputs as token ids with delimiters, int64 [n] each. Raises DataError for an invalid input."""
         texts = [text for text in inputs if isinstance(text, str)]
         found = self.tokenizer.encode_batch(texts) if len(texts) == len(inputs) else [list(ids) for ids in inputs]
         room, size = self._encoder.room(side), self.tokenizer.vocab_size
