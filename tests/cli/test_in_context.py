@@ -154,7 +154,11 @@ def test_a_prompt_longer_than_the_context_is_told(folder, megagpt):
         (["shots=five"], ConfigError, "shots is 'five': .* valid integer"),
         (["tasks=[]"], ConfigError, "tasks is empty: name at least one"),
         (["tasks="], ConfigError, "tasks is empty: name at least one"),
-        (["tasks=[lambada]"], ConfigError, "task lambada: its examples are read from files: say with data=FOLDER"),
+        (
+            ["tasks=[lambada]"],
+            ConfigError,
+            "task lambada: its examples are read from files: give their folder with data=FOLDER",
+        ),
         (["tensor_parallel_size=2"], ConfigError, "2"),
         (["protocol=gpt4"], ConfigError, "protocol is 'gpt4'"),
         (["limit=0"], ConfigError, "limit is 0"),
