@@ -156,7 +156,7 @@ def test_completions_of_a_file(files):
     with pytest.raises(DataError, match="jsonl:1: this completion is for 'X/1', which the data file does not hold"):
         evaluate_code(settings(files, completions=path, output=files / "third"))
     path.write_text(json.dumps({"task_id": "T/1"}) + "\n")
-    with pytest.raises(DataError, match="jsonl:1: no text in the field 'completion'"):
+    with pytest.raises(DataError, match="jsonl:1: the field 'completion' has no text"):
         evaluate_code(settings(files, completions=path, output=files / "fourth"))
 
 
