@@ -166,7 +166,7 @@ def _generate(settings: CodeEvaluation, generator: Generator, problems: list[Pro
     with path.open("a", encoding="utf-8") as file, progress(total, "sample", "generating", len(samples)) as bar:
         for start in range(0, len(missing), together):
             new = _generate_batch(settings, generator, missing[start : start + together])
-            # All samples of a problem in one write: they share a random stream, so a resumed evaluation has all or none.
+            # All samples of a problem in one write: they share a random stream, so the file must have all or none.
             append_jsonl(file, [asdict(sample) for sample in new])
             samples += new
             bar.update(len(new))

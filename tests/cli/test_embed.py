@@ -168,7 +168,7 @@ def test_a_moved_input_is_the_same(embed, embedder, documents, tmp_path):
 def test_a_file_that_is_not_ours_stays(embed, documents, tmp_path):
     output = tmp_path / "v.npy"
     output.write_text("precious")
-    with pytest.raises(ConfigError, match=r"v.npy exists, and no v.npy.meta.json says what it is"):
+    with pytest.raises(ConfigError, match=r"v.npy exists without v.npy.meta.json, which describes it"):
         embed(documents, "--output", output)
     assert output.read_text() == "precious"
 
