@@ -38,7 +38,7 @@ class TasksEvaluation:
     tensor_parallel_size: int = 1
     """Number of ranks that share each layer."""
     pipeline_parallel_size: int = 1
-    """Number of pipeline stages, each with a part of the layers. All other ranks are replicas and share the examples."""
+    """Number of pipeline stages, each with a part of the layers. Further ranks are replicas that share the examples."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "tensor_parallel_size", "pipeline_parallel_size"):
