@@ -12,21 +12,22 @@ from statistics import mean, median
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-RECORDED = sorted((DOCS / "benchmarks").glob("*.json"))
+EVIDENCE = DOCS / "benchmarks"
+RECORDED = sorted(EVIDENCE.glob("*.json"))
 
 
 def recorded(name: str) -> dict:
-    return json.loads((DOCS / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((EVIDENCE / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def page(name: str) -> str:
-    """A page with its line breaks as spaces."""
-    return " ".join((DOCS / f"{name}.md").read_text(encoding="utf-8").split())
+    """A page of docs/benchmarks with its line breaks as spaces; "../NAME" is one of docs."""
+    return " ".join((EVIDENCE / f"{name}.md").read_text(encoding="utf-8").split())
 
 
 def table(name: str, *head: str) -> list[list[str]]:
     """Rows of every table of a page whose head begins with these cells."""
-    return [row for rows in tables(DOCS / f"{name}.md") if tuple(rows[0][: len(head)]) == head for row in rows[2:]]
+    return [row for rows in tables(EVIDENCE / f"{name}.md") if tuple(rows[0][: len(head)]) == head for row in rows[2:]]
 
 
 def tables(path: Path) -> Iterator[list[list[str]]]:
@@ -54,14 +55,14 @@ def test_recorded_figures_have_their_command_and_a_page(path):
     tool = re.search(r"tools/\w+\.py", about["command"])[0]
     assert (DOCS.parent / tool).exists()
     assert about["date"]
-    pages = [one.read_text(encoding="utf-8") for one in DOCS.glob("*.md")]
+    pages = [one.read_text(encoding="utf-8") for one in DOCS.rglob("*.md")]
     assert any(path.name in text and tool in text for text in pages), f"no page names {path.name} and {tool}"
 
 
-@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: path.name)
 def test_figures_that_a_page_names_are_recorded_or_said_not_to_be(path):
     text = " ".join(path.read_text(encoding="utf-8").split())
-    missing = [name for name in re.findall(r"benchmarks/(\w+\.\w+)", text) if not (DOCS / "benchmarks" / name).exists()]
+    missing = [name for name in re.findall(r"benchmarks/(\w+\.json)", text) if not (EVIDENCE / name).exists()]
     assert not missing or re.search(r"No (whole )?run of it [^.]*has been recorded", text), missing
 
 
@@ -87,7 +88,7 @@ def test_training_step():
 def test_layouts():
     every = recorded("layouts_cpu")["layouts"]
     found = [one for model in ("GPT-3", "Modern") for one in every if one["model"] == model]
-    rows = table("parallelism", "layout", "ranks")
+    rows = table("layouts", "layout", "ranks")
     assert len(rows) == len(found) > 200
     for row, one in zip(rows, found, strict=True):
         assert row[0] == one["layout"]
@@ -96,11 +97,11 @@ def test_layouts():
 
 
 def test_layouts_of_later_stages():
-    rows = table("parallelism", "learnt from")
+    rows = table("layouts", "learnt from")
     recording = recorded("layouts_stages_cpu")
     found = recording["layouts"]
-    assert f"and {recording['steps']} steps:" in page("parallelism")
-    assert f"nothing is off by more than 1.5e-6 in fp32, on {recording['date']}" in page("parallelism")
+    assert f"and {recording['steps']} steps:" in page("layouts")
+    assert f"nothing is off by more than 1.5e-6 in fp32, on {recording['date']}" in page("layouts")
     exact = [one for one in found if one["holds_grad_norm"]]
     assert max(max(one["loss_difference"], one["grad_norm_difference"]) for one in exact) < 1.5e-6
     assert {row[0] for row in rows} == {one["model"] for one in found}
@@ -199,12 +200,12 @@ def test_speed_in_context():
 def test_preprocessing():
     found = recorded("preprocess_cpu")
     names = ("preprocess", "preprocess_by_tokenizers", "encode_batch", "encode_batch_fast")
-    rows = table("data", "", "MB/s a core")
+    rows = table("preprocessing", "", "MB/s a core")
     assert len(rows) == len(names)
     for (_, *cells), name in zip(rows, names, strict=True):
         shown(cells, [found["mb_per_second_per_core"][name], found["mb_per_cpu_second"][name]])
     stages = found["cpu_ms_per_mb"]["preprocess"]
-    rows = table("data", "stage", "ms a MB")
+    rows = table("preprocessing", "stage", "ms a MB")
     assert [row[0] for row in rows] == list(stages)
     for stage, *cells in rows:
         shown(cells, [stages[stage], 100 * stages[stage] / sum(stages.values())])
@@ -219,7 +220,7 @@ def test_speed_of_corpora():
     speed = {name: f"{step['mb_per_cpu_second']['megagpt']:.0f}" for name, step in steps.items()}
     words, hashed = speed["words"], speed["quality, hashed words"]
     assert f"all rules share, {words}; with the score of `hashing` on top of them {hashed}" in page("quality")
-    assert f"The counting pass takes {speed['decontamination count']} MB a second" in page("decontamination")
+    assert f"The counting pass takes {speed['decontamination count']} MB a second" in page("../decontamination")
     rows = table("text_corpora", "recipe", "megagpt")
     assert [row[0] for row in rows] == list(found["chains"])
     for name, *cells in rows:
@@ -342,7 +343,7 @@ def test_conversion():
 
 def test_memory_of_zero():
     """Theory is section 3 of arXiv 1910.02054, with gradients in fp32; DeepSpeed's buckets come on top of gradients."""
-    rows = table("parallelism", "precision", "ranks", "stage")
+    rows = table("zero_memory", "precision", "ranks", "stage")
     assert len(rows) == 18
     for precision, *cells in rows:
         ranks, stage, weights, held_weights, gradients, held_gradients, optimizer, held_optimizer = map(float, cells)
@@ -365,7 +366,7 @@ def test_compiled_kernels():
 
 def test_mixture_of_gpt3():
     """By the weights and sizes of table 2.2 of arXiv 2005.14165 alone."""
-    rows = table("mixture", "corpus", "tokens")
+    rows = table("../mixture", "corpus", "tokens")
     whole = sum(int(row[2].rstrip("%")) for row in rows)
     assert whole == 101
     for _, tokens, weight, *cells, _printed in rows:

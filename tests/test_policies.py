@@ -273,15 +273,15 @@ def messages() -> list[tuple[str, str]]:
     return found
 
 
-def texts(node: ast.AST) -> Iterator[str]:
-    """The texts in a file; those of f-strings as a whole, with 1 for every value."""
+def texts(node: ast.AST, value: str = "1") -> Iterator[str]:
+    """The texts in a file; those of f-strings as a whole, with `value` for every value."""
     if isinstance(node, ast.JoinedStr):
-        yield "".join(part.value if isinstance(part, ast.Constant) else "1" for part in node.values)
+        yield "".join(part.value if isinstance(part, ast.Constant) else value for part in node.values)
     elif isinstance(node, ast.Constant):
         yield from [node.value] if isinstance(node.value, str) else []
     else:
         for child in ast.iter_child_nodes(node):
-            yield from texts(child)
+            yield from texts(child, value)
 
 
 @cache

@@ -17,7 +17,7 @@ random tokens, a random part of which counts in the loss.
 With --stages, what the stages sft, reward and ppo learn takes the place of next tokens: packed conversations, ranked
 answers, and episodes with text beside them, all random.
 
-Exit code 1 names the layouts beyond the tolerance. --write-docs puts the table into docs/parallelism.md.
+Exit code 1 names the layouts beyond the tolerance. --write-docs puts the table into docs/benchmarks/layouts.md.
 """
 
 import argparse
@@ -127,8 +127,8 @@ def _has(package: str) -> bool:
 
 
 def write_docs(text: str, result: dict[str, Any], device: str) -> None:
-    """Put the tables between the markers of docs/parallelism.md, and the figures into docs/benchmarks."""
-    page = DOCS / "parallelism.md"
+    """Put the tables between the markers of docs/benchmarks/layouts.md, and the figures into docs/benchmarks."""
+    page = DOCS / "benchmarks" / "layouts.md"
     before, rest = page.read_text(encoding="utf-8").split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
     page.write_text(f"{before}{MARKERS[0]}\n\n{text}\n\n{MARKERS[1]}{after}", encoding="utf-8")

@@ -42,7 +42,7 @@ from megagpt.kernels.backend import SHARED_KIB, interpreted
 from megagpt.log import progress, run_tool
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs/kernels_report.md"
+DOCS = ROOT / "docs/benchmarks/kernels_report.md"
 MATRIX = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma.sync": "mma.sync"}
 REQUIRED = {80: "mma.sync", 86: "mma.sync", 89: "mma.sync", 90: "wgmma", 120: "mma.sync"}
 """What a kernel that multiplies matrices must use. (tcgen05 is not required: its shapes exclude many sizes.)"""

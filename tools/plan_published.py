@@ -1,6 +1,6 @@
 """Plan published runs as they were measured, and print plan and publication side by side.
 
-    python tools/plan_published.py                # the tables of docs/plan.md
+    python tools/plan_published.py                # the tables of docs/benchmarks/published_runs.md
     python tools/plan_published.py --write-docs   # and put them there
     python tools/plan_published.py --commands     # the `megagpt plan` command of every row
 
@@ -26,7 +26,7 @@ from megagpt.plan.run import estimate
 
 SEQUENCE, VOCABULARY, MPT_VOCABULARY = 2048, 51200, 50368
 TOKENS = 300_000_000_000  # of table 2's training days
-PAGE = Path(__file__).parent.parent / "docs" / "plan.md"
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "published_runs.md"
 MARKERS = ("<!-- published: made by tools/plan_published.py -->", "<!-- published: end -->")
 
 
@@ -276,7 +276,7 @@ def main() -> int:
     """Plan, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", action="store_true", help="print the command of every row instead")
-    parser.add_argument("--write-docs", action="store_true", help=f"put the tables into docs/{PAGE.name}")
+    parser.add_argument("--write-docs", action="store_true", help=f"put the tables into docs/benchmarks/{PAGE.name}")
     args = parser.parse_args()
     if args.commands:
         for rows in TABLES.values():

@@ -1,6 +1,6 @@
 """Show on a small task that PPO learns, is held near its reference, and with pretraining gradients forgets nothing.
 
-    python tools/prove_ppo.py --output docs/benchmarks/ppo_learning_cpu.json --plot docs/ppo_learning.svg
+    python tools/prove_ppo.py --output docs/benchmarks/ppo_learning_cpu.json --plot docs/benchmarks/ppo_learning.svg
     python tools/prove_ppo.py --seeds 1 --episodes 7680 --runs-dir runs/quick
 
 A model of two layers is pretrained on synthetic instructions as text and as conversations, and fine-tuned on these.

@@ -25,7 +25,7 @@ MODEL = [
     "model.sequence_length=32",
     "data.corpora=[]",
 ]
-PAGE = Path(__file__).parent.parent / "docs" / "parallelism.md"
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks" / "zero_memory.md"
 MARKERS = ("<!-- memory: made by tools/zero_memory.py -->", "<!-- memory: end -->")
 
 
@@ -51,7 +51,7 @@ def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=4, help="largest number of ranks (default: %(default)s)")
-    parser.add_argument("--write-docs", action="store_true", help=f"put the table into docs/{PAGE.name}")
+    parser.add_argument("--write-docs", action="store_true", help=f"put the table into docs/benchmarks/{PAGE.name}")
     args = parser.parse_args()
     if args.ranks < 1:
         parser.error("--ranks must be at least 1")

@@ -59,7 +59,7 @@ def _device(job: Job, device: Device) -> dict[str, str]:
         ),
         "proof": (
             "the fractions of A100-80 were calibrated on published runs; the fractions of other devices were not"
-            " (docs/plan.md, Against published runs; megagpt/plan/devices.yaml)"
+            " (docs/benchmarks/published_runs.md; megagpt/plan/devices.yaml)"
         ),
     }
     if job.config.parallel.offload_optimizer != "none":
@@ -97,5 +97,5 @@ def doubts(plan: Estimate) -> list[str]:
         return []
     return [
         f"ZeRO-3 over {nodes} nodes: time, MFU, days and cost are NOT TRUSTWORTHY, far too optimistic compared with"
-        " published runs (docs/plan.md, Against published runs)"
+        " published runs (docs/benchmarks/published_runs.md)"
     ]

@@ -23,7 +23,7 @@ from megagpt.plan.memory import layer_activations
 from megagpt.plan.parameters import total_parameters
 from megagpt.train.flops import flops_per_token
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "plan.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "benchmarks" / "published_runs.md"
 MPT_PARAMETERS = {"1b": 1_315_950_592, "7b": 6_658_859_008, "13b": 12_853_954_560}
 
 

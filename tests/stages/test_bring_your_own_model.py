@@ -1,10 +1,6 @@
 """The commands of docs/bring_your_own_model.md, as they stand there, on tiny random models of two families."""
 
 import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +10,8 @@ import transformers
 from megagpt.data.tokenizer import Tokenizer
 from tests.data.chat_templates import CHATML, LLAMA3
 from tests.data.tokenizer_kinds import TEXTS, save
+from tests.rehearsal import rehearse
 
-PAGE = Path(__file__).parents[2] / "docs/bring_your_own_model.md"
 SIZE = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -49,10 +45,10 @@ TOY_PPO = " ppo.rollout_batch_size=4 ppo.max_prompt_tokens=60 ppo.max_new_tokens
 KEPT = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
 
 
-def commands() -> list[str]:
-    """The lines of the page's blocks of commands."""
-    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    return "".join(blocks).replace("\\\n", " ").splitlines()
+def toy(line: str) -> str:
+    """A command of the page with the sizes of a toy."""
+    line += f" {TOY}" if line.startswith("megagpt train") else ""
+    return line + (TOY_PPO if "stage=ppo" in line else "")
 
 
 def write_data(folder: Path) -> None:
@@ -82,18 +78,7 @@ def test_the_commands_of_the_page(name, tmp_path):
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     (folder / "generation_config.json").write_text(generation)
     write_data(tmp_path)
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "HYDRA_FULL_ERROR": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    for line in commands():
-        toy = f"{line} {TOY}" if line.startswith("megagpt train") else line
-        toy += TOY_PPO if "stage=ppo" in line else ""
-        done = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", toy], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{toy}\n{done.stdout}\n{done.stderr}"
+    rehearse("bring_your_own_model.md", tmp_path, toy)
     back = tmp_path / "qwen_ppo"
     assert {name: (back / name).read_bytes() for name in KEPT} == {name: (folder / name).read_bytes() for name in KEPT}
     loaded = transformers.AutoTokenizer.from_pretrained(back)

@@ -58,12 +58,13 @@ def test_a_wrong_layout_is_named(monkeypatch, tmp_path, capsys, caplog):
 
 
 def test_right_layouts_pass_and_the_docs_are_written(monkeypatch, tmp_path, capsys):
-    (tmp_path / "parallelism.md").write_text("before\n" + "\nold\n".join(check_layouts.MARKERS) + "\nafter\n")
+    page = tmp_path / "benchmarks" / "layouts.md"
+    page.parent.mkdir()
+    page.write_text("before\n" + "\nold\n".join(check_layouts.MARKERS) + "\nafter\n")
     monkeypatch.setattr(check_layouts, "DOCS", tmp_path)
     assert _check(monkeypatch, "--ranks", "1", "--write-docs") == 0
     table = capsys.readouterr().out
-    page = (tmp_path / "parallelism.md").read_text()
-    assert page == "before\n" + f"\n\n{table}\n".join(check_layouts.MARKERS) + "\nafter\n"
+    assert page.read_text() == "before\n" + f"\n\n{table}\n".join(check_layouts.MARKERS) + "\nafter\n"
     proof = json.loads((tmp_path / "benchmarks" / "layouts_cpu.json").read_text())
     assert {row["layout"] for row in proof["layouts"]} >= {*layout_parity.REFERENCES, "one rank ZeRO-1, full recompute"}
 
