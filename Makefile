@@ -7,6 +7,7 @@
 #              make test-thorough both, with every case of those that have many
 # make test-megatron-core VERSION=0.19.2  what megagpt asks of Megatron-Core, with another version than the installed one
 # make lint    ruff
+# make docs    the documentation as a site in build/docs/html, without a network
 .DELETE_ON_ERROR:
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -34,7 +35,7 @@ VERSION ?= 0.19.2
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 OVERRIDES ?=
 
-.PHONY: train code chatgpt embed incontext test test-slow test-all test-thorough test-megatron-core lint install clean
+.PHONY: train code chatgpt embed incontext test test-slow test-all test-thorough test-megatron-core lint docs install clean
 
 install: $(VENV)/installed
 
@@ -219,6 +220,14 @@ test-megatron-core: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) --no-build-isolation --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/installed-docs
+	$(PYTHON) tools/build_docs.py --output build/docs
+	@echo "open build/docs/html/index.html in a browser"
 
 clean:
 	rm -rf $(RUN) $(CODE) $(EDIT) $(CHAT) runs/sft runs/reward runs/ppo $(EMBED) $(INCONTEXT)
