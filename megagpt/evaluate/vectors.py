@@ -213,7 +213,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         found.append(f"the checkpoint {new} has changed" if old == new else f"the checkpoint is {new}, not {old}")
     for name in ("key", "side", "dimensions", "with_text", "block_texts"):
         if before[name] != now[name]:
-            values = ["that of the model" if job[name] is None else job[name] for job in (now, before)]
+            values = ["the model's" if job[name] is None else job[name] for job in (now, before)]
             found.append(f"{name} is {values[0]}, not {values[1]}")
     return found
 

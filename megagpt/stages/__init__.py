@@ -24,8 +24,8 @@ def run(config: Config) -> int:
             raise DistributedError(
                 "lost contact with another rank: it was killed, crashed, or took longer than parallel.timeout_minutes "
                 f"({config.parallel.timeout_minutes:g}; while a run trains, twice its longest reliability.*_timeout). "
-                "Look for the first message of that rank; the newest checkpoint is good, and the same command goes on "
-                f"from it ({str(error).splitlines()[0]})"
+                "Look for the first message of that rank; the newest checkpoint is good, and the same command "
+                f"continues from it ({str(error).splitlines()[0]})"
             ) from error
         raise
     launch.shutdown()

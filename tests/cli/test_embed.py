@@ -136,7 +136,7 @@ def test_another_job_is_refused_by_name(
     other = write_jsonl(tmp_path / "other.jsonl", [{"text": "x"}])
     for words, message in [
         (["--side", "query"], "side is query, not document"),
-        (["--dimensions", 8], "dimensions is 8, not that of the model"),
+        (["--dimensions", 8], "dimensions is 8, not the model's"),
         (["--key", "id"], "key is id, not text"),
         ([other], r"the input is .*docs.jsonl, .*other.jsonl, not .*docs.jsonl"),
     ]:

@@ -154,7 +154,7 @@ def _loaded(manager: "TaskManager", name: str) -> "list[Task]":
             return list(manager.load([name])["tasks"].values())
     except MegaGPTError as error:
         raise type(error)(f"task {name}: {error}") from None
-    except Exception as error:  # whatever lm-eval, the hub's libraries and a user's functions raise
+    except Exception as error:  # lm-eval, the hub's libraries and users' functions raise all kinds of errors
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         if name.endswith((".yaml", ".yml")):
             raise ConfigError(f"lm-eval cannot use the task file {name}: {reason}") from error
