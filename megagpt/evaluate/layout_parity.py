@@ -35,8 +35,7 @@ REFERENCES = ("one rank", "one rank, bf16")
 
 TIMEOUT_SECONDS = 600
 CASES_A_START = 8
-"""Number of cases per start of the ranks. DeepSpeed's engines leave dozens of threads behind until their process ends.
-"""
+"""Cases per start of the ranks. DeepSpeed's engines leave dozens of threads behind until their process ends."""
 
 
 class Batches(Protocol):
