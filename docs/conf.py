@@ -1,6 +1,7 @@
 """Settings of the site that tools/build_docs.py builds from these pages."""
 
 from sphinx.addnodes import pending_xref
+from sphinx.util.nodes import find_pending_xref_condition
 
 project = "megagpt"
 extensions = ["myst_parser"]
@@ -8,6 +9,7 @@ source_suffix = {".md": "markdown"}
 # Anchors of headings down to this level are those of GitHub, so that links work there too.
 myst_heading_anchors = 4
 suppress_warnings = ["misc.highlighting_failure"]  # examples with ... in place of code
+smartquotes = False  # quotes are as they were typed, and the build is faster
 html_theme = "furo"
 html_title = "megagpt"
 html_static_path = ["static"]
@@ -29,4 +31,5 @@ def unlink_other_types(app, doctree):
     """Without this a builtin such as `bytes` would link to any attribute of that name."""
     for node in list(doctree.findall(pending_xref)):
         if node.get("refdomain") == "py" and not node["reftarget"].startswith("megagpt."):
-            node.replace_self(node.children)
+            shown = find_pending_xref_condition(node, "*") or node
+            node.replace_self(shown.children)

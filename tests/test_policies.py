@@ -265,7 +265,7 @@ def subcommands(group: click.Group = cli.command, words: tuple[str, ...] = ("meg
 def messages() -> list[tuple[str, str]]:
     """(file, command) of every command in backticks in texts of the package: messages, docstrings, comments of YAML."""
     found = []
-    for path in [*sources("megagpt", "kernels"), *(ROOT / "configs").rglob("*.yaml"), *(ROOT / "docs").glob("*.md")]:
+    for path in [*sources("megagpt", "kernels"), *(ROOT / "configs").rglob("*.yaml"), *(ROOT / "docs").rglob("*.md")]:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":  # with the parts of f-strings and of strings that follow each other joined
             text = "\n".join(texts(tree(path)))
