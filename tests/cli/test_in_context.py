@@ -134,7 +134,7 @@ def test_what_is_finished_stays_when_the_same_command_goes_on(folder, megagpt, m
     assert out.count("finished earlier") == 2
     megagpt(*words(folder, "whole", "shots=[0,1,2]", "limit=5"))
     same(figures(folder / "stopped"), figures(folder / "whole"))
-    with pytest.raises(ConfigError, match="another limit"):
+    with pytest.raises(ConfigError, match="different limit"):
         cli.run(words(folder, "stopped", "shots=[0,1,2]", "limit=6"))
 
 
