@@ -36,7 +36,7 @@ def test_memory_of_zero():
 
 def test_serving():
     inside, outside = recorded("serve_engine_cpu"), recorded("serve_http_cpu")
-    for found, said in ((inside, "generates {} to {} times"), (outside, "the server {} to {} times")):
+    for found, said in ((inside, "generates {} to {} times"), (outside, "the server generates {} to {} times")):
         ratios = [found[name]["times_transformers"] for name in found if name.endswith(" clients")]
         assert said.format(f"{min(ratios):.2f}", f"{max(ratios):.2f}") in page("../serving")
 
@@ -67,7 +67,7 @@ def test_preprocessing_and_conversion():
 def test_in_context():
     models = recorded("in_context_cpu")["models"]
     ratios = [found["ratio"] for frames in models.values() for found in frames.values()]
-    assert f"that is {min(ratios):.2f} to {max(ratios):.2f} times" in page("../in_context")
+    assert f"processes {min(ratios):.2f} to {max(ratios):.2f} times" in page("../in_context")
     learning = recorded("in_context_learning_cpu")
     rules = [run["kinds"]["kinds trained on"] for run in learning["runs"] if run["arm"] == "rules"]
     most = str(learning["shots"][-1])
@@ -80,7 +80,7 @@ def test_learning_from_a_reward():
         min(one["validation_score"][-1] - one["validation_score"][0] for one in runs[way])
         for way in ("plain", "target")
     )
-    assert f"rises by {plain:.3f} or more with each of five seeds, and by {target:.3f} or more" in page("../ppo")
+    assert f"rises by at least {plain:.3f} with each of five seeds, and by at least {target:.3f}" in page("../ppo")
 
 
 def test_reliability_of_many_ranks():

@@ -5,9 +5,9 @@
 
 A checkpoint of a random model (by default GPT-3's 1.3B, in fp32) is converted to a folder for transformers and back,
 each in a separate process, without the proof of equality. The peer loads and saves the same tensors with
-safetensors.torch. The memory that --dry-run predicts is written beside the measured one. The tool needs free disk space of five times the model. The command fails if memory exceeds 1.5 times the
-largest tensor plus 2 GiB, or if the round trip changes a tensor. Banded layers do not come back bit for bit, because
-GPT-Neo lacks biases.
+safetensors.torch. The memory that --dry-run predicts is written beside the measured one. The tool needs free disk space
+of five times the model. The command fails if memory exceeds 1.5 times the largest tensor plus 2 GiB, or if the round
+trip changes a tensor. Banded layers do not come back bit for bit, because GPT-Neo lacks biases.
 """
 
 import argparse

@@ -1,1 +1,1 @@
-"""Judging a trained model, and reporting a run."""
+"""Evaluates trained models, and writes reports of runs."""

@@ -3,7 +3,7 @@
   const charts = JSON.parse(document.getElementById("data").textContent);
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-  // Plotly's bars reach from a point so far up and down; a point without an interval has none.
+  // Plotly's error bars are distances from the point; a point without an interval has no bar.
   const reach = (series, ends, sign) => series.y.map((y, i) => (ends[i] === null ? 0 : sign * (ends[i] - y)));
 
   function drawn(series, place) {
@@ -26,7 +26,7 @@
     return { ...common, ...labels, ...intervals, type: "scatter", mode, line: { color, width: 2 }, marker: { color, size: 6 } };
   }
 
-  // What is written after the last point of a line; on a logarithmic axis plotly wants the place's logarithm.
+  // The label after the last point of a line; on a logarithmic axis plotly needs the logarithm of the position.
   function labelled(series, axes) {
     const x = series.x[series.x.length - 1];
     return { x: axes.xaxis && axes.xaxis.type === "log" ? Math.log10(x) : x, y: series.y[series.y.length - 1], text: series.label, showarrow: false, xanchor: "left", xshift: 5, font: { size: 11, color: css("--muted") } };
@@ -53,7 +53,7 @@
     return Plotly.react(`plot${number}`, traces, layout, { responsive: true, displayModeBar: false });
   }
 
-  // What is folded away has no width; it is drawn when it is unfolded.
+  // Charts in a collapsed group have no width, so they are drawn when it is opened.
   const place = (number) => document.getElementById(`plot${number}`);
   const drawWhere = (visible) => Promise.all(charts.map((chart, number) => visible(place(number)) && draw(chart, number)));
 

@@ -1,4 +1,4 @@
-"""A page of figures: lines and bars that plotly draws."""
+"""Builds HTML pages with line and bar charts, drawn by plotly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,20 +10,20 @@ from megagpt.evaluate.page import build_page
 
 @dataclass(frozen=True)
 class Series:
-    """Points of a chart."""
+    """One line or set of bars of a chart."""
 
     name: str
     x: Sequence[float | str]
     y: Sequence[float]
     style: Literal["line", "reference", "published", "bar"] = "line"
-    """A reference is a dashed line in grey, such as a diagonal; published are thin lines in grey, others' figures."""
+    """reference: a dashed grey line, such as a diagonal. published: a thin grey line with other authors' figures."""
     text: Sequence[str] = ()
-    """What is written at the bars, or shown beside the points when they are pointed at."""
+    """Text on each bar, or the tooltip of each point."""
     low: Sequence[float | None] = ()
-    """Lower ends of the points' intervals; likewise high."""
+    """Lower ends of the points' intervals; `high` has the upper ends."""
     high: Sequence[float | None] = ()
     label: str = ""
-    """What is written after the last point."""
+    """Text after the last point."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class Chart:
     title: str
     series: Sequence[Series]
     note: str = ""
-    """Beside the title."""
+    """Text next to the title."""
     x: str = ""
-    """Title of the axis; likewise y."""
+    """Title of the horizontal axis; `y` is the vertical axis's."""
     y: str = ""
     axes: dict[str, Any] = field(default_factory=dict)
     """plotly's settings: {"xaxis": {"range": [0, 1]}}."""
     wide: bool = False
-    """Over the whole width of the page."""
+    """Whether the chart has the whole width of the page."""
     fold: str = ""
-    """What it is folded away with; such charts come last, those of one name in a row."""
+    """Name of the collapsed group that the chart belongs to; "" for none. Collapsed groups come last."""
 
 
 def build_charts(
@@ -56,7 +56,7 @@ def build_charts(
 
 
 def figures(charts: Sequence[Chart], first: int = 0) -> str:
-    """HTML of the charts' places. first: how many charts of the page come before them."""
+    """HTML placeholders of the charts. first: number of charts of the page before them."""
     places: dict[str, list[str]] = {"": []}
     for number, chart in enumerate(charts, first):
         places.setdefault(chart.fold, []).append(
@@ -71,7 +71,7 @@ def figures(charts: Sequence[Chart], first: int = 0) -> str:
 
 
 def charts_page(title: str, body: str, charts: Sequence[Chart], style: Sequence[str] = ()) -> str:
-    """The page's HTML, where `body` has the places of all `charts`, in their order."""
+    """The page's HTML. body: HTML with the placeholders of all `charts`, in order."""
     data = [
         {"x": chart.x, "y": chart.y, "axes": chart.axes, "series": [vars(one) for one in chart.series]}
         for chart in charts

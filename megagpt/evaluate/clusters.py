@@ -1,4 +1,4 @@
-"""Groups of similar documents, named by their most central texts and by the words that tell them from the others."""
+"""Clusters similar documents, and describes each cluster by its most central texts and most distinctive words."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ import numpy as np
 from megagpt.errors import ConfigError
 
 CENTRAL = 3
-"""Texts that stand for a cluster."""
+"""Number of central texts per cluster."""
 
 WORDS = 5
-"""Words that stand for a cluster."""
+"""Number of distinctive words per cluster."""
 
 MANY = 50_000
-"""From this many documents on, k-means learns from batches of them."""
+"""With this many documents or more, k-means uses mini-batches."""
 
 WORD = r"[^\W\d_]{2,}"
-"""Letters alone, so that names in code come apart at underscores and digits."""
+"""A word has only letters, so that names in code are split at underscores and digits."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,20 @@ class Cluster:
     """Documents near one centre."""
 
     rows: list[int]
-    """Ascending."""
+    """Rows of the documents, ascending."""
     central: list[int]
-    """The rows nearest the centre, nearest first."""
+    """The rows nearest to the centre, nearest first."""
     cohesion: float
-    """Mean cosine of the documents and the centre."""
+    """Mean cosine between the documents and the centre."""
     words: list[str]
-    """What is more usual in these texts than in all, most telling first."""
+    """The most distinctive words, see `telling_words`."""
 
 
 def find_clusters(vectors: np.ndarray, texts: Sequence[str], count: int, seed: int = 0) -> list[Cluster]:
-    """At most `count` clusters by k-means, the largest first; fewer, where fewer vectors differ.
+    """At most `count` clusters by k-means, largest first; fewer if there are fewer different vectors.
 
-    vectors: float32 [n, D], rows of norm 1, so that the nearest centre is about that of the largest cosine.
-    Raises ConfigError without scikit-learn, or when there are fewer documents than clusters.
+    vectors: float32 [n, D], rows of norm 1, so that the nearest centre is approximately the one with the largest
+    cosine. Raises ConfigError without scikit-learn, or when `count` is not between 1 and n.
     """
     if not 1 <= count <= len(vectors):
         raise ConfigError(f"--count is {count}, but the index has {len(vectors)} documents: choose 1 to {len(vectors)}")
@@ -48,13 +48,13 @@ def find_clusters(vectors: np.ndarray, texts: Sequence[str], count: int, seed: i
     settings = {"n_clusters": count, "random_state": seed, "n_init": 4}
     kind = cluster.MiniBatchKMeans if len(vectors) >= MANY else cluster.KMeans
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fewer distinct vectors than clusters: those without documents are left out
+        warnings.simplefilter("ignore")  # about fewer distinct vectors than clusters; empty clusters are left out
         labels = kind(**settings).fit_predict(np.asarray(vectors))
     return sorted(describe(vectors, texts, labels), key=lambda one: (-len(one.rows), one.rows[0]))
 
 
 def describe(vectors: np.ndarray, texts: Sequence[str], labels: np.ndarray) -> list[Cluster]:
-    """What the documents with each label have in common, in the order of the labels, which are integers [n]."""
+    """The cluster of each label, in ascending order of the labels; labels: int [n]."""
     words = telling_words(texts, labels)
     found = []
     for label in np.unique(labels):
@@ -67,10 +67,10 @@ def describe(vectors: np.ndarray, texts: Sequence[str], labels: np.ndarray) -> l
 
 
 def telling_words(texts: Sequence[str], labels: np.ndarray) -> dict[int, list[str]]:
-    """For each label, the words by which its texts differ the most from all texts.
+    """{label: the words that distinguish its texts most from all texts, in descending order}.
 
-    A word scores p log(p / q), its part of a Kullback-Leibler divergence: p is the share of the label's texts that
-    have it, q that of all texts. With a single label nothing differs: its most usual words are taken.
+    A word's score is p log(p / q), its term of a Kullback-Leibler divergence; p is the fraction of the label's texts
+    that have the word, q the fraction of all texts. With a single label the most frequent words are returned.
     """
     text = import_sklearn("feature_extraction.text")
     vectorizer = text.CountVectorizer(token_pattern=WORD, binary=True, max_features=50_000)

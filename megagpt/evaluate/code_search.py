@@ -1,4 +1,4 @@
-"""Search for code, or for any positive, among those of other pairs, beside BM25 and chance."""
+"""Evaluates search for a pair's positive (such as code) among other positives, compared with BM25 and chance."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ METRICS = ("mrr", "recall_at_1", "recall_at_10")
 
 
 def evaluate_code_search(settings: CodeSearchEvaluation, embedder: TextEmbedder) -> dict[str, Any]:
-    """Embed the queries and positives of a pair file and search; returns what result.json holds.
+    """Embed the queries and positives of a pair file and search; returns the content of result.json.
 
-    Metrics of the model, of BM25 (its word statistics from all positives of the file) and of chance on the same
-    candidates; see `search_by_scores`. Positives with the same text id are no competitors. Raises DataError for a
-    broken file, ConfigError when the output folder holds another evaluation.
+    Metrics are of the model, of BM25 (with word statistics of all positives in the file) and of chance on the same
+    candidates; see `search_by_scores`. Positives with the same text id do not compete. Raises DataError for a broken
+    file, ConfigError when the output folder holds a different evaluation.
     """
     pairs = read_pairs([settings.data])
     if len(pairs) < 2:

@@ -1,4 +1,4 @@
-"""Sets of programming problems: their files, their prompts, where a completion ends, and the program to test."""
+"""Reads sets of programming problems, and builds their prompts, stop strings and test programs."""
 
 import ast
 import hashlib
@@ -17,10 +17,10 @@ from megagpt.evaluate.fences import code_of, defines
 from megagpt.evaluate.sandbox import SandboxJob
 
 CODEX_STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-"""Where a function's body ends (Chen et al., arXiv 2107.03374, section 2.3)."""
+"""Strings that end a function's body (Chen et al., arXiv 2107.03374, section 2.3)."""
 
 MBPP_STOP = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif")
-"""Where a whole program ends that may have several functions."""
+"""Strings that end a whole program, which may have several functions."""
 
 _WHOLE_PROGRAM = "Answer with the whole Python program in one Markdown code block."
 
@@ -34,37 +34,37 @@ class Problem:
     """The text that the model continues or, when there is a suffix, the text before the gap."""
     prefix: str
     suffix: str | None
-    """The text after the gap; None when nothing is to be filled in."""
+    """The text after the gap; None if there is no gap."""
     reference: str
-    """A whole program that is right."""
+    """A whole correct program."""
     solution: str
-    """The completion that makes the reference."""
+    """The completion of the reference."""
     functions: tuple[str, ...]
-    """Names that the tests call."""
+    """Names of functions that the tests call."""
     tests: str
     stop: tuple[str, ...]
-    """A completion ends before the first of these."""
+    """A completion ends before the first of these strings."""
     ending: str = ""
-    """Added to a completion that was cut there."""
+    """Text that is appended to a completion."""
     question: str = ""
-    """What a chat model is asked; empty where there is a gap to fill in, which is not asked for in chat."""
+    """The question for a chat model; empty for problems with a gap, which chat does not support."""
     context: str = ""
-    """The part of `prefix` that goes before a whole function: its imports and helpers."""
+    """The part of `prefix` before the function, such as imports and helpers."""
 
     def job(self, completion: str) -> SandboxJob:
-        """The program with `completion`, taken as it is, and its tests."""
+        """The program with the unchanged `completion`, and its tests."""
         program = self.prefix + completion + (self.suffix or "")
         return SandboxJob(program, self.reference, self.functions, self.tests)
 
     def chat_job(self, response: str) -> tuple[SandboxJob, bool]:
-        """The program in a chat model's response with its tests, and whether it stood in a Markdown fence."""
+        """The program in a chat model's response with its tests, and whether it was in a Markdown code fence."""
         code, fenced = code_of(response, self.functions)
         if defines(code, self.functions):
             return replace(self.job(""), program=self.context + code), fenced
         return self.job(code), fenced
 
     def truncate(self, text: str) -> str:
-        """The completion in a model's output: the text before the first stop string."""
+        """The completion in a model's output: the text before the first stop string, and `ending`."""
         ends = [at for at in (text.find(stop) for stop in self.stop) if at >= 0]
         return (text[: min(ends)] if ends else text) + self.ending
 
@@ -72,8 +72,8 @@ class Problem:
 def read_problems(task: str, path: Path) -> list[Problem]:
     """The problems of a file of `task`, one of TASKS: .jsonl or a JSON array, plain or .gz.
 
-    Raises DataError for a file that cannot be read or a record without a field (naming both), ConfigError for another
-    task.
+    Raises DataError for an unreadable file or an invalid record (the message names place and field), ConfigError for an
+    unknown task.
     """
     if task not in TASKS:
         raise ConfigError(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
@@ -98,13 +98,13 @@ def read_problems(task: str, path: Path) -> list[Problem]:
 
 
 def prompt_hash(problems: Sequence[Problem], chat: bool = False) -> str:
-    """sha256 of all prompts, or of all questions in chat, in order."""
+    """SHA-256 of all prompts (with `chat`, of all questions), in order."""
     asked = [[p.task_id, p.question] if chat else [p.task_id, p.prompt, p.suffix] for p in problems]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def _humaneval(record: dict[str, Any]) -> Problem:
-    """Continue a function from its signature and docstring."""
+    """HumanEval (arXiv 2107.03374): continue a function from its signature and docstring."""
     prompt, solution = record["prompt"], record["canonical_solution"]
     return Problem(
         task_id=record["task_id"],
@@ -123,7 +123,7 @@ def _humaneval(record: dict[str, Any]) -> Problem:
 
 
 def _before(prompt: str, function: str) -> str:
-    """What stands before the last definition of `function`."""
+    """The text before the last definition of `function`."""
     starts = [match.start() for match in re.finditer(rf"^(?:async )?def {re.escape(function)}\b", prompt, re.MULTILINE)]
     return prompt[: starts[-1]] if starts else ""
 
@@ -131,7 +131,7 @@ def _before(prompt: str, function: str) -> str:
 def _humaneval_infilling(record: dict[str, Any]) -> Problem:
     """Fill in a line, several lines or a random span of a function (Bavarian et al., arXiv 2207.14255).
 
-    The model says where the middle ends; a single line also ends with its line.
+    The model ends the middle with end-of-text; a single line also ends at the newline.
     """
     prompt, suffix, solution = record["prompt"], record["suffix"], record["canonical_solution"]
     single = record["task_id"].startswith("SingleLine")
@@ -174,13 +174,13 @@ def _mbpp(record: dict[str, Any]) -> Problem:
 
 
 def _require_python(record: dict[str, Any]) -> None:
-    """Sets of several languages (HumanEval-X, MultiPL-E) say which a problem is in. Raises ValueError."""
+    """Raise ValueError for a problem in another language, as in HumanEval-X and MultiPL-E."""
     if (language := str(record.get("language", "python")).lower()) not in ("python", "py", "python3"):
-        raise ValueError(f"its language is {language}, and only Python programs can be run")
+        raise ValueError(f"its language is {language}, but only Python programs can be run")
 
 
 TASKS = {"humaneval": _humaneval, "humaneval_infilling": _humaneval_infilling, "mbpp": _mbpp}
-"""The sets by name, each with the function that turns a record into a problem."""
+"""{name of a set: function that turns a record into a problem}."""
 
 _OF_HUMANEVAL = {"task_id", "prompt", "canonical_solution", "entry_point", "test", "language"}
 FIELDS = {
@@ -188,11 +188,11 @@ FIELDS = {
     "humaneval_infilling": _OF_HUMANEVAL | {"suffix"},
     "mbpp": {"task_id", "text", "prompt", "code", "test_list", "test_setup_code", "test_imports", "language"},
 }
-"""What is read of the records of each set; the log names other fields."""
+"""Fields that are read, by set; the log names other fields of the records."""
 
 
 def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(place for messages, record) of every record."""
+    """(place for error messages, record) of every record."""
     text = read_text(path, "problems")
     if ".json" in path.suffixes:
         places = [(str(path), text)]

@@ -1,8 +1,8 @@
-"""An evaluation on programming problems: completions by a model or from a file, their verdicts, and pass@k.
+"""Evaluates a model on programming problems: generates or reads completions, tests them, and computes pass@k.
 
-First each problem's reference solution is tested. Where it fails, the tests cannot judge a model, and the problem is
-left out, by name. Beside request.json and result.json the folder holds references.jsonl, completions.jsonl and
-samples.jsonl, a line each, as they come.
+First each problem's reference solution is tested. If it fails, the tests cannot judge a model, and the problem is left
+out; the log names it. In addition to request.json and result.json the folder holds references.jsonl, completions.jsonl
+and samples.jsonl, to which lines are appended during the evaluation.
 """
 
 import logging
@@ -28,7 +28,7 @@ from megagpt.model.generation import GenerationConfig, Generator
 log = logging.getLogger(__name__)
 
 TOO_LONG = "prompt too long"
-"""Why a problem whose prompt fills the context window has no completion."""
+"""`finish_reason` of problems whose prompt fills the context window, so that there is no completion."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class Sample:
 
 
 def evaluate_code(settings: CodeEvaluation, generator: Generator | None = None) -> dict[str, Any]:
-    """Generate, test and count; returns what result.json holds. `generator` is needed without `settings.completions`.
+    """Generate, test and count; returns the content of result.json.
 
-    Raises ConfigError when the folder holds another evaluation or there is no sandbox, DataError for broken files.
+    generator: required without `settings.completions`. Raises ConfigError when the folder holds a different evaluation
+    or there is no sandbox, DataError for broken files.
     """
     runner = SandboxRunner(settings.sandbox, settings.limits)
     problems = read_problems(settings.task, settings.data)
@@ -65,9 +66,9 @@ def evaluate_code(settings: CodeEvaluation, generator: Generator | None = None) 
 
 
 def _left_out(settings: CodeEvaluation, runner: SandboxRunner, problems: list[Problem]) -> dict[str, str]:
-    """{task_id: why its reference solution fails} of the problems that cannot be judged.
+    """{task_id: reason} of problems that cannot be judged because their reference solution fails.
 
-    Raises DataError when none is left.
+    Raises DataError when no other problem is left.
     """
 
     def judge(problem: Problem) -> Verdict:
@@ -77,7 +78,7 @@ def _left_out(settings: CodeEvaluation, runner: SandboxRunner, problems: list[Pr
     known = {line["task_id"]: line for line in read_whole_jsonl(path)}
     missing = [(problem, {"task_id": problem.task_id}) for problem in problems if problem.task_id not in known]
     known |= {line["task_id"]: line for line in _judge_all(settings, path, missing, judge, "references", len(known))}
-    # In the order of the problems, whatever order they ended in.
+    # In the order of the problems, not in the order in which their tests ended.
     failed = {p.task_id: known[p.task_id]["reason"] for p in problems if not known[p.task_id]["passed"]}
     for task_id, reason in failed.items():
         log.warning("%s is left out: its own reference solution fails its tests (%s)", task_id, reason)
@@ -88,7 +89,7 @@ def _left_out(settings: CodeEvaluation, runner: SandboxRunner, problems: list[Pr
 
 
 def read_completions(path: Path, problems: list[Problem], k: Iterable[int] = (1,)) -> list[Sample]:
-    """Completions of a file, numbered for every problem. Raises DataError unless each problem has max(k) or more."""
+    """Completions of a file, numbered per problem. Raises DataError unless each problem has max(k) or more."""
     known, counts, samples = {problem.task_id for problem in problems}, Counter(), []
     if not path.is_file():
         raise DataError(f"there is no file of completions at {path}")
@@ -99,7 +100,7 @@ def read_completions(path: Path, problems: list[Problem], k: Iterable[int] = (1,
         if task_id not in known:
             raise DataError(f"{place}: this completion is for {task_id!r}, which the data file does not hold")
         if not isinstance(completion, str):
-            raise DataError(f"{place}: no text in the field 'completion'")
+            raise DataError(f"{place}: the field 'completion' has no text")
         unread.update(name for name in line if name not in ("task_id", "completion"))
         samples.append(Sample(task_id, counts[task_id], completion, "given"))
         counts[task_id] += 1
@@ -108,7 +109,7 @@ def read_completions(path: Path, problems: list[Problem], k: Iterable[int] = (1,
     if few:
         raise DataError(
             f"{path}: pass@{max(k)} needs {max(k)} completions of every problem; {len(few)} problems have fewer, "
-            f"{few[0]} among them"
+            f"such as {few[0]}"
         )
     return samples
 
@@ -122,7 +123,7 @@ def summarize(samples: list[dict[str, Any]], k: Iterable[int]) -> dict[str, Any]
     estimates = {}
     for each in k:
         found = estimate(counts, each)
-        single = len(counts) == 1  # JSON has no NaN
+        single = len(counts) == 1  # the standard error is NaN, which JSON does not have
         estimates[str(each)] = {
             "value": found.value,
             "standard_error": None if single else found.standard_error,
@@ -155,7 +156,7 @@ def _request(settings: CodeEvaluation, problems: list[Problem]) -> dict[str, Any
 
 
 def _generate(settings: CodeEvaluation, generator: Generator, problems: list[Problem]) -> list[Sample]:
-    """Samples of all problems, those of completions.jsonl among them."""
+    """Samples of all problems, including those already in completions.jsonl."""
     path = settings.output / "completions.jsonl"
     samples = [Sample(**line) for line in read_whole_jsonl(path)]
     counts = Counter(sample.task_id for sample in samples)
@@ -165,7 +166,7 @@ def _generate(settings: CodeEvaluation, generator: Generator, problems: list[Pro
     with path.open("a", encoding="utf-8") as file, progress(total, "sample", "generating", len(samples)) as bar:
         for start in range(0, len(missing), together):
             new = _generate_batch(settings, generator, missing[start : start + together])
-            # All samples of a problem in one write: its random numbers are drawn together.
+            # All samples of a problem in one write: they share a random stream, so the file must have all or none.
             append_jsonl(file, [asdict(sample) for sample in new])
             samples += new
             bar.update(len(new))
@@ -186,7 +187,7 @@ def _generate_batch(settings: CodeEvaluation, generator: Generator, problems: li
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
-        stop=_stop(settings, problems[0]),  # the same for all problems of a set
+        stop=_stop(settings, problems[0]),  # all problems of a set have the same
         seed=settings.seed,
     )
     for (problem, number), out in zip(owners, generator.generate(prompts, sampling), strict=True):
@@ -204,21 +205,21 @@ def _prompt(settings: CodeEvaluation, generator: Generator, problem: Problem) ->
 
 
 def _stop(settings: CodeEvaluation, problem: Problem) -> tuple[str, ...]:
-    """A response in chat ends by itself."""
+    """Stop strings; none in chat, where a response ends with its end token."""
     return () if settings.chat else problem.stop
 
 
 def _test(
     settings: CodeEvaluation, runner: SandboxRunner, problems: list[Problem], samples: list[Sample]
 ) -> list[dict[str, Any]]:
-    """Samples with their verdicts, those of samples.jsonl among them."""
+    """Samples with their verdicts, including those already in samples.jsonl."""
     path = settings.output / "samples.jsonl"
     by_id = {problem.task_id: problem for problem in problems}
     tested = read_whole_jsonl(path)
     done = {(sample["task_id"], sample["sample"]) for sample in tested}
 
     def judge(sample: Sample) -> Verdict:
-        if sample.finish_reason == TOO_LONG:  # not run: a gap that was left empty may pass
+        if sample.finish_reason == TOO_LONG:  # not run, because a program with an empty gap could pass
             return Verdict(False, TOO_LONG, 0.0)
         problem = by_id[sample.task_id]
         return runner.run(problem.chat_job(sample.completion)[0] if settings.chat else problem.job(sample.completion))
@@ -239,7 +240,7 @@ def _judge_all(
     title: str,
     done: int,
 ) -> list[dict[str, Any]]:
-    """The verdict on each of (subject, what to write of it), added to the file in the order in which they end."""
+    """Judge the subjects of (subject, fields to write) pairs; appends each verdict to the file when it is ready."""
     lines: list[dict[str, Any]] = []
     pool = ThreadPoolExecutor(settings.workers)
     try:

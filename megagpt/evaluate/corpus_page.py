@@ -1,4 +1,4 @@
-"""A page about a corpus: what became of its input step by step, where the time went, and what was alike."""
+"""Builds the page of a corpus: what each step dropped, the time of each step, and the duplicates."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from megagpt.evaluate.charts import Chart, Series, build_charts
 from megagpt.evaluate.page import section, table, tiles
 
 READING = "reading"
-"""The step of records that cannot be used, in the order in which steps are taken."""
+"""Key of the first step, which drops unusable records."""
 STEPS = {
     READING: "Reading: records that are no text",
     "urls": "Addresses",
@@ -33,7 +33,7 @@ STEPS = {
     "near-duplicate": "Near-duplicates",
     "contamination": "Text of evaluations",
 }
-"""What a step is called on the page. A rule is of the step that it begins with, "c4: few sentences"."""
+"""{step: title on the page}, in the order of the steps. A rule's name begins with its step: "c4: few sentences"."""
 PHASES = {
     "filter": "Reading, and writing what the rules leave",
     **dict.fromkeys(("signatures", "match", "components", "split", "cluster"), "Near-duplicates"),
@@ -41,14 +41,15 @@ PHASES = {
     "write": "Writing",
     "publish": "Writing",
 }
-"""What the phases of the work are called; those of exact duplicates all begin alike."""
+"""{phase of the work: title on the page}, without the phases of exact duplicates."""
 SAME = ("hashes_", "same_")
+"""Prefixes of the phases of exact duplicates."""
 OVERLAPS = "overlap with evaluations"
-"""The change that takes text of evaluations out of a document."""
+"""Name of the change that removes text of evaluations from a document."""
 
 
 class Dropped(NamedTuple):
-    """What a step or a rule drops."""
+    """The amount that a step or a rule drops."""
 
     name: str
     documents: int
@@ -56,13 +57,13 @@ class Dropped(NamedTuple):
 
 
 def write_corpus_page(folder: Path, output: Path | None = None) -> Path:
-    """Write the page about the corpus in `folder`, by default there as report.html; returns where it is.
+    """Write the page about the corpus in `folder`; returns its path, by default report.html in the folder.
 
-    Raises DataError where there is no report of a corpus, and ConfigError without plotly.
+    Raises DataError when the folder has no report of a corpus, ConfigError without plotly.
     """
     report = read_report(folder)
     if report is None:
-        raise DataError(f"{folder}: there is no report.json, so it is no corpus of `megagpt data corpus`")
+        raise DataError(f"{folder}: there is no report.json, so it is not a corpus of `megagpt data corpus`")
     timing = folder / "timing.json"
     seconds = json.loads(timing.read_bytes()) if timing.is_file() else {}
     output = output or folder / "report.html"
@@ -72,7 +73,7 @@ def write_corpus_page(folder: Path, output: Path | None = None) -> Path:
 
 
 def build_corpus_page(name: str, report: dict[str, Any], seconds: dict[str, dict[str, float]]) -> str:
-    """The page's HTML. report: as in report.json; seconds: as in timing.json, may be empty. All text is escaped."""
+    """The page's HTML. report: content of report.json. seconds: content of timing.json, or {}. All text is escaped."""
     job, unit = report["job"], _unit(report)
     facts = [f"of {job['kind']}" if "kind" in job else "of source code", *map(str, job["inputs"][:4])]
     facts += [f"and {len(job['inputs']) - 4} more inputs"] if len(job["inputs"]) > 4 else []
@@ -92,7 +93,7 @@ def build_corpus_page(name: str, report: dict[str, Any], seconds: dict[str, dict
 
 
 def _unit(report: dict[str, Any]) -> str:
-    """What is counted: files of code, documents of text."""
+    """The counted unit: "files" for code, "documents" for text."""
     return "files" if "files" in report["input"] else "documents"
 
 
@@ -116,7 +117,7 @@ def _steps(report: dict[str, Any]) -> Iterator[tuple[Dropped, list[Dropped]]]:
     steps: dict[str, list[Dropped]] = {}
     for rule, count in report["dropped"].items():
         step, _, short = rule.partition(": ")
-        # The rules of code, and of broken records, stand for themselves.
+        # Rules of code are steps of their own; other rules without a step belong to reading.
         key = step if step in STEPS else rule if unit == "files" else READING
         steps.setdefault(key, []).append(Dropped(short or rule, count[unit], count["bytes"]))
     order = list(STEPS)
@@ -128,7 +129,7 @@ def _steps(report: dict[str, Any]) -> Iterator[tuple[Dropped, list[Dropped]]]:
 
 
 def _fall(report: dict[str, Any]) -> str:
-    """A table of the steps, with bars that begin where what is left after them ends."""
+    """A table of the steps, with bars whose left end marks the share that is left after the step."""
     unit, found, corpus = _unit(report), report["input"], report["corpus"]
     rows = [_fall_row(Dropped("Input", found[unit], found["bytes"]), found, unit, 0.0, "all")]
     left = found[unit]
@@ -142,13 +143,13 @@ def _fall(report: dict[str, Any]) -> str:
     return (
         f'<div class="scroll"><table class="numbers fall"><thead><tr><th></th><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
-        '<p class="note">Steps in the order in which they are taken, with what each drops of what the steps before it '
-        "have left. Shares are of the whole input; MB are of its records, uncompressed.</p>"
+        '<p class="note">Steps are in the order of processing; each one only sees what the steps before it kept. '
+        "Shares are relative to the whole input; MB are of uncompressed records.</p>"
     )
 
 
 def _fall_row(row: Dropped, found: dict[str, int], unit: str, start: float | None, style: str) -> str:
-    """A row with a bar from `start`, a share of the input; without one where that is None."""
+    """A row with a bar from `start`, a share of the input, or without a bar if `start` is None."""
     share = row.documents / max(1, found[unit])
     numbers = (f"{row.documents:,}", f"{share:.2%}", f"{row.bytes / 1e6:,.3f}")
     cells = "".join(f"<td>{cell}</td>" for cell in (*numbers, f"{row.bytes / max(1, found['bytes']):.2%}"))
@@ -161,7 +162,7 @@ def _bar(start: float, width: float) -> str:
 
 
 def _times(seconds: dict[str, dict[str, float]]) -> str:
-    """Bars of CPU time: the steps about one document, and the phases after them."""
+    """Bars of CPU time by steps and phases, in descending order."""
     spent = {}
     for phase, parts in seconds.items():
         inner = {STEPS.get(part, part): value for part, value in parts.items() if part != "total"}
@@ -181,7 +182,7 @@ def _times(seconds: dict[str, dict[str, float]]) -> str:
 
 
 def _decontamination(report: dict[str, Any]) -> str:
-    """What was shared with evaluations, where text was compared with any."""
+    """The text shared with evaluations; empty if the corpus was not decontaminated."""
     files = report["job"].get("decontaminate") or []
     if not files:
         return ""
@@ -195,7 +196,7 @@ def _decontamination(report: dict[str, Any]) -> str:
 
 
 def _near_charts(near: dict[str, Any] | None) -> Iterator[Chart]:
-    """What the setting of MinHash finds, and the clusters that were found."""
+    """Charts of MinHash's detection probability and of the clusters that were found."""
     if not near:
         return
     setting = MinHash(near["words"], near["buckets"], near["hashes"])
@@ -233,10 +234,10 @@ def _language_chart(languages: dict[str, int], most: int = 12) -> Iterator[Chart
 
 
 def _largest(near: dict[str, Any] | None) -> str:
-    """The documents kept that most others were like; folded."""
+    """The kept documents with the most near-duplicates; collapsed."""
     rows = [(item["source"], [f"{item['documents']:,}"]) for item in (near["largest"] if near else [])]
-    found = table(rows, ["documents removed that are like it"])
-    return f"<details><summary>Largest clusters, by what is kept of them</summary>{found}</details>" if rows else ""
+    found = table(rows, ["near-duplicates removed"])
+    return f"<details><summary>Largest clusters, by their kept documents</summary>{found}</details>" if rows else ""
 
 
 def _changed(report: dict[str, Any]) -> str:
@@ -249,7 +250,7 @@ def _changed(report: dict[str, Any]) -> str:
 
 
 def _samples(report: dict[str, Any]) -> str:
-    """Some of what each rule drops, with the reason; folded."""
+    """Samples of what each rule drops, with the reasons; collapsed."""
     unit, parts = _unit(report), []
     for rule, count in report["dropped"].items():
         rows = [(sample.get("source", sample.get("path")), [sample["reason"]]) for sample in count["samples"]]

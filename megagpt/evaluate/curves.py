@@ -1,4 +1,4 @@
-"""The curves of a report: which there are, how they are smoothed and thinned out."""
+"""Selects, smooths and thins out the curves of a report."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,35 +8,35 @@ from typing import Any
 from megagpt.evaluate.runs import Run, number
 
 MAX_POINTS = 5000
-"""Longer curves are thinned out to about this many points."""
+"""Longer curves are thinned out to at most this many points."""
 
 SMOOTHING = 1 / 50
-"""The smoothed curve is an exponential mean over this fraction of the run."""
+"""Window of the exponential moving average, as a fraction of the run."""
 
 COMPRESSORS = {"gzip_9_bits_per_byte": "gzip -9", "xz_9_bits_per_byte": "xz -9"}
 
 
 TASK = re.compile(r"task_(.+)_(\d+)shot")
-"""Name of a metric: a task in context, asked with a number of demonstrations."""
+"""Name of an in-context task's metric: (task, number of demonstrations)."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: a training metric (each step, and smoothed when it is noisy), a validation metric, or both."""
+    """One chart: a training metric (each step, also smoothed if noisy), a validation metric, or both."""
 
     title: str
     unit: str
     train: str = ""
     validation: str = ""
     evaluation: str = ""
-    """Key of evaluation.json drawn as a last, separate point."""
+    """Key of evaluation.json that is drawn as a separate last point."""
     noisy: bool = False
     logarithmic: bool = False
     from_zero: bool = False
     ticks: str = "~g"
-    """Numbers on the vertical axis, in d3-format's notation."""
+    """Format of numbers on the vertical axis, in d3-format's notation."""
     hover: str = ".4~g"
-    """Numbers under the pointer, likewise."""
+    """Format of numbers in tooltips, in d3-format's notation."""
 
 
 PANELS = (
@@ -79,7 +79,7 @@ PANELS = (
 
 
 def smooth(values: Sequence[float | None]) -> list[float | None]:
-    """Exponential mean over SMOOTHING of the curve, and at its steep start over less; None stays None."""
+    """Exponential moving average with window SMOOTHING, shorter at the steep start; None stays None."""
     full = max(1.0, len(values) * SMOOTHING)
     total, weight, seen, smoothed = 0.0, 0.0, 0, []
     for value in values:
@@ -91,7 +91,7 @@ def smooth(values: Sequence[float | None]) -> list[float | None]:
 
 
 def thin_out(values: Sequence[float | None], limit: int = MAX_POINTS) -> list[int]:
-    """Indices of at most `limit` points that keep the look of a curve: each bucket's smallest and largest value."""
+    """Indices of at most `limit` points that preserve the shape of a curve: the extremes of each bucket."""
     if len(values) <= limit:
         return list(range(len(values)))
     buckets = limit // 2
@@ -104,7 +104,7 @@ def thin_out(values: Sequence[float | None], limit: int = MAX_POINTS) -> list[in
 
 
 def panel_data(panel: Panel, runs: list[Run]) -> dict[str, Any] | None:
-    """Data with which the page draws a panel; None when no run has any."""
+    """The panel's data for the page's script; None when no run has any."""
     traces = []
     for index, run in enumerate(runs):
         traces += [trace | {"run": index} for trace in _traces(panel, run)]
@@ -114,7 +114,7 @@ def panel_data(panel: Panel, runs: list[Run]) -> dict[str, Any] | None:
 
 
 def task_panels(runs: list[Run]) -> list[dict[str, Any]]:
-    """Data of a panel for each task in context, with a curve for each number of demonstrations."""
+    """Data of one panel per in-context task, with one curve per number of demonstrations."""
     asked = {names for run in runs for names in task_metrics(run)}
     panels = []
     for task in sorted({task for task, _ in asked}):
@@ -132,7 +132,7 @@ def task_panels(runs: list[Run]) -> list[dict[str, Any]]:
 
 
 def task_metrics(run: Run) -> Iterator[tuple[str, int]]:
-    """Task and number of demonstrations of each metric of tasks that a run has, once each."""
+    """Each different (task, number of demonstrations) among a run's metrics."""
     keys = dict.fromkeys(key for line in run.tasks for key in line)
     return ((found[1], int(found[2])) for key in keys if (found := TASK.fullmatch(key)))
 
@@ -186,7 +186,7 @@ def _trace(style: str, label: str, lines: list[dict[str, Any]], values: list[flo
 
 
 def _references(runs: list[Run]) -> list[dict[str, Any]]:
-    """Horizontal lines: what general compressors need for the held-out text, once for all runs that agree."""
+    """Horizontal lines at the compressors' bits per byte of the held-out text; runs with equal values share a line."""
     lines = {}
     for key, label in COMPRESSORS.items():
         for run in runs:

@@ -1,7 +1,7 @@
-"""How well a model edits by instruction: exact matches, similarity, and whether repaired functions pass their tests.
+"""Evaluates editing by instruction: exact match, similarity, and whether repaired functions pass their tests.
 
-First the right output of each edit that has tests is tested. Where it fails, neither the tests nor the output can judge
-a model, and the edit is left out, by its number.
+First the right output of each edit with tests is tested. If it fails, the edit cannot judge a model and is left out;
+the log has its number.
 """
 
 import json
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_edits(settings: EditEvaluation, generator: Generator | None = None) -> dict[str, Any]:
-    """Generate, test and count; returns what result.json holds. `generator` is needed without `settings.completions`.
+    """Generate, test and count; returns the content of result.json.
 
-    The folder also gets samples.jsonl, every edit with its response. Raises ConfigError when it holds another
-    evaluation or there is no sandbox, DataError for broken files.
+    generator: required without `settings.completions`. Also writes samples.jsonl, every edit with its response. Raises
+    ConfigError when the folder holds a different evaluation or there is no sandbox, DataError for broken files.
     """
     edits = read_edits(settings.data)
     total, edits = len(edits), edits[: settings.limit]
@@ -62,9 +62,9 @@ def evaluate_edits(settings: EditEvaluation, generator: Generator | None = None)
 
 
 def _left_out(settings: EditEvaluation, runner: SandboxRunner, edits: Sequence[Edit]) -> dict[int, str]:
-    """{place: why its own output fails its tests} of the edits that cannot be judged.
+    """{index: reason} of edits that cannot be judged because their right output fails their tests.
 
-    Raises DataError when none is left.
+    Raises DataError when no other edit is left.
     """
     tested = [(place, edit) for place, edit in enumerate(edits) if edit.tests is not None]
     with ThreadPoolExecutor(settings.workers) as pool:
@@ -84,9 +84,9 @@ def _job(edit: Edit, response: str) -> SandboxJob:
 
 
 def read_edits(path: Path) -> list[Edit]:
-    """The edits of a file. Fields that nobody reads are counted and named in the log.
+    """The edits of a file. The log names and counts unknown fields.
 
-    Raises DataError naming file and line of a record that is none.
+    Raises DataError that names file and line of an invalid record.
     """
     known, edits, unread = {field.name for field in fields(Edit)}, [], Counter()
     for record, place in records(path):
@@ -109,7 +109,7 @@ def read_edits(path: Path) -> list[Edit]:
 
 
 def generate_edits(generator: Generator, edits: Sequence[Edit], max_new_tokens: int) -> list[str | None]:
-    """The model's response to each edit, by greedy decoding; None where the prompt leaves no room in the context."""
+    """The model's response to each edit, by greedy decoding; None if the prompt fills the context."""
     prompts = [chat_prompt(generator.tokenizer, edit_messages(edit.instruction, edit.input)) for edit in edits]
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < generator.window]
     if len(fitting) < len(prompts):
@@ -132,19 +132,19 @@ def generate_edits(generator: Generator, edits: Sequence[Edit], max_new_tokens: 
 
 
 def similarity(first: str, second: str) -> float:
-    """1 - d / n, with d the Levenshtein distance of two texts and n the longer one's length; 1 for two empty ones."""
+    """1 - d / n, where d is the Levenshtein distance and n the length of the longer text; 1 for two empty texts."""
     longer = max(len(first), len(second))
     return 1 - levenshtein(first, second) / longer if longer else 1.0
 
 
 def levenshtein(first: str, second: str) -> int:
-    """Least number of characters to insert, delete or replace to turn `first` into `second`."""
+    """Smallest number of character insertions, deletions and replacements that turn `first` into `second`."""
     a, b = (np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) for text in (first, second))
     steps = np.arange(len(b) + 1)
     row = steps.copy()
     for number, character in enumerate(a, 1):
         best = np.minimum(row[1:] + 1, row[:-1] + (b != character))
-        # Insertions run along the row: the least of best[j] + (i - j) over j <= i.
+        # Insertions along the row: row[i] = min over j <= i of best[j] + (i - j).
         row = np.minimum.accumulate(np.concatenate(([number], best)) - steps) + steps
     return int(row[-1])
 
@@ -152,9 +152,9 @@ def levenshtein(first: str, second: str) -> int:
 def score_edits(
     edits: Sequence[Edit], responses: Sequence[str | None], runner: SandboxRunner, workers: int
 ) -> list[dict[str, Any]]:
-    """For each edit, its response with `exact_match`, `similarity` and, where it has tests, `passed`.
+    """One record per edit: the response with `exact_match`, `similarity` and `passed` (None without tests).
 
-    None for a response, see `generate_edits`, is an empty one.
+    A response of None, see `generate_edits`, counts as empty.
     """
 
     def run_tests(edit: Edit, response: str | None) -> bool | None:
@@ -179,7 +179,7 @@ def score_edits(
 
 
 def summarize(samples: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Means over "all" edits and over each kind, and the same if the input were given back unchanged."""
+    """Means over "all" edits and over each kind, for the responses and for a baseline that returns the input."""
     groups = defaultdict(list)
     for sample in samples:
         groups["all"].append(sample)
@@ -201,11 +201,14 @@ def _means(group: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def read_responses(path: Path, count: int) -> list[str]:
-    """The `count` responses of a file, {"response": "..."} a line, in the edits' order. Raises DataError."""
+    """The `count` responses of a file, one {"response": "..."} per line, in the order of the edits.
+
+    Raises DataError for an invalid record or another number of responses.
+    """
     responses, unread = [], Counter()
     for record, place in records(path):
         if not isinstance(record, dict) or not isinstance(record.get("response"), str):
-            raise DataError(f'{place}: no text in the field "response"')
+            raise DataError(f'{place}: the field "response" has no text')
         responses.append(record["response"])
         unread.update(name for name in record if name != "response")
     log_unread(path, unread)

@@ -1,4 +1,4 @@
-"""Vectors of texts from a model with an embedding head."""
+"""Computes vectors of texts with an embedding model."""
 
 import logging
 from collections.abc import Sequence
@@ -24,17 +24,17 @@ class Embedder:
     """Turns texts into vectors. All ranks make the same calls and get the same vectors."""
 
     def __init__(self, engine: Engine, config: Config, tokenizer: Tokenizer) -> None:
-        """engine: gives a vector for every text (`ContrastiveObjective`)."""
+        """engine: an engine that returns one vector per text (`ContrastiveObjective`)."""
         self.engine, self.config = engine, config
         self.encoder = TextEncoder(config.embed, config.model.sequence_length, tokenizer)
         self.size = config.model.hidden_size
-        """Numbers of a vector."""
+        """Numbers per vector."""
 
     def embed(self, texts: Sequence[str], side: Side, dimensions: int | None = None, label: str = "") -> np.ndarray:
-        """Vectors of length 1, float32 [n, dimensions], by default of all `size` dimensions.
+        """Vectors of length 1, float32 [n, dimensions]; dimensions is `size` by default.
 
-        label: names a progress bar. Texts that are too long lose their ends, and a warning has their number.
-        Raises DataError for an empty text, ConfigError for dimensions that the vectors do not have. Collective.
+        label: title of a progress bar; "" for none. Texts that are too long are cut, and a warning gives their number.
+        Raises DataError for an empty text, ConfigError for more dimensions than the vectors have. Collective.
         """
         if dimensions is not None and not 0 < dimensions <= self.size:
             raise ConfigError(f"the vectors have {self.size} dimensions, not {dimensions}")
@@ -45,7 +45,7 @@ class Embedder:
         return F.normalize(torch.from_numpy(vectors[:, :dimensions]), dim=-1).numpy()
 
     def vectors(self, texts: Sequence[str], side: Side, label: str = "") -> tuple[np.ndarray, int]:
-        """The head's own vectors, float32 [n, H], of length 1 / sqrt(temperature), and the number of texts cut short.
+        """The head's vectors, float32 [n, H], of length 1 / sqrt(temperature), and the number of texts that were cut.
 
         Raises DataError for an empty text. Collective.
         """
@@ -56,14 +56,14 @@ class Embedder:
         return self.of_rows(rows, label), int(cut.sum())
 
     def of_rows(self, rows: Sequence[np.ndarray], label: str = "") -> np.ndarray:
-        """The head's own vectors, float32 [n, H], of texts as `TextEncoder` makes tokens of them. Collective."""
+        """The head's vectors, float32 [n, H]. rows: token ids of each text, from `TextEncoder`. Collective."""
         result = torch.zeros(len(rows), self.size)
         order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))  # little padding
         dims, budget = self.engine.dims, self.config.parallel.micro_batch_size * self.config.model.sequence_length
         with progress(len(rows), "texts", label) if label else nullcontext() as bar:
             while order:
                 length = row_length(len(rows[order[0]]), self.config)
-                each = -(-len(order) // (dims.pipeline_size * dims.data_size))  # a question alone is no full batch
+                each = -(-len(order) // (dims.pipeline_size * dims.data_size))  # few texts do not fill a batch
                 count = max(1, min(budget // length, each))
                 share = count * dims.pipeline_size  # the interleaved schedule takes multiples of the number of stages
                 together, order = order[: share * dims.data_size], order[share * dims.data_size :]
@@ -80,7 +80,7 @@ class Embedder:
         dims = self.engine.dims
         if dims.data_size > 1:
             if dims.tensor_rank > 0 or not dims.is_first_stage:
-                result.zero_()  # the other ranks of a replica have the same
+                result.zero_()  # only one rank of each replica contributes to the sum
             result = result.to(self.engine.device)
             dist.all_reduce(result)
         return result.cpu().numpy()

@@ -1,4 +1,4 @@
-"""The tasks on embeddings of `megagpt evaluate`."""
+"""The embedding tasks of `megagpt evaluate`."""
 
 from typing import Any
 
@@ -24,5 +24,5 @@ _EVALUATIONS = {
 
 
 def evaluate_embeddings(settings: EmbeddingEvaluation, embedder: TextEmbedder) -> dict[str, Any]:
-    """Run the task of `settings`; returns what result.json holds, with `metrics` of the model and of its baselines."""
+    """Run the task of `settings`; returns the content of result.json, with `metrics` of the model and baselines."""
     return _EVALUATIONS[type(settings)](settings, embedder)

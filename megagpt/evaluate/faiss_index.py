@@ -1,4 +1,4 @@
-"""What faiss does for an index: the same search in memory, or an approximate one where comparing all takes too long."""
+"""Searches an index with faiss: exactly in memory, or approximately if comparing all vectors takes too long."""
 
 import logging
 from pathlib import Path
@@ -13,27 +13,27 @@ from megagpt.log import progress
 log = logging.getLogger(__name__)
 
 GRAPH = "hnsw.faiss"
-"""The file of the graph, in the folder of its index."""
+"""File name of the graph, in the folder of its index."""
 
 LINKS = 32
-"""Links of each document in the graph."""
+"""Number of links per document in the graph."""
 
 EFFORT = 128
-"""Documents that are looked at, at least, when the graph is built and searched: more find more and take longer."""
+"""Smallest number of candidates when the graph is built and searched; a larger number is more accurate and slower."""
 
 ROWS = 1 << 14
-"""Documents that are added at a time."""
+"""Number of documents that are added at a time."""
 
 
 def flat_index(vectors: np.ndarray) -> Any:
-    """All vectors, float32 [n, D], to be compared one by one. Raises ConfigError without faiss."""
+    """An index that compares a query with all vectors, float32 [n, D]. Raises ConfigError without faiss."""
     return _filled(import_faiss().IndexFlatIP(vectors.shape[1]), vectors, "reading vectors")
 
 
 def graph_index(folder: Path, vectors: np.ndarray) -> Any:
-    """A graph of near vectors (HNSW; Malkov and Yashunin, arXiv 1603.09320), built once and kept in `folder`.
+    """A graph of near vectors (HNSW; Malkov and Yashunin, arXiv 1603.09320), read from `folder` or built and saved.
 
-    Raises ConfigError without faiss, DataError when the graph cannot be written.
+    vectors: float32 [n, D]. Raises ConfigError without faiss, DataError when the graph cannot be written.
     """
     faiss, path = import_faiss(), folder / GRAPH
     if path.exists():
@@ -41,9 +41,9 @@ def graph_index(folder: Path, vectors: np.ndarray) -> Any:
             graph = faiss.read_index(str(path))
             if graph.ntotal == len(vectors) and np.array_equal(graph.reconstruct(0), vectors[0]):
                 return graph
-            log.warning("%s is of other vectors: building it anew", path)
+            log.warning("%s belongs to other vectors: it is built again", path)
         except RuntimeError as error:
-            log.warning("%s cannot be read (%s): building it anew", path, str(error).splitlines()[-1])
+            log.warning("%s cannot be read (%s): it is built again", path, str(error).splitlines()[-1])
     graph = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = EFFORT
     _filled(graph, vectors, "building a graph")
@@ -53,12 +53,12 @@ def graph_index(folder: Path, vectors: np.ndarray) -> Any:
 
 
 def flat_candidates(index: Any, queries: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the k largest products for each query, int64 [m, k]."""
+    """Rows of the k largest dot products for each query, int64 [m, k]; queries: float32 [m, D]."""
     return index.search(np.array(queries), k)[1]
 
 
 def graph_candidates(graph: Any, queries: np.ndarray, k: int) -> np.ndarray:
-    """Rows of k large products for each query, int64 [m, k]; -1 where fewer were found."""
+    """Rows of about the k largest dot products for each query, int64 [m, k]; -1 for missing results."""
     graph.hnsw.efSearch = max(EFFORT, 2 * k)
     return graph.search(np.array(queries), k)[1]
 

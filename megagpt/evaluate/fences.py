@@ -1,17 +1,17 @@
-"""The code in a chat model's response: what stands in a Markdown code fence (CommonMark 0.31, section 4.5)."""
+"""Extracts the code in a chat model's response from Markdown code fences (CommonMark 0.31, section 4.5)."""
 
 import re
 from collections.abc import Sequence
 
 _OPENING = re.compile(r"([ \t]*)(`{3,}(?=[^`]*$)|~{3,})")
-"""Indentation and fence of a line that opens one; a list indents its fences."""
+"""Indentation and fence of an opening line; fences in lists are indented."""
 
 
 def code_of(response: str, functions: Sequence[str]) -> tuple[str, bool]:
-    """The code in a response that is to define one of `functions`, and whether it stood in a fence.
+    """The code in a response that should define one of `functions`, and whether it was in a fence.
 
-    Of several fences, the first one that defines such a function, else the first one. Without a fence, the whole
-    response. A fence that nothing closes goes to the end: the response was cut there.
+    Of several fences, returns the first one that defines such a function, else the first one; without a fence, the
+    whole response. A fence that is not closed extends to the end of the response, which was cut there.
     """
     blocks = _blocks(response)
     if not blocks:
@@ -28,7 +28,7 @@ def _blocks(text: str) -> list[str]:
     """The content of all fences, in order."""
     blocks: list[list[str]] = []
     fence, indent = "", ""
-    for line in text.split("\n"):  # and not at other ends of lines, which a string of the code may hold
+    for line in text.split("\n"):  # not splitlines, because strings in the code may contain other line separators
         if fence:
             closing = line.strip()
             if closing and not closing.strip(fence[0]) and len(closing) >= len(fence):

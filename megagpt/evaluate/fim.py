@@ -1,9 +1,9 @@
-"""How well a model fills in lines or words of held-out documents, and how well it continues the text before them.
+"""Evaluates filling in lines or words of held-out documents, compared with continuing the text before them.
 
-A cut is a line of a window of held-out tokens with the newline before it, or a word with the space before it; what
-stands before and behind it in the window is its prefix and suffix. With lines this is the single-line infilling of
-Bavarian et al. (arXiv 2207.14255), on documents of the corpus. All three parts have the tokens that they have in the
-whole text, so that a model which reads from left to right finds nothing unusual in the prefix.
+A cut divides a window of held-out tokens into three parts: the middle is a line with the newline before it, or a word
+with the space before it; the prefix is the text before it, the suffix the text after it. With lines this is the
+single-line infilling of Bavarian et al. (arXiv 2207.14255), on documents of the corpus. Each part is tokenized as it is
+within the whole text, so that the prefix has no unusual tokens for a left-to-right model.
 """
 
 import re
@@ -24,33 +24,33 @@ from megagpt.evaluate.held_out import mean_loss
 from megagpt.model.generation import GenerationConfig, Generator
 from megagpt.parallel.engine import Engine
 
-_STREAM = 3  # streams 0 to 2 of (seed, number) order documents and windows, and rearrange training samples
-_TRIES = 20  # windows to look at for each cut that is wanted: some hold no whole line
-_SPARE = 16  # tokens of a window that are kept free for the sentinels, end-of-text, and parts encoded on their own
+_STREAM = 3  # documents, windows and FIM training samples use the random streams 0 to 2 of (seed, number)
+_TRIES = 20  # windows to try per requested cut, because some contain no whole line
+_SPARE = 16  # tokens kept free in a window for sentinels, end-of-text and a different tokenization of the parts
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A text in three parts, and the order in which a model is shown them."""
+    """A text in three parts, and their order in the prompt."""
 
     prefix: str
     middle: str
     suffix: str
     spm: bool
-    """Whether the suffix comes before the prefix (SPM) or behind it (PSM)."""
+    """True: the suffix comes before the prefix (SPM); False: after it (PSM)."""
 
 
 def longest_middle(sequence_length: int) -> int:
-    """Tokens of the longest middle that is asked for: an eighth of the context."""
+    """Largest number of tokens in a middle: an eighth of the context."""
     return sequence_length // 8
 
 
 def held_out_cuts(loader: PretrainLoader, split: Split, count: int) -> list[Cut]:
-    """At most `count` different units of the documents of `split`, a function of the seed and the corpora alone.
+    """At most `count` different cuts of the documents of `split`; they depend only on the seed and the corpora.
 
-    Windows are drawn evenly over the tokens of `split`, the units evenly in a window; a share of `fim_spm_rate` is
-    in SPM order. They are those of `units_within` that are not longer than `longest_middle`. Raises DataError when
-    there is none at all.
+    Windows are drawn uniformly over the tokens of `split`, and a unit uniformly in its window. Units are those of
+    `units_within` with at most `longest_middle` tokens. A fraction of `fim_spm_rate` is in SPM order. Raises DataError
+    when there is no cut.
     """
     config = loader.config
     corpora = [corpus for corpus in loader.corpora[split] if corpus.num_tokens]
@@ -67,20 +67,20 @@ def held_out_cuts(loader: PretrainLoader, split: Split, count: int) -> list[Cut]
             cuts.setdefault(parts, Cut(*parts, spm=order < config.data.fim_spm_rate))
     if not cuts:
         raise DataError(
-            f"the {split} documents have no {config.data.fim_unit} to fill in: every one is blank, at an end of "
-            f"its document, or longer than an eighth of model.sequence_length ({config.model.sequence_length}); set "
+            f"the {split} documents have no {config.data.fim_unit} to fill in: all of them are blank, at an end of "
+            f"their document, or longer than an eighth of model.sequence_length ({config.model.sequence_length}); set "
             "stage.fim_cuts=0 to train without these metrics"
         )
     return list(cuts.values())
 
 
 def evaluate_fim(engine: Engine, loader: PretrainLoader, cuts: Sequence[Cut]) -> dict[str, float]:
-    """Loss and exact match of the middles, with both sides given and with the prefix alone; collective.
+    """Loss and exact match of the middles, given both sides and given only the prefix. Collective.
 
-    `fim_loss` is the mean over the tokens of the middles and the end-of-text behind each, in nats;
-    `fim_middle_loss` over the middles alone, to compare with `left_to_right_loss`, theirs after the prefix alone.
-    Exact matches are shares of the cuts for which greedy decoding gives the middle: ended by end-of-text where both
-    sides are given, and up to the end of the line or word after the prefix alone.
+    `fim_loss` is the mean loss, in nats, over the tokens of the middles and of end-of-text after each, given both
+    sides. `fim_middle_loss` is the mean over the middles only, for comparison with `left_to_right_loss`, which is given
+    only the prefix. Exact matches are fractions of cuts for which greedy decoding generates the middle: followed by
+    end-of-text if given both sides, up to the end of the line or word if given only the prefix.
     """
     tokenizer, end = loader.tokenizer, loader.tokenizer.end_of_text_id
     both = [fim_prompt(tokenizer, cut.prefix, cut.suffix, cut.spm) for cut in cuts]
@@ -115,7 +115,7 @@ def evaluate_fim(engine: Engine, loader: PretrainLoader, cuts: Sequence[Cut]) ->
 
 
 def _window(corpus: PackedCorpus, tokenizer: Tokenizer, start: int) -> str:
-    """The text from token `start` on, up to the end of its document or of what the context has room for."""
+    """The text from token `start` to the end of its document, or to the number of tokens that fit the context."""
     length = corpus.sequence_length
     size = length - longest_middle(length) - _SPARE
     tokens = corpus.read(start, max(0, min(size, corpus.num_tokens - start)))
@@ -125,7 +125,7 @@ def _window(corpus: PackedCorpus, tokenizer: Tokenizer, start: int) -> str:
 
 
 def _cut(text: str, which: float, loader: PretrainLoader, longest: int) -> tuple[str, str, str] | None:
-    """`text` in three parts around one of its units, by `which` in [0, 1); None when none is fit for it."""
+    """`text` in three parts around one of its units, selected by `which` in [0, 1); None if no unit fits."""
     places = units_within(text, loader.config.data.fim_unit)
     places = [place for place in places if len(loader.tokenizer.encode(text[slice(*place)])) <= longest]
     if not places:
@@ -135,7 +135,7 @@ def _cut(text: str, which: float, loader: PretrainLoader, longest: int) -> tuple
 
 
 def _first_unit(text: str, unit: str) -> str:
-    """The line with the newline before it, or the word with the space before it, that `text` begins with; or ""."""
+    """The line after a newline, or the word after a space, at the start of `text`; "" if there is none."""
     match = re.match(r"\n[^\n]*" if unit == "line" else r" [A-Za-z]+", text)
     return match[0] if match else ""
 
@@ -149,7 +149,7 @@ def _loss(engine: Engine, loader: PretrainLoader, examples: Sequence[Example]) -
 
 
 def _batches(engine: Engine, loader: PretrainLoader, examples: Sequence[Example]) -> Iterator[Batch]:
-    """This replica's share of the examples, one a row; every replica has as many batches."""
+    """This replica's share of the examples, one per row; every replica has the same number of batches."""
     dims, size = engine.dims, loader.config.parallel.micro_batch_size
     for first in range(0, len(examples), size * dims.data_size):
         begin = first + dims.data_rank * size

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out documents, and how well general-purpose compressors do on the same bytes."""
+"""Evaluates a model's loss on held-out documents, and the compression of the same bytes by gzip and xz."""
 
 import dataclasses
 import gzip
@@ -16,10 +16,10 @@ from megagpt.train.metrics import perplexity
 
 
 def evaluate(engine: Engine, loader: Loader, split: Split, max_tokens: int | None) -> dict[str, float]:
-    """Loss (nats a token), perplexity and bits per byte over the documents of `split`; collective.
+    """Loss (nats per token), perplexity and bits per byte over the documents of `split`. Collective.
 
-    `max_tokens` None reads all of them. bits_per_byte is the total cross-entropy in bits over the number of UTF-8
-    bytes of the predicted text, so that models with different tokenizers compare. Empty when `split` has no documents.
+    max_tokens: None reads all documents. bits_per_byte is the total cross-entropy in bits divided by the number of
+    UTF-8 bytes of the predicted text, so it is comparable between tokenizers. Empty when `split` has no documents.
     """
     dims = engine.dims
     batches = loader.evaluation_batches(split, max_tokens, dims.data_rank, dims.data_size)
@@ -41,15 +41,15 @@ def evaluate(engine: Engine, loader: Loader, split: Split, max_tokens: int | Non
 
 
 def mean_loss(engine: Engine, batches: HeldOut | list[Batch]) -> StepResult:
-    """The engine's evaluation on `batches`, this replica's, as many on every one; collective."""
+    """The engine's evaluation on this replica's `batches`; every replica has the same number. Collective."""
     dims, count = engine.dims, len(batches)
-    if dims.virtual_size > 1:  # the interleaved schedule takes multiples of the number of stages
+    if dims.virtual_size > 1:  # the interleaved schedule needs a multiple of the number of stages
         count += -count % dims.pipeline_size
     return engine.evaluate(_followed_by_no_loss(batches, count), count)
 
 
 def _followed_by_no_loss(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
-    """`count` batches: the last one stands for those that are missing, and counts for nothing."""
+    """`count` batches; missing ones are copies of the last with a loss mask of zeros."""
     last = None
     for last in batches:
         count -= 1
@@ -59,7 +59,7 @@ def _followed_by_no_loss(batches: Iterable[Batch], count: int) -> Iterator[Batch
 
 
 def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
-    """Bits per byte that `gzip -9` and `xz -9` need for `text`, headers included, and its size."""
+    """Bits per byte of `text` compressed by `gzip -9` and `xz -9`, including headers, and its size in bytes."""
     if not text:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""Charts of results in context: accuracy against shots, against training, and against size."""
+"""Charts of in-context results: accuracy against shots, training, and model size."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,30 +14,30 @@ from megagpt.evaluate.in_context.summary import TaskResult, count_of_shots
 from megagpt.evaluate.runs import quantity
 
 MOST_LINES = 4
-"""Results that one chart against shots shows; of more, only the newest of each run."""
+"""Largest number of results in a chart against shots; with more, only the newest of each run is shown."""
 
 NEAR = 0.08
-"""Accuracies whose names on a chart would overlap."""
+"""Smallest difference of accuracies at which the labels of two lines do not overlap."""
 
 AVERAGE = "Average over tasks"
 
 
 @dataclass
 class View:
-    """Charts with one horizontal axis, folded ones last, and what a reader has to know of them."""
+    """Charts with the same horizontal axis, collapsed ones last, and notes for readers."""
 
     charts: list[Chart] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add_average(self, results: Sequence[Result], draw: "DrawAverage") -> None:
-        """The chart over all tasks that can be averaged, if there are several."""
+        """Add the chart of the average over tasks, if several tasks can be averaged."""
         found = averages(results)
         if len(found.tasks) > 1:
             self.charts.append(draw(AVERAGE, results, found))
             self.notes += _average_text(found)
 
     def add_tasks(self, charts: Sequence[Chart], results: Sequence[Result], draw: "DrawAverage") -> None:
-        """Charts of tasks by their titles, those of a large family folded behind the one of its average."""
+        """Add charts of tasks; the charts of a large family are collapsed, and its average is shown instead."""
         family_of, shown, folded = families([chart.title for chart in charts]), [], []
         for chart in charts:
             family = family_of.get(chart.title)
@@ -53,15 +53,15 @@ class View:
 
 
 DrawAverage = Callable[[str, Sequence[Result], Averages], Chart]
-"""Makes the chart of an average with a title."""
+"""Draws the chart of an average: (title, results, averages) -> chart."""
 
 
 def charts_of_shots(results: Sequence[Result]) -> View:
-    """The average, then each task, against the number of demonstrations, with GPT-3's figures behind."""
+    """The average and each task against the number of demonstrations, with GPT-3's figures for comparison."""
     shown = list(results) if len(results) <= MOST_LINES else newest_of_runs(results)
     view = View()
     if len(shown) < len(results):
-        view.notes.append("Of each run only the newest checkpoint is shown here.")
+        view.notes.append("Only the newest checkpoint of each run is shown here.")
     view.add_average(shown, _average_of_shots)
     charts = []
     for task, metric in _task_charts(shown):
@@ -94,7 +94,7 @@ def _average_of_shots(title: str, results: Sequence[Result], found: Averages) ->
 
 
 def charts_of_training(results: Sequence[Result]) -> View:
-    """The average and each task against tokens or steps, of runs of which several checkpoints were evaluated."""
+    """The average and each task against tokens or steps, for runs with several evaluated checkpoints."""
     runs = [run for run in _runs(results) if len({result.checkpoint.get("step") for result in run}) > 1]
     unit = "tokens" if all(result.checkpoint.get("tokens") for run in runs for result in run) else "step"
     groups = {(_run_name(run[0]) if len(runs) > 1 else ""): run for run in runs}
@@ -102,7 +102,7 @@ def charts_of_training(results: Sequence[Result]) -> View:
 
 
 def charts_of_size(results: Sequence[Result]) -> View:
-    """The average and each task against parameters, where models of several sizes were evaluated."""
+    """The average and each task against parameters, if models of several sizes were evaluated."""
     newest = [result for result in newest_of_runs(results) if result.checkpoint.get("parameters")]
     if len({result.checkpoint["parameters"] for result in newest}) < 2:
         return View()
@@ -115,10 +115,10 @@ def charts_of_size(results: Sequence[Result]) -> View:
 
 
 def _size_axis(lines: Sequence[Series]) -> dict[str, Any]:
-    """A logarithmic axis as long as the lines, with room for labels behind them."""
+    """A logarithmic axis over the range of the lines, with room for labels after them."""
     places = sorted({x for line in lines for x in line.x}) or [1.0]
     low, high = math.log10(places[0]), math.log10(places[-1])
-    # Between few powers of ten, the sizes themselves say more.
+    # Over a small range the ticks are the sizes themselves.
     ticks = [10.0**power for power in range(3, 13)] if high - low > 2 else places
     axis = {
         "type": "log",
@@ -134,12 +134,12 @@ def _training_axis(lines: Sequence[Series]) -> dict[str, Any]:
 
 
 def newest_of_runs(results: Sequence[Result]) -> list[Result]:
-    """Of each run's results those of the latest step."""
+    """The result of the latest step of each run."""
     return [max(run, key=lambda result: result.checkpoint.get("step") or 0) for run in _runs(results)]
 
 
 def _runs(results: Sequence[Result]) -> list[list[Result]]:
-    """Results by the run and the protocol that they are of, in order of their steps."""
+    """Results grouped by run and protocol, each group in order of steps."""
     runs: dict[Any, list[Result]] = {}
     for result in results:
         folder = result.checkpoint.get("folder")
@@ -159,9 +159,9 @@ def _against(
     x: str,
     with_published: bool,
 ) -> View:
-    """Charts against a number of checkpoints, named `unit`, with a line for each group of results and number of shots.
+    """Charts against the checkpoints' field `unit`, with one line per group of results and number of shots.
 
-    axes: the horizontal axis for a chart's lines; x: its title.
+    axes: function that makes the horizontal axis for a chart's lines. x: title of the axis.
     """
     view, everything = View(), [result for group in groups.values() for result in group]
     if not everything:
@@ -205,7 +205,7 @@ def _shots_name(label: str, group: str) -> str:
 
 
 def _task_charts(results: Sequence[Result]) -> list[tuple[str, str]]:
-    """Tasks with what they are judged by, "accuracy" for all shares of right answers."""
+    """(task, main metric); the metric is "accuracy" for all fractions of right answers."""
     return list(dict.fromkeys((task.task, _metric(task)) for result in results for task in result.tasks))
 
 
@@ -231,12 +231,12 @@ def _point(task: TaskResult) -> Point | None:
 
 
 def shots_place(shots: float) -> float:
-    """Where a number of shots lies on its axis: 0 has a place, and doubling goes one step further, nearly."""
+    """Position of a number of shots on its axis, log2(1 + shots), which is defined for 0."""
     return math.log2(1 + shots)
 
 
 def _line(name: str, pairs: Sequence[tuple[float, Point | None]], place: Callable[[float], float] = float) -> Series:
-    """Our figures as a line with intervals, by ascending x; what is no number is left out."""
+    """Our figures as a line with intervals, by ascending x, without missing values."""
     known = sorted(((place(x), point) for x, point in pairs if point is not None), key=lambda pair: pair[0])
     points = [point for _, point in known]
     return Series(
@@ -257,7 +257,7 @@ def _published(
 
 
 def _published_by_size(known: Published) -> list[Series]:
-    """GPT-3's lines of zero, one and few shots, named at their ends unless those are too near to each other."""
+    """GPT-3's lines of zero, one and few shots, with labels at their ends unless labels would overlap."""
     lines, named = [], []
     for setting in ("few", "zero", "one"):
         pairs = known.by_size(setting)
@@ -270,7 +270,7 @@ def _published_by_size(known: Published) -> list[Series]:
 
 
 def _shots_axis(ticks: dict[float, str]) -> dict[str, Any]:
-    """The axis with its numbers; those come first that were asked for, and no two so near that they overlap."""
+    """The axis with its labels; a label is left out if it would overlap with an earlier one."""
     kept: dict[float, str] = {}
     last = max(map(shots_place, ticks), default=1.0)
     for shots, label in ticks.items():
@@ -290,7 +290,7 @@ def _chart(
     y: str = "accuracy",
     x: str = "examples in the prompt",
 ) -> Chart:
-    """A chart of lines, with a line at chance."""
+    """A chart of lines, with a reference line at chance."""
     lines = [line for line in lines if line.x]
     xs = [x for line in lines for x in line.x]
     if chance is not None and xs:
@@ -305,7 +305,7 @@ def _average_note(found: Averages) -> str:
 
 
 def _average_text(found: Averages) -> list[str]:
-    """How the average came about."""
+    """Notes about the average."""
     few = " Few is each task's own number of shots above one, drawn at their mean." if "few" in found.shots else ""
     lines = [
         f"The average is the mean of the main metric over {named(found.tasks)}, each task with equal weight; its "
@@ -313,7 +313,7 @@ def _average_text(found: Averages) -> list[str]:
     ]
     if found.left_out:
         lines.append(
-            f"Not in the average: {named(found.left_out)}. Their main metric is no share of right answers, or they "
-            "do not have every number of shots in every result."
+            f"Not in the average: {named(found.left_out)}. Their main metric is not a fraction of right answers, or "
+            "they lack a number of shots in one of the results."
         )
     return lines

@@ -1,4 +1,4 @@
-"""A page about results in context: accuracy against shots, training and size, beside chance and GPT-3's figures."""
+"""Builds the page of in-context results: accuracy against shots, training and size, with chance and GPT-3's figures."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,14 +23,14 @@ from megagpt.evaluate.visible import defused, marked
 from megagpt.train.metrics import replace_file
 
 LOOKED_AT = 100
-"""Examples of a file among which the page looks for a right and a wrong answer to show."""
+"""Number of examples of a file in which the page looks for a right and a wrong answer to show."""
 
 
 def write_in_context_page(folders: Sequence[Path], output: Path | None = None) -> tuple[Path, Comparison | None]:
-    """Write the page about one or several results; returns where it is, and how two of them compare.
+    """Write the page about one or several results; returns its path and, for exactly two results, their comparison.
 
-    By default it is report.html in the folder of one result, comparison.html beside the first of several. Raises
-    DataError for folders without results, ConfigError without plotly or for a folder named twice.
+    output: by default report.html in the folder of one result, comparison.html next to the first of several. Raises
+    DataError for folders without results, ConfigError without plotly or for a folder that is named twice.
     """
     results = read_several(folders)
     compared = compare(*results) if len(results) == 2 else None
@@ -43,7 +43,7 @@ def write_in_context_page(folders: Sequence[Path], output: Path | None = None) -
 
 
 def build_in_context_page(results: Sequence[Result], compared: Comparison | None = None) -> str:
-    """The page's HTML. All text of results is escaped, and shown without characters that move other text."""
+    """The page's HTML. All text of results is escaped, without characters that change the direction of other text."""
     title = defused(f"In context: {results[0].name if len(results) == 1 else f'{len(results)} results'}")
     head = (
         f'<header><span class="brand">megagpt</span><h1>{escape(title)}</h1><p>{escape(_facts(results))}</p></header>'
@@ -72,7 +72,7 @@ def build_in_context_page(results: Sequence[Result], compared: Comparison | None
 
 
 def _facts(results: Sequence[Result]) -> str:
-    """What all results have in common, for the header."""
+    """The header's facts, which are the same for all results."""
     facts = []
     for key, words in (("protocol", "by {}'s protocol"), ("model", "model {}"), ("run", "run {}"), ("step", "step {}")):
         values = {str(result.checkpoint.get(key, result.about.get(key))) for result in results}
@@ -82,7 +82,7 @@ def _facts(results: Sequence[Result]) -> str:
 
 
 PROTOCOLS = {"gpt3": "GPT-3", "lm-eval": "lm-eval"}
-"""Whose protocol each is."""
+"""Titles of the protocols."""
 
 
 def _tiles(results: Sequence[Result]) -> str:
@@ -119,7 +119,7 @@ def _notes(lines: Sequence[str]) -> str:
 
 
 def _differences(compared: Comparison) -> str:
-    """The table of a comparison, main metrics first, with what was refused or is doubtful."""
+    """The table of a comparison, main metrics first, with refusals and warnings."""
     names = [compared.first, compared.second]
     rows = []
     for one in sorted(compared.differences, key=lambda one: not one.main):
@@ -127,16 +127,16 @@ def _differences(compared: Comparison) -> str:
         rows.append((one.task, (one.title, [*comparing.cells(one), *counts, one.test])))
     heads = [escape(name) for name in [*names, *comparing.HEADS[2:]]]
     heads += [f"only {escape(name)} right" for name in names] + ["test"]
-    text = f"The difference is that of {names[1]} minus {names[0]}, over the examples that both have. "
+    text = f"Differences are {names[1]} minus {names[0]}, over the examples that both have. "
     lines = [text + comparing.several_tests(len(rows))] if rows else []
     lines += [f"Not compared: {reason}." for reason in compared.refused] + [f"{one}." for one in compared.warnings]
     return _folded(rows, "differences", lambda rows: table(rows, heads)) + _notes(lines)
 
 
 def _folded(parts: Sequence[tuple[str, Any]], kind: str, write: Callable[[list[Any]], str]) -> str:
-    """What is written of parts, each with its task's name; those of a large family come last, folded.
+    """HTML of (task, part) pairs by `write`; parts of a large family come last, collapsed.
 
-    kind: what the parts are, in the plural.
+    kind: plural name of the parts, for the titles.
     """
     family_of = families(name for name, _ in parts)
     groups: dict[str, list[Any]] = {}
@@ -149,7 +149,7 @@ def _folded(parts: Sequence[tuple[str, Any]], kind: str, write: Callable[[list[A
 
 
 def _figures(results: Sequence[Result]) -> str:
-    """A table of every figure, a column for each result; of large families the averages, and the tasks folded."""
+    """A table of all figures, one column per result; large families have their averages, and collapsed tables."""
     keys = dict.fromkeys(
         (task.task, task.shots, metric)
         for result in results
@@ -170,7 +170,7 @@ def _figures(results: Sequence[Result]) -> str:
     if len(results) > 1:
         heads = [escape(result.name) for result in results]
         return _folded(rows, "figures", lambda rows: table(rows, heads))
-    heads = ["value", "95% interval", "chance", "examples", "shots used", "clean examples alone"]
+    heads = ["value", "95% interval", "chance", "examples", "shots used", "clean examples only"]
     kept = [number for number in range(len(heads)) if number < 5 or any(cells[number] for _, (_, cells) in rows)]
     heads = [heads[number] for number in kept]
     return _folded(
@@ -181,7 +181,7 @@ def _figures(results: Sequence[Result]) -> str:
 
 
 def _family_rows(results: Sequence[Result]) -> Rows:
-    """The average of each large family, by number of shots."""
+    """Rows with the average of each large family, by number of shots."""
     rows: Rows = []
     for family in dict.fromkeys(families(task.task for result in results for task in result.tasks).values()):
         found = averages(only_family(results, family))
@@ -228,7 +228,7 @@ def _clean(task: TaskResult, metric: str) -> str:
 
 
 def _task_notes(results: Sequence[Result]) -> str:
-    """The notes of tasks, each once."""
+    """The different notes of all tasks."""
     lines: dict[tuple[str, str], list[str]] = {}
     for result in results:
         for task in result.tasks:
@@ -239,7 +239,7 @@ def _task_notes(results: Sequence[Result]) -> str:
         for (task, text), names in lines.items()
     ]
     if any(published(task.task) for result in results for task in result.tasks):
-        texts.append(("", f"GPT-3's figures are from {source()}. They were measured by its own protocol."))
+        texts.append(("", f"GPT-3's figures are from {source()}. They were measured by GPT-3's protocol."))
     return _folded(texts, "notes", _list)
 
 
@@ -248,7 +248,7 @@ def _list(texts: Sequence[str]) -> str:
 
 
 def _prompts(results: Sequence[Result]) -> str:
-    """Some prompts of every task and number of shots, folded; of other results where they asked otherwise."""
+    """Some prompts of every task and number of shots, collapsed; several versions if the results' prompts differ."""
     seen, parts = set(), []
     asked = {(task.task, task.shots, task.prompts_sha256) for result in results for task in result.tasks}
     versions = Counter(key[:2] for key in asked)
@@ -262,14 +262,12 @@ def _prompts(results: Sequence[Result]) -> str:
             of_result = f", {result.name}" if versions[key[:2]] > 1 else ""
             title = f"{escape(task.task)}<small>{count_of_shots(task.shots)}{escape(of_result)}</small>"
             parts.append((task.task, f'<details class="asked"><summary>{title}</summary>{articles}</details>'))
-    signs = (
-        "↵ is a line feed, · a space that could be overlooked, → a tab. Other invisible characters have their numbers."
-    )
+    signs = "↵ is a line feed, · a space that is hard to see, → a tab. Other invisible characters have their numbers."
     return _notes([signs]) + _folded(parts, "prompts", "".join) if parts else ""
 
 
 def _chosen(result: Result, task: TaskResult) -> list[ExampleOutcome]:
-    """An example that was answered right and one that was not, as far as there are both near the file's beginning."""
+    """One right and one wrong answer if the file's first LOOKED_AT examples have both, else the first two."""
     examples = list(islice(read_examples(result.folder, task.task, task.shots), LOOKED_AT))
     best = [example for example in examples if example.metrics.get(task.main_metric) == 1]
     worst = [example for example in examples if example.metrics.get(task.main_metric) == 0]
@@ -296,7 +294,7 @@ def _article(task: TaskResult, example: ExampleOutcome) -> str:
 
 
 def _choice(example: ExampleOutcome, number: int) -> str:
-    """A row of the choices: what it is, its text, its score."""
+    """A table row of a choice: marks (answer, right), text, score."""
     choice = example.choices[number]
     marks = ["answer"] * (choice == example.answer) + ["right"] * (choice == example.target)
     score = f"{example.scores[number]:.4f}" if number < len(example.scores) else ""
@@ -308,7 +306,7 @@ def _choice(example: ExampleOutcome, number: int) -> str:
 
 
 def _about(results: Sequence[Result]) -> str:
-    """Everything the results say of themselves, then hashes and sources of tasks; folded, since it is long."""
+    """All settings of the results, then hashes and sources of the tasks; collapsed."""
     columns = [{key: value for key, value in flatten(result.about).items() if key != "kind"} for result in results]
     keys = dict.fromkeys(key for column in columns for key in column)
     rows = [(key, [_setting(column.get(key)) for column in columns]) for key in keys]

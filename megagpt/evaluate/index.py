@@ -1,4 +1,4 @@
-"""An index of embedded documents (vectors.npy, texts.jsonl and about.json in a folder), and what can be asked of it."""
+"""An index of embedded documents (vectors.npy, texts.jsonl and about.json in a folder), with search and duplicates."""
 
 import json
 import logging
@@ -23,26 +23,27 @@ log = logging.getLogger(__name__)
 VECTORS, TEXTS, ABOUT = "vectors.npy", "texts.jsonl", "about.json"
 
 BLOCK_ROWS = 1 << 16
-"""Documents that are compared with the queries at a time, at most."""
+"""Largest number of documents that are compared with the queries at a time."""
 
 PRODUCTS = 1 << 26
-"""Products of queries and documents that are held at a time, 256 MiB of float32."""
+"""Largest number of query-document products in memory, 256 MiB of float32."""
 
 LINE_BYTES = 1 << 26
-"""Bytes of a file in which line ends are looked for at a time, since the comparison takes as many bytes again."""
+"""Bytes of a file that are searched for line ends at a time; the search needs the same amount of memory again."""
 
 SPARE = 16
-"""Candidates beyond the wanted ones, since float32 products can leave the last of them in another order."""
+"""Additional candidates, because float32 rounding can change the order of the last ones."""
 
 ROUNDING = 1e-6
-"""How far a float32 product of two vectors of norm 1 can be from the true one, about."""
+"""Approximate rounding error of a float32 product of two vectors of norm 1."""
 
 Backend = Literal["exact", "faiss", "hnsw"]
-"""A matrix product; the same by faiss, from memory; an approximate search by faiss's graph, for very many documents."""
+"""exact: a matrix product. faiss: the same by faiss, in memory. hnsw: approximate search with faiss's graph, for very
+many documents."""
 
 
 class Lines:
-    """The JSON objects of a file, a line each, read when they are asked for."""
+    """The JSON objects of a file with one object per line, read on access."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,14 +57,14 @@ class Lines:
         return len(self.ends)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """Raises DataError when the line is not what was written."""
+        """The object in line `row`, from 0. Raises DataError when the line is damaged."""
         start = int(self.ends[row - 1]) + 1 if row else 0
         try:
             record = json.loads(self.bytes[start : self.ends[row]].tobytes())
             if not isinstance(record["text"], str) or not isinstance(record["record"], dict):
                 raise TypeError("not a text with its record")
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.path}:{row + 1} is damaged ({error}): make the index anew") from None
+            raise DataError(f"{self.path}:{row + 1} is damaged ({error}): make the index again") from None
         return record
 
 
@@ -73,22 +74,22 @@ class Index:
 
     folder: Path
     about: dict[str, Any]
-    """What `make_vectors` says of its work."""
+    """The content of about.json, from `make_vectors`."""
     vectors: np.ndarray
     """Float32 [n, D], rows of norm 1, mapped from the file."""
     texts: Lines
-    """n objects: "text", and "record" with the other keys of what it was read from."""
+    """n objects with the keys "text" and "record", which has the other fields of the input record."""
 
     @classmethod
     def open(cls, folder: Path) -> "Index":
-        """Open an index. Raises DataError when the folder is none, is unfinished, or has files that do not fit."""
+        """Open an index. Raises DataError when the folder has no index, or an unfinished or damaged one."""
         about_path = folder / ABOUT
         if not about_path.exists():
             begun = (folder / f"{VECTORS}.parts").exists() or (folder / VECTORS).exists()
             raise DataError(
-                f"{folder} is an unfinished index: run the `megagpt search index` that began it again"
+                f"{folder} is an unfinished index: run the same `megagpt search index` command again"
                 if begun
-                else f"{folder} is no index: make one with `megagpt search index`"
+                else f"{folder} is not an index: make one with `megagpt search index`"
             )
         try:
             about = json.loads(about_path.read_bytes())
@@ -97,34 +98,34 @@ class Index:
             vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
             texts = Lines(folder / TEXTS)
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise DataError(f"the index {folder} is damaged ({error}): remove it and make it anew") from None
+            raise DataError(f"the index {folder} is damaged ({error}): remove it and make it again") from None
         if vectors.shape != shape or vectors.dtype != np.float32 or len(texts) != shape[0]:
             raise DataError(
-                f"the index {folder} is damaged: {ABOUT} tells of {shape[0]} vectors of {shape[1]} dimensions, but "
-                f"{VECTORS} has {vectors.shape} {vectors.dtype} and {TEXTS} {len(texts)} lines: make it anew"
+                f"the index {folder} is damaged: {ABOUT} names {shape[0]} vectors of {shape[1]} dimensions, but "
+                f"{VECTORS} has {vectors.shape} {vectors.dtype} and {TEXTS} {len(texts)} lines: make it again"
             )
         return cls(folder, about, vectors, texts)
 
     def check_checkpoint(self, folder: Path) -> None:
-        """Raise ConfigError where the index was made by another checkpoint than `folder`."""
+        """Raise ConfigError when the index was made with a checkpoint other than `folder`."""
         made_by, given = self.about["job"]["checkpoint"], describe_checkpoint(folder)
         if made_by["manifest_sha256"] != given["manifest_sha256"]:
             raise ConfigError(
-                f"the index {self.folder} was made by {made_by['folder']}, and {folder} is another checkpoint: "
-                "vectors of two models do not compare. Make an index with it, or give the one that made this index"
+                f"the index {self.folder} was made with {made_by['folder']}, but {folder} is another checkpoint: "
+                "vectors of two models are not comparable. Make an index with it, or give the index's checkpoint"
             )
 
     def check_row(self, row: int) -> None:
-        """Raise ConfigError where there is no document `row`."""
+        """Raise ConfigError when there is no document `row`."""
         if not 0 <= row < len(self.vectors):
             raise ConfigError(f"there is no document {row}: the index has 0 to {len(self.vectors) - 1}")
 
     def search(self, queries: np.ndarray, k: int, backend: Backend = "exact") -> tuple[np.ndarray, np.ndarray]:
-        """The k documents (all, where there are fewer) most similar to each query: scores and rows, best first.
+        """The k documents (fewer if there are fewer) most similar to each query, best first.
 
         queries: float32 [m, D], rows of norm 1. Returns cosines, float64 [m, k], and rows, int64 [m, k]. Of equal
-        scores the lower row is first; where more than `SPARE` documents share the last score, any of them may be the
-        ones that are found. Raises ConfigError without faiss, where it is asked for.
+        scores the lower row is first; if more than `SPARE` documents share the last score, any of them may be returned.
+        Raises ConfigError if the backend needs faiss, which is not installed.
         """
         k = min(k, len(self.vectors))
         wanted = min(k + SPARE, len(self.vectors))
@@ -133,18 +134,18 @@ class Index:
             candidates = faiss_index.flat_candidates(self.flat, queries, wanted)
         elif backend == "hnsw":
             candidates = faiss_index.graph_candidates(self.graph, queries, wanted)
-        if candidates is None or (candidates < 0).any():  # the graph did not reach as many
+        if candidates is None or (candidates < 0).any():  # the graph search found too few
             candidates = _exact_candidates(self.vectors, queries, wanted)
         return _best_of(self.vectors, queries, candidates, k)
 
     @cached_property
     def flat(self) -> Any:
-        """The vectors in faiss's memory."""
+        """A faiss index with all vectors in memory."""
         return faiss_index.flat_index(self.vectors)
 
     @cached_property
     def graph(self) -> Any:
-        """The folder's graph, built where it is not there yet."""
+        """The folder's graph, built if it does not exist yet."""
         return faiss_index.graph_index(self.folder, self.vectors)
 
     def neighbours(self, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +157,10 @@ class Index:
 
 
 def nearest(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """For every row the k others (all, where there are fewer) most similar to it: cosines and rows [n, k]."""
+    """For every row the k most similar other rows (fewer if there are fewer): cosines and rows, both [n, k].
+
+    vectors: float32 [n, D], rows of norm 1.
+    """
     k = min(k, len(vectors) - 1)
     scores, rows = [], []
     for start in range(0, len(vectors), 1024):
@@ -171,9 +175,9 @@ def nearest(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def publish_index(folder: Path, blocks: Sequence[Path], about: dict[str, Any], texts: Iterator[Text]) -> None:
-    """Write vectors.npy and texts.jsonl of an index; `texts` are those that the blocks of vectors were made from.
+    """Write vectors.npy and texts.jsonl of an index, and remove the graph of an earlier index in the folder.
 
-    A graph that an earlier index left in the folder goes.
+    blocks: .npy files of vectors. texts: the texts of the vectors, in the same order.
     """
 
     def line(one: Text) -> bytes:
@@ -186,7 +190,7 @@ def publish_index(folder: Path, blocks: Sequence[Path], about: dict[str, Any], t
 
 
 def _exact_candidates(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the k largest products for each query, int64 [m, k], a block of documents at a time."""
+    """Rows of the k largest products for each query, int64 [m, k], computed in blocks of documents."""
     best, rows, asked = None, None, torch.from_numpy(np.array(queries))
     height = max(1, min(BLOCK_ROWS, PRODUCTS // max(1, len(queries))))
     for start in range(0, len(vectors), height):
@@ -202,7 +206,7 @@ def _exact_candidates(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.nd
 
 
 def _best_of(vectors: np.ndarray, queries: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of each query's candidates by products in float64, the lower row first where they are equal."""
+    """The k best of each query's candidates by float64 products; of equal ones the lower row is first."""
     scores = np.empty((len(queries), k))
     rows = np.empty((len(queries), k), np.int64)
     for number, (query, found) in enumerate(zip(queries, candidates, strict=True)):
@@ -213,9 +217,9 @@ def _best_of(vectors: np.ndarray, queries: np.ndarray, candidates: np.ndarray, k
 
 
 def find_duplicates(vectors: np.ndarray, above: float, block: int = 2048) -> list[list[int]]:
-    """Groups of rows that a chain of cosines of at least `above` connects; the largest groups first, rows ascending.
+    """Groups of rows that are connected by chains of cosines of at least `above`; largest first, rows ascending.
 
-    vectors: float32 [n, D], rows of norm 1. Every pair is compared, n^2 D operations; memory is that of a block.
+    vectors: float32 [n, D], rows of norm 1. Compares all pairs, n^2 D operations, in blocks of `block` x `block`.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -231,7 +235,7 @@ def find_duplicates(vectors: np.ndarray, above: float, block: int = 2048) -> lis
                 pairs = (left @ right.T >= above - ROUNDING).nonzero().numpy() + np.array([first, second])
                 pairs = pairs[pairs[:, 0] < pairs[:, 1]]
                 if len(pairs):
-                    # A row is also connected with the first of those that it was found with before.
+                    # Each row is also connected with the first row of its component so far.
                     a, b = np.concatenate([pairs, np.stack([np.arange(count), labels], 1)]).T
                     edges = coo_array((np.ones(len(a), bool), (a, b)), (count, count))
                     components = connected_components(edges, directed=False)[1]

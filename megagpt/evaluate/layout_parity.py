@@ -1,4 +1,4 @@
-"""Trains every layout that a number of ranks can have, and compares each with one rank, step by step.
+"""Trains all layouts for a number of ranks, and compares each with one rank, step by step.
 
 `cases` lists the layouts, `measure` trains them, `compare` finds the differences; `tools/check_layouts.py` is the
 command line. All layouts start from the same weights and read the same batches, at the constant learning rate
@@ -31,22 +31,22 @@ from megagpt.parallel.spawn import run_ranks
 from megagpt.train.objectives import LanguageModelObjective
 
 REFERENCES = ("one rank", "one rank, bf16")
-"""Names of the layouts that the others are compared with."""
+"""Names of the reference layouts for all others."""
 
 TIMEOUT_SECONDS = 600
 CASES_A_START = 8
-"""An engine of DeepSpeed leaves the threads of its groups behind, dozens of them, until its process ends."""
+"""Cases per start of the ranks. DeepSpeed's engines leave dozens of threads behind until their process ends."""
 
 
 class Batches(Protocol):
-    """Source of a step's micro-batches, as `Loader.micro_batches`; one micro-batch's samples may give several."""
+    """Source of micro-batches, like `Loader`; the samples of one micro-batch may give several batches."""
 
     def micro_batches(self, first_sample: int, batch_size: int, rank: int, replicas: int) -> Iterator[Batch]:
-        """One rank's of the step that trains on `batch_size` samples from `first_sample` on."""
+        """One rank's micro-batches of the step with `batch_size` samples that starts at `first_sample`."""
 
 
 Workload = Callable[[Config], tuple[Objective, Batches]]
-"""Makes the objective and the data; a function at the top of a module, because other processes call it."""
+"""Creates the objective and the data; must be a module-level function, because other processes call it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Curve:
     loss: list[float]
     grad_norm: list[float]
     milliseconds: float
-    """Median time of a step, the first one left out."""
+    """Median time of a step, without the first one."""
     memory_mib: float
-    """Most memory held: on the GPU, or resident with all libraries."""
+    """Peak memory: allocated on the GPU, or resident in a process on CPUs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,25 +88,25 @@ class Row:
 
     @property
     def equal(self) -> bool:
-        """Whether it is within tolerance; a difference that is not a number is not."""
+        """Whether the differences are within tolerance; NaN is not."""
         held = [self.loss_difference, self.grad_norm_difference][: 1 + self.holds_grad_norm]
         return all(difference <= self.tolerance for difference in held)
 
 
-# Which layouts there are
+# Listing layouts
 
 
 def text(config: Config) -> tuple[Objective, Batches]:
-    """Next tokens of the configured corpora where they exist, else of random ones."""
+    """Next-token prediction on the configured corpora if they exist, else on random tokens."""
     return LanguageModelObjective(), PretrainLoader(config) if has_data(config) else RandomTokens(config)
 
 
 def cases(
     models: dict[str, Config], ranks: int, workload: Workload = text
 ) -> tuple[list[Case], dict[str, dict[str, list[str]]]]:
-    """All layouts on 1 to `ranks` ranks, and those that are refused, by reason and model. One rank comes first.
+    """All layouts on 1 to `ranks` ranks, one rank first; and {reason: {model: refused layouts}}.
 
-    Raises ConfigError if not even one rank can train the model.
+    Raises ConfigError if a single rank cannot train the model.
     """
     found: list[Case] = []
     refused: dict[str, dict[str, list[str]]] = {}
@@ -121,7 +121,7 @@ def cases(
                     lines, layout = str(error).splitlines(), _name(parallel, world_size) + suffix
                     refused.setdefault(lines[len(lines) > 1].strip(), {}).setdefault(model, []).append(layout)
                     if not suffix:
-                        break  # so are its variants
+                        break  # its variants are refused too
                 else:
                     found.append(Case(model, _name(parallel, world_size) + suffix, world_size, config, workload))
     return found, refused
@@ -130,7 +130,7 @@ def cases(
 def _comparable(config: Config) -> Config:
     """The configuration on one rank, in fp32, without dropout and batch ramp.
 
-    Without corpora it names data that is not there, since the rules demand some.
+    Without corpora it names data that does not exist, because the rules require some.
     """
     parallel = ParallelConfig(
         zero_stage=0,
@@ -146,7 +146,7 @@ def _comparable(config: Config) -> Config:
 
 
 def has_data(config: Config) -> bool:
-    """Whether all configured corpora exist, to be trained on; random tokens take their place otherwise."""
+    """Whether all configured corpora exist; otherwise random tokens replace them."""
     corpora = config.data.corpora
     return bool(corpora) and all(Path(f"{corpus.path}.idx").exists() for corpus in corpora)
 
@@ -180,7 +180,7 @@ def _layouts(config: Config, world_size: int) -> Iterator[ParallelConfig]:
 
 
 def _variants(config: Config, world_size: int) -> Iterator[tuple[str, Config]]:
-    """(addition to the name, configuration): the layout itself and, where it uses each kind fully, its options."""
+    """(suffix of the name, configuration): the layout itself and, for full use of each kind, its options."""
     yield "", config
     parallel = config.parallel
     tensor, pipeline, size = parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.micro_batch_size
@@ -192,10 +192,10 @@ def _variants(config: Config, world_size: int) -> Iterator[tuple[str, Config]]:
             yield ", bf16", bf16
         return
     if world_size == 1 and parallel.zero_stage == 0:
-        yield ", bf16", bf16  # what the others in bf16 are compared with
+        yield ", bf16", bf16  # the reference for all other bf16 layouts
     kinds = sum(size > 1 for size in (tensor, pipeline, world_size // (tensor * pipeline)))
     if world_size > 2 and kinds == 1:
-        return  # two ranks show how a kind alone goes with the options
+        return  # two ranks already test a single kind with the options
     chunks = config.model.num_layers // pipeline if pipeline > 1 else 1
     if (
         parallel.zero_stage == 0
@@ -232,11 +232,11 @@ def _name(parallel: ParallelConfig, world_size: int) -> str:
     return " ".join(part for part, used in parts.items() if used)
 
 
-# On every rank
+# Training, on every rank
 
 
 def train_cases(todo: list[Case], steps: int, done: int, total: int) -> list[Curve]:
-    """Train each case in turn; runs on every rank. `done` of `total` cases came before. Collective."""
+    """Train each case in turn. done, total: finished cases and all cases, for the progress bar. Collective."""
     logs.setup()
     curves = []
     with logs.progress(total, "layouts", f"ranks: {todo[0].ranks}", initial=done) as bar:
@@ -246,7 +246,7 @@ def train_cases(todo: list[Case], steps: int, done: int, total: int) -> list[Cur
                 curves.append(_train(case, steps))
             except Exception as error:
                 raise DistributedError(f"{case.model}, {case.layout}: {error}") from error
-            gc.collect()  # engines refer to themselves; the next one should not find them in memory
+            gc.collect()  # engines contain reference cycles; free them before the next case
             bar.update()
     return curves
 
@@ -276,24 +276,24 @@ def _train(case: Case, steps: int) -> Curve:
 
 
 class RandomTokens:
-    """Stands in for PretrainLoader. Low tokens are frequent, so that there is something to learn."""
+    """Replaces PretrainLoader. Low token ids are more frequent, so that there is something to learn."""
 
     def __init__(self, config: Config) -> None:
-        """The model says how long samples are, and of how many tokens."""
+        """config: its model determines the length of samples and the vocabulary."""
         self.config = config
 
     def micro_batches(self, first_sample: int, batch_size: int, rank: int, replicas: int) -> Iterator[Batch]:
-        """As `PretrainLoader.micro_batches`."""
+        """See `PretrainLoader.micro_batches`."""
         size = self.config.parallel.micro_batch_size
         for start in range(first_sample + rank * size, first_sample + batch_size, size * replicas):
             yield from self.of_samples(range(start, start + size))
 
     def of_samples(self, numbers: range) -> Iterator[Batch]:
-        """The micro-batches that these samples make."""
+        """The micro-batches of these samples."""
         yield self.batch(numbers)
 
     def batch(self, numbers: range) -> Batch:
-        """A row a sample; how many of its tokens count differs from sample to sample."""
+        """A batch with one row per sample; the loss mask has a different number of ones in each row."""
         tokens, mask = (torch.stack(parts) for parts in zip(*map(self._sample, numbers), strict=True))
         positions = torch.arange(mask.shape[1]).expand(mask.shape).contiguous()
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, positions)
@@ -310,7 +310,7 @@ def _reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif (control := Path("/proc/self/clear_refs")).exists():
-        control.write_text("5")  # forgets the peak so far
+        control.write_text("5")  # resets the peak
 
 
 def _peak_memory_mib(device: torch.device) -> float:
@@ -327,7 +327,7 @@ def _peak_memory_mib(device: torch.device) -> float:
 
 
 def measure(todo: list[Case], steps: int, gpus: bool) -> dict[Case, list[Curve]]:
-    """The curve of every rank of every case; ranks are started for CASES_A_START cases of their number at a time."""
+    """{case: curves of all its ranks}. Each start of the ranks trains at most CASES_A_START cases."""
     measured: dict[Case, list[Curve]] = {}
     for ranks in sorted({case.ranks for case in todo}):
         of_size = [case for case in todo if case.ranks == ranks]
@@ -341,7 +341,7 @@ def measure(todo: list[Case], steps: int, gpus: bool) -> dict[Case, list[Curve]]
 
 
 def compare(measured: dict[Case, list[Curve]], tolerance: float, bf16_tolerance: float) -> list[Row]:
-    """Every case against one rank of the same model and precision; in bf16 only the loss is held to a tolerance."""
+    """Compare every case with one rank of the same model and precision; in bf16 only the loss has a tolerance."""
     references = {}
     for case, (curve, *_) in measured.items():
         references.setdefault((case.model, case.config.optim.precision), curve)
@@ -366,6 +366,6 @@ def compare(measured: dict[Case, list[Curve]], tolerance: float, bf16_tolerance:
 
 
 def _difference(of_ranks: list[list[float]], reference: list[float]) -> float:
-    """Largest relative difference; not a number if any is not."""
+    """Largest relative difference; NaN if any is NaN."""
     ours, theirs = (torch.tensor(numbers, dtype=torch.float64) for numbers in (of_ranks, reference))
     return ((ours - theirs).abs() / theirs.abs()).max().item()  # torch's max, unlike Python's, keeps NaN

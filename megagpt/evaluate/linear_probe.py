@@ -1,4 +1,4 @@
-"""Linear probes: how much a logistic regression reads out of frozen embeddings."""
+"""Linear probes: evaluates frozen embeddings by the accuracy of a logistic regression on them."""
 
 import logging
 from collections import Counter
@@ -18,8 +18,8 @@ from megagpt.evaluate.text_embedder import TextEmbedder, embed_saved
 log = logging.getLogger(__name__)
 
 STRENGTHS = tuple(4.0**power for power in range(-1, 6))
-"""Values of C, the inverse of the regularization, to choose from. SentEval's go from 1/4 to 8, for vectors longer than
-ours, whose norm is 1."""
+"""Candidate values of C, the inverse regularization strength. SentEval's range from 1/4 to 8; ours go further, because
+our vectors have norm 1 and SentEval's are longer."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class LabelledText:
 
 
 def evaluate_probe(settings: ProbeEvaluation, embedder: TextEmbedder) -> dict[str, Any]:
-    """Embed, fit and test; returns what result.json holds.
+    """Embed, fit and test; returns the content of result.json.
 
-    SentEval's protocol (arXiv 1803.05449): logistic regression on vectors that are not trained further, with the C of
-    STRENGTHS that has the best accuracy in a cross-validation on the training texts. Accuracy and macro-F1 (the mean of
-    the classes' F1), and the same for always answering the most frequent label.
+    SentEval's protocol (arXiv 1803.05449): logistic regression on frozen vectors, with the C of STRENGTHS that has the
+    best accuracy in a cross-validation on the training texts. Metrics: accuracy and macro-F1 (the mean F1 of the
+    classes), and the same for a baseline that always answers the most frequent label.
 
-    Raises DataError for broken files, ConfigError without scikit-learn or when the output folder holds another
+    Raises DataError for broken files, ConfigError without scikit-learn or when the output folder holds a different
     evaluation.
     """
     try:
@@ -68,7 +68,7 @@ def evaluate_probe(settings: ProbeEvaluation, embedder: TextEmbedder) -> dict[st
 def fit_and_answer(
     train: np.ndarray, labels: list[str], test: np.ndarray, folds: int, seed: int
 ) -> tuple[list[str], float]:
-    """Labels of `test` [m, H] by a probe that learned from `train` [n, H], and the C that it was fitted with."""
+    """Predicted labels of `test` [m, H] by a probe fitted to `train` [n, H], and the chosen C."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
@@ -80,11 +80,11 @@ def fit_and_answer(
 
 
 def read_labelled(path: Path) -> list[LabelledText]:
-    """The records of a .jsonl file, {"text", "label"}, the label a text or a whole number. Raises DataError."""
+    """The records of a .jsonl file, {"text", "label"}; a label is a text or an integer. Raises DataError."""
     found, unread = [], Counter()
     for record, place in records(path):
         if not isinstance(record, dict) or not isinstance(record.get("text"), str) or not record["text"].strip():
-            raise DataError(f'{place}: no text in the field "text"')
+            raise DataError(f'{place}: the field "text" has no text')
         if not isinstance(record.get("label"), str | int):
             raise DataError(f'{place}: the field "label" must be a text or a whole number')
         found.append(LabelledText(record["text"], str(record["label"])))

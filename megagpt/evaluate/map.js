@@ -13,7 +13,7 @@
   const hidden = new Set();
   const folded = data.text.map((text) => text.toLowerCase());
   const members = data.names.map((_, group) => data.group.flatMap((own, point) => (own === group ? [point] : [])));
-  let matches = null; // the set of points that the search found; null without a search
+  let matches = null; // set of the points that the search found; null without a search
   let chosen = null;
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -1,4 +1,4 @@
-"""A two-dimensional map of an index on a self-contained HTML page: near each other is what is similar."""
+"""Builds a self-contained HTML page with a two-dimensional map of an index, on which similar documents are close."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from megagpt.evaluate.page import build_page
 from megagpt.log import progress
 
 MAX_POINTS = 4000
-"""Documents that are drawn unless told otherwise: t-SNE and browsers slow down with more."""
+"""Default number of documents on the map; t-SNE and browsers are slow with more."""
 
 MOST_GROUPS = 12
-"""Values of a key that get a colour of their own; the rest are "other"."""
+"""Largest number of groups with a colour of their own; further values of a key are "other"."""
 
 PRINCIPAL = 50
-"""Principal components that t-SNE starts from, as its authors advise."""
+"""Number of principal components that are the input of t-SNE, as its authors recommend."""
 
 PERPLEXITY = 30
-"""Neighbours of a point, about, that t-SNE keeps near it."""
+"""t-SNE's perplexity: approximately the number of neighbours that it keeps near a point."""
 
 NEIGHBOURS = 8
-"""Documents that are listed as the most similar to a chosen one."""
+"""Number of listed documents that are most similar to a selected one."""
 
 SHOWN_CHARACTERS = 800
-"""Of a text; the page holds no more of it."""
+"""Largest number of characters of a text on the page."""
 
 
 def build_map(
@@ -38,9 +38,9 @@ def build_map(
 ) -> str:
     """The page's HTML. Every text is escaped.
 
-    groups: clusters that colour the points, or with a `key`, the values of that key of the documents' records.
-    points: documents to draw; of more, a random choice. Raises ConfigError when no document has the key, or
-    without scikit-learn or plotly.
+    groups: number of clusters, which determine the colours. key: colour by the values of this key of the documents'
+    records instead. points: number of documents to draw, a random sample if there are more. Raises ConfigError when no
+    document has the key, and without scikit-learn or plotly.
     """
     rows = choose(len(index.vectors), points, seed)
     vectors = np.array(index.vectors[rows])
@@ -81,12 +81,12 @@ def choose(count: int, points: int, seed: int) -> np.ndarray:
 
 
 def place(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """Places in the plane, float64 [n, 2]: t-SNE (van der Maaten and Hinton, 2008) of the principal components.
+    """Positions in the plane, float64 [n, 2]: t-SNE (van der Maaten and Hinton, 2008) of the principal components.
 
-    vectors: float32 [n, D]. Fewer than 5 points have too few neighbours for t-SNE: theirs are the components alone.
+    vectors: float32 [n, D]. With fewer than 5 points, too few for t-SNE, the positions are the first two components.
     """
     count, components = len(vectors), min(PRINCIPAL, *vectors.shape)
-    if np.ptp(vectors, axis=0).max() < 1e-6:  # nothing tells them apart
+    if np.ptp(vectors, axis=0).max() < 1e-6:  # all vectors are equal
         return np.zeros((count, 2))
     reduced = import_sklearn("decomposition").PCA(components, random_state=seed).fit_transform(vectors.astype(float))
     start = np.pad(reduced, ((0, 0), (0, 2)))[:, :2]
@@ -98,9 +98,9 @@ def place(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 
 def values_of(records: Sequence[dict[str, Any]], key: str) -> tuple[list[str], np.ndarray]:
-    """Names of the values of a key, the most usual ones first, and for each record the number of its name.
+    """Names of the values of a key, most frequent first, and the index of each record's name, int [n].
 
-    Raises ConfigError, with the keys that there are, when no record has it.
+    Raises ConfigError that lists the existing keys when no record has the key.
     """
     values = [str(one["record"][key]) if key in one["record"] else "(none)" for one in records]
     if not any(key in one["record"] for one in records):
@@ -141,8 +141,8 @@ _PLOT = """<div class="map">
 <figure><div id="plot"></div><div id="tip" hidden></div></figure>
 <aside id="panel" aria-live="polite"></aside></div>
 <p class="note">Every dot is a document. Scroll to zoom, drag to move, double-click for the whole map, click a dot for
-its text and the documents that are most similar to it. Near neighbours on the map are similar documents; how far apart
-groups lie, and how large they look, means little (t-SNE). The lists of similar documents come from whole vectors.</p>
+its text and the most similar documents. Near neighbours on the map are similar documents; the distances between groups
+and the sizes of groups mean little (t-SNE). The lists of similar documents are computed from the whole vectors.</p>
 """
 
 

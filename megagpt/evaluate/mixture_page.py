@@ -1,4 +1,4 @@
-"""A page about a mixture of corpora: what each one's share is, and how often it is passed over."""
+"""Builds the page of a mixture of corpora, with each corpus's share and number of epochs."""
 
 from collections.abc import Sequence
 from html import escape
@@ -11,7 +11,7 @@ from megagpt.evaluate.page import section, table, tiles
 def build_mixture_page(
     parts: Sequence[Part], train_tokens: float, notes: Sequence[str] = (), recipe: str | None = None
 ) -> str:
-    """The page's HTML. notes: what there is to know of the mixture; recipe: whose published epochs are shown beside."""
+    """The page's HTML. notes: texts about the mixture. recipe: name of a recipe whose published epochs are shown."""
     total = sum(part.corpus.tokens for part in parts)
     most = max(parts, key=lambda part: part.epochs)
     above = tiles(
@@ -46,7 +46,7 @@ def build_mixture_page(
         "share of samples",
         "tokens seen",
         "epochs",
-        *(["epochs printed, of 300 B"] if recipe else []),
+        *(["published epochs, of 300 B"] if recipe else []),
     ]
     rows = []
     for part in parts:

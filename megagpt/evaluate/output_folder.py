@@ -1,6 +1,6 @@
-"""The folder of an evaluation, in which interrupted work goes on.
+"""The output folder of an evaluation, from which an interrupted evaluation continues.
 
-It holds request.json (everything chosen that the results depend on) and, at the end, result.json.
+It holds request.json (all settings that the results depend on) and, at the end, result.json.
 """
 
 import json
@@ -20,9 +20,9 @@ from megagpt.train.metrics import read_jsonl
 
 
 def request_of(settings: GenerationEvaluation, size: dict[str, int], **more: Any) -> dict[str, Any]:
-    """Everything chosen that the results depend on; two evaluations with the same request may be compared.
+    """All settings that the results depend on; results of equal requests are comparable.
 
-    size: {unit: number of records}. more: what only this kind of evaluation depends on.
+    size: {unit: number of records}. more: settings of this kind of evaluation only.
     """
     file = settings.completions
     return {
@@ -38,9 +38,9 @@ def request_of(settings: GenerationEvaluation, size: dict[str, int], **more: Any
 def embedding_request(
     settings: EmbeddingEvaluation, files: Sequence[Path], size: dict[str, int], **more: Any
 ) -> dict[str, Any]:
-    """The same for an evaluation of embeddings, which may have several `files`."""
+    """Like `request_of`, for an evaluation of embeddings, which may have several `files`."""
     peer = settings.sentence_transformer
-    # A name that is no folder stands for a model of the Hugging Face hub, in a cache of that library's.
+    # A name that is not a folder is a model of the Hugging Face hub, whose files are in that library's cache.
     parts = sorted(path for path in Path(peer).rglob("*") if path.is_file()) if peer else []
     return {
         "task": settings.task,
@@ -57,14 +57,14 @@ def _checkpoint(folder: Path | None) -> dict[str, str] | None:
 
 
 def claim(folder: Path, request: dict[str, Any]) -> None:
-    """Begin in an empty folder, or go on with the same request. Raises ConfigError when it holds another."""
+    """Write request.json, or check that it has the same request. Raises ConfigError when the request differs."""
     path = folder / "request.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         different = [key for key in request if before.get(key) != json.loads(json.dumps(request[key]))]
         if different:
             raise ConfigError(
-                f"{folder} holds an evaluation with another {', '.join(different)}: choose another output"
+                f"{folder} holds an evaluation with different {', '.join(different)}: choose another output"
             )
         return
     write_atomic(path, json.dumps(request, indent=2).encode() + b"\n")
@@ -75,7 +75,7 @@ def write_result(
 ) -> dict[str, Any]:
     """Write result.json: the request, the versions of the libraries, and the metrics; returns its content.
 
-    libraries: those that only this kind of evaluation uses.
+    libraries: additional libraries of this kind of evaluation.
     """
     result = request | {"versions": _versions(request, libraries)} | metrics
     write_atomic(folder / "result.json", json.dumps(result, indent=2, allow_nan=False).encode() + b"\n")
@@ -83,13 +83,13 @@ def write_result(
 
 
 def append_jsonl(file: TextIO, lines: list[dict[str, Any]]) -> None:
-    """Add objects to an open file of JSON lines, all in one write."""
+    """Append objects to an open JSON lines file, in one write."""
     file.write("".join(json.dumps(line) + "\n" for line in lines))
     file.flush()
 
 
 def read_whole_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines, after an unfinished last line was removed from it; [] without a file."""
+    """The objects of a JSON lines file, after removing an incomplete last line from it; [] if it does not exist."""
     if not path.exists():
         return []
     lines = read_jsonl(path)

@@ -1,4 +1,4 @@
-"""The frame of a self-contained HTML page with plots: it needs no network and makes no request."""
+"""Builds self-contained HTML pages with plots, which make no network requests."""
 
 import base64
 import hashlib
@@ -11,14 +11,14 @@ from typing import Any
 from megagpt.errors import ConfigError
 
 Rows = list[tuple[str, list[str]]]
-"""A table: each row's label and one cell for every column, as plain text."""
+"""A table: (label, cells) of each row, as plain text."""
 
 
 def build_page(title: str, body: str, data: Any, *, style: Sequence[str], script: str) -> str:
     """The page's HTML.
 
-    title: plain text. body: HTML. data: what the script finds as JSON in the element with id "data". style and script:
-    names of files in this folder; plotly is there when the script runs. Raises ConfigError without plotly.
+    title: plain text. body: HTML. data: JSON value for the script, in the element with id "data". style and script:
+    names of files in this folder; plotly is loaded before the script. Raises ConfigError without plotly.
     """
     folder = resources.files(__package__)
     scripts = [_plotly(), folder.joinpath(script).read_text(encoding="utf-8")]
@@ -44,7 +44,7 @@ def build_page(title: str, body: str, data: Any, *, style: Sequence[str], script
 
 
 def tiles(*tiles: tuple[str, str | None, str]) -> str:
-    """HTML of figures that stand out: label, value, note. Those without a value are left out."""
+    """HTML of highlighted figures: (label, value, note). Figures without a value are left out."""
     items = (
         f"<li><span>{escape(label)}</span><strong>{escape(value)}</strong><small>{escape(note)}</small></li>"
         for label, value, note in tiles
@@ -54,12 +54,12 @@ def tiles(*tiles: tuple[str, str | None, str]) -> str:
 
 
 def section(title: str, body: str) -> str:
-    """HTML of `body`, which is HTML, under a title; nothing without a body."""
+    """HTML of a section with a title and the HTML `body`; "" without a body."""
     return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
 
 
 def table(rows: Rows, heads: list[str], style: str = "numbers") -> str:
-    """HTML of a table. `heads` are the columns' names as HTML, or none."""
+    """HTML of a table. heads: names of the columns as HTML, or []."""
     if not rows:
         return ""
     cells = "".join(f'<th scope="col">{name}</th>' for name in heads)
@@ -80,7 +80,7 @@ def _plotly() -> str:
 
 
 def _policy(scripts: list[str]) -> str:
-    """A policy under which the page's own scripts run, no other does, and nothing is fetched."""
+    """A Content-Security-Policy that allows only the page's scripts and no network requests."""
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {allowed}"

@@ -1,4 +1,4 @@
-"""pass@k: the chance that at least one of k samples of a problem passes its tests (Chen et al., arXiv 2107.03374)."""
+"""pass@k: the probability that at least one of k samples passes a problem's tests (Chen et al., arXiv 2107.03374)."""
 
 import math
 import statistics
@@ -20,11 +20,11 @@ class Estimate:
     value: float
     """Mean over the problems."""
     standard_error: float
-    """Of that mean, the problems seen as drawn from more of their kind; NaN for a single problem."""
+    """Standard error of `value`, with the problems as a random sample; NaN for a single problem."""
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% confidence interval, by the normal approximation, within [0, 1]."""
+        """95% confidence interval by the normal approximation, clipped to [0, 1]."""
         reach = NORMAL_95 * self.standard_error
         return max(0.0, self.value - reach), min(1.0, self.value + reach)
 
@@ -38,11 +38,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
         raise ConfigError(f"pass@{k} cannot be estimated from {n} samples of which {c} pass: take at least k samples")
     if n - c < k:
         return 1.0
-    return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))  # the binomials themselves overflow
+    return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))  # the binomials would overflow
 
 
 def estimate(counts: Sequence[tuple[int, int]], k: int) -> Estimate:
-    """pass@k over problems with `counts` (n samples, c that pass). Raises ConfigError as `pass_at_k`, and for none."""
+    """pass@k over problems; counts: (n samples, c passing) of each. Raises ConfigError as `pass_at_k`, or for none."""
     if not counts:
         raise ConfigError(f"there is no problem to estimate pass@{k} from")
     values = [pass_at_k(n, c, k) for n, c in counts]

@@ -1,4 +1,4 @@
-"""A page about a classifier of documents: how well it tells good ones from bad ones, and what rules would keep."""
+"""Builds the page of a quality classifier of documents: its accuracy, and the documents that rules would keep."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from megagpt.evaluate.page import section, table, tiles
 
 
 def build_quality_page(about: dict[str, Any], name: str) -> str:
-    """The page's HTML. about: the content of quality.json, as `data.corpus.text.quality.train` makes it."""
+    """The page's HTML. about: the content of quality.json from `data.corpus.text.quality.train`."""
     figures = about["held_out"]
     documents, trained = figures["documents"], about["trained_on"]
     method = {"hashing": "hashed words and logistic regression (GPT-3)", "fasttext": "fastText (DCLM)"}

@@ -1,6 +1,6 @@
-"""Metrics of rankings and of similarities, in NumPy alone, so that training can log them as well.
+"""Metrics of rankings and similarities, in NumPy only, so that training can log them too.
 
-The metrics of search are those of trec_eval: `tests/evaluate/test_ranking.py` holds them to pytrec_eval's values.
+Search metrics equal trec_eval's; `tests/evaluate/test_ranking.py` compares them with pytrec_eval.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,19 +11,19 @@ MRR_DEPTH = 10
 NDCG_DEPTH = 10
 
 Scores = Callable[[np.ndarray], np.ndarray]
-"""For the numbers of m pairs, int64 [m], the scores [m, m] of each one's query with each one's positive."""
+"""Maps indices of m pairs, int64 [m], to scores of their queries and positives, float [m, m]."""
 
 
 def spearman(similarities: np.ndarray, scores: np.ndarray) -> float:
-    """Spearman's rank correlation of two arrays [n]: Pearson's of their ranks, equal values having their mean rank.
+    """Spearman's rank correlation of two arrays [n]: Pearson's correlation of the ranks; ties share a mean rank.
 
-    NaN where all values of an array are equal, or one is NaN: no order can be correlated then.
+    NaN if all values of an array are equal or one value is NaN.
     """
     return pearson(_mean_ranks(similarities), _mean_ranks(scores))
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's correlation of two arrays [n], in float64; NaN where all values of an array are equal."""
+    """Pearson's correlation of two arrays [n], in float64; NaN if all values of an array are equal."""
     first, second = (np.asarray(values, np.float64) for values in (first, second))
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
@@ -45,10 +45,10 @@ def search_among_candidates(
     seed: int = 0,
     groups: Sequence[int] | np.ndarray | None = None,
 ) -> dict[str, float]:
-    """How well each query finds its positive among `candidates` positives, by inner product; see `search_by_scores`.
+    """Metrics of finding each query's positive among `candidates` positives by inner product; see `search_by_scores`.
 
-    queries, positives: float32 [n, H], rows of norm 1, row i of both from pair i. groups: int [n], the positives' text
-    ids; equal ones stand for the same text.
+    queries, positives: float32 [n, H], rows of norm 1; row i of both belongs to pair i. groups: int [n], the positives'
+    text ids, which are equal for the same text. Raises ValueError for different shapes.
     """
     if queries.shape != positives.shape:
         raise ValueError(f"{queries.shape} queries do not match {positives.shape} positives")
@@ -64,14 +64,14 @@ def search_by_scores(
 ) -> dict[str, float]:
     """Mean reciprocal rank and recall of `count` pairs, shuffled by `seed` and cut into blocks of `candidates`.
 
-    As in CodeSearchNet (arXiv 1909.09436), a query's candidates are the positives of its block. The queries left over
-    at the end search among the last `candidates` positives, so that all have as many. A candidate with the positive's
-    own group is no competitor. Where candidates score the same, the positive has their mean rank: constant scores gain
-    nothing.
+    As in CodeSearchNet (arXiv 1909.09436), a query's candidates are the positives of its block. The remaining queries
+    search among the last `candidates` positives, so that all queries have the same number of candidates. Candidates
+    with the positive's group do not compete. Of equal scores the positive gets the mean rank, so that constant scores
+    are no better than chance.
 
-    Returns mrr, recall_at_1, recall_at_10; chance_mrr, chance_recall_at_1 and chance_recall_at_10, what random scores
-    would reach on average; candidates, which are fewer where there are fewer pairs. Raises ValueError without pairs, or
-    where a score is NaN.
+    Returns mrr, recall_at_1 and recall_at_10; chance_mrr, chance_recall_at_1 and chance_recall_at_10, the expected
+    values for random scores; and candidates, fewer if there are fewer pairs. Raises ValueError without pairs and for a
+    score that is NaN.
     """
     if count < 1 or candidates < 1:
         raise ValueError(f"a search needs pairs and candidates, not {count} and {candidates}")
@@ -81,7 +81,7 @@ def search_by_scores(
     found = []
     for start in range(0, count, candidates):
         block = order[min(start, count - candidates) :][:candidates]
-        own = slice(start - count, None) if start > count - candidates else slice(None)  # others have been counted
+        own = slice(start - count, None) if start > count - candidates else slice(None)  # not yet counted queries
         found.append([values[own] for values in _block_ranks(scores(block), groups[block])])
     ranks, sizes = (np.concatenate(values) for values in zip(*found, strict=True))
     harmonic = np.cumsum(1 / np.arange(1, sizes.max() + 1))
@@ -97,7 +97,7 @@ def search_by_scores(
 
 
 def _block_ranks(scores: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rank of the diagonal in each row of `scores` [m, m], and the number of candidates that it was chosen from."""
+    """The diagonal's rank in each row of `scores` [m, m], and the number of competing candidates including itself."""
     if np.isnan(scores).any():
         raise ValueError("the scores of a search are not all numbers: the embeddings hold NaN or infinity")
     own = np.diagonal(scores)[:, None]
@@ -108,9 +108,9 @@ def _block_ranks(scores: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np
 
 
 def top(scores: np.ndarray, depth: int) -> np.ndarray:
-    """The columns of the `depth` highest scores of each row [n, m], best first, int64 [n, min(depth, m)].
+    """Columns of the `depth` highest scores in each row, best first, int64 [n, min(depth, m)]; scores: [n, m].
 
-    Of equal scores the earlier column comes first, at the end of the list as well.
+    Of equal scores the lower column comes first; this also decides which of them are in the list.
     """
     depth = min(depth, scores.shape[1])
     least = np.partition(scores, -depth, axis=1)[:, -depth]
@@ -124,14 +124,14 @@ def top(scores: np.ndarray, depth: int) -> np.ndarray:
 def ranking_metrics(ranked: np.ndarray, relevant: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
     """trec_eval's metrics of each query, float64 [n].
 
-    ranked: int [n, depth], the relevance of each query's documents, best first; 0 where a document is not relevant or
-    not judged. relevant: int [n, most], all relevances above 0 that were judged for each query, in any order, filled up
-    with 0. A document is relevant from relevance 1.
+    ranked: int [n, depth], relevances of each query's documents, best first; 0 for documents that are not relevant or
+    not judged. relevant: int [n, most], all judged relevances above 0 of each query, in any order, padded with 0. A
+    document is relevant if its relevance is at least 1.
 
-    - ndcg_at_10: the sum of relevance / log2(1 + rank), relative to that of the best possible ranking;
+    - ndcg_at_10: the sum of relevance / log2(1 + rank), divided by the sum of the best possible ranking;
     - mrr_at_10: 1 / rank of the first relevant document, 0 if it is not among the first ten;
-    - map: the mean over all relevant documents of the precision at their ranks, 0 for those not in `ranked`;
-    - recall_at_k for each k: the share of the relevant documents among the first k.
+    - map: the mean of the precisions at the ranks of all relevant documents, 0 for documents not in `ranked`;
+    - recall_at_k for each k: the fraction of the relevant documents among the first k.
 
     All are 0 for a query without a relevant document.
     """

@@ -8,7 +8,7 @@
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const runColor = (run) => css(`--run${run % 8}`);
 
-  // With one run the evaluations take a colour of their own, as each curve of a task; with several, a colour is a run.
+  // With one run, evaluations and each curve of a task have their own colours; with several runs, colours are runs.
   const evaluated = (trace) => ["points", "last"].includes(trace.style);
   const color = (trace) => runColor(runs.length > 1 ? trace.run : trace.series ?? (evaluated(trace) ? 1 : trace.run));
   const symbols = ["circle", "square", "diamond", "cross", "triangle-up"];
@@ -54,7 +54,7 @@
     };
   }
 
-  // With several runs a colour is a run, so that the legend tells the curves of a task by their symbols.
+  // With several runs colours are runs, so the legend distinguishes the curves of a task by symbols.
   function symbolKeys(panel) {
     const labels = new Map(runs.length > 1 ? panel.traces.filter((trace) => trace.series !== undefined).map((trace) => [trace.series, trace.label]) : []);
     const key = (series, label) => ({ type: "scatter", mode: "markers", x: [null], y: [null], name: label, marker: { symbol: symbols[series % 5], color: css("--muted"), size: 6 }, hoverinfo: "skip", showlegend: true });

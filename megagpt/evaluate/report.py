@@ -1,4 +1,4 @@
-"""One self-contained HTML page about one or several runs; it needs no network and makes no request."""
+"""Builds one self-contained HTML page about one or several runs, which makes no network requests."""
 
 import json
 import statistics
@@ -20,11 +20,11 @@ from megagpt.evaluate.page import Rows, build_page, section, table, tiles
 from megagpt.evaluate.runs import Run, number, quantity
 
 NOT_METRICS = ("step", "tokens", "bytes", "fim_cuts")
-"""Keys of an evaluation that say what it was measured on."""
+"""Keys of an evaluation that are not metrics but describe its data."""
 
 
 def build_report(runs: list[Run]) -> str:
-    """The page's HTML. Every text that comes from a run is escaped."""
+    """The page's HTML. All text from runs is escaped."""
     panels = [data for panel in PANELS if (data := panel_data(panel, runs))] + task_panels(runs)
     page_data = {"runs": [run.name for run in runs], "panels": panels}
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
@@ -44,14 +44,14 @@ def build_report(runs: list[Run]) -> str:
 
 
 def summary_rows(runs: list[Run]) -> Rows:
-    """The numbers that matter, as rows; those that no run has are left out."""
+    """Rows of the main figures; figures that no run has are left out."""
     columns = [_summary(run) for run in runs]
     labels = list(dict.fromkeys(label for column in columns for label in column))
     return [(label, [column.get(label, "") for column in columns]) for label in labels]
 
 
 def before_after_rows(run: Run) -> Rows:
-    """Metrics that the run measured both before its first step and at its end: label, and the two values."""
+    """(label, [before, after]) of the metrics that the run measured before its first step and at its end."""
     rows = []
     for key, before in run.before.items():
         after = run.evaluation.get(key)
@@ -62,7 +62,7 @@ def before_after_rows(run: Run) -> Rows:
 
 
 def _label(key: str) -> str:
-    """A metric's key as words: "fim_exact_match" is "FIM exact match"."""
+    """A metric's key as words: "fim_exact_match" becomes "FIM exact match"."""
     words = key.replace("_", " ").capitalize()
     return f"FIM{words.removeprefix('Fim')}" if words.startswith("Fim ") else words
 
@@ -120,7 +120,7 @@ def _header(title: str, runs: list[Run]) -> str:
 
 
 def _header_facts(run: Run) -> list[str]:
-    """Model, its shape and the hardware, as far as they are known."""
+    """The model, its shape and the hardware, if known."""
     config, about = run.config, run.about
     facts = [config.get("model.name")]
     if {"model.num_layers", "model.hidden_size"} <= set(config):
@@ -154,12 +154,12 @@ def _figures(panels: list[dict[str, Any]]) -> str:
         figures.append(f'<figure{wide}>{caption}<div class="plot" id="plot{index}"></div></figure>')
     notes = [
         f"Faint lines are single steps, full lines an exponential mean over {SMOOTHING:.0%} of the run (less at its "
-        "start), dots evaluations on the way, diamonds the final one. Drag to zoom, double-click to zoom out."
+        "start), dots evaluations during training, diamonds the final one. Drag to zoom, double-click to zoom out."
     ]
     if any(panel["thinned"] for panel in panels):
         notes.append(
             f"Curves of more than {MAX_POINTS:,} points are thinned out to the smallest and the largest value "
-            f"of each of {MAX_POINTS // 2:,} stretches."
+            f"in each of {MAX_POINTS // 2:,} intervals."
         )
     return f'<div class="plots">{"".join(figures)}</div><p class="note">{" ".join(notes)}</p>'
 
@@ -193,7 +193,7 @@ def _config_groups(rows: Rows) -> str:
 
 
 def _samples(runs: list[Run]) -> str:
-    """The generated texts, the runs' responses to one prompt side by side."""
+    """The generated texts; the runs' texts for one prompt are next to each other."""
     articles = []
     for samples in zip_longest(*(run.samples for run in runs)):
         for index, sample in enumerate(samples):
@@ -218,7 +218,7 @@ def _about_rows(runs: list[Run]) -> Rows:
 
 
 def _heads(runs: list[Run]) -> list[str]:
-    """Names of the runs over a table's columns, unless there is only one."""
+    """Names of the runs as column heads; none for a single run."""
     return [f"{_dot(index)}{escape(run.name)}" for index, run in enumerate(runs)] if len(runs) > 1 else []
 
 
@@ -265,7 +265,7 @@ def _largest(run: Run, key: str) -> float | None:
 
 
 def _training_seconds(run: Run) -> float | None:
-    """Time in steps, from the tokens between two lines and their rate, so that unlogged steps count as well."""
+    """Seconds of all steps, from the tokens between two lines and their rate, so that unlogged steps count too."""
     seconds, before = 0.0, 0.0
     for line in run.train:
         tokens, rate = number(line.get("tokens")), number(line.get("tokens_per_second"))

@@ -1,4 +1,4 @@
-"""Search in the documents of a BEIR folder, measured as trec_eval does, beside BM25 on the same documents."""
+"""Evaluates search in a BEIR folder with trec_eval's metrics, compared with BM25 on the same documents."""
 
 import csv
 import io
@@ -25,30 +25,30 @@ from megagpt.log import progress
 log = logging.getLogger(__name__)
 
 DEPTH = 1000
-"""Documents of a ranking that count for MAP, as in TREC's and BEIR's runs."""
+"""Length of a ranking for MAP, as in TREC's and BEIR's runs."""
 
 BLOCK = 64
-"""Queries that are searched for at a time."""
+"""Number of queries in a block."""
 
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """Documents, the queries that were judged, and the judgements."""
+    """Documents, judged queries, and judgements."""
 
     documents: dict[str, str]
-    """Text by id, in descending order of the ids: trec_eval's order among equal scores."""
+    """{id: text}, in descending order of ids, which is trec_eval's order of equal scores."""
     queries: dict[str, str]
-    """Text by id."""
+    """{id: text}."""
     judgements: dict[str, dict[str, int]]
-    """Relevance by document, by query."""
+    """{query id: {document id: relevance}}."""
 
 
 def evaluate_retrieval(settings: RetrievalEvaluation, embedder: TextEmbedder) -> dict[str, Any]:
-    """Embed, search exactly (inner product with every document) and measure; returns what result.json holds.
+    """Embed, search exactly (inner product with every document) and measure; returns the content of result.json.
 
-    The means of `ranking_metrics` over all judged queries, of the model and of BM25. A query without a relevant
-    document counts as 0, as in pytrec_eval. Raises DataError for a broken folder, ConfigError when the output folder
-    holds another evaluation.
+    Metrics are means of `ranking_metrics` over all judged queries, for the model and for BM25. A query without a
+    relevant document counts as 0, as in pytrec_eval. Raises DataError for a broken folder, ConfigError when the output
+    folder holds a different evaluation.
     """
     files = beir_files(settings.data, settings.split)
     data = read_beir(settings.data, settings.split)
@@ -77,8 +77,8 @@ def measure(
 ) -> dict[str, float]:
     """The mean metrics of a ranking by scores.
 
-    scores(start): [at most BLOCK, documents], of the queries from number `start`, in the order of `data`; minus
-    infinity where a document was not found.
+    scores: maps `start` to the scores [at most BLOCK, documents] of the queries from index `start`, in the order of
+    `data`; minus infinity for documents that were not found.
     """
     place = {document: number for number, document in enumerate(data.documents)}
     depth, ids = max(DEPTH, *settings.k, MRR_DEPTH), list(data.queries)
@@ -123,7 +123,7 @@ def beir_files(folder: Path, split: str) -> list[Path]:
 def read_beir(folder: Path, split: str) -> RetrievalSet:
     """The documents, and the queries with judgements in `split`.
 
-    A document's text is its title and its text with a space between, as everywhere. Raises DataError naming file and
+    A document's text is its title, a space, and its text, as is usual for BEIR. Raises DataError that names file and
     line of a record that is malformed, repeated or without text.
     """
     corpus, questions, qrels = beir_files(folder, split)
@@ -145,7 +145,7 @@ def read_beir(folder: Path, split: str) -> RetrievalSet:
 
 
 def _texts(path: Path, *optional: str) -> dict[str, str]:
-    """Text by id; the fields `optional` come before "text" where a record has them."""
+    """{id: text}; the text begins with the record's fields `optional`, if it has them."""
     texts: dict[str, str] = {}
     unread: Counter[str] = Counter()
     for record, place in records(path):
@@ -164,7 +164,7 @@ def _texts(path: Path, *optional: str) -> dict[str, str]:
 
 
 def _judgements(path: Path) -> Iterator[tuple[tuple[str, str, int], str]]:
-    """(query id, document id, relevance) and where it stands; the first line names the columns."""
+    """((query id, document id, relevance), place for error messages); a first line with column names is skipped."""
     file = io.StringIO(read_text(path, "judgements"), newline="")
     try:
         for number, row in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 1):

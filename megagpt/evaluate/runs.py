@@ -1,4 +1,4 @@
-"""Reads run folders as they are, also of runs that go on, stopped half-way or were never evaluated."""
+"""Reads run folders, also of runs that are still running, were interrupted or were never evaluated."""
 
 import json
 import logging
@@ -15,30 +15,30 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """The content of a run folder; fields whose file is missing or unreadable are empty."""
+    """The content of a run folder. A field is empty if its file is missing or unreadable."""
 
     name: str
     """Name of the folder, made unique among the runs that are read together."""
     train: list[dict[str, Any]]
-    """Training lines of metrics.jsonl by ascending step, one a step."""
+    """Training lines of metrics.jsonl, one per step, ascending."""
     validation: list[dict[str, Any]]
-    """Evaluation lines of metrics.jsonl by ascending step, one a step."""
+    """Evaluation lines of metrics.jsonl, one per step, ascending."""
     tasks: list[dict[str, Any]]
-    """Lines of metrics.jsonl about tasks in context by ascending step, one a step."""
+    """Lines of metrics.jsonl about in-context tasks, one per step, ascending."""
     config: dict[str, Any]
     """config.yaml, flattened: "optim.lr" -> 6e-4."""
     evaluation: dict[str, Any]
-    """evaluation.json: the last evaluation, with the size that gzip and xz reach for the same text."""
+    """evaluation.json: the last evaluation, with bits per byte of gzip and xz for the same text."""
     before: dict[str, Any]
-    """evaluation_before.json: the same metrics of the model that the run started from, if they were measured."""
+    """evaluation_before.json: the same metrics of the initial model, if they were measured."""
     samples: list[dict[str, Any]]
-    """samples.jsonl: the newest step's generated texts."""
+    """samples.jsonl: the generated texts of the newest step."""
     about: dict[str, Any]
     """run.json: command, versions, device, ranks."""
 
 
 def number(value: Any) -> float | None:
-    """`value` when it is a finite number, else None."""
+    """`value` if it is a finite number, else None."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number and math.isfinite(value) else None
 
@@ -55,7 +55,7 @@ def quantity(value: Any) -> str:
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
-    """Read run folders. Raises DataError for one without metrics."""
+    """Read run folders. Raises DataError for a folder without metrics."""
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
@@ -63,7 +63,7 @@ def read_runs(folders: list[Path]) -> list[Run]:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined by dots."""
+    """Nested dicts as one dict whose keys are joined by dots."""
     flat = {}
     for key, value in config.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -96,7 +96,7 @@ def _read_run(folder: Path, name: str) -> Run:
 
 
 def _by_step(lines: Any) -> list[dict[str, Any]]:
-    """One line a step, the last written, in ascending order."""
+    """The last line of each step, in ascending order of steps."""
     steps = {line["step"]: line for line in lines}
     return [steps[step] for step in sorted(steps)]
 
@@ -106,7 +106,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file's mapping, read without ever building objects; {} when it is missing or broken."""
+    """The mapping in a YAML or JSON file, read with a safe loader; {} if the file is missing or broken."""
     import yaml
 
     if not path.is_file():

@@ -1,15 +1,16 @@
-"""Runs untrusted programs, and decides out of their reach whether they pass their tests.
+"""Runs untrusted programs in a sandbox, and decides outside of their reach whether they pass their tests.
 
-A run has two processes, each in a bubblewrap box of its own. The **candidate** holds the program and answers
-calls; the **tester** holds the tests, calls, and compares. Nothing but two pipes joins them. Answers are plain data,
-out of which the tester builds values of Python's own types, and the verdict leaves on the tester's own pipe. So a
-program cannot forge one: not by frames, patched builtins, printing, exit codes or the tester's memory, which are all in
-another process in another process namespace, and not by an object that equals everything, since no object crosses. What
-the program raises crosses under rules of its own (`sandbox_worker.Candidate`).
+A run has two processes, each in its own bubblewrap box. The **candidate** holds the program and answers calls; the
+**tester** holds the tests, calls the candidate, and compares. Two pipes are their only connection. Answers are plain
+data, from which the tester builds values of Python's built-in types, and the tester sends the verdict through its own
+pipe. So a program cannot forge a verdict. Frames, patched builtins, printed output, exit codes and memory do not help
+it, because the tester is another process in another process namespace; an object that equals everything does not
+either, because objects do not cross the pipe. Exceptions of the program cross by the rules of
+`sandbox_worker.Candidate`.
 
-What remains: a program that returns the right values passes, however it came by them, and tests that check little prove
+Limitations: a program that returns the right values passes, no matter how it computes them, and weak tests prove
 little. A box is a set of Linux namespaces and a filter of system calls (`system_calls`) on the same kernel: it does not
-stop an attack on the kernel itself by a call that programs need.
+stop an attack on the kernel through a system call that programs need.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ from megagpt.evaluate.system_calls import system_call_filter
 Sandbox = Literal["bwrap", "none"]
 
 UIDS = range(50_000, 60_000)
-"""Users that boxes run as when megagpt runs as root; a box has one to itself, so its process limit is its own."""
+"""User ids of boxes when megagpt runs as root. Each box has its own, because process limits count per user."""
 
 _MIB = 2**20
 _INSIDE = "/sandbox_worker.py"
@@ -43,20 +44,20 @@ _INSIDE = "/sandbox_worker.py"
 
 @dataclass(frozen=True)
 class Limits:
-    """Resources that a program may use; if it needs more, it fails."""
+    """Limits of a program's resources; a program that exceeds one fails."""
 
     wall_seconds: float = 10.0
-    """From the start of the boxes to the verdict."""
+    """Seconds from the start of the boxes to the verdict."""
     cpu_seconds: int = 5
-    """Processor time, of all threads together."""
+    """Seconds of processor time, of all threads together."""
     memory_mib: int = 512
-    """Address space."""
+    """Address space, MiB."""
     threads: int = 16
-    """Threads; a program can start no other process."""
+    """Number of threads; a program cannot start processes."""
     open_files: int = 64
-    """Open files."""
+    """Number of open files."""
     answer_mib: int = 8
-    """One answer to the tester."""
+    """Size of one answer to the tester, MiB."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -64,7 +65,7 @@ class Limits:
                 raise ConfigError(f"{name} is {value}; it must be positive")
 
     def resources(self) -> dict[str, int]:
-        """As limits of `setrlimit`."""
+        """The limits for `setrlimit`, by name."""
         return {
             "RLIMIT_CPU": self.cpu_seconds,
             "RLIMIT_AS": self.memory_mib * _MIB,
@@ -77,15 +78,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class SandboxJob:
-    """A program and what it is tested with. All are Python source; only the program is not trusted."""
+    """A program and its tests, as Python source. Only the program is untrusted."""
 
     program: str
     reference: str
-    """Gives the tests the helper functions and classes that they use beside the candidate's functions."""
+    """Source of helper functions and classes that the tests use in addition to the candidate's functions."""
     functions: tuple[str, ...]
-    """Names that the tests call the candidate by."""
+    """Names of the candidate's functions that the tests call."""
     tests: str
-    """Passes when it ends without an exception."""
+    """Source of the tests, which pass if they end without an exception."""
 
 
 @dataclass(frozen=True)
@@ -94,20 +95,20 @@ class Verdict:
 
     passed: bool
     reason: str
-    """Why not; empty when passed."""
+    """Reason of the failure; empty if passed."""
     seconds: float
     """Wall time from start to verdict."""
 
 
 class SandboxRunner:
-    """Runs programs against their tests; may be called from several threads at a time."""
+    """Runs programs against their tests; thread-safe."""
 
     def __init__(self, sandbox: Sandbox = "bwrap", limits: Limits | None = None) -> None:
-        """Raises ConfigError when `sandbox` is "bwrap" and no box can be made here: nothing is run unprotected."""
+        """Raises ConfigError when `sandbox` is "bwrap" and boxes cannot be created, and never falls back to "none"."""
         if sandbox not in ("bwrap", "none"):
             raise ConfigError(f"sandbox is {sandbox!r}; it must be bwrap, or none to run programs unprotected")
         self.sandbox, self.limits = sandbox, limits or Limits()
-        self._interpreter = Path(sys.executable).resolve()  # the one behind a virtual environment
+        self._interpreter = Path(sys.executable).resolve()  # the virtual environment's base interpreter
         self._bwrap = shutil.which("bwrap")
         self._filter = b""
         self._uids = itertools.count(secrets.randbelow(len(UIDS)))
@@ -116,14 +117,14 @@ class SandboxRunner:
             self._require_boxes()
 
     def run(self, job: SandboxJob) -> Verdict:
-        """Run `job.program` against its tests; no process of it outlives the call."""
+        """Run `job.program` against its tests; all its processes have ended when the call returns."""
         started = time.perf_counter()
         found = self._run(job)
         passed, reason = found["passed"], found["reason"]
         return Verdict(passed, "" if passed else reason or "failed", time.perf_counter() - started)
 
     def run_reference(self, job: SandboxJob) -> Verdict:
-        """`run` for a program that is right; once more where it fails, since a busy machine may have been slow."""
+        """`run` for a correct program; repeated once after a failure, because a busy machine may have caused it."""
         first = self.run(job)
         return first if first.passed else self.run(job)
 
@@ -135,7 +136,7 @@ class SandboxRunner:
             self._side("candidate", stdin=call_end, stdout=answer_end) as candidate,
             self._side("tester", requests, answers, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tester,
         ):
-            for end in (call_end, requests, answers, answer_end):  # so that each side sees the end of the other
+            for end in (call_end, requests, answers, answer_end):  # so that each side notices when the other ends
                 end.close()
             try:
                 output, _ = tester.communicate(json.dumps(content).encode(), timeout=self.limits.wall_seconds)
@@ -150,29 +151,30 @@ class SandboxRunner:
 
     @contextlib.contextmanager
     def _side(self, name: str, *files: BinaryIO, **options: Any) -> Iterator[subprocess.Popen]:
-        """The process of one side, which is given the numbers of `files`; options: of Popen."""
+        """The process of one side. files: open files whose descriptors it gets. options: for Popen."""
         limits = self.limits.resources()
         arguments = [str(file.fileno()) for file in files]
         python = [str(self._interpreter), "-s", "-S", "-P", "-B"]
         if self.sandbox == "none":
-            del limits["RLIMIT_NPROC"]  # it would count all processes of the user
+            del limits["RLIMIT_NPROC"]  # it counts all processes of the user
             command = [*python, sandbox_worker.__file__, name, "", json.dumps(limits), *arguments]
             with _process(command, files, **options) as process:
                 yield process
             return
         uid = str(UIDS[next(self._uids) % len(UIDS)]) if os.geteuid() == 0 else ""
         with _pipe() as (program, writer):
-            writer.write(self._filter)  # less than what a pipe holds
+            writer.write(self._filter)  # fits into the pipe's buffer
             writer.close()
             command = [*self._box(program), *python, _INSIDE, name, uid, json.dumps(limits), *arguments]
             with _process(command, [*files, program], **options) as process:
                 yield process
 
     def _box(self, filter_program: BinaryIO) -> list[str]:
-        """bubblewrap and its options; it reads `filter_program`.
+        """The command of bubblewrap with its options; it reads `filter_program`.
 
-        As root it keeps the right to change the user, which the side does first and which ends that right: another
-        user could not reach an interpreter in root's home. Without root the box is a user namespace.
+        As root, the box starts as root and keeps the capability to change the user, because another user could not read
+        an interpreter in root's home. The side changes the user first, which drops the capability. Without root, the
+        box is a user namespace.
         """
         user = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if os.geteuid() == 0 else ["--unshare-user"]
         spaces = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
@@ -187,14 +189,14 @@ class SandboxRunner:
         options += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
         prefix = Path(sys.base_prefix).resolve()
         if not prefix.is_relative_to("/usr"):
-            for parent in reversed(prefix.parents[:-1]):  # open to the box's user, whatever they are outside
+            for parent in reversed(prefix.parents[:-1]):  # readable by the box's user, unlike perhaps outside
                 options += ["--perms", "0755", "--dir", str(parent)]
             options += ["--ro-bind", str(prefix), str(prefix)]
         options += ["--ro-bind", sandbox_worker.__file__, _INSIDE, "--proc", "/proc", "--dev", "/dev"]
         return [*options, "--dir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--"]
 
     def _require_boxes(self) -> None:
-        instead = "or say sandbox=none to run programs that nobody has read without protection"
+        instead = "or set sandbox=none to run programs that nobody has read without protection"
         if not self._bwrap:
             raise ConfigError(
                 "running code needs bubblewrap (0.8 or newer), which is not installed: apt-get install bubblewrap, "
@@ -206,15 +208,15 @@ class SandboxRunner:
         if trial.returncode:
             said = errors.decode(errors="replace").strip() or f"exit status {trial.returncode}"
             raise ConfigError(
-                f"bubblewrap cannot make a box here ({said}): allow user namespaces (sysctl "
-                "kernel.unprivileged_userns_clone and user.max_user_namespaces; in a container, its own rules), "
+                f"bubblewrap cannot create a sandbox here ({said}): allow user namespaces (sysctl "
+                "kernel.unprivileged_userns_clone and user.max_user_namespaces; in a container, its security options), "
                 f"{instead}"
             )
 
 
 @contextlib.contextmanager
 def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Both ends of a pipe."""
+    """The read end and the write end of a new pipe."""
     read, write = os.pipe()
     with os.fdopen(read, "rb") as reader, os.fdopen(write, "wb") as writer:
         yield reader, writer
@@ -222,8 +224,8 @@ def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 @contextlib.contextmanager
 def _process(command: list[str], files: Sequence[BinaryIO], **options: Any) -> Iterator[subprocess.Popen]:
-    """A process without environment, to which `files` are open; killed at the end with its box and all in it."""
-    # Through /proc a box could read the environment that bubblewrap itself was started with.
+    """A process with an empty environment and the open `files`; killed at the end, with all processes in its box."""
+    # A box can read bubblewrap's own environment in /proc.
     options = {"env": {"PYTHONHASHSEED": "0", "PATH": os.defpath}, "stderr": subprocess.DEVNULL} | options
     numbers = [file.fileno() for file in files]
     with subprocess.Popen(command, pass_fds=numbers, start_new_session=True, **options) as process:
@@ -235,7 +237,7 @@ def _process(command: list[str], files: Sequence[BinaryIO], **options: Any) -> I
 
 
 def _how(process: subprocess.Popen) -> str:
-    """How a process ended that is about to."""
+    """How a process ended: a signal's name or its exit status."""
     try:
         status = process.wait(timeout=1)
     except subprocess.TimeoutExpired:

@@ -1,8 +1,8 @@
-"""The program inside a box of `megagpt.evaluate.sandbox`: the candidate's side and the tester's side of one run.
+"""Runs inside a box of `megagpt.evaluate.sandbox`: the candidate's side and the tester's side of one run.
 
-This file is given to a bare interpreter: it imports the standard library only. The two sides are separate processes
-in separate boxes with two pipes between them. Calls go to the candidate as pickles, since the tester is trusted;
-answers come back as JSON, out of which the tester makes values of Python's own types and never anything else.
+A bare interpreter runs this file, so it imports only the standard library. The two sides are separate processes in
+separate boxes, connected by two pipes. Calls go to the candidate as pickles, because the tester is trusted; answers
+come back as JSON, from which the tester only builds values of Python's built-in types.
 """
 
 import ast
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 MODULE = "solution"
-"""Name of the module that a program runs as, on both sides: a pickled class is found under it."""
+"""Name of the program's module on both sides; pickled classes refer to it."""
 
 LONGEST_REASON = 300
 
@@ -38,11 +38,11 @@ _SEQUENCES = {
 
 
 class CandidateError(Exception):
-    """Stands in the tests for an exception of the candidate's whose own type could act in the tester."""
+    """Replaces, in the tests, an exception of the candidate whose own type the tests do not expect."""
 
 
 def main(side: str, uid: str, limits: str, *descriptors: str) -> None:
-    """Run a side under `limits`, JSON of {RLIMIT name: value}; as user and group `uid` unless it is empty."""
+    """Run a side. limits: JSON of {RLIMIT name: value}. uid: user and group to run as; "" for no change."""
     if uid:
         os.setgroups([])
         os.setgid(int(uid))
@@ -67,7 +67,7 @@ def main(side: str, uid: str, limits: str, *descriptors: str) -> None:
 
 
 def answer_calls(incoming: BinaryIO, outgoing: BinaryIO) -> None:
-    """Run the program that comes first, then answer calls of its functions until there are no more."""
+    """Run the program, which is the first message, then answer calls of its functions until the pipe ends."""
     module = _module()
     program = _receive(incoming)
     outgoing.write(answer(lambda: exec(compile(program, "<program>", "exec"), module.__dict__)))
@@ -79,10 +79,10 @@ def answer_calls(incoming: BinaryIO, outgoing: BinaryIO) -> None:
 
 
 def answer(act: Callable[[], Any]) -> bytes:
-    """A line that says what `act` returned or raised, or that what it returned is no plain data."""
+    """A line of JSON with the result or the exception of `act()`, or the reason why the result is not plain data."""
     try:
         value = act()
-    except BaseException as error:  # SystemExit, too, is an answer
+    except BaseException as error:  # also SystemExit
         return _line({"raised": describe(error)})
     try:
         return _line({"value": encode(value)})
@@ -91,7 +91,7 @@ def answer(act: Callable[[], Any]) -> bytes:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """What crosses of an exception: the names of its class and that one's bases, and its arguments if plain."""
+    """An exception as data: the names of its class and base classes, and its arguments if they are plain data."""
     try:
         arguments = [encode(argument) for argument in error.args]
     except BaseException:
@@ -100,10 +100,10 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 def encode(value: Any) -> Any:
-    """`value` as what JSON can hold: lists as lists, other containers as {name of the type: items}.
+    """`value` as JSON data: lists as lists, other containers as {name of the type: items}.
 
-    Subclasses become their base, an iterator what it gives and raises. Raises TypeError for what is not made of
-    Python's own plain types.
+    Instances of subclasses become their built-in base; an iterator becomes its items and the exception that ended it.
+    Raises TypeError for values of other types.
     """
     if value is None or isinstance(value, bool | str):
         return value
@@ -128,7 +128,7 @@ def encode(value: Any) -> Any:
 
 
 def _read_to_the_end(values: Iterator) -> list[Any]:
-    """The items of an iterator, and None or the exception that ended it."""
+    """The items of an iterator, and the exception that ended it or None."""
     items: list[Any] = []
     while True:
         try:
@@ -150,8 +150,7 @@ def _line(message: dict[str, Any]) -> bytes:
 def run_tests(job: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> dict[str, Any]:
     """Run a job's tests against the candidate. Returns {"passed": bool, "reason": str, "ended": bool}.
 
-    job: `program` (the candidate's), `reference` (source that gives the tests their helper functions and classes),
-    `functions` (names that the tests call the candidate by), `tests` (source), `longest_answer` (bytes).
+    job: the fields of SandboxJob, and `longest_answer` in bytes.
     """
     module, passed = _module(), False
     candidate = Candidate(requests, answers, job["longest_answer"])
@@ -172,10 +171,11 @@ def run_tests(job: dict[str, Any], requests: BinaryIO, answers: BinaryIO) -> dic
 
 
 def expected_exceptions(tests: str, namespace: dict[str, Any]) -> dict[str, type[Exception]]:
-    """The exceptions, by their names, that the tests can mean: those they name, and subclasses of these.
+    """{name: class} of the exceptions that the tests expect: the classes that they name, and their subclasses.
 
-    Never StopIteration and StopAsyncIteration, which no caller can tell from the end of a loop, and never what is no
-    Exception, which a tester takes for an exit. To name Exception itself expects nothing: all that arrive are one.
+    Excludes StopIteration and StopAsyncIteration, which would end loops of the tests, and classes that are not
+    subclasses of Exception, which would end the tester. The name Exception itself adds nothing, because every arriving
+    exception is one.
     """
     known = {name: kind for name, kind in (vars(builtins) | namespace).items() if isinstance(kind, type)}
     named = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)} - {"Exception"}
@@ -185,34 +185,34 @@ def expected_exceptions(tests: str, namespace: dict[str, Any]) -> dict[str, type
 
 
 class Candidate:
-    """The candidate as the tester has it: asks it, and knows of everything that no test may overlook.
+    """The tester's connection to the candidate: sends calls, and records faults and exceptions.
 
-    Of what comes from it, two things are no data, and both could end a loop or fill in a default in the tester where
-    the tests mean a failure. A **fault** (it ended, or an answer is none) fails the program, whoever catches what is
-    raised for it. An **exception** has its own type only when the tests expect it, and fails the program unless a
-    statement of the tests catches it.
+    The tests could overlook both by accident, for example in a loop that ends or a default value that is used. So a
+    **fault** (the candidate ended, or an answer is invalid) fails the program even if the tests catch the exception
+    that is raised for it. An **exception** of the candidate has its own type only if the tests expect it, and fails the
+    program unless a statement of the tests catches it.
     """
 
     def __init__(self, requests: BinaryIO, answers: BinaryIO, longest_answer: int) -> None:
         self.requests, self.answers, self.longest_answer = requests, answers, longest_answer
         self.expected: dict[str, type[Exception]] = {}
-        """Exceptions that arrive as themselves."""
+        """Exceptions that keep their types; see `expected_exceptions`."""
         self.fault = ""
         self.raised: dict[int, tuple[str, Exception]] = {}
-        """Every exception that arrived, with the name of its class, by its id."""
+        """{id: (name of its class in the candidate, exception)} of all exceptions that arrived."""
         self.handled: set[int] = set()
-        """Those that a statement of the tests caught."""
+        """Ids of the exceptions that a statement of the tests caught."""
         self._turn = threading.Lock()  # tests may have threads
 
     def stand_in(self, name: str) -> Callable[..., Any]:
-        """A function that has the candidate call its function `name`."""
+        """A function that calls the candidate's function `name`."""
         return lambda *arguments, **keywords: self.ask((name, arguments, keywords))
 
     def ask(self, message: Any) -> Any:
-        """What the candidate answers to `message`. Raises what it raised, or CandidateError for a fault."""
+        """The candidate's answer to `message`. Raises the candidate's exception, or CandidateError for a fault."""
         with self._turn:
             if not self.fault:
-                with contextlib.suppress(BrokenPipeError):  # the end of `answers` says so
+                with contextlib.suppress(BrokenPipeError):  # reading `answers` below detects it
                     _send(self.requests, message)
                 line = self.answers.readline(self.longest_answer + 1)
                 if len(line) > self.longest_answer:
@@ -229,43 +229,43 @@ class Candidate:
             if kind == "raised":
                 try:
                     raise content
-                except Exception:  # it now has a traceback, even where C code ends it
+                except Exception:  # it now has a traceback, even if C code catches it
                     raise
             self.fault = content or "an answer cannot be compared"
         raise CandidateError(self.fault)
 
     def exception(self, raised: dict[str, Any]) -> Exception:
-        """The exception to raise for one of the candidate's, as `describe` has it."""
+        """The exception to raise in the tests. raised: the candidate's exception as data, from `describe`."""
         name, *_ = classes = [str(kind) for kind in raised["classes"]]
         arguments = [decode(argument, self.exception) for argument in raised["arguments"]]
         kind = next((self.expected[each] for each in classes if each in self.expected), CandidateError)
         try:
             error = kind(*arguments)
-        except Exception:  # it wants other arguments
+        except Exception:  # its constructor needs other arguments
             error = CandidateError(*arguments)
         self.raised[id(error)] = name, error
         return error
 
     def caught(self, error: BaseException | None) -> None:
-        """Note that a statement of the tests caught `error`, and with it what that one was raised for."""
+        """Record that a statement of the tests caught `error` and, with it, the exceptions in its context."""
         while error is not None:
             if id(error) in self.raised:
                 self.handled.add(id(error))
             error = error.__context__
 
     def uncaught(self) -> list[Exception]:
-        """The exceptions that nothing of the tests caught."""
+        """The exceptions that no statement of the tests caught."""
         left = [error for number, (_, error) in self.raised.items() if number not in self.handled]
         return [error for error in left if error.__traceback__]  # unittest's assertRaises clears it
 
     def name_of(self, error: BaseException) -> str:
-        """An exception as a reason, under the name that it has in the candidate."""
+        """An exception as the reason of a failure, with the name of its class in the candidate."""
         name, _ = self.raised.get(id(error), (type(error).__name__, error))
         return f"{name}: {_text(error)[:LONGEST_REASON]}".removesuffix(": ")
 
 
 def watch(source: str, file_name: str) -> types.CodeType:
-    """The tester's source, compiled so that its `except` and `with` tell `Candidate` of every exception they catch."""
+    """The tests' source, compiled so that `except` and `with` report every exception that they catch to `Candidate`."""
     return compile(ast.fix_missing_locations(_Watching().visit(ast.parse(source))), file_name, "exec")
 
 
@@ -283,7 +283,7 @@ class _Watching(ast.NodeTransformer):
 
 
 class Watched:
-    """A context manager that tells `caught` of the exception that another one swallows."""
+    """Wraps a context manager, and calls `caught` with an exception that it suppresses."""
 
     def __init__(self, manager: Any, caught: Callable[[BaseException], None]) -> None:
         self.manager, self.caught = manager, caught
@@ -299,7 +299,7 @@ class Watched:
 
 
 def read_answer(line: bytes, exception: Callable[[dict[str, Any]], Exception]) -> tuple[str, Any]:
-    """("value", value), ("raised", exception) or ("unreadable", why). Raises anything for a malformed line."""
+    """("value", value), ("raised", exception) or ("unreadable", reason). Raises any exception for a malformed line."""
     [(kind, content)] = json.loads(line).items()
     if kind == "value":
         return kind, decode(content, exception)
@@ -309,9 +309,9 @@ def read_answer(line: bytes, exception: Callable[[dict[str, Any]], Exception]) -
 
 
 def decode(value: Any, exception: Callable[[dict[str, Any]], Exception]) -> Any:
-    """The opposite of `encode`; the result holds objects of Python's own types only.
+    """The inverse of `encode`; the result only has objects of Python's built-in types.
 
-    exception: makes the exception that ends an iterator.
+    exception: creates the exception that ends an iterator.
     """
     if isinstance(value, list):
         return [decode(item, exception) for item in value]
@@ -349,13 +349,13 @@ def _send(stream: BinaryIO, message: Any) -> None:
 
 
 def _receive(stream: BinaryIO) -> Any:
-    """The next message, None at the end."""
+    """The next message; None at the end of the stream."""
     header = stream.read(8)
     return pickle.loads(stream.read(*struct.unpack("<Q", header))) if len(header) == 8 else None
 
 
 def _text(error: BaseException) -> str:
-    """The exception's message; it may have a `__str__` of any kind."""
+    """The exception's message; "" if its `__str__` raises."""
     try:
         return str(error)
     except BaseException:

@@ -1,4 +1,4 @@
-"""A reward model's scores of whole conversations, and how well they agree with people's rankings."""
+"""Scores conversations with a reward model, and evaluates the agreement with human rankings."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,14 @@ from megagpt.errors import DataError
 from megagpt.parallel.engine import Engine
 
 BINS = 10
-"""Parts of the confidences from 1/2 to 1 in a table of reliability."""
+"""Number of bins of the confidences, from 1/2 to 1, in a reliability table."""
 
 
 def score(engine: Engine, config: Config, tokenizer: Tokenizer, rows: Sequence[np.ndarray]) -> np.ndarray:
     """Scores of conversations at their last tokens, float64 [n], the same on every rank. Collective over all ranks.
 
-    engine: gives a value for every token (`RewardObjective`). rows: int64 [length] each, of `encode_chat`.
-    Raises DataError for one that is longer than the context.
+    engine: returns a value per token (`RewardObjective`). rows: token ids, int64 [length] each, from `encode_chat`.
+    Raises DataError for a conversation that is longer than the context.
     """
     limit, dims = config.model.sequence_length, engine.dims
     for number, row in enumerate(rows):
@@ -30,7 +30,7 @@ def score(engine: Engine, config: Config, tokenizer: Tokenizer, rows: Sequence[n
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))  # little padding
     size, calls = config.parallel.micro_batch_size, dims.pipeline_size if dims.virtual_size > 1 else 1
     together = size * calls * dims.data_size
-    for first in range(0, len(order), together):  # alike on all replicas, which may share out parameters
+    for first in range(0, len(order), together):  # the same number of passes on all replicas: they may shard parameters
         begin = first + dims.data_rank * size * calls
         chosen = [order[begin + call * size : begin + (call + 1) * size] for call in range(calls)]
         length = row_length(max((len(rows[n]) for part in chosen for n in part), default=1), config)
@@ -41,7 +41,7 @@ def score(engine: Engine, config: Config, tokenizer: Tokenizer, rows: Sequence[n
         for part, batch, values in zip(chosen, batches, engine.outputs(iter(batches), calls), strict=True):
             scores[part] = batch.to(engine.device).scores(values)[: len(part)].double()
     if dims.tensor_rank > 0 or not dims.is_first_stage:
-        scores.zero_()  # the other ranks of a replica have the same
+        scores.zero_()  # only one rank of each replica contributes to the sum
     dist.all_reduce(scores)
     return scores.cpu().numpy()
 
@@ -51,7 +51,7 @@ def evaluate_rankings(
 ) -> dict[str, float | int | list[dict[str, float]]]:
     """Loss, accuracy, margin and calibration over all pairs of a better and a worse answer. Collective.
 
-    Beside them what chance and the lengths of answers alone would reach. Empty when there are no examples.
+    Also the accuracies of chance and of the answers' lengths, as baselines. Empty when there are no examples.
     """
     if not examples:
         return {}
@@ -81,10 +81,10 @@ def evaluate_rankings(
 
 
 def length_balanced(margins: np.ndarray, longer: np.ndarray) -> dict[str, float]:
-    """Accuracy of margins r_w - r_l [n] where pairs whose better answer is the longer one weigh as much in all as those
-    whose better one is the shorter: length alone then reaches 0.5, whatever people prefer. Nothing without both kinds.
+    """Mean of the accuracies on pairs whose better answer is longer and on pairs whose better answer is shorter.
 
-    longer: tokens of the better answer less those of the worse [n].
+    A rule that only uses length reaches 0.5. Empty if one of the two kinds is missing. margins: r_w - r_l [n], score of
+    the better answer minus score of the worse. longer: the same difference of their numbers of tokens, [n].
     """
     parts = [margins[longer > 0], margins[longer < 0]]
     if not all(len(part) for part in parts):
@@ -93,16 +93,16 @@ def length_balanced(margins: np.ndarray, longer: np.ndarray) -> dict[str, float]
 
 
 def in_order(differences: np.ndarray) -> float:
-    """Share of differences that are above 0; one of exactly 0 is half a success, as chance would be."""
+    """Fraction of differences above 0; a difference of exactly 0 counts as one half."""
     return float(np.mean((differences > 0) + 0.5 * (differences == 0)))
 
 
 def calibration(margins: np.ndarray) -> dict[str, float | list[dict[str, float]]]:
-    """Whether a difference of scores means what it says, of margins r_w - r_l [n].
+    """Calibration of score differences; margins: r_w - r_l [n].
 
-    The model prefers one answer of a pair with confidence sigmoid(|r_w - r_l|). `reliability` has, for each part of
-    the confidences from 1/2 to 1 with pairs in it, their number, mean confidence and accuracy; `calibration_error` is
-    the mean distance of the two, weighted by the number of pairs (Guo et al., arXiv 1706.04599).
+    The model prefers one answer of a pair with confidence sigmoid(|r_w - r_l|). `reliability` has, for each nonempty
+    bin of confidences from 1/2 to 1, the number of pairs, mean confidence and accuracy. `calibration_error` is the mean
+    distance of confidence and accuracy, weighted by the number of pairs (Guo et al., arXiv 1706.04599).
     """
     confidence = 1 / (1 + np.exp(-np.abs(margins)))
     part = np.minimum((confidence - 0.5) * 2 * BINS, BINS - 1).astype(int)

@@ -11,34 +11,34 @@ from megagpt.evaluate.sandbox import Limits, Sandbox
 
 @dataclass(frozen=True, kw_only=True)
 class TasksEvaluation:
-    """Tasks in context: zero-, one- and few-shot."""
+    """In-context tasks: zero-, one- and few-shot."""
 
     tasks: tuple[str, ...]
-    """Names of tasks or suites (docs/in_context_tasks.md has those that come with megagpt), files of own tasks (.yaml),
-    or names of lm-eval's."""
+    """Names of megagpt's tasks or suites (docs/in_context_tasks.md lists them), paths of your task files (.yaml), or
+    names of lm-eval's tasks."""
     shots: tuple[int, ...] = ()
-    """Numbers of demonstrations in a prompt, such as [0,1,8]. Without it each task has its own: with protocol=gpt3 that
-    of the paper."""
+    """Numbers of demonstrations in a prompt, such as [0,1,8]. By default each task has its own number; with
+    protocol=gpt3 the paper's."""
     protocol: Literal["lm-eval", "gpt3"] = "lm-eval"
-    """Whose rules for prompts and scores: lm-eval's, or those that GPT-3 was judged by (docs/gpt3_protocol.md)."""
+    """Rules for prompts and scores: lm-eval's, or GPT-3's (docs/gpt3_protocol.md)."""
     data: Path | None = None
-    """Folder of the data sets of the tasks that come with megagpt."""
+    """Folder of the data sets of megagpt's tasks."""
     output: Path
     """Folder for the results."""
     checkpoint: Path | None = None
     """Run folder (its newest checkpoint) or one checkpoint: the model to evaluate."""
     huggingface: str | None = None
-    """Folder or name of a causal model of transformers to evaluate instead, by lm-eval's own `hf`, as a peer."""
+    """Folder or name of a causal model of transformers to evaluate instead, with lm-eval's `hf`, for comparison."""
     limit: int | None = None
-    """Only so many examples of a task, from the beginning."""
+    """Number of examples per task, from the beginning; by default all."""
     seed: int = 1234
-    """Of the draws of demonstrations."""
+    """Seed for drawing demonstrations."""
     clean: Path | None = None
-    """Folder of `megagpt data overlap`, for figures on examples that are not in the training data (protocol=gpt3)."""
+    """Folder of `megagpt data overlap`: adds metrics of examples that are not in the training data (protocol=gpt3)."""
     tensor_parallel_size: int = 1
-    """Ranks that share each layer."""
+    """Number of ranks that share each layer."""
     pipeline_parallel_size: int = 1
-    """Groups of ranks that have some of the layers each. Ranks beyond both share the examples."""
+    """Number of pipeline stages, each with a part of the layers. Further ranks are replicas that share the examples."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "tensor_parallel_size", "pipeline_parallel_size"):
@@ -57,13 +57,13 @@ class TasksEvaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Settings that all evaluations but those in context have."""
+    """Settings of all evaluations except in-context tasks."""
 
     task: str
-    """What to evaluate: humaneval, humaneval_infilling, mbpp or edits of a model that generates text; sts, retrieval,
-    code_search or probe of one that embeds it."""
+    """Task: humaneval, humaneval_infilling, mbpp or edits for a model that generates text; sts, retrieval, code_search
+    or probe for an embedding model."""
     data: Path
-    """The set's file or folder: problems as published (.jsonl or .json, plain or .gz), edits of `megagpt data edits`,
+    """The task's file or folder: problems as published (.jsonl or .json, plain or .gz), edits of `megagpt data edits`,
     scored pairs, a BEIR folder, pairs of `megagpt data pairs`, or labelled texts."""
     output: Path
     """Folder for the results."""
@@ -82,14 +82,14 @@ class GenerationEvaluation(Evaluation):
     """Settings of evaluations of generated text."""
 
     completions: Path | None = None
-    """.jsonl of completions to evaluate instead of a model's: {"task_id", "completion"}, or for edits {"response"}, one
-    for each."""
+    """.jsonl file of completions to evaluate instead of a model: {"task_id", "completion"}; for edits one {"response"}
+    per edit."""
     max_new_tokens: int = 512
-    """Longest completion, tokens."""
+    """Largest number of tokens in a completion."""
     batch_size: int = 32
-    """Completions generated at a time."""
+    """Number of completions that are generated at the same time."""
     workers: int = len(os.sched_getaffinity(0))
-    """Programs tested at a time."""
+    """Number of programs that are tested at the same time."""
     sandbox: Sandbox = "bwrap"
     """bwrap, or none: run programs that nobody has read without protection."""
     timeout: float = Limits.wall_seconds
@@ -104,7 +104,7 @@ class GenerationEvaluation(Evaluation):
 
     @property
     def limits(self) -> Limits:
-        """Resources that a program may use."""
+        """Limits of a program's resources."""
         return Limits(wall_seconds=self.timeout)
 
 
@@ -113,24 +113,22 @@ class CodeEvaluation(GenerationEvaluation):
     """Programming problems: pass@k."""
 
     n: int = 1
-    """Completions of every problem."""
+    """Number of completions per problem."""
     k: tuple[int, ...] = (1,)
-    """For which k to estimate pass@k; n must be as large."""
+    """Values of k for pass@k; n must be at least the largest."""
     temperature: float = 0.2
-    """Of sampling; 0 is greedy."""
+    """Temperature of sampling; 0 is greedy decoding."""
     top_p: float = 0.95
-    """Nucleus sampling."""
+    """Probability mass of nucleus sampling."""
     seed: int = 0
-    """Of sampling."""
+    """Seed of sampling."""
     chat: bool = False
-    """Ask as a user in a conversation, and take the code out of the Markdown fence in the response."""
+    """Ask as a user in a conversation, and extract the code from the Markdown fence in the response."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.chat and self.task == "humaneval_infilling":
-            raise ConfigError(
-                "humaneval_infilling has gaps to fill in, which are not asked for in chat: leave out chat"
-            )
+            raise ConfigError("humaneval_infilling has gaps to fill in, which chat does not support: leave out chat")
         if not self.k or min(self.k) < 1:
             raise ConfigError(f"k is {list(self.k)}; it must be a list of positive numbers")
         if self.completions is None and max(self.k) > self.n:
@@ -141,12 +139,12 @@ class CodeEvaluation(GenerationEvaluation):
 
 @dataclass(frozen=True, kw_only=True)
 class EditEvaluation(GenerationEvaluation):
-    """Edits by instruction: exact match, similarity, and tests where there are any."""
+    """Edits by instruction: exact match, similarity, and tests if an edit has them."""
 
     max_new_tokens: int = 256
-    """Longest response, tokens."""
+    """Largest number of tokens in a response."""
     limit: int | None = None
-    """Only so many edits, from the beginning."""
+    """Number of edits, from the beginning; by default all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +152,11 @@ class EmbeddingEvaluation(Evaluation):
     """Settings of evaluations of embeddings."""
 
     sentence_transformer: str | None = None
-    """Folder or name of a model of the library sentence-transformers to evaluate instead, as a peer to compare with."""
+    """Folder or name of a model of the library sentence-transformers to evaluate instead, for comparison."""
     dimensions: int | None = None
-    """Only so many of the first numbers of each vector, for models trained so (Matryoshka); all without it."""
+    """Use only the first numbers of each vector, for models with Matryoshka training; by default all."""
     batch_size: int = 32
-    """Texts that a model of sentence-transformers embeds at a time."""
+    """Number of texts that a model of sentence-transformers embeds at the same time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -170,23 +168,22 @@ class EmbeddingEvaluation(Evaluation):
 
 @dataclass(frozen=True, kw_only=True)
 class SimilarityEvaluation(EmbeddingEvaluation):
-    """Similarity of sentences (STS): correlation with people's scores."""
+    """Similarity of sentences (STS): correlation with human scores."""
 
     side: Literal["query", "document", "both"] = "query"
-    """How to embed the sentences: all as queries, all as documents, or both: the first one as query, the second as
-    document."""
+    """How to embed the sentences: as queries, as documents, or (both) the first as query, the second as document."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalEvaluation(EmbeddingEvaluation):
-    """Search in the documents of a BEIR folder, beside BM25."""
+    """Search in the documents of a BEIR folder, compared with BM25."""
 
     split: str = "test"
-    """Which judgements to use: the file qrels/SPLIT.tsv."""
+    """Judgements to use: the file qrels/SPLIT.tsv."""
     k: tuple[int, ...] = (1, 10, 100)
-    """For which k to compute recall@k."""
+    """Values of k for recall@k."""
     skip_same_id: bool = False
-    """Leave out the document with the query's own id, as published figures for ArguAna and Quora do."""
+    """Leave out the document with the query's id, as published figures for ArguAna and Quora do."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -196,12 +193,12 @@ class RetrievalEvaluation(EmbeddingEvaluation):
 
 @dataclass(frozen=True, kw_only=True)
 class CodeSearchEvaluation(EmbeddingEvaluation):
-    """Search for each query's positive among the positives of other pairs, beside BM25 and chance."""
+    """Search for each query's positive among the positives of other pairs, compared with BM25 and chance."""
 
     candidates: int = 1000
-    """Positives to search among."""
+    """Number of positives to search among."""
     seed: int = 0
-    """Decides which pairs come together."""
+    """Seed for dividing the pairs into blocks of candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,15 +206,15 @@ class ProbeEvaluation(EmbeddingEvaluation):
     """Linear probe: logistic regression on the embeddings of labelled texts."""
 
     test: Path | None = None
-    """File of labelled texts to test on; without it a part of `data` is."""
+    """File of labelled texts for the test; by default a part of `data` (test_share)."""
     test_share: float = 0.2
-    """Share of `data` to test on where there is no file for it, chosen by seed, with the same mix of labels."""
+    """Without `test`: fraction of `data` for the test, a random part with the same mix of labels."""
     side: Literal["query", "document"] = "document"
-    """How to embed the texts."""
+    """Whether to embed the texts as queries or as documents."""
     folds: int = 10
-    """Parts of the cross-validation that chooses the regularization."""
+    """Number of parts of the cross-validation that chooses the regularization."""
     seed: int = 0
-    """Of the division into parts."""
+    """Seed for dividing the texts into parts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,4 +230,4 @@ EMBEDDING_TASKS: dict[str, type[EmbeddingEvaluation]] = {
     "code_search": CodeSearchEvaluation,
     "probe": ProbeEvaluation,
 }
-"""The settings of each task on embeddings."""
+"""{name: settings} of the embedding tasks."""

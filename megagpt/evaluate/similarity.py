@@ -1,4 +1,4 @@
-"""Semantic textual similarity: do the cosines of pairs of sentences follow people's scores?"""
+"""Semantic textual similarity: correlates the cosines of sentence pairs with human scores."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ from megagpt.evaluate.text_embedder import TextEmbedder, embed_saved
 
 
 def evaluate_similarity(settings: SimilarityEvaluation, embedder: TextEmbedder) -> dict[str, Any]:
-    """Embed both sentences of all pairs and correlate; returns what result.json holds.
+    """Embed both sentences of all pairs and correlate; returns the content of result.json.
 
-    Spearman's and Pearson's correlation of the cosine with the score; null where all cosines are equal. Raises
-    DataError for a broken file, ConfigError when the output folder holds another evaluation.
+    Metrics are Spearman's and Pearson's correlation of cosines and scores; null if all cosines are equal. Raises
+    DataError for a broken file, ConfigError when the output folder holds a different evaluation.
     """
     pairs = read_sentence_pairs(settings.data)
     scores = np.array([pair.score for pair in pairs])

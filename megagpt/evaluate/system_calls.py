@@ -1,10 +1,10 @@
-"""The filter of system calls that every box of `megagpt.evaluate.sandbox` runs under, as a program for the kernel.
+"""The filter of system calls for boxes of `megagpt.evaluate.sandbox`, as a program for the kernel.
 
-It is a list of what is allowed, so that whatever it does not name is closed, in kernels to come as well: namespaces and
-mounts, shared memory of System V and POSIX, memfds, changes to files, sockets of every address family (but for pairs of
-Unix sockets, by which asyncio wakes itself, with buffers of the default size), keys, tracing, io_uring, bpf. A program
-may start threads but no other process, so that the limits of one process are limits of the box. The filter holds for
-every user, root included, and nothing takes it off (seccomp(2)).
+It lists the allowed calls, so all others are forbidden, also calls of future kernels: namespaces and mounts, shared
+memory of System V and POSIX, memfds, changes to files, sockets of every address family (except pairs of Unix sockets
+with default buffer sizes, by which asyncio wakes itself), keys, tracing, io_uring, bpf. A program may start threads but
+no processes, so the limits of one process are the limits of the box. The filter applies to every user, including root,
+and cannot be removed (seccomp(2)).
 """
 
 import struct
@@ -12,7 +12,7 @@ import struct
 from megagpt.errors import ConfigError
 
 _MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-"""Machines with a column in `_NUMBERS`, in its order, and their names in the kernel (AUDIT_ARCH_..., linux/audit.h)."""
+"""{machine: kernel constant AUDIT_ARCH_... of linux/audit.h}, in the order of the columns of `_NUMBERS`."""
 
 _NUMBERS = """
 read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67, pwrite64 18 68, preadv 295 69, pwritev 296 70,
@@ -38,9 +38,9 @@ epoll_pwait2 441 441, eventfd 284 -, eventfd2 290 19, sendto 44 206, recvfrom 45
 shutdown 48 210, getsockname 51 204, getpeername 52 205, getsockopt 55 209, clone 56 220, socketpair 53 199,
 ioctl 16 29
 """
-"""Allowed system calls: name, number on x86_64, number on aarch64 ("-" where there is none); asm/unistd.h has them."""
+"""Allowed system calls: name, number on x86_64, number on aarch64 ("-" if there is none), from asm/unistd.h."""
 
-_CLONE_THREAD, _CLONE_NEW = 0x00010000, 0x7E020000  # the second one: of all kinds of namespaces
+_CLONE_THREAD, _CLONE_NEW = 0x00010000, 0x7E020000  # _CLONE_NEW: the flags of all kinds of namespaces
 _AF_UNIX = 1
 _TCGETS, _FIONBIO, _FIONREAD, _FIONCLEX, _FIOCLEX = 0x5401, 0x5421, 0x541B, 0x5450, 0x5451
 _CHECKED = {
@@ -48,23 +48,23 @@ _CHECKED = {
     "socketpair": (0, 0xFFFFFFFF, (_AF_UNIX,)),
     "ioctl": (1, 0xFFFFFFFF, (_TCGETS, _FIONBIO, _FIONREAD, _FIONCLEX, _FIOCLEX)),
 }
-"""Calls that are allowed for some values of one argument only: its index, the bits that count, and their values."""
+"""{call: (index of an argument, bit mask, allowed values of the masked argument)}."""
 
 _LOAD, _AND, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x06  # linux/bpf_common.h
 _NUMBER, _MACHINE, _ARGUMENTS = 0, 4, 16  # bytes into struct seccomp_data (linux/seccomp.h)
 _ALLOW, _KILL, _ENOSYS = 0x7FFF0000, 0x80000000, 0x00050000 | 38
-"""What the filter can say. After ENOSYS, C libraries try the older call that did the same: clone for clone3."""
+"""The filter's verdicts. After ENOSYS, C libraries try an older call, such as clone instead of clone3."""
 
 
 def system_call_filter(machine: str) -> bytes:
-    """The filter for `machine`, in the form that bubblewrap's `--seccomp` reads: instructions of classic BPF.
+    """The filter for `machine` in the format of bubblewrap's `--seccomp`: instructions of classic BPF.
 
-    Raises ConfigError for a machine whose system calls are not listed here.
+    Raises ConfigError for a machine that is not in `_MACHINES`.
     """
     if machine not in _MACHINES:
         raise ConfigError(
-            f"the sandbox knows the system calls of {' and '.join(_MACHINES)}, not of {machine}: evaluate on one of "
-            "these, or say sandbox=none to run programs that nobody has read without protection"
+            f"the sandbox supports {' and '.join(_MACHINES)}, but this machine is {machine}: evaluate on a supported "
+            "machine, or set sandbox=none to run programs that nobody has read without protection"
         )
     column = list(_MACHINES).index(machine)
     code = [_instruction(_LOAD, _MACHINE), *_if_not(_MACHINES[machine], [_instruction(_RETURN, _KILL)])]
@@ -77,7 +77,7 @@ def system_call_filter(machine: str) -> bytes:
 
 
 def _checks(name: str) -> list[bytes]:
-    """What to do with an allowed call: it ends in a verdict in any case."""
+    """Instructions for an allowed call; they always end with a verdict."""
     if name not in _CHECKED:
         return [_instruction(_RETURN, _ALLOW)]
     index, bits, values = _CHECKED[name]
@@ -88,7 +88,7 @@ def _checks(name: str) -> list[bytes]:
 
 
 def _if(value: int, then: list[bytes]) -> list[bytes]:
-    """`then` when what was loaded is `value`; otherwise skip it."""
+    """Run `then` if the loaded word equals `value`, else skip it."""
     return [_instruction(_JUMP_IF_EQUAL, value, no=len(then)), *then]
 
 
@@ -97,5 +97,5 @@ def _if_not(value: int, then: list[bytes]) -> list[bytes]:
 
 
 def _instruction(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
-    """struct sock_filter of linux/filter.h; `yes` and `no` say how many instructions to skip."""
+    """struct sock_filter of linux/filter.h; yes, no: number of instructions to skip if the test holds or fails."""
     return struct.pack("=HBBI", code, yes, no, value)

@@ -1,4 +1,4 @@
-"""Whatever turns texts into vectors: a checkpoint of megagpt, or a peer from sentence-transformers."""
+"""Interface of models that turn texts into vectors, and its implementation for sentence-transformers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,24 +12,23 @@ from megagpt.errors import ConfigError, DataError
 from megagpt.log import progress
 
 PIECE = 1024
-"""Texts that are embedded between two saves."""
+"""Number of texts that are embedded between two saves."""
 
 
 class TextEmbedder(Protocol):
-    """What an evaluation of embeddings needs of a model."""
+    """A model for evaluations of embeddings."""
 
     size: int
-    """Numbers in a vector."""
+    """Numbers per vector."""
 
     def embed(self, texts: Sequence[str], side: Side, dimensions: int | None = None, label: str = "") -> np.ndarray:
-        """float32 [texts, dimensions or size], rows of norm 1. `label` names the progress bar."""
+        """Vectors of norm 1, float32 [texts, dimensions or size]. label: title of the progress bar."""
 
 
 class SentenceTransformerEmbedder:
-    """A model of the library sentence-transformers, on the CPU or the GPU that the library finds.
+    """A model of the library sentence-transformers, on the device that the library chooses.
 
-    Queries and documents get the prompts that the model has for them. Raises ConfigError without the library or the
-    model.
+    Queries and documents get the model's own prompts. Raises ConfigError without the library or the model.
     """
 
     def __init__(self, name: str, batch_size: int) -> None:
@@ -68,10 +67,10 @@ class SentenceTransformerEmbedder:
 def embed_saved(
     embedder: TextEmbedder, texts: Sequence[str], side: Side, dimensions: int | None, folder: Path, name: str
 ) -> np.ndarray:
-    """`embedder.embed`, in pieces saved as folder/name_<first>.npy: interrupted work goes on after the last one.
+    """`embedder.embed` in pieces, saved as folder/name_<first>.npy, so that an interrupted call can continue.
 
-    The caller answers for the folder: it must belong to the same texts and the same model. Raises ConfigError for more
-    `dimensions` than there are, and DataError for vectors that are not numbers.
+    The caller must use one folder for the same texts and model only. Raises ConfigError for more `dimensions` than the
+    vectors have, DataError for vectors that are not finite.
     """
     if dimensions and dimensions > embedder.size:
         raise ConfigError(f"dimensions is {dimensions}, but the model's vectors have only {embedder.size}")
@@ -93,7 +92,7 @@ def _load(path: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
         vectors = np.load(path)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"cannot read {path}: {error}; remove it, and it is made again") from None
+        raise DataError(f"cannot read {path}: {error}; remove it and run again") from None
     if vectors.shape != shape:
-        raise DataError(f"{path} holds {vectors.shape} numbers instead of {shape}; remove it, and it is made again")
+        raise DataError(f"{path} holds {vectors.shape} numbers instead of {shape}; remove it and run again")
     return vectors

@@ -1,7 +1,7 @@
-"""Vectors of many texts, made a block at a time, so that interrupted work goes on, and published as one file.
+"""Embeds many texts in blocks, so that interrupted work can continue, and writes the vectors to one file.
 
-Finished blocks wait in a folder of parts, with job.json, which holds everything that the vectors depend on. All ranks
-embed; the first of them reads and writes the folder.
+Finished blocks are in a folder of parts, with job.json, which holds everything that the vectors depend on. All ranks
+embed; only the first reads and writes the folder.
 """
 
 import json
@@ -28,17 +28,17 @@ from megagpt.log import progress
 log = logging.getLogger(__name__)
 
 BLOCK_TEXTS = 4096
-"""Texts that are embedded and kept at a time: what an interruption can cost."""
+"""Number of texts per block; an interruption loses at most one block."""
 
 
 class Embeds(Protocol):
-    """What is needed of an embedder; see `megagpt.evaluate.embedder.Embedder`."""
+    """Interface of an embedder; see `megagpt.evaluate.embedder.Embedder`."""
 
     size: int
-    """Dimensions of a whole vector."""
+    """Numbers per vector."""
 
     def vectors(self, texts: Sequence[str], side: Side, label: str = "") -> tuple[np.ndarray, int]:
-        """Vectors of any length, float32 [n, size], the same on every rank, and the number of texts cut short."""
+        """Vectors of any norm, float32 [n, size], the same on every rank, and the number of texts that were cut."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,19 @@ class Job:
     inputs: list[dict[str, str]]
     """Path and SHA-256 of every input, in order."""
     key: str
+    """Field of the inputs' records that holds the text."""
     checkpoint: dict[str, str]
     """Folder of the checkpoint, and the SHA-256 of its manifest."""
     side: Side
     dimensions: int | None
-    """Of the vectors; None for as many as the model has."""
+    """Numbers per vector; None for the model's."""
     with_text: bool = False
-    """Whether the file holds the texts too."""
+    """Whether the file also has the texts."""
     block_texts: int = BLOCK_TEXTS
 
 
 def describe_checkpoint(folder: Path) -> dict[str, str]:
-    """What tells a checkpoint from another. Raises CheckpointError when it has no manifest."""
+    """The identity of a checkpoint: folder and hash of the manifest. Raises CheckpointError without a manifest."""
     try:
         return {"folder": str(folder), "manifest_sha256": file_sha256(folder / "manifest.json")}
     except DataError as error:
@@ -67,7 +68,7 @@ def describe_checkpoint(folder: Path) -> dict[str, str]:
 
 
 def first_rank_does(world: World, action: Callable[[], Any]) -> Any:
-    """The JSON value that `action` gives on the first rank, on every rank. Raises its MegaGPTError on all of them."""
+    """The result of `action()` on the first rank, a JSON value, on every rank. Raises its MegaGPTError on all ranks."""
     answer: dict[str, Any] = {}
     if world.rank == 0:
         try:
@@ -94,14 +95,15 @@ def make_vectors(
     dimensions: int | None = None,
     with_text: bool = False,
 ) -> dict[str, Any]:
-    """Embed the texts of `sources`, publish the vectors, and return what is said of them in `about`. Collective.
+    """Embed the texts of `sources`, publish the vectors, and return the content of the file `about`. Collective.
 
-    load: gives the embedder of `checkpoint`, once it is needed. publish: called on the first rank to write `output`
-    from the files of all blocks, float32 .npy [n, D] each, and what `about` will say. output: finished blocks wait in
-    the folder OUTPUT.parts, after which the same call goes on. about: the file that marks finished work, written last;
-    nothing is done where both files are there and of the same job.
+    load: function that loads the embedder of `checkpoint`; called only if needed. publish: called on the first rank
+    with the files of all blocks (.npy, float32 [n, D] each) and the content of `about`, to write `output`. output:
+    finished blocks are in the folder OUTPUT.parts; the same call continues after them. about: file that marks finished
+    work, written last; if both files exist and belong to the same job, nothing is done. key: field of the records that
+    holds the text. with_text: whether the output also has the texts.
 
-    Raises ConfigError when any of these is of another input, checkpoint or setting; DataError for a bad record.
+    Raises ConfigError when existing files belong to another input, checkpoint or setting; DataError for a bad record.
     """
     parts = output.with_name(f"{output.name}.parts")
 
@@ -114,7 +116,7 @@ def make_vectors(
         elif output.exists():
             finished = _claim(about, job, "vectors")
             if finished is None:
-                raise ConfigError(f"{output} exists, and no {about.name} says what it is: choose another output")
+                raise ConfigError(f"{output} exists without {about.name}, which describes it: choose another output")
         return {"job": job, "finished": finished, "count": 0 if finished else count_texts(sources, key)}
 
     with ExitStack() as stack:
@@ -150,7 +152,7 @@ def make_vectors(
 def _embed_blocks(
     sources: Sequence[Source], prepared: dict[str, Any], embedder: Embeds, size: int, parts: Path, world: World
 ) -> list[Path]:
-    """Embed the blocks that `parts` lacks, and return the files of all."""
+    """Embed the blocks that are missing in `parts`, and return the files of all blocks."""
     job, count = prepared["job"], prepared["count"]
     sizes = [min(BLOCK_TEXTS, count - first) for first in range(0, count, BLOCK_TEXTS)]
     paths = [parts / f"{number:06}.npy" for number in range(len(sizes))]
@@ -173,31 +175,33 @@ def _embed_blocks(
             vectors = vectors[:, :size]
             vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
             if not np.isfinite(vectors).all():
-                raise CheckpointError(f"{job['checkpoint']['folder']} gives vectors that are not finite: it is damaged")
+                raise CheckpointError(
+                    f"{job['checkpoint']['folder']} computes vectors that are not finite: use an earlier checkpoint"
+                )
             first_rank_does(world, lambda path=path, rows=vectors, cut=truncated: _write_block(path, rows, cut))
             bar.update(rows)
     return paths
 
 
 def _claim(path: Path, wanted: dict[str, Any], what: str) -> dict[str, Any] | None:
-    """The content of `path`, of the same job; None where there is no such file. Raises ConfigError for another job."""
+    """The content of `path` if it belongs to the job `wanted`, None without a file. Raises ConfigError otherwise."""
     if not path.exists():
         return None
     try:
         found = json.loads(path.read_bytes())
         differences = _differences(found["job"], wanted)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be understood ({error!r}): remove {path.parent} or choose another") from None
+        raise ConfigError(f"{path} is damaged ({error!r}): remove {path.parent}, or choose another output") from None
     if differences:
         raise ConfigError(
-            f"{path} belongs to {what} of another job: {'; '.join(differences)}. Give the same as then, remove what is "
-            "there, or choose another output"
+            f"{path} belongs to {what} of another job: {'; '.join(differences)}. Use the earlier settings, remove the "
+            "existing files, or choose another output"
         )
     return found
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What is not as it was, in words."""
+    """Sentences about the differences between two jobs."""
     found = []
     if [one["sha256"] for one in before["inputs"]] != [one["sha256"] for one in now["inputs"]]:
         hashes = {one["path"]: one["sha256"] for one in before["inputs"]}
@@ -209,7 +213,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         found.append(f"the checkpoint {new} has changed" if old == new else f"the checkpoint is {new}, not {old}")
     for name in ("key", "side", "dimensions", "with_text", "block_texts"):
         if before[name] != now[name]:
-            values = ["that of the model" if job[name] is None else job[name] for job in (now, before)]
+            values = ["the model's" if job[name] is None else job[name] for job in (now, before)]
             found.append(f"{name} is {values[0]}, not {values[1]}")
     return found
 
@@ -232,7 +236,7 @@ def _write_block(path: Path, vectors: np.ndarray, truncated: int) -> None:
 
 
 def write_npy(path: Path, blocks: Sequence[Path], count: int, size: int) -> None:
-    """Join blocks into one .npy, float32 [count, size], which `numpy.load(..., mmap_mode="r")` opens at once."""
+    """Join blocks into one .npy file, float32 [count, size], which `numpy.load(..., mmap_mode="r")` can map."""
     with atomic_file(path) as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (count, size)}
         np.lib.format.write_array_header_1_0(file, header)
@@ -241,7 +245,7 @@ def write_npy(path: Path, blocks: Sequence[Path], count: int, size: int) -> None
 
 
 def write_parquet(path: Path, blocks: Sequence[Path], texts: Iterator[Text], size: int, with_text: bool) -> None:
-    """Write columns id (string), text if wanted, and vector (a list of `size` float32), a row group a block.
+    """Write columns id (string), text if `with_text`, and vector (a list of `size` float32), one row group per block.
 
     Raises ConfigError without pyarrow.
     """
@@ -257,18 +261,18 @@ def write_parquet(path: Path, blocks: Sequence[Path], texts: Iterator[Text], siz
 
 
 def write_jsonl(path: Path, blocks: Sequence[Path], texts: Iterator[Text], with_text: bool) -> None:
-    """Write {"id": ..., "text": ... (if wanted), "vector": [...]} a line; float32 numbers come back exactly."""
+    """Write lines {"id": ..., "text": ... (if `with_text`), "vector": [...]}; the digits determine each float32."""
     with atomic_file(path) as file:
         for rows, vectors in _with_texts(blocks, texts):
             for (one_id, text), vector in zip(rows, vectors, strict=True):
                 record = {"id": one_id} | ({"text": text} if with_text else {})
-                numbers = ",".join(map(str, vector))  # the shortest digits that give the float32 back
+                numbers = ",".join(map(str, vector))  # the fewest digits that determine each float32
                 head = json.dumps(record, ensure_ascii=False)[:-1]
                 file.write(f'{head}, "vector": [{numbers}]}}\n'.encode(errors="backslashreplace"))
 
 
 def _with_texts(blocks: Sequence[Path], texts: Iterator[Text]) -> Iterator[tuple[list[tuple[str, str]], np.ndarray]]:
-    """For every block the (id, text) of its rows, and its vectors. The id is the record's own, else its number."""
+    """For every block, (id, text) of its rows, and its vectors. An id is the record's "id" or "_id", or its number."""
     number = 0
     for block in blocks:
         vectors = np.load(block)

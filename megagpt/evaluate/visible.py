@@ -1,32 +1,32 @@
-"""Text of unknown origin on a page, with what is invisible in it made visible."""
+"""Shows untrusted text on a page safely, with its invisible characters made visible."""
 
 import re
 import unicodedata
 from html import escape
 
 LONGEST = 20_000
-"""Characters of a text that the page shows; of a longer one it shows the two ends."""
+"""Largest number of characters of a text that the page shows; of a longer text it shows both ends."""
 
 JOINERS = "\u200c\u200d"
-"""Invisible, but part of how Persian, Hindi and emoji are written."""
+"""Invisible joiners, which Persian, Hindi and emoji need."""
 
 DANGEROUS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Controls that HTML has no place for, marks that turn other text around, halves of surrogate pairs."""
+"""Control characters that HTML does not allow, marks that change the text direction, and single surrogates."""
 
 SPACES = re.compile(r"^ +| +$|  +", re.MULTILINE)
-"""Spaces that could be overlooked."""
+"""Spaces that are easily overlooked: at line ends, and several in a row."""
 
 
 def defused(text: str) -> str:
-    """The same text with a replacement character for each one that has no place on a page."""
+    """The text with a replacement character for each DANGEROUS one."""
     return DANGEROUS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def marked(text: str) -> str:
-    """HTML of a text for a `pre` or `code`: escaped, with signs at line feeds, tabs and easily overlooked spaces.
+    """HTML of a text for `pre` or `code`: escaped, with signs at line feeds, tabs and easily overlooked spaces.
 
-    The signs are not part of what is copied from the page. Other invisible characters have their numbers. Of texts
-    above LONGEST the middle is left out, and says so.
+    The signs are not copied with the text. Other invisible characters are shown as code points. A text longer than
+    LONGEST has a note in place of its middle.
     """
     if len(text) > LONGEST:
         half, left_out = LONGEST // 2, len(text) - LONGEST

@@ -1,4 +1,4 @@
-"""Measures what each rank holds of parameters, gradients and optimizer state at each ZeRO stage."""
+"""Measures the memory of parameters, gradients and optimizer state on each rank at each ZeRO stage."""
 
 import dataclasses
 import gc
@@ -17,7 +17,7 @@ BF16, FP32 = 2, 4  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class BytesPerParameter:
-    """Bytes for each parameter of the model, on the rank that holds most."""
+    """Bytes per parameter of the model, on the rank that holds the most."""
 
     parameters: float
     gradients: float
@@ -25,9 +25,9 @@ class BytesPerParameter:
 
 
 def theory(stage: int, ranks: int, bf16: bool) -> BytesPerParameter:
-    """Bytes that a rank should hold (Rajbhandari et al., arXiv 1910.02054, section 3), with gradients kept in fp32.
+    """Bytes that a rank should hold (Rajbhandari et al., arXiv 1910.02054, section 3), with fp32 gradients.
 
-    Without bf16 parameters, too, have fp32 masters of their own under DeepSpeed. In bf16 stage 1 also keeps the last
+    With DeepSpeed fp32 parameters also have separate fp32 master weights. In bf16, stage 1 also keeps the last
     micro-batch's gradients in bf16.
     """
     whole = BytesPerParameter(BF16 if bf16 else FP32, FP32 + (BF16 if bf16 and stage == 1 else 0), 3 * FP32)
@@ -48,7 +48,7 @@ def measure(config: Config, stages: list[int], ranks: int) -> dict[int, BytesPer
 
 
 def measure_stages(config: Config, stages: list[int]) -> list[BytesPerParameter]:
-    """This rank's share at each stage. Collective."""
+    """This rank's bytes per parameter at each stage. Collective."""
     found = []
     for stage in stages:
         parallel = dataclasses.replace(config.parallel, engine="deepspeed", zero_stage=stage)
@@ -67,7 +67,7 @@ def _measure(config: Config) -> BytesPerParameter:
     gradients: list[int] = []
 
     class WatchedEngine(DeepSpeedEngine):
-        """Measures the memory of gradients when all of them are there."""
+        """Measures the memory of gradients at the moment when all of them exist."""
 
         def divide_gradients(self, divisor: float) -> None:
             super().divide_gradients(divisor)
@@ -93,7 +93,7 @@ def _batch(config: Config) -> Batch:
 
 
 def _storages() -> dict[int, int]:
-    """Address and bytes of the memory of every tensor that Python can reach."""
+    """{address: bytes} of the memory of every tensor that Python can reach."""
     return _addresses([thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)])
 
 

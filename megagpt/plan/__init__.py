@@ -1,1 +1,1 @@
-"""Pre-flight: will a run fit, how fast will it be, what will it cost, is everything in place?"""
+"""Plans a run before it starts: memory, speed and cost; and checks that everything it needs is in place."""

@@ -1,4 +1,4 @@
-"""What a plan assumes, in words, and for which layouts its time is known to be wrong."""
+"""Lists a plan's assumptions in words, and the layouts whose estimated time is known to be wrong."""
 
 from itertools import groupby
 
@@ -10,13 +10,13 @@ from megagpt.plan.ppo import COLLECTIVE_SECONDS, LAYER_SECONDS, PPOEstimate
 
 
 def assumptions(job: Job, device: Device) -> dict[str, str]:
-    """Everything that the figures rest on beside the layout, by what it concerns."""
+    """{topic: text} of all assumptions of the estimate, except the layout."""
     model, kernels, optim = job.config.model, job.config.kernels, job.config.optim
     kernel = "scores and probabilities in memory" if job.unfused_attention else "a fused kernel"
     logits = "recomputed, never all in memory" if kernels.fuse_output_projection else "in memory"
     accumulation = "inside the matrix product" if job.fused_gradient_accumulation else "in a pass of its own"
     overlap = "behind the last backward pass" if job.config.parallel.overlaps_reduction else "behind nothing"
-    messages = f"gradients are reduced {overlap}; no other message hides behind computation"
+    messages = f"gradients are reduced {overlap}; no other message overlaps with computation"
     if job.scattered_messages:
         messages += "; tensor-parallel ranks share the sending between pipeline stages"
     found = {
@@ -30,24 +30,24 @@ def assumptions(job: Job, device: Device) -> dict[str, str]:
     }
     if job.config.stage.name == "ppo":
         found["generation"] = (
-            f"a token takes {LAYER_SECONDS * 1e6:g} microseconds a layer and {COLLECTIVE_SECONDS * 1e6:g} a message"
-            " beside what it reads"
+            f"besides reading memory, a token takes {LAYER_SECONDS * 1e6:g} microseconds per layer and"
+            f" {COLLECTIVE_SECONDS * 1e6:g} per message"
         )
     return found | _device(job, device)
 
 
 def _sequences(job: Job) -> str:
-    full = f"{job.row_length} tokens, every one of them full"
+    full = f"all have {job.row_length} tokens"
     return f"{full}; {RANKED_ANSWERS} answers to each prompt" if job.config.stage.name == "reward" else full
 
 
 def _device(job: Job, device: Device) -> dict[str, str]:
-    """What the device has, and the fractions of it that are taken to be reached."""
+    """The device's peak figures, and the fractions of them that a run is assumed to reach."""
     found = {
         "device": (
             f"{device.peak_flops(job.itemsize) / 1e12:g} TFLOP/s: {device.matmul:.0%} of it in large matrix products,"
-            f" half as much where a dimension is {device.matmul_half_size:g}; {device.attention:.0%} in fused"
-            f" attention; {device.overhead:.0%} more time for what is not modelled"
+            f" half as much if one dimension is {device.matmul_half_size:g}; {device.attention:.0%} in fused"
+            f" attention; {device.overhead:.0%} more time for operations that are not modelled"
         ),
         "device's memory": (
             f"{device.memory_gib:g} GiB, of which {device.fragmentation:.0%} cannot be used and {device.reserved_gib:g}"
@@ -58,7 +58,7 @@ def _device(job: Job, device: Device) -> dict[str, str]:
             f" {device.inter_node_gbs:g} GB/s between, {device.inter_node:.0%} reached"
         ),
         "proof": (
-            "the fractions of A100-80 were calibrated on published runs, those of other devices on none"
+            "the fractions of A100-80 were calibrated on published runs; the fractions of other devices were not"
             " (docs/benchmarks/published_runs.md; megagpt/plan/devices.yaml)"
         ),
     }
@@ -71,7 +71,7 @@ def _device(job: Job, device: Device) -> dict[str, str]:
 
 
 def attention_pattern(model: ModelConfig) -> str:
-    """Which layers are dense and banded: "1 dense, 1 banded (256 tokens) in turn: 12 dense, 12 banded (256 tokens)"."""
+    """Dense and banded layers: "1 dense, 1 banded (256 tokens) in turn: 12 dense, 12 banded (256 tokens)"."""
     kinds = [model.window(layer) for layer in range(model.num_layers)]
     names = {window: f"banded ({window} tokens)" if window else "dense" for window in kinds}
     if len(names) == 1:
@@ -83,7 +83,7 @@ def attention_pattern(model: ModelConfig) -> str:
 
 
 def doubts(plan: Estimate) -> list[str]:
-    """Why the time of a plan is not to be trusted; empty where nothing is known against it."""
+    """Reasons not to trust the time of a plan; empty when there are none."""
     jobs = plan.models.values() if isinstance(plan, PPOEstimate) else [plan.job]  # PPO's models each have a layout
     nodes = max(
         (
@@ -96,6 +96,6 @@ def doubts(plan: Estimate) -> list[str]:
     if nodes == 1:
         return []
     return [
-        f"ZeRO-3 over {nodes} nodes: time, MFU, days and cost are NOT TRUSTWORTHY, far too good beside published"
-        " runs (docs/benchmarks/published_runs.md)"
+        f"ZeRO-3 over {nodes} nodes: time, MFU, days and cost are NOT TRUSTWORTHY, far too optimistic compared with"
+        " published runs (docs/benchmarks/published_runs.md)"
     ]

@@ -1,4 +1,4 @@
-"""How many steps a run takes in all."""
+"""Computes the number of steps of a run."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -13,17 +13,17 @@ Split = tuple[float, float, float]
 
 
 def total_steps(config: Config) -> float | None:
-    """Steps at the full batch size; None where they depend on files that are not there.
+    """Number of steps at the full batch size; None if it depends on files that do not exist.
 
-    Epochs are an upper bound: with packing, as if every conversation had a sequence of its own, and in stage embed, as
-    if the last pairs of an epoch were never all of one document.
+    For epochs it is an upper bound: with packing it counts one sequence per conversation, and in stage embed it does
+    not subtract the pairs at the end of an epoch that cannot form a batch because they share a document.
     """
     optim, data, stage = config.optim, config.data, config.stage.name
     if stage == "ppo":
         return config.ppo.episodes * config.ppo.epochs / optim.global_batch_size
     if optim.train_epochs is None:
         tokens = config.model.sequence_length
-        if stage == "embed":  # a pair's texts, as long as they may be
+        if stage == "embed":  # all texts of a pair at their greatest length
             tokens = (2 + config.embed.hard_negatives) * (config.embed.max_tokens or tokens)
         return optim.train_tokens / (optim.global_batch_size * tokens)
     files = {"reward": data.rankings, "embed": data.pairs}.get(stage, data.conversations)

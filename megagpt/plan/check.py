@@ -1,6 +1,6 @@
-"""Is everything that a run needs in place? Every problem is found and returned, none is raised.
+"""Checks that everything a run needs is in place. All problems are returned, none is raised.
 
-Data, the checkpoint and the disk are looked at by rank 0; `environment` looks at every rank's machine.
+Rank 0 checks data, checkpoint and disk; `environment` checks every rank's machine.
 """
 
 import dataclasses
@@ -27,15 +27,15 @@ from megagpt.plan.parameters import total_parameters
 from megagpt.train.schedules import describe_schedule, misfits
 
 CHECKPOINT_BYTES = {"bf16": 14, "fp32": 12}
-"""Of each parameter: the weight, its fp32 master in bf16, and two moments."""
+"""Checkpoint bytes per parameter by precision: the weight, two fp32 moments and, with bf16, the fp32 master weight."""
 NOT_OF_THE_WEIGHTS = ("name", "hidden_dropout", "attention_dropout")
-"""Fields of a model that do not change what its weights mean."""
+"""Fields of a model that do not change the meaning of its weights."""
 
 
 def check_run(config: Config, max_epochs: float = LARGEST_EPOCHS, hashes: bool = False) -> tuple[list[str], list[str]]:
-    """Problems of data, checkpoint and disk, and facts worth knowing.
+    """Problems of data, checkpoint and disk, and facts for the user.
 
-    max_epochs: passes over a corpus beyond which it is a problem; hashes: whether to read all of the corpora.
+    max_epochs: more passes over a corpus are a problem. hashes: whether to read the whole corpora and check hashes.
     """
     problems, facts = [], []
     data = partial(_data, max_epochs=max_epochs)
@@ -46,7 +46,7 @@ def check_run(config: Config, max_epochs: float = LARGEST_EPOCHS, hashes: bool =
 
 
 def data_files(config: Config) -> list[Path]:
-    """Checks the data that every rank reads."""
+    """Paths of the data files that every rank reads."""
     corpora = [path for corpus in _corpora(config) for path in corpus_files(corpus.path)]
     others = [*config.data.conversations, *config.data.rankings]
     others += [config.stage.held_out_edits] if config.stage.held_out_edits else []
@@ -56,12 +56,12 @@ def data_files(config: Config) -> list[Path]:
 
 
 def _corpora(config: Config) -> tuple[CorpusConfig, ...]:
-    """The corpora that the run's stage reads: whoever learns from conversations, rankings or pairs leaves them be."""
+    """The corpora that the stage reads; stages that train on conversations, rankings or pairs read none."""
     return () if config.stage.name in ("edit", "sft", "reward", "embed") else config.data.corpora
 
 
 Findings = Iterator[tuple[bool, str]]
-"""Whether it is a problem, and what it is."""
+"""(whether it is a problem, the text)."""
 
 
 def _guarded(part: Callable[[Config], Findings], config: Config) -> Findings:
@@ -72,7 +72,7 @@ def _guarded(part: Callable[[Config], Findings], config: Config) -> Findings:
 
 
 def _schedule(config: Config) -> Findings:
-    """The schedule of a run whose length is known, and what of it does not fit the run."""
+    """The schedule of a run whose length is known, and warnings about lengths that do not fit the run."""
     if config.optim.train_epochs is None and config.stage.name != "ppo":
         yield False, describe_schedule(config.optim)
         for warning in misfits(config.optim):
@@ -80,7 +80,7 @@ def _schedule(config: Config) -> Findings:
 
 
 def _data(config: Config, max_epochs: float) -> Findings:
-    """Tokenizer, corpora, and whether their tokens last."""
+    """Checks the tokenizer, the data files, and that the corpora have enough tokens."""
     digest = None
     try:
         tokenizer = Tokenizer.load(config.data.tokenizer)
@@ -114,7 +114,7 @@ def _data(config: Config, max_epochs: float) -> Findings:
 
 
 def _pairs(config: Config) -> Findings:
-    """Pairs that make batches, between delimiters that leave them room, and the pairs with scores."""
+    """Checks that the pairs can form batches and fit between the delimiters, and that scored pairs can be read."""
     try:
         loader = PairLoader(config)
         count, batch = loader.pairs_per_epoch, config.optim.global_batch_size
@@ -133,7 +133,7 @@ def _corpus(config: Config, corpus: CorpusConfig, share: float, digest: str | No
     if digest is not None and about["tokenizer_sha256"] != digest:
         yield (
             True,
-            f"{corpus.path} was tokenized with another tokenizer than {config.data.tokenizer}: preprocess it again",
+            f"{corpus.path} was tokenized with a tokenizer other than {config.data.tokenizer}: preprocess it again",
         )
     if about["max_token"] >= config.model.vocab_size:
         yield True, f"{corpus.path} holds token {about['max_token']}, but model.vocab_size is {config.model.vocab_size}"
@@ -142,14 +142,14 @@ def _corpus(config: Config, corpus: CorpusConfig, share: float, digest: str | No
     text = f"{corpus.path}: {tokens:,.0f} training tokens, {share:.1%} of the mixture, {epochs:.2f} epochs"
     if epochs > max_epochs:
         text += (
-            f", more than {max_epochs:g} (up to {LARGEST_EPOCHS} repetition is nearly as good as new data): add data, "
+            f", more than {max_epochs:g} (up to {LARGEST_EPOCHS} epochs are nearly as good as new data): add data, "
             "lower its weight or optim.train_tokens, or allow more (--max-epochs)"
         )
     yield epochs > max_epochs, text
 
 
 def _text_tokens(config: Config) -> int:
-    """Tokens that are drawn from the corpora in all."""
+    """Total number of tokens that the run reads from the corpora."""
     ppo = config.ppo
     if config.stage.name != "ppo":
         return config.optim.train_tokens
@@ -157,7 +157,7 @@ def _text_tokens(config: Config) -> int:
 
 
 def _hashes(config: Config) -> Findings:
-    """Whether the corpora are, byte for byte, what was written."""
+    """Checks that the corpora's files are unchanged since preprocessing."""
     paths = [corpus.path for corpus in _corpora(config)]
     for path in paths:
         try:
@@ -168,7 +168,7 @@ def _hashes(config: Config) -> Findings:
 
 
 def _checkpoint(config: Config) -> Findings:
-    """Checks the checkpoint that the run would start from: valid, and of the same model."""
+    """Checks that the checkpoint that the run would start from is valid and of the same model."""
     own, may_grow = Path(config.run_dir) / "checkpoints", False
     newest = checkpoint.find_newest(own, World()) if own.is_dir() else None
     if newest is None and config.checkpoint.load:
@@ -183,7 +183,7 @@ def _checkpoint(config: Config) -> Findings:
     if may_grow and saved.vocab_size < config.model.vocab_size:
         saved = dataclasses.replace(saved, vocab_size=config.model.vocab_size)
     head = config.model.head
-    if may_grow and head != "tokens" and saved.head in ("tokens", head):  # new, in place of an output projection
+    if may_grow and head != "tokens" and saved.head in ("tokens", head):  # the head replaces the output projection
         saved = dataclasses.replace(saved, head=head, tie_embeddings=config.model.tie_embeddings)
     differing = [
         f"model.{field.name} ({getattr(saved, field.name)} there, {getattr(config.model, field.name)} here)"
@@ -197,7 +197,7 @@ def _checkpoint(config: Config) -> Findings:
 
 
 def _scoring_models(config: Config) -> Findings:
-    """Checks the checkpoints of reward models and PPO's critic: valid, and able to score."""
+    """Checks that the checkpoints of reward models and PPO's critic are valid and can score."""
     ppo = config.ppo
     wanted = {"stage.reward_model": config.stage.reward_model}
     if config.stage.name == "ppo":
@@ -214,12 +214,12 @@ def _scoring_models(config: Config) -> Findings:
 
 
 def _disk(config: Config) -> Findings:
-    """Space for the checkpoints that are kept, and one more while the next is written."""
+    """Checks the disk space for the kept checkpoints and one more, which exists while a new one is written."""
     folder = Path(config.run_dir)
     while not folder.exists():
         folder = folder.parent
     size = CHECKPOINT_BYTES[config.optim.precision] * total_parameters(config.model)
-    if config.stage.name == "ppo":  # the critic too, and the running mean
+    if config.stage.name == "ppo":  # checkpoints also hold the critic and the average of the policy's weights
         scoring = dataclasses.replace(config.ppo.scoring_model or config.model, head="scalar")
         size += CHECKPOINT_BYTES[config.optim.precision] * total_parameters(scoring)
         size += 4 * total_parameters(config.model) if config.ppo.ema_decay else 0

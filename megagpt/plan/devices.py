@@ -1,4 +1,4 @@
-"""The devices that a run can be planned for: those of `devices.yaml`, and of a file of one's own."""
+"""The devices that a run can be planned for, from `devices.yaml` and from the user's file."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -56,16 +56,16 @@ class Device:
     host: float
     """Fraction of the host's link that is reached."""
     overhead: float
-    """Share of the computing time spent on what is not modelled."""
+    """Additional time for operations that are not modelled, as a fraction of the modelled computing time."""
 
     @property
     def usable_bytes(self) -> float:
-        """Memory that tensors can have."""
+        """Bytes that tensors can use."""
         return (self.memory_gib * (1 - self.fragmentation) - self.reserved_gib) * GIB
 
     @property
     def memory_rate(self) -> float:
-        """Bytes a second that element-wise kernels reach."""
+        """Memory bandwidth of element-wise kernels, bytes/s."""
         return self.memory_gbs * self.memory * GB
 
     def peak_flops(self, itemsize: int) -> float:
@@ -73,9 +73,9 @@ class Device:
         return (self.peak_tflops if itemsize == 2 else self.peak_fp32_tflops) * 1e12
 
     def link_rate(self, ranks_per_node: int, nodes: int) -> float:
-        """Bytes a second on each rank's link in a ring of `ranks_per_node` ranks on each of `nodes` nodes.
+        """Bytes/s that each rank sends in a ring over `nodes` nodes with `ranks_per_node` ranks on each.
 
-        NCCL runs a ring through every network adapter of a node, so that ranks of one node add up theirs.
+        NCCL runs one ring per network adapter of a node, so the bandwidths of the node's adapters add up.
         """
         inside = self.intra_node_gbs * self.intra_node * GB
         between = self.inter_node_gbs * self.inter_node * GB * ranks_per_node
@@ -85,9 +85,9 @@ class Device:
 
 
 def load_devices(path: str | Path | None = None) -> dict[str, Device]:
-    """The devices of `devices.yaml` by name, with those of the file at `path` added or changed.
+    """{name: device} of `devices.yaml`, with the file at `path` adding devices or changing fields.
 
-    Raises ConfigError that names the file, the device and the field which is missing, unknown or not a positive number.
+    Raises ConfigError that names the file, the device, and the field that is missing, unknown or not a positive number.
     """
     entries = _read(resources.files(__package__).joinpath("devices.yaml"))
     defaults = entries.pop("defaults")
@@ -98,7 +98,7 @@ def load_devices(path: str | Path | None = None) -> dict[str, Device]:
 
 
 def find_device(name: str, devices: dict[str, Device]) -> Device:
-    """The device called `name`: h100, H100 and h100-80 are H100-80. Raises ConfigError for an unknown one."""
+    """The device called `name`; h100, H100 and h100-80 all mean H100-80. Raises ConfigError for an unknown name."""
     wanted = name.upper()
     found = [
         device for device in devices.values() if wanted in (device.name.upper(), device.name.upper().split("-")[0])
@@ -118,12 +118,12 @@ def _read(path: Any) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not a readable list of devices: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold devices by name, each with its fields, as megagpt/plan/devices.yaml does")
+        raise ConfigError(f"{path} must map device names to their fields, as megagpt/plan/devices.yaml does")
     return values
 
 
 def _known_peaks(name: str) -> dict[str, float]:
-    """The peaks that every device of this kind has: those of H100 for H100-80."""
+    """Peak TFLOP/s of this kind of device; the kind is the name up to the first dash, such as H100 of H100-80."""
     bf16, fp32 = PEAK_TFLOPS.get(name.upper().split("-")[0], (None, None))
     peaks = {"peak_tflops": bf16, "peak_fp32_tflops": fp32}
     return {field: peak for field, peak in peaks.items() if peak is not None}

@@ -1,8 +1,9 @@
-"""The plan of stage embed: two passes over a step's texts, and between them the loss over all pairs of the batch.
+"""Plans stage embed: two passes over a step's texts, and between them the loss over all pairs of the batch.
 
-The first pass computes vectors and keeps nothing else. The replicas then exchange all vectors, and each compares its
-own pairs with everyone's (`megagpt.train.contrastive`). The second pass is one of training, with known gradients. A
-replica whose pairs are one micro-batch has that pass alone. Texts are as long as they may be (`embed.max_tokens`).
+The first pass computes vectors without saving activations. The replicas then exchange all vectors, and each compares
+its own pairs with all pairs (`megagpt.train.contrastive`). The second pass is a training pass that starts from the
+gradients of the vectors. With one micro-batch per step there is only the second pass. All texts are assumed to have
+the greatest length (`embed.max_tokens`).
 """
 
 from dataclasses import dataclass, fields
@@ -15,11 +16,11 @@ from megagpt.plan.memory import StageMemory, stage_memory
 from megagpt.plan.work import Work
 
 LOGIT_COPIES = 4
-"""Tensors of a block of logits that exist at once: all logits, those of negatives alone, and the gradients of both."""
+"""Tensors of a block's size that exist at once: all logits, the negatives' logits, and the gradients of both."""
 VECTOR_COPIES = 4
-"""The same of all vectors: themselves, the sum of their gradients, and two parts of it that a block adds."""
+"""Tensors of all vectors' size that exist at once: the vectors, the sum of their gradients, and a block's two terms."""
 LOGIT_PASSES = 10
-"""How often each logit is read or written: by the product, the mask and the softmax, forward and backward."""
+"""Number of reads and writes of each logit by product, mask and softmax, forward and backward."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class EmbedMemory(StageMemory):
     """Bytes on one rank at the fullest moment of a step."""
 
     contrast: float
-    """What the comparison of all pairs needs besides: between two passes only beyond what a pass needs."""
+    """Additional bytes for the comparison of all pairs. With two passes, only the excess over a pass's own memory."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class EmbedEstimate(Estimate):
 
     @cached_property
     def hfu(self) -> float:
-        """See `Estimate.hfu`; the first pass is done again too."""
+        """See `Estimate.hfu`; the first of two passes counts as recomputation."""
         again = 1 / 3 if passes(self.job) == 2 else 0.0
         return self.mfu * (recomputed_flops(self.job) + again)
 
     def to_dict(self) -> dict:
-        """See `Estimate.to_dict`; also what a step compares."""
+        """See `Estimate.to_dict`; also the sizes of the comparison."""
         return super().to_dict() | {
             "pairs_per_step": self.job.config.optim.global_batch_size,
             "texts_per_step": texts(self.job),
@@ -54,17 +55,17 @@ class EmbedEstimate(Estimate):
 
 
 def passes(job: Job) -> int:
-    """Forward passes of a step's texts: one where the loss comes from a micro-batch's own output."""
+    """Number of forward passes per step: one if a step is a single micro-batch, else two."""
     return 1 if job.micro_batches == 1 else 2
 
 
 def texts(job: Job) -> int:
-    """Texts of a step, over all replicas."""
+    """Number of texts in a step, over all replicas."""
     return job.rows // job.config.parallel.micro_batch_size * job.config.optim.global_batch_size
 
 
 def widths(job: Job) -> tuple[int, ...]:
-    """Sizes of the vectors that are compared: the whole one, and its beginnings (Matryoshka)."""
+    """Sizes of the compared vectors: the whole vector and its prefixes (Matryoshka, arXiv 2205.13147)."""
     return (job.config.model.hidden_size, *job.config.embed.dimensions)
 
 
@@ -74,8 +75,8 @@ def vector_bytes(job: Job) -> float:
 
 
 def logit_bytes(job: Job) -> float:
-    """Bytes of the logits that exist at a time, of queries and of documents."""
-    from megagpt.train.contrastive import BLOCK  # which imports PyTorch
+    """Bytes of one block of logits between queries and documents, in fp32."""
+    from megagpt.train.contrastive import BLOCK  # here, because it imports PyTorch
 
     own = job.config.optim.global_batch_size // job.data_size
     rows = min(own, max(1, BLOCK // texts(job)))
@@ -85,7 +86,7 @@ def logit_bytes(job: Job) -> float:
 def contrast_bytes(job: Job) -> float:
     """Bytes that a rank of the last pipeline stage needs while all pairs are compared."""
     beginnings = 2 * FP32 * texts(job) * sum(job.config.embed.dimensions)  # and their gradients
-    own = 2 * vector_bytes(job) / job.data_size  # as they came, and put in order
+    own = 2 * vector_bytes(job) / job.data_size  # this replica's vectors, before and after sorting
     return own + VECTOR_COPIES * vector_bytes(job) + beginnings + LOGIT_COPIES * logit_bytes(job)
 
 
@@ -94,14 +95,14 @@ def embed_memory(job: Job, stage: int) -> EmbedMemory:
     held = stage_memory(job, stage)
     contrast = contrast_bytes(job) if stage == job.pipeline_size - 1 else 0.0
     if passes(job) == 2:
-        waiting = vector_bytes(job) / job.data_size if contrast else 0.0  # gradients, for their micro-batches
+        waiting = vector_bytes(job) / job.data_size if contrast else 0.0  # gradients, kept for the second pass
         passing = held.activations + held.working + held.logits + held.communication
         contrast = waiting + max(0.0, contrast - passing - waiting)
     return EmbedMemory(**{field.name: getattr(held, field.name) for field in fields(held)}, contrast=contrast)
 
 
 def estimate_embed(job: Job, device: Device, simulated: bool = True) -> EmbedEstimate:
-    """Plan the run that `job` has the configuration of. See `estimate`."""
+    """Plan the run with the configuration of `job`. See `estimate`."""
     plan = estimate_training(job, device, simulated)
     parts = {"first_pass": _first_pass_seconds(job, device), "contrast": _contrast_seconds(job, device)}
     more = _sent_more(job, device)
@@ -115,7 +116,7 @@ def estimate_embed(job: Job, device: Device, simulated: bool = True) -> EmbedEst
 
 
 def _first_pass_seconds(job: Job, device: Device) -> float:
-    """Of all micro-batches' forward passes through the pipeline, whose stages then all receive the vectors."""
+    """Seconds of all micro-batches' forward passes through the pipeline, and of sending the vectors to all stages."""
     if passes(job) == 1:
         return 0.0
     work, (message, crossing) = Work(job, device), message_seconds(job, device)
@@ -129,7 +130,7 @@ def _first_pass_seconds(job: Job, device: Device) -> float:
 
 
 def _contrast_seconds(job: Job, device: Device) -> float:
-    """Of exchanging all vectors and their gradients, and of the products between a replica's own and everyone's."""
+    """Seconds of exchanging all vectors and their gradients, and of comparing a replica's vectors with all vectors."""
     logits = texts(job) * job.config.optim.global_batch_size // job.data_size
     rate = device.peak_flops(FP32) * device.matmul
     products = sum(6 * logits * width for width in widths(job)) / rate  # forward, and the gradients of both sides
@@ -140,17 +141,17 @@ def _contrast_seconds(job: Job, device: Device) -> float:
 
 
 def _exchanged_bytes(job: Job) -> float:
-    """That a rank sends to its replicas: an all-gather of the vectors, and an all-reduce of their gradients."""
+    """Bytes that a rank sends in an all-gather of the vectors and an all-reduce of their gradients."""
     return 3 * vector_bytes(job) * (job.data_size - 1) / job.data_size
 
 
 def _broadcast_bytes(job: Job) -> float:
-    """That the last pipeline stage sends to the others: a replica's vectors."""
+    """Bytes that the last pipeline stage sends to the other stages: a replica's vectors."""
     return vector_bytes(job) / job.data_size if job.pipeline_size > 1 else 0.0
 
 
 def _sent_more(job: Job, device: Device) -> dict[str, float]:
-    """Bytes that the rank which sends most sends in a step beside those of the second pass, by kind of link."""
+    """Bytes of the busiest rank in a step, without the second pass, by kind of link."""
     _, nodes = ring_ranks(device, job.tensor_size, job.data_size)
     found = {"inside a node": 0.0, "between nodes": 0.0}
     found["between nodes" if nodes > 1 else "inside a node"] += _exchanged_bytes(job)

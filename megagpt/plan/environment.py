@@ -1,4 +1,4 @@
-"""Is every rank's machine fit for a job? Limits, versions, clocks, and how fast it computes and sends."""
+"""Checks every rank's machine: limits, versions, clocks, and the speed of computation and messages."""
 
 import platform
 import resource
@@ -19,11 +19,11 @@ from megagpt.parallel import cpu
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "triton", "numpy")
 FEWEST_FILES = 4096
-"""Open files that a rank should be allowed: sockets to its peers, data, checkpoints."""
+"""Lowest acceptable limit of open files per rank: sockets to its peers, data, checkpoints."""
 LARGEST_SKEW_SECONDS = 2.0
-"""Difference of clocks beyond which the order of events in logs cannot be trusted."""
+"""Largest acceptable clock difference, in seconds; beyond it the order of events in logs is unreliable."""
 SLOW = 1.25
-"""Times the median that a slow rank takes at least."""
+"""A rank is slow if it takes more than this factor times the ranks' median."""
 REPEATS = 5
 SIZE = {"cuda": 8192, "cpu": 512}
 """Rows and columns of the timed matrix product, by kind of device."""
@@ -32,14 +32,14 @@ MESSAGE_BYTES = {"cuda": 256 * 2**20, "cpu": 4 * 2**20}
 
 
 def check_environment(world: World, files: Sequence[Path] = (), need_gpus: bool = False) -> tuple[list[str], list[str]]:
-    """Problems of the ranks' machines, and facts. Collective: every rank returns the same.
+    """Problems of the ranks' machines, and facts for the user. Collective: every rank returns the same.
 
-    files: what every rank has to see alike. need_gpus: whether a rank without a GPU is a problem.
+    files: files that must be the same on every rank. need_gpus: whether a rank without a GPU is a problem.
     """
     started = time.time()
     reports = world.gather(_report(files, need_gpus))
     if world.size > 1:
-        dist.barrier()  # so that all read their clocks at one time
+        dist.barrier()  # so that all ranks read their clocks at the same time
     clocks = world.gather(time.time())
     matmul, message = world.gather(_matmul_seconds()), _message_seconds(world)
     problems = [
@@ -65,16 +65,16 @@ def check_environment(world: World, files: Sequence[Path] = (), need_gpus: bool 
         f"a matrix product of {size}^3 takes {statistics.median(matmul) * 1e3:.2f} ms (median of ranks)",
         *(f"{name}={value}" for name, value in reports[0]["settings"].items()),
     ]
-    if cpu.device().type == "cpu":  # ranks take turns on its cores, and which one waits says nothing
+    if cpu.device().type == "cpu":  # ranks share the cores, so a slow rank is no fault of its machine
         facts += slow
     if world.size > 1:
         rate = MESSAGE_BYTES[cpu.device().type] / statistics.median(message) / 1e9
-        facts.append(f"neighbours exchange {rate:.2f} GB/s in both directions at once (median of ranks)")
+        facts.append(f"neighbours exchange {rate:.2f} GB/s in each direction at the same time (median of ranks)")
     return problems, facts
 
 
 def slow_ranks(names: list[str], seconds: list[float], what: str) -> list[str]:
-    """A line for each rank that takes more than SLOW times the ranks' median."""
+    """A sentence for each rank that takes more than SLOW times the ranks' median."""
     median = statistics.median(seconds)
     return [
         f"{name} is slow: {what} takes {taken * 1e3:.2f} ms, {taken / median:.1f} times the median"
@@ -87,15 +87,15 @@ def _report(files: Sequence[Path], need_gpus: bool) -> dict[str, Any]:
     problems = []
     if need_gpus and not torch.cuda.is_available():
         problems.append(
-            f"PyTorch {torch.__version__} finds no GPU: the driver does not answer, the job has none "
-            "(--gpus-per-node), or this PyTorch was built without CUDA"
+            f"PyTorch {torch.__version__} finds no GPU: check the driver (nvidia-smi), the job's GPUs "
+            "(--gpus-per-node), and that this PyTorch was built with CUDA"
         )
     opened, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if opened != resource.RLIM_INFINITY and opened < FEWEST_FILES:
         problems.append(f"only {opened} open files are allowed: raise it with `ulimit -n {FEWEST_FILES}` or more")
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if torch.cuda.is_available() and locked != resource.RLIM_INFINITY:
-        problems.append("locked memory is limited, which InfiniBand cannot use: set `ulimit -l unlimited`")
+        problems.append("locked memory is limited, but InfiniBand needs more: set `ulimit -l unlimited`")
     if env.world_size() == 1 and (port := env.master_port()) and not _is_free(port):
         problems.append(f"port {port} (MASTER_PORT) is in use: choose another")
     versions = {}
@@ -125,7 +125,7 @@ def _is_free(port: int) -> bool:
 
 
 def _differences(reports: list[dict[str, Any]], what: str) -> list[str]:
-    """Versions, settings or files that are not the same on all ranks."""
+    """One sentence for each version, setting or file that differs between ranks. what: the key in `reports`."""
     problems = []
     for name in sorted({name for report in reports for name in report[what]}):
         values = [report[what].get(name, "missing") for report in reports]
@@ -146,9 +146,10 @@ def _matmul_seconds() -> float:
 
 
 def _message_seconds(world: World) -> list[float]:
-    """Seconds that each rank takes to exchange a message with a neighbour, the faster of its two. Collective.
+    """Seconds that each rank takes to exchange a message with the faster of its two neighbours. Collective.
 
-    Disjoint pairs send at the same time, so that a slow rank slows its neighbour alone, and not twice.
+    Disjoint pairs of ranks send at the same time, so a slow rank delays one neighbour at a time, and each neighbour
+    still has another partner.
     """
     if world.size == 1:
         return [0.0]
@@ -159,7 +160,7 @@ def _message_seconds(world: World) -> list[float]:
     for shift in (0, 1) if world.size > 2 else (0,):
         place = (world.rank - shift) % world.size
         partner = (place + (1 if place % 2 == 0 else -1) + shift) % world.size
-        if place != world.size - 1 or place % 2:  # the last of an odd number has nobody
+        if place != world.size - 1 or place % 2:  # with an odd number of ranks the last one has no partner
             times.append(_best(lambda partner=partner: _exchange(out, into, partner)))
         dist.barrier()
     return world.gather(min(times))
@@ -172,7 +173,7 @@ def _exchange(out: torch.Tensor, into: torch.Tensor, partner: int) -> None:
 
 
 def _best(function: Any) -> float:
-    """Seconds of the fastest of REPEATS calls after one more."""
+    """Seconds of the fastest of REPEATS calls, after one call to warm up."""
     times = []
     for _ in range(REPEATS + 1):
         _synchronize()

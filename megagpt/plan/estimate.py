@@ -1,4 +1,4 @@
-"""Puts memory, work and schedule together: does a job fit, how long is a step, what bounds it, what does it cost."""
+"""Estimates a job's memory, the time of a step and its parts, and the cost of the whole run."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from megagpt.plan.schedule import Timeline, approximate, simulate
 from megagpt.plan.work import Seconds, Work
 
 DAY_SECONDS = 86_400
-UPDATE_BYTES = 30  # of a parameter's update: gradient, master and both moments read, all but the first written, bf16
-HOST_UPDATE_RATE = 20e9  # bytes a second and GPU that a host's cores update at, an assumption
+UPDATE_BYTES = 30  # per parameter: reads gradient, master and both moments, writes the last three and the bf16 weight
+HOST_UPDATE_RATE = 20e9  # bytes/s per GPU of the optimizer's update on the host's cores; an assumption
 BOUNDS = {
     "matmul": "matrix products",
     "attention": "attention",
@@ -41,17 +41,17 @@ class Estimate:
     job: Job
     device: Device
     memory: list[StageMemory]
-    """By pipeline stage."""
+    """Device memory by pipeline stage."""
     host: list[HostMemory]
-    """By pipeline stage."""
+    """Host memory by pipeline stage."""
     step_seconds: float
-    """Of a step at the full batch size."""
+    """Seconds of a step at the full batch size."""
     parts: dict[str, float]
     """Seconds of a step by the keys of BOUNDS, for the stage that computes most; their sum is `step_seconds`."""
     timeline: Timeline
     """The pipeline's passes."""
     sent: dict[str, float]
-    """Bytes that the rank which sends most sends in a step, by kind of link."""
+    """Bytes that the busiest rank sends in a step, by kind of link."""
 
     @property
     def peak_bytes(self) -> float:
@@ -65,7 +65,7 @@ class Estimate:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the whole job."""
+        """Training tokens per second of the whole job."""
         return self.job.step_tokens / self.step_seconds
 
     @property
@@ -76,12 +76,12 @@ class Estimate:
 
     @cached_property
     def hfu(self) -> float:
-        """Hardware FLOPs utilisation: what is recomputed counts too."""
+        """Hardware FLOPs utilisation, 0 to 1: recomputed FLOPs count too."""
         return self.mfu * recomputed_flops(self.job)
 
     @cached_property
     def days(self) -> float | None:
-        """Days of the whole run (`total_steps`), at the full batch size throughout and without interruption."""
+        """Days of the whole run (`total_steps`) at the full batch size and without interruption; None if unknown."""
         steps = total_steps(self.job.config)
         return None if steps is None else steps * self.step_seconds / DAY_SECONDS
 
@@ -92,7 +92,7 @@ class Estimate:
 
     @property
     def bound_by(self) -> str:
-        """The largest part of a step, and the one after it, with their shares."""
+        """The two largest parts of a step, with their shares."""
         largest = sorted(self.parts, key=self.parts.get, reverse=True)[:2]
         return ", ".join(f"{BOUNDS[part]} {self.parts[part] / self.step_seconds:.0%}" for part in largest)
 
@@ -130,7 +130,7 @@ class Estimate:
 def estimate_training(job: Job, device: Device, simulated: bool = True) -> Estimate:
     """Plan `job`, whose configuration has passed the rules for its number of GPUs, on `device`.
 
-    Unless `simulated` the pipeline's time comes from a formula, and there is no timeline: for a search.
+    simulated: False takes the pipeline's time from a formula, without a timeline; faster, for a search.
     """
     work = Work(job, device)
     chunks = [[work.chunk(stage, chunk) for chunk in range(job.virtual_size)] for stage in range(job.pipeline_size)]
@@ -146,7 +146,7 @@ def estimate_training(job: Job, device: Device, simulated: bool = True) -> Estim
     parts = dataclasses.asdict(busiest * job.micro_batches)
     parts["pipeline"] = 2 * message * job.virtual_size * job.micro_batches
     waits = timeline.seconds - sum(parts.values())
-    parts["pipeline"] += min(0.0, waits)  # the ends of the pipeline send in one direction alone
+    parts["pipeline"] += min(0.0, waits)  # the first and the last stage send in one direction only
     parts["bubble"] = max(0.0, waits)
     parts |= after
     return Estimate(
@@ -162,7 +162,7 @@ def estimate_training(job: Job, device: Device, simulated: bool = True) -> Estim
 
 
 def recomputed_flops(job: Job) -> float:
-    """FLOPs done for each model FLOP: a recomputed forward pass counts once."""
+    """Executed FLOPs per model FLOP, at least 1; recomputed forward passes count."""
     model, recompute = job.config.model, job.config.parallel.recompute
     whole, length = job.flops_per_token, job.row_length
     keys = sum(min(model.window(layer) or length, length) for layer in range(model.num_layers))
@@ -175,13 +175,13 @@ def recomputed_flops(job: Job) -> float:
 
 
 def ring_ranks(device: Device, stride: int, size: int) -> tuple[int, int]:
-    """How many ranks of a group lie on each node, and on how many nodes it lies; ranks are `stride` apart."""
+    """(ranks per node, nodes) of a group of `size` ranks whose numbers differ by `stride`."""
     inside = max(1, min(size, device.gpus_per_node // stride))
     return inside, -(-size // inside)
 
 
 def message_seconds(job: Job, device: Device) -> tuple[float, bool]:
-    """Seconds of a micro-batch's hidden states to the next stage, and whether it leaves the node."""
+    """Seconds to send a micro-batch's hidden states to the next stage, and whether the message leaves the node."""
     if job.pipeline_size == 1:
         return 0.0, False
     _, nodes = ring_ranks(device, job.tensor_size * job.data_size, job.pipeline_size)
@@ -190,7 +190,7 @@ def message_seconds(job: Job, device: Device) -> tuple[float, bool]:
 
 
 def _data_parallel_bytes(job: Job) -> tuple[float, float]:
-    """Bytes that a rank sends to its replicas in a step: of gradients, and of weights."""
+    """Bytes of gradients and bytes of weights that a rank sends to other replicas in a step."""
     parallel, share = job.config.parallel, (job.data_size - 1) / job.data_size
     parameters = max(stage_parameters(job, stage) for stage in range(job.pipeline_size))
     if parallel.zero_stage == 0:
@@ -201,7 +201,7 @@ def _data_parallel_bytes(job: Job) -> tuple[float, float]:
 
 
 def _after_backward(job: Job, device: Device, backward: float) -> dict[str, float]:
-    """Seconds of what follows the last backward pass, which took `backward` seconds: reductions and the update."""
+    """Seconds of the reductions and the update after the last backward pass, which took `backward` seconds."""
     parallel = job.config.parallel
     reduction = gathering = 0.0
     if job.data_size > 1:
@@ -222,7 +222,7 @@ def _after_backward(job: Job, device: Device, backward: float) -> dict[str, floa
 
 def _sent(job: Job, device: Device, work: Work, crossing: bool) -> dict[str, float]:
     """Bytes that a rank sends in a step, by kind of link."""
-    passes = 3 + (job.config.parallel.recompute == "full")  # forward; backward: gradients, and inputs gathered again
+    passes = 3 + (job.config.parallel.recompute == "full")  # forward; gradients; gathering the inputs again
     passes -= 0 if job.sequence_size > 1 else 1
     layers = job.layers_per_chunk * job.virtual_size
     links = {"inside a node": 0.0, "between nodes": 0.0, "to the host": 0.0}

@@ -1,4 +1,4 @@
-"""A configuration on a number of GPUs: its layers, micro-batches and replicas."""
+"""A configuration on a given number of GPUs: layers, micro-batches and replicas."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from megagpt.train.flops import flops_per_token
 
 BF16, FP32 = 2, 4  # bytes
 RANKED_ANSWERS = 9
-"""Largest number of answers to a ranked prompt (arXiv 2203.02155), for which memory must be enough."""
+"""Largest number of answers per ranked prompt (arXiv 2203.02155); memory is planned for this many."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be planned: `config` on `gpus` ranks, with what its kernels do that the configuration does not say."""
+    """A run to be planned: `config` on `gpus` ranks, and two properties of the kernels that the configuration lacks."""
 
     config: Config
     gpus: int
     fused_gradient_accumulation: bool = False
-    """Whether a weight's gradient is added to its fp32 buffer inside the matrix product (published runs did)."""
+    """Whether the matrix product adds a weight's gradient to the fp32 buffer (as in the published runs)."""
     scattered_messages: bool = False
-    """Whether tensor-parallel ranks share the sending of hidden states that they all hold (arXiv 2104.04473, section
-    4.1; Megatron-Core no longer does)."""
+    """Whether each tensor-parallel rank sends only its share of the hidden states to the next stage (arXiv 2104.04473,
+    section 4.1; Megatron-Core no longer does this)."""
 
     @property
     def tensor_size(self) -> int:
@@ -36,7 +36,7 @@ class Job:
 
     @property
     def virtual_size(self) -> int:
-        """Chunks of layers of a pipeline stage (interleaved schedule)."""
+        """Number of chunks of layers per pipeline stage (interleaved schedule)."""
         return self.config.parallel.virtual_pipeline_size
 
     @property
@@ -46,7 +46,7 @@ class Job:
 
     @property
     def sequence_size(self) -> int:
-        """Ranks that share the tokens of norms, dropouts and the residual stream."""
+        """Number of ranks that share the tokens of norms, dropouts and the residual stream."""
         return self.tensor_size if self.config.parallel.sequence_parallel else 1
 
     @property
@@ -56,14 +56,13 @@ class Job:
 
     @property
     def rows(self) -> int:
-        """Sequences of a micro-batch: stage reward has `RANKED_ANSWERS` for each prompt that it counts, stage embed all
-        texts of a pair."""
+        """Sequences per micro-batch: stage reward has `RANKED_ANSWERS` per prompt, stage embed all texts of a pair."""
         each = {"reward": RANKED_ANSWERS, "embed": 2 + self.config.embed.hard_negatives}
         return self.config.parallel.micro_batch_size * each.get(self.config.stage.name, 1)
 
     @property
     def row_length(self) -> int:
-        """Tokens of a sequence; texts of stage embed are as long as they may be, padded for sequence-parallel ranks."""
+        """Tokens per sequence; in stage embed the greatest text length, padded for sequence-parallel ranks."""
         length = self.config.model.sequence_length
         if self.config.stage.name != "embed":
             return length
@@ -82,7 +81,7 @@ class Job:
 
     @property
     def message_bytes(self) -> float:
-        """Hidden states that a rank sends to the next stage for a micro-batch."""
+        """Bytes of hidden states that a rank sends to the next stage for one micro-batch."""
         sharers = self.tensor_size if self.scattered_messages else self.sequence_size
         return self.itemsize * self.tokens * self.config.model.hidden_size / sharers
 
@@ -98,7 +97,7 @@ class Job:
 
     @cached_property
     def unfused_attention(self) -> bool:
-        """Whether attention probabilities are written to memory: also where no fused kernel has the model's softcap."""
+        """Whether attention probabilities are written to memory, also because no fused kernel supports the softcap."""
         model, chosen = self.config.model, self.config.kernels.attention
         if chosen != "auto" or not model.attention_softcap:
             return chosen == "unfused"
@@ -120,17 +119,17 @@ class Job:
         return range(first, first + self.layers_per_chunk)
 
     def in_flight(self, stage: int) -> int:
-        """Largest number of chunks' micro-batches whose activations a stage holds at once.
+        """Largest number of (chunk, micro-batch) pairs whose activations a stage holds at once.
 
-        1F1B: as many as there are stages from here to the end. Interleaved: as its warm-up makes, and one more
-        (arXiv 2205.05198, section 4.2.3).
+        1F1B: the number of stages from this one to the last. Interleaved: the forward passes of the warm-up and one
+        more (arXiv 2205.05198, section 4.2.3).
         """
         if self.virtual_size == 1:
             return min(self.micro_batches, self.pipeline_size - stage)
         return min(self.micro_batches * self.virtual_size, self.warm_up(stage) + 1)
 
     def warm_up(self, stage: int) -> int:
-        """Forward passes of chunks that a stage does before its first backward pass, as in Megatron-Core."""
+        """Number of chunks' forward passes in a stage's warm-up, before 1F1B begins, as in Megatron-Core."""
         total = self.micro_batches * self.virtual_size
         if self.virtual_size == 1:
             return min(total, self.pipeline_size - stage - 1)

@@ -1,4 +1,4 @@
-"""The plan as one self-contained HTML page: tables, the memory of every stage, and the pipeline's timeline drawn."""
+"""Writes the plan as one self-contained HTML page: tables, and charts of memory and of the pipeline's timeline."""
 
 import io
 from html import escape
@@ -13,7 +13,7 @@ from megagpt.plan.estimate import Estimate
 from megagpt.plan.schedule import Pass
 
 MOST_PASSES = 4000
-"""Passes that are drawn at most, the first ones: a browser can hold no more, and the rest looks alike."""
+"""Largest number of passes in the chart; browsers become slow with more, and later passes look alike."""
 
 STYLE = """
 :root { color-scheme: light; }
@@ -25,7 +25,7 @@ pre { overflow-x: auto; font: 13px/1.25 ui-monospace, Menlo, Consolas, monospace
 
 
 def build_page(plan: Estimate, refusal: str = "") -> str:
-    """The page's HTML. refusal: what is said of a plan that does not fit. Raises ConfigError without plotly."""
+    """The page's HTML. refusal: the message for a plan that does not fit. Raises ConfigError without plotly."""
     title = f"{plan.job.config.model.name} on {plan.job.gpus} x {plan.device.name}"
     texts = "".join(_text(table) for table in (tables.summary(plan), tables.time(plan), tables.assumed(plan)))
     refused = f'<pre class="refused">{escape(refusal)}</pre>' if refusal else ""
@@ -98,7 +98,7 @@ def _timeline(plan: Estimate) -> tuple[str, Any]:
 
 
 def _bars(graphs: Any, name: str, passes: list[Pass], color: str) -> Any:
-    """Bars of one kind; chunks that lie deeper in the model are paler."""
+    """Bars of one kind of pass; chunks deeper in the model are paler."""
     deepest = max((one.chunk for one in passes), default=0) + 1
     return graphs.Bar(
         name=name,

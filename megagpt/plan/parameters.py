@@ -1,10 +1,10 @@
-"""How many parameters each pipeline stage holds, exactly as the built model has them."""
+"""Counts the parameters of each pipeline stage; the counts equal the built model's exactly."""
 
 from megagpt.config.schema import ModelConfig
 from megagpt.plan.job import Job
 
 NORMS = {"pre": 2, "post": 2, "both": 4}
-"""Norms of a layer over its hidden states, by their placement, where each sublayer has its own."""
+"""Norms over hidden states per layer, by `norm_placement`, if each sublayer has its own norms."""
 
 
 def layer_parameters(model: ModelConfig, tensor: int = 1) -> int:
@@ -20,7 +20,7 @@ def layer_parameters(model: ModelConfig, tensor: int = 1) -> int:
 
 
 def layer_norms(model: ModelConfig) -> int:
-    """Norms of one layer over its hidden states."""
+    """Number of norms over hidden states in one layer."""
     return NORMS[model.norm_placement] - (model.parallel_block == "one_norm")
 
 
@@ -38,7 +38,7 @@ def qkv_width(model: ModelConfig, tensor: int = 1) -> int:
 
 
 def rank_groups(model: ModelConfig, tensor: int) -> int:
-    """Key and value heads that each of `tensor` ranks computes with: where there are fewer, ranks share one."""
+    """Key and value heads per rank with `tensor` ranks; at least 1, since ranks share heads if there are fewer."""
     return max(model.query_groups // tensor, 1)
 
 
@@ -57,9 +57,9 @@ def vocabulary_parameters(model: ModelConfig, tensor: int = 1) -> int:
 
 
 def head_parameters(model: ModelConfig, tensor: int = 1, shared: bool = False) -> int:
-    """Parameters of the output projection or of another head on each of `tensor` ranks: an embedding's temperature.
+    """Parameters of the head on each of `tensor` ranks; the embedding head's one parameter is the temperature.
 
-    shared: the projection's weights are the embedding's and are counted there.
+    shared: the projection's weights are tied to the embedding and not counted here.
     """
     if model.head != "tokens":
         return {"scalar": model.hidden_size + 1, "embedding": 1}[model.head]
@@ -68,13 +68,13 @@ def head_parameters(model: ModelConfig, tensor: int = 1, shared: bool = False) -
 
 
 def _embedding_parameters(model: ModelConfig, tensor: int = 1) -> int:
-    """Of words, and of positions where they are learned."""
+    """Parameters of the word embedding and of learned position embeddings."""
     positions = model.sequence_length * model.hidden_size if model.position_embedding == "learned" else 0
     return vocabulary_parameters(model, tensor) + positions
 
 
 def chunk_parameters(job: Job, first: bool, last: bool) -> int:
-    """Parameters that a rank holds of one chunk; the first has the embedding, the last the norm and the head."""
+    """Parameters of one chunk on a rank; the first chunk has the embedding, the last the final norm and the head."""
     model = job.config.model
     count = job.layers_per_chunk * layer_parameters(model, job.tensor_size)
     if first:
@@ -87,13 +87,13 @@ def chunk_parameters(job: Job, first: bool, last: bool) -> int:
 
 
 def stage_parameters(job: Job, stage: int) -> int:
-    """Parameters that a rank of a pipeline stage holds, the copy of tied embeddings on the last one included."""
+    """Parameters of a pipeline stage on a rank, including the last stage's copy of tied embeddings."""
     first, last = stage == 0, stage == job.pipeline_size - 1
     ends = [(first and chunk == 0, last and chunk == job.virtual_size - 1) for chunk in range(job.virtual_size)]
     return sum(chunk_parameters(job, *end) for end in ends)
 
 
 def total_parameters(model: ModelConfig) -> int:
-    """Parameters of the whole model, tied embeddings counted once, the padding of the vocabulary included."""
+    """Parameters of the whole model; counts tied embeddings once, and the vocabulary's padding."""
     ends = _embedding_parameters(model) + head_parameters(model, shared=model.shares_embeddings)
     return model.num_layers * layer_parameters(model) + ends + _norm_parameters(model, model.hidden_size)

@@ -1,7 +1,7 @@
-"""The plan of stage ppo: memory of all of its models, and the time of an iteration's generation, scoring and steps.
+"""Plans stage ppo: memory of all its models, and the time of an iteration's generation, scoring and steps.
 
-A rank holds a part of each model, which may be another part of each: memory is counted rank by rank. A phase's own
-memory exists only during that phase, so only the largest phase counts.
+The models may have different layouts, so memory is counted rank by rank. The temporary memory of a phase exists only
+during that phase, so only the largest phase counts.
 """
 
 import dataclasses
@@ -20,45 +20,48 @@ from megagpt.plan.parameters import inner_width, rank_groups, stage_parameters, 
 from megagpt.plan.work import Work
 
 LAYER_SECONDS = 150e-6
-"""Of a layer's kernels when they have next to nothing to compute, as for a single token: an assumption."""
+"""Time of a layer's kernels for a single token, which is mostly launch overhead; an assumption."""
 COLLECTIVE_SECONDS = 20e-6
-"""Of the smallest message among tensor-parallel ranks: an assumption."""
+"""Time of the smallest collective among tensor-parallel ranks; an assumption."""
 
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes on one rank: those that it always holds, and those that each phase of an iteration needs besides."""
+    """Bytes on one rank: permanent memory (the first six fields), and temporary memory by phase of an iteration."""
 
     policy: float
     critic: float
     reference: float
     reward: float
     copy: float
-    """Of the policy, for generation; see `PPOConfig.answers_in_a_copy`."""
+    """The policy's copy for generation; see `PPOConfig.answers_in_a_copy`."""
     mean: float
-    """The running mean of the policy's weights."""
+    """The moving average of the policy's weights."""
     generation: float
-    """Keys and values, and a pass over prompts."""
+    """Keys and values, and the activations of a pass over prompts."""
     scoring: float
     learning: float
     """The larger of the policy's and the critic's step."""
 
     @property
     def total(self) -> float:
-        """Bytes at the fullest moment."""
+        """Peak bytes."""
         held = self.policy + self.critic + self.reference + self.reward + self.copy + self.mean
         return held + max(self.generation, self.scoring, self.learning)
 
 
 @dataclass(frozen=True)
 class PPOEstimate(Estimate):
-    """The estimate for a run of PPO. `job` is the policy's, with an episode's length and all rows of a
-    step; `step_seconds` and `parts` contain each step's share of its iteration's generation and scoring."""
+    """The estimate for a run of PPO.
+
+    `job` is the policy's, with an episode's length and all rows of a step. `step_seconds` and `parts` include each
+    step's share of the iteration's generation and scoring.
+    """
 
     ranks: list[tuple[str, RankMemory]]
-    """Ranks that hold the same, as "first-last", in order."""
+    """("first-last", memory) of neighbouring ranks with equal memory, in order."""
     models: dict[str, Job]
-    """Every model as a job of its own, the policy's among them."""
+    """One job per model, including the policy."""
 
     @property
     def peak_bytes(self) -> float:
@@ -71,7 +74,7 @@ class PPOEstimate(Estimate):
         return total_steps(self.models["critic"].config) * self.step_seconds / DAY_SECONDS
 
     def to_dict(self) -> dict:
-        """See `Estimate.to_dict`; also the models and all ranks' memory in GiB."""
+        """See `Estimate.to_dict`; also the models' parameters and all ranks' memory in GiB."""
         sizes = [
             {"ranks": ranks, "total": held.total / GIB}
             | {name: size / GIB for name, size in dataclasses.asdict(held).items()}
@@ -82,9 +85,9 @@ class PPOEstimate(Estimate):
 
 
 def models_of(config: Config, gpus: int) -> dict[str, Job]:
-    """PPO's models by name, each laid out as it will be, with rows of an episode's length.
+    """PPO's models by name, each in its own layout, with rows of an episode's length.
 
-    A step of the policy has the pretraining rows too. There is a `rollout` only where a copy generates.
+    A step of the policy includes the pretraining rows. `rollout` exists only if a copy generates.
     """
     ppo = config.ppo
     scoring = dataclasses.replace(
@@ -114,7 +117,7 @@ def models_of(config: Config, gpus: int) -> dict[str, Job]:
 
 
 def estimate_ppo(job: Job, device: Device, simulated: bool = True) -> PPOEstimate:
-    """Plan the run that `job` has the configuration of. See `estimate`."""
+    """Plan the run with the configuration of `job`. See `estimate`."""
     config, models = job.config, models_of(job.config, job.gpus)
     ppo, policy = config.ppo, estimate_training(models["policy"], device, simulated)
     critic = estimate_training(models["critic"], device, simulated)
@@ -129,7 +132,7 @@ def estimate_ppo(job: Job, device: Device, simulated: bool = True) -> PPOEstimat
 
 
 def rank_memory(models: dict[str, Job]) -> list[tuple[str, RankMemory]]:
-    """Memory of every rank; neighbours that hold the same are one entry, "first-last"."""
+    """Memory of every rank; neighbouring ranks with equal memory share one entry, ("first-last", memory)."""
     known: dict[tuple[int, ...], RankMemory] = {}
     found = []
     for rank in range(models["policy"].gpus):
@@ -151,7 +154,7 @@ def _on_rank(models: dict[str, Job], stages: dict[str, int]) -> RankMemory:
     steps = {name: stage_memory(models[name], stages[name]) for name in ("policy", "critic")}
     generator = models.get("rollout", policy)
     apart = {name: weights.get(name, 0.0) for name in ("reference", "reward", "rollout")}
-    resting = 0.0 if ppo.offload else 1.0  # on the GPU while they are not in use
+    resting = 0.0 if ppo.offload else 1.0  # fraction of unused models that stays on the GPU
     return RankMemory(
         policy=_held(steps["policy"]),
         critic=_held(steps["critic"]),
@@ -181,7 +184,7 @@ def _passing(memory: StageMemory) -> float:
 
 
 def _chosen_logits(job: Job, stage: int) -> float:
-    """The last stage's logits of the responses' tokens, in fp32 and at the temperature of sampling."""
+    """Bytes of the last stage's logits of response tokens: an fp32 copy, and a copy divided by the temperature."""
     if stage < job.pipeline_size - 1:
         return 0.0
     tokens = job.config.ppo.max_new_tokens * job.config.parallel.micro_batch_size
@@ -189,7 +192,7 @@ def _chosen_logits(job: Job, stage: int) -> float:
 
 
 def _pass_bytes(job: Job, tokens: float) -> float:
-    """A layer's largest tensors in a pass of so many tokens that keeps nothing."""
+    """Bytes of a layer's largest tensors in a forward pass over `tokens` that saves no activations."""
     model = job.config.model
     inner = inner_width(model) / job.tensor_size
     return job.itemsize * tokens * (4 * model.hidden_size + 2 * inner)
@@ -203,13 +206,13 @@ def _scoring_bytes(job: Job) -> float:
 
 
 def _responses_at_a_time(job: Job) -> tuple[int, int]:
-    """Responses of a replica in an iteration, and how many of them it generates at a time."""
+    """(responses per replica in an iteration, responses that it generates at a time)."""
     each = job.config.ppo.rollout_batch_size // job.data_size
     return each, min(each, job.config.ppo.generation_batch_size)
 
 
 def _key_bytes(job: Job, tokens: float) -> float:
-    """Keys and values of so many tokens on a rank."""
+    """Bytes of keys and values of `tokens` on a rank."""
     model = job.config.model
     width = rank_groups(model, job.tensor_size) * model.head_size
     return 2 * job.itemsize * tokens * width * job.layers_per_chunk * job.virtual_size
@@ -221,10 +224,10 @@ def _generation_bytes(job: Job) -> float:
 
 
 def generation_seconds(models: dict[str, Job], device: Device) -> float:
-    """Seconds of generating an iteration's responses, if they and their prompts are as long as possible.
+    """Seconds to generate an iteration's responses, if prompts and responses have their greatest length.
 
-    A pass over one more token reads all weights, and the keys and values of the responses in progress; the
-    pipeline stages take their turn. A copy is given the policy's weights first.
+    Each new token reads all weights, and the keys and values of the responses in progress; the pipeline stages work
+    one after the other. If a copy generates, it receives the policy's weights first.
     """
     job, ppo = models.get("rollout", models["policy"]), models["policy"].config.ppo
     each, rows = _responses_at_a_time(job)
@@ -246,7 +249,7 @@ def generation_seconds(models: dict[str, Job], device: Device) -> float:
 
 
 def _prompt_seconds(job: Job, device: Device, each: int) -> float:
-    """Of the passes over a replica's prompts, a batch's at a time; nothing overlaps them."""
+    """Seconds of the passes over a replica's prompts, one micro-batch after the other."""
     prompts = job.config.ppo.max_prompt_tokens
     model = dataclasses.replace(job.config.model, sequence_length=prompts)
     shorter = Job(dataclasses.replace(job.config, model=model), job.gpus)
@@ -263,7 +266,7 @@ def _forwards(job: Job, device: Device) -> list[float]:
 
 
 def _transfer_seconds(models: dict[str, Job], device: Device) -> float:
-    """Of giving a copy the policy's weights: every rank receives all of them and sends them on."""
+    """Seconds to copy the policy's weights to the generating copy: every rank receives and forwards all of them."""
     if "rollout" not in models:
         return 0.0
     job = models["rollout"]
@@ -273,14 +276,14 @@ def _transfer_seconds(models: dict[str, Job], device: Device) -> float:
 
 
 def scoring_seconds(models: dict[str, Job], device: Device) -> float:
-    """Seconds of passing an iteration's responses through critic, reference and reward model, one after the other."""
+    """Seconds to pass an iteration's responses through critic, reference and reward model, one after the other."""
     total = 0.0
     for name in _scorers(models):
         job, rows = models[name], models["policy"].config.ppo.rollout_batch_size
         count = rows // (job.data_size * job.config.parallel.micro_batch_size)
         forwards, message = _forwards(job, device), message_seconds(job, device)[0]
         total += sum(forwards) + (count - 1) * max(forwards) + (job.pipeline_size - 1 + count - 1) * message
-        if job.config.ppo.offload and name != "critic":  # there and back
+        if job.config.ppo.offload and name != "critic":  # to the GPU and back
             weights = job.itemsize * max(stage_parameters(job, stage) for stage in range(job.pipeline_size))
             total += 2 * weights / (device.host_gbs * device.host * GB)
     return total

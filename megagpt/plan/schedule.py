@@ -1,4 +1,4 @@
-"""A simulated pipeline: who computes what when under Megatron-Core's 1F1B and interleaved schedules."""
+"""Simulates a pipeline under Megatron-Core's 1F1B and interleaved schedules."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Pass:
     start: float
     """Seconds since the step began."""
     end: float
-    """Seconds since the step began, the message to the next stage included."""
+    """Seconds since the step began, including the message to the next stage."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Timeline:
 
     passes: list[Pass]
     seconds: float
-    """Until the last backward pass has ended."""
+    """Seconds from the start of the step to the end of the last backward pass."""
     bubble: float
-    """Share of the stages' time that they wait."""
+    """Fraction of the stages' time in which they wait, 0 to 1."""
 
 
 def order(job: Job, stage: int) -> list[tuple[bool, int, int]]:
-    """(forward, micro-batch, chunk) of every pass of a stage in the order in which it does them.
+    """(forward, micro-batch, chunk) of every pass of a stage, in the order of execution.
 
-    Warm-up of forward passes, then one forward and one backward in turn, then the backward passes that are left
-    (Narayanan et al., arXiv 2104.04473, section 2.2). Interleaved stages go through their chunks with as many
-    micro-batches at a time as there are stages, and backwards through them in the backward passes.
+    A warm-up of forward passes; then forward and backward passes alternate; then the remaining backward passes
+    (Narayanan et al., arXiv 2104.04473, section 2.2). An interleaved stage takes groups of as many micro-batches as
+    there are stages through its chunks in turn; backward passes visit the chunks in reverse order.
     """
     group, chunks = job.pipeline_size if job.virtual_size > 1 else job.micro_batches, range(job.virtual_size)
     table = [
@@ -52,14 +52,14 @@ def order(job: Job, stage: int) -> list[tuple[bool, int, int]]:
 
 
 def simulate(job: Job, forward: list[list[float]], backward: list[list[float]], message: float) -> Timeline:
-    """Run a step's passes as early as their inputs allow.
+    """The timeline of a step in which every pass starts as soon as its input is there and its stage is free.
 
-    forward, backward: seconds of a pass, by stage and chunk. message: seconds that sending a micro-batch's hidden
-    states to the next stage takes, in which the sender computes nothing.
+    forward, backward: seconds of a pass, by stage and chunk. message: seconds to send a micro-batch's hidden states to
+    the next stage; the sender does not compute meanwhile.
     """
     orders = [order(job, stage) for stage in range(job.pipeline_size)]
     position, clock, busy = [0] * job.pipeline_size, [0.0] * job.pipeline_size, 0.0
-    ends: dict[tuple[bool, int, int], float] = {}  # by direction, micro-batch and number of the chunk in the model
+    ends: dict[tuple[bool, int, int], float] = {}  # by (forward, micro-batch, number of the chunk in the model)
     passes: list[Pass] = []
     depth = job.pipeline_size * job.virtual_size
     waiting = list(range(job.pipeline_size))
@@ -87,7 +87,7 @@ def simulate(job: Job, forward: list[list[float]], backward: list[list[float]], 
 
 
 def approximate(job: Job, forward: list[list[float]], backward: list[list[float]], message: float) -> Timeline:
-    """The result of `simulate`, by the formula for equal stages (arXiv 2104.04473, section 2.2), without passes."""
+    """Approximates `simulate` by the formula for equal stages (arXiv 2104.04473, section 2.2); lists no passes."""
     stages = [sum(ahead) + sum(back) for ahead, back in zip(forward, backward, strict=True)]
     messages = 2 * message * job.virtual_size if job.pipeline_size > 1 else 0.0
     filling = sum(seconds + messages for seconds in stages) - max(stages) - messages
@@ -97,7 +97,7 @@ def approximate(job: Job, forward: list[list[float]], backward: list[list[float]
 
 
 def _source(is_forward: bool, micro_batch: int, place: int, depth: int) -> tuple[bool, int, int] | None:
-    """The pass whose result this one needs."""
+    """The pass whose output this pass needs; None for the first forward pass."""
     if is_forward:
         return (True, micro_batch, place - 1) if place else None
     return (False, micro_batch, place + 1) if place < depth - 1 else (True, micro_batch, place)

@@ -1,4 +1,4 @@
-"""Layouts that fit: the fastest of all, and the nearest to one that does not fit."""
+"""Searches layouts that fit: the fastest ones, and small changes to a layout that does not fit."""
 
 import dataclasses
 import itertools
@@ -18,24 +18,24 @@ from megagpt.plan.run import estimate, fits
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 LARGEST_PAIRS = 64
-"""Micro-batch of stage embed, whose texts are short, at most."""
+"""Largest micro-batch in stage embed, whose texts are short."""
 LARGEST_VIRTUAL = 12
 SIMULATED = 3
-"""The best layouts by formula that are simulated for each that is returned."""
+"""For each returned layout, this many of the best layouts by formula are simulated."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A plan and the overrides that lead to it from the configuration that was given."""
+    """A plan, and the overrides that change the given configuration to it."""
 
     overrides: tuple[str, ...]
     plan: Estimate
 
 
 def search(config: Config, gpus: int, device: Device, count: int = 10) -> list[Layout]:
-    """The `count` fastest layouts of `config` on `gpus` that fit, the fastest first; none when none fits.
+    """The `count` fastest layouts of `config` on `gpus` that fit, fastest first; empty when none fits.
 
-    Those whose time is not to be trusted come after all others.
+    Layouts with doubtful times (`doubts`) come last.
     """
     found = []
     for changes in _layouts(config, gpus, device):
@@ -48,9 +48,9 @@ def search(config: Config, gpus: int, device: Device, count: int = 10) -> list[L
 
 
 def nearest(config: Config, gpus: int, device: Device) -> tuple[Layout | None, list[Layout]]:
-    """Of layouts of which none fits, the one that needs least memory, and what makes it fit (offload, for one).
+    """When no layout fits: the layout that needs the least memory, and changes such as offloading that make it fit.
 
-    None where no layout even keeps the rules. The overrides of all start from `config`.
+    None if no layout passes the configuration's rules. All overrides are relative to `config`.
     """
     jobs = [changed(config, gpus, changes) for changes in _layouts(config, gpus, device)]
     kept = [job for job in jobs if job is not None and job.config.parallel.recompute == "full"]
@@ -64,10 +64,7 @@ def nearest(config: Config, gpus: int, device: Device) -> tuple[Layout | None, l
 
 
 def remedies(job: Job, device: Device, count: int = 3) -> list[Layout]:
-    """Up to `count` changes to a job that make it fit, one change each, or two.
-
-    Those that cost least time come first, in the order of `search`.
-    """
+    """Up to `count` layouts that fit and differ from the job by one or two changes, in the order of `search`."""
     parallel, config = job.config.parallel, job.config
     single: list[dict[str, Any]] = [
         {"parallel.recompute": "full"},
@@ -93,22 +90,22 @@ def remedies(job: Job, device: Device, count: int = 3) -> list[Layout]:
             other = changed(config, job.gpus, changes)
             if other is None or not fits(other, device):
                 continue
-            other = dataclasses.replace(job, config=other.config)  # with the same assumptions
+            other = dataclasses.replace(job, config=other.config)  # keep the job's assumptions about kernels
             overrides = _overrides(config, other)
-            if not any(smaller <= frozenset(overrides) for smaller in found):  # less does already
+            if not any(smaller <= frozenset(overrides) for smaller in found):  # a subset of the changes fits already
                 found[frozenset(overrides)] = Layout(overrides, estimate(other, device, simulated=False))
     return sorted(found.values(), key=lambda layout: _rank(layout.plan))[:count]
 
 
 def _rank(plan: Estimate) -> tuple[bool, float]:
-    """A plan's place among others: its time says nothing where it is known to be far too good."""
+    """Sort key of a plan: its time, with doubtful times last."""
     return bool(doubts(plan)), plan.step_seconds
 
 
 def changed(config: Config, gpus: int, changes: dict[str, Any]) -> Job | None:
-    """`config` with `changes` of fields `group.field` as a job; None when that breaks a rule.
+    """`config` with `changes` ({"group.field": value}) as a job; None when that breaks a rule.
 
-    A batch ramp starts from more sequences where the layout cannot divide as few as it started from.
+    `optim.ramp_start` is rounded up to the next number of sequences that the layout can divide.
     """
     groups: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
@@ -130,7 +127,7 @@ def changed(config: Config, gpus: int, changes: dict[str, Any]) -> Job | None:
 
 
 def _layouts(config: Config, gpus: int, device: Device) -> Iterator[dict[str, Any]]:
-    """Every combination of sizes that divides the GPUs and the layers."""
+    """All combinations of sizes that divide the GPUs and the layers, as changes for `changed`."""
     model = config.model
     tensors = [size for size in _divisors(device.gpus_per_node) if model.num_attention_heads % size == 0]
     for tensor, stages in itertools.product(tensors, _divisors(model.num_layers)):
@@ -157,19 +154,19 @@ def _layouts(config: Config, gpus: int, device: Device) -> Iterator[dict[str, An
 
 
 def _micro_batches(config: Config, replicas: int) -> tuple[int, ...]:
-    """Stage embed's have every size that divides a replica's pairs: the paper's batches are no powers of two."""
+    """Micro-batch sizes to try; in stage embed all divisors, since the paper's batches are no powers of two."""
     if config.stage.name != "embed":
         return MICRO_BATCHES
     return tuple(size for size in _divisors(config.optim.global_batch_size // replicas) if size <= LARGEST_PAIRS)
 
 
 def _recomputations(config: Config) -> tuple[str, ...]:
-    """Fused attention keeps so little that recomputing it alone saves nothing."""
+    """Values of `parallel.recompute` to try; with fused attention, selective recomputation saves nothing."""
     return ("none", "selective", "full") if config.kernels.attention == "unfused" else ("none", "full")
 
 
 def _overrides(before: Config, job: Job) -> tuple[str, ...]:
-    """Overrides for the command line."""
+    """Command-line overrides that change `before` to the job's configuration."""
     found = []
     for group in ("parallel", "kernels", "optim"):
         old, new = getattr(before, group), getattr(job.config, group)

@@ -17,17 +17,17 @@ from megagpt.plan.parameters import stage_parameters, total_parameters
 from megagpt.plan.ppo import PPOEstimate, RankMemory
 from megagpt.plan.search import Layout
 
-if TYPE_CHECKING:  # it imports the engine
+if TYPE_CHECKING:  # importing it at run time would load the engine
     from megagpt.plan.trace import StageTrace
 
 
 def parts(plan: Estimate) -> list[str]:
-    """Names of what the memory of a pipeline stage is divided into."""
+    """Names of the parts of a pipeline stage's memory."""
     return [field.name for field in dataclasses.fields(plan.memory[0])]
 
 
 def summary(plan: Estimate) -> Table:
-    """The run, its speed and its cost."""
+    """Table of the run, its speed and its cost."""
     job, model, parallel = plan.job, plan.job.config.model, plan.job.config.parallel
     table = Table(title=f"{model.name} on {job.gpus} x {plan.device.name}", show_header=False, title_justify="left")
     for row in (
@@ -59,7 +59,7 @@ def summary(plan: Estimate) -> Table:
 
 
 def assumed(plan: Estimate) -> Table:
-    """What the figures rest on."""
+    """Table of the assumptions behind the figures."""
     table = Table(title="what the figures assume", show_header=False, title_justify="left")
     for name, text in assumptions(plan.job, plan.device).items():
         table.add_row(name, text)
@@ -69,7 +69,7 @@ def assumed(plan: Estimate) -> Table:
 def _whole_run(plan: Estimate) -> str:
     config = plan.job.config
     if plan.days is None:
-        return "unknown: optim.train_epochs counts what is in files that are not there"
+        return "unknown: optim.train_epochs counts samples in files that do not exist"
     amount = f"{config.optim.train_tokens / 1e9:,.1f} billion tokens"
     if config.stage.name == "ppo":
         amount = f"{config.ppo.episodes:,} episodes"
@@ -83,24 +83,21 @@ def _layout(job: Job) -> str:
 
 
 def _models(plan: PPOEstimate) -> Iterator[tuple[str, str]]:
-    """PPO's other models, and what an iteration is."""
+    """Rows for PPO's other models and the phases of an iteration."""
     for name, job in plan.models.items():
         if name != "policy":
-            layout = (
-                f"{job.data_size} replicas x TP {job.tensor_size} x PP {job.pipeline_size} x VPP {job.virtual_size}"
-            )
-            yield name, f"{total_parameters(job.config.model) / 1e9:.3f} billion, {layout}"
+            yield name, f"{total_parameters(job.config.model) / 1e9:.3f} billion, {_layout(job)}"
     ppo, batch = plan.job.config.ppo, plan.models["critic"].config.optim.global_batch_size
     steps = ppo.rollout_batch_size * ppo.epochs // batch
     parts = ", ".join(f"{BOUNDS[part]} {steps * plan.parts[part]:.1f} s" for part in ("generation", "scoring"))
     yield (
         "iteration",
-        f"{ppo.rollout_batch_size} responses, {steps} steps of {batch}: {parts}, with all responses as long",
+        f"{ppo.rollout_batch_size} responses, {steps} steps of {batch}: {parts}, with all responses at full length",
     )
 
 
 def _comparison(plan: EmbedEstimate) -> Iterator[tuple[str, str]]:
-    """What stage embed compares, how often the texts pass, and the memory that the comparison takes."""
+    """Rows for stage embed's texts and passes, and for the memory of the comparison."""
     job = plan.job
     pairs, length = job.config.optim.global_batch_size, job.row_length
     passes = "one pass" if embed.passes(job) == 1 else "two passes, the first without gradients"
@@ -117,7 +114,7 @@ def _comparison(plan: EmbedEstimate) -> Iterator[tuple[str, str]]:
 
 
 def time(plan: Estimate) -> Table:
-    """Where a step's time goes."""
+    """Table of the parts of a step's time."""
     table = Table("a step's time", "seconds", "share", title_justify="left")
     for part, seconds in plan.parts.items():
         if seconds > 0:
@@ -126,7 +123,7 @@ def time(plan: Estimate) -> Table:
 
 
 def memory(plan: Estimate) -> Table:
-    """GiB by stage, stages that hold the same together; with several models by rank."""
+    """Table of GiB per rank by pipeline stage, equal stages in one row; for PPO by rank."""
     if isinstance(plan, PPOEstimate):
         return _memory_of_ranks(plan)
     names = parts(plan)
@@ -145,14 +142,14 @@ def _memory_of_ranks(plan: PPOEstimate) -> Table:
     for ranks, held in plan.ranks:
         table.add_row(ranks, *(f"{getattr(held, name) / GIB:.2f}" for name in names), f"{held.total / GIB:.2f}")
     table.caption = (
-        f"of generation, scoring and learning the largest counts; usable: {plan.device.usable_bytes / GIB:.2f} of"
-        f" {plan.device.memory_gib:g}"
+        "the total has only the largest of generation, scoring and learning; usable:"
+        f" {plan.device.usable_bytes / GIB:.2f} of {plan.device.memory_gib:g}"
     )
     return table
 
 
 def alike(plan: Estimate) -> Iterator[tuple[str, StageMemory]]:
-    """Runs of neighbouring stages that hold the same, as "first-last", and what each holds."""
+    """("first-last", memory per stage) of neighbouring stages with equal memory."""
     first = 0
     for stage in range(1, len(plan.memory) + 1):
         if stage == len(plan.memory) or plan.memory[stage] != plan.memory[first]:
@@ -161,8 +158,10 @@ def alike(plan: Estimate) -> Iterator[tuple[str, StageMemory]]:
 
 
 def trace(plan: Estimate, traced: "list[StageTrace]", name: str) -> Table:
-    """Arithmetic beside trace of the model `name`: parameters and, where it learns, GiB of activations in flight and
-    GiB in all."""
+    """Table that compares the plan with a trace of the model `name`.
+
+    Columns: parameters and, for a trained model, GiB of activations in flight and total GiB.
+    """
     columns = ["stage", "parameters", "traced", "activations", "traced", "total", "traced"]
     sizes = ("activations", "traced_activations", "total", "traced_total") if learns(name) else ()
     table = Table(*columns[: 3 + len(sizes)], title=f"trace of {name}", title_justify="left")
@@ -173,12 +172,12 @@ def trace(plan: Estimate, traced: "list[StageTrace]", name: str) -> Table:
 
 
 def learns(name: str) -> bool:
-    """Whether a model of a run, by its name among PPO's, has gradients."""
+    """Whether the model `name` of a run (for example one of PPO's) is trained."""
     return name not in ("rollout", "reference", "reward")
 
 
 def compare(plan: Estimate, traced: "list[StageTrace]") -> list[dict[str, float]]:
-    """Bytes of each traced pipeline stage, by arithmetic and by trace. Messages between stages are not traced."""
+    """Parameters and bytes of each traced stage, by plan and by trace. Messages between stages are not traced."""
     rows = []
     for found in traced:
         held = plan.memory[found.stage]
@@ -199,7 +198,7 @@ def compare(plan: Estimate, traced: "list[StageTrace]") -> list[dict[str, float]
 
 
 def layouts(found: list[Layout]) -> Table:
-    """A search's result; layouts whose time is in doubt carry a question mark."""
+    """Table of a search's result; layouts with doubtful times carry a question mark."""
     columns = ("", "engine", "DP", "TP", "PP", "VPP", "micro", "recompute", "GiB", "step s", "MFU", "days", "bound by")
     table = Table(*columns, title_justify="left", caption_justify="left")
     job = found[0].plan.job
@@ -208,7 +207,7 @@ def layouts(found: list[Layout]) -> Table:
     )
     doubtful = list(dict.fromkeys(doubt for layout in found for doubt in doubts(layout.plan)))
     table.caption = "\n".join(
-        ["Steps that differ by a few percent are the same for this plan.", *(f"(?) {doubt}" for doubt in doubtful)]
+        ["Differences of a few percent are below the plan's accuracy.", *(f"(?) {doubt}" for doubt in doubtful)]
     )
     for number, layout in enumerate(found, start=1):
         plan, job = layout.plan, layout.plan.job
@@ -246,7 +245,8 @@ def refusal(plan: Estimate, changes: list[Layout]) -> str:
     part = max((field.name for field in dataclasses.fields(held)), key=lambda name: getattr(held, name))
     lines = [
         f"does not fit: {who} {held.total / GIB:.1f} GiB, but {plan.device.name} has "
-        f"{plan.device.usable_bytes / GIB:.1f} usable; most are {part}, {getattr(held, part) / GIB:.1f} GiB"
+        f"{plan.device.usable_bytes / GIB:.1f} GiB usable; the largest part is {part}, {getattr(held, part) / GIB:.1f}"
+        " GiB"
     ]
     for layout in changes:
         step = layout.plan.step_seconds
@@ -258,5 +258,5 @@ def refusal(plan: Estimate, changes: list[Layout]) -> str:
     doubtful = dict.fromkeys(doubt for layout in changes for doubt in doubts(layout.plan))
     lines += [f"  (?) {doubt}" for doubt in doubtful]
     if not changes:
-        lines.append("  no one or two changes of its layout fit: take more GPUs, or see --search")
+        lines.append("  no one or two changes of the layout make it fit: use more GPUs, or try --search")
     return "\n".join(lines)

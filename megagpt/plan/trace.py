@@ -1,7 +1,7 @@
-"""Builds a run's model in a world of the run's size, with no memory behind its tensors, and watches a pass through it.
+"""Traces a run's model on fake tensors in a fake world of the run's size, without allocating memory.
 
 The world is PyTorch's `fake` process group, the tensors are FakeTensors; the code that builds and computes is the
-project's own. What comes out is exact: parameters of a rank, bytes saved for the backward pass, the peak on the way.
+project's own. The results are exact: parameters per rank, bytes saved for the backward pass, and peak bytes.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ from megagpt.plan.job import Job
 
 @dataclass(frozen=True)
 class ChunkTrace:
-    """One chunk of a rank and one micro-batch's forward and backward pass through it."""
+    """Trace of one micro-batch's forward and backward pass through one chunk of a rank."""
 
     parameters: int
     saved_bytes: int
-    """Tensors that the forward pass saves for the backward pass, with its output to the next stage, without weights."""
+    """Bytes that the forward pass saves for the backward pass, including its output to the next stage, not weights."""
     peak_bytes: int
-    """Most memory at any moment of the two passes, weights and gradients apart."""
+    """Peak bytes of the two passes, without weights and gradients of weights."""
 
 
 @dataclass(frozen=True)
@@ -52,28 +52,28 @@ class StageTrace:
         return sum(chunk.parameters for chunk in self.chunks)
 
     def activation_bytes(self, in_flight: int) -> float:
-        """Bytes that `in_flight` micro-batches save, each in one of the chunks, at the fullest moment of a step.
+        """Peak bytes saved by `in_flight` micro-batches, each in one of the chunks.
 
-        What one chunk saves more than others, for the embedding or the logits, is there for one micro-batch.
+        A chunk with the embedding or the logits saves more than others; this excess counts for one micro-batch.
         """
         saved = [chunk.saved_bytes for chunk in self.chunks]
         return in_flight * min(saved) + sum(saved) - len(saved) * min(saved)
 
     @property
     def working_bytes(self) -> int:
-        """Bytes that a pass needs besides the saved tensors."""
+        """Bytes that a pass needs in addition to the saved tensors."""
         return max(chunk.peak_bytes - chunk.saved_bytes for chunk in self.chunks)
 
 
 def trace(job: Job, stages: list[int] | None = None, on_gpu: bool = True) -> list[StageTrace]:
-    """Trace one rank of each of `stages`: by default of those that differ, the first, one in the middle, and the last.
+    """Trace one rank of each of `stages`, by default of the first, the middle and the last stage.
 
-    on_gpu: with the kernels that a GPU would run, else with this machine's. Chunks that are alike are traced once.
-    Raises ConfigError where a process group exists already.
+    on_gpu: True for the kernels that a GPU would run, False for this machine's. Equal chunks are traced once.
+    Raises ConfigError when a process group exists already.
     """
     if dist.is_initialized():
         raise ConfigError(
-            "a trace makes a world of its own, but this process is a rank already: run it without torchrun"
+            "a trace needs its own process group, but this process has joined one already: run it without torchrun"
         )
     if on_gpu:
         config = dataclasses.replace(job.config, kernels=_gpu_kernels(job.config))
@@ -84,7 +84,7 @@ def trace(job: Job, stages: list[int] | None = None, on_gpu: bool = True) -> lis
 
 
 def watch(model: GPT, config: Config) -> ChunkTrace:
-    """Pass a micro-batch forward and backward through `model`, of fake tensors or real ones, and watch its memory."""
+    """Trace the memory of a forward and backward pass through `model`, whose tensors may be fake or real."""
     parameters = {id(parameter.untyped_storage()) for parameter in model.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}
 
@@ -97,11 +97,11 @@ def watch(model: GPT, config: Config) -> ChunkTrace:
     tracker = MemTracker()
     tracker.track_external(model)
     with tracker, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what the tracker cannot place; it counts it all the same
+        warnings.simplefilter("ignore")  # about tensors that the tracker cannot classify but counts anyway
         inputs = example_inputs(model, config)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             output = inputs()
-        if not model.post_process:  # the schedule holds it until its gradient comes
+        if not model.post_process:  # the schedule keeps the output until its gradient arrives
             pack(output)
         saved_bytes = sum(storage.nbytes() for storage in saved.values())
         saved.clear()
@@ -112,9 +112,9 @@ def watch(model: GPT, config: Config) -> ChunkTrace:
 
 
 def example_inputs(model: GPT, config: Config) -> partial:
-    """A call of `model`'s forward pass on one micro-batch; gradients are dropped as soon as they are there.
+    """A callable that runs `model`'s forward pass on one micro-batch. Weights' gradients are freed at once.
 
-    The engines, too, add a gradient to a buffer and drop it.
+    The engines also add each gradient to a buffer and free it.
     """
     shape = (Job(config, 1).rows, Job(config, 1).row_length)
     device = cpu.device()
@@ -126,7 +126,7 @@ def example_inputs(model: GPT, config: Config) -> partial:
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
     positions = torch.arange(shape[1], device=device).expand(shape)
-    labels = positions[:, -1] if config.model.head == "embedding" else tokens  # the places of the texts' ends
+    labels = positions[:, -1] if config.model.head == "embedding" else tokens  # embedding: positions of the text ends
     return partial(model, tokens, positions, None, labels=labels if model.post_process else None)
 
 
@@ -149,21 +149,21 @@ def _trace_stage(job: Job, stage: int, known: dict[tuple, ChunkTrace]) -> list[C
 
 @contextmanager
 def _fake_world(job: Job, rank: int) -> Iterator[None]:
-    """This process poses as `rank` of the job; the other ranks do not exist, and its tensors have no memory."""
+    """Context in which this process is `rank` of the job, without other ranks and without memory for tensors."""
     dtype = torch.bfloat16 if job.config.optim.precision == "bf16" else torch.float32
     default = torch.get_default_dtype()
     tracker = tensor_parallel.random.CudaRNGStatesTracker
     try:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=job.gpus)
         launch.initialize(job.config.parallel, job.config.seed)
-        torch.set_default_dtype(dtype)  # of norms, which no conversion can reach: see below
+        torch.set_default_dtype(dtype)  # for norms, because `GPT.to` below does not convert them
         with ExitStack() as stack:
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-            # A fake parameter cannot be converted in place, and is right from the start.
+            # A fake parameter cannot be converted in place; it already has the right dtype and device.
             stack.enter_context(_replaced(GPT, "to", lambda self, *_: self))
-            # Random states are compared by value, which fake ones do not have.
+            # Megatron-Core compares random states by value, and fake tensors have no values.
             stack.enter_context(_replaced(tracker, "fork", lambda self, name="": nullcontext()))
-            # Kernels are asked for their shapes alone, which needs neither a GPU nor Triton's interpreter.
+            # Only the kernels' output shapes are needed, without a GPU or Triton's interpreter.
             stack.enter_context(_replaced(backend, "_interpreted", lambda: True))
             yield
     finally:
@@ -186,7 +186,7 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _gpu_kernels(config: Config) -> KernelsConfig:
-    """The kernels that `auto` means on a GPU: ours, if they support the model."""
+    """The kernels that `auto` selects on a GPU: ours, if they support the model."""
     model = config.model
     ours = config.optim.precision == "bf16" and triton_supports(
         torch.bfloat16, model.head_size, dropout=model.attention_dropout

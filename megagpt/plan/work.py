@@ -1,8 +1,8 @@
-"""Time of one micro-batch's forward and backward pass through a chunk, from FLOPs, bytes and messages.
+"""Estimates the time of one micro-batch's forward and backward pass through a chunk, from FLOPs, bytes and messages.
 
-A matrix product takes its FLOPs at the rate that its size allows or its bytes at the memory's, whichever is longer;
-what is not a matrix product takes its bytes. Both passes wait for the collectives of tensor parallelism; what sequence
-parallelism gathers again in the backward pass hides behind the gradients of weights.
+The time of a matrix product is the larger of FLOPs / rate for its size and bytes / memory bandwidth; the time of other
+operations is bytes / memory bandwidth. Both passes wait for the collectives of tensor parallelism. The additional
+all-gathers of sequence parallelism in the backward pass overlap with the gradients of weights.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class Product(NamedTuple):
 
 @dataclass(frozen=True)
 class Seconds:
-    """Time of some work, by what it waits for."""
+    """Seconds of some work, by its bottleneck."""
 
     matmul: float = 0.0
     attention: float = 0.0
@@ -34,7 +34,7 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """Seconds in all."""
+        """Total seconds."""
         return self.matmul + self.attention + self.memory + self.tensor_parallel + self.recompute
 
     def __add__(self, other: "Seconds") -> "Seconds":
@@ -45,7 +45,7 @@ class Seconds:
 
 
 class Work:
-    """Times the parts of `job`'s model on `device`; layers of one kind are timed once."""
+    """Estimates times of the parts of `job`'s model on `device`; equal layers are computed once."""
 
     def __init__(self, job: Job, device: Device) -> None:
         self.job, self.device, self.model = job, device, job.config.model
@@ -53,7 +53,7 @@ class Work:
         self._layers: dict[int | None, tuple[Seconds, Seconds]] = {}
 
     def chunk(self, stage: int, chunk: int) -> tuple[Seconds, Seconds]:
-        """Forward and backward pass of one micro-batch through a chunk, recomputation in the backward pass."""
+        """Times of one micro-batch's forward and backward pass through a chunk; recomputation counts as backward."""
         forward, backward = Seconds(), Seconds()
         for layer in self.job.chunk_layers(stage, chunk):
             window = self.model.window(layer)
@@ -79,7 +79,8 @@ class Work:
         messages = self._collective_seconds()
         element_wise = self._moved(self._element_wise_bytes())
         forward = Seconds(matmul, attention, element_wise + softmax, messages)
-        # A fused backward pass computes the scores again: 5 products for 2. A softmax's reads its output too.
+        # A fused backward pass recomputes the scores: 5 products instead of the forward's 2. The backward pass of an
+        # unfused softmax reads its output too.
         backward = Seconds(
             matmul + gradients,
             attention * (2 if self.job.unfused_attention else 2.5),
@@ -111,33 +112,33 @@ class Work:
 
     def _weight_gradient_seconds(self, product: Product) -> float:
         rows, inner, columns = product
-        fused = (
-            2 * FP32 - self.size if self.job.fused_gradient_accumulation else 0
-        )  # read and written in fp32, not bf16
+        # Fused accumulation reads and writes the fp32 sum instead of writing the gradient.
+        fused = 2 * FP32 - self.size if self.job.fused_gradient_accumulation else 0
         seconds = self._product_seconds(Product(inner, rows, columns))
         return seconds + self._moved(fused * inner * columns)
 
     def _accumulated_bytes(self, products: list[Product]) -> float:
-        """A weight's gradient is read, and its fp32 sum read and written."""
+        """Bytes of reading weights' gradients, and reading and writing their fp32 sums."""
         return sum(product.inner * product.columns for product in products) * (self.size + 2 * FP32)
 
     def _attention(self, window: int | None) -> tuple[float, float]:
-        """Seconds of a layer's scores and their products with the values, and of a softmax between them."""
+        """(seconds of both matrix products of attention, seconds of an unfused softmax) of one layer."""
         model, job = self.model, self.job
         length, heads = job.row_length, model.num_attention_heads / job.tensor_size
         matrices = job.rows * heads
         if job.unfused_attention:
             product = self._product_seconds(Product(length, model.head_size, length))
-            # Half of the scores are read, all probabilities written, read, dropped and written with the mask.
+            # Reads the causal half of the scores; writes all probabilities; dropout reads them and writes its output
+            # and mask.
             score_bytes = 3 + (5 if model.attention_dropout else 0)
             return 2 * matrices * product, self._moved(matrices * length**2 * score_bytes)
         seen = min(window or length, length)
-        pairs = length * seen - seen * (seen - 1) / 2  # of queries and keys: causal, or a band
+        pairs = length * seen - seen * (seen - 1) / 2  # (query, key) pairs of a causal or banded mask
         rate = self.peak * self.device.attention
         return 4 * matrices * pairs * model.head_size / rate, 0.0
 
     def _element_wise_bytes(self) -> float:
-        """Norms, residual additions with bias and dropout, activation and rotation of one layer."""
+        """Bytes moved by norms, residual additions with bias and dropout, activation and rotation of one layer."""
         model, job = self.model, self.job
         stream = job.tokens * model.hidden_size / job.sequence_size
         inner = job.tokens * model.ffn_size / job.tensor_size
@@ -148,18 +149,18 @@ class Work:
         return moved + 2 * passes * self.size * job.tokens * model.head_size * heads
 
     def _projection(self) -> tuple[Seconds, Seconds]:
-        """Logits and loss; next to nothing with another head."""
+        """Forward and backward times of logits and loss; about 0 for other heads."""
         if self.model.head != "tokens":
             return Seconds(), Seconds()
         columns = self.model.padded_vocab_size / self.job.tensor_size
         product = Product(self.job.tokens, self.model.hidden_size, columns)
         seconds, gradient = self._product_seconds(product), self._weight_gradient_seconds(product)
         logits = self._moved(self.size * self.job.tokens * columns)
-        fused = seconds if self.job.config.kernels.fuse_output_projection else 0.0  # computed again
+        fused = seconds if self.job.config.kernels.fuse_output_projection else 0.0  # the backward pass recomputes them
         return Seconds(seconds, memory=2 * logits), Seconds(seconds + gradient + fused, memory=2 * logits)
 
     def _collective_seconds(self) -> float:
-        """The two all-reduces of a layer's forward pass, or as many pairs of all-gather and reduce-scatter."""
+        """Seconds of the two all-reduces (or pairs of all-gather and reduce-scatter) of a layer's forward pass."""
         if self.job.tensor_size == 1:
             return 0.0
         return 2 * self._ring(self.tensor_parallel_bytes() / 2)
@@ -168,7 +169,7 @@ class Work:
         """Bytes that a rank sends in one layer's forward pass (arXiv 2104.04473, section 3.2)."""
         tensor = self.job.tensor_size
         width = 4 * self.model.hidden_size
-        if self.model.query_groups < tensor:  # ranks that share a group gather queries, keys and values
+        if self.model.query_groups < tensor:  # ranks that share a key/value head gather queries, keys and values
             width += qkv_width(self.model)
         return self.size * self.job.tokens * width * (tensor - 1) / tensor
 

@@ -1,4 +1,4 @@
-"""From scores, log-probabilities and values to what policy and critic learn from: advantages and returns."""
+"""Computes advantages and returns from scores, log-probabilities and values."""
 
 from megagpt.config.schema import PPOConfig
 from megagpt.rl import ppo_math
@@ -6,9 +6,10 @@ from megagpt.rl.episodes import Episodes
 
 
 def compute_advantages(episodes: Episodes, ppo: PPOConfig) -> dict[str, float]:
-    """Fill `advantages` and `returns`, and adapt the KL coefficient where there is a target (`ppo.kl_target`).
+    """Fill `advantages` and `returns`; with `ppo.kl_target`, adapt the KL coefficient for the next iteration.
 
-    Returns the metrics of the iteration. `kl_coefficient` is the one that the rewards were made with.
+    Returns the metrics of the iteration: means over episodes, `kl` in nats per response. Its `kl_coefficient` is the
+    one before adaptation, which the rewards were computed with.
     """
     mask, coefficient = episodes.mask, episodes.kl_coefficient.item()
     scores = episodes.scores - ppo.missing_eos_penalty * (1 - episodes.finished)

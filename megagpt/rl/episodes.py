@@ -1,4 +1,4 @@
-"""The episodes of an iteration of PPO: responses to prompts, with everything that was computed about them."""
+"""The episodes of one PPO iteration: responses to prompts, their log-probabilities, values, rewards and advantages."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,62 +13,64 @@ from megagpt.parallel.shards import Shard
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeBatch(Batch):
-    """Episodes to learn from; `loss_mask` is 1 where the policy chose the label. All float32 [B, S]."""
+    """Episodes to learn from; `loss_mask` is 1 where the policy generated the label. New fields: float32 [B, S]."""
 
     logprobs: Tensor
-    """Of the labels, under the policy that chose them."""
+    """Log-probabilities of the labels under the policy that generated them."""
     values: Tensor
-    """The critic's before the update, of the text up to each input token."""
+    """The critic's values before the update, of the text up to and including each input token."""
     advantages: Tensor
     returns: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingBatch(Batch):
-    """Text whose next-token loss is added to that of episodes."""
+    """Text whose next-token loss is added to the loss of the episodes."""
 
     weight: float
-    """Of a token's loss, where the step is divided by the number of tokens that the policy chose."""
+    """Factor on the loss of each token. The step divides the sum by the number of tokens that the policy generated."""
 
 
 class Episodes:
     """The episodes of one iteration, the same on every rank: N rows of T tokens, right-padded with zeros.
 
-    Everything is a tensor that a checkpoint holds, so that a run resumes in the middle of an iteration.
+    All state is in tensors, which a checkpoint holds, so that a run can resume in the middle of an iteration.
     """
 
     def __init__(self, count: int, length: int, kl_coefficient: float, device: torch.device) -> None:
-        """Room for `count` episodes of at most `length` tokens."""
+        """Allocate `count` episodes (N) of at most `length` tokens (T)."""
         shape = (count, length)
         self.iteration = torch.full((), -1, dtype=torch.int64, device=device)
-        """Number of the iteration that the episodes are of; -1 before the first."""
+        """Number of the iteration that generated the episodes, from 0; -1 before the first."""
         self.kl_coefficient = torch.full((), kl_coefficient, dtype=torch.float64, device=device)
-        """Weight of the divergence in the next iteration's rewards."""
+        """Weight of the KL penalty in the rewards of the next iteration."""
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
         self.prompt_lengths, self.lengths, self.finished = (
             torch.zeros(count, dtype=torch.int64, device=device) for _ in range(3)
         )
-        """Tokens of each prompt, of each prompt with its response, and whether end-of-text ended it (0 or 1)."""
+        """Int64 [N] each: length of the prompt, length of prompt and response, and 1 if the response ended with
+        end-of-text, else 0."""
         self.scores = torch.zeros(count, device=device)
-        """Scores of whole responses, as the reward gave them."""
+        """Score of each whole response from the reward model or checker, float32 [N]."""
         self.logprobs, self.reference, self.values, self.advantages, self.returns = (
             torch.zeros(shape, device=device) for _ in range(5)
         )
-        """Aligned with labels: column t is about token t + 1. Log-probabilities under the policy and the reference."""
+        """Float32 [N, T] each, aligned with labels: column t belongs to token t + 1. `logprobs` are under the policy,
+        `reference` under the reference model."""
 
     def shards(self) -> Iterator[Shard]:
-        """All tensors, for checkpoints."""
+        """All tensors, as shards of a checkpoint."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 yield Shard.whole(f"episodes/{name}", value)
 
     @property
     def rollouts(self) -> list[Tensor]:
-        """What is known of the responses once they are generated, row by row."""
+        """The tensors that generation fills; their first dimension is the episode."""
         return [self.tokens, self.prompt_lengths, self.lengths, self.finished, self.logprobs]
 
     def clear_rollouts(self) -> None:
-        """Forget all responses."""
+        """Set all responses to zeros."""
         for value in self.rollouts:
             value.zero_()
 
@@ -92,7 +94,7 @@ class Episodes:
         return Batch(tokens, labels, self.mask[rows], positions)
 
     def batch(self, rows: Tensor) -> EpisodeBatch:
-        """The episodes of `rows` (int64 [B]) with what the update needs."""
+        """The episodes of `rows` (int64 [B]) with log-probabilities, values, advantages and returns."""
         fields = {name: getattr(self, name)[rows] for name in ("logprobs", "values", "advantages", "returns")}
         return EpisodeBatch(**vars(self.inputs(rows)), **fields)
 

@@ -1,4 +1,4 @@
-"""What each of PPO's models computes: policy, critic, and the models that do not learn."""
+"""Objectives of PPO's models: policy, critic, and the frozen models."""
 
 import torch
 from torch import Tensor
@@ -14,14 +14,14 @@ from megagpt.train.objectives import LanguageModelObjective
 
 
 class LogProbObjective(LanguageModelObjective):
-    """Log-probabilities of chosen tokens under the distribution that is sampled from, at a temperature."""
+    """Log-probabilities of generated tokens under the sampling distribution, softmax(logits / temperature)."""
 
     def __init__(self, temperature: float, vocab_size: int) -> None:
-        """vocab_size: tokens that are sampled from; the model may have more rows."""
+        """vocab_size: number of tokens that can be sampled; the model's vocabulary may be padded beyond it."""
         self.temperature, self.vocab_size = temperature, vocab_size
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """See `Objective.forward`; the last stage gives float32 [B, S], 0 where the mask is."""
+        """See `Objective.forward`; the last stage returns float32 [B, S], 0 where `loss_mask` is 0."""
         output = model(batch.tokens, batch.position_ids, None)
         gpt = unwrap(model)
         if not gpt.post_process:
@@ -32,7 +32,7 @@ class LogProbObjective(LanguageModelObjective):
         return result
 
     def losses(self, logits: Tensor, labels: Tensor, gpt: GPT, inplace: bool = True) -> Tensor:
-        """Cross-entropy, float32 [n], of labels [n] under logits [n, V / tp], which are consumed if `inplace`."""
+        """Cross-entropy, float32 [n], of labels [n] under logits [n, V / tp]; overwrites the logits if `inplace`."""
         group, backend = gpt.pg_collection.tp, gpt.cross_entropy_backend
         return cross_entropy(logits, labels, self.vocab_size, group, inplace=inplace, backend=backend)
 
@@ -40,7 +40,7 @@ class LogProbObjective(LanguageModelObjective):
 class PolicyObjective(LogProbObjective):
     """PPO's clipped objective on episodes; next-token prediction on other batches.
 
-    The sum of losses is over tokens that the policy chose. Pretraining batches add to it and not to the count.
+    The loss is a sum over tokens that the policy generated. Pretraining batches add to the sum but not to the count.
     """
 
     metric_names = ("approximate_kl", "clip_fraction", "ratio", "entropy", "pretraining_loss")
@@ -50,7 +50,7 @@ class PolicyObjective(LogProbObjective):
         self.ppo = ppo
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """See `Objective.forward`; for episodes [n, 2]: log-probability and entropy of n choices."""
+        """See `Objective.forward`; for episodes float32 [n, 2]: log-probability and entropy of n generated tokens."""
         if not isinstance(batch, EpisodeBatch):
             return LanguageModelObjective.forward(self, model, batch)
         output = model(batch.tokens, batch.position_ids, None)
@@ -83,12 +83,12 @@ class PolicyObjective(LogProbObjective):
         return loss, chosen.sum(), (*sums, torch.zeros_like(loss.detach()))
 
     def _unweighted(self, batch: PretrainingBatch) -> float:
-        """What makes the reported pretraining loss the mean over its tokens."""
+        """Factor that makes the reported pretraining loss the mean over its tokens."""
         return batch.weight / self.ppo.ptx_coefficient
 
 
 class ValueObjective:
-    """The critic: clipped regression of returns."""
+    """The critic's objective: clipped regression of returns."""
 
     metric_names = ("value_clip_fraction",)
 
@@ -96,7 +96,7 @@ class ValueObjective:
         self.ppo = ppo
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """See `Objective.forward`; the last stage gives values, float32 [B, S]."""
+        """See `Objective.forward`; the last stage returns values, float32 [B, S]."""
         return model(batch.tokens, batch.position_ids, None)
 
     def loss(self, output: Tensor, batch: EpisodeBatch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
@@ -109,7 +109,7 @@ class ValueObjective:
 
 
 def unwrap(model: torch.nn.Module) -> GPT:
-    """The GPT inside what an engine has put around it."""
+    """The GPT inside an engine's wrapper modules."""
     while not isinstance(model, GPT):
         model = model.module
     return model

@@ -1,4 +1,4 @@
-"""Models that do not learn need the GPU only while they are used."""
+"""Keeps frozen models in CPU memory while they are not used."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from megagpt.parallel.engine import Engine
 
 @contextmanager
 def on_device(engine: Engine, offload: bool) -> Iterator[None]:
-    """Have the model of `engine` on its device in a block; if `offload`, it is in CPU memory outside of it."""
+    """Context in which the model of `engine` is on its device; if `offload`, it moves to CPU memory afterwards."""
     if offload:
         for module in engine.modules:
             module.to(engine.device)

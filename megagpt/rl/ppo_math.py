@@ -1,7 +1,7 @@
 """PPO's arithmetic as pure functions of tensors (Schulman et al., arXiv 1707.06347; Ziegler et al., arXiv 1909.08593).
 
-All are over tokens: [N, T] for N episodes, aligned with the tokens that are predicted, and `mask` is 1 where the policy
-chose the token. An episode's tokens are contiguous.
+Tensors are float32 [N, T], for N episodes of T tokens, aligned with the predicted tokens. `mask` is 1 where the policy
+generated the token; these tokens are contiguous in each episode.
 """
 
 import torch
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def token_rewards(scores: Tensor, logprobs: Tensor, reference: Tensor, mask: Tensor, kl_coefficient: float) -> Tensor:
-    """Reward of every token, float32 [N, T]: -kl_coefficient (log p - log p_ref), and the score on the last one.
+    """Reward of every token, float32 [N, T]: -kl_coefficient (log p - log p_ref), plus the score at the last token.
 
-    scores: float32 [N], of whole answers. logprobs, reference: float32 [N, T], of the chosen tokens.
+    scores: float32 [N], of whole responses. logprobs, reference: float32 [N, T], of the generated tokens.
     """
     rewards = -kl_coefficient * (logprobs - reference) * mask
     return rewards.scatter_add(1, last_index(mask)[:, None], scores[:, None])
@@ -25,7 +25,7 @@ def last_index(mask: Tensor) -> Tensor:
 def advantages_and_returns(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalized advantage estimates (arXiv 1506.02438) and the returns they imply, both float32 [N, T], 0 off `mask`.
+    """Generalized advantage estimates (arXiv 1506.02438) and returns, both float32 [N, T], 0 where `mask` is 0.
 
     A_t = sum_k (gamma gae_lambda)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t, where V is 0 after the last
     token; the return is A_t + V_t.
@@ -41,7 +41,7 @@ def advantages_and_returns(
 
 
 def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """`values` with (biased) variance 1 over `mask` and, if `shift_mean`, mean 0; they are 0 elsewhere."""
+    """`values` scaled to (biased) variance 1 over `mask` and, if `shift_mean`, shifted to mean 0; 0 elsewhere."""
     count = mask.sum()
     mean = (values * mask).sum() / count
     variance = ((values - mean).square() * mask).sum() / count
@@ -52,14 +52,14 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 def clipped_policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_ratio: float
 ) -> tuple[Tensor, Tensor]:
-    """-min(r A, clip(r, 1 - clip_ratio, 1 + clip_ratio) A) with r = p / p_old, and the ratio r; shaped as given."""
+    """-min(r A, clip(r, 1 - clip_ratio, 1 + clip_ratio) A) with r = p / p_old, and r, both in the inputs' shape."""
     ratio = (logprobs - old_logprobs).exp()
     clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
     return torch.maximum(-advantages * ratio, -advantages * clipped), ratio.detach()
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_value: float) -> Tensor:
-    """max((V - R)^2, (V_old + clip(V - V_old, -clip_value, clip_value) - R)^2) / 2, shaped as given."""
+    """max((V - R)^2, (V_old + clip(V - V_old, -clip_value, clip_value) - R)^2) / 2, in the shape of the inputs."""
     near = old_values + (values - old_values).clamp(-clip_value, clip_value)
     return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
 
@@ -67,8 +67,8 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - Var(R - V) / Var(R) over `mask`: 1 for a perfect critic, 0 for a constant.
 
-    NaN where R does not vary but for rounding: returns are sums of advantages and values, so that rounding is of the
-    size of the larger of the two.
+    NaN when R varies only by rounding. Returns are sums of advantages and values, so the rounding error scales with the
+    larger of |R| and |V|.
     """
     kept = mask.bool()
     real, guessed = returns[kept].double(), values[kept].double()
@@ -80,9 +80,9 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
 
 
 def adapted_kl_coefficient(coefficient: float, kl: float, target: float, episodes: int, horizon: int) -> float:
-    """The coefficient after `episodes` with a mean divergence of `kl` nats each, on its way to `target`.
+    """The KL coefficient after `episodes` whose mean divergence was `kl`; kl, target: nats per response.
 
-    It grows by the share (kl / target - 1), held within 0.2, times episodes / horizon (arXiv 1909.08593, 2.2). More
-    episodes than the horizon count as many as it: one update changes the coefficient by a fifth at most.
+    coefficient (1 + clip(kl / target - 1, -0.2, 0.2) min(episodes / horizon, 1)), see arXiv 1909.08593, section 2.2.
+    The minimum limits the change of one update to 20%.
     """
     return coefficient * (1 + min(max(kl / target - 1, -0.2), 0.2) * min(episodes / horizon, 1.0))

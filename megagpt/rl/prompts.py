@@ -18,23 +18,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends with a user's turn, which the policy responds to."""
+    """A conversation that ends with a user's turn; the policy generates the response."""
 
     messages: tuple[Message, ...]
     tokens: list[int]
     check: dict[str, Any] | None
-    """What the record says about right responses, for `ppo.reward=checker`."""
+    """The record's field `check`, which says how to check a response (`ppo.reward=checker`); else None."""
 
 
 def read_prompts(tokenizer: Tokenizer, conversations: Sequence[Conversation], ppo: PPOConfig) -> list[Prompt]:
-    """Each conversation without its last answer. Raises DataError when none is left, or lacks what the reward needs."""
+    """Each conversation without its last response, unless longer than `ppo.max_prompt_tokens`.
+
+    Raises DataError when a conversation has no user's turn to respond to or no `check` although `ppo.reward` is
+    checker, or when no prompt is left.
+    """
     prompts, too_long = [], 0
     for conversation in conversations:
         messages = conversation.messages
         if messages and messages[-1].role == "assistant":
             messages = messages[:-1]
         if not messages or messages[-1].role != "user":
-            raise DataError(f"{conversation.place}: there is no user's turn to answer: {messages!r:.200}")
+            raise DataError(f"{conversation.place}: the conversation has no user's turn to answer: {messages!r:.200}")
         check = conversation.extra.get("check")
         if ppo.reward == "checker" and not isinstance(check, dict):
             raise DataError(
@@ -55,20 +59,21 @@ def read_prompts(tokenizer: Tokenizer, conversations: Sequence[Conversation], pp
         )
     if not prompts:
         raise DataError(
-            f"no prompt is left of {len(conversations)} in data.conversations: use more, or raise ppo.max_prompt_tokens"
+            f"none of the {len(conversations)} prompts in data.conversations has at most ppo.max_prompt_tokens "
+            f"({ppo.max_prompt_tokens}) tokens: add shorter conversations, or raise ppo.max_prompt_tokens"
         )
     return prompts
 
 
 class PromptOrder:
-    """Shares prompts out to iterations: each prompt once an epoch, in an order of the seed's and the epoch's own."""
+    """Assigns prompts to iterations: each prompt once per epoch, in a random order that depends on seed and epoch."""
 
     def __init__(self, prompts: list[Prompt], count: int, seed: int) -> None:
-        """count: prompts of one iteration."""
+        """count: number of prompts in one iteration."""
         self.prompts, self.count = prompts, count
         self._order = lru_cache(maxsize=2)(partial(permutation, len(prompts), seed))
 
     def of_iteration(self, iteration: int) -> list[Prompt]:
-        """The prompts of an iteration, from 0."""
+        """The prompts of an iteration; iterations count from 0."""
         places = (divmod(iteration * self.count + row, len(self.prompts)) for row in range(self.count))
         return [self.prompts[self._order(epoch)[place]] for epoch, place in places]

@@ -1,4 +1,4 @@
-"""The score of a response: by a reward model, or by a program that checks it."""
+"""Scores of responses, from a reward model or from a program that checks them."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -16,14 +16,14 @@ class Reward(Protocol):
     """Scores whole responses."""
 
     def __call__(self, episodes: Episodes, prompts: list[Prompt]) -> Tensor:
-        """Scores of all episodes, float32 [N], on every rank. `prompts` are theirs, row by row. Collective."""
+        """Scores of all episodes, float32 [N], on every rank. `prompts[i]` is the prompt of row i. Collective."""
 
 
 class ModelReward:
-    """A reward model's value at a response's last token."""
+    """Scores a response by a reward model's output at its last token."""
 
     def __init__(self, model: TokenModel) -> None:
-        """`model` has a scalar head."""
+        """model: a model with a scalar head."""
         self.model = model
 
     def __call__(self, episodes: Episodes, prompts: list[Prompt]) -> Tensor:
@@ -32,10 +32,10 @@ class ModelReward:
 
 
 class CheckerReward:
-    """The verdict of a program on the text of a response."""
+    """Scores the text of a response with a program."""
 
     def __init__(self, check: Callable[[dict[str, Any], str], float], tokenizer: Tokenizer) -> None:
-        """`check` takes a prompt's `check` and the response, and returns its score."""
+        """check: takes a prompt's `check` and the response's text, and returns the score."""
         self.check, self.tokenizer = check, tokenizer
 
     def __call__(self, episodes: Episodes, prompts: list[Prompt]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rollouts: the policy responds to an iteration's prompts, itself or by a copy of it in another layout."""
+"""Rollouts: the policy, or a copy of it in another layout, generates responses to an iteration's prompts."""
 
 from collections.abc import Sequence
 
@@ -18,25 +18,25 @@ from megagpt.rl.scoring import all_gather_rows
 
 
 class RolloutGenerator:
-    """Fills episodes with the policy's responses, which depend on the policy, the seed and the iteration alone."""
+    """Fills episodes with the policy's responses, which depend only on the policy, the seed and the iteration."""
 
     def __init__(self, config: Config, policy: Engine, rollout_copy: Engine | None, tokenizer: Tokenizer) -> None:
-        """rollout_copy: takes the policy's weights over before it generates. None: the policy generates itself."""
+        """rollout_copy: receives the policy's weights before it generates. None: the policy generates."""
         self.config, self.policy, self.rollout_copy = config, policy, rollout_copy
         self.engine, self.tokenizer = rollout_copy or policy, tokenizer
         self.dims = self.engine.dims
 
     @property
     def generator(self) -> Generator:
-        """Generates with the weights as they are now."""
+        """A generator that uses the current weights."""
         return Generator(self.engine.modules, self.config, self.tokenizer, self.config.ppo.generation_batch_size)
 
     def generate(self, episodes: Episodes, prompts: list[Prompt], iteration: int) -> None:
-        """Respond to all prompts, each replica to its share, and give the responses to every rank. Collective."""
+        """Generate responses to all prompts, each replica to its share, and gather them on every rank. Collective."""
         ppo, rows = self.config.ppo, episodes.rows_of(self.dims).tolist()
         episodes.clear_rollouts()
         settings = GenerationConfig(max_new_tokens=ppo.max_new_tokens, temperature=ppo.temperature)
-        # Every response has random numbers of its own, whatever replica generates it.
+        # One seed per response, so that the text does not depend on the replica that generates it.
         seeds = [(self.config.seed * 1_000_003 + iteration) * ppo.rollout_batch_size + row for row in rows]
         responses = self._complete([prompts[row].tokens for row in rows], settings, seeds)
         for row, response in zip(rows, responses, strict=True):

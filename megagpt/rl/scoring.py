@@ -1,4 +1,4 @@
-"""What PPO's models say about the tokens of the episodes: log-probabilities, values, and scores of whole responses."""
+"""Runs PPO's models on episodes: log-probabilities, values, and scores of whole responses."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ from megagpt.rl.offload import on_device
 
 @dataclass(frozen=True)
 class TokenModel:
-    """A model that gives one number for every token (`ValueObjective`, `LogProbObjective`), in a layout of its own."""
+    """A model that returns one number per token (`ValueObjective`, `LogProbObjective`), in its own layout."""
 
     engine: Engine
     micro_batch_size: int
     offload: bool
-    """Whether it waits in the CPU's memory while it is not used."""
+    """Whether the model is in CPU memory while it is not used."""
 
 
 def compute_log_probs(model: TokenModel, episodes: Episodes) -> Tensor:
@@ -33,12 +33,15 @@ def compute_values(model: TokenModel, episodes: Episodes) -> Tensor:
 
 
 def compute_scores(model: TokenModel, episodes: Episodes) -> Tensor:
-    """A reward model's values at the last tokens of the responses, float32 [N]. Collective."""
+    """A reward model's outputs at the last tokens of the responses, float32 [N]. Collective."""
     return _per_token(model, episodes).gather(1, episodes.lengths[:, None] - 1).squeeze(1)
 
 
 def _per_token(model: TokenModel, episodes: Episodes) -> Tensor:
-    """Float32 [N, T] for all episodes, the same bits on every rank; each replica computes its share of the rows."""
+    """The model's output for all episodes, float32 [N, T], bitwise equal on every rank.
+
+    Each replica computes its share of the rows.
+    """
     engine = model.engine
     rows = episodes.rows_of(engine.dims)
     batches = [episodes.inputs(part) for part in rows.split(model.micro_batch_size)]
@@ -50,7 +53,10 @@ def _per_token(model: TokenModel, episodes: Episodes) -> Tensor:
 
 
 def all_gather_rows(values: list[Tensor], dims: ParallelDims) -> None:
-    """Give every rank the rows of all replicas, in place. Each rank has zeros in the rows of others. Collective."""
+    """Fill in the rows of all replicas on every rank, in place. Collective.
+
+    values: tensors [N, ...]; on entry each rank has zeros in the rows of other replicas.
+    """
     if dims.world_size == 1:
         return
     contributes = dims.tensor_rank == 0 and dims.is_first_stage  # the other ranks of a replica have the same rows

@@ -1,4 +1,4 @@
-"""The running mean of the policy's weights, which InstructGPT kept beside it (arXiv 2203.02155, C.4)."""
+"""Exponential moving average of the policy's weights (InstructGPT, arXiv 2203.02155, appendix C.4)."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ from megagpt.parallel.engine import Engine
 from megagpt.parallel.shards import Shard
 
 WEIGHTS, AVERAGE = "model/", "ema/"
-"""Beginnings of the names of the policy's weights, and of their running means."""
+"""Prefixes of tensor names in a checkpoint: the policy's weights, and their averages."""
 
 
 class WeightAverage:
-    """An exponential moving average, in float32, of the weights that this rank saves."""
+    """Exponential moving average, in float32, of the weights that this rank saves."""
 
     def __init__(self, engine: Engine, decay: float, device: torch.device | str) -> None:
-        """Begin with the weights as they are. device: where the averages are kept."""
+        """Start from the current weights. device: where the averages are stored."""
         self.engine, self.decay, self.device = engine, decay, device
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew with the weights as they are."""
+        """Set the averages to the current weights."""
         self.shards = [
             dataclasses.replace(
                 shard,
@@ -33,7 +33,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the averages towards the weights."""
+        """average = decay * average + (1 - decay) * weight."""
         for mean, shard in zip(self.shards, self._weights(), strict=True):
             mean.data.lerp_(shard.data.to(mean.data.device, torch.float32), 1 - self.decay)
 

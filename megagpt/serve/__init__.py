@@ -1,1 +1,1 @@
-"""An OpenAI-compatible server for checkpoints of megagpt, and a page to talk to them."""
+"""An OpenAI-compatible server for megagpt's checkpoints, with a web page to use them."""

@@ -1,4 +1,4 @@
-"""From completions as they are written to a response: whole, or as a stream of events."""
+"""Turns generated tokens into a response: whole, or as a stream of server-sent events."""
 
 import asyncio
 import json
@@ -22,14 +22,14 @@ from megagpt.serve.service import Service
 Json = dict[str, Any]
 
 FINISH = {"end_of_text": "stop", "stop": "stop", "length": "length", "context": "length"}
-"""finish_reason in the API."""
+"""The API's finish_reason for each of the generator's."""
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))
 
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache, no-transform",
-    "X-Accel-Buffering": "no",  # nginx would hold events back
+    "X-Accel-Buffering": "no",  # otherwise nginx buffers events
 }
 
 
@@ -37,17 +37,17 @@ class Writer(Protocol):
     """Writes one completion as a choice of a response."""
 
     def pieces(self, item: Item) -> list[Json]:
-        """What an item adds, as choices of a stream's chunks. They are remembered for `whole`."""
+        """The choices that an item adds to a stream's chunks; the writer also keeps their content for `whole`."""
         ...
 
     def whole(self) -> Json:
-        """The choice, when all its items have come."""
+        """The complete choice, after the last item."""
         ...
 
 
 @dataclass
 class Job:
-    """Completions that answer one request."""
+    """The completions of one request."""
 
     service: Service
     model: ServedModel
@@ -59,7 +59,7 @@ class Job:
     new_tokens: int = 0
     began: float = field(default_factory=time.perf_counter)
     answered: bool = False
-    """Whether anything has come yet."""
+    """Whether the model has returned an item yet."""
 
     @property
     def usage(self) -> Json:
@@ -71,7 +71,7 @@ class Job:
         }
 
     async def pieces(self, ping_seconds: float | None = None) -> AsyncIterator[list[Json]]:
-        """Pieces of the choices as they come; an empty list after so many seconds of silence."""
+        """Pieces of the choices as they are generated; an empty list after every `ping_seconds` without a piece."""
         async with Running(self.model, self.requests, self.prompts_only) as running:
             while (items := await running.read(ping_seconds)) is not None:
                 if items and not self.answered:
@@ -83,20 +83,20 @@ class Job:
                     yield pieces
 
     async def finish(self) -> None:
-        """Write all completions to their ends."""
+        """Generate all completions to their ends."""
         async with aclosing(self.pieces()) as pieces:
             async for _ in pieces:
                 pass
 
 
 async def whole(job: Job, request: Request, envelope: Json, choose: Callable[[], Sequence[Json]]) -> Response:
-    """The response with the choices that `choose` gives when all is written. Raises as `Service.attend`."""
+    """The response with the choices that `choose` returns after generation. Raises like `Service.attend`."""
     await job.service.attend(job.finish(), request.receive)
     return json_response(envelope | {"choices": choose(), "usage": job.usage})
 
 
 def stream(job: Job, envelope: Json, include_usage: bool) -> "EventStream":
-    """The response as server-sent events, a piece of one choice in each."""
+    """The response as server-sent events, each with a piece of one choice."""
     head = b"data: " + dumps(envelope | ({"usage": None} if include_usage else {}))[:-1] + b',"choices":['
 
     async def events() -> AsyncIterator[bytes]:
@@ -111,7 +111,7 @@ def stream(job: Job, envelope: Json, include_usage: bool) -> "EventStream":
 
 
 class EventStream(Response):
-    """Server-sent events. What fails before the first one gets a status of its own; later it is an event."""
+    """Server-sent events. An error before the first event sets the response's status; a later error is an event."""
 
     def __init__(self, service: Service, events: Callable[[], AsyncIterator[bytes]]) -> None:
         super().__init__(headers=STREAM_HEADERS)
@@ -119,7 +119,7 @@ class EventStream(Response):
         self._service, self._events, self._started = service, events, False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all events. Nothing more is made when the client has left, or reads no more."""
+        """Send all events; stop generating when the client has disconnected or no longer reads."""
         try:
             await self._service.attend(self._send_all(send), receive)
         except ClientGone:
@@ -149,7 +149,7 @@ class EventStream(Response):
 
 
 def envelope_of(kind: str, name: str, model: ServedModel) -> Json:
-    """What surrounds the choices of a response and of every chunk: an id of its own, the `object` name, the model."""
+    """The fields around the choices of a response or chunk. kind: prefix of the new id. name: the field `object`."""
     return {
         "id": f"{kind}-{secrets.token_hex(12)}",
         "object": name,
@@ -160,15 +160,15 @@ def envelope_of(kind: str, name: str, model: ServedModel) -> Json:
 
 
 def event(value: Json) -> bytes:
-    """A server-sent event: one line, since JSON escapes newlines."""
+    """A server-sent event; it has one data line, because JSON escapes newlines."""
     return b"data: " + dumps(value) + b"\n\n"
 
 
 def json_response(value: Json) -> Response:
-    """A response of JSON."""
+    """A JSON response."""
     return Response(dumps(value), media_type="application/json")
 
 
 def dumps(value: Json) -> bytes:
-    """JSON in few bytes."""
+    """Compact JSON in UTF-8."""
     return ENCODER.encode(value).encode()

@@ -57,17 +57,17 @@ def build_app(service: Service, key: str | None = None, hosts: Collection[str] |
 
 
 async def _answer(service: Service, endpoint: Endpoint, request: Request) -> Response:
-    """What an endpoint answers, or the error that it raises."""
+    """The endpoint's response, or a response for the error that it raises."""
     try:
         return await endpoint(service, request)
     except ClientGone:
-        return Response(status_code=499)  # which nobody reads
+        return Response(status_code=499)  # nobody reads it, but metrics count it
     except Exception as error:
         return as_api_error(error).response()
 
 
 def describe(model: ServedModel) -> Json:
-    """An entry of /v1/models; the last three fields are not OpenAI's."""
+    """An entry of /v1/models; the last three fields are not part of OpenAI's API."""
     return {
         "id": model.name,
         "object": "model",
@@ -96,7 +96,7 @@ async def _metrics(service: Service, _: Request) -> Response:
 
 
 async def _page(page: dict[str, bytes], _: Service, request: Request) -> Response:
-    """A file of the page: the first one, or the one that is named."""
+    """The page's file `name` of the path; index.html for /."""
     name = request.path_params.get("name", "index.html")
     if name not in page:
         raise ApiError(f"the page has no file {name[:100]!r}", status=404, code="unknown_url")

@@ -1,7 +1,7 @@
-"""Bodies of requests: strict JSON into frozen objects, and what is wrong with one in words.
+"""Request bodies: validates JSON strictly into frozen objects, with errors that name the wrong field.
 
-null stands for a field that was left out. Unknown fields are refused by name; so are fields of OpenAI's API that no
-model here serves, unless they have a value that asks for nothing.
+null means that a field was left out. Unknown fields are refused by name. Fields of OpenAI's API that are not supported
+are refused too, unless their value has no effect.
 """
 
 import json
@@ -27,12 +27,13 @@ Texts = list[str] | list[TokenIds]
 
 
 def wrong(reason: str, param: str = "") -> PydanticCustomError:
-    """The error of a value, worded to follow "it", or of a whole request with the field that is to be changed."""
+    """An error whose reason continues a sentence: "it ..." for a value; "the request ..." with `param`, the field to
+    change."""
     return PydanticCustomError("wrong", "{reason}", {"reason": reason, "param": param})
 
 
 def _texts(value: Any) -> Any:
-    """One text, several, the token ids of one, or those of several: all as a list."""
+    """Accepts a text, texts, token ids, or lists of token ids; returns a list of texts or of lists of token ids."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value:
@@ -57,14 +58,14 @@ def _inputs(value: Any) -> Any:
 
 
 def _messages(value: Any) -> Any:
-    """Counted before they are looked at, since each can have errors of its own."""
+    """Limits the number of messages before validation, because each message can have errors."""
     if isinstance(value, list) and len(value) > MOST_MESSAGES:
         raise wrong(f"must have at most {MOST_MESSAGES:,} messages, but it has {len(value):,}")
     return value
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Equality in JSON, where 0 is not false."""
+    """JSON equality, in which 0 is not false."""
     return type(value) is type(other) and value == other
 
 
@@ -88,7 +89,7 @@ def _biases(value: Any) -> Any:
 
 
 def _content(value: Any) -> Any:
-    """A message's text, given as one or in parts."""
+    """A message's text, from a string or from a list of text parts."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
@@ -106,16 +107,16 @@ Stops = Annotated[tuple[str, ...], BeforeValidator(_stops)]
 
 
 class Body(BaseModel):
-    """A JSON object whose null fields count as left out."""
+    """A JSON object; null fields count as left out."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Fields that are not supported, with the values that ask for nothing."""
+    """{unsupported field: values that have no effect and are accepted}."""
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_asks_for_nothing(cls, value: Any) -> Any:
+    def _drop_fields_without_effect(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         return {
@@ -126,7 +127,7 @@ class Body(BaseModel):
 
 
 class StreamOptions(Body):
-    """What a stream also says."""
+    """The field `stream_options`."""
 
     neutral = {"include_obfuscation": (False,)}
 
@@ -134,7 +135,7 @@ class StreamOptions(Body):
 
 
 class Sampling(Body):
-    """What requests for generated text have in common."""
+    """Fields of all requests for generated text."""
 
     model: str
     n: Annotated[int, Field(ge=1, le=128)] = 1
@@ -143,7 +144,7 @@ class Sampling(Body):
 
 
 class Generation(Sampling):
-    """What requests of completions and chat have in common."""
+    """Fields of completion and chat requests."""
 
     stop: Stops = ()
     stream: bool = False
@@ -158,7 +159,7 @@ class Generation(Sampling):
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with its usage."""
+        """Whether a stream ends with its token usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     @model_validator(mode="after")
@@ -180,22 +181,22 @@ class CompletionBody(Generation):
 
     @property
     def sampled(self) -> int:
-        """Completions to make of every prompt."""
+        """Number of completions to generate per prompt."""
         return self.n if self.best_of is None else self.best_of
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "CompletionBody":
         if self.sampled < self.n:
-            raise wrong(f"has best_of {self.sampled} below n {self.n}: so many cannot be chosen of it", "best_of")
+            raise wrong(f"has best_of {self.sampled} below n {self.n}: best_of must be at least n", "best_of")
         if self.sampled > self.n and self.stream:
-            raise wrong("has best_of above n with stream: the best is known only when all have ended", "best_of")
+            raise wrong("has best_of above n with stream: the best is known only after all have ended", "best_of")
         if self.suffix is not None and self.echo:
-            raise wrong("has suffix with echo: the completion alone can be given with a suffix", "echo")
+            raise wrong("has suffix with echo: with a suffix only the completion can be returned", "echo")
         return self
 
 
 class MessageBody(Body):
-    """One turn of a conversation."""
+    """One message of a conversation."""
 
     neutral = {"tool_calls": ([],), "annotations": ([],)}
 
@@ -264,7 +265,7 @@ UNSUPPORTED = frozenset().union(
     {"audio", "moderation", "prediction", "prompt_cache_options", "prompt_cache_retention", "web_search_options"},
     {"name", "refusal", "tool_call_id"},
 )
-"""Fields of OpenAI's API, in bodies and in messages, that are known and not supported."""
+"""Fields of OpenAI's API, in bodies and in messages, that are not supported."""
 
 WORDS = {
     "Input should be ": "must be ",
@@ -277,18 +278,18 @@ WORDS = {
     "a valid dictionary": "an object",
     "a valid list": "a list",
 }
-"""How a message of pydantic is worded here."""
+"""Replacements in pydantic's messages."""
 
 
 def parse(content: bytes, kind: type[Kind]) -> Kind:
-    """The body of a request. Raises ApiError, which names the field that is wrong."""
+    """The parsed body of a request. Raises ApiError that names the wrong field."""
     try:
-        value = from_json(content, allow_inf_nan=False, cache_strings="keys")  # texts of users are not kept
+        value = from_json(content, allow_inf_nan=False, cache_strings="keys")  # users' texts are not cached
     except ValueError as error:
-        raise ApiError(f"the body is no JSON that can be read: {error}", code="invalid_json") from None
+        raise ApiError(f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError("the body must be a JSON object", code="invalid_json")
-    if len(value) > MOST_FIELDS:  # every unknown one would be an error of its own
+    if len(value) > MOST_FIELDS:  # pydantic would create an error for each unknown field
         raise ApiError(f"the body has {len(value):,} fields; no request has so many", code="invalid_value")
     try:
         return kind.model_validate(value)
@@ -298,11 +299,11 @@ def parse(content: bytes, kind: type[Kind]) -> Kind:
 
 
 def _unknown(error: ErrorDetails, kind: type[Body]) -> ApiError | None:
-    """Of a field that is unknown or not supported: it is told first, since others may be wrong because of it."""
+    """The error of an unknown or unsupported field. It has priority, because it may cause other errors."""
     if error["type"] != "extra_forbidden":
         return None
     place, name = _place(error["loc"]), error["loc"][-1]
-    reason = f"{place} is no field of this request: leave it out"
+    reason = f"{place} is not a field of this request: leave it out"
     if name in UNSUPPORTED:
         neutral = " or ".join(map(_shown, kind.neutral.get(str(name), ())))
         reason = f"{place} is not supported: leave it out" + (f", or give {neutral}" if neutral else "")
@@ -310,7 +311,7 @@ def _unknown(error: ErrorDetails, kind: type[Body]) -> ApiError | None:
 
 
 def _wrong(error: ErrorDetails) -> ApiError:
-    """Of a field that is missing or has a wrong value, or of fields that do not go together."""
+    """The error of a missing field, of a wrong value, or of fields that contradict each other."""
     place = _place(error["loc"])
     if error["type"] == "missing":
         return ApiError(f"{place} is missing", param=place, code="missing_required_parameter")
@@ -323,7 +324,7 @@ def _wrong(error: ErrorDetails) -> ApiError:
 
 
 def _place(location: tuple[int | str, ...]) -> str:
-    """messages[0].content"""
+    """The location as text, such as messages[0].content."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
 
 

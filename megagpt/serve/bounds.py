@@ -1,23 +1,23 @@
-"""How much one request, and all of them together, may ask of the HTTP side."""
+"""Limits of the HTTP side, for one request and for all together."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds of requests. `interface.Limits` has those of the models."""
+    """Limits of requests; for limits of the models see `interface.Limits`."""
 
     body_bytes: int = 4 << 20
-    """Bytes of a request's body."""
+    """Largest size of a request's body, in bytes."""
     body_seconds: float = 30.0
-    """Time in which a body must have arrived."""
+    """Longest time for a body to arrive, in seconds."""
     requests: int = 512
-    """Requests that are answered at a time; more get 429."""
+    """Largest number of concurrent requests; further ones get status 429."""
     completions: int = 128
-    """Completions of a request: its prompts times `n`, or times `best_of`."""
+    """Largest number of completions per request: its prompts times `n`, or times `best_of`."""
     new_tokens: int = 1 << 16
-    """Tokens that all completions of a request may generate together."""
+    """Largest number of tokens that all completions of a request may generate together."""
     stalled_seconds: float = 60.0
-    """Time after which a client that reads nothing of its stream is given up."""
+    """A client that reads nothing of its stream for this many seconds counts as disconnected."""
     ping_seconds: float = 15.0
-    """Silence in a stream after which a comment is sent, so that no proxy takes it for dead."""
+    """A stream sends a comment after this many seconds without a token, so that proxies keep the connection open."""

@@ -1,4 +1,4 @@
-"""How the first rank tells the others what to do."""
+"""Broadcasts commands from the first rank to the others."""
 
 import datetime
 import json
@@ -8,16 +8,16 @@ import torch
 import torch.distributed as dist
 
 FRAME = 4096
-"""Bytes of a message that go at once; what is longer takes a second one."""
+"""Bytes of the first broadcast of a message; a longer message needs a second broadcast."""
 HEADER = 8
-"""Bytes of a message's length."""
+"""Bytes of the field that holds a message's length."""
 
 
 class Channel:
-    """Broadcasts JSON values from rank 0 over gloo, so that nothing depends on a device; alone it passes them on."""
+    """Broadcasts JSON values from rank 0 through CPU memory, with gloo; with one rank it returns them unchanged."""
 
     def __init__(self, timeout: datetime.timedelta) -> None:
-        """timeout: how long a rank waits for another. Collective."""
+        """timeout: longest time that a rank waits for the others. Collective."""
         self.ranks = dist.get_world_size()
         self._first = dist.get_rank() == 0
         self._group = dist.new_group(backend="gloo", timeout=timeout) if self.ranks > 1 else None

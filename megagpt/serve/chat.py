@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions, and POST /v1/edits, which asks the same models to write a text anew."""
+"""POST /v1/chat/completions, and POST /v1/edits, which rewrites a text with the same models."""
 
 import time
 from typing import Any
@@ -21,7 +21,7 @@ class ChatWriter:
     """Writes an assistant's message, whole or in deltas."""
 
     def __init__(self, index: int, tokenizer: Tokenizer, logprobs: bool = False) -> None:
-        """logprobs: whether tokens come with their log-probabilities."""
+        """logprobs: whether to return the log-probabilities of tokens."""
         self._index, self._tokenizer = index, tokenizer
         self._spelling = Spelling(tokenizer) if logprobs else None
         self.text: list[str] = []
@@ -30,12 +30,12 @@ class ChatWriter:
         self._begun = False
 
     def pieces(self, item: Item) -> list[Json]:
-        """Deltas: the role with the first token, text as it comes, nothing but the reason at the end."""
-        assert isinstance(item, NewToken)  # nothing is asked about prompts
+        """Deltas: the role before the first text, then text, then an empty delta with the finish reason."""
+        assert isinstance(item, NewToken)  # chat requests ask for no prompt tokens
         found = [] if self._begun else [self._delta({"role": "assistant", "content": "", "refusal": None})]
         self._begun = True
         logprobs = []
-        if self._spelling is not None and item.finish_reason != "end_of_text":  # which is no part of the message
+        if self._spelling is not None and item.finish_reason != "end_of_text":  # end-of-text is not in the message
             logprobs = [chat_logprob(self._spelling, item)]
         text = item.text if any(self.text) else self._tokenizer.without_start(item.text)
         if text or logprobs:
@@ -61,7 +61,7 @@ class ChatWriter:
 
 
 async def create_chat(service: Service, request: Request) -> Response:
-    """Answer a conversation. Raises ApiError, ClientGone, and what the model raises."""
+    """Respond to a conversation. Raises ApiError, ClientGone, and the model's errors."""
     body = parse(await service.read(request), ChatBody)
     model = service.able(body.model, "chat")
     check_count(service, 1, body.n)
@@ -77,7 +77,7 @@ async def create_chat(service: Service, request: Request) -> Response:
 
 
 async def create_edit(service: Service, request: Request) -> Response:
-    """Write a text anew as an instruction says. Raises ApiError, ClientGone, and what the model raises."""
+    """Rewrite a text as an instruction says. Raises ApiError, ClientGone, and the model's errors."""
     body = parse(await service.read(request), EditBody)
     model = service.able(body.model, "edits")
     check_count(service, 1, body.n)
@@ -99,7 +99,7 @@ def _job(
     writers: list[ChatWriter],
     top_logprobs: int = 0,
 ) -> Job:
-    """One completion for each of the writers."""
+    """A job with one completion for each writer."""
     chosen = settings(body, model, room, seed_of(body))
     requests = [GenerateRequest(prompt, chosen, choice, top_logprobs) for choice in range(len(writers))]
     return Job(service, model, requests, writers, len(prompt))

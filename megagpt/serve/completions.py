@@ -19,7 +19,7 @@ class CompletionWriter:
     """Writes a completion as {"text", "index", "logprobs", "finish_reason"}."""
 
     def __init__(self, index: int, echoed: str, logprobs: CompletionLogprobs | None, prompt_only: bool) -> None:
-        """echoed: text of the prompt that is said before the completion's. prompt_only: no token is to follow."""
+        """echoed: text of the prompt to return before the completion, or "". prompt_only: no token is generated."""
         self.index, self._echoed, self._logprobs, self._prompt_only = index, echoed, logprobs, prompt_only
         self._text: list[str] = []
         self._lists = CompletionLogprobs.empty()
@@ -28,11 +28,11 @@ class CompletionWriter:
 
     @property
     def mean_logprob(self) -> float:
-        """By which the best of several is chosen."""
+        """Mean log-probability per generated token, by which `best_of` ranks completions."""
         return self._sum / max(1, self._count)
 
     def pieces(self, item: Item) -> list[Json]:
-        """A piece for an item that adds something."""
+        """One piece for the item, or none if the item adds nothing."""
         text, self._echoed = self._echoed, ""
         tokens: Sequence[Spelled]
         if isinstance(item, NewToken):
@@ -52,7 +52,7 @@ class CompletionWriter:
         return [self._choice(text, lists)]
 
     def whole(self) -> Json:
-        """The choice with everything that was said."""
+        """The complete choice."""
         return self._choice("".join(self._text), None if self._logprobs is None else self._lists)
 
     def _choice(self, text: str, logprobs: Json | None) -> Json:
@@ -60,12 +60,12 @@ class CompletionWriter:
 
 
 async def create(service: Service, request: Request) -> Response:
-    """Answer a request. Raises ApiError, ClientGone, and what the model raises."""
+    """Complete prompts. Raises ApiError, ClientGone, and the model's errors."""
     body = parse(await service.read(request), CompletionBody)
     model = service.able(body.model, "completions")
     if body.suffix is not None:
         service.able(body.model, "suffix", "suffix")
-    check_count(service, len(body.prompt), body.sampled)  # before the work of encoding them
+    check_count(service, len(body.prompt), body.sampled)  # before the prompts are encoded, which takes time
     prompts = await completion_prompts(model, body.prompt, body.suffix)
     asked = body.max_tokens if "max_tokens" in body.model_fields_set else None
     room = room_for_new(service, model, prompts, body.sampled, asked, "max_tokens")
@@ -79,7 +79,7 @@ async def create(service: Service, request: Request) -> Response:
 def _job(
     service: Service, model: ServedModel, body: CompletionBody, prompts: list[list[int]], room: list[int]
 ) -> tuple[Job, list[CompletionWriter]]:
-    """The completions of every prompt, one prompt's after another's."""
+    """A job with the completions of every prompt, in the order of the prompts, and the completions' writers."""
     spelling, seed, prompt_only = Spelling(model.tokenizer), seed_of(body), body.max_tokens == 0
     scored = prompt_only or (body.echo and body.logprobs is not None)
     requests, writers, repeats = [], [], Counter[tuple[int, ...]]()
@@ -87,7 +87,7 @@ def _job(
         chosen = settings(body, model, max(1, most), seed)
         echoed = model.tokenizer.decode(prompt) if body.echo else ""
         for _ in range(body.sampled):
-            choice = repeats[tuple(prompt)]  # a prompt that is given twice gets other random numbers, as with n
+            choice = repeats[tuple(prompt)]  # a repeated prompt gets new random numbers, as with n
             repeats[tuple(prompt)] += 1
             top = body.logprobs or 0
             requests.append(GenerateRequest(prompt, chosen, choice, top, top if scored else None))
@@ -98,7 +98,7 @@ def _job(
 
 
 def _best(writers: Sequence[CompletionWriter], body: CompletionBody) -> list[Json]:
-    """The `n` likeliest of every prompt's `best_of`, by their mean log-probability a token."""
+    """For every prompt, the `n` of its `best_of` completions with the highest mean log-probability per token."""
     choices = []
     for first in range(0, len(writers), body.sampled):
         several = list(writers[first : first + body.sampled])

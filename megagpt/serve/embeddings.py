@@ -17,12 +17,13 @@ from megagpt.serve.service import Service
 
 
 async def create(service: Service, request: Request) -> Response:
-    """Answer a request. Raises ApiError, ClientGone, and what the model raises."""
+    """Compute the vectors of texts. Raises ApiError, ClientGone, and the model's errors."""
     body = parse(await service.read(request), EmbeddingBody)
     model = service.able(body.model, "embeddings")
     if body.dimensions is not None and body.dimensions > model.dimensions:
         raise ApiError(
-            f"dimensions is {body.dimensions:,}, but vectors of {model.name} have {model.dimensions:,} numbers",
+            f"dimensions is {body.dimensions:,}, but vectors of {model.name} have {model.dimensions:,} numbers: ask for"
+            " fewer",
             param="dimensions",
             code="invalid_value",
         )
@@ -32,12 +33,12 @@ async def create(service: Service, request: Request) -> Response:
 
 
 async def _count(model: ServedModel, inputs: Sequence[str] | Sequence[Sequence[int]]) -> int:
-    """Tokens of the texts. Raises ApiError for one that is empty or does not fit, or has unknown ids."""
+    """Number of tokens in all texts. Raises ApiError for a text that is empty, too long, or has unknown ids."""
     texts = [one for one in inputs if isinstance(one, str)]
     if not texts:
         ids = [one for one in inputs if not isinstance(one, str)]
         check_ids(model, ids, "input")
-        around = model.count_tokens([""])  # what the model reads besides a text
+        around = model.count_tokens([""])  # delimiters and end-of-text, which the model reads around a text
         counts = [len(one) + around for one in ids]
     else:
         if not all(texts):
@@ -57,10 +58,10 @@ def _response(name: str, vectors: np.ndarray, form: str, tokens: int) -> Respons
 
 
 def _base64(vector: np.ndarray) -> str:
-    """Little-endian float32."""
+    """The vector as base64 of little-endian float32."""
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
 def _floats(vector: np.ndarray) -> list[float]:
-    """The numbers in the fewest digits that give the float32 back."""
+    """The numbers with the fewest digits that determine each float32."""
     return [float(str(number)) for number in vector]

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+"""Errors in OpenAI's format: {"error": {"message", "type", "param", "code"}}."""
 
 import logging
 import math
@@ -14,11 +14,11 @@ from megagpt.serve.interface import Busy
 log = logging.getLogger(__name__)
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-"""Types of statuses that have one of their own; other 4xx are invalid_request_error, and 5xx are server_error."""
+"""Error type by status; for other statuses it is invalid_request_error (4xx) or server_error (5xx)."""
 
 
 class ApiError(Exception):
-    """A refusal or a failure, as a client shall see it."""
+    """An error that is sent to the client."""
 
     def __init__(
         self,
@@ -29,30 +29,30 @@ class ApiError(Exception):
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        """`param` names the field of the request that was wrong; `code` is for programs."""
+        """param: the wrong field of the request. code: the kind of error, for programs."""
         super().__init__(message)
         self.message, self.status, self.param, self.code, self.headers = message, status, param, code, headers
 
     @property
     def body(self) -> dict[str, Any]:
-        """What is sent, in a response or in the middle of a stream."""
+        """The JSON that is sent, as a response or as an event of a stream."""
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """The whole response."""
+        """The error as an HTTP response."""
         return JSONResponse(self.body, self.status, self.headers)
 
 
 class ClientGone(Exception):
-    """The client closed its connection: nobody is left to answer."""
+    """The client has closed its connection."""
 
 
 def busy(retry_after: float) -> ApiError:
-    """The refusal of a request that a later try may have accepted; `retry_after` in seconds."""
+    """The error for a request that the server cannot take now. retry_after: seconds until the client should retry."""
     seconds = max(1, math.ceil(retry_after))
     return ApiError(
-        f"the server has as many requests as it takes: try again in {seconds} s",
+        f"the server has reached its limit of requests: try again in {seconds} s",
         status=429,
         code="server_busy",
         headers={"Retry-After": str(seconds)},
@@ -60,20 +60,20 @@ def busy(retry_after: float) -> ApiError:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What a client is told of any error. Failures of the server are logged, and clients are not told their causes."""
+    """The ApiError for any error. Internal errors are logged, and their causes are not sent to clients."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Busy):
         return busy(error.retry_after)
     if isinstance(error, DataError | ConfigError):
         return ApiError(str(error))
-    # An error of ours says all in its message, and one that ends many requests has a part of its traceback from each.
+    # MegaGPTErrors need no traceback. One that ends many requests would log a traceback for each.
     log.error("a request failed: %s", error, exc_info=None if isinstance(error, MegaGPTError) else error)
-    return ApiError("the server failed to answer this request: its log says why", status=500, code="internal_error")
+    return ApiError("the server failed to answer this request: see its log", status=500, code="internal_error")
 
 
 async def routing_error(request: Request, error: Exception) -> Response:
-    """Starlette's handler of unknown paths and wrong methods."""
+    """Exception handler for Starlette: answers unknown paths and wrong methods."""
     assert isinstance(error, HTTPException)
     asked = f"{request.method} {request.url.path}"
     headers = dict(error.headers or {})

@@ -1,4 +1,4 @@
-"""What every request passes before an endpoint sees it, and what every response carries."""
+"""Middleware for every request: checks before the endpoint, security headers, and metrics."""
 
 import hmac
 import secrets
@@ -24,31 +24,31 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-"""Of every response."""
+"""Headers of every response."""
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
-"""Names by which a browser on this machine means this machine."""
+"""Names of this machine in the Host header of local requests."""
 
 PATHS = frozenset(
     {"/v1/completions", "/v1/chat/completions", "/v1/edits", "/v1/embeddings", "/v1/models", "/health", "/metrics", "/"}
 )
-"""Paths that metrics tell apart; a client can make up any number of others."""
+"""Paths with their own label in metrics; all others share one, since clients can send any path."""
 
 
 class Guard:
-    """Refuses requests without the key, for other hosts, from other sites, and those that are too many at a time."""
+    """Refuses requests that lack the key, name another host, come from another site, or exceed the limit."""
 
     def __init__(self, app: ASGIApp, service: Service, key: str | None, hosts: Collection[str] | None) -> None:
-        """key: what clients must send; None for none. hosts: names that requests may be meant for; None for any."""
+        """key: API key that clients must send; None for none. hosts: allowed names in the Host header; None for any."""
         self._app, self._service, self._hosts = app, service, hosts
         self._key = None if key is None else key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Pass a request to the application, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status, metrics = time.perf_counter(), 499, self._service.metrics  # 499: the client left first
+        began, status, metrics = time.perf_counter(), 499, self._service.metrics  # 499: the client disconnected
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -71,7 +71,7 @@ class Guard:
             metrics.seconds.labels(path).observe(time.perf_counter() - began)
 
     def _problem(self, scope: Scope) -> ApiError | None:
-        """Why a request is refused."""
+        """The error for a request that must be refused, else None."""
         headers = Headers(scope=scope)
         if self._hosts is not None and _name_of(headers.get("host", "")) not in self._hosts:
             return ApiError(
@@ -91,7 +91,7 @@ class Guard:
         return None
 
     def _has_key(self, path: str, headers: Headers) -> bool:
-        """Whether a request may have what is at `path`: the page and /health are for everyone."""
+        """Whether a request may read `path`; the page and /health need no key."""
         if self._key is None or not (path.startswith("/v1/") or path == "/metrics"):
             return True
         scheme, _, given = headers.get("authorization", "").partition(" ")

@@ -1,4 +1,4 @@
-"""Loads the checkpoints of a server."""
+"""Loads a server's checkpoints."""
 
 import datetime
 import logging
@@ -39,22 +39,22 @@ class Host:
 
 @contextmanager
 def open_models(checkpoints: Mapping[str, Path], parallel: ParallelConfig, limits: Limits) -> Iterator[Host]:
-    """Load checkpoints, by the names that they have in the API, each in the layout `parallel`.
+    """Load checkpoints ({model name in the API: folder}) in the layout `parallel`.
 
     All ranks call it, in `ranks.one_voice`:
 
         with open_models({"ppo": Path("runs/ppo")}, ParallelConfig(), Limits()) as host:
             host.loop.run(connection if env.rank() == 0 else None)
 
-    Raises ConfigError for more or fewer ranks than the layout needs and for a reward model or a critic, CheckpointError
-    where a checkpoint is not valid.
+    Raises ConfigError when the number of ranks does not match the layout and for a reward model or critic;
+    CheckpointError for an invalid checkpoint.
     """
     ranks = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
     if env.world_size() != ranks:
         raise ConfigError(
             f"a server has one replica of its models, so a tensor_parallel_size of {parallel.tensor_parallel_size} and "
             f"a pipeline_parallel_size of {parallel.pipeline_parallel_size} take {ranks} ranks, not "
-            f"{env.world_size()}: for more replicas start more servers, on other ports, behind a balancer"
+            f"{env.world_size()}: for more replicas start more servers on other ports behind a load balancer"
         )
     launch.initialize(parallel, seed=0)
     with ExitStack() as stack:
@@ -74,14 +74,14 @@ def open_models(checkpoints: Mapping[str, Path], parallel: ParallelConfig, limit
 
 
 def _load(folder: Path, parallel: ParallelConfig, limits: Limits) -> TextRunner | VectorRunner:
-    """The model of a checkpoint on this rank. Raises ConfigError for one that neither writes nor makes vectors."""
+    """The model of a checkpoint on this rank. Raises ConfigError unless it generates text or computes vectors."""
     head = checkpoint.config_of(folder).model.head
     if head == "embedding":
         return VectorRunner(load_embedder(folder, parallel, load_another))
     if head != "tokens":
         raise ConfigError(
-            f"{folder} is of a reward model or a critic (model.head={head}), which a server has no use for: serve a"
-            " language model or an embedding model"
+            f"{folder} is of a reward model or a critic (model.head={head}), which cannot be served: serve a language"
+            " model or an embedding model"
         )
     config, engine, tokenizer = load_another(folder, parallel)
     return TextRunner(Generator(engine.modules, config, tokenizer), config, limits)

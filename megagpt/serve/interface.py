@@ -1,4 +1,4 @@
-"""What the HTTP side of the server needs of a model: the one file that both sides know."""
+"""The interface between the server's HTTP side and its models."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from megagpt.data.tokenizer import Tokenizer
 from megagpt.model.generation_config import FinishReason, GenerationConfig
 
 Ability = Literal["completions", "suffix", "chat", "edits", "embeddings"]
-"""What a checkpoint can be asked for."""
+"""A kind of request that a checkpoint can serve."""
 
 TopLogprobs = tuple[tuple[int, float], ...]
-"""The likeliest tokens at a place, likeliest first: (token id, natural log-probability of the model itself)."""
+"""The most likely tokens at a position, in descending order: (token id, natural log-probability under the model)."""
 
 
 @dataclass(frozen=True)
 class PromptToken:
-    """What the model says of one token of the prompt."""
+    """One token of the prompt, with the model's log-probabilities."""
 
     token: int
     logprob: float | None
@@ -33,64 +33,64 @@ class NewToken:
 
     token: int
     text: str
-    """The text that this token settles: whole characters, never a part of a stop string; often empty, or longer than
-    the token."""
+    """The text that becomes final with this token: whole characters, never a part of a stop string. It may be empty, or
+    longer than the token's own text."""
     logprob: float
-    """Natural log-probability of the model itself: before penalties, bias, temperature, top-k and top-p."""
+    """Natural log-probability under the model, before penalties, bias, temperature, top-k and top-p."""
     top_logprobs: TopLogprobs
-    """As many as the request asked for."""
+    """As many alternatives as the request asks for."""
     finish_reason: FinishReason | None
     """Set on the last token of a completion."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the models of a server take on at a time."""
+    """Limits of each model of a server."""
 
     max_rows: int = 32
-    """Completions that each model writes at a time."""
+    """Completions that a model generates at the same time."""
     max_waiting: int = 256
-    """Completions, or texts to embed, that may wait for each model; with more, it is Busy."""
+    """Completions, or texts to embed, that may wait for a model; further requests raise Busy."""
     chunk_tokens: int = 512
-    """Tokens of prompts that go through a model between two tokens of those who read along, at most."""
+    """Largest number of prompt tokens that a model processes between two generated tokens of running completions."""
     prefix_memory: float = 0.25
-    """GiB for each model to keep the keys and values of ended completions in, for prompts that begin alike; 0 keeps
+    """GiB per model for the keys and values of finished completions, reused by prompts with the same beginning; 0 keeps
     none."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a model is doing, and what it has done since it was loaded."""
+    """A model's current work, and its token counts since it was loaded."""
 
     running: int
-    """Completions that are being written, or texts that are being embedded."""
+    """Number of completions that are being generated, or texts that are being embedded."""
     waiting: int
-    """Those that wait for a place."""
+    """Number of completions or texts that wait."""
     prompt_tokens: int
     """Tokens of all prompts, or of all texts."""
     reused_tokens: int
-    """Of these, the tokens whose keys and values were there already."""
+    """Those of `prompt_tokens` whose keys and values were reused."""
     new_tokens: int
     """Generated tokens."""
 
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One completion to make."""
+    """A request for one completion."""
 
     prompt: Sequence[int]
-    """Token ids, at least one, fewer than the context window."""
+    """Token ids; at least one, and fewer than the context window."""
     settings: GenerationConfig
     choice: int = 0
-    """Number of this completion among those of one prompt in one request: each has random numbers of its own."""
+    """Number of this completion among the completions of one prompt in one request; selects its random stream."""
     top_logprobs: int = 0
-    """Alternatives that every NewToken shall have."""
+    """Number of alternatives for every NewToken."""
     prompt_logprobs: int | None = None
-    """Alternatives for every token of the prompt; None: nothing is asked about the prompt."""
+    """Number of alternatives for every token of the prompt; None asks for no prompt tokens."""
 
 
 class Busy(Exception):
-    """The queue of a model is full: answer 429 with Retry-After."""
+    """The queue of a model is full; the HTTP side answers 429 with Retry-After."""
 
     def __init__(self, retry_after: float) -> None:
         super().__init__(f"the queue is full; try again in {retry_after:.0f} s")
@@ -99,47 +99,47 @@ class Busy(Exception):
 
 
 class ServedModel(Protocol):
-    """A checkpoint that answers requests. All methods are called from the event loop and never block it."""
+    """A checkpoint that serves requests. All methods are called from the event loop and never block it."""
 
     name: str
-    """The id of the model in the API."""
+    """The model's id in the API."""
     created: int
-    """Unix seconds at which the checkpoint was written."""
+    """Unix time in seconds at which the checkpoint was written."""
     tokenizer: Tokenizer
     window: int
     """Tokens of the model's context."""
     abilities: frozenset[Ability]
     dimensions: int
-    """Numbers of a vector; 0 for a model that makes none."""
+    """Numbers per vector; 0 for a model that computes no vectors."""
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[NewToken | list[PromptToken]]:
-        """The tokens of a completion as they come; first the list of the prompt's, where these were asked for.
+        """The tokens of a completion as they are generated; first a list of the prompt's tokens, if requested.
 
-        Closing the iterator (`aclose`), also in the middle, frees the completion's row at the next step. Raises Busy
-        at once when the queue is full, DataError for a prompt that does not fit, and MegaGPTError when the model fails.
+        Closing the iterator (`aclose`) at any time frees the completion's row at the next step. Raises Busy at once
+        when the queue is full, DataError for a prompt that does not fit, and MegaGPTError when the model fails.
         """
         ...
 
     def infill_prompt(self, prefix: str, suffix: str) -> list[int]:
-        """Token ids after which the model writes what belongs between the two."""
+        """Token ids of a prompt after which the model generates the text between prefix and suffix."""
         ...
 
     async def embed(
         self, inputs: Sequence[str] | Sequence[Sequence[int]], dimensions: int | None, side: Side = "document"
     ) -> np.ndarray:
-        """Vectors of length 1, float32 [n, dimensions or `dimensions`]. Raises Busy as `generate` does.
+        """Vectors of length 1, float32 [n, dimensions]; `dimensions` None means the model's.
 
-        side: what the texts are to a model that was trained on queries and documents with delimiters of their own.
-        Raises DataError for an empty text, ConfigError for dimensions that the vectors do not have.
+        side: whether the texts are queries or documents, for models with different delimiters for the two. Raises Busy
+        when the queue is full, DataError for an empty text, ConfigError for more dimensions than the vectors have.
         """
         ...
 
     def count_tokens(self, inputs: Sequence[str]) -> int:
-        """Tokens of texts that `embed` reads, as usage counts them."""
+        """Number of tokens that `embed` reads for the texts, as `usage` reports it."""
         ...
 
     def load(self) -> Load:
-        """What it is doing now."""
+        """The model's current load."""
         ...
 
 

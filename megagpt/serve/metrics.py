@@ -13,13 +13,13 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 
 class _Loads(Collector):
-    """What the models say of themselves when they are asked."""
+    """Collects the models' loads at the time of a scrape."""
 
     def __init__(self, models: Iterable[ServedModel]) -> None:
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        """One family for every figure of Load."""
+        """One metric family for every field of Load."""
         labels = ["model"]
         running = GaugeMetricFamily("megagpt_running", "Completions or texts in work.", labels=labels)
         waiting = GaugeMetricFamily("megagpt_waiting", "Completions or texts that wait.", labels=labels)
@@ -37,7 +37,7 @@ class _Loads(Collector):
 
 
 class Metrics:
-    """The metrics of one server, apart from those of any other in the process."""
+    """The metrics of one server, in their own registry."""
 
     def __init__(self, models: Iterable[ServedModel]) -> None:
         self._registry = CollectorRegistry()
@@ -45,7 +45,7 @@ class Metrics:
         self.requests = Counter("megagpt_requests", "Answered requests.", ["path", "status"], registry=self._registry)
         self.seconds = Histogram(
             "megagpt_request_seconds",
-            "Time from a request's head to its answer's end.",
+            "Time from a request's headers to the end of its response.",
             ["path"],
             buckets=SECONDS,
             registry=self._registry,
@@ -59,5 +59,5 @@ class Metrics:
         )
 
     def text(self) -> bytes:
-        """In Prometheus's text format."""
+        """The metrics in Prometheus's text format."""
         return generate_latest(self._registry)

@@ -13,18 +13,18 @@ from megagpt.serve.model_loop import Progress
 
 
 class Answer:
-    """The results of one request, as they come to the event loop that asked."""
+    """The queue of results of one request, for the event loop that sent it."""
 
     def __init__(self) -> None:
         self.event_loop = asyncio.get_running_loop()
         self._results: asyncio.Queue[Any] = asyncio.Queue()
 
     def put(self, result: Any) -> None:
-        """Hand over a result, or an exception; called in the event loop."""
+        """Add a result or an exception; called in the event loop."""
         self._results.put_nowait(result)
 
     async def get(self) -> Any:
-        """The next result. Raises what the model raised."""
+        """The next result. Raises the exception if it is one."""
         result = await self._results.get()
         if isinstance(result, Exception):
             raise result
@@ -39,7 +39,7 @@ class ModelClient:
         self._progress: dict[int, Progress] = {}
         self._outbox: queue.SimpleQueue[tuple | None] = queue.SimpleQueue()
         self._answers: dict[int, Answer] = {}
-        self._lock = threading.Lock()  # of the answers and the error: nobody may wait after a failure
+        self._lock = threading.Lock()  # for _answers and _error, so that no request waits after a failure
         self._number = 0
         self._error: MegaGPTError | None = None
         self._closing = False
@@ -50,7 +50,10 @@ class ModelClient:
         self._reader.start()
 
     def ask(self, model: int, verb: str, details: dict[str, Any]) -> tuple[int, Answer]:
-        """Send model number `model` a request; returns its number and where its results arrive."""
+        """Send a request to model number `model`; returns the request's number and the queue of its results.
+
+        Raises the MegaGPTError that ended the models.
+        """
         answer = Answer()
         with self._lock:
             if self._error is not None:
@@ -62,14 +65,14 @@ class ModelClient:
         return number, answer
 
     def stop(self, model: int, number: int) -> None:
-        """Nobody waits for the results of a request any more."""
+        """Cancel a request."""
         with self._lock:
             known = self._answers.pop(number, None)
         if known is not None:
             self._outbox.put((model, "stop", number, {}))
 
     def done(self, number: int) -> None:
-        """A request has given its last result."""
+        """Forget a request whose last result has been read."""
         with self._lock:
             self._answers.pop(number, None)
 
@@ -117,10 +120,10 @@ class ModelClient:
 
 
 def _deliver(results: list[tuple[Answer, Any]]) -> None:
-    """Give results to their event loops. Each loop is woken once, because waking it is expensive."""
+    """Pass results to their event loops, in one call per loop, since each call wakes the loop."""
     for event_loop in {answer.event_loop for answer, _ in results}:
         own = [(answer, result) for answer, result in results if answer.event_loop is event_loop]
-        with suppress(RuntimeError):  # the loop was closed, with all that waited in it
+        with suppress(RuntimeError):  # the event loop is closed, so nobody waits
             event_loop.call_soon_threadsafe(_put_all, own)
 
 

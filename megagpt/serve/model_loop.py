@@ -1,4 +1,4 @@
-"""The loop that runs the models of a server, on every rank. On rank 0 it takes requests from a connection."""
+"""The loop that runs a server's models on every rank. Rank 0 gets the requests from a connection."""
 
 import datetime
 import logging
@@ -15,7 +15,7 @@ from megagpt.serve.channel import Channel
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 10.0
-"""Longest time between two messages to the other ranks. So they do not time out, and every rank sees a dead one."""
+"""Longest time between two messages to the other ranks. It keeps them from timing out, and reveals dead ranks."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class Progress:
 
 
 class Runner(Protocol):
-    """A model on this rank. Every rank gets the same calls, and the collectives within match."""
+    """A model on this rank. Every rank gets the same calls in the same order, so that collectives match."""
 
     busy: bool
     """Whether there is work."""
     progress: Progress
 
     def obey(self, verb: str, number: int, details: dict[str, Any]) -> None:
-        """Begin request `number` or stop it; `details` are JSON values."""
+        """Start request `number`, or stop it if `verb` is "stop"; `details` are JSON values."""
         ...
 
     def work(self) -> Iterable[tuple[int, Any]]:
-        """Do some work; returns results with the numbers of their requests."""
+        """Do one step of work; returns (request number, result) pairs."""
         ...
 
 
@@ -52,12 +52,12 @@ class ModelLoop:
     """
 
     def __init__(self, runners: Sequence[Runner], timeout: datetime.timedelta) -> None:
-        """timeout: how long ranks wait for each other. Collective."""
+        """timeout: longest time that ranks wait for each other. Collective."""
         self.runners, self.channel = runners, Channel(timeout)
         self._connection: Connection | None = None
 
     def run(self, connection: Connection | None) -> None:
-        """Work until the client ends the loop or is gone. The connection is closed afterwards; other ranks have none.
+        """Run until the client ends the loop or disappears, then close the connection, which only rank 0 has.
 
         Raises DistributedError when contact with a rank is lost, and what a model raises.
         """
@@ -86,7 +86,7 @@ class ModelLoop:
             raise
 
     def _commands(self) -> list[tuple] | None:
-        """The commands that have come in. Without work it waits for one. None when all is to end."""
+        """On rank 0 the new commands, waiting for one if no model is busy; None ends the loop. Empty on other ranks."""
         if self._connection is None:
             return []
         found: list[tuple] = []

@@ -1,7 +1,7 @@
-"""From what a client sends to token ids that fit the model.
+"""Turns a client's prompt into token ids that fit the model.
 
-The text of a client is always text: it never becomes special tokens, whatever it spells. The one exception is a prompt
-that is exactly "<|endoftext|>", OpenAI's default, which stands for the start of a document.
+A client's text never becomes special tokens, even if it contains their names. The one exception is a prompt that is
+exactly "<|endoftext|>", OpenAI's default, which means the start of a document.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from megagpt.serve.interface import ServedModel
 from megagpt.serve.service import Service
 
 COLDEST = 1e-5
-"""Temperatures below this one are greedy decoding: logits divided by them would not be finite."""
+"""Lower temperatures mean greedy decoding; logits divided by them might not be finite."""
 
 LEAST_TOP_P = 1e-9
-"""Stands for a top_p of 0, which leaves the likeliest token alone."""
+"""Replaces a top_p of 0, which keeps only the most likely token."""
 
 
 async def completion_prompts(model: ServedModel, given: Texts, suffix: str | None) -> list[list[int]]:
-    """Token ids of every prompt of a completion. Raises ApiError for one that does not fit, or has unknown ids."""
+    """Token ids of every prompt. Raises ApiError for a prompt that does not fit or has unknown ids."""
     if suffix is not None:
         return await _around(model, given, suffix)
     texts = [one for one in given if isinstance(one, str)]
@@ -56,18 +56,18 @@ async def _around(model: ServedModel, given: Texts, suffix: str) -> list[list[in
 
 
 async def conversation_prompt(model: ServedModel, messages: Sequence[Message], param: str) -> list[int]:
-    """Token ids after which the assistant speaks. Raises ApiError when they do not fit."""
+    """Token ids of a conversation up to the start of the assistant's message. Raises ApiError when they do not fit."""
     check_lengths(model, [message.content for message in messages], param)
     try:
         ids = await asyncio.to_thread(chat_prompt, model.tokenizer, messages)
-    except DataError as error:  # by the model's chat template
+    except DataError as error:  # from the model's chat template
         raise ApiError(str(error), param=param) from None
     check_fits(model, len(ids), param)
     return ids
 
 
 def conversation(messages: Sequence[MessageBody]) -> list[Message]:
-    """The turns in the roles that models know: developers are the system, and system messages in a row are one."""
+    """The messages in the roles that models know; developer becomes system, and adjacent system messages are joined."""
     turns: list[Message] = []
     for message in messages:
         role: Role = "system" if message.role == "developer" else message.role
@@ -79,32 +79,32 @@ def conversation(messages: Sequence[MessageBody]) -> list[Message]:
 
 
 def check_ids(model: ServedModel, ids: Sequence[Sequence[int]], param: str) -> None:
-    """Raises ApiError for an id that is no token of the model."""
+    """Raises ApiError for an id outside the model's vocabulary."""
     size = model.tokenizer.vocab_size
     for one in ids:
         if min(one) < 0 or max(one) >= size:
             strange = min(one) if min(one) < 0 else max(one)
             raise ApiError(
-                f"{strange} is no token id of the model {model.name}: its ids are 0 to {size - 1}", param=param
+                f"{strange} is not a token id of the model {model.name}: its ids are 0 to {size - 1}", param=param
             )
 
 
 def check_lengths(model: ServedModel, texts: Sequence[str], param: str) -> None:
-    """Raises ApiError for a text that cannot fit, however it is cut into tokens; that takes no time."""
+    """Raises ApiError for a text that is too long for any tokenization; a quick check before encoding."""
     most = model.window * int(model.tokenizer.token_bytes.max())
     for text in texts:
-        if len(text) > most:  # a character is a byte at least
+        if len(text) > most:  # a character has at least one byte
             raise too_long(model, f"a text of {len(text):,} characters", param)
 
 
 def check_fits(model: ServedModel, tokens: int, param: str) -> None:
-    """Raises ApiError for a prompt that leaves no room for a token."""
+    """Raises ApiError for a prompt that leaves no room for a new token."""
     if tokens >= model.window:
         raise too_long(model, f"a prompt of {tokens:,} tokens", param)
 
 
 def too_long(model: ServedModel, what: str, param: str) -> ApiError:
-    """The error of a request that is more than the model can read."""
+    """The error for a request that exceeds the model's context. what: for example "a prompt of 300 tokens"."""
     return ApiError(
         f"{what} leaves no room in the context of {model.name}, which has {model.window:,} tokens: shorten it",
         param=param,
@@ -113,7 +113,7 @@ def too_long(model: ServedModel, what: str, param: str) -> ApiError:
 
 
 def check_count(service: Service, prompts: int, each: int) -> None:
-    """Raises ApiError for more completions, `each` for each of the prompts, than a request may ask for."""
+    """Raises ApiError if `each` completions for each of the prompts exceed the limit."""
     if prompts * each > service.bounds.completions:
         raise ApiError(
             f"the request asks for {prompts * each:,} completions, {each} for each of {prompts:,} prompts, "
@@ -126,9 +126,9 @@ def check_count(service: Service, prompts: int, each: int) -> None:
 def room_for_new(
     service: Service, model: ServedModel, prompts: Sequence[Sequence[int]], each: int, asked: int | None, param: str
 ) -> list[int]:
-    """Tokens that every prompt's completions may have, `each` completions for a prompt.
+    """Largest number of new tokens for the completions of each prompt; `each` completions per prompt.
 
-    asked: what the client set, which must fit whole; None: as many as there is room for. Raises ApiError.
+    asked: the client's number, which must fit; None means as many as fit. Raises ApiError if `asked` does not fit.
     """
     share = service.bounds.new_tokens // (len(prompts) * each)
     if asked is None:
@@ -152,7 +152,7 @@ def room_for_new(
 
 
 def settings(body: Generation | EditBody, model: ServedModel, max_new_tokens: int, seed: int) -> GenerationConfig:
-    """How the generator shall choose tokens. Raises ApiError for a bias of an unknown token."""
+    """The generator's settings for a request. Raises ApiError for a bias on an unknown token."""
     common = {
         "max_new_tokens": max_new_tokens,
         "temperature": 0.0 if body.temperature < COLDEST else body.temperature,
@@ -175,6 +175,6 @@ def settings(body: Generation | EditBody, model: ServedModel, max_new_tokens: in
 
 
 def seed_of(body: Generation | EditBody) -> int:
-    """The client's seed, or one that nobody else has."""
+    """The client's seed, or a random one."""
     given = body.seed if isinstance(body, Generation) else None
     return secrets.randbits(63) if given is None else given

@@ -1,4 +1,4 @@
-"""Completions of one request, written side by side and read as one stream."""
+"""Runs the completions of one request concurrently, and merges them into one stream."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,20 +8,20 @@ from typing import Self
 from megagpt.serve.interface import GenerateRequest, NewToken, PromptToken, ServedModel
 
 Item = NewToken | list[PromptToken]
-"""What a completion gives: first its prompt's tokens, if they were asked for, then new ones."""
+"""An item of a completion: first the list of its prompt's tokens, if requested, then new tokens."""
 
 AHEAD = 64
-"""Items that wait for their reader at most; then the completions wait."""
+"""Largest number of unread items; the completions wait when it is reached."""
 
 
 class Running:
-    """The completions of `requests`, begun when the context is entered and cancelled when it is left.
+    """The completions of `requests`; entering the context starts them, and leaving it cancels them.
 
-    An error of one ends all, before anything that came after it is read.
+    An error of one completion ends all of them.
     """
 
     def __init__(self, model: ServedModel, requests: Sequence[GenerateRequest], prompts_only: bool = False) -> None:
-        """prompts_only: nothing is to be generated, only the tokens of the prompts are wanted."""
+        """prompts_only: read only the tokens of the prompts, and generate nothing."""
         self._model, self._requests, self._prompts_only = model, requests, prompts_only
         self._items: asyncio.Queue[tuple[int, Item] | None] = asyncio.Queue(AHEAD)
         self._tasks: list[asyncio.Task[None]] = []
@@ -38,9 +38,9 @@ class Running:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def read(self, seconds: float | None = None) -> list[tuple[int, Item]] | None:
-        """All that has come, at least one item, with the numbers of their requests; none if nothing came for `seconds`.
+        """All unread (request number, item) pairs, waiting for at least one; empty after `seconds` without an item.
 
-        None when all completions have ended. Raises what a completion raised.
+        None when all completions have ended. Raises the error of a completion.
         """
         found: list[tuple[int, Item]] = []
         try:

@@ -1,4 +1,4 @@
-"""Listening, and ending well."""
+"""Starts and stops the HTTP server."""
 
 import asyncio
 import logging
@@ -20,11 +20,11 @@ from megagpt.serve.service import Service
 log = logging.getLogger(__name__)
 
 LAST_SECONDS = 5
-"""Time for what is cut off at the end to say so to its clients."""
+"""Seconds after the grace period in which cancelled requests send an error to their clients."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that has its address and does not listen yet. Raises ConfigError when the address cannot be had."""
+    """A socket that is bound to an address but does not listen yet. Raises ConfigError when it cannot be bound."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -40,13 +40,13 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(bound: socket.socket) -> bool:
-    """Whether only this machine can reach an address."""
+    """Whether only this machine can reach the socket's address."""
     address = bound.getsockname()[0]
     return address == "::1" or address.startswith("127.")
 
 
 class Server(uvicorn.Server):
-    """Ends at SIGTERM or Ctrl-C: what runs has `grace` seconds to finish, and then is told that the server closes."""
+    """Stops at SIGTERM or Ctrl-C: running requests have `grace` seconds to finish and are cancelled afterwards."""
 
     def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
         super().__init__(config)
@@ -54,9 +54,9 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take the signals, and do not raise them again at the end, as uvicorn does: the process ends with 0.
+        """Handle SIGINT and SIGTERM. Unlike uvicorn, do not raise them again at the end, so the process exits with 0.
 
-        Only a main thread gets signals.
+        Does nothing outside the main thread, where Python delivers no signals.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -69,7 +69,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say where."""
+        """Listen, and log the addresses."""
         await super().startup(sockets)
         for bound in sockets or ():
             address, port = bound.getsockname()[:2]
@@ -77,14 +77,14 @@ class Server(uvicorn.Server):
             log.info("listening: page http://%s:%d/, API http://%s:%d/v1; Ctrl-C ends", name, port, name, port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept nothing more, and wait for what runs."""
+        """Accept no new requests, and wait for the running ones."""
         if self._service.running:
-            log.info("closing in %g s at most: requests in work: %d", self._grace, self._service.running)
+            log.info("closing within %g s; running requests: %d", self._grace, self._service.running)
         asyncio.get_running_loop().call_later(self._grace, self._service.closing.set)
         await super().shutdown(sockets)
 
     def end_now(self) -> None:
-        """End without giving anything time to finish."""
+        """Stop without a grace period."""
         self._grace = 0.0
         self.should_exit = True
 
@@ -98,16 +98,16 @@ def build_server(
     bounds: Bounds | None = None,
     grace: float = 10.0,
 ) -> Server:
-    """A server of `models` that is to listen on `bound`.
+    """A server of `models` for the socket `bound`.
 
-    key: what clients must send. hosts: names, beside those of this machine, that requests may be meant for; they count
-    only without a key on a loopback address, which a page of the web could otherwise reach by a name of its own. grace:
-    seconds for running requests at the end.
+    key: API key that clients must send; None for none. hosts: allowed names in the Host header, in addition to this
+    machine's. They are checked only without a key on a loopback address, because a web site could otherwise reach it
+    through a domain name that resolves to this machine (DNS rebinding). grace: seconds for running requests at the end.
     """
     service = Service(models, bounds)
     checked = key is None and is_loopback(bound)
     if key is None and not checked:
-        log.warning("whoever reaches this address can use the models: --api-key asks for a key")
+        log.warning("everyone who can reach this address can use the models: --api-key requires a key")
     config = uvicorn.Config(
         build_app(service, key, LOCAL_HOSTS | set(hosts) if checked else None),
         http="h11",

@@ -1,4 +1,4 @@
-"""What all endpoints share: the models, the bounds, how a body is read, and how work ends with its client."""
+"""Shared by all endpoints: the models, the bounds, reading bodies, and cancelling work when its client disconnects."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -26,23 +26,23 @@ CANNOT: dict[Ability, str] = {
 
 
 class Service:
-    """The models behind one server."""
+    """The models, bounds and metrics of one server."""
 
     def __init__(self, models: Sequence[ServedModel], bounds: Bounds | None = None) -> None:
         self.models = {model.name: model for model in models}
         self.bounds = bounds or Bounds()
         self.metrics = Metrics(models)
         self.running = 0
-        """Requests in work."""
+        """Number of running requests."""
         self.closing = asyncio.Event()
-        """Set when what is still running shall end."""
+        """Set when running requests must end."""
 
     def find(self, name: str) -> ServedModel:
-        """The model of that name. Raises ApiError 404."""
+        """The model called `name`. Raises ApiError 404 for an unknown name."""
         if name not in self.models:
             served = ", ".join(self.models)
             raise ApiError(
-                f"there is no model {name[:100]!r} here: it serves {served}",
+                f"there is no model {name[:100]!r} here: this server has {served}",
                 status=404,
                 param="model",
                 code="model_not_found",
@@ -50,7 +50,10 @@ class Service:
         return self.models[name]
 
     def able(self, name: str, ability: Ability, param: str = "model") -> ServedModel:
-        """The model of that name, if it can do that. Raises ApiError, which says who can."""
+        """The model called `name`. Raises ApiError if it lacks the ability; the message names the models that have it.
+
+        param: the field of the request that asks for the ability.
+        """
         model = self.find(name)
         if ability not in model.abilities:
             others = ", ".join(other.name for other in self.models.values() if ability in other.abilities)
@@ -62,7 +65,7 @@ class Service:
         return model
 
     async def read(self, request: Request) -> bytes:
-        """The body of a request, whatever type it says it has. Raises ApiError when it is too long or too slow."""
+        """The body of a request, of any content type. Raises ApiError if it is too long or too slow, or ClientGone."""
         most, parts, length = self.bounds.body_bytes, [], 0
         declared = request.headers.get("content-length", "0")
         too_long = ApiError(
@@ -85,9 +88,9 @@ class Service:
         return b"".join(parts)
 
     async def attend(self, work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
-        """The result of `work`, which is cancelled when its client leaves or the server closes.
+        """The result of `work`, which is cancelled when the client disconnects or the server closes.
 
-        Raises ClientGone or ApiError then.
+        Raises ClientGone when the client disconnects, ApiError 503 when the server closes, and the errors of `work`.
         """
         doing = asyncio.ensure_future(work)
         leaving, closing = asyncio.ensure_future(_client_leaves(receive)), asyncio.ensure_future(self.closing.wait())

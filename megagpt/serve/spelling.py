@@ -1,4 +1,4 @@
-"""How tokens and their log-probabilities are written in responses."""
+"""Writes tokens and their log-probabilities in the formats of the API."""
 
 import codecs
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from megagpt.data.tokenizer import Tokenizer
 from megagpt.serve.interface import NewToken, PromptToken
 
 LEAST_LOGPROB = -9999.0
-"""What stands for everything less likely: JSON has no infinity."""
+"""Lower log-probabilities are replaced by this number, because JSON has no infinity."""
 
 Spelled = NewToken | PromptToken
 
@@ -21,11 +21,11 @@ class Spelling:
         self._special = {index: name for name, index in tokenizer.special_ids.items()}
 
     def bytes_of(self, token: int) -> bytes:
-        """The bytes that a token stands for; none for a special token."""
+        """The bytes of a token; empty for a special token."""
         return self._tokenizer.decode_bytes([token])
 
     def text(self, token: int) -> str:
-        r"""The name of a special token, the text of any other, or "bytes:\xe2\x80" for a part of a character."""
+        r"""The name of a special token, or the text of another; "bytes:\xe2\x80" for a part of a character."""
         if token in self._special:
             return self._special[token]
         content = self.bytes_of(token)
@@ -36,9 +36,9 @@ class Spelling:
 
 
 class Offsets:
-    """Characters before each token of one text, counted as its tokens come.
+    """Counts the characters before each token of a text, token by token.
 
-    Tokens that are parts of one character stand where it does; special tokens are no text.
+    Tokens that are parts of one character have the character's offset; special tokens have no characters.
     """
 
     def __init__(self) -> None:
@@ -46,25 +46,25 @@ class Offsets:
         self._characters = 0
 
     def add(self, content: bytes) -> int:
-        """The place of the next token, which stands for `content`."""
+        """The offset, in characters, of the next token, whose bytes are `content`."""
         place = self._characters
         self._characters += len(self._decoder.decode(content))
         return place
 
 
 class CompletionLogprobs:
-    """`logprobs` of one choice of a completion: four lists with an entry for every token."""
+    """The field `logprobs` of one choice of a completion: four lists with one entry per token."""
 
     def __init__(self, spelling: Spelling) -> None:
         self._spelling, self._offsets = spelling, Offsets()
 
     @staticmethod
     def empty() -> dict[str, list[Any]]:
-        """The lists of no tokens."""
+        """The four lists, empty."""
         return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
     def lists(self, tokens: Iterable[Spelled]) -> dict[str, list[Any]]:
-        """The entries of the tokens that come next."""
+        """The four lists for the next tokens of the choice."""
         found = self.empty()
         for one in tokens:
             found["tokens"].append(self._spelling.text(one.token))
@@ -75,7 +75,7 @@ class CompletionLogprobs:
         return found
 
     def _top(self, one: Spelled) -> dict[str, float]:
-        """The alternatives by their texts, and the token itself; of two that read alike, the likelier."""
+        """{text: log-probability} of the alternatives and the token itself; the larger for tokens with equal texts."""
         itself = ((one.token, one.logprob),) if one.top_logprobs else ()
         top: dict[str, float] = {}
         for token, logprob in (*one.top_logprobs, *itself):
@@ -85,7 +85,7 @@ class CompletionLogprobs:
 
 
 def chat_logprob(spelling: Spelling, one: NewToken) -> dict[str, Any]:
-    """An entry of `logprobs.content` of a message."""
+    """An entry of a message's `logprobs.content`."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         return {
@@ -98,5 +98,5 @@ def chat_logprob(spelling: Spelling, one: NewToken) -> dict[str, Any]:
 
 
 def number(logprob: float) -> float:
-    """A log-probability as JSON can have it."""
+    """A finite log-probability, for JSON."""
     return max(logprob, LEAST_LOGPROB)

@@ -29,7 +29,7 @@ class TextCard:
 
 
 class TextModel:
-    """Implements `ServedModel` for a generative checkpoint."""
+    """Implements `ServedModel` for a language model."""
 
     dimensions = 0
 
@@ -54,7 +54,7 @@ class TextModel:
         return self._prompts.fim_prompt(prefix, suffix)
 
     async def embed(self, *_: Any, **__: Any) -> Any:
-        """Raises ConfigError: it makes no vectors."""
+        """Raises ConfigError: a language model computes no vectors."""
         raise ConfigError(f"{self.name} generates text and makes no vectors: take a model of stage embed")
 
     def count_tokens(self, inputs: Iterable[str]) -> int:
@@ -70,7 +70,7 @@ class TextModel:
 
 
 class TokenStream:
-    """What `TextModel.generate` returns: an asynchronous iterator that can be closed."""
+    """The asynchronous iterator of `TextModel.generate`, which can be closed."""
 
     def __init__(self, client: ModelClient, model: int, details: dict[str, Any], requests: OpenRequests) -> None:
         self._client, self._model, self._requests = client, model, requests
@@ -95,7 +95,7 @@ class TokenStream:
         return result
 
     async def aclose(self) -> None:
-        """Stop what is still being written."""
+        """Cancel the completion if it still runs."""
         if self._answer is not None:
             self._client.stop(self._model, self._request)
             self._end()

@@ -30,7 +30,7 @@ class VectorCard:
 
 
 class VectorModel:
-    """Implements `ServedModel` for an embedding checkpoint."""
+    """Implements `ServedModel` for an embedding model."""
 
     abilities: frozenset[Ability] = frozenset({"embeddings"})
 
@@ -45,7 +45,7 @@ class VectorModel:
     async def embed(
         self, inputs: Sequence[str] | Sequence[Sequence[int]], dimensions: int | None, side: Side = "document"
     ) -> np.ndarray:
-        """See `ServedModel.embed`. Raises DataError for a text that is empty, or too long for the model."""
+        """See `ServedModel.embed`. Raises DataError for a text that is empty, too long, or has unknown token ids."""
         if dimensions is not None and not 0 < dimensions <= self.dimensions:
             raise ConfigError(f"the vectors have {self.dimensions} dimensions, not {dimensions}")
         self._open.check(len(inputs))
@@ -61,16 +61,16 @@ class VectorModel:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def count_tokens(self, inputs: Sequence[str]) -> int:
-        """See `ServedModel.count_tokens`: delimiters and end-of-text, which a model reads, count too."""
+        """See `ServedModel.count_tokens`; includes delimiters and end-of-text."""
         around = sum(map(len, self._encoder.around("document")))
         return sum(len(tokens) + around for tokens in self.tokenizer.encode_batch(list(inputs)))
 
     def generate(self, request: GenerateRequest) -> Any:
-        """Raises ConfigError: it writes no text."""
+        """Raises ConfigError: an embedding model generates no text."""
         raise ConfigError(f"{self.name} makes vectors and writes no text: take a language model")
 
     def infill_prompt(self, prefix: str, suffix: str) -> list[int]:
-        """Raises ConfigError: it writes no text."""
+        """Raises ConfigError: an embedding model generates no text."""
         raise ConfigError(f"{self.name} makes vectors and writes no text: take a language model")
 
     def load(self) -> Load:
@@ -80,7 +80,7 @@ class VectorModel:
         return Load(running, self._open.count - running, done.prompt_tokens, 0, 0)
 
     def _rows(self, inputs: Sequence[str] | Sequence[Sequence[int]], side: Side) -> list[np.ndarray]:
-        """The inputs as the model reads them."""
+        """The inputs as token ids with delimiters, int64 [n] each. Raises DataError for an invalid input."""
         texts = [text for text in inputs if isinstance(text, str)]
         found = self.tokenizer.encode_batch(texts) if len(texts) == len(inputs) else [list(ids) for ids in inputs]
         room, size = self._encoder.room(side), self.tokenizer.vocab_size

@@ -1,4 +1,4 @@
-"""What can be trained. Each stage is a class in a file of its own, which `session.py` runs."""
+"""Training stages. Each stage is a class in its own file; `session.py` runs it."""
 
 from megagpt.config.schema import Config
 from megagpt.errors import DistributedError, MegaGPTError
@@ -7,8 +7,9 @@ from megagpt.errors import DistributedError, MegaGPTError
 def run(config: Config) -> int:
     """Run the stage that `config.stage.name` names, in this process, as its rank. Returns the exit code.
 
-    When ranks fail, the first one raises its error; the others only return an exit code, since theirs follows from it.
-    A rank that failed is to end its process: it has left its groups as they were, see `launch.abandon`.
+    When ranks fail, only the first one raises its error; the others return an exit code, since their errors follow from
+    the first. A failed rank must end its process: its process groups are left open, see `launch.abandon`.
+    Raises DistributedError when the contact with another rank is lost.
     """
     from megagpt.parallel import launch
     from megagpt.stages.session import run_stage
@@ -23,8 +24,8 @@ def run(config: Config) -> int:
             raise DistributedError(
                 "lost contact with another rank: it was killed, crashed, or took longer than parallel.timeout_minutes "
                 f"({config.parallel.timeout_minutes:g}; while a run trains, twice its longest reliability.*_timeout). "
-                "Look for the first message of that rank; the newest checkpoint is good, and the same command goes on "
-                f"from it ({str(error).splitlines()[0]})"
+                "Look for the first message of that rank; the newest checkpoint is good, and the same command "
+                f"continues from it ({str(error).splitlines()[0]})"
             ) from error
         raise
     launch.shutdown()

@@ -1,4 +1,4 @@
-"""What the stages have in common. A new stage inherits from `BaseStage` and changes what is different."""
+"""Common code of the stages. A new stage inherits from `BaseStage` and overrides methods."""
 
 import json
 import logging
@@ -21,10 +21,10 @@ from megagpt.train.trainer import Trainer
 log = logging.getLogger(__name__)
 
 BEFORE, AFTER = "evaluation_before.json", "evaluation.json"
-"""Files of a run folder: metrics before the first step, and of the trained model."""
+"""Files in a run folder: metrics before the first step, and metrics of the trained model."""
 
 TEXT_METRICS = ("loss", "perplexity", "bits_per_byte")
-"""What evaluations say of held-out text."""
+"""Metrics of held-out text."""
 
 
 def has_documents(loader: Loader) -> bool:
@@ -35,13 +35,13 @@ def has_documents(loader: Loader) -> bool:
 class BaseStage:
     """Implements `megagpt.train.trainer.Stage`: minimizes an objective on the loader's batches, step by step.
 
-    A constructor opens the data, and `build` the model, so that missing data is reported before a model is built.
+    The constructor opens the data and `build` builds the model, so that missing data is reported first.
     """
 
     engine: Engine
 
     def __init__(self, config: Config, loader: Loader, objective: Objective) -> None:
-        """config: that of the run, with the schedule completed. loader: all batches of the run."""
+        """config: the run's configuration, with the schedule completed. loader: all batches of the run."""
         self.config, self.loader, self.objective = config, loader, objective
         self.sample_tokens = loader.sample_tokens
 
@@ -73,7 +73,7 @@ class BaseStage:
         """See `Stage.begin`; nothing is measured."""
 
     def fit(self, trainer: Trainer) -> None:
-        """Train on the loader's batches, a step at a time."""
+        """Train on the loader's batches until the run is finished or stopped."""
         dims = self.engine.dims
         with trainer.running():
             while trainer.unfinished:
@@ -88,7 +88,7 @@ class BaseStage:
         return [f"validation_{name}" for name in TEXT_METRICS] if has_documents(self.loader) else []
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """See `Stage.evaluate`: the loss on the validation split, of at most `stage.eval_tokens`."""
+        """See `Stage.evaluate`: the loss on at most `stage.eval_tokens` of the validation split."""
         values = evaluate(self.engine, self.loader, "validation", self.config.stage.eval_tokens)
         return {f"validation_{name}": values[name] for name in TEXT_METRICS if name in values}
 
@@ -100,7 +100,7 @@ class BaseStage:
         """See `Stage.finish`; nothing is measured."""
 
     def shards(self, for_saving: bool) -> Iterator[Shard]:
-        """See `Stage.shards`: those of the engine."""
+        """See `Stage.shards`: the engine's shards."""
         return self.engine.shards(for_saving)
 
     def post_load(self, optimizer_step: int) -> None:
@@ -116,9 +116,9 @@ class BaseStage:
     ) -> None:
         """Write metrics of the validation split to the file `name` of the run folder, and log them.
 
-        What is not finite is null in the file: JSON has no NaN.
+        Values that are not finite are null in the file, because JSON has no NaN.
 
-        new: those of them that have not been logged before; by default all.
+        new: the values to log, if not all.
         """
         if not self.is_main or not values:
             return

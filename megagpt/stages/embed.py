@@ -1,4 +1,4 @@
-"""Stage `embed`: vectors of texts, from pairs that belong together (arXiv 2201.10005)."""
+"""Stage `embed`: contrastive training of text embeddings on pairs of texts (arXiv 2201.10005)."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -25,24 +25,30 @@ from megagpt.train.trainer import Step, Trainer
 log = logging.getLogger(__name__)
 
 MEASURED_BLOCKS = 10
-"""Blocks of `embed.candidates` held-out pairs that are measured at most: all of their vectors are in memory at once."""
+"""Largest number of blocks of `embed.candidates` held-out pairs in an evaluation, which holds all vectors in memory."""
 
 
 class Embed(BaseStage):
-    """Learns vectors by which queries find their documents; held-out pairs are measured before and after."""
+    """Trains vectors with which queries find their documents; evaluates on held-out pairs before and after."""
 
     loader: PairLoader
     objective: ContrastiveObjective
 
     def __init__(self, config: Config) -> None:
-        """Open the pairs, and the scored pairs where there are some."""
+        """Open the training pairs and, if configured, the scored pairs.
+
+        Raises DataError when all scored pairs have the same score.
+        """
         loader = PairLoader(config)
         config = with_epochs(config, loader.pairs_per_epoch, loader.sample_tokens)
         super().__init__(config, loader, ContrastiveObjective(config.embed))
         scored = config.embed.scored_pairs
         self.scored = [] if scored is None else read_sentence_pairs(Path(scored))
         if scored is not None and len({pair.score for pair in self.scored}) < 2:
-            raise DataError(f"embed.scored_pairs ({scored}) needs pairs with different scores, to correlate with")
+            raise DataError(
+                f"all pairs of embed.scored_pairs ({scored}) have the same score, so no rank correlation is defined:"
+                " add pairs with other scores"
+            )
 
     def build(self) -> None:
         """See `Stage.build`."""
@@ -52,11 +58,11 @@ class Embed(BaseStage):
         self.embedder = Embedder(self.engine, self.config, self.loader.tokenizer)
 
     def begin(self, state: TrainState) -> None:
-        """Measure the loaded model, into evaluation_before.json."""
+        """Evaluate the loaded model and write evaluation_before.json."""
         self.write_evaluation(BEFORE, state, self._measure(max_tokens=None))
 
     def fit(self, trainer: Trainer) -> None:
-        """Train on the loader's batches, a step at a time, see `train_step`."""
+        """Train on the loader's batches until the run is finished or stopped, see `train_step`."""
         dims = self.engine.dims
         with trainer.running():
             while trainer.unfinished:
@@ -65,11 +71,12 @@ class Embed(BaseStage):
                 trainer.end_step(step, self.train_step(trainer.watchdog.batches(batches), step))
 
     def train_step(self, batches: Iterator[PairBatch], step: Step) -> StepResult:
-        """Learn from the micro-batches of a step.
+        """Update the model on the micro-batches of one step.
 
-        Where there are several, the loss needs the vectors of all before the first can go backward. So they come from a
-        pass that only computes them, and the pass that learns is given the gradients in them (GradCache, arXiv
-        2101.06983). It begins with the same random state, so that dropout drops the same.
+        With several micro-batches, the loss needs the vectors of all of them before the first backward pass. A first
+        pass without gradients computes the vectors; the loss gives the gradients with respect to them; a second pass
+        starts from these gradients (GradCache, arXiv 2101.06983). Both passes start with the same random state, so that
+        dropout masks agree.
         """
         engine, count = self.engine, step.num_micro_batches
         if count > 1:
@@ -88,24 +95,24 @@ class Embed(BaseStage):
         return of_pairs + (["validation_spearman"] if self.scored else [])
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """See `Stage.evaluate`: of held-out pairs of at most `stage.eval_tokens`, and of the scored pairs."""
+        """See `Stage.evaluate`: held-out pairs with at most `stage.eval_tokens`, and the scored pairs."""
         values = self._measure(self.config.stage.eval_tokens)
         return {f"validation_{name}": values[name] for name in ("loss", "mrr", "spearman") if name in values}
 
     def finish(self, state: TrainState) -> None:
-        """Measure the trained model on all held-out pairs, into evaluation.json."""
+        """Evaluate the trained model on all held-out pairs and write evaluation.json."""
         self.write_evaluation(AFTER, state, self._measure(max_tokens=None))
 
     def _measure(self, max_tokens: int | None) -> dict[str, float]:
-        """Loss and search among `embed.candidates` held-out documents, and the rank correlation with scores."""
+        """Metrics: loss, search among `embed.candidates` held-out documents, rank correlation with scores."""
         pairs, values = self._held_out(max_tokens), {}
         if pairs:
             queries, _ = self.embedder.vectors([pair.query for pair in pairs], "query")
             positives, _ = self.embedder.vectors([pair.positive for pair in pairs], "document")
             if not (np.isfinite(queries).all() and np.isfinite(positives).all()):
                 raise TrainingDiverged(
-                    "vectors of held-out pairs are not finite: go on from an earlier checkpoint with a lower optim.lr"
-                    f" than {self.config.optim.lr:g}"
+                    "vectors of held-out pairs are not finite: continue from an earlier checkpoint with optim.lr below"
+                    f" {self.config.optim.lr:g}"
                 )
             values["pairs"] = len(pairs)
             values["loss"], values["temperature"] = self._loss(queries, positives, pairs)
@@ -120,9 +127,9 @@ class Embed(BaseStage):
         return values
 
     def _held_out(self, max_tokens: int | None) -> list[Pair]:
-        """Held-out pairs of at most `max_tokens`, and at most MEASURED_BLOCKS x `embed.candidates`, always the same.
+        """At most MEASURED_BLOCKS x `embed.candidates` held-out pairs of at most `max_tokens`, the same on every call.
 
-        They are drawn from all over the files, which are in the order of repositories and sets.
+        They are a random sample, because neighbouring pairs of a file come from the same repository or set.
         """
         pairs, count = self.loader.pairs["validation"], MEASURED_BLOCKS * self.config.embed.candidates
         if max_tokens is not None:
@@ -130,7 +137,10 @@ class Embed(BaseStage):
         return [pairs[index] for index in permutation(len(pairs), self.config.seed)[:count]]
 
     def _loss(self, queries: np.ndarray, positives: np.ndarray, pairs: Sequence[Pair]) -> tuple[float, float]:
-        """Mean loss of held-out pairs in blocks of `embed.candidates`, and the temperature."""
+        """Mean loss of held-out pairs in blocks of `embed.candidates`, and the temperature.
+
+        queries, positives: float32 [n, width].
+        """
         texts = torch.from_numpy(np.stack((queries, positives)))
         ids = torch.tensor([[pair.text_ids[kind] for pair in pairs] for kind in (0, 1)])
         size, total = self.config.embed.candidates, torch.zeros(5)

@@ -1,4 +1,4 @@
-"""Embedding models of other runs, to turn texts into vectors."""
+"""Loads the embedding model of another run."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from megagpt.train.contrastive import ContrastiveObjective
 
 
 def load_embedder(path: Path, parallel: ParallelConfig, load: Callable = load_model) -> Embedder:
-    """The model of a checkpoint, or of a run folder's best or newest one, laid out as `parallel`. Collective.
+    """The embedding model of a checkpoint, or of a run's best or newest checkpoint, in layout `parallel`. Collective.
 
     load: `load_model`, or `load_another`.
 
-    Raises CheckpointError when there is no valid checkpoint, ConfigError when it was not trained by stage embed or does
-    not fit the layout.
+    Raises CheckpointError when there is no valid checkpoint, ConfigError when the model was not trained by stage embed
+    or does not fit the layout.
     """
     folder = checkpoint.find(path)
     head = checkpoint.config_of(folder).model.head
     if head != "embedding":
         raise ConfigError(
-            f"{path} has a {head} head (model.head), so it gives no vectors of texts: take a run of stage embed, as in"
-            f" `megagpt train stage=embed checkpoint.load={path} 'data.pairs=[pairs.jsonl]'`"
+            f"{path} has a {head} head (model.head), so it computes no vectors of texts: give a run of stage embed."
+            f" This command trains one: `megagpt train stage=embed checkpoint.load={path} 'data.pairs=[pairs.jsonl]'`"
         )
-    config, engine, tokenizer = load_model(folder, parallel, ContrastiveObjective(EmbedConfig()))
+    config, engine, tokenizer = load(folder, parallel, ContrastiveObjective(EmbedConfig()))
     return Embedder(engine, dataclasses.replace(config, parallel=parallel), tokenizer)

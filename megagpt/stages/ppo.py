@@ -1,4 +1,4 @@
-"""Stage `ppo`: learning from a reward by PPO, with a KL penalty and pretraining gradients (arXiv 2203.02155)."""
+"""Stage `ppo`: PPO on a reward, with a KL penalty and pretraining gradients (InstructGPT, arXiv 2203.02155)."""
 
 import dataclasses
 import logging
@@ -33,24 +33,24 @@ from megagpt.train.trainer import Step, Trainer
 log = logging.getLogger(__name__)
 
 CRITIC = "critic/"
-"""Beginning of the names of the critic's tensors in a checkpoint."""
+"""Prefix of the names of the critic's tensors in a checkpoint."""
 
 EPISODE_METRICS = ("score", "kl", "response_tokens", "eos_rate")
-"""What evaluations say of the responses to held-out prompts."""
+"""Metrics of the responses to held-out prompts."""
 
 SAMPLES = 8
-"""Episodes of an evaluation that are kept as text."""
+"""Number of episodes of an evaluation that are written to samples.jsonl."""
 
 
 class PPO(BaseStage):
-    """Learns from `ppo.episodes` responses; held-out prompts are responded to before and after.
+    """Trains the policy on `ppo.episodes` responses; evaluates it on held-out prompts before and after.
 
-    A checkpoint holds the policy as any run's model, the critic, the running mean of the policy's weights, and the
-    episodes that are being learnt from, so that a run resumes in the middle of an iteration.
+    A checkpoint holds the policy under the names of a plain model, the critic, the average of the policy's weights, and
+    the current episodes, so that a run can resume in the middle of an iteration.
     """
 
     def __init__(self, config: Config) -> None:
-        """Open the prompts and, where there is one, the pretraining text."""
+        """Open the prompts and, if configured, the pretraining text."""
         config = with_schedule(config)
         self.tokenizer = load_tokenizer(config)
         conversations = split_conversations(read_conversations(config.data.conversations), config.data.split)
@@ -64,9 +64,9 @@ class PPO(BaseStage):
 
     def _prompts(self, config: Config, conversations: list[Conversation], use: str) -> PromptOrder:
         prompts, count = read_prompts(self.tokenizer, conversations, config.ppo), config.ppo.rollout_batch_size
-        log.info("%s: %d prompts, of which an iteration (ppo.rollout_batch_size) takes %d", use, len(prompts), count)
+        log.info("%s: %d prompts; an iteration uses %d (ppo.rollout_batch_size)", use, len(prompts), count)
         if len(prompts) < count:
-            log.warning("%s: an iteration has each prompt more than once, with other random numbers", use)
+            log.warning("%s: an iteration repeats prompts, and samples a new response for each repetition", use)
         return PromptOrder(prompts, count, config.seed)
 
     def build(self) -> None:
@@ -78,7 +78,7 @@ class PPO(BaseStage):
             Episodes(ppo.rollout_batch_size, ppo.row_length, ppo.kl_coefficient, self.engine.device) for _ in range(2)
         )
         self.updates = torch.zeros(2, dtype=torch.int64, device=self.engine.device)
-        """Updates of the policy and of the critic so far."""
+        """Number of updates so far of the policy and of the critic, int64 [2]."""
         self.average = None
         if ppo.ema_decay:
             self.average = WeightAverage(self.engine, ppo.ema_decay, "cpu" if ppo.offload else self.engine.device)
@@ -90,14 +90,14 @@ class PPO(BaseStage):
 
     @property
     def sources(self) -> dict[str, Path]:
-        """See `Stage.sources`: those of the reference, the critic and the reward model."""
+        """See `Stage.sources`: the checkpoints of the reference, the critic and the reward model."""
         return self.models.sources
 
     def fit(self, trainer: Trainer) -> None:
-        """Iterations of PPO: generate, score, compute advantages, then learn from minibatches, one a step.
+        """Run PPO's iterations: generate, score, compute advantages, then update on one minibatch per step.
 
-        The episodes are saved with the models, and the step says which minibatch of which iteration comes next. So a
-        run that resumes in the middle of an iteration goes on with its episodes.
+        Checkpoints hold the episodes, and the number of the step determines the minibatch and the iteration. So a run
+        that resumes in the middle of an iteration continues with the same episodes.
         """
         with trainer.running():
             while trainer.unfinished:
@@ -139,7 +139,10 @@ class PPO(BaseStage):
         return result
 
     def train_policy(self, rows: Tensor, step: Step, update: bool) -> StepResult:
-        """Update the policy on the episodes of `rows` (int64 [n]) and their pretraining text, or only measure it."""
+        """Update the policy on the episodes of `rows` (int64 [n]) and the step's pretraining text.
+
+        update: False computes the loss and metrics without an update.
+        """
         batches = list(self.minibatches.of_policy(self.episodes, rows, step.first_sample, self.engine.dims))
         if not update:
             return dataclasses.replace(self.engine.evaluate(iter(batches), len(batches)), applied=True)
@@ -151,11 +154,11 @@ class PPO(BaseStage):
 
     @property
     def critic_is_warm(self) -> bool:
-        """Whether the critic has learnt alone for `ppo.critic_warmup_steps`."""
+        """Whether the critic has made more than `ppo.critic_warmup_steps` updates, so that the policy may learn."""
         return int(self.updates[1]) > self.config.ppo.critic_warmup_steps
 
     def begin(self, state: TrainState) -> None:
-        """Measure the policy before the first step, into evaluation_before.json."""
+        """Evaluate the policy before the first step and write evaluation_before.json."""
         self.write_evaluation(BEFORE, state, self.evaluate(state))
 
     @property
@@ -165,7 +168,7 @@ class PPO(BaseStage):
         return [f"validation_{name}" for name in (*names, *(EPISODE_METRICS if self.validation_prompts else ()))]
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """See `Stage.evaluate`: the loss on pretraining text, and the reward of an iteration of held-out prompts."""
+        """See `Stage.evaluate`: the loss on held-out text, and metrics of `ppo.rollout_batch_size` held-out prompts."""
         values = {}
         if self.text is not None:
             text = evaluate(self.engine, self.text, "validation", self.config.stage.eval_tokens)
@@ -180,7 +183,7 @@ class PPO(BaseStage):
         return {f"validation_{name}": value for name, value in values.items()}
 
     def finish(self, state: TrainState) -> None:
-        """Measure the trained policy, into evaluation.json."""
+        """Evaluate the trained policy and write evaluation.json."""
         self.write_evaluation(AFTER, state, self.evaluate(state))
 
     def _samples(self, prompts: list[Prompt]) -> list[dict[str, Any]]:
@@ -197,7 +200,7 @@ class PPO(BaseStage):
         ]
 
     def shards(self, for_saving: bool) -> Iterator[Shard]:
-        """See `Stage.shards`: those of the policy, critic/..., ema/..., episodes/... and updates."""
+        """See `Stage.shards`: the policy's, critic/..., ema/..., episodes/... and updates."""
         yield from self.engine.shards(for_saving)
         for shard in self.critic.engine.shards(for_saving):
             yield dataclasses.replace(shard, name=CRITIC + shard.name)
@@ -218,7 +221,7 @@ class PPO(BaseStage):
 
 @contextmanager
 def _phase(name: str, trainer: Trainer, seconds: dict[str, float]) -> Iterator[None]:
-    """Watch a block by its name, and note how long it takes."""
+    """Have the watchdog watch the block as phase `name`, and store its duration in `seconds[name]`."""
     started = time.perf_counter()
     with trainer.watchdog.within(name):
         yield
@@ -228,13 +231,13 @@ def _phase(name: str, trainer: Trainer, seconds: dict[str, float]) -> Iterator[N
 def with_schedule(config: Config) -> Config:
     """`config` with `train_tokens` for all episodes in whole iterations, and without dropout.
 
-    Dropout would make the policy that learns another one than the policy that responds.
+    With dropout, the log-probabilities in training would differ from those in generation.
     """
     ppo, model = config.ppo, dataclasses.replace(config.model, hidden_dropout=0.0, attention_dropout=0.0)
     iterations = max(1, ppo.episodes // ppo.rollout_batch_size)
     if iterations * ppo.rollout_batch_size != ppo.episodes:
         log.warning(
-            "the run has %d episodes, in iterations of ppo.rollout_batch_size (%d), where ppo.episodes asks for %d",
+            "the run has %d episodes, in whole iterations of ppo.rollout_batch_size (%d); ppo.episodes is %d",
             iterations * ppo.rollout_batch_size,
             ppo.rollout_batch_size,
             ppo.episodes,
@@ -246,7 +249,7 @@ def with_schedule(config: Config) -> Config:
 
 
 def _pretraining_loader(config: Config) -> PretrainLoader | None:
-    """Text of data.corpora in rows as long as an episode's: to be measured, and with PPO-ptx to be learnt."""
+    """Text of data.corpora in rows of an episode's length, for evaluation and for PPO-ptx; None without corpora."""
     if not config.data.corpora:
         return None
     model = dataclasses.replace(config.model, sequence_length=config.ppo.row_length)
@@ -256,5 +259,5 @@ def _pretraining_loader(config: Config) -> PretrainLoader | None:
         if config.ppo.ptx_coefficient:
             raise
         raise DataError(
-            f"{error}; as ppo.ptx_coefficient is 0 it is only measured: data.corpora=[] does without"
+            f"{error}; ppo.ptx_coefficient is 0, so this text only serves to evaluate: data.corpora=[] leaves it out"
         ) from error

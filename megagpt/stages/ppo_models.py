@@ -1,4 +1,4 @@
-"""The models of PPO, each in its layout: policy, its copy for rollouts, critic, reference, and reward model."""
+"""PPO's models, each in its own layout: policy, its copy for rollouts, critic, reference, and reward model."""
 
 import dataclasses
 from pathlib import Path
@@ -24,15 +24,15 @@ from megagpt.stages.weights import load_weights
 
 
 class PPOModels:
-    """Builds the models and fills all but the policy, which a run may have to resume."""
+    """Builds the models and loads the weights of all but the policy, whose weights come from the run's checkpoint."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         """Collective. Raises ConfigError where a model does not fit its layout, or was never trained to score."""
         self.config, ppo = config, config.ppo
         self.engines: list[Engine] = []
-        """Every model's engine."""
+        """The engines of all models."""
         self.sources: dict[str, Path] = {}
-        """The checkpoints that models were filled from, by the fields that name them."""
+        """{configuration field: checkpoint} for every loaded checkpoint."""
         self._layouts = Layouts(config.parallel)
         self.policy = build_engine(config, PolicyObjective(ppo, tokenizer.vocab_size))
         self.engines.append(self.policy)
@@ -54,7 +54,7 @@ class PPOModels:
         return ModelReward(self._filled("reward", reward, ValueObjective(ppo)))
 
     def _filled(self, name: str, config: Config, objective: Objective) -> TokenModel:
-        """The model of `config.checkpoint.load` as PPO's model `name`."""
+        """PPO's model `name`, with the weights of `config.checkpoint.load`."""
         engine = self._build(name, config, objective)
         source = load_weights(config, engine)
         for field, given in (("checkpoint", "load"), ("ppo", "reward_model"), ("ppo", "critic")):
@@ -64,7 +64,7 @@ class PPOModels:
         return TokenModel(engine, own.micro_batch_size, offload=self.config.ppo.offload and name != "critic")
 
     def _build(self, name: str, config: Config, objective: Objective) -> Engine:
-        """A model of the architecture `config.model`, to be filled, in the layout of PPO's model `name`."""
+        """A model of the architecture `config.model`, without loaded weights, in the layout of PPO's model `name`."""
         raise_all(list(layout_problems(config, name, config.model, dist.get_world_size())))
         own = dataclasses.replace(config, parallel=config.ppo.layout(name, config.parallel))
         if name == "critic":
@@ -77,21 +77,24 @@ class PPOModels:
         return engine
 
     def _with_scalar_head(self, name: str, source: str | None) -> Config:
-        """The configuration of PPO's model `name`, with a scalar head, that starts from the weights of another run.
+        """The configuration of PPO's model `name`, with a scalar head, that loads the weights of another run.
 
-        source: the run; None: the one that the policy starts from. Raises ConfigError for a reward model that was never
-        trained to score, or of another architecture than `ppo.scoring_model` has.
+        source: the run; None means the run that the policy starts from. Raises ConfigError when a reward model was not
+        trained by stage reward, or when the architecture differs from `ppo.scoring_model`.
         """
         config = self.config
         source = source or config.checkpoint.load
-        reads = name == "reward"
-        own = reward_model_config(config, source, "ppo.reward_model") if reads else with_scalar_head(config, source)
+        if name == "reward":
+            own = reward_model_config(config, source, "ppo.reward_model")
+        else:
+            own = with_scalar_head(config, source)
         planned = config.ppo.scoring_model
         if planned is not None:
             raise_all(
                 [
-                    f"ppo.scoring_model.{field} is {getattr(planned, field)}, but the {name} starts from {source},"
-                    f" where it is {getattr(own.model, field)}: set it so, or ppo.scoring_model=null"
+                    f"ppo.scoring_model.{field} is {getattr(planned, field)}, but the {name} model starts from"
+                    f" {source}, whose {field} is {getattr(own.model, field)}: set ppo.scoring_model.{field} to this"
+                    " value, or ppo.scoring_model=null"
                     for field in ("num_layers", "hidden_size", "num_attention_heads", "sequence_length")
                     if getattr(planned, field) != getattr(own.model, field)
                 ]

@@ -1,4 +1,7 @@
-"""Stages `pretrain` and `code`: next-token prediction on packed documents, as GPT-3 (arXiv 2005.14165) and Codex."""
+"""Stages `pretrain` and `code`: next-token prediction on packed documents.
+
+As in GPT-3 (arXiv 2005.14165) and Codex (arXiv 2107.03374).
+"""
 
 import logging
 
@@ -15,11 +18,11 @@ log = logging.getLogger(__name__)
 
 COMPRESSED_BYTES = 8_000_000
 COMPRESSED_TOKENS = 4_000_000
-"""Held-out text that gzip and xz are measured on, at most: the slower of them takes a second for a megabyte."""
+"""Limits of the held-out text that gzip and xz compress: the slower one takes about a second per megabyte."""
 
 
 class Pretrain(BaseStage):
-    """Predicts every next token of the corpora. At the end, all held-out documents are measured, and samples shown."""
+    """Predicts every next token of the corpora. At the end, evaluates all held-out documents and writes samples."""
 
     loader: PretrainLoader
 
@@ -29,16 +32,16 @@ class Pretrain(BaseStage):
 
     @property
     def measures_fim(self) -> bool:
-        """Whether held-out infilling is measured: at the end, and of a loaded model before the first step."""
+        """Whether infilling is evaluated: at the end and, for a loaded model, before the first step."""
         return self.config.data.fim_rate > 0 and self.config.stage.fim_cuts > 0
 
     def begin(self, state: TrainState) -> None:
-        """Measure the loaded model, where infilling is to be learnt, into evaluation_before.json."""
+        """If the run trains a loaded model on infilling, evaluate it and write evaluation_before.json."""
         if self.config.checkpoint.load and self.measures_fim:
             self.write_evaluation(BEFORE, state, self._measure())
 
     def finish(self, state: TrainState) -> None:
-        """Measure the finished model on every validation document, into evaluation.json, and write samples."""
+        """Evaluate the trained model on every validation document, write evaluation.json and samples."""
         values = self._measure()
         self.write_evaluation(AFTER, state, values)
         if self.is_main and values:
@@ -48,18 +51,18 @@ class Pretrain(BaseStage):
         self._write_samples(state)
 
     def _measure(self) -> dict[str, float]:
-        """Metrics of the model on every validation document, empty when there are none. Collective."""
+        """Metrics on every validation document; empty when there are none. Collective."""
         values = evaluate(self.engine, self.loader, "validation", max_tokens=None)
         if not values or not self.measures_fim:
             return values
         wanted, unit = self.config.stage.fim_cuts, self.config.data.fim_unit
         cuts = held_out_cuts(self.loader, "validation", wanted)
         if len(cuts) < wanted:
-            log.warning("held-out documents have %d %ss to fill in, not %d", len(cuts), unit, wanted)
+            log.warning("held-out documents give %d %ss to fill in; stage.fim_cuts is %d", len(cuts), unit, wanted)
         return values | evaluate_fim(self.engine, self.loader, cuts)
 
     def _write_samples(self, state: TrainState) -> None:
-        """Continue the configured prompts, into samples.jsonl and the log. Collective."""
+        """Continue the configured prompts; write the texts to samples.jsonl and the log. Collective."""
         stage = self.config.stage
         if not stage.sample_prompts:
             return

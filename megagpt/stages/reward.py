@@ -1,4 +1,4 @@
-"""Stage `reward`: a model that scores responses, from people's rankings of them (InstructGPT, arXiv 2203.02155)."""
+"""Stage `reward`: trains a model that scores responses on human rankings (InstructGPT, arXiv 2203.02155)."""
 
 import logging
 from typing import Any
@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class Reward(BaseStage):
-    """Learns to score better responses higher, for `optim.train_epochs`; held-out rankings are measured at the end.
+    """Learns for `optim.train_epochs` to score better responses higher; evaluates on held-out rankings at the end.
 
-    Only differences of scores are learnt. The last checkpoint and the best one hold the mean score of demonstrations
-    (`score_offset`), which is taken off all scores when the model is loaded, as InstructGPT did before PPO.
+    The loss depends only on differences of scores. So the last checkpoint and the best one hold the mean score of
+    demonstrations (`score_offset`), which is subtracted from all scores when the model is loaded, as InstructGPT did
+    before PPO.
     """
 
     loader: RankedLoader
@@ -42,28 +43,28 @@ class Reward(BaseStage):
         return ["validation_loss", "validation_accuracy"] if self.loader.held_out("validation", 1) else []
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """See `Stage.evaluate`: loss and accuracy on held-out rankings, of at most `stage.eval_tokens`."""
+        """See `Stage.evaluate`: loss and accuracy on held-out rankings with at most `stage.eval_tokens`."""
         values = self._measure(self.config.stage.eval_tokens)
         return {f"validation_{name}": values[name] for name in ("loss", "accuracy") if values}
 
     def checkpoint_extras(self, state: TrainState) -> dict[str, Any]:
-        """See `Stage.checkpoint_extras`: `score_offset`, where another model may learn from this one."""
+        """See `Stage.checkpoint_extras`: `score_offset`, for the last checkpoint and for one that may be the best."""
         finished = state.tokens >= self.config.optim.train_tokens
         if not (finished or state.best_step == state.step or may_be_best(self.config, state)):
             return {}
         offset = self._score_of_demonstrations()
-        log.info("demonstrations scored %.4f on average, which is taken off all scores", offset)
+        log.info("the mean score of demonstrations is %.4f; loading the model subtracts it from all scores", offset)
         return {"score_offset": offset}
 
     def begin(self, state: TrainState) -> None:
-        """Score the demonstrations: what fails in it is to fail now, and not before the last step is saved."""
+        """Score the demonstrations once, so that an error in it appears now and not before the last checkpoint."""
         self._score_of_demonstrations()
 
     def _score_of_demonstrations(self) -> float:
         return float(score(self.engine, self.config, self.loader.tokenizer, self.demonstrations).mean())
 
     def finish(self, state: TrainState) -> None:
-        """Measure the trained model on all held-out rankings, into evaluation.json."""
+        """Evaluate the trained model on all held-out rankings and write evaluation.json."""
         self.write_evaluation(AFTER, state, self._measure(max_tokens=None))
 
     def _measure(self, max_tokens: int | None) -> dict[str, Any]:
@@ -72,8 +73,11 @@ class Reward(BaseStage):
 
 
 def demonstrations(config: Config, loader: RankedLoader) -> list[np.ndarray]:
-    """Conversations, int64 [n] each, that are to score 0 on average: the training split of data.conversations, or else
-    the best responses to the training prompts. Raises DataError when none fits the context."""
+    """Token ids, int64 [n] each, of the conversations whose mean score is set to 0.
+
+    They are the training split of data.conversations or, without it, the best response to each training prompt.
+    Raises DataError when no conversation fits the context.
+    """
     if not config.data.conversations:
         return [
             row
@@ -87,6 +91,7 @@ def demonstrations(config: Config, loader: RankedLoader) -> list[np.ndarray]:
     if rows := [example.tokens for example in found if example is not None]:
         return rows
     raise DataError(
-        f"none of the {len(found)} conversations of data.conversations in the train split has an answer that ends"
-        f" within model.sequence_length ({length}): there is nothing to set a score of 0 by"
+        f"none of the {len(found)} conversations in the train split of data.conversations has a response that ends"
+        f" within model.sequence_length ({length}), so there are no demonstrations to compute the score offset from:"
+        " add shorter conversations"
     )

@@ -1,4 +1,4 @@
-"""What a run saves, and what it starts from: its own newest checkpoint, another run's weights, or nothing."""
+"""Saves and restores a run, which starts from its newest checkpoint, from another run's weights, or from scratch."""
 
 import dataclasses
 import logging
@@ -28,41 +28,43 @@ MAY_CHANGE = (
     "embed.scored_pairs",
     "embed.candidates",
 )
-"""Fields among these sections that change neither what the weights mean nor the samples."""
+"""Exceptions to the fixed fields below: they change neither the meaning of the weights nor the samples."""
 
 MEASURED_BY = ("scored_pairs", "candidates")
 """Fields of `embed` on which its metrics depend."""
 
 CHANGES_SAMPLES = ("seed", "data.", "model.sequence_length", "stage.name")
-"""Fields on which the order of training samples depends; a run that has begun keeps them."""
+"""Fields that determine the order of training samples; they may not change when a run resumes."""
 
 KEPT_INPUTS = (*CHANGES_SAMPLES, *WEIGHTS)
-"""Inputs whose content a run keeps."""
+"""Inputs whose content may not change when a run resumes."""
 
 CHANGES_STATE = ("optim.precision", "optim.optimizer")
-"""Fields on which optimizer state depends: what there is, and its dtypes."""
+"""Fields that determine the tensors and dtypes of the optimizer state."""
 
 CHANGES_EMBEDDING = ("embed.", "optim.global_batch_size")
-"""What a run of stage embed keeps besides: its batches are drawn as a whole, and its vectors mean what it says."""
+"""Further fields that may not change in stage embed: batches are drawn as a whole, and `embed` defines the vectors."""
 
 NOT_WORTH_SAYING = ("logging.", "checkpoint.", "reliability.", "runs_dir", "run_name")
+"""Fields whose changes are not logged when a run resumes."""
 
 
 class RunCheckpoints:
     """The checkpoints of a run: tensors of its stage, its counters, and each rank's random state.
 
-    In the layout that saved it, a run goes on bit for bit; in another one the random streams (of dropout) start anew.
+    In the layout that saved the checkpoint, a resumed run is bitwise equal to an uninterrupted one. In another layout
+    the random streams of dropout start from the seed again.
     """
 
     def __init__(self, stage: Stage, checkpointer: Checkpointer) -> None:
         self.stage, self.checkpointer, self.config = stage, checkpointer, stage.config
         self.data: Identity = self._by_first_rank(self._look_at_inputs)
-        """What the run reads, by content: it may move, and must not change."""
+        """Identities, by content, of the files that the run reads: a file may move, but its content may not change."""
 
     def restore(self) -> TrainState:
-        """Fill the stage from where the run stands and return its counters. Collective.
+        """Fill the stage from the newest checkpoint, or else from `checkpoint.load`; return the counters. Collective.
 
-        Raises ConfigError when a field changed that a run must keep, CheckpointError when no checkpoint is valid.
+        Raises ConfigError when a field changed that may not change, CheckpointError when no checkpoint is valid.
         """
         config, newest = self.config, self.checkpointer.find_newest()
         if newest is None:
@@ -73,10 +75,10 @@ class RunCheckpoints:
             return TrainState()
         if not config.checkpoint.resume:
             raise ConfigError(
-                f"{newest.parent} has checkpoints, but checkpoint.resume is false: give the new run another run_name "
+                f"{newest.parent} has checkpoints, but checkpoint.resume is false: give the new run a run_name other "
                 f"than {config.run_name}, or move its folder away"
             )
-        # Through the schema, so that a key which is newer than the run has its default, as the run had without it.
+        # The schema adds the defaults of keys that did not exist when the run was saved.
         manifest = read_manifest(newest)
         saved, now = (to_dict(with_lengths(one)) for one in (config_of(newest, manifest), config))
         before = data_of(newest, manifest)
@@ -88,9 +90,9 @@ class RunCheckpoints:
         return state
 
     def _compare_data(self, before: Identity, saved: dict[str, Any]) -> list[str]:
-        """Sentences about data of the run that is not what it was when `saved` was saved.
+        """One sentence for each input whose content changed since the checkpoint `before`; others are only logged.
 
-        Paths in `saved` become those of now, since data may move: of what the checkpoint knows the content of.
+        Data may move: for every input whose content the checkpoint knows, `saved` gets the current path.
         """
         for name in before.keys() & self.data.keys():
             old, new = before[name]["path"], self.data[name]["path"]
@@ -104,7 +106,10 @@ class RunCheckpoints:
         return [text for text in found if text.startswith(KEPT_INPUTS)]
 
     def _by_first_rank(self, look: Callable[[], Identity]) -> Identity:
-        """What `look` finds on the first rank, which all ranks get, or the error that it raises there. Collective."""
+        """The result of `look()` on the first rank, on every rank. Collective.
+
+        Raises on every rank the MegaGPTError that `look` raises on the first.
+        """
         found, error, world = None, None, self.checkpointer.world
         if world.rank == 0:
             try:
@@ -123,15 +128,15 @@ class RunCheckpoints:
         return found | {field: self._weights(field, source) for field, source in self.stage.sources.items()}
 
     def _weights(self, field: str, source: Path) -> dict[str, str]:
-        """What `Identity` says of a checkpoint that a field of the configuration names."""
+        """The `Identity` entry of the checkpoint `source`, which the configuration names in `field`."""
         section, name = field.split(".")
         path = getattr(getattr(self.config, section), name)
         return {"path": path, "content": weights_content(source), "checkpoint": str(source)}
 
     def _look_at_weights(self, before: Identity) -> Identity:
-        """The weights that the run started from and does not read again: as they are now, where they still are.
+        """Identities of weights that the run started from and does not read again.
 
-        before: as they were.
+        before: their identities in the run's checkpoint; they stay where the weights no longer exist.
         """
         found: Identity = {}
         for field in (before.keys() & WEIGHTS) - self.data.keys():
@@ -140,7 +145,7 @@ class RunCheckpoints:
             try:
                 source = first_choice(Path(path)) if path else None
                 found[field] = before[field] if source is None else self._weights(field, source)
-            except CheckpointError:  # damaged: it is not read again
+            except CheckpointError:  # damaged, but the run does not read it again
                 found[field] = before[field]
         return found
 
@@ -161,19 +166,19 @@ class RunCheckpoints:
         )
 
     def name_best(self, state: TrainState) -> None:
-        """Have the checkpoint of this state, which was saved, be the best one. Collective."""
+        """Mark the saved checkpoint of `state` as the best one. Collective."""
         self.checkpointer.name_best(state.step)
 
     def rewind(self, step: int) -> TrainState:
-        """Fill the stage from the newest valid checkpoint of at most `step`, and forget later ones. Collective.
+        """Fill the stage from the newest valid checkpoint of at most `step`, and discard later ones. Collective.
 
         Raises TrainingDiverged when there is none.
         """
         path = self.checkpointer.rewind(step)
         if path is None:
             raise TrainingDiverged(
-                f"the loss jumped, and there is no valid checkpoint of step {step} or before to go back to: lower "
-                "reliability.spike_rewind or checkpoint.interval, or start the run anew with a lower optim.lr"
+                f"the loss jumped, and there is no valid checkpoint of step {step} or before to return to: lower "
+                "reliability.spike_rewind or checkpoint.interval, or restart the run with a lower optim.lr"
             )
         return self._fill(path)
 
@@ -184,12 +189,12 @@ class RunCheckpoints:
     def _fill(self, path: Path) -> TrainState:
         """Fill the stage from a checkpoint of the run.
 
-        The best checkpoint becomes the one that was the best then, or none where another metric is asked for now.
+        The best checkpoint becomes the one that was best at that time, or none if the metric has changed since.
         """
         engine, wanted = self.stage.engine, self.config.checkpoint
         state = _state_of(path, self.checkpointer.load(path, self.stage.shards(for_saving=False)))
         manifest = read_manifest(path)
-        if manifest.get("layout") == self._layout():  # before the optimizer takes parameters over
+        if manifest.get("layout") == self._layout():  # before `post_load`, when the optimizer takes over the parameters
             engine.set_random_state(self.checkpointer.rank_tensors(path, engine.dims.rank))
         self.stage.post_load(state.optimizer_step)
         same_mode = manifest["config"].get("checkpoint", {}).get("best_mode") == wanted.best_mode
@@ -201,7 +206,7 @@ class RunCheckpoints:
         return state
 
     def _layout(self) -> dict[str, Any]:
-        """Layout of the job, as a checkpoint's manifest records it."""
+        """The layout's sizes, as a checkpoint's manifest records them."""
         dims = self.stage.engine.dims
         return {
             "tensor_parallel_size": dims.tensor_size,
@@ -212,22 +217,22 @@ class RunCheckpoints:
 
 
 def _state_of(path: Path, values: Any) -> TrainState:
-    """The counters of a checkpoint. Raises CheckpointError when they are none."""
+    """The counters of a checkpoint. Raises CheckpointError when `values` are not a valid TrainState."""
     try:
-        TrainState(**values)  # names what is unknown
+        TrainState(**values)  # its error names unknown fields
         return TypeAdapter(TrainState).validate_python(values)
     except (TypeError, ValidationError) as error:
         raise CheckpointError(f"{path}/state.json is not the state of a run: {error}") from None
 
 
 def with_lengths(config: Config) -> Config:
-    """`config` with the lengths of its schedule as numbers, and nothing to derive them from."""
+    """`config` with the schedule's lengths as explicit numbers, and without the fields that they derive from."""
     lengths = dataclasses.asdict(config.optim.lengths)
     return dataclasses.replace(config, optim=dataclasses.replace(config.optim, **lengths, published=Schedule()))
 
 
 def _put_path(config: dict[str, Any], name: str, path: str) -> None:
-    """Set an input of `Identity` in a configuration."""
+    """Set the path of the input `name`, such as data.corpora[0], in a configuration."""
     section, field, place = re.fullmatch(r"(\w+)\.(\w+)(?:\[(\d+)\])?", name).groups()
     if place is None:
         config[section][field] = path
@@ -237,7 +242,7 @@ def _put_path(config: dict[str, Any], name: str, path: str) -> None:
 
 
 def _compare(saved: dict[str, Any], wanted: dict[str, Any], path: Path, other_data: list[str]) -> None:
-    """Refuse or log every field that differs between a checkpoint's configuration and the run's, and other data."""
+    """Raise ConfigError for fields that may not change, and for `other_data`; log other changed fields."""
     before, now = _flatten(saved), _flatten(wanted)
     changed = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
     kept = ("model.", *CHANGES_SAMPLES, *CHANGES_STATE)
@@ -250,8 +255,8 @@ def _compare(saved: dict[str, Any], wanted: dict[str, Any], path: Path, other_da
     ]
     if fixed := fixed + other_data:
         raise ConfigError(
-            "\n".join(fixed) + f"\n{path} cannot go on like this: set them back, or give the new run another run_name "
-            "(checkpoint.load starts it from these weights)"
+            "\n".join(fixed) + f"\n{path} cannot resume with these changes: undo them, or give the new run another "
+            "run_name (checkpoint.load starts it from these weights)"
         )
     for key, (old, new) in changed.items():
         if not key.startswith(NOT_WORTH_SAYING):

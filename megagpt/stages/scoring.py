@@ -1,4 +1,4 @@
-"""Models of other runs that score what a run generates."""
+"""Loads models of other runs that score this run's responses."""
 
 import dataclasses
 from pathlib import Path
@@ -18,9 +18,9 @@ from megagpt.stages.weights import load_weights
 
 
 def reward_model_config(config: Config, source: str, field: str) -> Config:
-    """`config` for the model of `source`, a run of stage reward, which `field` of the configuration names.
+    """`config` for the reward model of the run `source`. field: the configuration field that names it, for errors.
 
-    Raises ConfigError when it was never trained to score.
+    Raises ConfigError when the model was not trained by stage reward.
     """
     if _saved_model(source).head != "scalar":
         raise ConfigError(f"{field} ({source}) was never trained to score text: give a run of stage reward")
@@ -28,7 +28,7 @@ def reward_model_config(config: Config, source: str, field: str) -> Config:
 
 
 def with_scalar_head(config: Config, source: str) -> Config:
-    """`config` for a model with a scalar head that starts from the weights of another run, whatever head that has."""
+    """`config` for a model with a scalar head that loads the weights of the run `source`, which may have any head."""
     model = dataclasses.replace(
         _saved_model(source),
         head="scalar",
@@ -41,7 +41,7 @@ def with_scalar_head(config: Config, source: str) -> Config:
 
 
 def frozen_engine(config: Config, objective: Objective) -> tuple[MegatronEngine, Path]:
-    """The model of `checkpoint.load` in the run's layout, without gradients and optimizer; and its checkpoint.
+    """The model of `checkpoint.load` in the run's layout, without gradients and optimizer; and its checkpoint's path.
 
     Raises ConfigError when the model does not fit the layout.
     """
@@ -50,7 +50,7 @@ def frozen_engine(config: Config, objective: Objective) -> tuple[MegatronEngine,
     before = random_state(cpu.device())
     engine = MegatronEngine(dataclasses.replace(config, parallel=parallel), objective, training=False)
     source = load_weights(config, engine)
-    set_random_state(cpu.device(), before)  # training draws the same numbers whether a model looks on or not
+    set_random_state(cpu.device(), before)  # training's random numbers do not depend on this model
     return engine, source
 
 

@@ -1,4 +1,4 @@
-"""Puts a run together: logging, ranks, run folder, stage, trainer; and runs it from the beginning to the end."""
+"""Sets up a run (logging, ranks, run folder, stage, trainer) and runs it."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -40,15 +40,14 @@ STAGES: dict[str, Callable[[Config], Stage]] = {
     "ppo": PPO,
     "embed": Embed,
 }
-"""The classes of the stages by their names in the configuration.
+"""Stage classes by `stage.name`.
 
-The difference between code and pretrain, and between edit and sft, is in the configuration: the model that a run starts
-from, and the data that it reads.
+code differs from pretrain, and edit from sft, only in the configuration: the data, and the weights that a run loads.
 """
 
 
 def run_stage(config: Config) -> int:
-    """Train the stage that `config.stage.name` names, and measure it; returns the exit code. Collective."""
+    """Train and evaluate the stage `config.stage.name`; returns the exit code. Collective."""
     with open_run(config) as trainer:
         stage, watchdog = trainer.stage, trainer.watchdog
         if not trainer.state.step:
@@ -65,10 +64,10 @@ def run_stage(config: Config) -> int:
 
 @contextmanager
 def open_run(config: Config, make: Callable[[Config], Stage] | None = None) -> Iterator[Trainer]:
-    """Join the other ranks, take the run folder, open the data, build the models, and go on from the newest checkpoint.
+    """Join the other ranks, take the run folder, open the data, build the models, and restore the newest checkpoint.
 
-    make: opens the data of a stage, by default that of `config.stage.name`. Gives the trainer, whose `stage` is built.
-    Collective.
+    make: constructor of the stage; by default the class of `config.stage.name`. Yields the trainer, whose `stage` is
+    built. Collective.
     """
     run_dir = Path(config.run_dir)
     logs.setup(run_dir)
@@ -82,7 +81,7 @@ def open_run(config: Config, make: Callable[[Config], Stage] | None = None) -> I
 
 
 def _open_trainer(stage: Stage, checkpointer: Checkpointer) -> Trainer:
-    """Go on from the newest checkpoint where there is one, and begin the files of the run folder. Collective."""
+    """Restore the newest checkpoint, if any, and create the files of the run folder. Collective."""
     config, is_main = stage.config, dist.get_rank() == 0
     run_dir = Path(config.run_dir)
     attempts = Attempts(run_dir, enabled=is_main)

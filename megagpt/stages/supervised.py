@@ -1,4 +1,4 @@
-"""Stages `edit` and `sft`: learning the assistant's part of conversations (InstructGPT, arXiv 2203.02155)."""
+"""Stages `edit` and `sft`: supervised training on the assistant's messages (InstructGPT, arXiv 2203.02155)."""
 
 import dataclasses
 import logging
@@ -22,16 +22,19 @@ from megagpt.train.state import TrainState
 log = logging.getLogger(__name__)
 
 NOTABLE = 0.05
-"""Rounding to whole steps is said where it changes the length of a run by more than this share."""
+"""Rounding to whole steps is logged if it changes the length of a run by more than this fraction."""
 
 
 class Supervised(BaseStage):
-    """Learns conversations for `optim.train_epochs` or `train_tokens`; held-out ones are measured before and after."""
+    """Trains on conversations for `optim.train_epochs` or `train_tokens`; evaluates held-out ones before and after."""
 
     loader: ConversationLoader
 
     def __init__(self, config: Config) -> None:
-        """Open the conversations, the held-out edits, and the prompts for `stage.reward_model`."""
+        """Open the conversations, the held-out edits, and the prompts for `stage.reward_model`.
+
+        Raises ConfigError when `stage.reward_model` is not a reward model, DataError when no prompt fits.
+        """
         loader = ConversationLoader(config)
         config = with_epochs(config, len(loader.rows["train"]), loader.sample_tokens)
         super().__init__(config, loader, LanguageModelObjective())
@@ -43,18 +46,18 @@ class Supervised(BaseStage):
             self.reward_prompts = self._reward_prompts(self.scored.model.sequence_length)
 
     def build(self) -> None:
-        """See `Stage.build`; with `stage.reward_model`, where there is one."""
+        """See `Stage.build`; also builds `stage.reward_model`, if configured."""
         super().build()
         if self.scored is not None:
             self.reward_engine, self.reward_source = frozen_engine(self.scored, RewardObjective())
 
     @property
     def sources(self) -> dict[str, Path]:
-        """See `Stage.sources`: that of the reward model."""
+        """See `Stage.sources`: the reward model's checkpoint."""
         return {} if self.scored is None else {"stage.reward_model": self.reward_source}
 
     def begin(self, state: TrainState) -> None:
-        """Measure the loaded model, into evaluation_before.json."""
+        """Evaluate the loaded model and write evaluation_before.json."""
         self.write_evaluation(BEFORE, state, self._measure())
 
     @property
@@ -63,23 +66,23 @@ class Supervised(BaseStage):
         return super().evaluation_metrics + ([] if self.scored is None else ["validation_reward"])
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """See `Stage.evaluate`; with `validation_reward`, the mean score of responses to held-out prompts."""
+        """See `Stage.evaluate`; also `validation_reward`, the mean score of responses to held-out prompts."""
         values = super().evaluate(state)
         if self.scored is None:
             return values
         return values | {"validation_reward": float(self._score_responses().mean())}
 
     def finish(self, state: TrainState) -> None:
-        """Measure the trained model, into evaluation.json, and write samples."""
+        """Evaluate the trained model, write evaluation.json and samples."""
         self.write_evaluation(AFTER, state, self._measure())
         self._write_samples(state)
 
     def _measure(self) -> dict[str, float]:
-        """Metrics of every held-out conversation and edit. Collective."""
+        """Metrics on all held-out conversations and edits. Collective."""
         return evaluate(self.engine, self.loader, "validation", max_tokens=None) | self._measure_edits()
 
     def _measure_edits(self) -> dict[str, float]:
-        """Exact match and similarity of the held-out edits; every replica makes all of them."""
+        """Exact match and similarity on the held-out edits; every replica generates all of them."""
         if not self.edits:
             return {}
         responses = generate_edits(self._generator(), self.edits, self.config.model.sequence_length // 2)
@@ -94,7 +97,10 @@ class Supervised(BaseStage):
         }
 
     def _reward_prompts(self, reward_context: int) -> list[list[int]]:
-        """Held-out prompts that leave room for a response in the contexts of both models, at most `reward_prompts`."""
+        """Token ids of at most `stage.reward_prompts` held-out prompts that leave room for a response in both contexts.
+
+        reward_context: context of the reward model, in tokens. Raises DataError when there is no such prompt.
+        """
         config, tokenizer = self.config, self.loader.tokenizer
         room = min(config.model.sequence_length, reward_context) - config.stage.sample_tokens
         prompts = [one.messages[:-1] for one in self.loader.conversations["validation"]]
@@ -102,14 +108,15 @@ class Supervised(BaseStage):
         chosen = [prompt for prompt in encoded if len(prompt) <= room][: config.stage.reward_prompts]
         if not chosen:
             raise DataError(
-                f"no held-out prompt leaves room for stage.sample_tokens ({config.stage.sample_tokens}), so that"
-                " stage.reward_model has nothing to score: lower it, or give data.split a validation share"
+                f"no held-out prompt leaves room for stage.sample_tokens ({config.stage.sample_tokens}), so"
+                " stage.reward_model has nothing to score: lower stage.sample_tokens, or give data.split a validation"
+                " share"
             )
-        log.info("%d of %d held-out prompts are answered for stage.reward_model to score", len(chosen), len(encoded))
+        log.info("stage.reward_model will score responses to %d of %d held-out prompts", len(chosen), len(encoded))
         return chosen
 
     def _score_responses(self) -> np.ndarray:
-        """Scores of greedy responses to the held-out prompts; every replica generates all of them. Collective."""
+        """Scores, float [n], of greedy responses to the held-out prompts; every replica generates all. Collective."""
         settings = GenerationConfig(max_new_tokens=self.config.stage.sample_tokens, temperature=0)
         responses = self._generator().generate(self.reward_prompts, settings)
         rows = [
@@ -119,7 +126,7 @@ class Supervised(BaseStage):
         return score(self.reward_engine, self.scored, self.loader.tokenizer, rows)
 
     def _write_samples(self, state: TrainState) -> None:
-        """Respond to the configured prompts, into samples.jsonl and the log. Collective."""
+        """Respond to the configured prompts; write the responses to samples.jsonl and the log. Collective."""
         stage = self.config.stage
         if not stage.sample_prompts:
             return
@@ -138,7 +145,7 @@ class Supervised(BaseStage):
 def with_epochs(config: Config, samples: int, sample_tokens: int) -> Config:
     """`config` with `train_tokens` and `decay_tokens` for `train_epochs` passes over `samples`, in whole steps.
 
-    sample_tokens: tokens that a sample counts for, see `Loader.sample_tokens`.
+    sample_tokens: number of tokens that the schedule counts per sample, see `Loader.sample_tokens`.
     """
     optim = config.optim
     if optim.train_epochs is None:
@@ -147,8 +154,8 @@ def with_epochs(config: Config, samples: int, sample_tokens: int) -> Config:
     rows = steps * optim.global_batch_size
     if abs(rows / (optim.train_epochs * samples) - 1) > NOTABLE:
         log.warning(
-            "optim.train_epochs (%g) of %d samples are %g; in whole steps of optim.global_batch_size (%d) the run takes"
-            " %d of them, which is %.2f epochs",
+            "optim.train_epochs (%g) of %d samples are %g samples; in whole steps of optim.global_batch_size (%d) the"
+            " run takes %d samples, which is %.2f epochs",
             optim.train_epochs,
             samples,
             optim.train_epochs * samples,

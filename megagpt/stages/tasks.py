@@ -1,4 +1,4 @@
-"""Tasks in context that a run is measured on while it trains (`stage.tasks`)."""
+"""Evaluates a run on in-context tasks while it trains (`stage.tasks`)."""
 
 import logging
 import random
@@ -17,11 +17,11 @@ from megagpt.parallel.engine import Engine
 log = logging.getLogger(__name__)
 
 SEED = 1234
-"""Of the draws of demonstrations: always the same, so that steps and runs compare."""
+"""Seed of the choice of demonstrations; constant, so that results of different steps and runs are comparable."""
 
 
 def check(config: Config) -> None:
-    """Look at the tasks of `stage.tasks` and their data, without a model.
+    """Check the tasks of `stage.tasks` and their data, without a model.
 
     Raises ConfigError for an unknown task or when lm-eval is not installed, and DataError for missing data.
     """
@@ -35,10 +35,10 @@ def check(config: Config) -> None:
 
 
 def measure(config: Config, engine: Engine, tokenizer: Tokenizer) -> dict[str, float]:
-    """The main metric of each task with each number of demonstrations, by the name of its curve.
+    """{task_<name>_<n>shot: main metric} of each task with each number of demonstrations.
 
-    Replicas share the questions. Training goes on afterwards as if nothing had happened: random states and modes are
-    what they were. Collective; no rank returns before all are done.
+    Replicas share the questions. Random states and training modes are restored afterwards, so that training does not
+    depend on the evaluation. Collective; no rank returns before all are done.
     """
     from megagpt.evaluate.in_context.language_model import MegaGPTLM
     from megagpt.evaluate.in_context.run import run_tasks
@@ -69,7 +69,7 @@ def _folder(config: Config) -> Path | None:
 
 @contextmanager
 def _same_random_state(engine: Engine) -> Iterator[None]:
-    """Give the block's end the random states of its beginning: of Python, NumPy, and the engine."""
+    """Restore the random states of Python, NumPy and the engine at the end of the block."""
     python, numpy, own = random.getstate(), np.random.get_state(), engine.random_state()
     try:
         yield

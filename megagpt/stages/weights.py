@@ -1,4 +1,4 @@
-"""Another run's weights: to start a run from them, or to use the model as it is."""
+"""Loads another run's weights, to start a run from them or to use the model."""
 
 import dataclasses
 import logging
@@ -28,25 +28,26 @@ from megagpt.stages.vocabulary import TABLES, fill_rows, old_rows, tables_of
 log = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
-"""The copy of its tokenizer in a run's folder."""
+"""File name of the tokenizer's copy in a run folder."""
 
 FREE_OPTIONS = ("name", "sequence_length", "vocab_size", "head", "hidden_dropout", "attention_dropout", "init_std")
-"""Options of a model that may change when another run goes on from its weights."""
+"""Fields of `model` that may change when another run starts from its weights."""
 
 HEADS = ("model/scalar_head.", "model/embedding_head.")
-"""Beginnings of the names of heads' tensors that a language model does not have."""
+"""Prefixes of the names of head tensors that a language model does not have."""
 
 
 def load_weights(config: Config, engine: Engine) -> Path:
     """Fill the engine's model from `checkpoint.load`, and grow its vocabulary to `model.vocab_size`. Collective.
 
-    Returns the checkpoint that was found there.
+    Returns the path of the checkpoint.
 
-    A model with another head takes everything else from a language model, whose output projection is left out; from a
-    model with its own kind of head it takes the head too. The `score_offset` of a reward model is taken off its bias.
+    If the checkpoint has the same kind of head, the head is loaded too. A model with a scalar or embedding head can
+    also start from a language model, whose output projection is left out. The `score_offset` of a reward model is
+    subtracted from the bias of its head.
 
-    Raises ConfigError when the vocabulary would shrink, the tokenizer gives old ids to other tokens, or the checkpoint
-    has another head and no output projection; CheckpointError when the checkpoint is not valid or of another model.
+    Raises ConfigError when the vocabulary would shrink, the tokenizer gives old ids to other tokens, or the heads
+    differ and the checkpoint is no language model; CheckpointError when the checkpoint is invalid or of another model.
     """
     source = checkpoint.find(Path(config.checkpoint.load))
     manifest = checkpoint.read_manifest(source)
@@ -70,11 +71,10 @@ def load_weights(config: Config, engine: Engine) -> Path:
 def load_model(
     path: Path, parallel: ParallelConfig, objective: Objective | None = None
 ) -> tuple[Config, MegatronEngine, Tokenizer]:
-    """The model of a checkpoint, or of a run folder's best or newest one, laid out as `parallel`, without an optimizer.
+    """The model of a checkpoint, or of a run's best or newest checkpoint, in layout `parallel`, without an optimizer.
 
-    objective: for what the engine computes, see `Engine.outputs`; None where only the modules are used. Joins the other
-    ranks. Raises CheckpointError when there is no valid checkpoint, ConfigError when the model does not
-    fit the layout.
+    objective: defines the engine's outputs, see `Engine.outputs`; None if only the modules are used. Joins the other
+    ranks. Raises CheckpointError when there is no valid checkpoint, ConfigError when the model does not fit the layout.
     """
     raise_all(list(world_size_fits(Config(parallel=parallel), env.world_size())))
     launch.initialize(parallel, seed=0)
@@ -84,15 +84,13 @@ def load_model(
 def load_another(
     path: Path, parallel: ParallelConfig, objective: Objective | None = None
 ) -> tuple[Config, MegatronEngine, Tokenizer]:
-    """See `load_model`; for ranks that have met, in the layout `parallel`, in which they may have other models."""
+    """Like `load_model`, for ranks that are already initialized in layout `parallel` and may hold other models."""
     folder = checkpoint.find(path)
     config = checkpoint.buildable_config(folder)
     tokenizer = folder.parent.parent / TOKENIZER
     if not tokenizer.exists():
         if not config.data.tokenizer:
-            raise CheckpointError(
-                f"{folder} has no tokenizer: put the tokenizer.json that it was trained with at {tokenizer}"
-            )
+            raise CheckpointError(f"{folder} has no tokenizer: put the tokenizer.json of its training at {tokenizer}")
         tokenizer = Path(config.data.tokenizer)
     _check_layout(config.model, parallel)
     config = dataclasses.replace(
@@ -110,10 +108,10 @@ def load_another(
 def _load_growing(model: ModelConfig, old: ModelConfig, source: Path, shards: list[Shard]) -> None:
     """Fill shards of `model` from a checkpoint of the model `old`, whose vocabulary may be smaller. Collective.
 
-    Old rows stay as they were. Every new row is the mean of the old ones, the same bits in every layout. A new token's
-    logit is then the mean of the old tokens' logits, which is at most the logarithm of their mean exponential: n new
-    tokens take together at most n / (V + n) of the probability from V old ones, whatever the text. Rows drawn at random
-    have no such bound.
+    Old rows do not change. Every new row is the mean of the old rows, bitwise equal in every layout. A new token's
+    logit is then the mean of the V old logits, which by Jensen's inequality is at most the logarithm of their mean
+    exponential. So n new tokens together get at most n / (V + n) of the probability, for any text. Random rows have
+    no such bound.
     """
     world, grows = current_world(), model.vocab_size > old.vocab_size
     tables = [shard for shard in shards if shard.name in TABLES]
@@ -121,7 +119,7 @@ def _load_growing(model: ModelConfig, old: ModelConfig, source: Path, shards: li
     wanted += [old_rows(shard, old.vocab_size, old.padded_vocab_size) for shard in tables]
     tables_before = tables_of(dataclasses.replace(old, head=model.head))
     wholes = []
-    if grows and world.rank == 0:  # no rank but this one has to hold a whole table
+    if grows and world.rank == 0:  # only this rank needs memory for a whole table
         wholes = [Shard.whole(name, torch.empty(shape)) for name, shape in tables_before.items()]
     checkpoint.load(source, [*wanted, *wholes], strict=False, cast=True, world=world)
     if grows:
@@ -130,11 +128,11 @@ def _load_growing(model: ModelConfig, old: ModelConfig, source: Path, shards: li
         for shard in tables:
             fill_rows(shard, old.vocab_size, model.vocab_size, rows[shard.name])
         new = model.vocab_size - old.vocab_size
-        log.info("%d new tokens' rows are the mean of the %d old ones", new, old.vocab_size)
+        log.info("the rows of %d new tokens are the mean of the %d old rows", new, old.vocab_size)
 
 
 def _subtract_offset(shards: list[Shard], manifest: dict[str, Any]) -> None:
-    """Take a reward model's `score_offset` off the bias of its head, so that demonstrations score 0 on average."""
+    """Subtract a reward model's `score_offset` from its head's bias, so that demonstrations score 0 on average."""
     offset = manifest.get("score_offset", 0.0)
     if not isinstance(offset, int | float):
         raise CheckpointError(f"the manifest's score_offset is {shown(offset)}, not a number")
@@ -144,7 +142,7 @@ def _subtract_offset(shards: list[Shard], manifest: dict[str, Any]) -> None:
 
 
 def _check_layout(model: ModelConfig, parallel: ParallelConfig) -> None:
-    """Raise ConfigError where the model does not fit the layout; nothing else of a configuration matters here."""
+    """Raise ConfigError when the model does not fit the layout; the other sections are placeholders."""
     ranks = dist.get_world_size()
     optim = OptimConfig(global_batch_size=ranks * 64)
     data = DataConfig(tokenizer=TOKENIZER, corpora=(CorpusConfig("unused"),))
@@ -153,7 +151,7 @@ def _check_layout(model: ModelConfig, parallel: ParallelConfig) -> None:
 
 
 def _warn_of_other_architecture(model: ModelConfig, old: ModelConfig, source: Path) -> None:
-    """Some options do not show in the shapes of weights, which would load and mean something else."""
+    """Log changed options of the architecture: most do not change shapes, so the weights load without an error."""
     for field in dataclasses.fields(ModelConfig):
         before, now = getattr(old, field.name), getattr(model, field.name)
         if before != now and field.name not in FREE_OPTIONS:
@@ -185,7 +183,7 @@ def _check_vocabulary(config: Config, source: Path, old_size: int) -> None:
     if config.model.vocab_size < old_size:
         raise ConfigError(
             f"model.vocab_size ({config.model.vocab_size}) is below the {old_size} of checkpoint.load ({source}), but "
-            f"a vocabulary can only grow: set model.vocab_size={old_size} or more"
+            f"a vocabulary can only grow: set model.vocab_size={old_size} or higher"
         )
     beside = source.parent.parent / TOKENIZER
     if not beside.exists() or beside == Path(config.data.tokenizer):
@@ -196,6 +194,6 @@ def _check_vocabulary(config: Config, source: Path, old_size: int) -> None:
         extend = f"`megagpt data tokenizer --extend {shlex.quote(str(beside))} --output NEW`"
         raise ConfigError(
             f"data.tokenizer ({config.data.tokenizer}) does not begin with the tokens of {beside}, which "
-            f"checkpoint.load was trained with: they differ from id {index} on, so rows of the embedding would mean "
-            f"other tokens. Take that tokenizer, or extend it: {extend}"
+            f"checkpoint.load was trained with: they differ from id {index} on, so rows of the embedding would belong "
+            f"to other tokens. Use that tokenizer, or extend it: {extend}"
         )

@@ -136,7 +136,7 @@ def test_another_job_is_refused_by_name(
     other = write_jsonl(tmp_path / "other.jsonl", [{"text": "x"}])
     for words, message in [
         (["--side", "query"], "side is query, not document"),
-        (["--dimensions", 8], "dimensions is 8, not that of the model"),
+        (["--dimensions", 8], "dimensions is 8, not the model's"),
         (["--key", "id"], "key is id, not text"),
         ([other], r"the input is .*docs.jsonl, .*other.jsonl, not .*docs.jsonl"),
     ]:
@@ -168,7 +168,7 @@ def test_a_moved_input_is_the_same(embed, embedder, documents, tmp_path):
 def test_a_file_that_is_not_ours_stays(embed, documents, tmp_path):
     output = tmp_path / "v.npy"
     output.write_text("precious")
-    with pytest.raises(ConfigError, match=r"v.npy exists, and no v.npy.meta.json says what it is"):
+    with pytest.raises(ConfigError, match=r"v.npy exists without v.npy.meta.json, which describes it"):
         embed(documents, "--output", output)
     assert output.read_text() == "precious"
 

@@ -134,7 +134,7 @@ def test_what_is_finished_stays_when_the_same_command_goes_on(folder, megagpt, m
     assert out.count("finished earlier") == 2
     megagpt(*words(folder, "whole", "shots=[0,1,2]", "limit=5"))
     same(figures(folder / "stopped"), figures(folder / "whole"))
-    with pytest.raises(ConfigError, match="another limit"):
+    with pytest.raises(ConfigError, match="different limit"):
         cli.run(words(folder, "stopped", "shots=[0,1,2]", "limit=6"))
 
 
@@ -154,7 +154,11 @@ def test_a_prompt_longer_than_the_context_is_told(folder, megagpt):
         (["shots=five"], ConfigError, "shots is 'five': .* valid integer"),
         (["tasks=[]"], ConfigError, "tasks is empty: name at least one"),
         (["tasks="], ConfigError, "tasks is empty: name at least one"),
-        (["tasks=[lambada]"], ConfigError, "task lambada: its examples are read from files: say with data=FOLDER"),
+        (
+            ["tasks=[lambada]"],
+            ConfigError,
+            "task lambada: its examples are read from files: give their folder with data=FOLDER",
+        ),
         (["tensor_parallel_size=2"], ConfigError, "2"),
         (["protocol=gpt4"], ConfigError, "protocol is 'gpt4'"),
         (["limit=0"], ConfigError, "limit is 0"),

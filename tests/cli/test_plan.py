@@ -46,7 +46,7 @@ def test_json_and_page(run, tmp_path):
 
 
 def test_what_does_not_fit_is_refused(run):
-    message = r"does not fit: a rank of pipeline stage 0 needs .* most are gradients"
+    message = r"does not fit: a rank of pipeline stage 0 needs .* the largest part is gradients"
     with pytest.raises(ConfigError, match=message) as refused:
         run("experiment=pretrain_13b", "parallel=data", "optim.ramp_start=16", "--gpus", "8", "--device", "a100")
     assert str(refused.value).count("\n") >= 2

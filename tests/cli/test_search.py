@@ -135,7 +135,7 @@ def test_another_checkpoint_is_refused(megagpt, index, checkpoint, tmp_path):
     other = tmp_path / "other" / "step_00000020"
     other.mkdir(parents=True)
     (other / "manifest.json").write_text('{"another": 1}')
-    with pytest.raises(ConfigError, match=f"was made by {checkpoint}, and {other} is another checkpoint"):
+    with pytest.raises(ConfigError, match=f"was made with {checkpoint}, but {other} is another checkpoint"):
         megagpt("search", "ask", index, "cat", "--checkpoint", other)
     (other / "manifest.json").write_text("{}")  # the same one, moved
     assert megagpt("search", "ask", index, "cat", "--checkpoint", other)
@@ -160,7 +160,7 @@ def cut(path: Path) -> None:
     ("damage", "message"),
     [
         (lambda folder: (folder / "about.json").unlink(), "an unfinished index: run the"),
-        (lambda folder: shutil.rmtree(folder), "is no index: make one"),
+        (lambda folder: shutil.rmtree(folder), "is not an index: make one"),
         (lambda folder: (folder / "texts.jsonl").unlink(), "damaged.*texts.jsonl"),
         (lambda folder: (folder / "vectors.npy").unlink(), "damaged.*vectors.npy"),
         (lambda folder: cut(folder / "vectors.npy"), "is damaged"),

@@ -218,5 +218,5 @@ def test_a_problem_of_another_language_is_refused(tmp_path):
         "language": "Java",
     }
     (tmp_path / "set.jsonl").write_text(json.dumps(record) + "\n")
-    with pytest.raises(DataError, match=r"set\.jsonl:1: .*its language is java, and only Python programs can be run"):
+    with pytest.raises(DataError, match=r"set\.jsonl:1: .*its language is java, but only Python programs can be run"):
         read_problems("humaneval", tmp_path / "set.jsonl")

@@ -126,7 +126,7 @@ def watched(call, seen: list):
 
 def test_another_evaluation_is_not_mixed_in(files):
     evaluate_code(settings(files), FakeGenerator())
-    with pytest.raises(ConfigError, match="another sampler: choose another output"):
+    with pytest.raises(ConfigError, match="different sampler: choose another output"):
         evaluate_code(settings(files, temperature=0.8), FakeGenerator())
 
 
@@ -156,7 +156,7 @@ def test_completions_of_a_file(files):
     with pytest.raises(DataError, match="jsonl:1: this completion is for 'X/1', which the data file does not hold"):
         evaluate_code(settings(files, completions=path, output=files / "third"))
     path.write_text(json.dumps({"task_id": "T/1"}) + "\n")
-    with pytest.raises(DataError, match="jsonl:1: no text in the field 'completion'"):
+    with pytest.raises(DataError, match="jsonl:1: the field 'completion' has no text"):
         evaluate_code(settings(files, completions=path, output=files / "fourth"))
 
 
@@ -254,7 +254,7 @@ def test_chat_takes_code_out_of_fences_and_says_so(files):
         3: (False, False),
     }
     assert "Like this" in next(sample["completion"] for sample in samples if sample["sample"] == 0)
-    with pytest.raises(ConfigError, match="another prompts_sha256, chat"):
+    with pytest.raises(ConfigError, match="different prompts_sha256, chat"):
         evaluate_code(settings(files), FakeGenerator())
     with pytest.raises(ConfigError, match="humaneval_infilling has gaps"):
         settings(files, chat=True, task="humaneval_infilling")

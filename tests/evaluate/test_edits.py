@@ -106,7 +106,7 @@ def test_what_does_not_fit_together_is_refused(files, monkeypatch, tmp_path):
     data, output = f"data={files['edits']}", f"output={files['output']}"
     with pytest.raises(DataError, match="1 responses to 9 edits"):
         run(data, f"completions={files['few']}", output)
-    with pytest.raises(ConfigError, match="another completions"):
+    with pytest.raises(ConfigError, match="different completions"):
         run(data, f"completions={files['right']}", output)
     with pytest.raises(DataError, match=r'few.jsonl:1: an edit needs "instruction"'):
         run(f"data={files['few']}", f"completions={files['right']}", f"output={tmp_path}/other")

@@ -249,7 +249,7 @@ def test_interrupted_work_goes_on(tmp_path, scored, monkeypatch):
 
 def test_another_evaluation_in_the_folder_is_refused(tmp_path, scored):
     evaluate_embeddings(settings(tmp_path, "sts", scored), Words())
-    with pytest.raises(ConfigError, match="holds an evaluation with another dimensions, side: choose another output"):
+    with pytest.raises(ConfigError, match="holds an evaluation with different dimensions, side: choose another output"):
         evaluate_embeddings(settings(tmp_path, "sts", scored, "side=both", "dimensions=3"), Words())
 
 

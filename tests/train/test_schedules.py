@@ -99,7 +99,7 @@ def test_epochs_that_are_no_whole_steps_are_said(caplog):
     optim = OptimConfig(global_batch_size=8, train_epochs=1.0, train_tokens=None)
     config = with_epochs(Config(optim=optim), samples=11, sample_tokens=4)
     assert config.optim.train_tokens == 8 * 4
-    assert "the run takes 8 of them, which is 0.73 epochs" in caplog.text
+    assert "the run takes 8 samples, which is 0.73 epochs" in caplog.text
     caplog.clear()
     with_epochs(Config(optim=optim), samples=160, sample_tokens=4)
     assert not caplog.text

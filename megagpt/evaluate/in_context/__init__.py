@@ -1,1 +1,1 @@
-"""Tasks that a model does from its prompt: zero-, one- and few-shot, by lm-eval's protocol or by that of GPT-3."""
+"""Zero-, one- and few-shot evaluation of tasks, by lm-eval's protocol or GPT-3's."""

@@ -1,4 +1,4 @@
-"""How answers are judged: by the rules of SQuAD, CMRC 2018 and GSM8K, exactly, by BLEU, or by scores of choices."""
+"""Metrics of answers: rules of SQuAD, CMRC 2018 and GSM8K, exact match, BLEU, and the best of scored choices."""
 
 import re
 import string
@@ -10,7 +10,7 @@ from megagpt.data.corpus.text.analysis import UNSPACED, split_words
 from megagpt.errors import ConfigError
 
 TIE = 1e-6
-"""Scores that differ by no more than this are equal: about what float32 leaves of the sum of some log-probabilities."""
+"""Scores that differ by at most this tie; it is about the float32 rounding error of a sum of log-probabilities."""
 
 _ASCII = re.compile(f"[{re.escape(string.punctuation)}]")
 _WIDE = "".join(chr(code) for code in range(0x80, 0x10000) if unicodedata.category(chr(code)).startswith("P"))
@@ -25,21 +25,21 @@ _KANA = re.compile("[\u3041-\u30ff]")
 
 
 def f1(answer: str, targets: Collection[str]) -> float:
-    """Harmonic mean of precision and recall over words, for the right answer that fits best. From 0 to 1.
+    """F1 of the answer's words against the best-matching right answer, 0 to 1.
 
-    An answer or a right answer without words is worth 1 if both have none, as in the script of SQuAD 2.0. Words are as
-    `same_words` has them.
+    If the answer or the right answer has no words, F1 is 1 if both have none, else 0, as in SQuAD 2.0's script. Words
+    are defined as in `same_words`.
     """
     given, *right = _words([answer, *targets])
     return max(_f1(given, words, (Counter(given) & Counter(words)).total()) for words in right)
 
 
 def same_words(answer: str, targets: Collection[str]) -> float:
-    """1 if the answer has the words of one of the right ones, in their order, else 0: SQuAD's exact match.
+    """SQuAD's exact match: 1 if the answer has the same words in the same order as one of the right answers, else 0.
 
-    Words are lower-cased, without punctuation (ASCII) and English articles (arXiv 1606.05250). Where the answer or a
-    right one has letters or punctuation of a script that writes no spaces, such as Han, each such letter is a word, all
-    of Unicode's punctuation goes and articles stay: MLQA's rule for Chinese (arXiv 1910.07475).
+    Words are lower-cased, without ASCII punctuation and English articles (arXiv 1606.05250). If any of the answers has
+    letters or punctuation of a script without spaces, such as Han, MLQA's rule for Chinese applies (arXiv 1910.07475):
+    each such letter is a word, all Unicode punctuation is removed, and articles stay.
     """
     given, *right = _words([answer, *targets])
     return float(given in right)
@@ -56,16 +56,16 @@ def _f1(given: Sequence[str], right: Sequence[str], common: int) -> float:
 
 
 def cmrc_f1(answer: str, targets: Collection[str]) -> float:
-    """F1 of the longest run of words that both have, for the right answer that fits best: CMRC 2018's own script.
+    """F1 of the longest common run of words, for the best-matching right answer, 0 to 1; equals CMRC 2018's script.
 
-    Each Chinese character is a word (arXiv 1810.07366). From 0 to 1.
+    Each Chinese character is a word (arXiv 1810.07366).
     """
     given = _cmrc_words(answer)
     return max(_f1(given, right, _longest_run(given, right)) for right in map(_cmrc_words, targets))
 
 
 def cmrc_exact_match(answer: str, targets: Collection[str]) -> float:
-    """1 if the answer is one of the right ones but for case and CMRC 2018's punctuation, else 0."""
+    """1 if the answer equals a right answer, ignoring case and CMRC 2018's punctuation, else 0."""
     given, *right = (_CMRC_PUNCTUATION.sub("", text.lower().strip()) for text in (answer, *targets))
     return float(given in right)
 
@@ -80,8 +80,8 @@ def _cmrc_words(text: str) -> list[str]:
 
 
 def _longest_run(given: Sequence[str], right: Sequence[str]) -> int:
-    """The length of the longest sequence that stands in both without a gap."""
-    longest, before = 0, [0] * (len(right) + 1)  # of runs that end with the word before
+    """Length of the longest contiguous sequence of words that both have."""
+    longest, before = 0, [0] * (len(right) + 1)  # lengths of common runs that end at the previous word of `given`
     for word in given:
         ends = [0, *(before[place] + 1 if word == other else 0 for place, other in enumerate(right))]
         longest, before = max(longest, *ends), ends
@@ -89,7 +89,7 @@ def _longest_run(given: Sequence[str], right: Sequence[str]) -> int:
 
 
 def final_number(answer: str, targets: Collection[str]) -> float:
-    """1 if the number behind the first #### is that of a right answer, commas aside, else 0: GSM8K's own rule.
+    """GSM8K's rule: 1 if the number after the first #### equals a right answer's, ignoring commas, else 0.
 
     An answer without such a number is wrong (arXiv 2110.14168).
     """
@@ -99,15 +99,15 @@ def final_number(answer: str, targets: Collection[str]) -> float:
 
 
 def exact_match(answer: str, targets: Collection[str]) -> float:
-    """1 if the answer is one of the right ones, character by character but for white space around it; else 0."""
+    """1 if the answer equals a right answer, ignoring surrounding white space, else 0."""
     return float(answer.strip() in {target.strip() for target in targets})
 
 
 def bleu_tokenizer(references: Collection[str]) -> str:
-    """What splits translations into words for BLEU: "zh" for Chinese, "char" for Japanese, else GPT-3's "intl".
+    """Name of sacrebleu's tokenizer for the references: "zh" for Chinese, "char" for Japanese, else GPT-3's "intl".
 
-    GPT-3's signature is BLEU+case.mixed+numrefs.1+smooth.exp+tok.intl (arXiv 2005.14165, table 3.4), which finds no
-    words in a language that writes no spaces.
+    GPT-3's signature is BLEU+case.mixed+numrefs.1+smooth.exp+tok.intl (arXiv 2005.14165, table 3.4); "intl" does not
+    split languages without spaces into words.
     """
     if any(_KANA.search(text) for text in references):
         return "char"
@@ -115,9 +115,9 @@ def bleu_tokenizer(references: Collection[str]) -> str:
 
 
 def corpus_bleu(answers: Sequence[str], targets: Sequence[Sequence[str]], tokenizer: str) -> float:
-    """BLEU of a whole set from 0 to 100, by sacrebleu (case kept, exponential smoothing).
+    """Corpus BLEU, 0 to 100, by sacrebleu (case-sensitive, exponential smoothing).
 
-    targets: right translations of each, one or more.
+    targets: one or more reference translations for each answer. Raises ConfigError when sacrebleu is not installed.
     """
     try:
         from sacrebleu.metrics import BLEU
@@ -129,13 +129,13 @@ def corpus_bleu(answers: Sequence[str], targets: Sequence[Sequence[str]], tokeni
 
 
 def sentence_bleu(answer: str, targets: Sequence[str], tokenizer: str) -> float:
-    """BLEU of one sentence from 0 to 100: orders that are longer than the sentence do not count."""
+    """Sentence BLEU, 0 to 100; n-gram orders longer than the sentence do not count."""
     from sacrebleu.metrics import BLEU
 
     return BLEU(tokenize=tokenizer, effective_order=True).sentence_score(answer, list(targets)).score
 
 
 def best(scores: Sequence[float]) -> list[int]:
-    """Places of the highest score and of those that tie with it."""
+    """Indices of the highest score and of all scores that tie with it (see TIE)."""
     top = max(scores)
     return [place for place, score in enumerate(scores) if score == top or top - score <= TIE]

@@ -1,8 +1,8 @@
-"""GPT-3's arithmetic tasks, made by program (arXiv 2005.14165, section 3.9.1), in the form of OpenAI's files.
+"""Generates GPT-3's arithmetic tasks (arXiv 2005.14165, section 3.9.1) in the format of OpenAI's files.
 
-Operands of n digits are uniform from 0 to 10^n - 1, so that some have fewer digits. single_digit_three_ops has digits
-from 1 to 9 and two operations of +, - and *, the first of them in brackets, as OpenAI's file has it. No problem comes
-twice. sum_of_digits and the tasks with six digits are in OpenAI's files, not in the paper.
+Operands of n digits are uniform from 0 to 10^n - 1, so some have fewer digits. As in OpenAI's file,
+single_digit_three_ops has digits from 1 to 9 and two operations among +, - and *, the first of them in brackets.
+Problems do not repeat. sum_of_digits and the tasks with six digits are in OpenAI's files but not in the paper.
 """
 
 import random
@@ -11,17 +11,17 @@ from collections.abc import Callable
 from megagpt.errors import ConfigError
 
 INSTANCES = 2_000
-"""In each of the published files."""
+"""Number of problems in each of OpenAI's files."""
 
 Problem = tuple[str, int]
-"""Question and answer."""
+"""(question, answer)."""
 
 
 def arithmetic(task: str, count: int = INSTANCES, seed: int = 0) -> list[dict[str, str]]:
-    """`count` different problems of a task, drawn by seed.
+    """`count` different random problems of a task.
 
-    Each is {"context": "\\n\\nQ: What is 2 plus 3?\\n\\nA:", "completion": " 5"}. `task` is the name of one of OpenAI's
-    files. Raises ConfigError for another, or where it has too few problems.
+    Each is {"context": "\\n\\nQ: What is 2 plus 3?\\n\\nA:", "completion": " 5"}. task: the name of one of OpenAI's
+    files. Raises ConfigError for an unknown task, or one with too few problems.
     """
     if task not in TASKS:
         raise ConfigError(f"there is no arithmetic task {task}; there are {', '.join(TASKS)}")
@@ -75,4 +75,4 @@ TASKS: dict[str, tuple[Callable[[random.Random], Problem], int]] = {
     "single_digit_three_ops": (_three_digits, 9**3 * 9),
     "sum_of_digits": (_sum_of_digits, 10_000),
 }
-"""By the name of OpenAI's file: what makes a problem, and how many different ones there are."""
+"""{name of OpenAI's file: (function that draws a problem, number of different problems)}."""

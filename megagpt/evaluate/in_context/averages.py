@@ -9,15 +9,15 @@ from megagpt.evaluate.in_context.summary import TaskResult
 from megagpt.evaluate.pass_at_k import NORMAL_95
 
 ACCURACIES = ("accuracy", "acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match")
-"""Main metrics that are shares of right answers: of these an average over tasks makes sense."""
+"""Main metrics that are fractions of right answers, so that an average over tasks makes sense."""
 
 Key = tuple[str, int]
-"""A task and a number of shots."""
+"""(task, number of shots)."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A figure with its interval."""
+    """A value with its 95% interval."""
 
     value: float
     low: float | None
@@ -31,21 +31,21 @@ class Averages:
 
     tasks: list[str]
     points: dict[str, list[Point | None]]
-    """For each number of shots as it is written, a point for each result."""
+    """{label of the number of shots: one point per result}."""
     shots: dict[str, float]
-    """That number; for "few" the mean over tasks."""
+    """{label: number of shots}; for "few" the mean over tasks."""
     chance: float | None
     left_out: list[str]
     """Tasks that are not in the mean."""
 
 
 def is_accuracy(task: TaskResult) -> bool:
-    """Whether the task is judged by a share of right answers."""
+    """Whether the task's main metric is a fraction of right answers."""
     return task.main_metric in ACCURACIES and task.higher_is_better
 
 
 def averages(results: Sequence[Result]) -> Averages:
-    """Average accuracies by number of shots, of the numbers that most tasks have."""
+    """Average accuracies by number of shots, for the numbers of shots that most tasks have."""
     labels = _labels({(task.task, task.shots) for result in results for task in result.tasks if is_accuracy(task)})
     sides = [
         {(task.task, labels[task.task, task.shots]): task for task in result.tasks if is_accuracy(task)}
@@ -76,21 +76,21 @@ def averages(results: Sequence[Result]) -> Averages:
 
 
 def _labels(keys: set[Key]) -> dict[Key, str]:
-    """How each number of shots is written: "few", where each task has one number above one, as in the paper."""
+    """The label of each number of shots: "few" above 1 if each task has one such number, as in the paper."""
     above = {name: {number for other, number in keys if other == name and number > 1} for name, _ in keys}
     few = all(len(numbers) <= 1 for numbers in above.values()) and len(set().union(*above.values())) > 1
     return {(name, number): "few" if few and number > 1 else str(number) for name, number in keys}
 
 
 def _mean(tasks: Sequence[TaskResult]) -> Point | None:
-    """Mean of accuracies with an interval by the normal approximation; None where one of them is no number.
+    """Mean of accuracies with an interval by the normal approximation; None if one of them is not a number.
 
-    Where all answers are right, or none, that approximation knows no variance: then there is no interval.
+    If all answers are right, or all wrong, the approximation's variance is 0, and there is no interval.
     """
     values = [task.main.value for task in tasks]
     if None in values:
         return None
-    # p (1 - p) is the variance of what is 0 or 1, and a bound of that of what lies between.
+    # p (1 - p) is the variance of values that are 0 or 1, and a bound for values in between.
     variance = sum(max(0.0, task.main.value * (1 - task.main.value)) / task.examples for task in tasks)
     mean, reach = sum(values) / len(values), NORMAL_95 * math.sqrt(variance) / len(values)
     low, high = (max(0.0, mean - reach), min(1.0, mean + reach)) if variance else (None, None)

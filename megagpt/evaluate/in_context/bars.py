@@ -1,4 +1,4 @@
-"""Progress as megagpt shows it, also where lm-eval and the library that it reads data with would draw bars."""
+"""Replaces the progress bars of lm-eval and of the datasets library by megagpt's."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ from megagpt.log import progress
 
 @contextmanager
 def only_our_bars() -> Iterator[None]:
-    """Within the block, models of lm-eval report progress as ours do; what takes no model's time has no bar."""
+    """Context in which lm-eval's models show megagpt's progress bars, and steps without a model show none."""
     from datasets.utils import logging as datasets
 
     bars = {"lm_eval.api.task": _no_bar, "lm_eval.api.model": _no_bar, "lm_eval.models.huggingface": _bar}

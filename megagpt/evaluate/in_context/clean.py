@@ -1,6 +1,6 @@
-"""Which examples of a task are in the clean subset: `megagpt data overlap` did not find them in the training data.
+"""Finds a task's clean subset: the examples that `megagpt data overlap` did not find in the training data.
 
-docs/decontamination.md describes the folder that is read here.
+docs/decontamination.md describes the folder that this module reads.
 """
 
 import json
@@ -19,17 +19,17 @@ from megagpt.errors import DataError
 from megagpt.evaluate.in_context.outcomes import example_ids
 
 RUN = 8
-"""Words in a row by which a text is looked up in records."""
+"""Number of consecutive words by which a text is looked up in records."""
 
 
 class CleanSubsets:
     """The evaluation files in which `megagpt data overlap` looked for dirty examples."""
 
     def __init__(self, folder: str | Path, data: str | Path) -> None:
-        """Read them.
+        """Read the files.
 
-        folder: what `megagpt data overlap` wrote. data: where the evaluation files are, at any depth; what is not there
-        is left out. Raises DataError where a file is not the one that was looked at.
+        folder: output of `megagpt data overlap`. data: folder that has the evaluation files at any depth; missing files
+        are left out. Raises DataError when a file's content differs from the file that was searched.
         """
         self._words: dict[_Record, np.ndarray] = {}
         self._dirty: set[_Record] = set()
@@ -39,12 +39,12 @@ class CleanSubsets:
         self._index = lru_cache(maxsize=None)(self._indexed)
 
     def clean(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
-        """Whether each example of a task is clean, by its id in outcomes. `examples`: all of the evaluated part.
+        """{id in outcomes: whether the example is clean}. examples: all examples of the evaluated part.
 
-        Readers give examples other fields than the files have, so an example is looked up by its words. It is of the
-        record that has its longest text, and of several of these of the one that has the most of its words, each text
-        as a whole; they must be at least half of its words. Where records are equal in this, it is clean if all are.
-        An example that no file has is left out: nobody looked for it.
+        Readers rename and combine the files' fields, so an example is matched to a record by its words. Candidates are
+        the records that contain the example's longest text. Among them the record wins that contains the most of the
+        example's words, counting only whole texts; it must contain at least half of them. If several records win, the
+        example is clean if all of them are. An example without a record is left out, because it was never searched.
         """
         found = {}
         for name, example in zip(example_ids(examples), examples, strict=True):
@@ -56,7 +56,7 @@ class CleanSubsets:
         return found
 
     def _held(self, texts: list[np.ndarray]) -> dict["_Record", int]:
-        """How many words of `texts` are in each record that has the longest one that any record has."""
+        """Number of words of `texts` in each candidate record: those with the longest text that any record has."""
         held: dict[_Record, int] = {}
         for words in texts:
             length = min(len(words), RUN)
@@ -67,7 +67,7 @@ class CleanSubsets:
         return held
 
     def _indexed(self, length: int) -> dict[int, set["_Record"]]:
-        """The records that have each run of `length` words, by its hash."""
+        """{hash of a run of `length` words: records that have the run}."""
         index: dict[int, set[_Record]] = {}
         for record, words in self._words.items():
             for run in run_hashes(words, length).tolist():
@@ -76,11 +76,11 @@ class CleanSubsets:
 
 
 _Record = tuple[Path, int]
-"""Of an evaluation file: its number in it."""
+"""(evaluation file, number of the record in it)."""
 
 
 def _files(folder: Path, data: Path) -> Iterator[tuple[Path, set[int]]]:
-    """The evaluation files that are in `data`, each with the numbers of its dirty records."""
+    """The evaluation files found in `data`, each with the numbers of its dirty records."""
     path = folder / "clean.json"
     try:
         sets = json.loads(read_input(path))["sets"]
@@ -97,7 +97,7 @@ def _files(folder: Path, data: Path) -> Iterator[tuple[Path, set[int]]]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts of an example, each once."""
+    """All different texts of an example."""
     seen: set[str] = set()
     waiting = [value]
     while waiting:

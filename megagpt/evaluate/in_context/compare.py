@@ -1,8 +1,8 @@
-"""Two results compared example by example: the same question, once for each model.
+"""Compares two results example by example.
 
-A paired test sees much smaller differences than two intervals do, since hard questions are hard for both models.
-Metrics that are 0 or 1 get McNemar's exact test, others a bootstrap of the difference over pairs. What cannot be
-compared is refused, what may mislead is compared with a warning; both say why.
+A paired test detects much smaller differences than two separate intervals, because hard questions are hard for both
+models. Metrics that are 0 or 1 get McNemar's exact test, others a bootstrap of the difference over pairs. Tasks that
+cannot be compared are refused; comparisons that may mislead have a warning. Both state the reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Counts:
-    """Pairs by who was right."""
+    """Numbers of pairs by which of the two results is right."""
 
     both: int
     only_first: int
@@ -39,24 +39,24 @@ class Counts:
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of a task, over the examples that both results have."""
+    """The difference of one metric of a task, over the examples that both results have."""
 
     task: str
     shots: int
     metric: str
     main: bool
-    """Whether the task is judged by it."""
+    """Whether this is the task's main metric."""
     higher_is_better: bool | None
-    """None where it is not the main metric, of which alone this is known."""
+    """Known only for the main metric; None for others."""
     pairs: int
     first: float
     second: float
     interval: Interval | None
-    """Of the second minus the first; None of a single pair."""
+    """95% interval of the second minus the first; None for a single pair."""
     p_value: float
     test: str
     counts: Counts | None
-    """None where the metric is not 0 or 1."""
+    """None if the metric has values other than 0 and 1."""
 
     @property
     def title(self) -> str:
@@ -70,29 +70,29 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """By itself; of many tests some are by chance."""
+        """Whether this single test is significant; of many tests some are significant by chance."""
         return self.p_value < SIGNIFICANT
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between two results."""
+    """The differences between two results."""
 
     first: str
     second: str
     differences: list[Difference] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-    """What was not compared, and why."""
+    """Sentences: which parts were not compared, and why."""
     warnings: list[str] = field(default_factory=list)
-    """What a reader has to know of what was compared."""
+    """Sentences: why a comparison may mislead."""
 
 
 def compare(
     first: Result, second: Result, *, corpus: Mapping[str, CorpusMetric] | None = None, seed: int = 0
 ) -> Comparison:
-    """Compare what two results have in common. corpus: as of `write_results`; seed: of the bootstrap.
+    """Compare the tasks that two results have in common.
 
-    Raises DataError when the files of examples are missing or broken.
+    corpus: see `write_results`. seed: for the bootstrap. Raises DataError when a file of examples is missing or broken.
     """
     found = Comparison(first.name, second.name)
     protocols = first.about.get("protocol"), second.about.get("protocol")
@@ -110,7 +110,7 @@ def compare(
 
 
 def _without_partner(first: str, second: str, sides: list[dict[tuple[str, int], TaskResult]]) -> list[str]:
-    """A sentence for each task that has numbers of shots, or is, in one result only."""
+    """A sentence for each task, or set of numbers of shots, that only one result has."""
     lines = []
     for task in dict.fromkeys(name for side in sides for name, _ in side):
         shots = [sorted(k for name, k in side if name == task) for side in sides]
@@ -119,8 +119,8 @@ def _without_partner(first: str, second: str, sides: list[dict[tuple[str, int], 
         elif shots[0] != shots[1]:
             texts = [", ".join(map(str, one)) for one in shots]
             lines.append(
-                f"{task} has other numbers of shots: {first} has {texts[0]}, {second} has {texts[1]}; "
-                "only the same number is compared"
+                f"{task} has different numbers of shots: {first} has {texts[0]}, {second} has {texts[1]}; "
+                "only equal numbers are compared"
             )
     return lines
 
@@ -132,7 +132,7 @@ def _compare_task(
     corpus: Mapping[str, CorpusMetric] | None,
     seed: int,
 ) -> None:
-    """Add a task's differences to what was found, or why there are none."""
+    """Add a task's differences to `found`, or the reason why there are none."""
     name, names = tasks[0].title, (found.first, found.second)
     if tasks[0].version != tasks[1].version:
         found.refused.append(
@@ -155,13 +155,13 @@ def _compare_task(
     for metric in metrics:
         one = _difference(paired, metric, corpus, seed)
         if one is None:
-            found.refused.append(f"{name}: {metric} is not known of each example, so it has no test")
+            found.refused.append(f"{name}: {metric} has no value for each example, so it cannot be tested")
         else:
             found.differences.append(one)
 
 
 def _unpaired(outcomes: Sequence[TaskOutcome], names: tuple[str, str], same_protocol: bool) -> str:
-    """Why examples cannot be paired by their ids; empty where they can."""
+    """The reason why examples cannot be paired by their ids; empty if they can."""
     for outcome, name in zip(outcomes, names, strict=True):
         if len({example.id for example in outcome.examples}) < len(outcome.examples):
             return f"several examples of {name} have the same id"
@@ -169,17 +169,15 @@ def _unpaired(outcomes: Sequence[TaskOutcome], names: tuple[str, str], same_prot
     common = sides[0].keys() & sides[1].keys()
     if not common:
         return "no example is in both"
-    # Two protocols may write one answer differently, such as "True" and "yes".
+    # Two protocols may write the same answer differently, such as "True" and "yes".
     other = sum(sides[0][key].target != sides[1][key].target for key in common) if same_protocol else 0
     if other:
-        return (
-            f"{other:,} of {len(common):,} examples of one id have different right answers: the data are not the same"
-        )
+        return f"{other:,} of {len(common):,} examples with the same id have different right answers: the data differ"
     return ""
 
 
 def _pairs(outcomes: Sequence[TaskOutcome]) -> tuple[list[TaskOutcome], tuple[int, int]]:
-    """The outcomes with the examples that both have, in one order, and how many each has alone."""
+    """The outcomes with only their common examples, in the same order; and each outcome's number of other examples."""
     sides = [{example.id: example for example in outcome.examples} for outcome in outcomes]
     common = [key for key in sides[0] if key in sides[1]]
     paired = [
@@ -194,25 +192,25 @@ def _cautions(
     unpaired: tuple[int, int],
     names: tuple[str, str],
 ) -> list[str]:
-    """What may mislead in the comparison of a task."""
+    """Sentences: why the comparison of a task may mislead."""
     texts = []
     examples: list[tuple[ExampleOutcome, ExampleOutcome]] = list(
         zip(paired[0].examples, paired[1].examples, strict=True)
     )
     if any(unpaired):
         texts.append(
-            f"compared are the {len(examples):,} examples that both have; {names[0]} has {unpaired[0]:,} more, "
+            f"only the {len(examples):,} common examples are compared; {names[0]} has {unpaired[0]:,} more, "
             f"{names[1]} has {unpaired[1]:,} more"
         )
     if other := sum(a.prompt != b.prompt for a, b in examples):
-        texts.append(f"{other:,} of {len(examples):,} prompts differ, so the difference is not of the models alone")
+        texts.append(f"{other:,} of {len(examples):,} prompts differ, so the models are not the only difference")
     files = tasks[0].source.keys() & tasks[1].source.keys()
     if changed := sorted(file for file in files if tasks[0].source[file] != tasks[1].source[file]):
         texts.append(f"the content of {', '.join(changed)} differs")
     if tasks[0].main_metric != tasks[1].main_metric:
         texts.append(
-            f"{names[0]} is judged by {tasks[0].main_metric}, {names[1]} by {tasks[1].main_metric}: "
-            "compared is what both have"
+            f"the main metric of {names[0]} is {tasks[0].main_metric}, the one of {names[1]} is "
+            f"{tasks[1].main_metric}: only common metrics are compared"
         )
     return texts
 
@@ -220,7 +218,7 @@ def _cautions(
 def _difference(
     paired: Sequence[TaskOutcome], metric: str, corpus: Mapping[str, CorpusMetric] | None, seed: int
 ) -> Difference | None:
-    """The difference of a metric over pairs; None where there is no rule to compute it from examples."""
+    """The difference of a metric over pairs; None if it cannot be computed from the examples."""
     statistics = [statistic_of(outcome, metric, corpus) for outcome in paired]
     if None in statistics:
         return None
@@ -258,11 +256,11 @@ def _counts(paired: Sequence[TaskOutcome], metric: str) -> Counts | None:
 
 
 HEADS = ("first", "second", "difference", "95% interval", "p", "pairs")
-"""Columns of `cells`, of which `first` and `second` stand for the results' names."""
+"""Columns of `cells`; `first` and `second` are the two results."""
 
 
 def cells(one: Difference) -> list[str]:
-    """A difference as text, in the order of HEADS; a star stands at p-values that are significant by themselves."""
+    """A difference as text, in the order of HEADS; a star marks significant p-values (see SIGNIFICANT)."""
     interval = "" if one.interval is None else f"[{one.interval.low:+.4f}, {one.interval.high:+.4f}]"
     p_value = f"{one.p_value:.2g}" if one.p_value < 0.001 else f"{one.p_value:.3f}"
     figures = [f"{one.first:.4f}", f"{one.second:.4f}", f"{one.value:+.4f}", interval]
@@ -270,7 +268,7 @@ def cells(one: Difference) -> list[str]:
 
 
 def as_text(comparison: Comparison) -> str:
-    """The main metrics' differences as lines for a terminal, with everything that was refused or is doubtful."""
+    """The main metrics' differences as lines for a terminal, with the refusals and warnings."""
     mains = [one for one in comparison.differences if one.main]
     rows = [["task", "shots", "metric", *HEADS]]
     rows += [[one.task, str(one.shots), one.metric, *cells(one)] for one in mains]
@@ -281,11 +279,11 @@ def as_text(comparison: Comparison) -> str:
         lines.append(several_tests(len(mains)))
     lines += [f"not compared: {text}" for text in comparison.refused]
     lines += [f"note: {text}" for text in comparison.warnings]
-    # What a terminal would obey instead of showing it is replaced.
+    # Control characters are replaced, so that names cannot control the terminal.
     return "\n".join("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line) for line in lines)
 
 
 def several_tests(count: int) -> str:
-    """A sentence about what the star means among so many tests."""
+    """A sentence that explains the star, and how many of `count` tests have one by chance."""
     expected = f"; of {count} tests at that level, {count * SIGNIFICANT:.2g} come out so by chance" if count > 1 else ""
     return f"* p below {SIGNIFICANT}{expected}"

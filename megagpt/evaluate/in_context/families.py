@@ -1,4 +1,4 @@
-"""Tasks of one kind, such as MMLU's subjects, of which a page shows the average first and the tasks behind it."""
+"""Families of tasks, such as MMLU's subjects; a page shows a family's average first, and its tasks on demand."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,13 +8,13 @@ from pathlib import Path
 from megagpt.evaluate.in_context.results import Result
 
 MANY = 5
-"""Tasks of a family from which on they are shown behind their average."""
+"""Smallest number of tasks for which a family's average is shown in place of its tasks."""
 
 
 def families(names: Iterable[str]) -> dict[str, str]:
-    """The family of each task that is one of MANY of its family among `names`; others have none.
+    """{task: family} of the tasks whose family has at least MANY tasks among `names`.
 
-    A family is a folder of task files below tasks/.
+    A family is a folder of task files in tasks/.
     """
     folder = Path(__file__).parent / "tasks"
     family = {path.stem: path.parent.name for path in folder.glob("*/*.yaml")}
@@ -24,7 +24,7 @@ def families(names: Iterable[str]) -> dict[str, str]:
 
 
 def only_family(results: Sequence[Result], family: str) -> list[Result]:
-    """The results with the tasks of a large family alone."""
+    """The results with only the tasks of one large family."""
     family_of = families(task.task for result in results for task in result.tasks)
     return [
         replace(result, tasks=[task for task in result.tasks if family_of.get(task.task) == family])
@@ -33,7 +33,7 @@ def only_family(results: Sequence[Result], family: str) -> list[Result]:
 
 
 def named(names: Iterable[str]) -> str:
-    """The tasks in words, with large families counted: "lambada, mmlu (57 tasks)"."""
+    """The tasks as text, with large families summarized: "lambada, mmlu (57 tasks)"."""
     names = list(names)
     family = families(names)
     sizes = Counter(family.values())

@@ -1,6 +1,6 @@
-"""GPT-3's protocol of evaluation in context, for any model of lm-eval (arXiv 2005.14165, section 2.4, appendices G, H).
+"""GPT-3's protocol of in-context evaluation, for any lm-eval model (arXiv 2005.14165, section 2.4, appendices G, H).
 
-docs/gpt3_protocol.md states the rules that are kept here.
+docs/gpt3_protocol.md states the rules.
 """
 
 import math
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
 BEAM = {"num_beams": 4, "length_penalty": 0.6, "length_penalty_form": "gnmt", "do_sample": False}
-"""Of written answers: GPT-3 took T5's (arXiv 1910.10683), whose penalty divides by ((5 + length) / 6) ** 0.6."""
+"""Beam search for generated answers. GPT-3 used T5's settings (arXiv 1910.10683); scores are divided by
+((5 + length) / 6) ** 0.6."""
 
 NAMES = {"accuracy": "acc", "cmrc_f1": "f1", "final_number": "exact_match"}
-"""What metrics are called in outcomes, where that is not their name in a task: as lm-eval calls them."""
+"""{metric of a task: name in outcomes}, where the two differ; the names in outcomes are lm-eval's."""
 
 JUDGES = {
     "f1": answers.f1,
@@ -31,18 +32,18 @@ JUDGES = {
     "exact_match": answers.exact_match,
     "final_number": answers.final_number,
 }
-"""Of written answers, by metric; BLEU is not known from single answers."""
+"""Functions that judge a generated answer, by metric; corpus BLEU cannot be computed from single answers."""
 
 
 @dataclass(frozen=True)
 class _Answered:
-    """An example, and what the notes count of it."""
+    """An example's outcome, with figures for the notes."""
 
     outcome: ExampleOutcome
     targets: tuple[str, ...]
     tie: bool
     merged: int
-    """Options whose tokens merge with the context."""
+    """Number of options whose tokens merge with the context."""
 
 
 def evaluate_gpt3(
@@ -56,10 +57,11 @@ def evaluate_gpt3(
 ) -> TaskOutcome:
     """Evaluate a task with up to `shots` demonstrations (None: the published number) before each question.
 
-    seed: of the demonstrations. limit: only the first examples of the data. clean: whether an example, by its id, is in
-    the clean subset (`clean.CleanSubsets`). Questions that do not fit the context even without demonstrations are left
-    out, and the notes say how many. Raises ConfigError for a task that the protocol cannot ask, DataError for wrong
-    examples and where no question fits, TrainingDiverged for probabilities that are no numbers.
+    seed: for drawing demonstrations. limit: number of examples, from the beginning of the data; None for all. clean:
+    {example id: whether it is in the clean subset} from `clean.CleanSubsets`. Questions that do not fit the context
+    even without demonstrations are left out; the notes give their number. Raises ConfigError for a task that the
+    protocol does not support, DataError for invalid examples and when no question fits, TrainingDiverged for
+    log-probabilities that are NaN.
     """
     asked = Gpt3Task(task)
     shots = asked.settings.shots if shots is None else shots
@@ -83,7 +85,7 @@ def evaluate_gpt3(
 
 
 def check_fits(lm: "TemplateLM", asked: Gpt3Task, limit: int | None) -> None:
-    """Raise DataError where no question of a task fits the context of `lm`; quick where the first one does."""
+    """Raise DataError when no question of a task fits the context of `lm`; fast if the first question fits."""
     made, long = Prompts(lm, asked, 0, seed=0), None
     for example in asked.examples(limit):
         try:
@@ -92,13 +94,13 @@ def check_fits(lm: "TemplateLM", asked: Gpt3Task, limit: int | None) -> None:
         except TooLong as error:
             long = long or error
     if long:
-        raise DataError(f"{long}; no question of the task is shorter: leave it out, or take a longer context")
+        raise DataError(f"{long}; no question of the task fits: leave the task out, or use a longer context")
 
 
 def _answer(
     lm: "TemplateLM", task: Gpt3Task, prompts: Sequence[Prompt], room: int, clean: Mapping[str, bool]
 ) -> list[_Answered]:
-    """Ask the model; all requests of a task go to it at once, so that it can sort them and reuse what they share."""
+    """Ask the model. It gets all requests of a task at once, so that it can sort them and reuse common prefixes."""
     if task.written:
         return _write(lm, task, prompts, room, clean)
     pairs = {(pair.before, pair.after): pair for prompt in prompts for pair in prompt.pairs + prompt.bare}
@@ -111,7 +113,7 @@ def _answer(
 def _compare(
     task: Gpt3Task, prompt: Prompt, found: Mapping[tuple, tuple[float, bool]], clean: Mapping[str, bool]
 ) -> _Answered:
-    """Score the options of one question, and take the best."""
+    """Score the options of one question, and choose the best."""
 
     def logprob(pair: Pair) -> float:
         value = float(found[pair.before, pair.after][0])
@@ -148,7 +150,7 @@ def _compare(
 def _write(
     lm: "TemplateLM", task: Gpt3Task, prompts: Sequence[Prompt], room: int, clean: Mapping[str, bool]
 ) -> list[_Answered]:
-    """Let the model write the answers by beam search, and judge them."""
+    """Generate the answers by beam search, and judge them."""
     from lm_eval.api.instance import Instance
 
     until = [
@@ -204,13 +206,13 @@ def _outcome(task: Gpt3Task, shots: int, answered: Sequence[_Answered], long: in
         [one.outcome for one in answered],
         {name: how for name, how in aggregate.items() if name in metrics},
         str(metadata.get("version", 1)),
-        dict(getattr(task.task.dataset, "source", {})),  # readers that know their files say so
+        dict(getattr(task.task.dataset, "source", {})),  # megagpt's readers record their files' hashes
         [*getattr(task.task.dataset, "notes", []), *_notes(task, shots, answered, long, context)],
     )
 
 
 def _metrics(task: Gpt3Task, answered: Sequence[_Answered]) -> dict[str, float]:
-    """Over all examples."""
+    """Metrics over all examples."""
     metrics = {}
     for name in answered[0].outcome.metrics:
         mean = fmean(one.outcome.metrics[name] for one in answered)
@@ -230,7 +232,7 @@ def _tokenizer(task: Gpt3Task, answered: Sequence[_Answered]) -> str:
 
 
 def _notes(task: Gpt3Task, shots: int, answered: Sequence[_Answered], long: int, context: int) -> list[str]:
-    """What a reader has to know of how the examples were asked."""
+    """Sentences about deviations in how the examples were asked."""
     count, notes = len(answered), []
     if long:
         notes.append(
@@ -241,21 +243,21 @@ def _notes(task: Gpt3Task, shots: int, answered: Sequence[_Answered], long: int,
         range_ = f"{min(fewer)}" if min(fewer) == max(fewer) else f"{min(fewer)} to {max(fewer)}"
         reason = f"no more fit the context of {context} tokens"
         if task.settings.demonstrations:
-            reason += ", or a question has no more of its own"
+            reason += ", or a question has no more demonstrations of its own"
         elif len(task.pool) <= shots:
             reason += f", and there are only {len(task.pool)} examples to draw from"
         notes.append(f"{len(fewer)} of {count} prompts have {range_} shots instead of {shots}: {reason}")
     if ties := sum(one.tie for one in answered):
         notes.append(
-            f"{ties} of {count} questions have choices that tie for the best score: each tied one counts in part"
+            f"{ties} of {count} questions have choices that tie for the best score: tied choices share the point"
         )
     if merged := sum(one.merged > 0 for one in answered):
         notes.append(
             f"{merged} of {count} questions have answers whose first token would merge with the prompt: prompt and "
-            "answer are encoded apart"
+            "answer are encoded separately"
         )
     if task.own_judge and not task.settings.metric:
-        notes.append(f"the accuracy is that of the choices: the task's own {task.own_judge} is not used")
+        notes.append(f"the accuracy compares the choices; the task's own {task.own_judge} is not used")
     if task.metric == "bleu":
         notes.append(f"BLEU by sacrebleu, tokenizer {_tokenizer(task, answered)}")
     return notes

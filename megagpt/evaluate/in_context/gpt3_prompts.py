@@ -1,4 +1,4 @@
-"""Prompts of GPT-3's protocol, as text and as tokens: a description, the demonstrations that fit, and the question."""
+"""Builds prompts of GPT-3's protocol: a description, the demonstrations that fit, and the question."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lm_eval.api.model import TemplateLM
 
 ROOM = 64
-"""Tokens that an answer has room for where the task does not say."""
+"""Largest number of tokens of a generated answer, if the task does not set one."""
 
 
 class TooLong(DataError):
@@ -21,7 +21,7 @@ class TooLong(DataError):
 
 @dataclass(frozen=True)
 class Pair:
-    """A context and what is scored after it."""
+    """A context and the continuation that is scored after it."""
 
     context: str
     continuation: str
@@ -30,45 +30,46 @@ class Pair:
     after: tuple[int, ...]
     """Tokens that are scored, at least one."""
     merged: bool
-    """Whether the tokenizer joins the two texts where they meet."""
+    """Whether the tokenizer would join the end of the context and the start of the continuation into one token."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question as the model gets it."""
+    """A question with its demonstrations, ready for the model."""
 
     id: str
-    """Of the example within its task."""
+    """Id of the example within its task."""
     question: Question
     shots: int
     text: str
-    """What comes before the options."""
+    """The text before the options."""
     pairs: tuple[Pair, ...]
-    """One for each option; empty where the model writes the answer."""
+    """One per option; empty if the model generates the answer."""
     bare: tuple[Pair, ...]
-    """The same answers in a context without the question; empty unless scores are divided by those."""
+    """The same options after `answer_context` in place of the question; only for the score `answer_context`."""
 
 
 class Prompts:
-    """Makes the prompts of a task with up to `shots` demonstrations each, drawn by `seed`."""
+    """Builds the prompts of a task, with up to `shots` demonstrations drawn with `seed`."""
 
     def __init__(self, lm: "TemplateLM", task: Gpt3Task, shots: int, seed: int) -> None:
         self.lm, self.task, self.shots, self.seed = lm, task, shots, seed
         generation = task.task.config.generation_kwargs or {}
         self.room: int = task.settings.max_gen_toks or generation.get("max_gen_toks") or ROOM
-        """Tokens that a written answer has room for."""
+        """Largest number of tokens of a generated answer."""
         self._length = lru_cache(maxsize=None)(self._measured)
 
     def prompt(self, name: str, doc: Mapping[str, Any]) -> Prompt:
-        """The prompt of an example, with the most demonstrations that fit.
+        """The prompt of an example, with as many of the drawn demonstrations as fit.
 
-        Demonstrations are dropped whole, the last drawn first. Raises TooLong for a question that does not fit alone.
+        Whole demonstrations are dropped, the last drawn one first. Raises TooLong for a question that does not fit
+        without demonstrations.
         """
         drawn = self.task.demonstrations(doc, name, self.shots, self.seed) if self.shots else []
         prompt = self._with(name, doc, drawn)
         if self._tokens(prompt) <= self._limit:
             return prompt
-        # Tokens of single demonstrations tell about how many fit; what fits is measured on whole prompts.
+        # First estimate the number from the lengths of single demonstrations, then correct it on whole prompts.
         left = self._limit - self._tokens(self._with(name, doc, []))
         count = 0
         while count < len(drawn) and (left := left - self._length(drawn[count])) >= 0:
@@ -91,7 +92,7 @@ class Prompts:
 
     @property
     def _limit(self) -> int:
-        """Tokens of context and answer. The last scored token is no input, so that one more than the context fits."""
+        """Largest number of tokens of prompt and answer; a scored answer's last token is no input, so one more fits."""
         return self.lm.max_length + (not self.task.written)
 
     def _tokens(self, prompt: Prompt) -> int:
@@ -108,7 +109,7 @@ class Prompts:
         shown = "".join(demonstration + settings.separator for demonstration in drawn)
         text = self.task.description(doc) + shown + question.text
         if self.task.written:
-            text = text.rstrip(" ")  # a space begins the next word's token
+            text = text.rstrip(" ")  # the token of the next word begins with a space
             if not text:
                 raise DataError(f"task {self.task.name}, question {name}: nothing to continue, the prompt is empty")
             return Prompt(name, question, len(drawn), text, (), ())
@@ -123,12 +124,12 @@ class Prompts:
 
 
 def encode(lm: "TemplateLM", pairs: Iterable[tuple[str, str]], where: str) -> tuple[Pair, ...]:
-    """Tokens of contexts and of what is scored after each; `where` names the question in errors.
+    """Encode (context, continuation) pairs; `where` names the question in errors.
 
-    As in lm-eval, white space at the end of a context moves to what comes next, and an empty context is the prefix
-    token. Where the tokenizer joins the two texts, so that the tokens of both do not begin with those of the context,
-    each is encoded alone: lm-eval counts off tokens there, and so scores another text. Raises DataError for an answer
-    without tokens.
+    As in lm-eval, white space at the end of a context moves to the continuation, and an empty context becomes the
+    prefix token. If the tokenizer merges tokens across the boundary, context and continuation are encoded separately.
+    lm-eval instead splits the joint tokens by the number of context tokens, and so scores a different text. Raises
+    DataError for a continuation without tokens.
     """
     known: dict[str, list[int]] = {}
     encoded = []

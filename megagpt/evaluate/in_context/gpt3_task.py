@@ -1,6 +1,7 @@
-"""A task of lm-eval in the form that GPT-3 asked it.
+"""Renders a task of lm-eval by GPT-3's protocol.
 
-What lm-eval's fields do not say stands in the same YAML under `metadata: gpt3:`. docs/gpt3_protocol.md has the keys.
+Settings that lm-eval has no fields for are in the same YAML file under `metadata: gpt3:`; docs/gpt3_protocol.md lists
+the keys.
 """
 
 from collections.abc import Mapping
@@ -22,44 +23,44 @@ BLANK = "_"
 
 @dataclass(frozen=True)
 class Gpt3Settings:
-    """The block `metadata: gpt3:`. Templates are Jinja over the fields of an example, as doc_to_text is."""
+    """The block `metadata: gpt3:`. Templates are Jinja over the fields of an example, like lm-eval's doc_to_text."""
 
     shots: int | None = None
     """The published number of demonstrations."""
     score: str = "tokens"
-    """By what choices are compared: one of SCORES."""
+    """How choices are compared: one of SCORES."""
     answer_context: str = "Answer:"
-    """In which an answer is likely as such, whatever the question; for the score of that name."""
+    """For score answer_context: the context in which an answer's unconditional probability is measured."""
     demonstrations: str | None = None
-    """The field of a question's own demonstrations, shown in their order; None: they are drawn from fewshot_split."""
+    """Field with a question's own demonstrations, shown in their order; None draws them from fewshot_split."""
     separator: str = "\n\n"
-    """Between demonstrations, before the first one (after a description) and before the question."""
+    """Text after the description and after each demonstration."""
     text: Any = None
-    """The question; None: lm-eval's doc_to_text. The same holds of target and choices."""
+    """Template of the question; None means lm-eval's doc_to_text. target and choices likewise default to lm-eval's."""
     target: Any = None
-    """The right answer: a text, the place of a choice, or a list of these."""
+    """The right answer: a text, the index of a choice, or a list of these."""
     choices: Any = None
-    """Answers to compare: a list, or a template of one."""
+    """Answers to compare: a list, or a template of a list."""
     target_delimiter: str | None = None
-    """Between question and answer; None: a space where this block says what answers are, else lm-eval's."""
+    """Text between question and answer; None means a space if this block defines the answers, else lm-eval's."""
     few_shot_text: Any = None
-    """The question where demonstrations stand before it, and these; None: as without them."""
+    """Template of demonstrations, and of a question after demonstrations; None means `text`."""
     few_shot_target: Any = None
-    """Their answers."""
+    """The answers that belong to `few_shot_text`."""
     description: str | None = None
-    """A line that comes first; None: lm-eval's."""
+    """First line of the prompt; None means lm-eval's."""
     metric: str | None = None
-    """One of METRICS; None: exact_match where the model writes the answer, else accuracy."""
+    """One of METRICS; None means exact_match if the model generates the answer, else accuracy."""
     until: tuple[str, ...] = ()
-    """A written answer ends before the first of these; empty: lm-eval's, else the separator."""
+    """A generated answer ends before the first of these texts; empty means lm-eval's, else the separator."""
     max_gen_toks: int | None = None
-    """Tokens for which a written answer has room; None: lm-eval's, else 64."""
+    """Largest number of tokens of a generated answer; None means lm-eval's, else 64."""
     perplexity: bool = False
-    """Whether that of the right answer is a metric too."""
+    """Whether the right answer's perplexity is a metric too."""
     chance: float | None = None
-    """What answering at random gives; None: `metadata: chance`, else what follows from the number of choices."""
+    """Expected accuracy of random answers; None means `metadata: chance`, else computed from the numbers of choices."""
     bleu_tokenizer: str | None = None
-    """Of sacrebleu; None: zh for Chinese, char for Japanese, else GPT-3's intl."""
+    """sacrebleu's tokenizer; None means zh for Chinese, char for Japanese, else GPT-3's intl."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,13 @@ class Question:
     """An example without demonstrations."""
 
     text: str
-    """What comes before the options."""
+    """The text before the options."""
     options: tuple[tuple[str, str], ...]
-    """Of each answer: what more is context, and what is scored in it. Their concatenation ends a demonstration."""
+    """(additional context, scored continuation) per option; a demonstration ends with both, concatenated."""
     right: frozenset[int]
-    """Places of the right options."""
+    """Indices of the right options."""
     choices: tuple[str, ...]
-    """Answers to compare, as the example names them; empty where there is one option, the right answer."""
+    """Answers to compare, as the example names them; empty if the only option is the right answer."""
     targets: tuple[str, ...]
     """Right answers."""
 
@@ -84,9 +85,9 @@ class Question:
 
 
 class Gpt3Task:
-    """A task of lm-eval, its examples rendered as GPT-3's protocol wants them.
+    """A task of lm-eval whose examples are rendered by GPT-3's protocol.
 
-    Raises ConfigError for a block or a kind of task that the protocol does not know.
+    Raises ConfigError for an invalid block `metadata: gpt3:` or a kind of task that the protocol does not support.
     """
 
     def __init__(self, task: "ConfigurableTask") -> None:
@@ -95,12 +96,12 @@ class Gpt3Task:
         self.settings = read_settings(task)
         output = task.config.output_type
         if output == "loglikelihood_rolling":
-            raise ConfigError(f"task {self.name} asks nothing, it measures text: use protocol=lm-eval")
+            raise ConfigError(f"task {self.name} has no questions, it measures text: use protocol=lm-eval")
         if task.config.gen_prefix:
             raise ConfigError(f"task {self.name} has a gen_prefix: write it into metadata: gpt3: text")
         self.metric = self.settings.metric or ("exact_match" if output == "generate_until" else "accuracy")
         self.written = self.metric != "accuracy"
-        """Whether the model writes the answer."""
+        """Whether the model generates the answer."""
         self.has_choices = not self.written and (
             self.settings.choices is not None or task.config.doc_to_choice is not None
         )
@@ -109,38 +110,38 @@ class Gpt3Task:
                 f"task {self.name}: metadata: gpt3: score: {self.settings.score} is for tasks with choices"
             )
         self.own_judge = next((key for key in ("process_results", "filter_list") if task.config[key]), None)
-        """What lm-eval would judge answers by, and this protocol does not."""
+        """The task's field by which lm-eval would judge answers, and which this protocol ignores; or None."""
         if self.written and self.own_judge and not self.settings.metric:
             raise ConfigError(
-                f"task {self.name} judges what the model writes by its own {self.own_judge}, which this protocol does "
-                f"not use: take protocol=lm-eval, or give it metadata: gpt3: metric ({', '.join(METRICS)})"
+                f"task {self.name} judges generated answers by its own {self.own_judge}, which this protocol does "
+                f"not use: use protocol=lm-eval, or give the task metadata: gpt3: metric ({', '.join(METRICS)})"
             )
         sampler = task.fewshot_cfg.sampler
         if isinstance(sampler, type) and not self.settings.demonstrations:
             raise ConfigError(
                 f"task {self.name} chooses its demonstrations by its own {sampler.__name__}, which this protocol does "
-                "not use: take protocol=lm-eval, or name the field that has them in metadata: gpt3: demonstrations"
+                "not use: use protocol=lm-eval, or name the field that has them in metadata: gpt3: demonstrations"
             )
         self.pool: list[dict[str, Any]] = [] if self.settings.demonstrations else list(task.fewshot_docs() or [])
         """Examples from which demonstrations are drawn."""
         self._demonstration = lru_cache(maxsize=None)(self._of_pool)
 
     def examples(self, limit: int | None) -> list[tuple[str, dict[str, Any]]]:
-        """Those that are evaluated and their ids, in the order of the data; only the first `limit` if given."""
+        """(id, example) of the evaluated examples, in the order of the data; only the first `limit` if given."""
         docs = list(self.task.eval_docs)
         return list(zip(example_ids(docs), docs, strict=True))[:limit]
 
     def description(self, doc: Mapping[str, Any]) -> str:
-        """What comes first, with its separator; white space at its end is one."""
+        """The description with the separator, or only the description if it ends with white space."""
         template = self.settings.description
         text = self.task.resolve_field(doc, self.task.config.description if template is None else template) or ""
         return text + self.settings.separator if text and not text[-1].isspace() else text
 
     def demonstrations(self, doc: Mapping[str, Any], name: str, count: int, seed: int) -> list[str]:
-        """`count` examples with their right answers for the question `doc`, as texts; fewer where there are no more.
+        """`count` demonstrations, with their right answers, for the question `doc`; fewer if there are fewer.
 
-        They are the first of the question's own, else drawn: then none has its content, nor its text and its answer.
-        Raises DataError where the question has no such field.
+        They are the first of the question's own, or else drawn; drawn ones differ from the question in content and in
+        rendered text. Raises DataError when the question lacks the field of its own demonstrations.
         """
         if field := self.settings.demonstrations:
             if field not in doc:
@@ -156,7 +157,7 @@ class Gpt3Task:
         return [self._demonstration(place) for place in draw(seed, content(doc), len(self.pool), count, same)]
 
     def check_shots(self, shots: int) -> None:
-        """Raise ConfigError where demonstrations are wanted and there are none. Too few of them are no error."""
+        """Raise ConfigError when demonstrations are requested and there are none; too few are no error."""
         if not shots or self.settings.demonstrations:
             return
         if not self.pool:
@@ -174,9 +175,9 @@ class Gpt3Task:
     def question(self, doc: Mapping[str, Any], name: str, *, few_shot: bool, shown: bool = False) -> Question:
         """An example without demonstrations.
 
-        name: for errors. few_shot: in the form that goes with demonstrations. shown: as a demonstration itself, for
-        which lm-eval has fields of their own. Raises DataError where the right answer is none of the choices and for a
-        sentence without its blank, ConfigError for templates that do not fit.
+        name: for errors. few_shot: whether to use the few-shot templates. shown: whether the example is itself a
+        demonstration, for which lm-eval has separate fields. Raises DataError when the right answer is not among the
+        choices or a sentence lacks its blank, ConfigError when a template does not fit the example.
         """
         from jinja2 import TemplateError
 
@@ -213,7 +214,7 @@ class Gpt3Task:
         return Question(str(asked), (("", delimiter + targets[0]),), frozenset([0]), (), targets)
 
     def _choice(self, asked: str | int, answer: Any, choices: list[str], delimiter: str, where: str) -> Question:
-        if isinstance(asked, int):  # lm-eval's "multiple inputs": each choice is a context, the answer continues it
+        if isinstance(asked, int):  # lm-eval's "multiple inputs": each choice is a context for the same answer
             options = [(choice, f"{delimiter}{answer}") for choice in choices]
             text, right = "", frozenset([asked])
         else:
@@ -234,7 +235,7 @@ class Gpt3Task:
 
 
 def read_settings(task: "ConfigurableTask") -> Gpt3Settings:
-    """The block of a task, or what holds without one. Raises ConfigError naming the task and the key."""
+    """The settings of a task, defaults without a block. Raises ConfigError that names the task and the wrong key."""
     block = dict((task.config.metadata or {}).get("gpt3") or {})
     where = f"task {task.config.task}: metadata: gpt3:"
     known = [field.name for field in fields(Gpt3Settings)]
@@ -250,17 +251,18 @@ def read_settings(task: "ConfigurableTask") -> Gpt3Settings:
     for key in ("shots", "max_gen_toks"):
         value = getattr(settings, key)
         if value is not None and (type(value) is not int or value < (key == "max_gen_toks")):
-            raise ConfigError(f"{where} {key}: {value!r} is no number of that kind")
+            least = 1 if key == "max_gen_toks" else 0
+            raise ConfigError(f"{where} {key}: {value!r} is not a whole number of at least {least}")
     return settings
 
 
 def _first(*values: Any) -> Any:
-    """The first that is not None."""
+    """The first value that is not None."""
     return next((value for value in values if value is not None), None)
 
 
 def _place(answer: Any, choices: list[str], where: str) -> int:
-    """Of the choice that an answer names by its place or by its text."""
+    """Index of the choice that an answer names by index or by text. Raises DataError for an unknown answer."""
     if isinstance(answer, int):
         return int(answer)
     if answer in choices:

@@ -1,4 +1,4 @@
-"""Tasks in context by the protocol of EleutherAI's lm-evaluation-harness (lm-eval), which runs them."""
+"""In-context evaluation by EleutherAI's lm-evaluation-harness (lm-eval) and its protocol."""
 
 import logging
 import math
@@ -14,9 +14,9 @@ from megagpt.errors import ConfigError
 from megagpt.evaluate.in_context.outcomes import ExampleOutcome, TaskOutcome, example_ids
 
 SEED = 1234
-"""lm-eval's own seed of the draws of demonstrations."""
+"""lm-eval's default seed for drawing demonstrations."""
 AGGREGATES = {"mean": "mean", "nanmean": "mean", "perplexity": "exp(-mean)"}
-"""How metrics over all examples come from those of the examples, by lm-eval's names; others are "corpus"."""
+"""{lm-eval's aggregation: the name in `TaskOutcome.aggregate`}; all others are "corpus"."""
 
 
 def evaluate_with_harness(
@@ -24,8 +24,8 @@ def evaluate_with_harness(
 ) -> TaskOutcome:
     """Run a task with `shots` demonstrations, drawn by `seed`.
 
-    limit: only so many examples, from the beginning. What lm-eval defines stays as it is: prompts, draws, metrics,
-    and that the first of several equally likely choices is taken. Raises ConfigError as `check_shots`.
+    limit: number of examples, from the beginning of the data; None for all. Prompts, draws and metrics are lm-eval's;
+    of several equally likely choices it takes the first. Raises ConfigError like `check_shots`.
     """
     check_shots(task, shots)
     own = task.config.num_fewshot
@@ -51,7 +51,7 @@ def evaluate_with_harness(
 
 
 def check_shots(task: ConfigurableTask, shots: int) -> None:
-    """Raise ConfigError for a task that is defined without demonstrations, or has too few examples to draw from."""
+    """Raise ConfigError for a task that is defined without demonstrations or has too few examples to draw from."""
     if not shots:
         return
     if task.config.num_fewshot == 0:
@@ -71,14 +71,14 @@ def _outcome(task: ConfigurableTask, shots: int, found: dict[str, Any]) -> TaskO
     samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
     kinds = {metric: AGGREGATES.get(function.__name__, "corpus") for metric, function in task.aggregation().items()}
     first = samples[0]["filter"]
-    samples = [sample for sample in samples if sample["filter"] == first]  # further filters score the same answers anew
+    samples = [sample for sample in samples if sample["filter"] == first]  # other filters score the same answers again
     values = {
         key.partition(",")[0]: value for key, value in found["results"][name].items() if key.endswith(f",{first}")
     }
     metrics = {metric: float(values[metric]) for metric in kinds if isinstance(values.get(metric), int | float)}
     main = metadata.get("main_metric") or next(iter(kinds))
     notes = []
-    if main not in metrics:  # such as a share of some kind of answers, of which there are none
+    if main not in metrics:  # for example a metric of examples that this part of the data does not have
         notes.append(f"{main} is not defined: no example has it")
         metrics[main] = math.nan
     names = example_ids(list(task.eval_docs))
@@ -128,7 +128,7 @@ def _example(task: ConfigurableTask, sample: dict[str, Any], shots: int, name: s
 
 
 def _number_of_choices(task: ConfigurableTask, sample: dict[str, Any]) -> int:
-    """Without the requests for the choices alone that acc_mutual_info adds."""
+    """Number of choices, without the additional requests of acc_mutual_info."""
     requests = len(sample["arguments"])
     return requests // 2 if "acc_mutual_info" in task.aggregation() else requests
 
@@ -144,7 +144,7 @@ def _notes(examples: Sequence[ExampleOutcome]) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval's own log tells what the results tell again."""
+    """Silence lm-eval's log, which repeats what the results contain."""
     logger = logging.getLogger("lm_eval")
     before, logger.level = logger.level, logging.ERROR
     try:

@@ -1,6 +1,6 @@
-"""How sure a figure is: intervals and tests, exact where there is a closed form, else by the bootstrap.
+"""95% confidence intervals and significance tests, exact where a closed form exists, else by the bootstrap.
 
-Examples count as drawn at random from more of their kind. All intervals are of 95%.
+Examples are treated as a random sample from a larger population.
 """
 
 import math
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 5_000
-"""Of a bootstrap, unless told otherwise."""
+"""Default number of bootstrap resamples."""
 
 TAIL = 0.025
 """Probability on each side of an interval."""
 
 CELLS = 1 << 22
-"""Indices that are drawn at a time: what bounds the memory of a bootstrap."""
+"""Number of indices that are drawn at a time; bounds the bootstrap's memory."""
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""From samples, each a row of indices of examples [samples, examples], to a figure for each [samples]."""
+"""Maps samples, int [samples, examples] (each row has indices of examples), to one figure per sample, [samples]."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Of 95%."""
+    """A 95% confidence interval."""
 
     low: float
     high: float
@@ -33,12 +33,12 @@ class Interval:
 
 
 def mean_of(values: np.ndarray) -> Statistic:
-    """The mean of the sampled `values` [examples]."""
+    """Statistic: the mean of the sampled `values` [examples]."""
     return lambda samples: values[samples].mean(axis=1)
 
 
 def exp_minus_mean_of(values: np.ndarray) -> Statistic:
-    """exp(-mean) of the sampled `values` [examples]: the perplexity, of log-probabilities."""
+    """Statistic: exp(-mean) of the sampled `values` [examples]; for log-probabilities it is the perplexity."""
 
     def figure(samples: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
@@ -53,16 +53,16 @@ def is_binary(values: np.ndarray) -> bool:
 
 
 def interval_of_share(successes: int, n: int) -> Interval:
-    """Clopper and Pearson's interval of a probability, which holds it in at least 95% of cases, whatever it is."""
+    """Clopper-Pearson interval of a probability; it covers any probability in at least 95% of cases."""
     low = 0.0 if successes == 0 else _solve(_tail(successes, n), TAIL)
     high = 1.0 if successes == n else _solve(_tail(successes + 1, n), 1 - TAIL)
     return Interval(low, high, "exact binomial")
 
 
 def bootstrap(statistic: Statistic, n: int, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """Figures [resamples] of samples of `n` examples, drawn from those n with replacement.
+    """Figures [resamples] of samples of `n` examples, drawn with replacement from the n examples.
 
-    Memory stays bounded: about CELLS indices are drawn at a time.
+    About CELLS indices are drawn at a time, to bound memory.
     """
     random = np.random.default_rng(seed)
     at_once = max(1, CELLS // n)
@@ -72,7 +72,7 @@ def bootstrap(statistic: Statistic, n: int, *, seed: int = 0, resamples: int = R
 
 
 def percentile_interval(figures: np.ndarray) -> Interval | None:
-    """The middle 95% of bootstrapped figures; None where some are infinite or no numbers."""
+    """The middle 95% of bootstrapped figures; None if some are not finite."""
     if not np.isfinite(figures).all():
         return None
     low, high = np.quantile(figures, [TAIL, 1 - TAIL])
@@ -80,27 +80,27 @@ def percentile_interval(figures: np.ndarray) -> Interval | None:
 
 
 def bootstrap_interval(statistic: Statistic, n: int, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval | None:
-    """The percentile interval of a figure over `n` examples; None of a single one, which says nothing of others."""
+    """The percentile interval of a figure over `n` examples; None for a single example, which has no variance."""
     return percentile_interval(bootstrap(statistic, n, seed=seed, resamples=resamples)) if n > 1 else None
 
 
 def bootstrap_p_value(differences: np.ndarray) -> float:
-    """Two-sided p-value of bootstrapped differences: twice the share on the smaller side of 0, by intervals inverted.
+    """Two-sided p-value of bootstrapped differences: twice the share on the smaller side of 0 (inverted intervals).
 
-    The sample itself counts as one more resample, so that it is never 0.
+    The sample itself counts as one more resample, so that the p-value is never 0.
     """
     smaller = min((differences <= 0).sum(), (differences >= 0).sum())
     return min(1.0, 2 * (int(smaller) + 1) / (len(differences) + 1))
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of McNemar's exact test: of pairs with one right answer, each side has half by chance."""
+    """Two-sided p-value of McNemar's exact test: by chance, each side wins half of the pairs with one right answer."""
     n = only_first + only_second
     return min(1.0, 2 * _tail(max(only_first, only_second), n)(0.5)) if n else 1.0
 
 
 def _tail(k: int, n: int) -> Callable[[float], float]:
-    """P(X >= k) for X binomial of n and p, as a function of p."""
+    """P(X >= k) for X ~ Binomial(n, p), as a function of p."""
     if k <= 0:
         return lambda p: 1.0
     successes = np.arange(k, n + 1)
@@ -117,7 +117,7 @@ def _tail(k: int, n: int) -> Callable[[float], float]:
 
 
 def _solve(probability: Callable[[float], float], wanted: float) -> float:
-    """The p in [0, 1] at which a function that grows with p is `wanted`, by bisection."""
+    """The p in [0, 1] at which an increasing function equals `wanted`, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2

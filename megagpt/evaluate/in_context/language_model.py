@@ -1,4 +1,4 @@
-"""Our model as lm-evaluation-harness sees one: log-probabilities and texts that tasks ask for, in any layout."""
+"""Implements lm-evaluation-harness's model interface, in any layout."""
 
 import dataclasses
 import logging
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
-"""Texts of a context and a continuation, by which results are cached (None: not), and the tokens of both."""
+"""((context, continuation) or None, tokens of the context, tokens of the continuation); the texts are a cache key."""
 
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
 BEAMS = ("num_beams", "length_penalty", "length_penalty_form", "early_stopping")
 
 
 class MegaGPTLM(TemplateLM):
-    """lm-eval's model interface over this rank's chunks of a model; the numbers of lm-eval's `hf` model.
+    """lm-eval's model interface over this rank's chunks of a model; results equal those of lm-eval's `hf` model.
 
     All ranks must make the same calls, and all get all results. Data-parallel replicas share the requests of a call.
-    To lm-eval that is one process (`rank` 0, `world_size` 1): the examples that it draws depend on how many prompts it
-    has built before, so that prompts would change with the number of ranks if it shared the documents.
+    lm-eval sees one process (`rank` 0, `world_size` 1): its drawn demonstrations depend on the number of prompts built
+    before, so prompts would change with the number of ranks if lm-eval distributed the documents.
 
-    Two things differ from `hf`. What looks like a special token in a text is text. Sampled texts depend on the seed and
-    on their prompts alone, and are drawn from all tokens unless `top_k` says otherwise.
+    Two things differ from `hf`. Names of special tokens in a text are encoded as text. Sampled texts depend only on the
+    seed and their prompts, and are sampled from all tokens unless `top_k` is given.
     """
 
     def __init__(
@@ -59,31 +59,31 @@ class MegaGPTLM(TemplateLM):
         prefix_memory: float = 1.0,
         batch_size: int = 32,
     ) -> None:
-        """`modules` are this rank's chunks in order. batch_tokens and prefix_memory: see `ContinuationScorer`.
+        """modules: this rank's chunks in order. batch_tokens and prefix_memory: see `ContinuationScorer`.
 
-        batch_size: texts that are generated at a time. Raises ConfigError as `Generator` does.
+        batch_size: number of texts that are generated at the same time. Raises ConfigError like `Generator`.
         """
         super().__init__()
         self.scorer = ContinuationScorer(modules, config, tokenizer, batch_tokens, prefix_memory)
         self.generator = Generator(modules, config, tokenizer, batch_size)
         self.tokenizer, self.max_length = tokenizer, config.model.sequence_length
         self.max_gen_toks = min(256, self.max_length // 2)
-        """Tokens that a text has at most where the task does not say."""
+        """Largest number of generated tokens, if the task sets none."""
         self.cut_requests = 0
-        """Requests so far that lost the beginning of their context, because they did not fit the context window."""
+        """Number of requests so far whose context was cut at its beginning, to fit the context window."""
         self.counts = Counts()
-        """What log-probabilities took so far, on all replicas together."""
+        """Work for log-probabilities so far, on all replicas together."""
         self._replicas = self.generator.groups.dp
         self._device = self.generator.device
 
     @property
     def eot_token_id(self) -> int:
-        """The end-of-text token, which also stands before the first token of a text where there is no bos token."""
+        """Id of the end-of-text token, which also starts a text if there is no bos token."""
         return self.tokenizer.end_of_text_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before the first token of a text: as in lm-eval's `hf`, the tokenizer's bos token, or its eos."""
+        """Id of the token before the first token of a text: as in lm-eval's `hf`, the bos token, else eos."""
         tokenizer = self.tokenizer
         if tokenizer.bos_id is not None:
             return tokenizer.bos_id
@@ -96,16 +96,17 @@ class MegaGPTLM(TemplateLM):
         return self.tokenizer.sha256
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids of a text, after what starts a document of the model's, unless `add_special_tokens` is False."""
+        """Token ids of a text, after the model's document start tokens unless `add_special_tokens` is False."""
         start = [] if add_special_tokens is False else self.tokenizer.start_ids
         return [*start, *self.tokenizer.encode(string)]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[TokenRequest], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """(log-probability of the continuation, whether greedy decoding writes it) of each request.
+        """(log-probability of the continuation, whether greedy decoding generates it) of each request.
 
-        Where the context window does not take a request, the context loses its beginning, as in lm-eval's `hf`.
+        A context that is too long for the context window is cut at its beginning, as in lm-eval's `hf`. Raises
+        DataError for a continuation that is empty or longer than the context window.
         """
         pairs, cut = [], 0
         for number, (texts, context, continuation) in enumerate(requests):
@@ -134,7 +135,7 @@ class MegaGPTLM(TemplateLM):
         return results
 
     def loglikelihood_rolling(self, requests: list["Instance"], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each whole text; one longer than the context window is read in lm-eval's windows."""
+        """Log-probability of each whole text; a text longer than the context window is split into lm-eval's windows."""
         windows: list[TokenRequest] = []
         owners = []
         for owner, request in enumerate(requests):
@@ -150,11 +151,11 @@ class MegaGPTLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list["Instance"], disable_tqdm: bool = False) -> list[str]:
-        """The text that the model writes after each context, up to the first of the strings `until` or to end-of-text.
+        """The text that the model generates after each context, up to end-of-text or the first of the strings `until`.
 
         gen_kwargs: until, max_gen_toks, do_sample, temperature, top_k, top_p, repetition_penalty, seed, and for beam
         search num_beams, length_penalty, length_penalty_form (power as in transformers, the default, or gnmt) and
-        early_stopping. Raises ConfigError for others. A context that leaves no room for max_gen_toks loses its
+        early_stopping. Raises ConfigError for others. A context that leaves no room for max_gen_toks is cut at its
         beginning, as in lm-eval's `hf`.
         """
         groups: dict[GenerationConfig | BeamSearchConfig, list[int]] = {}
@@ -187,17 +188,17 @@ class MegaGPTLM(TemplateLM):
         return [self.tokenizer.without_start(one.text) for one in beam_search(self.generator, prompts, settings)]
 
     def _settings(self, gen_kwargs: dict[str, Any]) -> "GenerationConfig | BeamSearchConfig":
-        """What `gen_kwargs` mean."""
+        """The settings for `gen_kwargs`. Raises ConfigError for unknown or contradictory ones."""
         options = dict(normalize_gen_kwargs(gen_kwargs, self.max_gen_toks))
         unknown = [name for name in options if name not in ("until", "max_gen_toks", "do_sample", *SAMPLING, *BEAMS)]
         if unknown:
-            raise ConfigError(f"generation_kwargs has {', '.join(unknown)}, which our generation does not know")
+            raise ConfigError(f"generation_kwargs has {', '.join(unknown)}, which generation does not support")
         stop = tuple(text for text in options["until"] if text)
         tokens, sampled = options["max_gen_toks"], options.get("do_sample", False)
         if tokens >= self.max_length:
             raise ConfigError(
                 f"max_gen_toks is {tokens}, which leaves no room for a prompt in the model's sequence_length of "
-                f"{self.max_length}: make it smaller"
+                f"{self.max_length}: lower max_gen_toks"
             )
         if sampled and not options.get("temperature"):
             raise ConfigError("generation_kwargs has do_sample but no temperature above 0")
@@ -209,7 +210,7 @@ class MegaGPTLM(TemplateLM):
         if sampled or options.get("repetition_penalty", 1) != 1:
             raise ConfigError(
                 f"generation_kwargs has num_beams={options['num_beams']} with "
-                f"{'do_sample' if sampled else 'repetition_penalty'}: our beam search does not do that"
+                f"{'do_sample' if sampled else 'repetition_penalty'}: beam search does not support both together"
             )
         from megagpt.model.beam_search import BeamSearchConfig
 
@@ -221,13 +222,13 @@ class MegaGPTLM(TemplateLM):
         self.cut_requests += cut
         if cut:
             log.warning(
-                "%d of %d requests are longer than the model's sequence_length of %d takes: their contexts lose their "
+                "%d of %d requests are too long for the model's sequence_length of %d: their contexts lose their "
                 "beginnings",
                 cut, requests, self.max_length,
             )  # fmt: skip
 
     def _own_log_probabilities(self, pairs: list[tuple[list[int], list[int]]]) -> list[int]:
-        """Numbers of the requests that this replica computes: about as many tokens as others, and alike ones."""
+        """Numbers of the requests that this replica computes: a fair share of tokens, with common prefixes together."""
         tokens = [(*context, *continuation) for context, continuation in pairs]
         order = sorted(range(len(pairs)), key=tokens.__getitem__)
         shares = accumulate(len(tokens[number]) * self._replicas.size() for number in order)
@@ -237,19 +238,19 @@ class MegaGPTLM(TemplateLM):
         ]
 
     def _own_prompts(self, prompts: dict[int, list[int]]) -> dict[int, list[int]]:
-        """Those of the prompts that this replica continues. Equal ones stay together, as their samples must differ."""
+        """The prompts that this replica continues. Equal prompts stay together, because their samples must differ."""
         distinct = sorted({tuple(prompt) for prompt in prompts.values()}, key=lambda prompt: (len(prompt), prompt))
         own = set(distinct[self._replicas.rank() :: self._replicas.size()])
         return {number: prompt for number, prompt in prompts.items() if tuple(prompt) in own}
 
     def _of_all_replicas(self, own: dict[int, Any]) -> list[Any]:
-        """The results of all requests in order, where each replica has those of its `own` by number."""
+        """The results of all requests in order. own: this replica's results, {number of the request: result}."""
         parts: list[Any] = [None] * self._replicas.size()
         dist.all_gather_object(parts, own, group=self._replicas)
         return [result for _, result in sorted(item for part in parts for item in part.items())]
 
     def _count(self, log_it: bool) -> None:
-        """Add what all replicas computed in this call to `counts`."""
+        """Add the work of all replicas in this call to `counts`."""
         values = torch.tensor(dataclasses.astuple(self.scorer.counts), device=self._device)
         dist.all_reduce(values, group=self._replicas)
         now = Counts(*values.tolist())

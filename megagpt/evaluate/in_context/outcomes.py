@@ -1,4 +1,4 @@
-"""What became of the examples of a task in context, whichever protocol asked them."""
+"""Outcomes of a task and its examples, for both protocols."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def example_ids(examples: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What the examples of a task are called in outcomes: by their fields `id` if these differ, else by their place."""
+    """Ids of a task's examples in outcomes: their fields `id` if all are different, else their positions."""
     names = [example.get("id") for example in examples]
     places = None in names or len(set(map(str, names))) < len(names)
     return [str(place if places else name) for place, name in enumerate(names)]
@@ -14,26 +14,27 @@ def example_ids(examples: Iterable[Mapping[str, Any]]) -> list[str]:
 
 @dataclass(frozen=True)
 class ExampleOutcome:
-    """One example as the model saw it."""
+    """One example with the model's answer."""
 
     id: str
-    """Of the example within its task, the same in every evaluation of the same data: results are paired by it."""
+    """Id within the task, the same in every evaluation of the same data; results are paired by it."""
     prompt: str
-    """All the text before the answer, demonstrations included."""
+    """All text before the answer, including demonstrations."""
     shots: int
-    """Demonstrations in the prompt: fewer than asked for where the context is too short."""
+    """Number of demonstrations in the prompt; fewer than requested if the context is too short."""
     choices: tuple[str, ...]
-    """Answers that were compared; empty where the model wrote its own."""
+    """Answers that were compared; empty if the model generated its answer."""
     scores: tuple[float, ...]
-    """Of the choices, by which the answer was taken; of a given answer its log-probability; else empty."""
+    """Scores of the choices, the highest of which is the answer; for a single given answer its log-probability; else
+    empty."""
     answer: str
-    """What the model answered."""
+    """The model's answer."""
     target: str
-    """The right answer; of several, those joined by " | "."""
+    """The right answer; several are joined by " | "."""
     metrics: dict[str, float]
-    """This example's part of each metric, such as {"acc": 1.0}."""
+    """The example's value of each metric, such as {"acc": 1.0}."""
     clean: bool | None = None
-    """Whether the example is in the clean subset: it was not found in the training data. None where nobody looked."""
+    """Whether the example is clean, so was not found in the training data. None if it was not searched."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +42,24 @@ class TaskOutcome:
     """A task with one number of shots."""
 
     task: str
-    """Name."""
+    """Name of the task."""
     shots: int
-    """Demonstrations asked for in each prompt."""
+    """Number of demonstrations requested for each prompt."""
     metrics: dict[str, float]
-    """Over all examples: accuracies and the like from 0 to 1, BLEU from 0 to 100, perplexities above 1."""
+    """Metrics over all examples: accuracies and F1 from 0 to 1, BLEU from 0 to 100, perplexities above 1."""
     main_metric: str
-    """By which the task is judged; a name in `metrics`."""
+    """The metric that judges the task; a key of `metrics`."""
     higher_is_better: bool
-    """Whether more of the main metric is better."""
+    """Whether a higher main metric is better."""
     chance: float | None
-    """What answering at random gives of the main metric; None where that is not defined."""
+    """Expected main metric of random answers; None if not defined."""
     examples: list[ExampleOutcome]
-    """In the order of the data."""
+    """Examples in the order of the data."""
     aggregate: dict[str, str] = field(default_factory=dict)
-    """How a metric comes from those of the examples: "mean" (where it is not named), "exp(-mean)", "corpus"."""
+    """{metric: how it is computed from the examples}: "exp(-mean)", "corpus" or "mean", the default."""
     version: str = "1"
-    """Of the task's definition: results of two versions do not compare."""
+    """Version of the task's definition; results of different versions are not comparable."""
     source: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of each file that was read, by name."""
+    """{name of a file that was read: SHA-256}."""
     notes: list[str] = field(default_factory=list)
-    """What a reader has to know, such as "12 of 500 prompts have 43 to 49 shots: no more fit the context"."""
+    """Notes for readers, such as "12 of 500 prompts have 43 to 49 shots: no more fit the context"."""

@@ -1,7 +1,7 @@
-"""GPT-3's published figures, to draw behind ours where the task is the same.
+"""GPT-3's published figures, for charts of the same tasks.
 
-published.json holds them in percent. A figure is null there where it was not published, or where copies of the table
-disagree on it. Scrambling and arithmetic come from the paper's own tables about them: a widespread copy of its large
+published.json holds them in percent. A figure is null if it was not published, or if copies of the table disagree on
+it. Figures of scrambling and arithmetic come from the paper's separate tables, because a widespread copy of the large
 table has their rows shifted.
 """
 
@@ -16,30 +16,30 @@ Setting = Literal["zero", "one", "few"]
 
 @dataclass(frozen=True)
 class Published:
-    """A task's accuracies by size, from 0 to 1; None where there is no certain figure."""
+    """A task's accuracies by model size, from 0 to 1; None for missing figures."""
 
     title: str
     names: tuple[str, ...]
-    """What the task is called here and in lm-eval."""
+    """The task's names in megagpt and in lm-eval."""
     few_shots: int
-    """Demonstrations of the few-shot setting."""
+    """Number of demonstrations in the few-shot setting."""
     zero: tuple[float | None, ...]
     one: tuple[float | None, ...]
     few: tuple[float | None, ...]
 
     def by_shots(self, size: int) -> list[tuple[int, float]]:
-        """(number of shots, accuracy) of the size at a place in `sizes`, as far as there are figures."""
+        """(number of shots, accuracy) for the size with index `size` in `sizes()`, without missing figures."""
         shots = {0: self.zero[size], 1: self.one[size], self.few_shots: self.few[size]}
         return [(number, value) for number, value in shots.items() if value is not None]
 
     def by_size(self, setting: Setting) -> list[tuple[int, float]]:
-        """(parameters, accuracy) in one setting, as far as there are figures."""
+        """(parameters, accuracy) in one setting, without missing figures."""
         values = getattr(self, setting)
         return [(size, value) for size, value in zip(parameters(), values, strict=True) if value is not None]
 
 
 def published(task: str) -> Published | None:
-    """The published figures of a task by its name here or in lm-eval; None where there are none."""
+    """The published figures of a task, by its name in megagpt or lm-eval; None if there are none."""
     return _tasks().get(task)
 
 
@@ -49,12 +49,12 @@ def sizes() -> list[str]:
 
 
 def parameters() -> list[int]:
-    """Parameters of the eight sizes."""
+    """Numbers of parameters of the eight sizes."""
     return _content()["parameters"]
 
 
 def source() -> str:
-    """Where the figures stand."""
+    """The source of the figures."""
     return _content()["source"]
 
 

@@ -1,11 +1,11 @@
-"""The results of an evaluation in context: the figures of every task in result.json, every example in a file.
+"""Writes and reads the results of an in-context evaluation: the tasks' figures and every example.
 
-    OUTPUT/request.json                     what was asked for (megagpt/evaluate/output_folder.py)
-           examples/TASK_8shot.jsonl        a line for each example: the fields of ExampleOutcome
-           examples/TASK_8shot.json         the other fields of TaskOutcome; written last, so the pair is finished
-           result.json                      the request, versions, and for each task and number of shots a TaskResult
+    OUTPUT/request.json                     the request (megagpt/evaluate/output_folder.py)
+           examples/TASK_8shot.jsonl        one line per example: the fields of ExampleOutcome
+           examples/TASK_8shot.json         the other fields of TaskOutcome; written last, so it marks a finished task
+           result.json                      the request, versions, and one TaskResult per task and number of shots
 
-Numbers that JSON does not have stand as the strings "nan", "inf" and "-inf" in the files of examples, as null in
+Numbers that JSON does not have are the strings "nan", "inf" and "-inf" in the files of examples, and null in
 result.json.
 """
 
@@ -34,36 +34,36 @@ from megagpt.evaluate.in_context.summary import (
 from megagpt.evaluate.output_folder import write_result
 
 KIND = "in_context"
-"""Value of the key `kind` of result.json, by which it is recognised."""
+"""Value of the key `kind` that identifies result.json."""
 
 LIBRARIES = ("lm-eval", "numpy", "sacrebleu")
-"""Whose versions are recorded beside those of every evaluation."""
+"""Libraries whose versions are recorded, in addition to those of every evaluation."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """An evaluation that has ended."""
+    """A finished evaluation."""
 
     folder: Path
     name: str
-    """Short, and different from those of the results that are read together."""
+    """Short name, unique among the results that are read together."""
     about: dict[str, Any]
-    """The content of result.json without its tasks: protocol, checkpoint, layout, seeds, versions, work."""
+    """The content of result.json without the tasks: protocol, checkpoint, layout, seeds, versions, work."""
     tasks: list[TaskResult]
 
     @property
     def checkpoint(self) -> dict[str, Any]:
-        """Of `describe_checkpoint`; empty where none was evaluated."""
+        """The result of `describe_checkpoint`; empty if no checkpoint was evaluated."""
         return self.about.get("checkpoint") or {}
 
     def outcome(self, task: TaskResult) -> TaskOutcome:
-        """A task with its examples, from their file. Raises DataError."""
+        """A task with its examples, read from their file. Raises DataError for a broken file."""
         return read_outcome(self.folder, task.task, task.shots)
 
 
 def describe_checkpoint(folder: Path, parameters: int) -> dict[str, Any]:
-    """What a request says of a checkpoint with so many `parameters`. Raises CheckpointError, DataError."""
-    from megagpt.checkpoint import read_manifest  # here, since a report needs no torch
+    """The entry `checkpoint` of a request. parameters: the model's. Raises CheckpointError and DataError."""
+    from megagpt.checkpoint import read_manifest  # here, because reports do without PyTorch
 
     manifest = read_manifest(folder)
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ def save_outcome(folder: Path, outcome: TaskOutcome) -> None:
     """
     with atomic_file(_examples_file(folder, outcome.task, outcome.shots)) as file:
         for example in outcome.examples:
-            # Field by field: asdict would copy every prompt.
+            # Not asdict, which would copy every prompt.
             line = {field.name: getattr(example, field.name) for field in fields(example)}
             file.write(json.dumps(_with_words(line)).encode() + b"\n")
     rest = {field.name: getattr(outcome, field.name) for field in fields(outcome)}
@@ -95,13 +95,13 @@ def save_outcome(folder: Path, outcome: TaskOutcome) -> None:
 
 
 def finished(folder: Path) -> dict[tuple[str, int], TaskOutcome]:
-    """The outcomes in an output folder, by task and number of shots. Raises DataError for broken files."""
+    """{(task, number of shots): outcome} in an output folder. Raises DataError for broken files."""
     found = [_read_json(path) for path in sorted((folder / "examples").glob("*shot.json"))]
     return {(one["task"], one["shots"]): read_outcome(folder, one["task"], one["shots"]) for one in found}
 
 
 def read_outcome(folder: Path, task: str, shots: int) -> TaskOutcome:
-    """A task with its examples, as `save_outcome` wrote it. Raises DataError."""
+    """A task with its examples, written by `save_outcome`. Raises DataError for missing or broken files."""
     path = _examples_file(folder, task, shots)
     rest = _read_json(path.with_suffix(".json"))
     examples = list(read_examples(folder, task, shots))
@@ -112,7 +112,7 @@ def read_outcome(folder: Path, task: str, shots: int) -> TaskOutcome:
 
 
 def read_examples(folder: Path, task: str, shots: int) -> Iterator[ExampleOutcome]:
-    """A task's examples, one by one. Raises DataError with file and line."""
+    """A task's examples, one by one. Raises DataError that names file and line."""
     path = _examples_file(folder, task, shots)
     try:
         with path.open(encoding="utf-8", newline="\n") as file:
@@ -124,7 +124,7 @@ def read_examples(folder: Path, task: str, shots: int) -> Iterator[ExampleOutcom
                     values["metrics"] = {name: float(value) for name, value in values["metrics"].items()}
                     yield ExampleOutcome(**values)
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
-                    raise DataError(f"{path}:{number}: this is no example of an evaluation: {error}") from None
+                    raise DataError(f"{path}:{number}: not an example of an evaluation: {error}") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
 
@@ -139,12 +139,13 @@ def write_results(
     corpus: Mapping[str, CorpusMetric] | None = None,
     seed: int = 0,
 ) -> Result:
-    """Write result.json, and the examples of outcomes that are not there yet.
+    """Write result.json and the outcomes' examples.
 
-    request: what the results depend on, with `protocol`, `seeds` and `checkpoint` (of `describe_checkpoint`, or None).
-    layout: ranks by kind of parallelism. work: what it took, such as seconds, and tokens whose computation was reused.
-    corpus: how to compute metrics that are no mean, for their intervals; BLEU is known. seed: of the bootstrap.
-    Raises ConfigError when a task and number of shots comes twice, DataError when a file cannot be written.
+    request: everything that the results depend on, with `protocol`, `seeds` and `checkpoint` (from
+    `describe_checkpoint`, or None). layout: ranks by kind of parallelism. work: effort, such as seconds and reused
+    tokens. corpus: functions for metrics that are not means of examples, for their intervals; BLEU is built in. seed:
+    for the bootstrap. Raises ConfigError when a task and number of shots appear twice, DataError when a file cannot be
+    written.
     """
     names = [(outcome.task, outcome.shots) for outcome in outcomes]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -164,7 +165,7 @@ def write_results(
 
 
 def is_result(folder: Path) -> bool:
-    """Whether a folder holds results of this kind."""
+    """Whether a folder holds the result of an in-context evaluation."""
     try:
         return json.loads((folder / "result.json").read_bytes()).get("kind") == KIND
     except (OSError, ValueError, AttributeError):
@@ -172,9 +173,9 @@ def is_result(folder: Path) -> bool:
 
 
 def read_results(folder: Path, name: str | None = None) -> Result:
-    """Read result.json. Raises DataError where there is none, or a broken one.
+    """Read result.json. Raises DataError when it is missing or broken.
 
-    name: of the result; by default that of the run whose checkpoint was evaluated, else the folder's.
+    name: the result's name; by default the name of the run whose checkpoint was evaluated, else the folder's.
     """
     path = folder / "result.json"
     content = _read_json(path)
@@ -184,14 +185,17 @@ def read_results(folder: Path, name: str | None = None) -> Result:
         tasks = [_task_result(values) for values in content.pop("results")]
     except (TypeError, KeyError, AttributeError) as error:
         raise DataError(
-            f"{path} is not the result of an evaluation in context, or of another version: {error}"
+            f"{path} is not the result of an evaluation in context, or is from another version of megagpt: {error}"
         ) from None
     run = (content.get("checkpoint") or {}).get("run")
     return Result(folder, name or run or folder.absolute().name, content, tasks)
 
 
 def read_several(folders: Sequence[Path]) -> list[Result]:
-    """Results that are shown together, named by the parts in which their folders differ. Raises DataError."""
+    """Several results, named by the parts in which their folders differ.
+
+    Raises DataError for a missing or broken result, ConfigError for a folder that is named twice.
+    """
     parts = [folder.absolute().parts for folder in folders]
     if len(folders) == 1:
         return [read_results(folders[0])]
@@ -207,12 +211,12 @@ def read_several(folders: Sequence[Path]) -> list[Result]:
 
 
 def _examples_file(folder: Path, task: str, shots: int) -> Path:
-    # Quoted, since a task's name may hold a slash.
+    # Quoted, because a task's name may contain a slash.
     return folder / "examples" / f"{quote(task, safe=' ()[],')}_{shots}shot.jsonl"
 
 
 def _with_words(value: Any) -> Any:
-    """The same value, with words for numbers that JSON does not have."""
+    """The same value, with strings in place of numbers that JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _with_words(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -228,7 +232,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}") from None
+        raise DataError(f"{path} is not valid JSON: {error}") from None
 
 
 def _task_result(values: dict[str, Any]) -> TaskResult:

@@ -1,4 +1,4 @@
-"""Questions about held-out rules (`megagpt data rules`) as lm-eval reads them, with demonstrations of the same rule."""
+"""lm-eval reader of questions about held-out rules (`megagpt data rules`), with demonstrations of the same rule."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from megagpt.errors import ConfigError
 
 
 def rule_questions(kind: str, count: int = 200, seed: int = 0, **_: Any) -> dict[str, Dataset]:
-    """`count` questions of a kind, made by `seed`: the part "test".
+    """The part "test": `count` random questions of a kind.
 
-    The label of an answer is its place in the choices.
+    The label of a question is the index of its answer among the choices.
     """
     made = list(questions(count, seed, [kind]))
     for one in [example for question in made for example in (question, *question["examples"])]:
@@ -21,13 +21,13 @@ def rule_questions(kind: str, count: int = 200, seed: int = 0, **_: Any) -> dict
 
 
 class SameRule(ContextSampler):
-    """Demonstrations are the first examples that come with the question: of its rule, in a fixed order.
+    """Takes as demonstrations the first examples that the question carries, which follow the same rule.
 
-    The demonstrations of K are the first of those of K + 1.
+    The K demonstrations are the first of the K + 1 demonstrations.
     """
 
     def sample(self, n: int, eval_doc: dict[str, Any] | None = None, **_: Any) -> list[dict[str, Any]]:
-        """The first `n`. Raises ConfigError where the question has fewer."""
+        """The first `n` examples. Raises ConfigError when the question has fewer."""
         if eval_doc is None:
             raise ValueError("demonstrations of a rule belong to a question")
         if n > len(eval_doc["examples"]):

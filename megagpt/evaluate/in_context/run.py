@@ -1,4 +1,4 @@
-"""Runs tasks in context, each with each number of demonstrations, by either protocol."""
+"""Runs in-context tasks, each with each number of demonstrations, by either protocol."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -31,16 +31,15 @@ def run_tasks(
     clean: Path | None = None,
     done: Collection[tuple[str, int]] = (),
 ) -> Iterator[TaskOutcome]:
-    """Outcomes, as they come: of each task in turn with each number of `shots`. The same on all ranks of `lm`.
+    """Yield the outcome of each task with each number of shots; the same on all ranks of `lm`.
 
-    tasks: names of tasks and suites, or task files. shots: none leaves the number to each task: what GPT-3 was
-    evaluated with by protocol gpt3, else what the task file says. data: folder of the data sets. limit: examples of a
-    task. seed: of the draws of demonstrations. clean: folder that `megagpt data overlap` wrote,
-    whose clean subsets get figures of their own by protocol gpt3; it needs `data`.
-    done: (task, shots) that are left out.
+    tasks: names of tasks and suites, or paths of task files. shots: numbers of demonstrations; empty uses each task's
+    own number (`own_shots`). data: folder of the data sets. limit: number of examples per task. seed: for drawing
+    demonstrations. clean: output folder of `megagpt data overlap`, with protocol gpt3 only: adds metrics of the clean
+    subsets; needs `data`. done: (task, shots) pairs to leave out.
 
-    Raises ConfigError and DataError as `check_tasks`, and DataError before all work for a task of which no question
-    fits the context (protocol gpt3).
+    Raises ConfigError and DataError like `check_tasks`; with protocol gpt3 also DataError, before any task runs, for a
+    task without a question that fits the context.
     """
     require_lm_eval()
     from megagpt.evaluate.in_context.clean import CleanSubsets
@@ -48,7 +47,7 @@ def run_tasks(
 
     subsets = None if clean is None else CleanSubsets(clean, data)
     loaded = load_tasks(list(tasks), data)
-    if protocol == "gpt3":  # before any task is asked
+    if protocol == "gpt3":  # before any task runs
         from megagpt.evaluate.in_context.gpt3 import check_fits, evaluate_gpt3
         from megagpt.evaluate.in_context.gpt3_task import Gpt3Task
 
@@ -70,16 +69,16 @@ def run_tasks(
 
 
 def own_shots(task: "ConfigurableTask", protocol: Protocol) -> int:
-    """The number of demonstrations that a task has where none is given: see `run_tasks`."""
+    """A task's default number of demonstrations: GPT-3's published number with protocol gpt3, else the task file's."""
     published = (task.config.metadata or {}).get("gpt3", {}).get("shots") if protocol == "gpt3" else None
     return (task.config.num_fewshot or 0) if published is None else published
 
 
 def check_tasks(tasks: Sequence[str], shots: Sequence[int], protocol: str, data: Path | None) -> list[str]:
-    """The names of the tasks that `tasks` stand for, after a look at their data; quick, without a model.
+    """The names of the tasks in `tasks`, with groups expanded, after a quick check of their data without a model.
 
-    Raises ConfigError for a missing library, an unknown task or protocol, a task that the protocol cannot ask, a number
-    of shots that is negative, comes twice or is too large for a task; DataError for data that is missing or broken.
+    Raises ConfigError for a missing library, an unknown task or protocol, a task that the protocol does not support,
+    and a number of shots that is negative, repeated or too large; DataError for missing or broken data.
     """
     if protocol not in PROTOCOLS:
         raise ConfigError(f"protocol is {protocol!r}; it must be one of {', '.join(PROTOCOLS)}")
@@ -104,6 +103,6 @@ def check_tasks(tasks: Sequence[str], shots: Sequence[int], protocol: str, data:
 
 
 def require_lm_eval() -> None:
-    """Raise ConfigError where the library is not installed."""
+    """Raise ConfigError when lm-eval is not installed."""
     if find_spec("lm_eval") is None:
         raise ConfigError('evaluation in context needs lm-eval: pip install "megagpt[in-context]"')

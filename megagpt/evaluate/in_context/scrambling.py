@@ -1,12 +1,13 @@
-"""GPT-3's five word tasks, made by program (arXiv 2005.14165, section 3.9.2), in the form of OpenAI's files.
+"""Generates GPT-3's five word tasks (arXiv 2005.14165, section 3.9.2) in the format of OpenAI's files.
 
     cycle_letters_in_word      CL  the letters are rotated                               asinoc = casino
     mid_word_1_anagrams        A1  all but the first and the last letter are shuffled    skicts = sticks
     mid_word_2_anagrams        A2  all but the first two and the last two are shuffled   unsovreled = unresolved
-    random_insertion_in_word   RI  one of " ", ".", "/", "!" stands between the letters  d.o m i!n a n.t = dominant
-    reversed_words             RW  the letters stand in reverse                          taefed = defeat
+    random_insertion_in_word   RI  one of " ", ".", "/", "!" between adjacent letters    d.o m i!n a n.t = dominant
+    reversed_words             RW  the letters are reversed                              taefed = defeat
 
-The paper took the 10,000 most frequent words of a length; those in OpenAI's files have 6 to 15 letters, in A1 5 to 15.
+The paper used the 10,000 most frequent words of certain lengths. Words in OpenAI's files have 6 to 15 letters, for A1
+5 to 15.
 """
 
 import random
@@ -16,31 +17,31 @@ from dataclasses import dataclass
 from megagpt.errors import ConfigError
 
 INSTRUCTION = "Please unscramble the letters into a word, and write that word:"
-"""The first line of the prompt of every word task (figures G.19 to G.27); it is not in OpenAI's files."""
+"""First line of the prompt of every word task (figures G.19 to G.27); it is not in OpenAI's files."""
 INSTANCES = 10_000
-"""In each of the published files."""
+"""Number of words in each of OpenAI's files."""
 LONGEST = 15
-"""Letters of a word."""
+"""Largest number of letters in a word."""
 INSERTED = " ./!"
 
 
 @dataclass(frozen=True)
 class WordTask:
-    """How a task scrambles a word, and whether something is a word scrambled so."""
+    """Scrambles words, and checks whether a text is a scrambled word."""
 
     scramble: Callable[[str, random.Random], str]
     fits: Callable[[str, str], bool]
-    """Of (scrambled, word): whether the word is an answer, however the draw came out."""
+    """(scrambled, word): whether `scramble` could turn the word into `scrambled`."""
     shortest: int = 6
-    """Letters of a word."""
+    """Smallest number of letters in a word."""
 
 
 def scrambled_words(task: str, words: Iterable[str], count: int = INSTANCES, seed: int = 0) -> list[dict[str, str]]:
     """The first `count` words that the task can scramble: {"context": "\\nasinoc =", "completion": " casino"}.
 
-    A word fits that has only letters, 6 (A1: 5) to 15 of them, and whose scrambled form differs from it. Words come in
-    lower case, each once. `task` is the name of one of OpenAI's files; raises ConfigError for another. What a word
-    becomes depends on task, word and seed alone.
+    A word must consist of 6 (A1: 5) to 15 letters, and its scrambled form must differ from it. Words are lower-cased
+    and do not repeat. A word's scrambled form depends only on task, word and seed. task: the name of one of OpenAI's
+    files. Raises ConfigError for an unknown task.
     """
     if task not in TASKS:
         raise ConfigError(f"there is no word task {task}; there are {', '.join(TASKS)}")
@@ -57,7 +58,7 @@ def scrambled_words(task: str, words: Iterable[str], count: int = INSTANCES, see
 
 
 def _scrambled(how: WordTask, word: str, rng: random.Random) -> str | None:
-    """None for a word such as "level" reversed, or with the same letters all along its middle."""
+    """A scrambled form that differs from the word; None if there is none, as for "level" reversed."""
     tries = (how.scramble(word, rng) for _ in range(100))
     return next((scrambled for scrambled in tries if scrambled != word), None)
 
@@ -103,4 +104,4 @@ TASKS = {
     "random_insertion_in_word": WordTask(_insert, _is_inserted),
     "reversed_words": WordTask(lambda word, _: word[::-1], lambda scrambled, word: scrambled[::-1] == word),
 }
-"""By the name of OpenAI's file."""
+"""Word tasks by the name of OpenAI's file."""

@@ -1,4 +1,4 @@
-"""A task's figures over its examples, with intervals, beside chance and on the clean examples alone."""
+"""Summarizes a task's examples: metrics with intervals, compared with chance, also for the clean examples only."""
 
 import hashlib
 import math
@@ -21,25 +21,25 @@ from megagpt.evaluate.in_context.intervals import (
 from megagpt.evaluate.in_context.outcomes import ExampleOutcome, TaskOutcome
 
 CORPUS_RESAMPLES = 1_000
-"""Of the bootstrap of a metric that is computed anew for each sample, such as BLEU."""
+"""Number of bootstrap resamples for metrics that are recomputed for each sample, such as BLEU."""
 
 CorpusMetric = Callable[[Sequence[ExampleOutcome]], Callable[[np.ndarray], float]]
-"""From examples to a function that computes the metric of some of them, given by a row of indices with repetition."""
+"""Maps examples to a function that computes the metric of a sample, given as indices of examples with repetition."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric over examples."""
+    """A metric over examples, with its interval."""
 
     value: float | None
-    """None where it is no finite number."""
+    """None if it is not finite."""
     interval: Interval | None = None
-    """None where there is no rule for one, and of a single example."""
+    """None for a single example, and if no interval can be computed."""
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Some of a task's examples."""
+    """Metrics of a subset of a task's examples."""
 
     examples: int
     metrics: dict[str, Measure]
@@ -47,7 +47,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task with one number of shots, without its examples. The fields of TaskOutcome mean what they mean there."""
+    """A task with one number of shots, without its examples. For fields without a docstring see TaskOutcome."""
 
     task: str
     shots: int
@@ -56,24 +56,24 @@ class TaskResult:
     higher_is_better: bool
     chance: float | None
     excludes_chance: bool | None
-    """Whether the interval of the main metric lies above or below chance; None where one of them is not there."""
+    """Whether the main metric's interval excludes chance; None if one of the two is missing."""
     examples: int
-    """How many."""
+    """Number of examples."""
     metrics: dict[str, Measure]
     clean: Subset | None
-    """The examples that were not found in the training data; None where nobody looked for them there."""
+    """Metrics of the examples that were not found in the training data; None if they were not searched."""
     fewest_shots: int
-    """In a prompt; less than `shots` where the context is too short."""
+    """Smallest number of demonstrations in a prompt; below `shots` if the context is too short."""
     mean_shots: float
     prompts_sha256: str
-    """Over the prompts in the order of the data, each after its length in bytes (UTF-8) and a line feed."""
+    """SHA-256 over the prompts in the order of the data, each preceded by its length in bytes (UTF-8) and a newline."""
     aggregate: dict[str, str]
     source: dict[str, str]
     notes: list[str]
 
     @property
     def title(self) -> str:
-        """Task and number of shots in words."""
+        """Task and number of shots as text."""
         return f"{self.task}, {count_of_shots(self.shots)}"
 
     @property
@@ -83,12 +83,12 @@ class TaskResult:
 
 
 def count_of_shots(number: int | str) -> str:
-    """In words: 1 shot, 8 shots, few shots."""
+    """A number of shots as text: 1 shot, 8 shots, few shots."""
     return f"{number} shot{'s' * (str(number) != '1')}"
 
 
 def summarize(outcome: TaskOutcome, *, corpus: Mapping[str, CorpusMetric] | None = None, seed: int = 0) -> TaskResult:
-    """A task's figures with their intervals. corpus and seed: as of `write_results`."""
+    """A task's metrics with their intervals. corpus, seed: see `write_results`."""
     examples, notes = outcome.examples, list(outcome.notes)
     measures, parts = {}, {}
     for name, value in outcome.metrics.items():
@@ -133,7 +133,10 @@ def summarize(outcome: TaskOutcome, *, corpus: Mapping[str, CorpusMetric] | None
 def statistic_of(
     outcome: TaskOutcome, metric: str, corpus: Mapping[str, CorpusMetric] | None = None
 ) -> Statistic | None:
-    """How to compute a metric of any sample of the task's examples; None where there is no rule for it."""
+    """The function that computes a metric for samples of the task's examples; None if it cannot be computed from them.
+
+    Raises ConfigError for an unknown aggregation.
+    """
     how, examples = outcome.aggregate.get(metric, "mean"), outcome.examples
     if not examples:
         return None
@@ -154,10 +157,10 @@ def statistic_of(
 
 
 def bleu(examples: Sequence[ExampleOutcome]) -> Callable[[np.ndarray], float]:
-    """Corpus BLEU (sacrebleu's defaults) of some of the examples: its counts are sums over sentences."""
+    """Corpus BLEU (sacrebleu's defaults) of samples of the examples, from sums of the sentences' counts."""
     from sacrebleu.metrics import BLEU
 
-    scorer = BLEU(effective_order=True)  # of single sentences only counts are used, which are the same without it
+    scorer = BLEU(effective_order=True)  # avoids a warning; only the sentences' counts are used, which do not change
     scores = [scorer.sentence_score(example.answer, example.target.split(" | ")) for example in examples]
     order = len(scores[0].counts)
     counts = np.array([[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in scores])
@@ -170,7 +173,7 @@ def bleu(examples: Sequence[ExampleOutcome]) -> Callable[[np.ndarray], float]:
 
 
 def prompts_sha256(examples: Iterable[ExampleOutcome]) -> str:
-    """As TaskResult.prompts_sha256 says."""
+    """See TaskResult.prompts_sha256."""
     digest = hashlib.sha256()
     for example in examples:
         prompt = example.prompt.encode("utf-8", "surrogatepass")

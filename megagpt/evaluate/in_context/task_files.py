@@ -1,8 +1,8 @@
-"""Tasks by name: megagpt's own task files, the user's, and those that lm-eval brings.
+"""Finds tasks by name: megagpt's task files, the user's, and lm-eval's.
 
-A task file is YAML as lm-eval defines it. megagpt's own lie in tasks/, each under its name, and read their examples
-from data=FOLDER without network; docs/in_context_tasks.md lists them. A name is looked up there first, then as the path
-of a YAML file, then among lm-eval's own tasks, most of which read their examples from the Hugging Face hub.
+A task file is YAML in lm-eval's format. megagpt's task files are in tasks/, named after their tasks, and read their
+examples from data=FOLDER without network; docs/in_context_tasks.md lists them. A name is looked up there first, then as
+the path of a YAML file, then among lm-eval's tasks, most of which read their examples from the Hugging Face hub.
 """
 
 import logging
@@ -30,8 +30,8 @@ _LOG = logging.getLogger(__name__)
 def load_tasks(names: list[str], data: Path | None) -> "list[Task]":
     """lm-eval's task objects for names of tasks or groups, or paths of task files; each task once, in the given order.
 
-    Their examples are read now, from the folder `data`. Raises ConfigError for a name that nobody knows and a task file
-    that lm-eval cannot use, DataError for a file of `data` that is missing or broken.
+    Reads their examples, from the folder `data`. Raises ConfigError for an unknown name and a task file that lm-eval
+    cannot use, DataError for a file in `data` that is missing or broken.
     """
     if not names:
         raise ConfigError("tasks is empty: name at least one task, such as tasks=[lambada]")
@@ -44,7 +44,7 @@ def load_tasks(names: list[str], data: Path | None) -> "list[Task]":
 
     metadata = {} if data is None else {"data": str(data)}
     own = TaskManager(include_path=str(_FOLDER), include_defaults=False, metadata=metadata)
-    others: TaskManager | None = None  # made only for a name that needs it: its index takes many seconds
+    others: TaskManager | None = None  # created only if needed, because its index takes many seconds
     tasks: dict[str, Task] = {}
     for name in _expanded(names, shipped):
         if name in shipped or name.endswith((".yaml", ".yml")):
@@ -60,17 +60,17 @@ def load_tasks(names: list[str], data: Path | None) -> "list[Task]":
 
 
 def describe() -> dict[str, str]:
-    """What each of megagpt's tasks and groups is, in one line; those of a group of many tasks stand for these."""
+    """{name: one-line description} of megagpt's tasks and groups; tasks of a large group are not listed."""
     return {path.stem: _first_line(path) for path in _task_files(_FOLDER.glob("*.yaml"))}
 
 
 def source_of(task: "Task") -> dict[str, str]:
-    """SHA-256 of each file that one of megagpt's tasks has read, or of what was made instead, by name; else empty."""
+    """{name: SHA-256} of the files that one of megagpt's tasks has read, or of generated examples; else empty."""
     return dict(getattr(task.dataset, "source", {}))
 
 
 def notes_of(task: "Task") -> list[str]:
-    """What a reader of the results of one of megagpt's tasks has to know of its data; else empty."""
+    """Notes about the data of one of megagpt's tasks, for readers of its results; else empty."""
     return list(getattr(task.dataset, "notes", []))
 
 
@@ -79,7 +79,7 @@ def _file_of(task: "Task") -> str | None:
 
 
 def _task_files(paths: Iterable[Path]) -> list[Path]:
-    """Without those that only others include."""
+    """The sorted paths without files that are only included by others, whose names start with _."""
     return sorted(path for path in paths if not path.name.startswith("_"))
 
 
@@ -93,7 +93,7 @@ def _first_line(path: Path) -> str:
 
 
 def _expanded(names: Iterable[str], shipped: dict[str, Path]) -> Iterator[str]:
-    """The names with each of megagpt's groups replaced by its tasks; each name once."""
+    """The names, without repetition, with each of megagpt's groups replaced by its tasks."""
     seen = set()
     waiting = list(reversed(list(names)))
     while waiting:
@@ -108,13 +108,13 @@ def _expanded(names: Iterable[str], shipped: dict[str, Path]) -> Iterator[str]:
 
 
 def _members(path: Path) -> list[str]:
-    """The names in a group's file; none in that of a task."""
+    """The names in a group's file; none for a task's file."""
     text = path.read_text(encoding="utf-8")
     return yaml.safe_load(text)["task"] if "\ngroup: " in text else []
 
 
 def _check_names(names: list[str], shipped: Collection[str]) -> None:
-    """Refuse a name that nobody knows at once, without lm-eval's index of its tasks, which takes many seconds."""
+    """Refuse unknown names quickly, without lm-eval's index of its tasks, which takes many seconds."""
     texts = ""
     for name in names:
         if name in shipped:
@@ -130,44 +130,44 @@ def _check_names(names: list[str], shipped: Collection[str]) -> None:
 
 
 def _texts_of_lm_eval() -> str:
-    """All of its task files, in which each of its names stands; empty without lm-eval."""
+    """The text of all of lm-eval's task files, which contain the names of all its tasks; empty without lm-eval."""
     found = find_spec("lm_eval")
     folder = Path(next(iter(found.submodule_search_locations))) / "tasks" if found else Path("nowhere")
     return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in folder.rglob("*.yaml"))
 
 
 def _all_of_lm_eval(manager: type["TaskManager"], metadata: dict[str, str]) -> "TaskManager":
-    _LOG.info("looking through the tasks that lm-eval brings; this takes a while")
+    _LOG.info("indexing lm-eval's tasks; this takes a while")
     return manager(metadata=metadata)
 
 
 def _unknown(name: str, known: Iterable[str]) -> ConfigError:
     meant = nearest(name, known)
     hint = f"did you mean {meant}?" if meant else "docs/in_context_tasks.md lists megagpt's own"
-    return ConfigError(f"there is no task {name}, neither megagpt's own nor one of lm-eval's; {hint}")
+    return ConfigError(f"there is no task {name}, neither in megagpt nor in lm-eval; {hint}")
 
 
 def _loaded(manager: "TaskManager", name: str) -> "list[Task]":
-    """The task or tasks of a name that `manager` knows, or of a task file."""
+    """The task or tasks of a name that `manager` knows, or of a task file. Raises ConfigError and DataError."""
     try:
         with only_our_bars(), _quiet():
             return list(manager.load([name])["tasks"].values())
     except MegaGPTError as error:
         raise type(error)(f"task {name}: {error}") from None
-    except Exception as error:  # whatever lm-eval, the hub's libraries and a user's functions raise
+    except Exception as error:  # lm-eval, the hub's libraries and users' functions raise all kinds of errors
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         if name.endswith((".yaml", ".yml")):
             raise ConfigError(f"lm-eval cannot use the task file {name}: {reason}") from error
         raise ConfigError(
-            f"the data of lm-eval's task {name} are not at hand ({reason}); lm-eval reads most of its tasks from the"
-            " Hugging Face hub: run where the network reaches it, or once there to fill its cache and then here with"
-            " HF_DATASETS_OFFLINE=1"
+            f"the data of lm-eval's task {name} are not available ({reason}). lm-eval reads most of its tasks from the"
+            " Hugging Face hub: run the task with network access, either always or once to fill the cache, and then"
+            " without network with HF_DATASETS_OFFLINE=1"
         ) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without lm-eval's advice on metadata, which it gives for every task whose reader is a function."""
+    """Silence lm-eval's warning about metadata, which appears for every task whose reader is a function."""
     log = logging.getLogger("lm_eval.api.task")
     level = log.level
     log.setLevel(logging.ERROR)

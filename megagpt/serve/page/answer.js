@@ -2,7 +2,7 @@
 
 import { stream } from "./api.js";
 
-const ROOM = 256; // tokens of the context that are kept for an answer where nothing says how long it may be
+const ROOM = 256; // tokens of the context that are kept free for an answer without a max_tokens setting
 
 /**
  * Writes an answer into `turn` as it comes: its content, why it ended, its tokens and seconds. `asked`: the turns
@@ -47,7 +47,7 @@ function firstThatFits(told, asked, room) {
 }
 
 async function read(chunks, turn, messages, written) {
-  let began = null; // when the first text came
+  let began = null; // time of the first text
   for await (const { choices, usage } of chunks) {
     const [choice] = choices;
     if (choice?.delta?.content) {

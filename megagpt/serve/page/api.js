@@ -1,4 +1,4 @@
-// The server's API, which is OpenAI's: requests, server-sent events, and errors that say what to do.
+// Client of the server's API, which is OpenAI's: requests, server-sent events, and errors with advice.
 
 const KEY = "megagpt.key";
 const ADVICE = {
@@ -16,7 +16,7 @@ const BY_CODE = {
 
 let askForKey = async () => false;
 
-/** An answer that did not come. `advice` says what to do, or is "". */
+/** A failed request. `advice` says what to do, or is "". */
 export class ApiError extends Error {
   constructor(message, { status = 0, code = null, advice = "" } = {}) {
     super(message);
@@ -24,20 +24,20 @@ export class ApiError extends Error {
   }
 }
 
-/** `ask` is called when the server wants a key; it resolves to whether a key was given. */
+/** `ask` is called when the server requires a key; it resolves to true if the user gave one. */
 export function whenKeyIsNeeded(ask) {
   askForKey = ask;
 }
 
 let key = null;
 
-/** The key is forgotten with the browser's tab. */
+/** The key is kept until the tab is closed. */
 export function setKey(given) {
   key = given;
   try {
     sessionStorage.setItem(KEY, given);
   } catch {
-    // the browser is told to keep nothing: the key is forgotten when the page is loaded anew
+    // storage is disabled: the key is lost when the page is loaded again
   }
 }
 
@@ -55,7 +55,7 @@ export const get = async (path, signal) => parsed(await send(path, { signal }));
 /** Parsed JSON of a POST. */
 export const post = async (path, body, signal) => parsed(await send(path, posted(body, signal)));
 
-/** The chunks of a streamed POST, parsed, as they come. */
+/** The parsed chunks of a streamed POST, as they arrive. */
 export async function* stream(path, body, signal) {
   const response = await send(path, posted({ ...body, stream: true }, signal));
   for await (const data of events(response.body)) {
@@ -109,7 +109,7 @@ async function parsed(response) {
   }
 }
 
-/** The data of server-sent events; comments and other fields are passed over. */
+/** The data of server-sent events; comments and other fields are ignored. */
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";
@@ -132,6 +132,6 @@ async function* events(body) {
     if (error.name === "AbortError") throw error;
     throw new ApiError("The connection broke off.", { advice: "See whether the server still runs, then try again." });
   } finally {
-    reader.cancel().catch(() => {}); // frees the connection when the reader of this stops early
+    reader.cancel().catch(() => {}); // frees the connection if the consumer stops early
   }
 }

@@ -1,4 +1,4 @@
-// The chat: one conversation at a time, of those that the browser keeps.
+// The chat: shows one of the conversations that the browser stores.
 
 import { writeAnswer } from "./answer.js";
 import { listConversations } from "./conversations.js";
@@ -9,8 +9,8 @@ import { conversations, forget, keep, load, newConversation, save, whenChangedEl
 import { editInPlace, turnElement } from "./turns.js";
 
 const SETTINGS = ["temperature", "top_p", "max_tokens", "seed", "presence_penalty", "frequency_penalty", "stop"];
-const NEAR_THE_END = 60; // pixels within which the log follows what is written
-const KEPT_EVERY = 1000; // milliseconds, while an answer is written
+const NEAR_THE_END = 60; // pixels from the end within which the log scrolls with new text
+const KEPT_EVERY = 1000; // milliseconds between saves while an answer is streamed
 
 export function createChat(page) {
   const log = byId("log");
@@ -18,7 +18,7 @@ export function createChat(page) {
   const message = byId("message");
   let atTheEnd = true;
   let conversation = conversations().find((one) => one.id === load("conversation", "")) ?? newConversation("");
-  const elements = new WeakMap(); // of turns
+  const elements = new WeakMap(); // elements by turn
   const settings = buildSettings(byId("settings-chat"), "chat", SETTINGS);
   const answering = startStop(byId("send"), {
     work: (signal, again) => (again ? answer(signal) : send(signal)),
@@ -33,7 +33,7 @@ export function createChat(page) {
     byId("send").classList.toggle("running", running);
   }
 
-  // What is shown
+  // Drawing
 
   function list() {
     listConversations(conversation.id, open, remove);
@@ -54,7 +54,7 @@ export function createChat(page) {
     list();
   }
 
-  /** Draws the turns. Those that are there already stay, and with them the focus and what is marked. */
+  /** Draws the turns. Existing elements are kept, so that focus and selection stay. */
   function draw() {
     const wanted = conversation.turns.length ? conversation.turns.map(element) : [welcome()];
     wanted.forEach((one, place) => {
@@ -84,14 +84,14 @@ export function createChat(page) {
     return made;
   }
 
-  /** Keeps the conversation, and draws the list anew. */
+  /** Saves the conversation, and redraws the list. */
   function changed() {
     conversation.changed = Date.now();
     keep(conversation);
     list();
   }
 
-  // What people do
+  // User actions
 
   async function start() {
     await open(newConversation(conversation.system));
@@ -127,7 +127,7 @@ export function createChat(page) {
   async function edit(turn) {
     await answering.stop();
     const place = conversation.turns.indexOf(turn);
-    if (place < 0) return; // an answer that had not begun
+    if (place < 0) return; // the answer had not begun
     const user = turn.role === "user";
     editInPlace(turns.children[place], turn, user ? "Send" : "Save", (text) => {
       if (text !== null) {
@@ -157,7 +157,7 @@ export function createChat(page) {
     toTheEnd();
   }
 
-  // Talking to the model
+  // Requests to the model
 
   async function send(signal) {
     const text = message.value;
@@ -195,7 +195,7 @@ export function createChat(page) {
     }
   }
 
-  /** A function that draws what was written of an answer, with the next picture, and keeps it now and then. */
+  /** A function that draws the streamed answer in the next animation frame, and saves it from time to time. */
   function follower(article) {
     let kept = Date.now();
     let waiting = false;

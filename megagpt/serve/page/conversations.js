@@ -16,7 +16,7 @@ export function titleOf(conversation) {
   return first.length > TITLE ? `${first.slice(0, TITLE).trimEnd()}...` : first;
 }
 
-/** Draws the list; `current` is the id of the one that is shown. `open` and `remove` are called with a conversation. */
+/** Draws the list. `current`: id of the shown conversation; `open` and `remove` are called with a conversation. */
 export function listConversations(current, open, remove) {
   const items = conversations().map((conversation) => {
     const title = titleOf(conversation);

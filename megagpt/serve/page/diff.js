@@ -1,6 +1,6 @@
-// The fewest words to take out and put in that make one text of another: Myers' algorithm (1986).
+// The smallest set of removed and inserted words that turns one text into another: Myers' algorithm (1986).
 
-const MOST_CHANGES = 2000; // more are shown as one text against the other, since the search would take long
+const MOST_CHANGES = 2000; // with more, the whole texts are shown as removed and inserted, because the search is slow
 
 const WORDS = /[\p{L}\p{N}_]+|\s+|[^\p{L}\p{N}_\s]/gu;
 
@@ -10,7 +10,7 @@ const words = (text) => text.match(WORDS) ?? [];
 export const difference = (before, after) =>
   joined(changes(words(before), words(after)).map(([kind, list]) => [kind, list.join("")]));
 
-/** The same of two lists, as parts with lists. */
+/** The same for two lists; the parts contain lists. */
 export function changes(a, b) {
   let start = 0;
   while (start < a.length && start < b.length && a[start] === b[start]) start += 1;
@@ -31,7 +31,7 @@ function between(a, b) {
   let x = a.length;
   let y = b.length;
   for (let changes = trace.length - 1; changes > 0; changes -= 1) {
-    const reached = trace[changes - 1]; // how far in `a` each diagonal came with one change fewer
+    const reached = trace[changes - 1]; // position in `a` that each diagonal reached with one change fewer
     const diagonal = x - y;
     const down =
       diagonal === -changes || (diagonal !== changes && at(reached, diagonal - 1) < at(reached, diagonal + 1));
@@ -50,7 +50,7 @@ function between(a, b) {
 
 const at = (reached, diagonal) => reached[diagonal + (reached.length - 1) / 2] ?? -1;
 
-/** For every number of changes, how far in `a` each diagonal comes; null when there are too many changes. */
+/** For every number of changes, the position in `a` that each diagonal reaches; null if there are too many changes. */
 function search(a, b) {
   const trace = [];
   for (let changes = 0; changes <= Math.min(a.length + b.length, MOST_CHANGES); changes += 1) {
@@ -110,7 +110,7 @@ function joined(parts) {
   return result;
 }
 
-/** How many words the parts of a kind have. */
+/** Number of words in the parts of a kind. */
 export const countWords = (parts, kind) =>
   parts
     .filter(([one]) => one === kind)

@@ -1,4 +1,4 @@
-// Elements, icons and small helpers. Text is only ever set as text, never as HTML: what a model writes is hostile.
+// Elements, icons and small helpers. Text is always set as text, never as HTML, because models' output is untrusted.
 
 const SVG = "http://www.w3.org/2000/svg";
 const ICONS = {
@@ -11,7 +11,7 @@ const ICONS = {
   stop: "M6 6H14V14H6Z",
 };
 
-/** An element. `props`: class, text and on (listeners by event) have a meaning of their own, others are attributes. */
+/** An element. `props`: class, text and on (listeners by event) are special, others are attributes. */
 export function make(tag, props = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
@@ -36,13 +36,13 @@ export function svg(tag, attributes, ...children) {
 export const icon = (name) =>
   svg("svg", { viewBox: "0 0 20 20", class: `icon ${name}`, "aria-hidden": "true" }, svg("path", { d: ICONS[name] }));
 
-/** A button with a picture, named for screen readers and on hover. */
+/** A button with an icon, and a name for screen readers and on hover. */
 export const iconButton = (name, label, click) =>
   make("button", { type: "button", class: "quiet", "aria-label": label, title: label, on: { click } }, icon(name));
 
 export const byId = (id) => document.getElementById(id);
 
-/** Says something to screen readers. */
+/** Announces a text to screen readers. */
 export function announce(text) {
   byId("status").textContent = "";
   byId("status").textContent = text;
@@ -50,7 +50,7 @@ export function announce(text) {
 
 let hiding = 0;
 
-/** A short message at the bottom, with a button that takes back what was done where `undo` is given. */
+/** A short message at the bottom, with a button that calls `undo` if it is given. */
 export function toast(text, undo = null) {
   const place = byId("toast");
   const hide = () => place.replaceChildren();
@@ -70,7 +70,7 @@ export function toast(text, undo = null) {
   hiding = setTimeout(hide, undo ? 8000 : 2500);
 }
 
-/** Copies what `text()` gives, and shows on the button that it did. */
+/** Copies the result of `text()`, and shows success on the button. */
 export function copyButton(text, label = "Copy") {
   const button = iconButton("copy", label, async () => {
     try {
@@ -86,13 +86,13 @@ export function copyButton(text, label = "Copy") {
   return button;
 }
 
-/** Lets a text area grow with its text, up to the height that the style sheet allows. */
+/** Lets a text area grow with its text, up to the style sheet's maximum height. */
 export function grow(area) {
   area.style.height = "auto";
   area.style.height = `${area.scrollHeight + area.offsetHeight - area.clientHeight}px`;
 }
 
-/** An error where it happened: what went wrong, what to do, and what the reader can press. */
+/** An error message in place: what went wrong, what to do, and buttons. */
 export function errorBox(error, ...buttons) {
   return make(
     "div",
@@ -106,5 +106,5 @@ export function errorBox(error, ...buttons) {
 export const button = (text, click, kind = "plain") =>
   make("button", { type: "button", class: kind, text, on: { click } });
 
-/** Whether a key press means "do it": Enter alone, and not one that ends the input of a composed character. */
+/** Whether a key press submits: Enter without modifiers, and not the end of an input method's composition. */
 export const isEnter = (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing;

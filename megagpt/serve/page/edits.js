@@ -1,4 +1,4 @@
-// Editing by instruction, with what changed shown word by word.
+// Editing by instruction, with the changes shown word by word.
 
 import { post } from "./api.js";
 import { countWords, difference } from "./diff.js";
@@ -75,7 +75,7 @@ export function createEdits(page) {
   return { ability: () => "edits", run: running, opened: () => {} };
 }
 
-/** An edited text: its differences, or as it is now. */
+/** An edited text: its differences, or the new text. */
 function resultElement(before, after, use) {
   const parts = difference(before, after);
   const tags = { same: "span", out: "del", in: "ins" };

@@ -1,4 +1,4 @@
-// Which texts are alike: their cosines as a matrix, and a map.
+// Similarity of texts: a matrix of cosines, and a map.
 
 import { post } from "./api.js";
 import { announce, button, byId, errorBox, make, svg } from "./dom.js";
@@ -9,7 +9,7 @@ import { cosines, principal } from "./vectors.js";
 
 const MOST_TEXTS = 200;
 const MOST_ROWS = 40; // of the matrix
-const LISTED = 8; // texts that are most like a chosen one
+const LISTED = 8; // texts in the list of the most similar ones
 const [WIDEST, NARROWEST, EDGE] = [640, 300, 34]; // of the map, in pixels
 const LABEL = 28; // characters
 
@@ -79,7 +79,7 @@ export function createEmbeddings(page) {
   return { ability: () => "embeddings", run: running, opened: () => {} };
 }
 
-/** Elements that show how alike texts are: a map, what is near the chosen text, the matrix. `room`: pixels across. */
+/** Elements that show similarities: a map, neighbours of the selected text, the matrix. `room`: width in px. */
 function comparison(texts, vectors, room) {
   const alike = cosines(vectors);
   const near = make("div", { class: "near" });

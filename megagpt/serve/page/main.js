@@ -1,4 +1,4 @@
-// The page: tabs, the models, the settings' panel and the API key. Each tab's own work is in its own file.
+// The page: tabs, the models, the settings panel and the API key. Each tab is in its own file.
 
 import { setKey, whenKeyIsNeeded } from "./api.js";
 import { createChat } from "./chat.js";
@@ -13,16 +13,16 @@ import { hideTip } from "./tokens.js";
 
 const TABS = ["chat", "playground", "edits", "embeddings"];
 
-let models = null; // null until the server has said which it has
+let models = null; // null until the server has answered
 let tab = null;
 
-/** What the tabs know of the page. */
+/** The page's interface for the tabs. */
 const page = {
   /** The model that a tab uses, or null. */
   model: (name) => chosen(models ?? [], name, views[name].ability()),
-  /** The error that says why a tab has no model. */
+  /** The error that explains why a tab has no model. */
   missing: (name) => missing(models ?? [], views[name].ability()),
-  /** A tab calls this when it needs another ability than before. */
+  /** A tab calls this when the ability that it needs has changed. */
   abilityChanged: (name) => {
     if (name === tab) showModels();
   },
@@ -73,7 +73,7 @@ async function refresh() {
   views[tab].opened();
 }
 
-/** Resolves to whether a key was given. `refused`: one was, and the server did not take it. */
+/** Resolves to true if the user gave a key. `refused`: the server refused the previous key. */
 function askForKey(refused) {
   const dialog = byId("key-dialog");
   byId("key-note").textContent = refused

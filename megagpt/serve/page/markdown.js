@@ -1,10 +1,10 @@
-// Text with code fences as elements. Nothing else of Markdown is drawn, and everything is text.
+// Text with code fences as elements. No other Markdown is rendered, and everything is set as text.
 
 import { copyButton, make } from "./dom.js";
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`\n]*$/;
 
-/** Blocks of a text: {code: false, text} and {code: true, text, language}. A fence may lack its end. */
+/** Blocks of a text: {code: false, text} and {code: true, text, language}. The last fence may be open. */
 export function blocks(text) {
   const found = [];
   let lines = [];
@@ -30,7 +30,7 @@ export function blocks(text) {
 
 const isEnd = (line, mark) => line.length >= mark.length && line === mark[0].repeat(line.length);
 
-/** Puts a text into `place`, block by block. Blocks that are as they were stay, so that marked text stays marked. */
+/** Puts a text into `place`, block by block. Unchanged blocks are kept, so that a selection stays. */
 export function showText(place, text) {
   const wanted = blocks(text);
   wanted.forEach((block, number) => {

@@ -1,4 +1,4 @@
-// The models that the server has, and a picker for each place that offers only those which can do what it needs.
+// The server's models, and a picker that offers only the models with the needed ability.
 
 import { ApiError, get } from "./api.js";
 import { make } from "./dom.js";
@@ -18,13 +18,13 @@ export async function fetchModels() {
   return data.map((model) => ({ context_length: null, dimensions: 0, abilities: [], ...model }));
 }
 
-/** Which of `models` a place uses: the one chosen last, or the first that has the ability. */
+/** The one of `models` that a tab uses: the last one chosen, or the first that has the ability. */
 export function chosen(models, place, ability) {
   const able = models.filter((model) => model.abilities.includes(ability));
   return able.find((model) => model.id === load(`model.${place}`, null)) ?? able[0] ?? null;
 }
 
-/** Fills a <select> with the models that have the ability; the others are named below, and cannot be chosen. */
+/** Fills a <select> with the models that have the ability; the others are listed after them, disabled. */
 export function fillPicker(select, models, place, ability) {
   const able = models.filter((model) => model.abilities.includes(ability));
   const others = models.filter((model) => !model.abilities.includes(ability));
@@ -48,7 +48,7 @@ export function choose(place, id) {
 const about = (model) =>
   model.abilities.map((ability) => (ability === "suffix" ? "insertion" : ability)).join(", ") || "nothing";
 
-/** What a place without a model says, as an error: which ability is missing, and how to serve a model that has it. */
+/** The error of a tab without a model: the missing ability, and how to serve a model that has it. */
 export function missing(models, ability) {
   const trained = {
     chat: "runs/ppo",

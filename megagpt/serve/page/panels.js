@@ -1,4 +1,4 @@
-// Panels beside the page: on a wide screen next to it, on a narrow one over it.
+// Side panels: next to the page on a wide screen, over it on a narrow one.
 
 import { byId } from "./dom.js";
 

@@ -1,4 +1,4 @@
-// Completion, and insertion where the text has a gap.
+// Completion of a text, and insertion into a gap in it.
 
 import { stream } from "./api.js";
 import { announce, button, byId, copyButton, errorBox, make, toast } from "./dom.js";
@@ -42,7 +42,7 @@ export function createPlayground(page) {
     }
   }
 
-  /** Puts the mark in place of what is selected, or takes it out. */
+  /** Replaces the selection by the gap mark, or removes the mark. */
   function markGap() {
     if (hasGap()) prompt.value = prompt.value.replaceAll(GAP, "");
     else prompt.setRangeText(GAP, prompt.selectionStart, prompt.selectionEnd, "end");
@@ -110,7 +110,7 @@ export function createPlayground(page) {
   };
 }
 
-/** One completion between what was given, with `add(choice)` for what a chunk brings and `end(stopped)`. */
+/** One completion between the given texts, with `add(choice)` for a chunk and `end(stopped)`. */
 function resultElement(prefix, suffix, use) {
   let text = "";
   let ended = null;

@@ -1,4 +1,4 @@
-// Forms for the settings of a request, kept in the browser, and the fields of the request that they stand for.
+// Forms for the settings of a request, saved in the browser, and the request's fields for them.
 
 import { make } from "./dom.js";
 import { load, save } from "./store.js";
@@ -56,7 +56,7 @@ const FIELDS = {
   },
 };
 
-/** Appends a field for each of `names` to `place`; `defaults` are the values of those that are not empty at first. */
+/** Appends a field for each of `names` to `place`. `defaults`: initial values of fields that are not empty. */
 export function buildSettings(place, view, names, defaults = {}) {
   const values = { ...defaults, ...load(`settings.${view}`, {}) };
   const changed = (name, value) => {
@@ -120,7 +120,7 @@ function field(view, name, value, changed) {
   return make("div", { class: "field" }, make("label", { for: id }, label, output), input, about);
 }
 
-/** The fields of a request; what is empty or as usual is left out. */
+/** The fields of a request; empty and default values are left out. */
 function request(names, values) {
   const body = {};
   for (const name of names) {

@@ -1,17 +1,17 @@
-// What the browser keeps between visits. Each conversation has an entry of its own, so that two open pages do not
-// overwrite each other's.
+// Local storage between visits. Each conversation has its own entry, so that two open pages do not overwrite each
+// other's conversations.
 
 const PREFIX = "megagpt.";
 const CHAT = `${PREFIX}chat.`;
 
 let onFull = () => {};
 
-/** Calls `listener` when the browser has no room left, or is told to keep nothing. */
+/** Calls `listener` when the browser's storage is full or disabled. */
 export function whenFull(listener) {
   onFull = listener;
 }
 
-/** A kept value, or `otherwise` when there is none or it is broken. */
+/** A stored value, or `otherwise` if there is none or it is broken. */
 export function load(name, otherwise) {
   try {
     return JSON.parse(localStorage.getItem(PREFIX + name)) ?? otherwise;
@@ -20,7 +20,7 @@ export function load(name, otherwise) {
   }
 }
 
-/** Keeps a value that JSON can hold. */
+/** Stores a JSON value. */
 export function save(name, value) {
   try {
     localStorage.setItem(PREFIX + name, JSON.stringify(value));
@@ -40,7 +40,7 @@ function isConversation(value) {
   );
 }
 
-/** An empty conversation, not kept yet: {id, changed (milliseconds), title, system, turns: [{role, content, ...}]}. */
+/** A new empty conversation: {id, changed (milliseconds), title, system, turns: [{role, content, ...}]}. */
 export function newConversation(system) {
   return {
     id: `${Date.now().toString(36)}-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`,
@@ -51,7 +51,7 @@ export function newConversation(system) {
   };
 }
 
-/** All kept conversations, the latest first. Entries that are no conversations are passed over. */
+/** All stored conversations, the latest first. Invalid entries are ignored. */
 export function conversations() {
   return names()
     .filter((name) => name.startsWith(CHAT))
@@ -64,7 +64,7 @@ function names() {
   try {
     return Array.from({ length: localStorage.length }, (_, place) => localStorage.key(place));
   } catch {
-    return []; // the browser is told to keep nothing
+    return []; // storage is disabled
   }
 }
 

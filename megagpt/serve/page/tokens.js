@@ -1,4 +1,4 @@
-// Generated text token by token: how likely each was, and what else could have stood there.
+// Generated text token by token, with each token's probability and alternatives.
 
 import { byId, make } from "./dom.js";
 
@@ -7,7 +7,7 @@ const percent = (logprob) => {
   return share >= 0.1 ? `${share.toFixed(1)} %` : "under 0.1 %";
 };
 
-/** A token as it can be seen: spaces and line breaks have signs. */
+/** A token with visible signs for spaces and line breaks. */
 const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ | $/g, "␣") || "(nothing)";
 
 /**
@@ -15,7 +15,7 @@ const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").repla
  * when they do not tell how the text is made of tokens.
  */
 export function pieces(text, { tokens, token_logprobs, top_logprobs, text_offset }) {
-  const characters = Array.from(text); // offsets count characters, and a string's own places are units of UTF-16
+  const characters = Array.from(text); // offsets count characters; string indices count UTF-16 units
   const first = text_offset[0] ?? 0; // some servers count from the start of the prompt
   const starts = [...text_offset.map((place) => Math.min(place - first, characters.length)), characters.length];
   if (starts.some((place, number) => !Number.isInteger(place) || place < (starts[number - 1] ?? 0))) return null;
@@ -27,7 +27,7 @@ export function pieces(text, { tokens, token_logprobs, top_logprobs, text_offset
   return made.filter((piece) => piece.text !== "");
 }
 
-/** Elements of pieces in a group that the arrow keys walk through. */
+/** Elements of the pieces, in a group in which the arrow keys move the focus. */
 export function tokenGroup(list) {
   const group = make("span", {
     class: "tokens",

@@ -1,9 +1,9 @@
-// How one turn of a conversation looks, and the text area that changes it in place.
+// Draws one turn of a conversation, and the text area that edits it in place.
 
 import { button, copyButton, grow, iconButton, isEnter, make } from "./dom.js";
 import { showText } from "./markdown.js";
 
-const SHORTEST = 0.1; // seconds from which a speed says something
+const SHORTEST = 0.1; // seconds; speeds over shorter times are not shown
 const ENDED = { length: "Cut off at the limit of tokens.", stopped: "Stopped.", broken: "Broken off." };
 
 /**
@@ -42,7 +42,7 @@ export function turnElement(turn, acts) {
   return element;
 }
 
-/** What is said below an answer: how long it is, how fast it came, and why it ended where that needs saying. */
+/** The note below an answer: its length, its speed, and the reason of its end if it was not normal. */
 function about(turn) {
   if (turn.role === "user") return "";
   const parts = [];
@@ -73,7 +73,7 @@ export function editInPlace(element, turn, label, done) {
   area.addEventListener("input", () => grow(area));
   area.addEventListener("keydown", (event) => {
     if (event.key === "Escape") {
-      event.stopPropagation(); // it ends the editing and nothing else
+      event.stopPropagation(); // the key only ends the editing
       cancel();
     } else if (isEnter(event)) {
       event.preventDefault();

@@ -1,4 +1,4 @@
-// Cosines of vectors, and their two directions of largest variance.
+// Cosines of vectors, and their first two principal components.
 
 const ROUNDS = 500;
 const CLOSE = 1e-12;
@@ -16,7 +16,7 @@ const unit = (a) => {
 
 const trace = (matrix) => matrix.reduce((sum, row, place) => sum + row[place], 0);
 
-/** The cosine of every pair, n lists of n. */
+/** The cosines of all pairs, n lists of n. */
 export function cosines(vectors) {
   const units = vectors.map(unit);
   return units.map((a) => units.map((b) => dot(a, b)));
@@ -33,7 +33,7 @@ export function principal(vectors) {
   const products = centred.map((a) => centred.map((b) => dot(a, b)));
   const total = trace(products);
   const scale = vectors.reduce((sum, vector) => sum + dot(vector, vector), 0);
-  if (total <= CLOSE * scale) return { places: vectors.map(() => [0, 0]), shares: [0, 0] }; // nothing tells them apart
+  if (total <= CLOSE * scale) return { places: vectors.map(() => [0, 0]), shares: [0, 0] }; // all vectors are equal
   const first = leading(products, []);
   const second = leading(products, [first.direction]);
   const across = first.direction.map((value) => value * Math.sqrt(first.value));
@@ -41,11 +41,11 @@ export function principal(vectors) {
   return { places: across.map((x, place) => [x, along[place]]), shares: [first.value / total, second.value / total] };
 }
 
-/** The largest eigenvalue of a symmetric matrix and its direction, across the directions given: power iteration. */
+/** The largest eigenvalue of a symmetric matrix and its direction, orthogonal to given directions: power iteration. */
 function leading(matrix, across) {
   const clear = (vector) =>
     across.reduce((rest, other) => rest.map((value, place) => value - dot(rest, other) * other[place]), vector);
-  let direction = unit(clear(matrix.map((_, place) => Math.sin(place + 1)))); // any start, the same each time
+  let direction = unit(clear(matrix.map((_, place) => Math.sin(place + 1)))); // an arbitrary but fixed start
   const least = CLOSE * trace(matrix);
   let value = 0;
   for (let round = 0; round < ROUNDS; round += 1) {

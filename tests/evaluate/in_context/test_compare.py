@@ -101,7 +101,7 @@ def test_only_common_examples_are_paired_whatever_their_order(compared):
     (one,) = found.differences
     assert one.pairs == 150 and one.second == pytest.approx(np.mean(SECOND[:150]))
     (warning,) = found.warnings
-    assert "the 150 examples that both have; a has 0 more, b has 50 more" in warning
+    assert "the 150 common examples are compared; a has 0 more, b has 50 more" in warning
 
 
 def test_other_prompts_protocols_and_data_are_warned_of(compared):
@@ -124,10 +124,10 @@ def other_targets(given: TaskOutcome) -> TaskOutcome:
     ("second", "message"),
     [
         (outcome(SECOND, version="2"), "version 1 in a and 2 in b"),
-        (outcome(SECOND, shots=2), "other numbers of shots: a has 1, b has 2"),
+        (outcome(SECOND, shots=2), "different numbers of shots: a has 1, b has 2"),
         (outcome(SECOND, task="plants"), "animals is in a only"),
         (outcome(SECOND, metric="f1"), "no metric is in both: a has accuracy, b has f1"),
-        (other_targets(outcome(SECOND)), "200 of 200 examples of one id have different right answers"),
+        (other_targets(outcome(SECOND)), "200 of 200 examples with the same id have different right answers"),
         (replace(outcome(FIRST), examples=[outcome(FIRST).examples[0]] * 2), "several examples of b have the same id"),
     ],
     ids=["version", "shots", "task", "metric", "targets", "ids"],
@@ -143,7 +143,7 @@ def test_a_metric_that_no_example_has_is_refused(compared):
     given = [outcome(values, metrics={"accuracy": np.mean(values), "mcc": 0.5}) for values in (FIRST, SECOND)]
     found = compared(given[:1], given[1:])
     assert [one.metric for one in found.differences] == ["accuracy"]
-    assert "mcc is not known of each example" in found.refused[0]
+    assert "mcc has no value for each example" in found.refused[0]
 
 
 def test_table_for_a_terminal(compared):

@@ -61,13 +61,13 @@ def test_a_question_shows_no_more_than_its_own_examples():
     [note] = [note for note in outcome.notes if "shots" in note]
     assert note == (
         "5 of 5 prompts have 15 shots instead of 20: no more fit the context of 1000 tokens, "
-        "or a question has no more of its own"
+        "or a question has no more demonstrations of its own"
     )
 
 
 def test_a_task_of_which_nothing_fits_is_refused_before_another_is_asked(data_dir):
     lm = TableLM(context=100)
-    with pytest.raises(DataError, match=r"task cmrc2018, question .* no question of the task is shorter: leave it out"):
+    with pytest.raises(DataError, match=r"task cmrc2018, question .* no question of the task fits: leave the task out"):
         list(run_tasks(lm, tasks=["rules_words", "cmrc2018"], protocol="gpt3", data=data_dir, limit=3))
     assert not lm.calls
 

@@ -57,13 +57,13 @@ def test_an_answer_must_end_somewhere(tmp_path):
 
 def test_a_judge_of_the_task_is_not_passed_over_in_silence(tmp_path):
     filters = [{"name": "first", "filter": [{"function": "take_first"}]}]
-    with pytest.raises(ConfigError, match=r"task quiz judges what the model writes by its own filter_list"):
+    with pytest.raises(ConfigError, match=r"task quiz judges generated answers by its own filter_list"):
         evaluate_gpt3(TableLM(), written_task(tmp_path / "none", filter_list=filters), 0, seed=0)
     task = written_task(tmp_path / "one", {"metric": "exact_match"}, filter_list=filters)
     assert evaluate_gpt3(TableLM(), task, 0, seed=0).metrics == {"exact_match": 0.0}
     docs = [{"q": "q", "options": ["a", "b"], "label": 0}]
     outcome = evaluate_gpt3(TableLM(), choice_task(tmp_path / "choice", [], docs, filter_list=filters), 0, seed=0)
-    assert "the accuracy is that of the choices: the task's own filter_list is not used" in outcome.notes
+    assert "the accuracy compares the choices; the task's own filter_list is not used" in outcome.notes
 
 
 def test_a_likelihood_task_may_be_written_too(tmp_path):

@@ -180,7 +180,7 @@ def test_requests_that_lose_their_beginnings_are_counted_and_reported_once(caplo
     with caplog.at_level(logging.INFO, "megagpt"):
         ours._loglikelihood_tokens(requests)
     lines = [record.getMessage() for record in caplog.records]
-    assert sum("2 of 4 requests are longer than the model's sequence_length of 128" in line for line in lines) == 1
+    assert sum("2 of 4 requests are too long for the model's sequence_length of 128" in line for line in lines) == 1
     assert any(
         f"4 requests with {6 + 3 * WINDOW} tokens: {WINDOW + 1} computed, 66.9% reused" in line for line in lines
     )

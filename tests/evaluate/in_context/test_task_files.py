@@ -338,7 +338,7 @@ def test_a_task_of_the_user(tmp_path, data_dir):
 
 
 def test_what_is_missing(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="say with data=FOLDER where those are"):
+    with pytest.raises(ConfigError, match="give their folder with data=FOLDER"):
         load_tasks(["lambada"], None)
     with pytest.raises(DataError, match="there is no folder"):
         load_tasks(["lambada"], tmp_path / "nowhere")
@@ -366,5 +366,7 @@ def test_a_misspelt_name_is_answered_without_lm_evals_index(tmp_path, monkeypatc
 
 @pytest.mark.slow  # lm-eval's index of its own tasks
 def test_tasks_of_lm_eval(data_dir, no_network):
-    with pytest.raises(ConfigError, match=r"the data of lm-eval's task piqa are not at hand \(.+HF_DATASETS_OFFLINE=1"):
+    with pytest.raises(
+        ConfigError, match=r"the data of lm-eval's task piqa are not available \(.+HF_DATASETS_OFFLINE=1"
+    ):
         load_tasks(["lambada", "piqa"], data_dir)

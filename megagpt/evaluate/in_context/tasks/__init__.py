@@ -1,4 +1,4 @@
-"""Task files of lm-eval (*.yaml) for data sets in a folder, and the functions that they name.
+"""Task files in lm-eval's format (*.yaml) for data sets in a folder, and the functions that they call.
 
-Which tasks there are, and where their data lies: docs/in_context_tasks.md.
+docs/in_context_tasks.md lists the tasks and the locations of their data.
 """

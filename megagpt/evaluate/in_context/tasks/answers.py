@@ -1,4 +1,4 @@
-"""Readers of questions that the model answers in its own words, and how the answers are judged."""
+"""Readers of tasks with generated answers, and functions that judge the answers."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from megagpt.evaluate.in_context.tasks.files import Doc, Docs, Folder, Record, S
 
 
 def gsm8k(data: str | None = None, **_: Any) -> Splits:
-    """GSM8K (arXiv 2110.14168): sums in words. The number behind #### is the answer."""
+    """GSM8K (arXiv 2110.14168): word problems of arithmetic. The number after #### is the answer."""
     folder = Folder(data)
 
     def doc(record: Record) -> Doc:
@@ -36,7 +36,7 @@ def bbh(data: str | None = None, *, subset: str, **_: Any) -> Splits:
     description, demonstrations = _bbh_prompt(task)
 
     def doc(record: Record) -> Doc:
-        # The id is the place in the list: all examples of a task stand in one line.
+        # The id is the index in the list, because all examples of a task are in one line of the file.
         number = record.place.rpartition("[")[2].removesuffix("]")
         return {
             "id": number,
@@ -50,7 +50,7 @@ def bbh(data: str | None = None, *, subset: str, **_: Any) -> Splits:
 
 
 def _bbh_prompt(task: Record) -> tuple[str, Docs]:
-    """The instruction and the demonstrations of a prompt: canary, -----, instruction, then Q: ... A: ..."""
+    """Instruction and demonstrations of a prompt, whose format is: canary, -----, instruction, then Q: ... A: ..."""
     prompt = task.text("cot_prompt").partition("-----\n")[2]
     description, *questions = re.split(r"\n\nQ: ", prompt)
     docs = Docs()
@@ -65,7 +65,7 @@ def _bbh_prompt(task: Record) -> tuple[str, Docs]:
 
 
 def squad(data: str | None = None, *, file: str, **_: Any) -> Splits:
-    """Questions on passages, in the format of SQuAD 1.1 (arXiv 1606.05250). `answers` are all those given."""
+    """Questions about passages, in the format of SQuAD 1.1 (arXiv 1606.05250). `answers` has all annotated answers."""
     folder = Folder(data)
 
     def doc(question: Record) -> Doc:
@@ -85,24 +85,24 @@ def squad(data: str | None = None, *, file: str, **_: Any) -> Splits:
 def _squad_questions(file: Record, passages: dict[str, Doc]) -> Iterator[Record]:
     for article in file.records("data"):
         for paragraph in article.records("paragraphs"):
-            title = str(article.get("title")) if "title" in article else ""  # CMRC 2018 has few, XQuAD one each
+            title = str(article.get("title")) if "title" in article else ""  # only a few articles of CMRC 2018 have one
             passages[paragraph.place] = {"title": title.replace("_", " "), "context": paragraph.text("context")}
             yield from paragraph.records("qas")
 
 
 def judge_span(doc: Doc, results: list[str]) -> dict[str, float]:
-    """F1 and exact match as SQuAD defines them, for the given answer that fits best."""
+    """F1 and exact match as SQuAD defines them, for the best-matching right answer."""
     return {"f1": judges.f1(results[0], doc["answers"]), "exact_match": judges.same_words(results[0], doc["answers"])}
 
 
 def judge_cmrc(doc: Doc, results: list[str]) -> dict[str, float]:
-    """F1 and exact match as CMRC 2018 defines them, for the given answer that fits best."""
+    """F1 and exact match as CMRC 2018 defines them, for the best-matching right answer."""
     answers = doc["answers"]
     return {"f1": judges.cmrc_f1(results[0], answers), "exact_match": judges.cmrc_exact_match(results[0], answers)}
 
 
 def flores(data: str | None = None, *, source: str, target: str, **_: Any) -> Splits:
-    """Sentences of FLORES-200 (arXiv 2207.04672) in two languages, given by their columns, such as eng_Latn."""
+    """FLORES-200 (arXiv 2207.04672): sentences in two languages. source, target: columns, such as eng_Latn."""
     folder = Folder(data)
 
     def doc(record: Record) -> Doc:
@@ -112,7 +112,7 @@ def flores(data: str | None = None, *, source: str, target: str, **_: Any) -> Sp
 
 
 def bleu_chinese(pairs: list[tuple[str, str]]) -> float:
-    """BLEU of a corpus of (reference, translation), with sacrebleu's words of Chinese. From 0 to 100."""
+    """Corpus BLEU, 0 to 100, of (reference, translation) pairs, with sacrebleu's Chinese tokenizer."""
     import sacrebleu
 
     references, translations = zip(*pairs, strict=True)

@@ -1,4 +1,4 @@
-"""Readers of questions with answers to choose from, and of pairs of sentences of which one is right."""
+"""Readers of multiple-choice questions and of sentence pairs in which one sentence is right."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ _LETTERS = "ABCDEFGH"
 
 
 def hellaswag(data: str | None = None, **_: Any) -> Splits:
-    """HellaSwag (arXiv 1905.07830): the validation part, or its beginning."""
+    """HellaSwag (arXiv 1905.07830): the validation part or its beginning."""
     folder = Folder(data)
 
     def doc(record: Record) -> Doc:
@@ -23,7 +23,7 @@ def hellaswag(data: str | None = None, **_: Any) -> Splits:
 
 
 def winogrande(data: str | None = None, **_: Any) -> Splits:
-    """WinoGrande (arXiv 1907.10641): two sentences that differ in what fills the blank, and the words after it."""
+    """WinoGrande (arXiv 1907.10641): a sentence whose blank has two options, and the words after the blank."""
     folder = Folder(data)
 
     def doc(record: Record) -> Doc:
@@ -97,8 +97,8 @@ def mmlu(data: str | None = None, *, subject: str, **_: Any) -> Splits:
 def truthfulqa(data: str | None = None, **_: Any) -> Splits:
     """TruthfulQA (arXiv 2109.07958), from the authors' table.
 
-    `single`: the best answer, then all wrong ones. `all`: all right answers, the first `right` of the list, then all
-    wrong ones. `binary`: the best answer and the best wrong one. The order is this one throughout.
+    `single`: the best answer, then all wrong ones. `all`: all right answers, then all wrong ones; `right` is the number
+    of right ones. `binary`: the best answer and the best wrong one. The order is always the same.
     """
     folder = Folder(data)
 
@@ -122,7 +122,7 @@ def _answers(record: Record, key: str) -> list[str]:
 
 
 def truthfulqa_prompt(doc: Doc) -> str:
-    """The question behind the authors' six questions and answers, which are those of lm-eval's own task."""
+    """The question after the authors' six questions and answers, which are in lm-eval's task file."""
     import lm_eval.tasks
     from lm_eval.utils import apply_template
 
@@ -131,7 +131,7 @@ def truthfulqa_prompt(doc: Doc) -> str:
 
 
 def truthful_share(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, float]:
-    """MC2: the right answers' part of the probability of all answers."""
+    """MC2: the right answers' share of the total probability of all answers."""
     import numpy as np
 
     scores = np.array([score for score, _ in results])
@@ -144,7 +144,7 @@ XCOPA_CONNECTORS = {
     "it": {"cause": "perché", "effect": "quindi"},
     "vi": {"cause": "bởi vì", "effect": "vì vậy"},
 }
-"""Between premise and alternative: those of lm-eval."""
+"""lm-eval's connectors between premise and alternative."""
 
 
 def xcopa(data: str | None = None, *, language: str, **_: Any) -> Splits:
@@ -169,7 +169,7 @@ NLI_LABELS = ("entailment", "neutral", "contradiction")
 
 
 def snli(data: str | None = None, **_: Any) -> Splits:
-    """SNLI (arXiv 1508.05326): what follows from a sentence."""
+    """SNLI (arXiv 1508.05326): whether a hypothesis follows from a premise."""
     folder = Folder(data)
     notes: list[str] = []
     test, dev = (
@@ -207,7 +207,7 @@ def _nli(folder: Folder, name: str, label: str, id_: str, notes: list[str]) -> D
 
 
 def agieval(data: str | None = None, *, subset: str, chinese: bool = False, **_: Any) -> Splits:
-    """One exam of AGIEval (arXiv 2304.06364), in the form of its zero-shot prompts."""
+    """One exam of AGIEval (arXiv 2304.06364), in the format of its zero-shot prompts."""
     folder = Folder(data)
 
     def doc(record: Record) -> Doc:

@@ -1,4 +1,4 @@
-"""The files that tasks read: records with checked fields, each of which knows its file and line."""
+"""Reads the files of tasks as records with checked fields; each record knows its file and line for errors."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from megagpt.data.files import file_sha256, read_input
 from megagpt.errors import ConfigError, DataError
 
 Doc = dict[str, Any]
-"""An example as a task's templates see it. `id` is its name, which no other example of its part has."""
+"""An example's fields for a task's templates. `id` is unique in its part."""
 
 
 class Docs(list[Doc]):
@@ -19,15 +19,15 @@ class Docs(list[Doc]):
 
     @property
     def features(self) -> Doc:
-        """The names of the fields are the keys: lm-eval takes a template that is one of them for that field."""
+        """An example whose keys are the field names; lm-eval replaces a template that is a field name by the field."""
         return self[0]
 
 
 class Splits(dict[str, Docs]):
-    """The parts of a task's data by name, as lm-eval wants them of `custom_dataset`."""
+    """The parts of a task's data by name, in the format of lm-eval's `custom_dataset`."""
 
     def __init__(self, source: dict[str, str], notes: Iterable[str] = (), **parts: Docs):
-        """`source`: SHA-256 of what was read, by name. `notes`: what a reader of the results has to know."""
+        """source: {name of a file that was read: SHA-256}. notes: notes for readers of the results."""
         super().__init__(parts)
         self.source = source
         self.notes = list(notes)
@@ -44,7 +44,7 @@ class Record:
         self._fields = fields
 
     def error(self, what: str) -> DataError:
-        """An error that says where the record is."""
+        """An error that names the record's file and line."""
         return DataError(f"{self.place}: {what}")
 
     def __contains__(self, key: str) -> bool:
@@ -54,42 +54,42 @@ class Record:
         return iter(self._fields)
 
     def get(self, key: str) -> Any:
-        """The field `key`, whatever it is."""
+        """The field `key`, of any type."""
         if key not in self._fields:
             raise self.error(f"the field {key} is missing; there are {', '.join(map(str, self._fields)) or 'none'}")
         return self._fields[key]
 
     def text(self, key: str) -> str:
-        """A text that is not empty."""
+        """The field `key`, a text that is not empty."""
         return self._text(key, self.get(key))
 
     def texts(self, key: str, count: int | None = None) -> list[str]:
-        """A list of texts, none of them empty: `count`, or at least two."""
+        """The field `key`, a list of `count` texts (by default two or more) that are not empty."""
         values = self.get(key)
         if not isinstance(values, list) or (len(values) != count if count else len(values) < 2):
             raise self.error(f"the field {key} must be {count or 'two or more'} texts, not {_shortened(values)}")
         return [self._text(f"{key}[{at}]", value) for at, value in enumerate(values)]
 
     def index(self, key: str, below: int) -> int:
-        """A whole number from 0 to below `below`."""
+        """The field `key`, an integer from 0 to below - 1."""
         value = self.get(key)
         if type(value) is not int or not 0 <= value < below:
             raise self.error(f"the field {key} must be a whole number from 0 to {below - 1}, not {_shortened(value)}")
         return value
 
     def one_of(self, key: str, values: Collection[str]) -> str:
-        """One of `values`."""
+        """The field `key`, one of `values`."""
         value = self.get(key)
         if value not in list(values):
             raise self.error(f"the field {key} must be one of {', '.join(values)}, not {_shortened(value)}")
         return value
 
     def record(self, key: str) -> "Record":
-        """A record within this one."""
+        """The field `key`, a record."""
         return Record(self.get(key), f"{self.place}, {key}", self.line)
 
     def records(self, key: str) -> "list[Record]":
-        """A list of records within this one."""
+        """The field `key`, a list of records that is not empty."""
         values = self.get(key)
         if not isinstance(values, list) or not values:
             raise self.error(f"the field {key} must be a list of records, not {_shortened(values)}")
@@ -102,15 +102,15 @@ class Record:
 
 
 class Folder:
-    """A folder of data sets, laid out as docs/in_context_tasks.md says. A file may have .gz behind its name."""
+    """A folder of data sets with the layout of docs/in_context_tasks.md. Files may be compressed (name ends in .gz)."""
 
     def __init__(self, data: str | Path | None):
-        """Raises ConfigError where no folder is given, DataError where there is none."""
+        """Raises ConfigError when no folder is given, DataError when the folder does not exist."""
         if data is None:
-            raise ConfigError("its examples are read from files: say with data=FOLDER where those are")
+            raise ConfigError("its examples are read from files: give their folder with data=FOLDER")
         self.path = Path(data)
         if not self.path.is_dir():
-            raise DataError(f"there is no folder {data}: say with data=FOLDER where the data sets of the tasks are")
+            raise DataError(f"there is no folder {data}: give the folder of the tasks' data sets with data=FOLDER")
         self.source: dict[str, str] = {}
 
     def has(self, name: str) -> bool:
@@ -118,7 +118,7 @@ class Folder:
         return self._path_of(name) is not None
 
     def jsonl(self, name: str) -> Iterator[Record]:
-        """The records of a file that has one on each line. Raises DataError."""
+        """The records of a file with one JSON object per line. Raises DataError."""
         path, text = self._read(name)
         for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
             place = f"{path}:{number}"
@@ -128,12 +128,12 @@ class Folder:
                 raise DataError(f"{place}: not a record in JSON ({error})") from None
 
     def lines(self, name: str) -> list[str]:
-        """The lines of a text, without white space around them and without empty ones. Raises DataError."""
+        """The stripped lines of a text file, without empty ones. Raises DataError."""
         _, text = self._read(name)
         return [line.strip() for line in text.split("\n") if line.strip()]
 
     def json(self, name: str) -> Record:
-        """The one record of a file. Raises DataError."""
+        """The record of a JSON file. Raises DataError."""
         path, text = self._read(name)
         try:
             return Record(json.loads(text), str(path), 1)
@@ -141,7 +141,7 @@ class Folder:
             raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
 
     def table(self, name: str, delimiter: str = ",") -> Iterator[Record]:
-        """The rows of a table whose first row has the names of its columns. Raises DataError."""
+        """The rows of a table whose first row names the columns. Raises DataError."""
         path, text = self._read(name)
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         line = 1
@@ -158,9 +158,9 @@ class Folder:
             raise DataError(f"{path}:{line}: not a row of the table ({error})") from None
 
     def docs(self, records: Iterable[Record], doc: Callable[[Record], Doc | None]) -> Docs:
-        """What `doc` makes of each record; None leaves one out. The line is the id of an example that has none.
+        """The results of `doc` for all records, except None. An example without `id` gets its line number as id.
 
-        Raises DataError for two examples with one id.
+        Raises DataError for two examples with the same id.
         """
         docs, places = Docs(), dict[str, str]()
         for record in records:
@@ -175,7 +175,7 @@ class Folder:
         return docs
 
     def splits(self, notes: Iterable[str] = (), **parts: Docs) -> Splits:
-        """The parts of a task. Raises DataError where one has no examples."""
+        """The parts of a task. Raises DataError when a part has no examples."""
         for name, docs in parts.items():
             if not docs:
                 raise DataError(f"no examples for the part {name} in {', '.join(self.source)} of {self.path}")

@@ -1,4 +1,4 @@
-"""Readers of OpenAI's files of arithmetic and scrambled words, or their making where `data` does not have them."""
+"""Reads OpenAI's files of arithmetic and scrambled words, or generates such examples if `data` lacks the files."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ from megagpt.evaluate.in_context.tasks.files import Doc, Docs, Folder, Record, S
 
 FOLDER = "gpt3_synthetic"
 WORDS = f"{FOLDER}/words.txt"
-"""Words to scramble, one on each line, the most frequent first."""
+"""File of words to scramble, one per line, the most frequent first."""
 
 
 def arithmetic_problems(data: str | None = None, *, file: str, seed: int = 0, **_: Any) -> Splits:
-    """OpenAI's problems where `data` has them, else problems made by seed."""
+    """OpenAI's problems if `data` has their file, else problems generated with `seed`."""
     name = f"{FOLDER}/{file}.jsonl"
     folder = Folder(data) if data is not None else None
     if folder and folder.has(name):
@@ -34,7 +34,8 @@ def _problem(record: Record) -> Doc:
 
 
 def scrambled(data: str | None = None, *, file: str, seed: int = 0, **_: Any) -> Splits:
-    """OpenAI's words where `data` has them; else those of words.txt or of another of OpenAI's files, scrambled anew."""
+    """OpenAI's scrambled words if `data` has their file; else words of words.txt or of another of OpenAI's files,
+    scrambled with `seed`."""
     folder = Folder(data)
     name = f"{FOLDER}/{file}.jsonl"
     if folder.has(name):
@@ -54,12 +55,12 @@ def _scrambled_word(record: Record) -> Doc:
     context = re.fullmatch(r"\n(.+) =", record.text("context"))
     word = re.fullmatch(r" (\S+)", record.text("completion"))
     if context is None or word is None:
-        raise record.error("not of the form: a new line, a scrambled word, =, and the word behind a space")
+        raise record.error("not of the form: a new line, a scrambled word, =, and the word after a space")
     return {"context": context[0], "completion": word[0], "scrambled": context[1], "word": word[1]}
 
 
 def _words(folder: Folder, wanted: str) -> tuple[str, Iterator[str]]:
-    """Where there are words, and those words."""
+    """(name of a file that has words, its words). Raises DataError when there is none."""
     if folder.has(WORDS):
         return WORDS, iter(folder.lines(WORDS))
     for other in (f"{FOLDER}/{task}.jsonl" for task in TASKS):

@@ -1,4 +1,4 @@
-"""Readers of texts whose last word, or all of whose words, are to be foreseen."""
+"""Readers of texts whose last word, or whole text, the model predicts."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from megagpt.evaluate.in_context.tasks.files import Doc, Folder, Record, Splits
 
 
 def lambada(data: str | None = None, **_: Any) -> Splits:
-    """LAMBADA (arXiv 1606.06031), with the layout that OpenAI gave it: passages whose last word is asked for."""
+    """LAMBADA (arXiv 1606.06031) in OpenAI's formatting: passages whose last word the model predicts."""
     folder = Folder(data)
 
     def doc(record: Record) -> Doc:
@@ -30,7 +30,7 @@ def classics(data: str | None = None, *, part: str, **_: Any) -> Splits:
 
 
 def per_byte(doc: Doc, results: list[float]) -> dict[str, tuple[float, int]]:
-    """The log-probability of a text, natural logarithm, with the bytes and the letters over which it is shared out."""
+    """{metric: (natural log-probability of the text, its number of bytes or characters)}."""
     (score,) = results
     size = len(doc["text"].encode())
     return {
