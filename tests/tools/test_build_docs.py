@@ -166,6 +166,7 @@ def test_page_of_a_package(tmp_path):
         "{py:property} empty",
         "{py:method} of(other: 'Box', *, error: megagpt.errors.MegaGPTError | None=None) -> int",
     ]
+    assert api_pages.home("megagpt.config.schema", "ModelConfig") == "megagpt.config.architecture.ModelConfig"
     assert ":classmethod:" in lines
     assert "A box of `[a]`." in lines
     assert "idden" not in text
