@@ -5,8 +5,9 @@
 
 First a smoke step of every stage, then the tests marked `gpu`, the kernels beside FlashAttention-2 and cuDNN at the
 sizes of docs/benchmarks/kernels.md, a training step beside a compiled loop of plain PyTorch, generated tokens a second,
-and where the time of a step goes. A part runs in a process of its own, which is killed when its time is over or a case hangs; a
-case that fails or crashes costs itself alone. What a part leaves of its time, the following ones have.
+and where the time of a step goes. A part runs in a process of its own, which is killed when its time is over or a
+case hangs; a case that fails or crashes costs itself alone. What a part leaves of its time, the following ones
+have.
 
 In the output folder: gpu_check.jsonl, with the machine in its first line and then a line for every case as it ends;
 gpu_check.md, the same to read; gpu_check.log, what the parts printed; and traces of the profiled steps.
