@@ -8,6 +8,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -46,13 +47,34 @@ def with_whole_names(tree: ast.Module, module: str) -> ast.Module:
     names = {node.name: f"{module}.{node.name}" for node in tree.body if isinstance(node, ast.ClassDef)}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "megagpt":
-            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {alias.asname or alias.name: home(node.module, alias.name) for alias in node.names}
     for node in ast.walk(tree):
         for field in ("annotation", "returns"):
             for name in ast.walk(getattr(node, field, None) or ast.Pass()):
                 if isinstance(name, ast.Name):
                     name.id = names.get(name.id, name.id)
     return tree
+
+
+def home(module: str, name: str) -> str:
+    """The dotted name by which the module that defines a class calls it; `module` may itself only import it."""
+    elsewhere = _imported(module).get(name)
+    return home(*elsewhere) if elsewhere else f"{module}.{name}"
+
+
+@cache
+def _imported(module: str) -> dict[str, tuple[str, str]]:
+    """{name: (module, name there)} of what a module imports from others of megagpt."""
+    package = max((one for one in PACKAGES if f"{module}.".startswith(f"{one}.")), key=len, default="")
+    path = PACKAGES[package].joinpath(*module.removeprefix(package).split(".")[1:]) if package else Path()
+    file = next((one for one in (path.with_suffix(".py"), path / "__init__.py") if one.is_file()), None)
+    body = ast.parse(file.read_text(encoding="utf-8")).body if file else []
+    return {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in body
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "megagpt"
+        for alias in node.names
+    }
 
 
 def members(tree: ast.Module) -> Iterator[str]:

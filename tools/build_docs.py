@@ -23,15 +23,15 @@ ROOT = Path(__file__).parents[1]
 BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md")
 
 
-def write_source(source: Path) -> None:
-    """All pages of the site, with links as they are between them."""
+def write_source(source: Path, packages: list[str]) -> None:
+    """All pages of the site, with links as they are between them; the API of these packages, or of all."""
     shutil.copytree(ROOT / "docs", source)
     for name in BESIDE:
         text = (ROOT / name).read_text(encoding="utf-8")
         (source / name).write_text(text.replace("](docs/", "]("), encoding="utf-8")
     api = source / "api"
     api.mkdir()
-    pages = api_pages.pages()
+    pages = {name: text for name, text in api_pages.pages().items() if name in packages or not packages}
     for name, text in pages.items():
         (api / f"{name}.md").write_text(text, encoding="utf-8")
     links = "\n".join(f"- [{name}]({name}.md)" for name in pages)
@@ -69,13 +69,22 @@ def main() -> int:
         "--output", type=Path, default=ROOT / "build/docs", help="folder of the site (default: build/docs)"
     )
     parser.add_argument("--jobs", default="auto", help="processes of Sphinx (default: cores)")
+    parser.add_argument(
+        "--package",
+        action="append",
+        default=[],
+        help="only this package in the API reference, for a quick look; repeatable",
+    )
     args = parser.parse_args()
+    unknown = set(args.package) - set(api_pages.pages())
+    if unknown:
+        raise MegaGPTError(f"--package: there is no package {', '.join(sorted(unknown))} in megagpt")
     source, html = args.output / "source", args.output / "html"
     if args.output.exists() and not source.exists() and any(args.output.iterdir()):
         raise MegaGPTError(f"{args.output} holds other files: choose an empty folder for --output")
     for folder in (source, html):
         shutil.rmtree(folder, ignore_errors=True)
-    write_source(source)
+    write_source(source, args.package)
     code = run_sphinx(source, html, args.output / "doctrees", args.jobs)
     if code == 0:
         print(html / "index.html")

@@ -4,10 +4,10 @@
     python tools/gpu_check.py --device cpu --minutes 8 --output rehearsal
 
 The parts are: a smoke step of every stage; the tests marked `gpu`; the kernels compared with FlashAttention-2 and cuDNN
-at the sizes of docs/kernels.md; a training step compared with a compiled loop of plain PyTorch; generated tokens per
-second; and a profile of a step. Each part has a time limit and runs in a separate process, which is killed when the
-time is over or a case hangs. A case that fails or crashes does not affect the others. Later parts get the unused time
-of earlier ones.
+at the sizes of docs/benchmarks/kernels.md; a training step compared with a compiled loop of plain PyTorch; generated
+tokens per second; and a profile of a step. Each part has a time limit and runs in a separate process, which is killed
+when the time is over or a case hangs. A case that fails or crashes does not affect the others. Later parts get the
+unused time of earlier ones.
 
 Files in the output folder: gpu_check.jsonl has the machine in its first line, then a line for every finished case;
 gpu_check.md has the same for people; gpu_check.log has the output of the parts; and there are traces of the profiled
