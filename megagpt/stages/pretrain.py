@@ -33,9 +33,12 @@ class Pretrain(BaseStage):
         return self.config.data.fim_rate > 0 and self.config.stage.fim_cuts > 0
 
     def begin(self, state: TrainState) -> None:
-        """Measure the loaded model, where infilling is to be learnt, into evaluation_before.json."""
-        if self.config.checkpoint.load and self.measures_fim:
+        """Measure a loaded model, where infilling is to be learnt, into evaluation_before.json, and write samples."""
+        if not self.config.checkpoint.load:
+            return
+        if self.measures_fim:
             self.write_evaluation(BEFORE, state, self._measure())
+        self._write_samples(state)
 
     def finish(self, state: TrainState) -> None:
         """Measure the finished model on every validation document, into evaluation.json, and write samples."""

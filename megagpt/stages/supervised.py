@@ -54,8 +54,9 @@ class Supervised(BaseStage):
         return {} if self.scored is None else {"stage.reward_model": self.reward_source}
 
     def begin(self, state: TrainState) -> None:
-        """Measure the loaded model, into evaluation_before.json."""
+        """Measure the loaded model, into evaluation_before.json, and write samples."""
         self.write_evaluation(BEFORE, state, self._measure())
+        self._write_samples(state)
 
     @property
     def evaluation_metrics(self) -> list[str]:
