@@ -39,6 +39,8 @@ CORPUS := $(if $(CUDA),--packages)
 EDITS := $(if $(CUDA),,--kinds uppercase,lowercase,number_lines,reverse_lines,sort_lines,single_spaces,add_comment --max-chars 60)
 # Kinds that have so many prompts that held-out ones are new.
 INSTRUCTIONS := --kinds repeat,copy,reverse,capitals,first,last,count,recall,follow_up,system
+# Fewer than the demonstrations, since a reward model reads several answers to each prompt.
+RANKED := $(if $(CUDA),20000,2200)
 EMBED := runs/embed
 INCONTEXT := runs/incontext
 RANKS ?= $(if $(CUDA),1,2)
@@ -156,6 +158,7 @@ chatgpt: $(CHAT)/report.html $(VENV)/installed-serve
 $(CHAT)/data/conversations.jsonl: | $(VENV)/installed
 	@$(call ABOUT,chatgpt)
 	$(MEGAGPT) data instructions --split validation $(INSTRUCTIONS) --count 300 --seed 1 --output-dir $(@D)/held_out
+	$(MEGAGPT) data instructions --split train $(INSTRUCTIONS) --count $(RANKED) --seed 2 --output-dir $(@D)/ranked
 	$(MEGAGPT) data instructions --split train $(INSTRUCTIONS) --count 20000 --output-dir $(@D)
 
 $(SFT)/evaluation.json: $(CHAT)/data/conversations.jsonl $(CODE)/data/stdlib.json | $(RUN)/evaluation.json
