@@ -1,8 +1,9 @@
 # make train   a GPT from raw text to report, in minutes on two cores
 # make code    that GPT, trained on to fill in code, then to edit by instruction
-# make chatgpt that model, taught to talk: demonstrations, a reward model, PPO; then a page to talk to it
+# make chatgpt the GPT of make train, taught to talk: demonstrations, a reward model, PPO; then a page to talk to it
 # make embed   that GPT, taught to find functions by their docstrings, and a map of the functions
 # make incontext  a small GPT that finds a rule in the examples of its prompt: accuracy by number of examples
+# DEVICE=cuda after train, code or chatgpt: the same in the size of GPT-3 125M, for one GPU
 # make test    the tests that are run before every commit; make test-slow the others; make test-all both;
 #              make test-thorough both, with every case of those that have many
 # make test-megatron-core VERSION=0.19.2  what megagpt asks of Megatron-Core, with another version than the installed one
@@ -17,23 +18,49 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 MEGAGPT := $(VENV)/bin/megagpt
 PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-RUN := runs/demo
+# cpu: a model of 4 million parameters, in minutes. cuda: the same chain in the size of GPT-3 125M for one GPU, in an hour.
+DEVICE ?= cpu
+ifeq ($(filter $(DEVICE),cpu cuda),)
+$(error DEVICE is "$(DEVICE)"; it must be cpu or cuda)
+endif
+CUDA := $(filter cuda,$(DEVICE))
+SIZE := $(if $(CUDA),_125m)
+RUN := runs/demo$(SIZE)
 DATA := $(RUN)/data
-CODE := runs/code
-EDIT := runs/edit
-EDITS := --kinds uppercase,lowercase,number_lines,reverse_lines,sort_lines,single_spaces,add_comment --max-chars 60
-CHAT := runs/chatgpt
+STAGE := runs/$(if $(CUDA),demo_)
+CODE := $(STAGE)code$(SIZE)
+EDIT := $(STAGE)edit$(SIZE)
+CHAT := $(STAGE)chatgpt$(SIZE)
+SFT := $(STAGE)sft$(SIZE)
+REWARD := $(STAGE)reward$(SIZE)
+PPO := $(STAGE)ppo$(SIZE)
+VOCABULARY := $(if $(CUDA),16384,4096)
+# The larger model also reads the source of the installed packages, and learns all kinds of edits.
+CORPUS := $(if $(CUDA),--packages)
+EDITS := $(if $(CUDA),,--kinds uppercase,lowercase,number_lines,reverse_lines,sort_lines,single_spaces,add_comment --max-chars 60)
+# Kinds that have so many prompts that held-out ones are new.
+INSTRUCTIONS := --kinds repeat,copy,reverse,capitals,first,last,count,recall,follow_up,system
+# Fewer than the demonstrations, since a reward model reads several answers to each prompt.
+RANKED := $(if $(CUDA),20000,2200)
 EMBED := runs/embed
 INCONTEXT := runs/incontext
-# What `megagpt serve` can serve after `make chatgpt`: its models, and those of other demos that have been made.
-SERVED = runs/ppo $(CODE) $(patsubst %/evaluation.json,%,$(wildcard $(EDIT)/evaluation.json $(EMBED)/evaluation.json))
-RANKS ?= 2
+RANKS ?= $(if $(CUDA),1,2)
+# Those of some run folders whose run has ended.
+MADE = $(patsubst %/evaluation.json,%,$(wildcard $(addsuffix /evaluation.json,$(1))))
+# What `megagpt serve` can serve after `make chatgpt`: its model, and those of other demos that have been made.
+SERVED = $(PPO) $(call MADE,$(CODE) $(EDIT) $(EMBED))
+# What the report of `make chatgpt` shows and links to beside its own runs, as far as it has been made.
+FURTHER = $(if $(wildcard $(EMBED)/map.html),--link 'map of functions=../../$(EMBED)/map.html') \
+	$(if $(wildcard $(INCONTEXT)/rules/report.html),--link 'accuracy by number of examples=../../$(INCONTEXT)/rules/report.html')
 VERSION ?= 0.19.2
 # More at a time than two cores have, since tests wait much of their time.
 # A worker takes whole files, whose fixtures are expensive, in the order of tests/conftest.py: ordered by their number
 # of tests, the few long tests would all come last.
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder
 OVERRIDES ?=
+
+# Says how long a target will take on this machine.
+ABOUT = $(if $(CUDA),$(PYTHON) tools/demo_time.py --need-gpu,$(PYTHON) tools/demo_time.py $(1) --ranks $(RANKS))
 
 .PHONY: train code chatgpt embed incontext test test-slow test-all test-thorough test-megatron-core lint docs install clean
 
@@ -60,22 +87,28 @@ train: $(RUN)/report.html
 	echo "next:      docs/tutorial.md (a model from your own text), and $(MEGAGPT) --help"
 
 $(DATA)/stdlib.jsonl: | $(VENV)/installed
-	$(PYTHON) tools/demo_corpus.py --output $@
+	@$(call ABOUT,train)
+	$(PYTHON) tools/demo_corpus.py $(CORPUS) --output $@
 
 $(DATA)/tokenizer.json: $(DATA)/stdlib.jsonl
-	$(MEGAGPT) data tokenizer $< --vocab-size 4096 --output $@
+	$(MEGAGPT) data tokenizer $< --vocab-size $(VOCABULARY) --output $@
 
 $(DATA)/stdlib.json: $(DATA)/tokenizer.json $(DATA)/stdlib.jsonl
 	$(MEGAGPT) data preprocess $(DATA)/stdlib.jsonl --tokenizer $(DATA)/tokenizer.json --output $(DATA)/stdlib
 
 $(RUN)/evaluation.json: $(DATA)/stdlib.json
-	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo $(OVERRIDES)
+	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo$(SIZE) $(OVERRIDES)
 
 $(RUN)/report.html: $(RUN)/evaluation.json
 	$(MEGAGPT) report $(RUN)
 
 code: $(EDIT)/report.html
 	@echo
+	echo "words of held-out documents filled in, before and after; with both sides (fim) and from the left side alone:"
+	grep -h exact_match $(CODE)/evaluation_before.json $(CODE)/evaluation.json
+	echo "held-out edits, before and after; similarity if nothing is changed at all:"
+	grep -h similarity $(EDIT)/evaluation_before.json $(EDIT)/evaluation.json
+	echo
 	echo "reports:   $(CODE)/report.html and $(EDIT)/report.html (open them in a browser)"
 	echo "figures:   evaluation_before.json and evaluation.json in $(CODE) and $(EDIT)"
 	echo "try it:    $(MEGAGPT) generate --checkpoint $(EDIT) --prompt 'the old river' --instruction 'Convert to upper case.' --greedy"
@@ -91,18 +124,19 @@ $(CODE)/data/stdlib.json: $(CODE)/data/tokenizer.json
 	$(MEGAGPT) data preprocess $(DATA)/stdlib.jsonl --tokenizer $< --output $(CODE)/data/stdlib
 
 $(CODE)/evaluation.json: $(CODE)/data/stdlib.json
-	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_code $(OVERRIDES)
+	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_code$(SIZE) $(OVERRIDES)
 
 $(CODE)/report.html: $(CODE)/evaluation.json
 	$(MEGAGPT) report $(CODE)
 
 $(CODE)/data/edits.jsonl: | $(VENV)/installed
+	@$(call ABOUT,code)
 	mkdir -p $(@D)
-	$(MEGAGPT) data edits --split validation $(EDITS) --count 200 --output $(CODE)/data/held_out_edits.jsonl
-	$(MEGAGPT) data edits --split train $(EDITS) --count 16000 --output $@
+	$(MEGAGPT) data edits --split validation $(EDITS) --count 203 --output $(CODE)/data/held_out_edits.jsonl
+	$(MEGAGPT) data edits --split train $(EDITS) --count 21000 --output $@
 
 $(EDIT)/evaluation.json: $(CODE)/data/edits.jsonl | $(CODE)/evaluation.json
-	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_edit $(OVERRIDES)
+	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_edit$(SIZE) $(OVERRIDES)
 
 $(EDIT)/report.html: $(EDIT)/evaluation.json $(CODE)/report.html
 	$(MEGAGPT) report $(EDIT)
@@ -113,26 +147,39 @@ $(VENV)/installed-serve: $(VENV)/installed
 
 chatgpt: $(CHAT)/report.html $(VENV)/installed-serve
 	@echo
+	echo "held-out instructions that the model follows, and ten of its answers:"
+	cat $(PPO)/answers.txt
+	echo
 	echo "report:    $(CHAT)/report.html (open it in a browser): every stage's curves"
-	echo "figures:   evaluation.json, and evaluation_before.json, in runs/sft, runs/reward and runs/ppo"
-	echo "try it:    $(MEGAGPT) chat --checkpoint runs/ppo --greedy"
+	echo "figures:   evaluation.json, and evaluation_before.json, in $(SFT), $(REWARD) and $(PPO)"
+	echo "try it:    $(MEGAGPT) chat --checkpoint $(PPO) --greedy"
 	echo "chat page: $(MEGAGPT) serve $(SERVED)"
 	echo "           then open http://127.0.0.1:8000/ in a browser; programs take http://127.0.0.1:8000/v1 (docs/serving.md)"
 
 $(CHAT)/data/conversations.jsonl: | $(VENV)/installed
-	$(MEGAGPT) data instructions --count 6000 --output-dir $(@D)
+	@$(call ABOUT,chatgpt)
+	$(MEGAGPT) data instructions --split validation $(INSTRUCTIONS) --count 300 --seed 1 --output-dir $(@D)/held_out
+	$(MEGAGPT) data instructions --split train $(INSTRUCTIONS) --count $(RANKED) --seed 2 --output-dir $(@D)/ranked
+	$(MEGAGPT) data instructions --split train $(INSTRUCTIONS) --count 20000 --output-dir $(@D)
 
-runs/sft/evaluation.json: $(CHAT)/data/conversations.jsonl | $(CODE)/evaluation.json
-	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_sft $(OVERRIDES)
+$(SFT)/evaluation.json: $(CHAT)/data/conversations.jsonl $(CODE)/data/stdlib.json | $(RUN)/evaluation.json
+	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_sft$(SIZE) $(OVERRIDES)
 
-runs/reward/evaluation.json: runs/sft/evaluation.json
-	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_reward $(OVERRIDES)
+$(REWARD)/evaluation.json: $(SFT)/evaluation.json
+	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_reward$(SIZE) $(OVERRIDES)
 
-runs/ppo/evaluation.json: runs/reward/evaluation.json
-	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_ppo $(OVERRIDES)
+$(PPO)/evaluation.json: $(REWARD)/evaluation.json
+	$(MEGAGPT) train --nproc-per-node $(RANKS) experiment=demo_ppo$(SIZE) $(OVERRIDES)
 
-$(CHAT)/report.html: runs/ppo/evaluation.json
-	$(MEGAGPT) report $(RUN) $(CODE) runs/sft runs/reward runs/ppo --output $@
+# How many held-out instructions each of the two models follows.
+$(SFT)/answers.txt $(PPO)/answers.txt: %/answers.txt: %/evaluation.json
+	rm -rf $*/instructions
+	$(MEGAGPT) evaluate task=instructions data=$(CHAT)/data/held_out/conversations.jsonl checkpoint=$* \
+	    output=$*/instructions max_new_tokens=24 > $@
+
+$(CHAT)/report.html: $(PPO)/answers.txt $(SFT)/answers.txt
+	$(MEGAGPT) report $(RUN) $(call MADE,$(CODE) $(EDIT)) $(SFT) $(REWARD) $(PPO) --output $@ $(FURTHER) \
+	    --link 'chat page, while `megagpt serve` runs=http://127.0.0.1:8000/'
 
 embed: $(EMBED)/map.html $(EMBED)/report.html
 	@echo
@@ -230,4 +277,4 @@ docs: $(VENV)/installed-docs
 	@echo "open build/docs/html/index.html in a browser"
 
 clean:
-	rm -rf $(RUN) $(CODE) $(EDIT) $(CHAT) runs/sft runs/reward runs/ppo $(EMBED) $(INCONTEXT)
+	rm -rf $(RUN) $(CODE) $(EDIT) $(CHAT) $(SFT) $(REWARD) $(PPO) $(EMBED) $(INCONTEXT)

@@ -94,10 +94,10 @@ def test_reliability_of_many_ranks():
     [
         ("training", ["1.717", "1.953"]),
         ("quality", ["0.984", "0.953"]),
-        ("code", ["14 of 256", "8 of 200"]),
+        ("code", ["11 of 256", "19 of 203", "0.616", "0.601"]),
         ("embeddings", ["1.48 times", "4 min 9 s", "0.094", "0.0075", "0.381"]),
         ("embedding_evaluation", ["0.8203247", "64.51"]),
-        ("ppo", ["17 min 52 s", "-0.529", "0.392", "3.193"]),
+        ("ppo", ["86.7%", "85.7%"]),
     ],
 )
 def test_figures_without_a_file_are_those_of_the_evidence(how_to, figures):

@@ -41,7 +41,7 @@ from megagpt.train.flops import device_peak_tflops, mfu
 from megagpt.train.objectives import LanguageModelObjective
 
 SHAPES = {
-    "demo": ["experiment=demo", "parallel.micro_batch_size=8"],
+    "demo": ["experiment=demo", "model=demo", "optim=demo", "parallel.micro_batch_size=8"],
     # The published model on short sequences, so that a step takes seconds on a CPU.
     "gpt3_125m_short": ["model=gpt3_125m", "model.sequence_length=256", "parallel.micro_batch_size=2"],
     "gpt3_125m": ["model=gpt3_125m", "parallel.micro_batch_size=16"],

@@ -240,6 +240,8 @@ def train(args: argparse.Namespace, crawl: Crawl) -> dict[str, Any]:
                 "train",
                 *(("--nproc-per-node", args.ranks) if args.ranks > 1 else ()),
                 "experiment=demo",
+                "model=demo",
+                "optim=demo",
                 f"runs_dir={args.folder}/runs",
                 f"run_name={run}",
                 f"seed={seed}",

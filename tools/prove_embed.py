@@ -163,6 +163,7 @@ def pretrain(folder: Path, tokens: int) -> None:
         "train",
         *RANKS,
         "experiment=demo",
+        "optim=demo",
         *shape(folder),
         f"data.corpora=[{{path:{corpus}}}]",
         "run_name=base",

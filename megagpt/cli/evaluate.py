@@ -1,6 +1,7 @@
 """`megagpt evaluate`."""
 
 from dataclasses import MISSING, fields, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
         EditEvaluation,
         EmbeddingEvaluation,
         Evaluation,
+        InstructionEvaluation,
         TasksEvaluation,
     )
 
@@ -36,6 +38,7 @@ class EvaluateCommand(RankedCommand):
             ("generated text", settings.GenerationEvaluation),
             ("programming problems", settings.CodeEvaluation),
             ("edits", settings.EditEvaluation),
+            ("instructions", settings.InstructionEvaluation),
             ("embeddings", settings.EmbeddingEvaluation),
             *((f"task={task}", kind) for task, kind in settings.EMBEDDING_TASKS.items()),
         ):
@@ -63,12 +66,13 @@ def _default(value: Any) -> str:
     "evaluate",
     cls=EvaluateCommand,
     goes_on=True,
-    short_help="Evaluate a model on tasks in context, programs (pass@k), edits, or by its embeddings.",
+    short_help="Evaluate a model on tasks in context, programs (pass@k), edits, instructions, or by its embeddings.",
 )
 @click.argument("overrides", nargs=-1, metavar="KEY=VALUE...")
 def command(overrides: tuple[str, ...]) -> None:
     """Evaluate a model: on tasks in context (zero-, one- and few-shot), on programming problems (pass@k, in a sandbox),
-    on edits by instruction, or by its embeddings (similarity, search, linear probes).
+    on edits by instruction, on instructions whose answers a program checks, or by its embeddings (similarity, search,
+    linear probes).
 
     \b
     Examples
@@ -77,6 +81,7 @@ def command(overrides: tuple[str, ...]) -> None:
       megagpt evaluate task=humaneval data=HumanEval.jsonl.gz checkpoint=runs/code output=runs/code/humaneval
       megagpt evaluate task=humaneval data=HumanEval.jsonl.gz completions=samples.jsonl output=results
       megagpt evaluate task=edits data=edits.jsonl checkpoint=runs/edit output=runs/edit/edits
+      megagpt evaluate task=instructions data=prompts.jsonl checkpoint=runs/ppo output=runs/ppo/instructions
       megagpt evaluate task=sts data=sts-test.csv checkpoint=runs/embed output=runs/embed/sts
       megagpt evaluate task=retrieval data=scifact checkpoint=runs/embed output=runs/embed/scifact
       megagpt evaluate task=code_search data=pairs.test.jsonl checkpoint=runs/embed output=runs/embed/code
@@ -96,7 +101,7 @@ def command(overrides: tuple[str, ...]) -> None:
     if env.world_size() > 1:
         raise ConfigError(f"the evaluation runs on one rank, not {env.world_size()}: start it without torchrun")
     from megagpt import checkpoint
-    from megagpt.evaluate.settings import EmbeddingEvaluation
+    from megagpt.evaluate.settings import EmbeddingEvaluation, InstructionEvaluation
     from megagpt.parallel import launch
 
     try:
@@ -104,6 +109,8 @@ def command(overrides: tuple[str, ...]) -> None:
             settings = replace(settings, checkpoint=checkpoint.find(settings.checkpoint))
         if isinstance(settings, EmbeddingEvaluation):
             _evaluate_embeddings(settings)
+        elif isinstance(settings, InstructionEvaluation):
+            _evaluate_instructions(settings)
         else:
             _evaluate_text(settings)
     finally:
@@ -129,6 +136,19 @@ def _evaluate_text(settings: "CodeEvaluation | EditEvaluation") -> None:
         show_code(evaluate_code(settings, generator))
 
 
+def _evaluate_instructions(settings: "InstructionEvaluation") -> None:
+    from megagpt.config.schema import ParallelConfig
+    from megagpt.evaluate.instructions import evaluate_instructions
+    from megagpt.model.generation import Generator
+    from megagpt.stages.weights import load_model
+    from megagpt.train.metrics import read_jsonl
+
+    config, engine, tokenizer = load_model(settings.checkpoint, ParallelConfig())
+    generator = Generator(engine.modules, config, tokenizer, settings.batch_size)
+    result = evaluate_instructions(settings, generator)
+    show_instructions(result, read_jsonl(settings.output / "samples.jsonl"), settings.show)
+
+
 def _evaluate_embeddings(settings: "EmbeddingEvaluation") -> None:
     from megagpt.evaluate.embedding_tasks import evaluate_embeddings
 
@@ -148,11 +168,18 @@ def parse(overrides: list[str]) -> "Evaluation | TasksEvaluation":
     """The settings in key=value arguments. Raises ConfigError for an unknown key or a wrong value."""
     from megagpt.config.overrides import build
     from megagpt.evaluate.code_tasks import TASKS
-    from megagpt.evaluate.settings import EMBEDDING_TASKS, CodeEvaluation, EditEvaluation, TasksEvaluation
+    from megagpt.evaluate.settings import (
+        EMBEDDING_TASKS,
+        CodeEvaluation,
+        EditEvaluation,
+        InstructionEvaluation,
+        TasksEvaluation,
+    )
 
     if any(text.startswith("tasks=") for text in overrides):
         return build(TasksEvaluation, overrides)
-    kinds = dict.fromkeys(TASKS, CodeEvaluation) | {"edits": EditEvaluation} | EMBEDDING_TASKS
+    others = {"edits": EditEvaluation, "instructions": InstructionEvaluation}
+    kinds = dict.fromkeys(TASKS, CodeEvaluation) | others | EMBEDDING_TASKS
     tasks = [text.partition("=")[2] for text in overrides if text.startswith("task=")]
     if tasks and tasks[0] not in kinds:
         raise ConfigError(
@@ -195,6 +222,23 @@ def show_edits(result: dict[str, Any]) -> None:
     if too_long := result["metrics"]["all"]["prompts_too_long"]:
         click.echo(f"{too_long} of the edits count as wrong because their prompts fill the context window")
     show_left_out(result["left_out"], "edits")
+
+
+def show_instructions(result: dict[str, Any], answers: list[dict[str, Any]], count: int) -> None:
+    """Print the share of right answers, of all and of each kind, and `count` of the answers, the kinds in turn."""
+    for kind, metrics in result["metrics"].items():
+        click.echo(f"{kind:<16} {metrics['instructions']:>6} instructions  right {metrics['right']:.1%}")
+    for answer in in_turn(answers)[:count]:
+        asked = answer["prompt"].replace("\n", " / ")
+        click.echo(f"{'right' if answer['right'] else 'wrong':<6} {asked}  ->  {answer['answer']}")
+
+
+def in_turn(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first answer of every kind, then the second of every kind, and so on."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for answer in answers:
+        groups.setdefault(answer["kind"], []).append(answer)
+    return [answer for row in zip_longest(*groups.values()) for answer in row if answer is not None]
 
 
 def show_embeddings(result: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """`megagpt report`."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 
@@ -16,7 +17,14 @@ from megagpt.errors import ConfigError
     type=options.FILE,
     help="File to write [default: report.html in the run folder; for several runs, comparison.html beside them].",
 )
-def command(run_dirs: tuple[Path, ...], output: Path | None) -> None:
+@click.option(
+    "--link",
+    "links",
+    multiple=True,
+    metavar="TEXT=ADDRESS",
+    help="Further page that the page of runs links to: a path from its folder, or http(s)://...; may be repeated.",
+)
+def command(run_dirs: tuple[Path, ...], output: Path | None, links: tuple[str, ...]) -> None:
     """Turn one or several runs into one HTML page with interactive plots that opens offline.
 
     Several runs are overlaid and compared. A folder with report.json is a corpus, and one with result.json an
@@ -26,6 +34,7 @@ def command(run_dirs: tuple[Path, ...], output: Path | None) -> None:
     Examples
       megagpt report runs/demo
       megagpt report runs/a runs/b --output comparison.html
+      megagpt report runs/demo runs/embed --output runs/all.html --link 'map of functions=embed/map.html'
       megagpt report runs/a/in_context runs/b/in_context
       megagpt report data/web
     """
@@ -36,6 +45,9 @@ def command(run_dirs: tuple[Path, ...], output: Path | None) -> None:
     from megagpt.evaluate.runs import read_runs
     from megagpt.train.metrics import replace_file
 
+    others = [folder for folder in run_dirs if (folder / "report.json").exists() or is_result(folder)]
+    if links and others:
+        raise ConfigError(f"--link is for the page of runs; {others[0]} is none")
     if corpora := [folder for folder in run_dirs if (folder / "report.json").exists()]:
         if len(run_dirs) > 1:
             raise ConfigError(f"{corpora[0]} is a corpus: give it alone")
@@ -51,9 +63,19 @@ def command(run_dirs: tuple[Path, ...], output: Path | None) -> None:
             click.echo(as_text(compared))
         click.echo(page)
         return
+    linked = [parse_link(text) for text in links]
     runs = read_runs(run_dirs)
     first = run_dirs[0]
     output = output or (first / "report.html" if len(runs) == 1 else first.parent / "comparison.html")
     output.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(output, build_report(runs))
+    replace_file(output, build_report(runs, linked))
     click.echo(output)
+
+
+def parse_link(text: str) -> tuple[str, str]:
+    """Text and address of an option --link. Raises ConfigError for an address that is neither a path nor http(s)."""
+    name, _, address = text.partition("=")
+    scheme = urlsplit(address).scheme
+    if not name or not address or scheme not in ("", "http", "https"):
+        raise ConfigError(f"--link {text!r}: write TEXT=ADDRESS, where the address is a path or begins with http(s)://")
+    return name, address

@@ -47,6 +47,9 @@ DEMOS = {
     "runs/demo/data": "make train",
     "runs/code/data": "make code",
     "runs/chatgpt/data": "make chatgpt",
+    "runs/demo_125m/data": "make train DEVICE=cuda",
+    "runs/demo_code_125m/data": "make code DEVICE=cuda",
+    "runs/demo_chatgpt_125m/data": "make chatgpt DEVICE=cuda",
     "runs/incontext/data": "make incontext",
 }
 """{folder of a demo's data: the command that fills it, in a checkout of megagpt}."""

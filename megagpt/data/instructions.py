@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megagpt.data.chat import Message
-from megagpt.errors import ConfigError
+from megagpt.data.packed import Split, split_of
+from megagpt.errors import ConfigError, DataError
 
 _WORDS = (
     "apple bird cat dog egg fish goat hat ice jam king lamp moon nest owl pig queen rain sun tree van "
@@ -23,6 +24,12 @@ _WORDS = (
 WORDS = tuple(_WORDS.split())
 NAMES = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo")
 COLOURS = ("red", "blue", "green", "black", "white", "brown")
+PROPORTIONS = (0.95, 0.05, 0.0)
+"""Shares of prompts in train, validation and test."""
+
+ATTEMPTS = 1000
+"""Instructions of a kind in a row with prompts of other splits, after which it is given up."""
+
 MOST_ANSWERS = 9
 """Largest number of answers in a ranking, as published (K = 4 to 9, arXiv 2203.02155)."""
 
@@ -182,19 +189,31 @@ TURNS: tuple[str, ...] = ("follow_up", "system")
 """Kinds with more turns: a second request about the first answer, and a system prompt about the form of answers."""
 
 
-def make_instructions(number: int, *, kinds: Sequence[str] = (*KINDS, *TURNS), seed: int = 0) -> Iterator[Instruction]:
+def make_instructions(
+    number: int, *, kinds: Sequence[str] = (*KINDS, *TURNS), seed: int = 0, split: Split | None = None
+) -> Iterator[Instruction]:
     """`number` instructions with equal shares of all kinds. The same arguments give the same instructions.
 
-    Raises ConfigError for an unknown kind.
+    `split`: only prompts that a hash puts into train, or into validation (one in twenty), so that the two have none in
+    common. Raises ConfigError for an unknown kind, DataError for one that has no prompt of the split.
     """
     unknown = sorted(set(kinds) - {*KINDS, *TURNS})
     if unknown or not kinds:
         raise ConfigError(f"kinds {', '.join(unknown) or '(none)'}: they are {', '.join((*KINDS, *TURNS))}")
     rng = random.Random(seed)
     for index in range(number):
-        kind = kinds[index % len(kinds)]
+        yield _draw(kinds[index % len(kinds)], rng, split)
+
+
+def _draw(kind: str, rng: random.Random, split: Split | None) -> Instruction:
+    """An instruction of a kind whose prompt is of the split."""
+    for _ in range(ATTEMPTS):
         messages, rule = _TURNS[kind](rng) if kind in TURNS else _single(KINDS[kind](rng))
-        yield Instruction(kind, messages, rule)
+        instruction = Instruction(kind, messages, rule)
+        asked = "\n".join(f"{message.role}: {message.content}" for message in instruction.prompt)
+        if split is None or split_of(asked, PROPORTIONS) == split:
+            return instruction
+    raise DataError(f"kind {kind} has too few prompts to have one in the split {split}: leave the kind out")
 
 
 def _single(made: Made) -> tuple[tuple[Message, ...], dict[str, Any]]:

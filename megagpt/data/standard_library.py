@@ -11,6 +11,10 @@ SKIPPED = {"site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_
 TESTS = {"test", "tests", "idle_test"}
 ENOUGH = 12_000_000
 """Target size of the corpus in bytes of source."""
+PACKAGES = Path(sysconfig.get_paths()["purelib"])
+"""Folder of the packages that are installed for this Python."""
+LONGEST = 200_000
+"""Bytes of an installed package's longest file that counts as source: longer ones are mostly tables."""
 
 
 def source_files(root: Path) -> list[Path]:
@@ -27,9 +31,23 @@ def source_files(root: Path) -> list[Path]:
     return chosen
 
 
+def package_files(root: Path) -> list[Path]:
+    """Source files of at most LONGEST bytes of all installed packages, by name."""
+    return sorted(path for path in root.rglob("*.py") if path.stat().st_size <= LONGEST)
+
+
 def documents(root: Path = ROOT) -> Iterator[dict[str, str]]:
-    """One record per non-empty file in UTF-8."""
-    for path in source_files(root):
+    """One record per non-empty UTF-8 file of the standard library."""
+    return _read(source_files(root), root)
+
+
+def package_documents(root: Path = PACKAGES) -> Iterator[dict[str, str]]:
+    """One record per non-empty UTF-8 source file of the installed packages."""
+    return _read(package_files(root), root)
+
+
+def _read(files: list[Path], root: Path) -> Iterator[dict[str, str]]:
+    for path in files:
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:

@@ -28,7 +28,7 @@ def request_of(settings: GenerationEvaluation, size: dict[str, int], **more: Any
     return {
         "task": settings.task,
         "data": {"file": settings.data.name, "sha256": file_sha256(settings.data)} | size,
-        "checkpoint": _checkpoint(settings.checkpoint),
+        "checkpoint": checkpoint_of(settings.checkpoint),
         "completions": file and {"file": file.name, "sha256": file_sha256(file)},
         "sandbox": settings.sandbox,
         "limits": asdict(settings.limits),
@@ -45,14 +45,15 @@ def embedding_request(
     return {
         "task": settings.task,
         "data": {"files": {file.name: file_sha256(file) for file in files}} | size,
-        "checkpoint": _checkpoint(settings.checkpoint),
+        "checkpoint": checkpoint_of(settings.checkpoint),
         "sentence_transformer": peer
         and {"name": peer, "sha256": {str(part.relative_to(peer)): file_sha256(part) for part in parts}},
         "dimensions": settings.dimensions,
     } | more
 
 
-def _checkpoint(folder: Path | None) -> dict[str, str] | None:
+def checkpoint_of(folder: Path | None) -> dict[str, str] | None:
+    """A checkpoint as a request names it: its folder, and the hash of its manifest."""
     return folder and {"folder": str(folder), "manifest_sha256": file_sha256(folder / "manifest.json")}
 
 

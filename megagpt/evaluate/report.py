@@ -2,8 +2,8 @@
 
 import json
 import statistics
+from collections.abc import Sequence
 from html import escape
-from itertools import zip_longest
 from typing import Any
 
 from megagpt.evaluate.curves import (
@@ -17,26 +17,32 @@ from megagpt.evaluate.curves import (
     task_panels,
 )
 from megagpt.evaluate.page import Rows, build_page, section, table, tiles
+from megagpt.evaluate.report_texts import dot, instructions_section, links_section, samples_section
 from megagpt.evaluate.runs import Run, number, quantity
 
 NOT_METRICS = ("step", "tokens", "bytes", "fim_cuts")
 """Keys of an evaluation that are not metrics but describe its data."""
 
 
-def build_report(runs: list[Run]) -> str:
-    """The page's HTML. All text from runs is escaped."""
+def build_report(runs: list[Run], links: Sequence[tuple[str, str]] = ()) -> str:
+    """The page's HTML. All text from runs is escaped.
+
+    links: text and address of further pages.
+    """
     panels = [data for panel in PANELS if (data := panel_data(panel, runs))] + task_panels(runs)
     page_data = {"runs": [run.name for run in runs], "panels": panels}
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
     body = "\n".join(
         [
             _header(title, runs),
+            links_section(links),
             _controls(runs),
             _figures(panels),
             section("Summary", _facts(runs) if len(runs) == 1 else table(summary_rows(runs), _heads(runs))),
             *(_before_after(run, len(runs) > 1) for run in runs),
+            instructions_section(runs),
+            samples_section(runs),
             _config(runs),
-            _samples(runs),
             section("How it was run", table(_about_rows(runs), _heads(runs), "code")),
         ]
     )
@@ -134,7 +140,7 @@ def _controls(runs: list[Run]) -> str:
     chips = ""
     if len(runs) > 1:
         chips = "".join(
-            f'<button class="chip" data-run="{index}" aria-pressed="true">{_dot(index)}{escape(run.name)}</button>'
+            f'<button class="chip" data-run="{index}" aria-pressed="true">{dot(index)}{escape(run.name)}</button>'
             for index, run in enumerate(runs)
         )
     return f"""<nav class="controls" aria-label="Plots">
@@ -192,21 +198,6 @@ def _config_groups(rows: Rows) -> str:
     return f'<div class="groups">{"".join(cards)}</div>'
 
 
-def _samples(runs: list[Run]) -> str:
-    """The generated texts; the runs' texts for one prompt are next to each other."""
-    articles = []
-    for samples in zip_longest(*(run.samples for run in runs)):
-        for index, sample in enumerate(samples):
-            if sample is None:
-                continue
-            prompt, text = str(sample.get("prompt", "")), str(sample.get("text", ""))
-            of_run = f"{_dot(index)}{escape(runs[index].name)} · " if len(runs) > 1 else ""
-            step = _format(sample.get("step"), ",.0f")
-            body = f"<pre><b>{escape(prompt)}</b>{escape(text.removeprefix(prompt))}</pre>"
-            articles.append(f"<article><small>{of_run}step {step}</small>{body}</article>")
-    return section("Samples", f'<div class="samples">{"".join(articles)}</div>') if articles else ""
-
-
 def _about_rows(runs: list[Run]) -> Rows:
     columns = []
     for run in runs:
@@ -219,16 +210,12 @@ def _about_rows(runs: list[Run]) -> Rows:
 
 def _heads(runs: list[Run]) -> list[str]:
     """Names of the runs as column heads; none for a single run."""
-    return [f"{_dot(index)}{escape(run.name)}" for index, run in enumerate(runs)] if len(runs) > 1 else []
+    return [f"{dot(index)}{escape(run.name)}" for index, run in enumerate(runs)] if len(runs) > 1 else []
 
 
 def _facts(runs: list[Run]) -> str:
     pairs = (f"<div><dt>{escape(label)}</dt><dd>{escape(cells[0])}</dd></div>" for label, cells in summary_rows(runs))
     return f'<dl class="facts">{"".join(pairs)}</dl>'
-
-
-def _dot(run: int) -> str:
-    return f'<i class="dot" data-color="{run}"></i>'
 
 
 def _setting(value: Any) -> str:

@@ -33,6 +33,12 @@ class Run:
     """evaluation_before.json: the same metrics of the initial model, if they were measured."""
     samples: list[dict[str, Any]]
     """samples.jsonl: the generated texts of the newest step."""
+    samples_before: list[dict[str, Any]]
+    """samples_before.jsonl: texts of the initial model, if it wrote any."""
+    instructions: dict[str, Any]
+    """Metrics in instructions/result.json, by kind: how many held-out instructions the model follows."""
+    answers: list[dict[str, Any]]
+    """instructions/samples.jsonl: the model's answers to them."""
     about: dict[str, Any]
     """run.json: command, versions, device, ranks."""
 
@@ -91,6 +97,9 @@ def _read_run(folder: Path, name: str) -> Run:
         evaluation=_mapping(folder / "evaluation.json"),
         before=_mapping(folder / "evaluation_before.json"),
         samples=[sample for sample in samples if (number(sample.get("step")) or 0) == newest],
+        samples_before=_lines(folder / "samples_before.jsonl"),
+        instructions=_mapping(folder / "instructions" / "result.json").get("metrics", {}),
+        answers=_lines(folder / "instructions" / "samples.jsonl"),
         about=_mapping(folder / "run.json"),
     )
 

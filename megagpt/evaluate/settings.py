@@ -60,11 +60,12 @@ class Evaluation:
     """Settings of all evaluations except in-context tasks."""
 
     task: str
-    """Task: humaneval, humaneval_infilling, mbpp or edits for a model that generates text; sts, retrieval, code_search
-    or probe for an embedding model."""
+    """Task: humaneval, humaneval_infilling, mbpp, edits or instructions for a model that generates text; sts,
+    retrieval, code_search or probe for an embedding model."""
     data: Path
     """The task's file or folder: problems as published (.jsonl or .json, plain or .gz), edits of `megagpt data edits`,
-    scored pairs, a BEIR folder, pairs of `megagpt data pairs`, or labelled texts."""
+    instructions of `megagpt data instructions`, scored pairs, a BEIR folder, pairs of `megagpt data pairs`, or labelled
+    texts."""
     output: Path
     """Folder for the results."""
     checkpoint: Path | None = None
@@ -145,6 +146,25 @@ class EditEvaluation(GenerationEvaluation):
     """Largest number of tokens in a response."""
     limit: int | None = None
     """Number of edits, from the beginning; by default all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionEvaluation(Evaluation):
+    """Instructions with their checks: share of right answers."""
+
+    max_new_tokens: int = 64
+    """Longest answer, tokens."""
+    batch_size: int = 32
+    """Instructions answered at a time."""
+    show: int = 10
+    """Answers to print, of all kinds in turn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.checkpoint is None:
+            raise ConfigError("task=instructions needs checkpoint=..., the model that answers")
+        if self.show < 0:
+            raise ConfigError(f"show is {self.show}; it must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

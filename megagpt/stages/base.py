@@ -133,7 +133,11 @@ class BaseStage:
         log.info("held out: %s", shown)
 
     def write_samples(self, state: TrainState, samples: Sequence[dict[str, Any]]) -> None:
-        """Write generated texts, each with its prompt, to samples.jsonl of the run folder."""
+        """Write generated texts, each with its prompt, to samples.jsonl of the run folder.
+
+        Those before the first step go to samples_before.jsonl.
+        """
         if self.is_main:
             lines = [json.dumps({"step": state.step} | sample) for sample in samples]
-            replace_file(self.run_dir / "samples.jsonl", "".join(line + "\n" for line in lines))
+            name = "samples.jsonl" if state.step else "samples_before.jsonl"
+            replace_file(self.run_dir / name, "".join(line + "\n" for line in lines))

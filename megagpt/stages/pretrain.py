@@ -36,9 +36,12 @@ class Pretrain(BaseStage):
         return self.config.data.fim_rate > 0 and self.config.stage.fim_cuts > 0
 
     def begin(self, state: TrainState) -> None:
-        """If the run trains a loaded model on infilling, evaluate it and write evaluation_before.json."""
-        if self.config.checkpoint.load and self.measures_fim:
+        """If the run starts from a loaded model, write its samples; if it trains infilling, evaluation_before.json."""
+        if not self.config.checkpoint.load:
+            return
+        if self.measures_fim:
             self.write_evaluation(BEFORE, state, self._measure())
+        self._write_samples(state)
 
     def finish(self, state: TrainState) -> None:
         """Evaluate the trained model on every validation document, write evaluation.json and samples."""

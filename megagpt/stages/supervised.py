@@ -57,8 +57,9 @@ class Supervised(BaseStage):
         return {} if self.scored is None else {"stage.reward_model": self.reward_source}
 
     def begin(self, state: TrainState) -> None:
-        """Evaluate the loaded model and write evaluation_before.json."""
+        """Evaluate the loaded model, write evaluation_before.json and samples."""
         self.write_evaluation(BEFORE, state, self._measure())
+        self._write_samples(state)
 
     @property
     def evaluation_metrics(self) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 from megagpt import cli
 from megagpt.cli import evaluate
 from megagpt.config.schema import Config, ModelConfig, OptimConfig
+from megagpt.data.chat import grow_for_chat
 from megagpt.data.tokenizer import train_tokenizer
 from megagpt.errors import ConfigError
 from tests.runs import save_random_run
@@ -70,6 +71,22 @@ def test_model_from_end_to_end(tmp_path, megagpt):
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert result["counts"]["samples"] == 3
     assert result["checkpoint"]["folder"].endswith("step_00000001")
+
+
+@pytest.mark.slow
+def test_instructions_from_end_to_end(tmp_path, megagpt):
+    tokenizer = grow_for_chat(train_tokenizer(["Say: cat dog", "Reverse: a b"], 270))
+    size = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "sequence_length": 64}
+    run = save_random_run(
+        tmp_path / "run", Config(model=ModelConfig(**size), optim=OptimConfig(precision="fp32")), tokenizer
+    )
+    asked = ["--split", "validation", "--kinds", "copy,first", "--count", "6"]
+    megagpt("data", "instructions", *asked, "--output-dir", tmp_path)
+    given = ["task=instructions", f"data={tmp_path}/prompts.jsonl", f"checkpoint={run}", f"output={tmp_path}/out"]
+    out = megagpt("evaluate", *given, "max_new_tokens=4", "show=3")
+    assert len(out.splitlines()) == 3 + 3 + 1  # all and two kinds, three answers, the file
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert result["metrics"]["all"]["instructions"] == 6
 
 
 @pytest.mark.slow

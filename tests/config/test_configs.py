@@ -51,7 +51,7 @@ def test_every_layout_runs_on_the_ranks_its_comment_names(option):
     comment = (CONFIG_DIR / "parallel" / f"{option}.yaml").read_text()
     multiple = re.search(r"Ranks: a multiple of (\d+)", comment)
     ranks = int(multiple[1]) if multiple else 1
-    small = ["experiment=demo"] if ranks <= 8 else ["experiment=pretrain_175b", "optim.ramp_start=64"]
+    small = ["experiment=demo", "optim=demo"] if ranks <= 8 else ["experiment=pretrain_175b", "optim.ramp_start=64"]
     check(load(*small, f"parallel={option}"), ranks)
 
 

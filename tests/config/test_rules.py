@@ -22,11 +22,14 @@ from tests.config.broken_examples import BROKEN, EMBED
 
 @cache
 def composed(*options: str) -> dict:
-    return to_dict(load(["experiment=demo", "parallel.micro_batch_size=1", "optim.global_batch_size=16", *options]))
+    given = {text.partition("=")[0] for text in options}
+    plain = [text for text in ("model=demo", "optim=demo") if text.partition("=")[0] not in given]
+    sizes = ["parallel.micro_batch_size=1", "optim.global_batch_size=16"]
+    return to_dict(load(["experiment=demo", *plain, *sizes, *options]))
 
 
 def demo(overrides: list[str]) -> Config:
-    """The demo with overrides; only options of groups are composed, for speed."""
+    """The demo by AdamW with learned positions, and with overrides; only options of groups are composed, for speed."""
     values = copy.deepcopy(composed(*(text for text in overrides if text.partition("=")[0] in groups())))
     for text in overrides:
         key, _, value = text.partition("=")

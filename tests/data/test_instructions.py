@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megagpt.data.instructions import KINDS, TURNS, WORDS, check, make_instructions, ranked_answers
-from megagpt.errors import ConfigError
+from megagpt.errors import ConfigError, DataError
 
 
 def by_hand(kind: str, prompt: str) -> str | None:
@@ -50,6 +50,18 @@ def test_the_same_seed_gives_the_same_set_and_kinds_have_equal_shares():
     assert set(Counter(one.kind for one in first).values()) == {10}
     with pytest.raises(ConfigError, match="kinds revers: they are repeat"):
         next(make_instructions(1, kinds=["revers"]))
+
+
+def test_training_and_held_out_prompts_differ():
+    training, held_out, all_of_them = (
+        {one.prompt for one in make_instructions(10_000, kinds=["repeat"], seed=seed, split=split)}
+        for seed, split in ((0, "train"), (1, "validation"), (2, None))
+    )
+    assert not training & held_out
+    assert training | held_out == all_of_them  # the kind has only some hundred prompts
+    assert 0.02 < len(held_out) / len(all_of_them) < 0.1
+    with pytest.raises(DataError, match="kind some_words has too few prompts to have one in the split validation"):
+        next(make_instructions(1, kinds=["some_words"], split="validation"))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from megagpt.errors import MegaGPTError
 ROOT = Path(__file__).parents[2]
 TINY = [
     "experiment=demo",
+    "model=demo",
+    "optim=demo",
     "model.num_layers=2",
     "model.hidden_size=32",
     "model.sequence_length=16",

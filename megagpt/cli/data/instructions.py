@@ -15,13 +15,19 @@ from megagpt.errors import ConfigError
 @click.option("--count", type=int, default=10_000, show_default=True, help="Records of each file.")
 @options.words("--kinds", metavar="KIND,...", help="Some of the kinds above [default: all].")
 @options.seed
-def command(output_dir: Path, count: int, kinds: tuple[str, ...] | None, seed: int) -> None:
+@click.option(
+    "--split",
+    type=click.Choice(("train", "validation")),
+    help="Only of 95% of the prompts, or of the other 5%.",
+)
+def command(output_dir: Path, count: int, kinds: tuple[str, ...] | None, seed: int, split: str | None) -> None:
     """Make a synthetic instruction set: demonstrations, ranked answers, and prompts whose answers a program can check.
 
     \b
     Examples
       megagpt data instructions --count 20000 --output-dir runs/chatgpt/data
       megagpt data instructions --kinds copy,reverse,first,last --count 5000 --seed 7 --output-dir data
+      megagpt data instructions --split validation --count 300 --output-dir data/held_out
 
     It writes conversations.jsonl (for stage sft), rankings.jsonl (for stage reward) and prompts.jsonl (for stage ppo),
     each with different instructions. The same arguments give the same files.
@@ -36,7 +42,7 @@ def command(output_dir: Path, count: int, kinds: tuple[str, ...] | None, seed: i
 
     if count < 1:
         raise ConfigError(f"--count is {count}; it must be at least 1")
-    made = list(make_instructions(3 * count, kinds=kinds or (*KINDS, *TURNS), seed=seed))
+    made = list(make_instructions(3 * count, kinds=kinds or (*KINDS, *TURNS), seed=seed, split=split))
     for path, records in split_and_write(made, output_dir, seed).items():
         click.echo(f"{path}: {records} records")
     counts = Counter(instruction.kind for instruction in made)
