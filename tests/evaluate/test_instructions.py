@@ -67,7 +67,7 @@ def test_prompts_without_answers_are_read_too(settings, tmp_path):
     parrot = Parrot([one.messages[-1].content for one in made])
     result = evaluate_instructions(replace(settings, data=tmp_path / "prompts.jsonl"), parrot)
     assert result["metrics"]["all"]["right"] == 1
-    with pytest.raises(ConfigError, match="holds an evaluation with another data"):
+    with pytest.raises(ConfigError, match="holds an evaluation with different data"):
         evaluate_instructions(settings, parrot)
 
 
