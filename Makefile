@@ -240,17 +240,17 @@ $(INCONTEXT)/rules/result.json: $(INCONTEXT)/evaluation.json
 	$(MEGAGPT) evaluate "tasks=[rules]" "shots=[0,1,2,4,8]" checkpoint=$(INCONTEXT) output=$(INCONTEXT)/rules
 
 test: $(VENV)/installed-dev
-	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) -m "not slow"
+	$(PYTHON) -m pytest --numprocesses $(WORKERS) $(SIDE_BY_SIDE) -m "not slow"
 
 test-slow: $(VENV)/installed-dev
-	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) -m slow --durations 25
+	$(PYTHON) -m pytest --numprocesses $(WORKERS) $(SIDE_BY_SIDE) -m slow --durations 25
 
 # All cases of tests that have many: hours.
 test-thorough: $(VENV)/installed-dev
-	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) --durations 25 --thorough
+	$(PYTHON) -m pytest --numprocesses $(WORKERS) $(SIDE_BY_SIDE) --durations 25 --thorough
 
 test-all: $(VENV)/installed-dev
-	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) --durations 25
+	$(PYTHON) -m pytest --numprocesses $(WORKERS) $(SIDE_BY_SIDE) --durations 25
 
 # The wheel for this Python is taken whatever Python the version asks for, and comes first on the path.
 MEGATRON := $(VENV)/megatron-core-$(VERSION)
@@ -262,7 +262,7 @@ test-megatron-core: $(VENV)/installed-dev
 	$(PYTHON) -m pip install --quiet --target $(MEGATRON) --upgrade --no-deps --ignore-requires-python megatron-core==$(VERSION)
 	export PYTHONPATH=$(CURDIR)/$(MEGATRON)
 	$(PYTHON) -c 'import megatron.core; assert megatron.core.__version__ == "$(VERSION)", megatron.core.__file__'
-	$(PYTHON) -m pytest --numprocesses 3 $(SIDE_BY_SIDE) --durations 10 $(MEGATRON_TESTS)
+	$(PYTHON) -m pytest --numprocesses $(WORKERS) $(SIDE_BY_SIDE) --durations 10 $(MEGATRON_TESTS)
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
