@@ -53,7 +53,8 @@ SERVED = $(PPO) $(call MADE,$(CODE) $(EDIT) $(EMBED))
 FURTHER = $(if $(wildcard $(EMBED)/map.html),--link 'map of functions=../../$(EMBED)/map.html') \
 	$(if $(wildcard $(INCONTEXT)/rules/report.html),--link 'accuracy by number of examples=../../$(INCONTEXT)/rules/report.html')
 VERSION ?= 0.19.2
-# More at a time than two cores have, since tests wait much of their time.
+# Tests that run at a time: more than two cores, because tests wait much of their time.
+WORKERS ?= 4
 # A worker takes whole files, whose fixtures are expensive, in the order of tests/conftest.py: ordered by their number
 # of tests, the few long tests would all come last.
 SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder

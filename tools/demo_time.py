@@ -14,7 +14,7 @@ REFERENCE = 124e9
 """Floating-point operations a second, in the products below, of one core of the machine that WORK was measured on."""
 
 WORK = {"train": 475.0, "code": 590.0, "chatgpt": 850.0}
-"""Seconds of one such core that the runs of each target take, without installation (docs/performance.md)."""
+"""Seconds of one such core that the runs of each target take, without installation (docs/benchmarks/performance.md)."""
 
 SHAPE = (512, 256, 1024)
 """Rows, inner size and columns of a product, as in the demo's feed-forward layers."""
@@ -34,7 +34,7 @@ def main() -> None:
 
         if not torch.cuda.is_available():
             raise ConfigError("DEVICE=cuda needs a GPU that PyTorch can use, and it finds none: leave DEVICE out")
-        print(f"{torch.cuda.get_device_name()}: docs/performance.md has the planned times")
+        print(f"{torch.cuda.get_device_name()}: docs/benchmarks/performance.md has the planned times")
         return
     if options.target is None or options.ranks < 1:
         parser.error("name a target, and at least 1 for --ranks")
