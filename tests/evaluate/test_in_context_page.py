@@ -216,7 +216,7 @@ def test_of_many_checkpoints_the_newest_is_drawn_against_shots(make, charts):
     folders = [make(f"s{step}", [outcome("one", 0, step)], step=step) for step in range(5, 10)]
     found, html = charts(*folders)
     assert [one["y"] for one in found[0][1]["series"] if one["name"] != "chance"] == [[9 / 40]]
-    assert "only the newest checkpoint" in html
+    assert "Only the newest checkpoint" in html
 
 
 def test_two_results_are_compared_in_a_table(make, capsys):

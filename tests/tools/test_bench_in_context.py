@@ -61,7 +61,7 @@ def test_a_slow_run_fails_and_leaves_its_figures(monkeypatch, tmp_path):
         monkeypatch.setattr(bench_in_context, "measure", lambda _, figures=figures: figures)
         output.unlink(missing_ok=True)
         if fails:
-            with pytest.raises(MegaGPTError, match=r"under 3 times .*\{'demo, fixed': 2.99\}"):
+            with pytest.raises(MegaGPTError, match=r"less than 3 times .*\{'demo, fixed': 2.99\}"):
                 run(monkeypatch, "--output", str(output))
         else:
             run(monkeypatch, "--output", str(output))

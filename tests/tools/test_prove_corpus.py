@@ -122,7 +122,7 @@ def test_proof(monkeypatch, tmp_path, data_dir):
     try:
         prove_corpus.main()
     except MegaGPTError as error:
-        assert "predicted no better" in str(error)
+        assert "does not give a lower loss" in str(error)
     found = json.loads(output.read_text())
     planted = found["planted"]
     for kind in (FOREIGN, EXACT, "boilerplate", "keyword spam", "repeated lines", "gibberish", "numbers"):
