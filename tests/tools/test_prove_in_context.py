@@ -94,7 +94,7 @@ def test_a_run_that_is_too_short_is_told_with_its_figures(tmp_path, monkeypatch,
         tool.main()
 
 
-@pytest.mark.parametrize(("shots", "message"), [("1 8", "begin with 0"), ("0 8 4", "rising"), ("0 16", "has 15")])
+@pytest.mark.parametrize(("shots", "message"), [("1 8", "begin with 0"), ("0 8 4", "ascending"), ("0 16", "has 15")])
 def test_shots_that_cannot_be_asked_are_refused(monkeypatch, shots, message):
     monkeypatch.setattr("sys.argv", ["prove_in_context.py", "--shots", *shots.split()])
     with pytest.raises(ConfigError, match=message):
