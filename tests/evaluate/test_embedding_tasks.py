@@ -215,7 +215,7 @@ def test_a_probe_reads_labels_out_of_vectors(tmp_path):
     ("train", "test", "message"),
     [
         ([{"text": "a", "label": 1.5}], None, r"train\.jsonl:1: the field \"label\" must be"),
-        ([{"text": "", "label": 1}], None, r"train\.jsonl:1: no text"),
+        ([{"text": "", "label": 1}], None, r"train\.jsonl:1: the field \"text\" has no text"),
         ([], None, "holds no labelled text"),
         ([{"text": "a", "label": 1}] * 9, None, "only the label '1'"),
         ([*LABELLED, {"text": "a", "label": 2}], None, "cannot be divided with test_share=0.2"),

@@ -110,7 +110,7 @@ def test_arguments_are_checked(machine):
 
 
 def test_other_machines_are_refused():
-    with pytest.raises(ConfigError, match=r"x86_64 and aarch64, not of riscv64: .*sandbox=none"):
+    with pytest.raises(ConfigError, match=r"supports x86_64 and aarch64, but this machine is riscv64: .*sandbox=none"):
         system_call_filter("riscv64")
 
 

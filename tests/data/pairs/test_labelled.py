@@ -121,7 +121,7 @@ def test_scored_pairs_are_positives_from_a_score_on(tmp_path):
     )
     assert texts(read(path, min_score=4)) == [("a", "b"), ("c", "d")]
     assert [pair.record() for pair in read(path, scored=True)][2] == {"sentence1": "e", "sentence2": "f", "score": 3.9}
-    with pytest.raises(DataError, match=r"sts.jsonl:1: scored pairs: --min-score"):
+    with pytest.raises(DataError, match=r"sts.jsonl:1: scored pairs: give --min-score"):
         read(path)
 
 
