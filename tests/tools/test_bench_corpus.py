@@ -91,7 +91,11 @@ def test_slow_chains_and_other_verdicts_fail(monkeypatch, tmp_path):
     other = good | {"verdicts": {"a": {"different": 1, "examples": ["http://x.org"]}}}
     output = tmp_path / "b.json"
     monkeypatch.setattr("sys.argv", ["bench_corpus.py", "--data", str(tmp_path), "--output", str(output)])
-    for result, message in ((good, None), (slow, r"less than 20 times as fast .*\{'a': 19.9\}"), (other, "keep other documents or text.*http://x.org")):
+    for result, message in (
+        (good, None),
+        (slow, r"less than 20 times as fast .*\{'a': 19.9\}"),
+        (other, "keep other documents or text.*http://x.org"),
+    ):
         monkeypatch.setattr(bench_corpus, "measure", lambda *_, result=result: result)
         output.unlink(missing_ok=True)
         if message is None:
