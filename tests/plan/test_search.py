@@ -47,7 +47,7 @@ def test_the_formula_is_near_the_simulation():
 
 
 def test_layouts_whose_time_is_in_doubt_come_last():
-    found = search(load(["experiment=demo", "optim.global_batch_size=64"]), 16, H100, count=1000)
+    found = search(load(["experiment=demo", "optim=demo", "optim.global_batch_size=64"]), 16, H100, count=1000)
     doubtful = [layout for layout in found if doubts(layout.plan)]
     assert doubtful == [layout for layout in found if layout.plan.job.config.parallel.zero_stage == 3]
     assert 0 < len(doubtful) < len(found)

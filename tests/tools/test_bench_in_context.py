@@ -73,5 +73,5 @@ def test_results_that_differ_are_an_error():
     fine = [(-2.0, False), (-1.0, True)]
     assert bench_in_context.check_same(fine, [(-2.0001, False), (-1.0, True)], requests) == pytest.approx(5e-5)
     for other in ([(-2.0, False), (-1.0002, True)], [(-2.0, False), (-1.0, False)], [(math.nan, False), (-1.0, True)]):
-        with pytest.raises(MegaGPTError, match=r"request [01]: we say"):
+        with pytest.raises(MegaGPTError, match=r"request [01]: megagpt gives"):
             bench_in_context.check_same(fine, other, requests)

@@ -91,7 +91,7 @@ def test_batch_ramp(multiple):
 def test_a_run_that_whole_steps_make_longer_says_so():
     optim = OptimConfig(global_batch_size=32, train_tokens=520, warmup_tokens=0, decay_tokens=520)
     (warning,) = [text for text in misfits(optim, sample_tokens=16) if "whole number of steps" in text]
-    assert "takes 2 of them, 1,024 tokens" in warning
+    assert "the run takes 2 steps, 1,024 tokens" in warning
     assert not list(misfits(dataclasses.replace(optim, train_tokens=1024, decay_tokens=1024), sample_tokens=16))
 
 
