@@ -11,10 +11,11 @@ from megagpt.errors import ConfigError
 from megagpt.log import run_tool
 
 REFERENCE = 124e9
-"""Floating-point operations a second, in the products below, of one core of the machine that WORK was measured on."""
+"""Floating-point operations a second, in the products below, of the core that WORK is expressed in."""
 
-WORK = {"train": 475.0, "code": 590.0, "chatgpt": 850.0}
-"""Seconds of one such core that the runs of each target take, without installation (docs/benchmarks/performance.md)."""
+WORK = {"train": 700.0, "code": 1140.0, "chatgpt": 1025.0}
+"""Seconds that one such core would need for each target, without installation: the times on two quiet cores
+(docs/benchmarks/performance.md), which together made 275e9 operations a second."""
 
 SHAPE = (512, 256, 1024)
 """Rows, inner size and columns of a product, as in the demo's feed-forward layers."""
