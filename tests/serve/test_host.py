@@ -193,16 +193,25 @@ def test_other_requests_are_answered_while_long_texts_are_encoded(runs, monkeypa
     with served({"vectors": runs["vectors"]}, ParallelConfig(), Limits(max_rows=1, max_waiting=1)) as host:
         (model,) = host.models
         encode, may_go_on = model._rows, threading.Event()
+        runner = host.host.loop.runners[0]
+        work, may_answer = runner.work, threading.Event()
 
         def slow(*given):
             assert may_go_on.wait(30)  # which the event loop must set meanwhile
             return encode(*given)
 
+        def held():
+            assert may_answer.wait(30)  # the first request stays in the queue until the second one is refused
+            return work()
+
         async def ask() -> None:
             monkeypatch.setattr(model, "_rows", slow)
+            monkeypatch.setattr(runner, "work", held)
             asked = [asyncio.ensure_future(model.embed(["a", "b"], None)) for _ in range(2)]
             await asyncio.sleep(0.05)
             may_go_on.set()
+            await asyncio.wait(asked, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            may_answer.set()
             found = await asyncio.gather(*asked, return_exceptions=True)
             assert sorted(type(one).__name__ for one in found) == ["Busy", "ndarray"]  # still one queue, and bounded
             assert (model.load().running, model.load().waiting) == (0, 0)
