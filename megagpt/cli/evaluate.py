@@ -101,7 +101,7 @@ def command(overrides: tuple[str, ...]) -> None:
     if env.world_size() > 1:
         raise ConfigError(f"the evaluation runs on one rank, not {env.world_size()}: start it without torchrun")
     from megagpt import checkpoint
-    from megagpt.evaluate.settings import EmbeddingEvaluation, InstructionEvaluation
+    from megagpt.evaluate.settings import EmbeddingEvaluation
     from megagpt.parallel import launch
 
     try:
@@ -109,8 +109,6 @@ def command(overrides: tuple[str, ...]) -> None:
             settings = replace(settings, checkpoint=checkpoint.find(settings.checkpoint))
         if isinstance(settings, EmbeddingEvaluation):
             _evaluate_embeddings(settings)
-        elif isinstance(settings, InstructionEvaluation):
-            _evaluate_instructions(settings)
         else:
             _evaluate_text(settings)
     finally:
@@ -118,13 +116,15 @@ def command(overrides: tuple[str, ...]) -> None:
     click.echo(settings.output / "result.json")
 
 
-def _evaluate_text(settings: "CodeEvaluation | EditEvaluation") -> None:
+def _evaluate_text(settings: "CodeEvaluation | EditEvaluation | InstructionEvaluation") -> None:
     from megagpt.config.schema import ParallelConfig
     from megagpt.evaluate.coding import evaluate_code
     from megagpt.evaluate.edits import evaluate_edits
-    from megagpt.evaluate.settings import EditEvaluation
+    from megagpt.evaluate.instructions import evaluate_instructions
+    from megagpt.evaluate.settings import EditEvaluation, InstructionEvaluation
     from megagpt.model.generation import Generator
     from megagpt.stages.weights import load_model
+    from megagpt.train.metrics import read_jsonl
 
     generator = None
     if settings.checkpoint is not None:
@@ -132,21 +132,11 @@ def _evaluate_text(settings: "CodeEvaluation | EditEvaluation") -> None:
         generator = Generator(engine.modules, config, tokenizer, settings.batch_size)
     if isinstance(settings, EditEvaluation):
         show_edits(evaluate_edits(settings, generator))
+    elif isinstance(settings, InstructionEvaluation):
+        result = evaluate_instructions(settings, generator)
+        show_instructions(result, read_jsonl(settings.output / "samples.jsonl"), settings.show)
     else:
         show_code(evaluate_code(settings, generator))
-
-
-def _evaluate_instructions(settings: "InstructionEvaluation") -> None:
-    from megagpt.config.schema import ParallelConfig
-    from megagpt.evaluate.instructions import evaluate_instructions
-    from megagpt.model.generation import Generator
-    from megagpt.stages.weights import load_model
-    from megagpt.train.metrics import read_jsonl
-
-    config, engine, tokenizer = load_model(settings.checkpoint, ParallelConfig())
-    generator = Generator(engine.modules, config, tokenizer, settings.batch_size)
-    result = evaluate_instructions(settings, generator)
-    show_instructions(result, read_jsonl(settings.output / "samples.jsonl"), settings.show)
 
 
 def _evaluate_embeddings(settings: "EmbeddingEvaluation") -> None:

@@ -45,17 +45,18 @@ def command(run_dirs: tuple[Path, ...], output: Path | None, links: tuple[str, .
     from megagpt.evaluate.runs import read_runs
     from megagpt.train.metrics import replace_file
 
-    others = [folder for folder in run_dirs if (folder / "report.json").exists() or is_result(folder)]
-    if links and others:
-        raise ConfigError(f"--link is for the page of runs; {others[0]} is none")
-    if corpora := [folder for folder in run_dirs if (folder / "report.json").exists()]:
+    corpora = [folder for folder in run_dirs if (folder / "report.json").exists()]
+    results = [folder for folder in run_dirs if is_result(folder)]
+    if links and (corpora or results):
+        raise ConfigError(f"--link is for the page of runs; {(corpora + results)[0]} is not a run")
+    if corpora:
         if len(run_dirs) > 1:
             raise ConfigError(f"{corpora[0]} is a corpus: give it alone")
         from megagpt.evaluate.corpus_page import write_corpus_page  # it needs megagpt[corpora]; a run's page does not
 
         click.echo(write_corpus_page(corpora[0], output))
         return
-    if results := [folder for folder in run_dirs if is_result(folder)]:
+    if results:
         if others := [folder for folder in run_dirs if folder not in results]:
             raise ConfigError(f"{results[0]} holds results of an evaluation, {others[0]} does not: report them apart")
         page, compared = write_in_context_page(run_dirs, output)

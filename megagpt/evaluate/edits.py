@@ -22,11 +22,11 @@ from megagpt.data.files import write_atomic
 from megagpt.data.shapes import edit_messages
 from megagpt.data.unread import log_unread
 from megagpt.errors import DataError
+from megagpt.evaluate.greedy import greedy_responses
 from megagpt.evaluate.output_folder import claim, request_of, write_result
 from megagpt.evaluate.sandbox import SandboxJob, SandboxRunner
 from megagpt.evaluate.settings import EditEvaluation
-from megagpt.log import progress
-from megagpt.model.generation import GenerationConfig, Generator
+from megagpt.model.generation import Generator
 
 log = logging.getLogger(__name__)
 
@@ -121,13 +121,9 @@ def generate_edits(generator: Generator, edits: Sequence[Edit], max_new_tokens: 
             generator.window,
         )
     responses: list[str | None] = [None] * len(edits)
-    settings = GenerationConfig(max_new_tokens=max_new_tokens, temperature=0)
-    with progress(len(fitting), "edits", "generating") as bar:
-        for start in range(0, len(fitting), generator.batch_size):
-            chosen = fitting[start : start + generator.batch_size]
-            for index, out in zip(chosen, generator.generate([prompts[i] for i in chosen], settings), strict=True):
-                responses[index] = generator.tokenizer.without_start(out.text)
-            bar.update(len(chosen))
+    made = greedy_responses(generator, [prompts[index] for index in fitting], max_new_tokens, "edits", "generating")
+    for index, response in zip(fitting, made, strict=True):
+        responses[index] = response
     return responses
 
 

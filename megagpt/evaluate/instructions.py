@@ -13,10 +13,10 @@ from megagpt.data.conversations import Conversation, read_conversations
 from megagpt.data.files import file_sha256, write_atomic
 from megagpt.data.instructions import check
 from megagpt.errors import DataError
+from megagpt.evaluate.greedy import greedy_responses
 from megagpt.evaluate.output_folder import checkpoint_of, claim, write_result
 from megagpt.evaluate.settings import InstructionEvaluation
-from megagpt.log import progress
-from megagpt.model.generation import GenerationConfig, Generator
+from megagpt.model.generation import Generator
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,7 @@ def answer_instructions(
     """The model's answers by greedy decoding, in order. A last turn of the assistant is left out of the prompt."""
     asked = [_without_answer(one.messages) for one in conversations]
     prompts = [chat_prompt(generator.tokenizer, messages) for messages in asked]
-    settings = GenerationConfig(max_new_tokens=max_new_tokens, temperature=0)
-    texts: list[str] = []
-    with progress(len(prompts), "instructions", "answering") as bar:
-        for start in range(0, len(prompts), generator.batch_size):
-            chosen = prompts[start : start + generator.batch_size]
-            texts += [generator.tokenizer.without_start(one.text) for one in generator.generate(chosen, settings)]
-            bar.update(len(chosen))
+    texts = greedy_responses(generator, prompts, max_new_tokens, "instructions", "answering")
     return [
         Answer(str(one.extra.get("kind", "")), _as_text(messages), text, check(one.extra["check"], text))
         for one, messages, text in zip(conversations, asked, texts, strict=True)

@@ -7,16 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from megagpt.errors import MegaGPTError
 from megagpt.serve.bounds import Bounds
-from megagpt.serve.host import Card
 from megagpt.serve.interface import Limits
 from megagpt.serve.server import LAST_SECONDS
+
+if TYPE_CHECKING:
+    from megagpt.serve.host import Card
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Front:
         self._grace = settings.grace
         self._passed_on: int | None = None
         self._opened = False
-        # Ctrl-C in a terminal reaches every process of a session. This one has a session of its own, see `signals`.
+        # Ctrl-C in a terminal reaches every process of a session. This one has a session of its own, see `pass_on`.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "megagpt.serve.listener", str(theirs.fileno()), str(bound.fileno())],
             pass_fds=(theirs.fileno(), bound.fileno()),
@@ -49,25 +53,15 @@ class Front:
         bound.close()
         self._send(settings)
 
-    def open(self, cards: Sequence[Card]) -> None:
+    def open(self, cards: "Sequence[Card]") -> None:
         """Let it listen."""
         self._opened = True
         self._send(cards)
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """Pass SIGTERM and SIGINT on to the front, which then ends the models' loop."""
-
-        def pass_on(number: int, _: object) -> None:
-            self._passed_on = number
-            self._process.send_signal(number)
-
-        old = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+    def pass_on(self, number: int, _: FrameType | None = None) -> None:
+        """Pass a signal on to the process, which then ends the models' loop."""
+        self._passed_on = number
+        self._process.send_signal(number)
 
     def close(self) -> int:
         """End it, with some seconds to finish its answers; returns its exit code."""

@@ -1,7 +1,6 @@
 """Loads a server's checkpoints."""
 
 import datetime
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from megagpt.serve.vector_model import VectorCard
 from megagpt.serve.vector_runner import VectorRunner
 from megagpt.stages.embedding import load_embedder
 from megagpt.stages.weights import load_another
-
-log = logging.getLogger(__name__)
 
 Card = TextCard | VectorCard
 

@@ -59,6 +59,16 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """What the process with the models says of one model after each step. `Load` explains the fields."""
+
+    running: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    new_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class Load:
     """A model's current work, and its token counts since it was loaded."""
 

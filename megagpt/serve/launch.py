@@ -2,8 +2,7 @@
 
 import signal
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from megagpt import env
@@ -11,6 +10,7 @@ from megagpt.config.schema import ParallelConfig
 from megagpt.serve.front import Front, FrontSettings
 from megagpt.serve.host import open_models
 from megagpt.serve.server import bind
+from megagpt.serve.stop_signals import stop_signals
 
 
 def run(
@@ -23,7 +23,8 @@ def run(
     if env.rank() == 0:
         _lead(checkpoints, parallel, settings, bind(host, port))
         return
-    with open_models(checkpoints, parallel, settings.limits) as opened, _signals_ignored():
+    # Only the first rank obeys signals: it tells the others when to end.
+    with open_models(checkpoints, parallel, settings.limits) as opened, stop_signals(signal.SIG_IGN):
         opened.loop.run(None)
 
 
@@ -32,21 +33,10 @@ def _lead(
 ) -> None:
     front = Front(bound, settings)
     try:
-        with open_models(checkpoints, parallel, settings.limits) as opened, front.signals():
+        with open_models(checkpoints, parallel, settings.limits) as opened, stop_signals(front.pass_on):
             front.open(opened.cards)
             opened.loop.run(front.connection)
     except BaseException:
         front.close()
         raise
     front.check(front.close())
-
-
-@contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """The first rank alone answers to signals, and tells the others when to end."""
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

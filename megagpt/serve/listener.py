@@ -5,13 +5,16 @@ import logging
 import socket
 import sys
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from megagpt.errors import MegaGPTError
 from megagpt.log import run_tool
 from megagpt.serve.front import FrontSettings
-from megagpt.serve.host import Card
 from megagpt.serve.model_client import ModelClient
 from megagpt.serve.server import build_server, serve
+
+if TYPE_CHECKING:  # it would import what trains and loads models
+    from megagpt.serve.host import Card
 
 log = logging.getLogger(__name__)
 

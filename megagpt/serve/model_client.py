@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from megagpt.errors import MegaGPTError
-from megagpt.serve.model_loop import Progress
+from megagpt.serve.interface import Load, Progress
 
 
 class Answer:
@@ -76,9 +76,11 @@ class ModelClient:
         with self._lock:
             self._answers.pop(number, None)
 
-    def progress(self, model: int) -> Progress:
-        """What model number `model` said last of its work."""
-        return self._progress.get(model, Progress())
+    def load(self, model: int, requests: int) -> Load:
+        """What model number `model` does, which has so many unfinished requests, by its last message."""
+        said = self._progress.get(model, Progress())
+        running = min(said.running, requests)
+        return Load(running, requests - running, said.prompt_tokens, said.reused_tokens, said.new_tokens)
 
     async def failed(self) -> None:
         """Waits for as long as the models work; raises the MegaGPTError that ended them."""

@@ -1,31 +1,18 @@
 """The loop that runs a server's models on every rank. Rank 0 gets the requests from a connection."""
 
 import datetime
-import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from megagpt.errors import DistributedError, MegaGPTError
 from megagpt.parallel import launch
 from megagpt.serve.channel import Channel
-
-log = logging.getLogger(__name__)
+from megagpt.serve.interface import Progress
 
 HEARTBEAT_SECONDS = 10.0
 """Longest time between two messages to the other ranks. It keeps them from timing out, and reveals dead ranks."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a model is doing, and what it has done since it was loaded. See `interface.Load`."""
-
-    running: int = 0
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    new_tokens: int = 0
 
 
 class Runner(Protocol):

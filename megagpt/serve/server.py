@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 import socket
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -16,6 +15,7 @@ from megagpt.serve.bounds import Bounds
 from megagpt.serve.guard import LOCAL_HOSTS
 from megagpt.serve.interface import ModelHost, ServedModel
 from megagpt.serve.service import Service
+from megagpt.serve.stop_signals import stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +61,8 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        old = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with stop_signals(self.handle_exit):
             yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and log the addresses."""

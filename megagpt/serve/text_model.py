@@ -63,10 +63,7 @@ class TextModel:
 
     def load(self) -> Load:
         """See `ServedModel.load`."""
-        done = self._client.progress(self._number)
-        running = min(done.running, self._open.count)
-        waiting = self._open.count - running
-        return Load(running, waiting, done.prompt_tokens, done.reused_tokens, done.new_tokens)
+        return self._client.load(self._number, self._open.count)
 
 
 class TokenStream:

@@ -10,8 +10,7 @@ from megagpt.model.generation_config import GenerationConfig
 from megagpt.model.kv_cache import tokens_within
 from megagpt.model.prefix_store import PrefixStore
 from megagpt.model.row import Row
-from megagpt.serve.interface import Limits, NewToken, PromptToken
-from megagpt.serve.model_loop import Progress
+from megagpt.serve.interface import Limits, NewToken, Progress, PromptToken
 
 
 class TextRunner:

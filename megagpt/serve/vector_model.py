@@ -75,9 +75,7 @@ class VectorModel:
 
     def load(self) -> Load:
         """See `ServedModel.load`."""
-        done = self._client.progress(self._number)
-        running = min(done.running, self._open.count)
-        return Load(running, self._open.count - running, done.prompt_tokens, 0, 0)
+        return self._client.load(self._number, self._open.count)
 
     def _rows(self, inputs: Sequence[str] | Sequence[Sequence[int]], side: Side) -> list[np.ndarray]:
         """The inputs as token ids with delimiters, int64 [n] each. Raises DataError for an invalid input."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from megagpt.errors import TrainingDiverged
 from megagpt.evaluate.embedder import Embedder
-from megagpt.serve.model_loop import Progress
+from megagpt.serve.interface import Progress
 
 STEP_TOKENS = 8192
 """Tokens of texts that are embedded before other requests, or other models, have their turn; at least one text is."""
